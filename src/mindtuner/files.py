@@ -1,0 +1,99 @@
+"""Files that are either whole or absent: atomic writes, and run folders that never mix two runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from mindtuner.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; move it there only if the block succeeds.
+
+    Raises UserError where the disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected free space and "
+                        "write permission") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write JSON atomically; NaN and infinities are refused (they are not JSON)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_yaml(path: str | Path, value: object) -> None:
+    """Write YAML atomically, keys in the order given."""
+    write_text(path, yaml.safe_dump(value, sort_keys=False))
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON object. Raises UserError where the file is missing or is not one."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; expected a JSON file") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); expected a JSON object") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
+    return value
+
+
+def claim_folder(path: str | Path, force: bool = False) -> Path:
+    """Return ``path`` as an empty folder that a run may fill.
+
+    Raises UserError where it is a file, or holds anything and ``force`` is not given.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; expected a folder for the output")
+    if path.is_dir() and any(path.iterdir()):
+        if not force:
+            raise UserError(f"{path}: holds another run; expected an empty folder (or --force to replace it)")
+        refuse_foreign(path)
+        shutil.rmtree(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected a writable folder") from error
+    return path
+
+
+RUN_MARKS = ("config.yaml", "dataset.json", "results.json", "log.jsonl")
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse to delete a folder that does not look like one of ours, whatever ``--force`` says."""
+    if not any((path / mark).exists() for mark in RUN_MARKS):
+        raise UserError(f"{path}: holds files that no run of mindtuner wrote; expected an earlier run, so "
+                        "--force will not delete it")
