@@ -1,0 +1,8 @@
+"""Trials, betas and stimuli: one shape for all readers, and the cache of what frozen towers say about them."""
+
+from mindtuner.data.cache import build_cache, open_cache
+from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
+from mindtuner.data.layout_a import load
+from mindtuner.data.leaks import check_no_leak
+
+__all__ = ["Dataset", "Stimuli", "Subject", "Trials", "build_cache", "check_no_leak", "load", "open_cache"]
