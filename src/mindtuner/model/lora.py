@@ -1,0 +1,80 @@
+"""The two low-rank paths that make a subject's fingerprint: LoRA and Skip-LoRA (MindTuner)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class LoRALinear(nn.Module):
+    """A frozen Linear with a trainable low-rank update, ``y = W x + b + (alpha / r) B (A x)``.
+
+    ``A`` is (r, in) and starts random, ``B`` is (out, r) and starts at zero, so that tuning starts exactly at the
+    pretrained function. (..., in) -> (..., out). Raises ValueError where the rank is below 1.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.scale = _scale(rank, alpha)
+        self.A = nn.Parameter(_random_factor(rank, linear.in_features, linear.weight))
+        self.B = nn.Parameter(torch.zeros_like(linear.weight[:, :1]).repeat(1, rank))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """A plain Linear of the same function: ``W + (alpha / r) B A``, same bias."""
+        merged = nn.Linear(
+            self.linear.in_features,
+            self.linear.out_features,
+            bias=self.linear.bias is not None,
+            device=self.linear.weight.device,
+            dtype=self.linear.weight.dtype,
+        )
+        merged.weight.copy_(self.linear.weight + self.scale * (self.B @ self.A))
+        if self.linear.bias is not None:
+            merged.bias.copy_(self.linear.bias)
+        return merged
+
+
+class SkipLoRA(nn.Module):
+    """A path from the raw voxels past the network, ``GELU((alpha / r) B A V)``; (n, V) -> (n, out).
+
+    The GELU stands after the product: the subject's own part of the code is not linear in the voxels. ``B`` starts at
+    zero and GELU(0) = 0, so the path starts silent. Raises ValueError where the rank is below 1.
+    """
+
+    def __init__(self, n_voxels: int, out_features: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.scale = _scale(rank, alpha)
+        self.A = nn.Parameter(_random_factor(rank, n_voxels, torch.empty(0)))
+        self.B = nn.Parameter(torch.zeros(out_features, rank))
+
+    def forward(self, voxels: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self.scale * F.linear(F.linear(voxels, self.A), self.B))
+
+
+def add_lora(module: nn.Module, rank: int, alpha: float) -> None:
+    """Replace every Linear inside ``module`` (at any depth) by a LoRALinear around it, in place."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Linear):
+            setattr(module, name, LoRALinear(child, rank, alpha))
+        else:
+            add_lora(child, rank, alpha)
+
+
+def _scale(rank: int, alpha: float) -> float:
+    if rank < 1:
+        raise ValueError(f"rank is {rank}; expected at least 1")
+    return alpha / rank
+
+
+def _random_factor(rank: int, in_features: int, like: torch.Tensor) -> torch.Tensor:
+    """Uniform within 1 / sqrt(in), as a Linear starts, drawn from torch's global generator."""
+    bound = 1 / math.sqrt(in_features)
+    return like.new_empty(rank, in_features).uniform_(-bound, bound)

@@ -1,0 +1,74 @@
+"""The low-level submodule: hidden features -> a blurry picture as VAE latents, and contrastive features (MindEye2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers.models.autoencoders.vae import Decoder
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from mindtuner.config import ModelConfig
+
+
+class LowLevel(nn.Module):
+    """``Linear(h -> C0 s s) -> Dropout .3 -> GroupNorm(1)``, then a CNN decoder and three 1 x 1 convolutions.
+
+    ``s`` is ``lowlevel_side`` and ``C0`` half of the decoder's first width (paper: 64 and 128). The decoder is
+    diffusers' VAE decoder with widths ``lowlevel_channels`` from coarse to fine; it doubles the side between two
+    widths (paper: 7 -> 14 -> 28 over 128-64-32) and, where one more doubling is needed, once after the last.
+
+    Raises ValueError where ``latent_side / lowlevel_side`` is not a power of two that the widths can reach, the first
+    width is odd, or ``feature_positions`` is not ``lowlevel_side ** 2``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths, side = config.lowlevel_channels, config.lowlevel_side
+        _check(config)
+        self.map_shape = (widths[0] // 2, side, side)
+        channels = self.map_shape[0]
+        self.linear = nn.Linear(config.hidden, math.prod(self.map_shape))
+        self.dropout = nn.Dropout(0.3)
+        self.norm = nn.GroupNorm(1, channels)
+        self.decoder = Decoder(
+            in_channels=channels,
+            out_channels=config.latent_channels,
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            block_out_channels=tuple(reversed(widths)),  # diffusers counts from fine to coarse
+            layers_per_block=1,
+            norm_num_groups=math.gcd(32, *widths),
+        )
+        if side * 2 ** len(widths) == config.latent_side:
+            upsample = Upsample2D(widths[-1], use_conv=True, out_channels=widths[-1])
+            self.decoder.up_blocks[-1].upsamplers = nn.ModuleList([upsample])
+        features = config.feature_width
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, features, 1, bias=False),
+            nn.GroupNorm(1, features),
+            nn.ReLU(),
+            nn.Conv2d(features, features, 1, bias=False),
+            nn.GroupNorm(1, features),
+            nn.ReLU(),
+            nn.Conv2d(features, features, 1),
+        )
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, h) -> latents (n, latent_channels, latent_side, latent_side), features (n, P, F) in row-major order."""
+        coarse = self.norm(self.dropout(self.linear(x)).unflatten(1, self.map_shape))
+        return self.decoder(coarse), self.features(coarse).flatten(2).transpose(1, 2)
+
+
+def _check(config: ModelConfig) -> None:
+    widths, side, latent_side = config.lowlevel_channels, config.lowlevel_side, config.latent_side
+    if not widths or min(widths) < 1 or widths[0] % 2:
+        raise ValueError(f"lowlevel_channels is {widths}; expected positive widths, the first of them even")
+    reachable = (side * 2 ** (len(widths) - 1), side * 2 ** len(widths))
+    if latent_side not in reachable:
+        raise ValueError(
+            f"latent_side is {latent_side}; expected {reachable[0]} or {reachable[1]}, which {len(widths)} "
+            f"lowlevel_channels reach from lowlevel_side {side} by doubling"
+        )
+    if config.feature_positions != side**2:
+        raise ValueError(f"feature_positions is {config.feature_positions}; expected lowlevel_side ** 2 = {side**2}")

@@ -1,0 +1,160 @@
+"""The whole decoder: voxels of one subject -> tokens, latents and features, with at most one fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from mindtuner.config import FingerprintConfig, ModelConfig
+from mindtuner.model.lora import SkipLoRA, add_lora
+from mindtuner.model.lowlevel import LowLevel
+from mindtuner.model.pivot import AdaptiveProjector
+from mindtuner.model.prior import DiffusionPrior
+from mindtuner.model.residual import ResidualBlock, RetrievalProjector, TokenHead
+
+
+@dataclass
+class BrainOutputs:
+    """What the network says about n trials (or averages of trials)."""
+
+    backbone_tokens: torch.Tensor  # B (n, T, D): the prior's condition
+    retrieval_tokens: torch.Tensor  # C (n, T, D): compared with image tokens
+    latents: torch.Tensor  # (n, latent_channels, latent_side, latent_side): the low-level picture
+    features: torch.Tensor  # (n, P, F): low-level contrastive features
+    skips: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    # per entry point: (features added to, skip output), each (n, features), neither detached; empty without Skip-LoRA
+
+
+class BrainNetwork(nn.Module):
+    """One ridge per subject, and a backbone, heads, prior, low-level module and projector that all subjects share.
+
+    Args: config, the sizes; voxels, the number of voxels V of each subject by name.
+
+        V -- ridge --> x0 -- blocks --> xL -- token head --> B (T, D) -- retrieval projector --> C (T, D)
+                                         |                   '-- prior --> image tokens
+                                         '-- low level --> latents, features
+    """
+
+    def __init__(self, config: ModelConfig, voxels: dict[str, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.fingerprint_subject: str | None = None
+        self._fingerprint_names: list[str] = []
+        self.ridges = nn.ModuleDict({name: nn.Linear(count, config.hidden) for name, count in voxels.items()})
+        self.blocks = nn.ModuleList(
+            ResidualBlock(config.hidden, config.backbone_dropout) for _ in range(config.blocks)
+        )
+        self.head = TokenHead(config.hidden, config.tokens, config.width)
+        self.retrieval = RetrievalProjector(config.width)
+        self.lowlevel = LowLevel(config)
+        self.prior = DiffusionPrior(config)
+        self.projector = AdaptiveProjector(config.width, config.text_width)
+        self.skips = nn.ModuleList()  # at x0, after each block, and perhaps at the token head
+
+    def forward(self, voxels: torch.Tensor, subject: str) -> BrainOutputs:
+        """Betas (n, V) of one subject -> BrainOutputs; call ``prior`` and ``projector`` on its tokens.
+
+        Raises ValueError for a subject without a ridge, a wrong V, and, on a network with a fingerprint, for any other
+        subject: LoRA has changed the shared weights for this one, the base network decodes the others.
+        """
+        return self.decode_hidden(self.embed(voxels, subject), [skip(voxels) for skip in self.skips])
+
+    def embed(self, voxels: torch.Tensor, subject: str) -> torch.Tensor:
+        """The subject's ridge alone, (n, V) -> (n, h). Raises ValueError as ``forward`` does.
+
+        In pretraining, the embeddings of all subjects can be joined and go through ``decode_hidden`` as one batch.
+        """
+        if subject not in self.ridges:
+            raise ValueError(f"subject {subject!r} has no ridge; expected one of {', '.join(self.ridges)}")
+        if self.fingerprint_subject not in (None, subject):
+            raise ValueError(f"subject {subject!r}: the fingerprint is that of {self.fingerprint_subject!r}")
+        ridge = self.ridges[subject]
+        if voxels.shape[-1] != ridge.in_features:
+            raise ValueError(f"subject {subject!r}: {voxels.shape[-1]} voxels; expected {ridge.in_features}")
+        return ridge(voxels)
+
+    def decode_hidden(self, x: torch.Tensor, skip_outputs: list[torch.Tensor] | tuple = ()) -> BrainOutputs:
+        """Everything after the ridge: (n, h), and Skip-LoRA outputs in the order of ``self.skips`` -> BrainOutputs."""
+        waiting, pairs = list(skip_outputs), []
+
+        def add_skip(stream: torch.Tensor) -> torch.Tensor:
+            if not waiting:
+                return stream
+            pairs.append((stream, waiting.pop(0)))
+            return stream + pairs[-1][1]
+
+        x = add_skip(x)
+        for block in self.blocks:
+            x = add_skip(block(x))
+        backbone_tokens = add_skip(self.head(x)).unflatten(1, (self.config.tokens, self.config.width))
+        latents, features = self.lowlevel(x)
+        return BrainOutputs(backbone_tokens, self.retrieval(backbone_tokens), latents, features, pairs)
+
+    def add_ridge(self, subject: str, n_voxels: int) -> None:
+        """A fresh trainable ridge, drawn from torch's global generator. Raises ValueError where there is one already."""
+        if subject in self.ridges:
+            raise ValueError(f"subject {subject!r} has a ridge already; expected a new subject")
+        self.ridges[subject] = nn.Linear(n_voxels, self.config.hidden).to(self.head_weight)
+
+    def add_fingerprint(
+        self, subject: str, n_voxels: int, config: FingerprintConfig, tune_projector: bool = False
+    ) -> None:
+        """Freeze everything and add what trains for a new subject: a ridge, and LoRA and Skip-LoRA as configured.
+
+        LoRA goes around every Linear of the residual blocks, the token head and the retrieval projector; Skip-LoRA
+        enters at x0, after each block and, with ``skip_head``, at the token head. Before the first step the function
+        is bit for bit the base's with the new ridge. ``tune_projector`` also trains the Adaptive Projector.
+
+        Frozen is meant of the weights only: in training mode the backbone's dropout stays on, as it was when these
+        weights were trained, and the prior goes on dropping its conditions. All starting values come from torch's
+        global generator. Raises ValueError where a fingerprint or the subject's ridge is there already.
+        """
+        if self.fingerprint_subject is not None:
+            raise ValueError(f"the network holds the fingerprint of {self.fingerprint_subject!r} already")
+        self.requires_grad_(False)
+        self.add_ridge(subject, n_voxels)
+        if config.lora:
+            for part in (self.blocks, self.head, self.retrieval):
+                add_lora(part, config.rank, config.alpha)
+        if config.skip:
+            widths = [self.config.hidden] * (1 + len(self.blocks))
+            if config.skip_head:
+                widths.append(self.config.tokens * self.config.width)
+            for width in widths:
+                self.skips.append(SkipLoRA(n_voxels, width, config.rank, config.alpha).to(self.head_weight))
+        self.projector.requires_grad_(tune_projector)
+        self.fingerprint_subject = subject
+        self._fingerprint_names = [name for name, p in self.named_parameters() if p.requires_grad]
+
+    def fingerprint_state(self) -> dict[str, torch.Tensor]:
+        """The tensors that ``add_fingerprint`` made trainable, by parameter name, and nothing of the base (detached,
+        not copied). Empty without a fingerprint."""
+        return {name: self.get_parameter(name).detach() for name in self._fingerprint_names}
+
+    @torch.no_grad()
+    def load_fingerprint(self, state: dict[str, torch.Tensor]) -> None:
+        """Copy a saved ``fingerprint_state`` into the fingerprint that ``add_fingerprint`` has made.
+
+        Raises ValueError, before anything is changed, where names or shapes differ from it.
+        """
+        own = self.fingerprint_state()
+        if state.keys() != own.keys():
+            raise ValueError(f"fingerprint: {sorted(state.keys() ^ own.keys())[0]} is only on one side; expected the "
+                             f"{len(own)} tensors of this network's fingerprint")
+        for name, tensor in state.items():
+            if tensor.shape != own[name].shape:
+                raise ValueError(f"fingerprint: {name} has shape {tuple(tensor.shape)}; expected "
+                                 f"{tuple(own[name].shape)}")
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that an optimiser should see."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """Stands for the device and dtype of the shared part."""
+        return self.prior.positions

@@ -1,0 +1,120 @@
+"""The diffusion prior: backbone tokens of a brain -> image tokens (the DALL-E 2 prior's form, as in MindEye2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import nn
+
+from mindtuner.config import ModelConfig
+from mindtuner.model.attention import PriorTransformer
+
+TIMESTEPS = 100
+NULL_PROBABILITY = 0.2  # of each of the two conditions, in training
+
+
+class DiffusionPrior(nn.Module):
+    """Denoises image tokens given backbone tokens; both are (n, T, D), standardised by the encoder.
+
+    The transformer reads ``[backbone tokens; time token; noisy tokens + learned positions]`` and its last T outputs are
+    the prediction of the clean tokens (x0). 100 timesteps of the cosine schedule (s = 0.008, betas at most 0.999).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        tokens, width = config.tokens, config.width
+        self.time = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU(),
+            nn.Linear(2 * width, width),
+        )
+        self.positions = nn.Parameter(torch.randn(tokens, width) * width**-0.5)
+        self.null_brain = nn.Parameter(torch.randn(tokens, width))
+        self.null_image = nn.Parameter(torch.randn(tokens, width))
+        self.transformer = PriorTransformer(
+            width, config.prior_depth, config.prior_heads, config.prior_head_dim, length=2 * tokens + 1, keep=tokens
+        )
+        self.schedule = new_schedule()
+
+    def forward(
+        self,
+        noisy: torch.Tensor,
+        timestep: torch.Tensor,
+        brain_tokens: torch.Tensor,
+        null_brain: torch.Tensor | None = None,
+        null_image: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict the clean tokens.
+
+        Args: noisy (n, T, D); timestep (n,) integers in 0..99; brain_tokens (n, T, D); null_brain and null_image (n,)
+        bool: the samples whose brain or noisy tokens give way to the learned null embedding (none by default).
+        Returns (n, T, D).
+        """
+        if null_brain is not None:
+            brain_tokens = torch.where(null_brain[:, None, None], self.null_brain, brain_tokens)
+        if null_image is not None:
+            noisy = torch.where(null_image[:, None, None], self.null_image, noisy)
+        sinusoid = get_timestep_embedding(timestep, noisy.shape[-1], downscale_freq_shift=1)
+        time_token = self.time(sinusoid.to(self.positions.dtype)).unsqueeze(1)
+        sequence = torch.cat((brain_tokens, time_token.to(brain_tokens.dtype), noisy + self.positions), dim=1)
+        return self.transformer(sequence)
+
+    def loss(
+        self, brain_tokens: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Mean squared error of the predicted clean tokens at random timesteps (MindEye2's L_prior); a scalar.
+
+        In training mode each of the two conditions is dropped with probability 0.2, sample by sample.
+        """
+        n, device = len(tokens), tokens.device
+        timestep = torch.randint(TIMESTEPS, (n,), generator=generator, device=device)
+        noise = torch.randn(tokens.shape, generator=generator, device=device, dtype=tokens.dtype)
+        null_brain = null_image = None
+        if self.training:
+            null_brain, null_image = torch.rand(2, n, generator=generator, device=device) < NULL_PROBABILITY
+        noisy = self.schedule.add_noise(tokens, noise, timestep)
+        return F.mse_loss(self(noisy, timestep, brain_tokens, null_brain, null_image), tokens)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        brain_tokens: torch.Tensor,
+        steps: int = 20,
+        eta: float = 0.0,
+        guidance: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Image tokens (n, T, D) for backbone tokens (n, T, D), by DDIM from pure noise at the last timestep.
+
+        ``eta`` 0 is deterministic after the first draw, 1 as noisy as DDPM. ``guidance`` g gives
+        ``null + g (prediction - null)``, the null branch with both conditions replaced; at 1 it is not computed.
+        Call it in evaluation mode. Raises ValueError where ``steps`` does not divide 100.
+        """
+        if steps < 1 or TIMESTEPS % steps:
+            raise ValueError(f"prior steps is {steps}; expected a divisor of {TIMESTEPS}")
+        schedule = new_schedule()
+        schedule.set_timesteps(steps)
+        every = torch.ones(len(brain_tokens), dtype=torch.bool, device=brain_tokens.device)
+        x = torch.randn(
+            brain_tokens.shape, generator=generator, device=brain_tokens.device, dtype=brain_tokens.dtype
+        )
+        for t in schedule.timesteps.tolist():
+            timestep = torch.full_like(every, t, dtype=torch.long)
+            clean = self(x, timestep, brain_tokens)
+            if guidance != 1.0:
+                null = self(x, timestep, brain_tokens, every, every)
+                clean = null + guidance * (clean - null)
+            x = schedule.step(clean, t, x, eta=eta, generator=generator).prev_sample
+        return x
+
+
+def new_schedule() -> DDIMScheduler:
+    """The cosine schedule with x0 prediction; steps end at t = -1, so the last step returns x0 itself."""
+    return DDIMScheduler(
+        num_train_timesteps=TIMESTEPS,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
