@@ -191,7 +191,7 @@ def _how(method: str, stage: str, setting: dict) -> str:
 def _strip(top: list[int], truth: int, captions: list[str]) -> dict:
     """The closest five test images, and where the seen one is among them (rank 0 where it is not)."""
     rank = top.index(truth) + 1 if truth in top else 0
-    verdict = "Found first" if rank == 1 else f"{ORDINALS[rank - 1]} of the closest" if rank else "Not in the closest five"
+    verdict = "Found first" if rank == 1 else f"Found {ORDINALS[rank - 1]}" if rank else "Not in the first five"
     return {"rank": rank, "verdict": verdict, "at": top,
             "labels": [f"{ORDINALS[place]}{', the image seen' if position == truth else ''}: {captions[position]}"
                        for place, position in enumerate(top)]}
