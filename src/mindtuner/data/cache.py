@@ -90,13 +90,13 @@ def _row_bytes(header: dict) -> int:
 def _build(folder: Path, name: str, header: dict, compute, inputs, batch: int, title: str) -> None:
     data, state = folder / f"{name}.part.bin", folder / f"{name}.part.json"
     count = header["shape"][0]
+    done = _resumable(data, state, header)
     with _disk_errors(data):
         folder.mkdir(parents=True, exist_ok=True)
-    done = _resumable(data, state, header)
+        if not done:
+            data.write_bytes(b"")
     # Plain writes rather than a memory map: on a full disk they fail with an error, not with a bus error.
-    with _disk_errors(data):
-        file = open(data, "r+b" if done else "wb", buffering=0)
-    with file:
+    with open(data, "r+b", buffering=0) as file:
         file.seek(done * _row_bytes(header))
         for start in progress(range(done, count, batch), title, unit="batch"):
             ids = np.arange(start, min(start + batch, count))
@@ -131,7 +131,8 @@ def _resumable(data: Path, state: Path, header: dict) -> int:
 
 
 def _checked(features, ids: np.ndarray, header: dict, path: Path) -> np.ndarray:
-    features = np.ascontiguousarray(features, header["dtype"])
+    with np.errstate(over="ignore"):  # refused below, with the stimulus named
+        features = np.ascontiguousarray(features, header["dtype"])
     expected = (len(ids), *header["shape"][1:])
     if features.shape != expected:
         raise ValueError(f"{path}: compute returned shape {features.shape} for {len(ids)} stimuli, not {expected}")

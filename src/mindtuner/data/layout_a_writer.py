@@ -6,10 +6,13 @@ A whole dataset is: ``write_images``, ``write_captions``, ``write_shared``, ``wr
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import io
+import os
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json
 
 PAST = FUTURE = 15  # neighbouring trials of the same session that go with each trial
+BYTE_AS_HALF = (np.arange(256) / 255).astype(np.float16)
 OLDS = 3  # earlier presentations of the same image that go with each trial
 
 
@@ -75,7 +79,7 @@ def write_images(root: str | Path, blocks: Iterable[np.ndarray], count: int) -> 
 def _unit_range(block: np.ndarray, path: Path) -> np.ndarray:
     block = np.asarray(block)
     if block.dtype == np.uint8:
-        return (block / np.float32(255)).astype(np.float16)
+        return BYTE_AS_HALF[block]
     if block.dtype.kind != "f":
         raise UserError(f"{path}: images of dtype {block.dtype}; expected uint8, or floats in 0..1")
     if block.size and not (block.min() >= 0 and block.max() <= 1):
@@ -83,8 +87,36 @@ def _unit_range(block: np.ndarray, path: Path) -> np.ndarray:
     return block.astype(np.float16)
 
 
+@contextlib.contextmanager
+def _create_hdf5(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file, moved to ``path`` once it is whole; a full disk raises UserError like everywhere else."""
+    with atomic_path(path) as part:
+        file = h5py.File(part, "w")
+        try:
+            yield file
+        except OSError as error:
+            _close(file)
+            # HDF5 puts its whole call history, over several lines, where others put the reason.
+            number = error.errno or errno.EIO
+            raise OSError(number, os.strerror(number)) from error
+        except BaseException:
+            _close(file)
+            raise
+        if failure := _close(file):
+            raise OSError(errno.EIO, " ".join(failure.split()))
+
+
+def _close(file: h5py.File) -> str | None:
+    """Close the file; say why if that failed. On a full disk HDF5 then raises a RuntimeError."""
+    try:
+        file.close()
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
 def _write_rows(path: Path, field: str, blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype) -> None:
-    with atomic_path(path) as part, h5py.File(part, "w") as file:
+    with _create_hdf5(path) as file:
         rows = file.create_dataset(field, shape, dtype)
         done = 0
         for block in blocks:
@@ -133,7 +165,7 @@ def write_card(root: str | Path, card: dict) -> None:
 
 def write_indices(root: str | Path, stimulus: Mapping[int, np.ndarray]) -> None:
     """Write the stimulus of each trial, subject number -> int (trials,)."""
-    with atomic_path(Path(root) / layout_a.INDICES) as part, h5py.File(part, "w") as file:
+    with _create_hdf5(Path(root) / layout_a.INDICES) as file:
         for subject, indices in stimulus.items():
             file[f"subj0{subject}"] = np.asarray(indices, np.int64)
 
@@ -144,7 +176,7 @@ def write_masks(root: str | Path, masks: Mapping[int, Mapping[str, np.ndarray]])
     for subject, rois in masks.items():
         if missing := sorted(set(layout_a.ROIS) - set(rois)):
             raise UserError(f"{path}: subj0{subject} lacks {', '.join(missing)}; expected a mask for each region")
-    with atomic_path(path) as part, h5py.File(part, "w") as file:
+    with _create_hdf5(path) as file:
         for subject, rois in masks.items():
             for name, mask in rois.items():
                 file[f"subj0{subject}/{name}"] = np.asarray(mask, bool)
