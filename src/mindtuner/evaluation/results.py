@@ -1,0 +1,202 @@
+"""The run folder: what ``demo`` and ``evaluate`` leave behind, and what the report reads.
+
+``config.yaml``            everything needed to run it again (written by the caller)
+``log.jsonl``              one object for each epoch: {"stage", "epoch", "step", "losses": {...}, "seconds"}
+``pictures.safetensors``   uint8: "seen" (p, 3, H, W); "{method}/{stage}" (p, 3, H, W) for each stage that the
+                           method has, out of lowlevel, reconstructed, corrected; "thumbnails" (n, 3, h, w)
+                           of all test images
+``words.json``             {"picture_index": [p positions in the test list], "seen_captions": [p],
+                           "all_captions": [n], "methods": {method: {"retrieved_caption": [p],
+                           "top5": [p lists of 5 positions in the test list]}}}
+                           (either may be absent where a method has none)
+``results.json``           the scores, see ``build_results``; written last: a folder that has it is complete
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from mindtuner.errors import UserError
+from mindtuner.evaluation.pictures import as_images
+from mindtuner.evaluation.schema import (
+    METHODS,
+    PAIRED_SCORES,
+    validate_pictures,
+    validate_results,
+    validate_words,
+)
+from mindtuner.evaluation.scoring import DIRECTIONS, MethodScores
+from mindtuner.evaluation.statistics import paired_difference
+from mindtuner.files import atomic_path, read_json, write_json
+
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run folder in memory."""
+
+    results: dict
+    pictures: dict[str, np.ndarray]
+    words: dict
+    log: list[dict]
+
+
+def build_results(setting: dict, scores: Mapping[str, MethodScores], timing_s: dict, peak_memory_mb: float,
+                  seed: int) -> dict:
+    """Assemble results.json, floats rounded to 6 digits so that equal runs give equal files.
+
+    {"setting", "methods": {name: MethodScores.summary},
+     "chance": {"retrieval": {direction: 1/n}, "two_way": 0.5, "reconstruction": {score: {method: float}}},
+     "paired": {"mindtuner_minus_X": {"retrieval": {direction: {"mean", "ci", "p"}}, "reconstruction": ...}},
+     "timing_s", "peak_memory_mb"}
+
+    Methods stand in the order of METHODS. "paired" is empty where mindtuner was not scored. Raises UserError
+    for an unknown method, methods scored on different numbers of images, or a number that is not finite.
+    """
+    for name in scores:
+        if name not in METHODS:
+            raise UserError(f"results.json: unknown method {name}; expected one of {', '.join(METHODS)}")
+    if not scores:
+        raise UserError(f"results.json: no methods; expected one or more of {', '.join(METHODS)}")
+    ordered = {name: scores[name] for name in METHODS if name in scores}
+    counts = {(len(s.retrieval["image"]), len(s.reconstruction["pixcorr"])) for s in ordered.values()}
+    if len(counts) > 1:
+        raise UserError(f"results.json: methods scored on different numbers of images {sorted(counts)}; "
+                        "expected one set of test images for all")
+    n_test = counts.pop()[0]
+    results = rounded({
+        "setting": setting,
+        "methods": {name: s.summary for name, s in ordered.items()},
+        "chance": {
+            "retrieval": {direction: 1 / n_test for direction in DIRECTIONS},
+            "two_way": 0.5,
+            "reconstruction": {score: {name: s.chance[score] for name, s in ordered.items()}
+                               for score in PAIRED_SCORES},
+        },
+        "paired": _paired(ordered, seed),
+        "timing_s": timing_s,
+        "peak_memory_mb": peak_memory_mb,
+    })
+    validate_results(results)
+    return results
+
+
+def rounded(value, where: str = "results.json"):
+    """``value`` as plain JSON values, floats rounded to 6 digits. UserError names a number that is not
+    finite."""
+    if isinstance(value, Mapping):
+        return {str(key): rounded(item, f"{where} > {key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [rounded(item, where) for item in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        if not math.isfinite(value):
+            raise UserError(f"{where} is {value}; expected a finite number")
+        return round(float(value), DIGITS) + 0.0  # + 0.0 turns -0.0 into 0.0
+    if value is None or isinstance(value, str):
+        return value
+    raise UserError(f"{where} holds a {type(value).__name__}; expected JSON values")
+
+
+def to_uint8(images) -> np.ndarray:
+    """Float images (n, 3, H, W) in 0..1 as uint8, rounded to the nearest. UserError as for the scores."""
+    return np.round(np.clip(as_images(images, "pictures"), 0, 1) * 255).astype(np.uint8)
+
+
+def from_uint8(images: np.ndarray) -> np.ndarray:
+    """uint8 images as float32 in 0..1."""
+    return images.astype(np.float32) / 255
+
+
+def save_run(folder: str | Path, results: dict, pictures: Mapping[str, np.ndarray], words: dict) -> None:
+    """Write pictures, words and, last, results into ``folder``, each file whole or not at all.
+
+    Raises UserError where one of them breaks its schema or the disk refuses.
+    """
+    folder = Path(folder)
+    validate_results(results, str(folder / "results.json"))
+    validate_pictures(pictures, str(folder / "pictures.safetensors"))
+    validate_words(words, pictures, str(folder / "words.json"))
+    with atomic_path(folder / "pictures.safetensors") as part:
+        save_file({name: np.ascontiguousarray(array) for name, array in pictures.items()}, part)
+    write_json(folder / "words.json", words)
+    write_json(folder / "results.json", results)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a complete run folder. Raises UserError naming the file that is missing or broken."""
+    folder = Path(folder)
+    results = read_json(folder / "results.json")
+    validate_results(results, str(folder / "results.json"))
+    path = folder / "pictures.safetensors"
+    try:
+        pictures = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; expected the run's pictures") from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file ({error})") from error
+    validate_pictures(pictures, str(path))
+    words = read_json(folder / "words.json")
+    validate_words(words, pictures, str(folder / "words.json"))
+    return Run(results, pictures, words, load_log(folder))
+
+
+def log_to(folder: str | Path) -> Callable[[dict], None]:
+    """A function that appends one entry to ``folder``/log.jsonl, one JSON object a line."""
+    path = Path(folder) / "log.jsonl"
+
+    def append(entry: dict) -> None:
+        line = json.dumps(rounded(entry, str(path)), allow_nan=False) + "\n"
+        try:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected free space"
+                            ) from error
+
+    return append
+
+
+def load_log(folder: str | Path) -> list[dict]:
+    """Entries of log.jsonl, in order. Raises UserError naming a line that is not a JSON object."""
+    path = Path(folder) / "log.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; expected the run's training log") from error
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: line {number} is not JSON ({error}); "
+                            "expected one object a line") from error
+        if not isinstance(entry, dict) or "stage" not in entry or not isinstance(entry.get("losses"), dict):
+            raise UserError(f"{path}: line {number} is not a log entry; "
+                            "expected an object with stage and losses")
+        entries.append(entry)
+    return entries
+
+
+def _paired(scores: Mapping[str, MethodScores], seed: int) -> dict:
+    if "mindtuner" not in scores:
+        return {}
+    ours = scores["mindtuner"]
+    return {
+        f"mindtuner_minus_{name}": {
+            part: {key: paired_difference(values, getattr(other, part)[key], seed)
+                   for key, values in getattr(ours, part).items()}
+            for part in ("retrieval", "reconstruction")}
+        for name, other in scores.items() if name != "mindtuner"}

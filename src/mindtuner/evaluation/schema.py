@@ -1,0 +1,145 @@
+"""The schema of a run folder's files, checked by hand so that each message names the field at fault."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from mindtuner.errors import UserError
+from mindtuner.evaluation.scoring import DIRECTIONS, PICTURE_SCORES, STAGES
+
+METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "nearest_training_image", "prior_only",
+           "shuffled_brain")
+PAIRED_SCORES = ("pixcorr", "ssim")  # the picture scores whose chance is measured on random pairings
+
+
+def validate_results(results: Mapping, where: str = "results.json") -> None:
+    """Check results against the schema. Raises UserError naming the first field that is missing or wrong."""
+    for key in ("setting", "methods", "chance", "paired", "timing_s"):
+        _mapping(results, key, where)
+    _number(results, "peak_memory_mb", where)
+    if not results["methods"]:
+        raise UserError(f"{where}: methods is empty; expected one or more of {', '.join(METHODS)}")
+    for name, method in results["methods"].items():
+        at = f"{where}: methods.{name}"
+        if name not in METHODS:
+            raise UserError(f"{at} is unknown; expected one of {', '.join(METHODS)}")
+        if not isinstance(method, Mapping):
+            raise UserError(f"{at} is {method!r}; expected a mapping")
+        ci = _mapping(method, "ci95", at)
+        for direction in DIRECTIONS:
+            _share(_mapping(method, "retrieval", at), direction, f"{at}.retrieval", 0)
+            _interval(_mapping(ci, "retrieval", f"{at}.ci95"), direction, f"{at}.ci95")
+        stages = _mapping(method, "stages", at)
+        if not stages or set(stages) - set(STAGES):
+            raise UserError(f"{at}.stages holds {sorted(stages)}; "
+                            f"expected one or more of {', '.join(STAGES)}")
+        if method.get("picture") not in stages:
+            raise UserError(f"{at}.picture is {method.get('picture')!r}; expected one of {', '.join(stages)}")
+        for score in PICTURE_SCORES:
+            lowest = 0 if score == "two_way" else -1
+            _share(_mapping(method, "reconstruction", at), score, f"{at}.reconstruction", lowest)
+            _interval(_mapping(ci, "reconstruction", f"{at}.ci95"), score, f"{at}.ci95")
+            for stage in stages:
+                _share(_mapping(stages, stage, f"{at}.stages"), score, f"{at}.stages.{stage}", lowest)
+        if "single_trial_retrieval" in method:
+            for direction in DIRECTIONS:
+                single = _mapping(method, "single_trial_retrieval", at)
+                _share(single, direction, f"{at}.single_trial_retrieval", 0)
+    chance = results["chance"]
+    for direction in DIRECTIONS:
+        _share(_mapping(chance, "retrieval", f"{where}: chance"), direction, f"{where}: chance.retrieval", 0)
+    _share(chance, "two_way", f"{where}: chance", 0)
+    for score in PAIRED_SCORES:
+        of_score = _mapping(_mapping(chance, "reconstruction", f"{where}: chance"), score, f"{where}: chance")
+        for name in results["methods"]:
+            _share(of_score, name, f"{where}: chance.reconstruction.{score}", -1)
+    for comparison, parts in results["paired"].items():
+        for part, keys in (("retrieval", DIRECTIONS), ("reconstruction", PICTURE_SCORES)):
+            at = f"{where}: paired.{comparison}.{part}"
+            for key in keys:
+                entry = _mapping(_mapping(parts, part, at), key, at)
+                _number(entry, "mean", f"{at}.{key}")
+                _interval(entry, "ci", f"{at}.{key}")
+                _share(entry, "p", f"{at}.{key}", 0)
+
+
+def validate_pictures(pictures: Mapping[str, np.ndarray], where: str) -> None:
+    """Check names, types and shapes of the run's pictures. Raises UserError."""
+    for name in ("seen", "thumbnails"):
+        if name not in pictures:
+            raise UserError(f"{where}: {name} is missing; expected uint8 (images, 3, height, width)")
+    for name, array in pictures.items():
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] != 3:
+            raise UserError(f"{where}: {name} is {array.dtype} {array.shape}; "
+                            "expected uint8 (images, 3, height, width)")
+        if name in ("seen", "thumbnails"):
+            continue
+        method, _, stage = name.partition("/")
+        if method not in METHODS or stage not in STAGES:
+            raise UserError(f"{where}: {name} is unknown; expected method/stage out of {', '.join(STAGES)}")
+        if array.shape != pictures["seen"].shape:
+            raise UserError(f"{where}: {name} has shape {array.shape}; "
+                            f"expected that of seen, {pictures['seen'].shape}")
+
+
+def validate_words(words: Mapping, pictures: Mapping[str, np.ndarray], where: str) -> None:
+    """Check that words.json fits the pictures. Raises UserError."""
+    p, n = len(pictures["seen"]), len(pictures["thumbnails"])
+    for key, count in (("picture_index", p), ("seen_captions", p), ("all_captions", n)):
+        _list(words, key, count, where)
+    _positions(words["picture_index"], n, f"{where}: picture_index")
+    for name, method in _mapping(words, "methods", where).items():
+        at = f"{where}: methods.{name}"
+        if name not in METHODS or not isinstance(method, Mapping):
+            raise UserError(f"{at} is unknown or no mapping; expected methods out of {', '.join(METHODS)}")
+        if "retrieved_caption" in method:
+            _list(method, "retrieved_caption", p, at)
+        if "top5" in method:
+            _list(method, "top5", p, at)
+            for row in method["top5"]:
+                if not isinstance(row, list) or len(row) != min(5, n):
+                    raise UserError(f"{at}.top5 holds {row!r}; expected lists of {min(5, n)} positions")
+                _positions(row, n, f"{at}.top5")
+
+
+def _mapping(parent: Mapping, key: str, where: str) -> Mapping:
+    if not isinstance(parent.get(key), Mapping):
+        raise UserError(f"{where}: {key} is {parent.get(key, 'missing')!r}; expected a mapping")
+    return parent[key]
+
+
+def _number(parent: Mapping, key: str, where: str) -> float:
+    value = parent.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{where}: {key} is {parent.get(key, 'missing')!r}; expected a finite number")
+    return value
+
+
+def _share(parent: Mapping, key: str, where: str, lowest: float) -> None:
+    if not lowest <= _number(parent, key, where) <= 1:
+        raise UserError(f"{where}: {key} is {parent[key]}; expected {lowest} to 1")
+
+
+def _interval(parent: Mapping, key: str, where: str) -> None:
+    pair = parent.get(key)
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise UserError(f"{where}: {key} is {parent.get(key, 'missing')!r}; expected [low, high]")
+    low, high = (_number(dict(enumerate(pair)), i, f"{where}: {key}") for i in (0, 1))
+    if low > high:
+        raise UserError(f"{where}: {key} is {pair}; expected [low, high]")
+
+
+def _list(parent: Mapping, key: str, count: int, where: str) -> None:
+    value = parent.get(key)
+    if not isinstance(value, list) or len(value) != count:
+        found = f"{len(value)} entries" if isinstance(value, list) else type(value).__name__
+        raise UserError(f"{where}: {key} has {found}; expected a list of {count}")
+
+
+def _positions(values: list, count: int, where: str) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+            raise UserError(f"{where} holds {value!r}; expected positions 0 to {count - 1}")

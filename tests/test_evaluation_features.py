@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from mindtuner.errors import UserError
+from mindtuner.evaluation.features import PooledFeatures
+from mindtuner.evaluation.pictures import resize
+
+
+@pytest.fixture(scope="module")
+def embed():
+    return PooledFeatures()
+
+
+def photo(array):
+    side = min(array.shape[:2])
+    top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
+    return array[top:top + side, left:left + side].transpose(2, 0, 1)[None] / 255
+
+
+def test_known_photographs_get_their_imagenet_class(embed):
+    """Wrong weights, channel order, scaling or padding would lose them."""
+    cat, espresso = photo(skimage.data.chelsea()), photo(skimage.data.coffee())
+    features = np.concatenate([embed(cat), embed(espresso)])
+    with torch.inference_mode():
+        classes = embed.network._fc(torch.from_numpy(features)).argmax(1).tolist()
+    assert classes[0] in (281, 282, 285) and classes[1] == 967
+
+
+def test_features_are_the_mean_of_the_last_map(embed):
+    x = np.random.default_rng(0).random((2, 3, 128, 128), dtype=np.float32)
+    with torch.inference_mode():
+        scaled = (torch.from_numpy(x) * 255 - 127) / 128
+        maps = embed.network.extract_features(scaled)
+        logits = embed.network(scaled)
+        found = embed(x)
+        again = embed.network._fc(torch.from_numpy(found))
+    assert maps.shape == (2, 1280, 4, 4) and found.dtype == np.float32
+    np.testing.assert_allclose(found, maps.sum((2, 3)).numpy() / 16, atol=1e-4)
+    np.testing.assert_allclose(again.numpy(), logits.numpy(), atol=1e-3)
+
+
+def test_batches_and_sizes_do_not_change_an_image_s_features(embed):
+    x = np.random.default_rng(1).random((3, 3, 40, 40))
+    np.testing.assert_allclose(embed(x, batch=2), np.concatenate([embed(one[None]) for one in x]), atol=1e-4)
+    np.testing.assert_allclose(embed(x), embed(resize(x, 128)), atol=1e-4)
+
+
+def test_bad_images_are_refused(embed):
+    with pytest.raises(UserError, match="expected 0 to 1"):
+        embed(np.full((1, 3, 20, 20), 7.0))
+    with pytest.raises(UserError, match=r"expected \(n, 3, H, W\)"):
+        embed(np.ones((1, 4, 20, 20)))

@@ -1,0 +1,242 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from mindtuner.errors import UserError
+from mindtuner.evaluation import results as module
+from mindtuner.evaluation.pictures import pixcorr
+from mindtuner.evaluation.results import (
+    build_results,
+    from_uint8,
+    load_log,
+    load_run,
+    log_to,
+    rounded,
+    save_run,
+    to_uint8,
+)
+from mindtuner.evaluation.schema import validate_results
+from mindtuner.evaluation.scoring import Truth, score_method
+
+N, P, SIDE = 9, 6, 12
+
+
+def embed(images):
+    return np.asarray(images).reshape(len(images), -1)[:, ::7]
+
+
+@pytest.fixture(scope="module")
+def truth():
+    rng = np.random.default_rng(0)
+    return Truth(rng.normal(size=(N, 2, 4)), rng.normal(size=(N, 5)), rng.random((P, 3, SIDE, SIDE)), embed)
+
+
+def prediction(truth, noise, stages=("lowlevel", "reconstructed", "corrected"), seed=1):
+    rng = np.random.default_rng(seed)
+
+    def mixed(x):
+        return (1 - noise) * x + noise * rng.random(x.shape)
+
+    return {"retrieval_tokens": truth.tokens + noise * rng.normal(size=truth.tokens.shape),
+            "text": truth.text + noise * rng.normal(size=truth.text.shape),
+            "stages": {stage: mixed(truth.pictures) for stage in stages}}
+
+
+@pytest.fixture(scope="module")
+def scores(truth):
+    return {"shuffled_brain": score_method("shuffled_brain", prediction(truth, 1.0), truth, seed=0),
+            "nearest_training_image": score_method("nearest_training_image",
+                                                   prediction(truth, 0.6, ("corrected",)), truth, seed=0),
+            "mindtuner": score_method("mindtuner", prediction(truth, 0.3), truth, seed=0)}
+
+
+@pytest.fixture
+def results(scores):
+    return build_results({"simulated": True, "steps": 12}, scores, {"tune": 1.23456789}, 512.5, seed=0)
+
+
+def run_files(truth):
+    rng = np.random.default_rng(2)
+    pictures = {"seen": to_uint8(truth.pictures),
+                "thumbnails": rng.integers(0, 256, (N, 3, 8, 8), dtype=np.uint8),
+                "mindtuner/corrected": to_uint8(truth.pictures[::-1])}
+    words = {"picture_index": list(range(P)), "seen_captions": ["a"] * P, "all_captions": ["a"] * N,
+             "methods": {"mindtuner": {"retrieved_caption": ["b"] * P, "top5": [[0, 1, 2, 3, 8]] * P}}}
+    return pictures, words
+
+
+def test_a_perfect_method_scores_one_everywhere(truth):
+    perfect = score_method("mindtuner", prediction(truth, 0.0), truth, seed=0).summary
+    assert perfect["retrieval"] == {"image": 1.0, "brain": 1.0, "text": 1.0}
+    for stage in perfect["stages"].values():
+        assert stage == pytest.approx({"pixcorr": 1.0, "ssim": 1.0, "two_way": 1.0})
+    assert perfect["ci95"]["retrieval"]["image"] == [1.0, 1.0]
+
+
+def test_the_last_stage_is_the_picture_and_all_stages_are_scored(truth):
+    guess = prediction(truth, 0.5, ("lowlevel", "reconstructed"))
+    found = score_method("from_scratch", guess, truth, seed=0)
+    assert found.summary["picture"] == "reconstructed" and list(found.summary["stages"]) == ["lowlevel",
+                                                                                             "reconstructed"]
+    assert found.summary["reconstruction"] == found.summary["stages"]["reconstructed"]
+    expected = pixcorr(guess["stages"]["lowlevel"], truth.pictures).mean()
+    assert found.summary["stages"]["lowlevel"]["pixcorr"] == pytest.approx(expected)
+    assert "single_trial_retrieval" not in found.summary
+
+
+def test_single_trials_are_averaged_over_draws(truth):
+    guess = prediction(truth, 0.2)
+    # Reversed, only the middle one of the nine is right.
+    reverse = {"retrieval_tokens": truth.tokens[::-1], "text": truth.text[::-1]}
+    guess["single_trials"] = [{"retrieval_tokens": truth.tokens, "text": truth.text}, reverse]
+    single = score_method("mindtuner", guess, truth, seed=0).summary["single_trial_retrieval"]
+    assert single == pytest.approx(dict.fromkeys(("image", "brain", "text"), (1 + 1 / N) / 2))
+
+
+def test_results_hold_what_was_scored(results, scores):
+    assert list(results["methods"]) == ["mindtuner", "nearest_training_image", "shuffled_brain"]
+    assert results["chance"]["retrieval"] == dict.fromkeys(("image", "brain", "text"), round(1 / N, 6))
+    assert results["chance"]["two_way"] == 0.5
+    assert set(results["chance"]["reconstruction"]["ssim"]) == set(scores)
+    assert results["methods"]["nearest_training_image"]["picture"] == "corrected"
+    assert set(results["paired"]) == {"mindtuner_minus_nearest_training_image",
+                                      "mindtuner_minus_shuffled_brain"}
+    for name in ("nearest_training_image", "shuffled_brain"):
+        for part in ("retrieval", "reconstruction"):
+            for key, entry in results["paired"][f"mindtuner_minus_{name}"][part].items():
+                ours, other = results["methods"]["mindtuner"][part][key], results["methods"][name][part][key]
+                assert entry["mean"] == pytest.approx(ours - other, abs=2e-6)
+                assert entry["ci"][0] <= entry["mean"] <= entry["ci"][1]
+    assert results["timing_s"] == {"tune": 1.234568}
+
+
+def test_the_same_run_gives_the_same_file(results, scores, truth):
+    settings = {"mindtuner": (0.3,), "shuffled_brain": (1.0,), "nearest_training_image": (0.6, ("corrected",))}
+    again = {name: score_method(name, prediction(truth, *setting), truth, seed=0)
+             for name, setting in settings.items()}
+    second = build_results({"simulated": True, "steps": 12}, again, {"tune": 1.23456789}, 512.5, seed=0)
+    assert json.dumps(second) == json.dumps(results)
+
+
+def test_rounding_reaches_every_leaf():
+    value = {"a": np.float32(0.123456789), "b": [np.int64(3), (1e-9, -1e-9)], "c": True, "d": None, 5: "x"}
+    expected = '{"a": 0.123457, "b": [3, [0.0, 0.0]], "c": true, "d": null, "5": "x"}'
+    assert json.dumps(rounded(value)) == expected
+    with pytest.raises(UserError, match="results.json > losses > clip is nan; expected a finite number"):
+        rounded({"losses": {"clip": float("nan")}})
+    with pytest.raises(UserError, match="holds a object; expected JSON values"):
+        rounded([object()])
+
+
+def test_a_run_comes_back_as_it_was_saved(tmp_path, results, truth):
+    pictures, words = run_files(truth)
+    log = log_to(tmp_path)
+    log({"stage": "pretrain", "epoch": 0, "step": 9, "losses": {"clip": np.float32(1.5)}, "seconds": 0.1})
+    log({"stage": "tune:mindtuner", "epoch": 1, "step": 4, "losses": {}, "seconds": 0.2})
+    save_run(tmp_path, results, pictures, words)
+    run = load_run(tmp_path)
+    assert run.results == results and run.words == words
+    assert [entry["stage"] for entry in run.log] == ["pretrain", "tune:mindtuner"]
+    for name, array in pictures.items():
+        np.testing.assert_array_equal(run.pictures[name], array)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "pictures.safetensors", "results.json",
+                                                          "words.json"]
+
+
+def test_results_are_written_last(tmp_path, results, truth, monkeypatch):
+    """A run that is cut short never looks complete."""
+    written = []
+    monkeypatch.setattr(module, "write_json", lambda path, value: written.append(path.name))
+    save_run(tmp_path, results, *run_files(truth))
+    assert written[-1] == "results.json" and (tmp_path / "pictures.safetensors").exists()
+
+
+def test_uint8_pictures_come_back_to_the_nearest_step():
+    x = np.random.default_rng(3).random((2, 3, 5, 5))
+    assert np.abs(from_uint8(to_uint8(x)) - x).max() <= 0.5 / 255 + 1e-6
+    every = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, 1)
+    np.testing.assert_array_equal(to_uint8(from_uint8(every)), every)
+
+
+@pytest.mark.parametrize("break_it, message", [
+    (lambda r: r.pop("chance"), "chance is 'missing'"),
+    (lambda r: r["methods"]["mindtuner"]["retrieval"].pop("text"), "mindtuner.retrieval: text is 'missing'"),
+    (lambda r: r["methods"]["mindtuner"]["retrieval"].update(text=1.2), "text is 1.2; expected 0 to 1"),
+    (lambda r: r["methods"]["mindtuner"].update(picture="sketch"), "picture is 'sketch'"),
+    (lambda r: r["methods"]["mindtuner"]["ci95"]["retrieval"].update(image=[0.4, 0.2]),
+     r"image is \[0.4, 0.2\]"),
+    (lambda r: r["methods"]["mindtuner"]["stages"].update(final={}), "expected one or more of lowlevel"),
+    (lambda r: r["methods"].update(other={}), "methods.other is unknown"),
+    (lambda r: r["chance"]["reconstruction"]["ssim"].pop("mindtuner"), "mindtuner is 'missing'"),
+    (lambda r: r["paired"]["mindtuner_minus_shuffled_brain"]["retrieval"]["image"].pop("p"),
+     "p is 'missing'"),
+    (lambda r: r.update(peak_memory_mb=True), "peak_memory_mb is True"),
+])
+def test_broken_results_are_refused_by_field(results, break_it, message):
+    broken = copy.deepcopy(results)
+    break_it(broken)
+    with pytest.raises(UserError, match=message):
+        validate_results(broken, "run/results.json")
+
+
+@pytest.mark.parametrize("break_it, message", [
+    (lambda p, w: p.pop("seen"), "seen is missing"),
+    (lambda p, w: p.update(seen=p["seen"].astype(np.float32)), "seen is float32"),
+    (lambda p, w: p.update({"mindtuner/corrected": p["seen"][:2]}), "expected that of seen"),
+    (lambda p, w: p.update({"mindtuner/sketch": p["seen"]}), "mindtuner/sketch is unknown"),
+    (lambda p, w: w.pop("all_captions"), "all_captions has NoneType; expected a list of 9"),
+    (lambda p, w: w["seen_captions"].pop(), "seen_captions has 5 entries; expected a list of 6"),
+    (lambda p, w: w.update(picture_index=[0, 1, 2, 3, 4, 9]),
+     "picture_index holds 9; expected positions 0 to 8"),
+    (lambda p, w: w["methods"]["mindtuner"].update(top5=[[0, 1]] * P), "expected lists of 5 positions"),
+])
+def test_broken_pictures_and_words_are_never_written(tmp_path, results, truth, break_it, message):
+    pictures, words = copy.deepcopy(run_files(truth))
+    break_it(pictures, words)
+    with pytest.raises(UserError, match=message):
+        save_run(tmp_path, results, pictures, words)
+    assert not any(tmp_path.iterdir())
+
+
+def test_broken_folders_are_refused_by_file(tmp_path, results, truth):
+    with pytest.raises(UserError, match="results.json: not found"):
+        load_run(tmp_path)
+    log_to(tmp_path)({"stage": "pretrain", "losses": {}})
+    save_run(tmp_path, results, *run_files(truth))
+    path = tmp_path / "pictures.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="pictures.safetensors: not a safetensors file"):
+        load_run(tmp_path)
+    path.write_bytes(whole)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"stage": "tune')
+    with pytest.raises(UserError, match="log.jsonl: line 2 is not JSON"):
+        load_run(tmp_path)
+    (tmp_path / "log.jsonl").write_text("[1]\n")
+    with pytest.raises(UserError, match="line 1 is not a log entry"):
+        load_log(tmp_path)
+    with pytest.raises(UserError, match="log.jsonl: cannot be written"):
+        log_to(tmp_path / "absent")({"stage": "pretrain", "losses": {}})
+
+
+def test_bad_predictions_are_refused_by_method_and_field(truth, scores):
+    guess = prediction(truth, 0.1)
+    for change, message in (({"text": None}, "method mindtuner: text: missing"),
+                            ({"retrieval_tokens": truth.tokens[:3]}, "method mindtuner: predicted tokens"),
+                            ({"stages": {}}, r"method mindtuner: stages \[\]"),
+                            ({"stages": {"sketch": truth.pictures}}, r"mindtuner: stages \['sketch'\]"),
+                            ({"stages": {"corrected": truth.pictures[:2]}}, "that of the true images")):
+        with pytest.raises(UserError, match=message):
+            score_method("mindtuner", {**guess, **change}, truth, seed=0)
+    with pytest.raises(UserError, match="unknown method other"):
+        build_results({}, {"other": scores["mindtuner"]}, {}, 1.0, seed=0)
+    with pytest.raises(UserError, match="no methods"):
+        build_results({}, {}, {}, 1.0, seed=0)
+    fewer = Truth(truth.tokens[:5], truth.text[:5], truth.pictures, embed)
+    with pytest.raises(UserError, match="different numbers of images"):
+        build_results({}, {"mindtuner": scores["mindtuner"],
+                           "ridge_only": score_method("ridge_only", prediction(fewer, 0.1), fewer, seed=0)},
+                      {}, 1.0, seed=0)

@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindtuner.errors import UserError
+from mindtuner.evaluation import retrieval
+from mindtuner.evaluation.retrieval import (
+    brain_retrieval,
+    image_retrieval,
+    image_texts,
+    text_retrieval,
+    top5_ids,
+)
+
+few = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def plain_scores(queries, candidates):
+    """Second implementation: double loop, one query at a time, in plain Python."""
+    top1, ranks = [], []
+    for i, q in enumerate(queries):
+        similarities = []
+        for c in candidates:
+            length = (q @ q) ** 0.5 * (c @ c) ** 0.5
+            similarities.append(float(q @ c / length) if length else 0.0)
+        better = [s for s in similarities if s > similarities[i] + 1e-6]
+        equal = [s for s in similarities if abs(s - similarities[i]) <= 1e-6]
+        top1.append(0.0 if better else 1 / len(equal))
+        ranks.append(len(better) + (1 + len(equal)) / 2)
+    return np.array(top1), np.array(ranks)
+
+
+@few
+@given(seeds, st.integers(1, 12), st.integers(0, 4))
+def test_both_directions_equal_a_plain_double_loop(seed, n, copies):
+    rng = np.random.default_rng(seed)
+    target = rng.normal(size=(n, 2, 3))
+    target[rng.integers(n, size=copies)] = target[0]  # some candidates are the same
+    predicted = target + rng.normal(size=target.shape)
+    flat_p, flat_t = predicted.reshape(n, -1), target.reshape(n, -1)
+    for found, expected in ((image_retrieval(predicted, target), plain_scores(flat_p, flat_t)),
+                            (brain_retrieval(predicted, target), plain_scores(flat_t, flat_p)),
+                            (text_retrieval(flat_p, flat_t), plain_scores(flat_p, flat_t))):
+        np.testing.assert_allclose(found.top1, expected[0])
+        np.testing.assert_allclose(found.ranks, expected[1])
+
+
+def test_perfect_prediction_scores_one_whatever_its_length():
+    tokens = np.random.default_rng(0).normal(size=(20, 4, 5)).astype(np.float32)
+    lengths = np.linspace(0.01, 100, 20, dtype=np.float32)[:, None, None]
+    for direction in (image_retrieval, brain_retrieval):
+        found = direction(lengths * tokens, tokens)
+        assert (found.top1 == 1).all() and (found.ranks == 1).all()
+
+
+@few
+@given(seeds)
+def test_permuting_the_images_permutes_the_scores(seed):
+    rng = np.random.default_rng(seed)
+    target = rng.normal(size=(15, 3, 2))
+    predicted = target + 2 * rng.normal(size=target.shape)
+    order = rng.permutation(15)
+    before, after = image_retrieval(predicted, target), image_retrieval(predicted[order], target[order])
+    np.testing.assert_array_equal(before.top1[order], after.top1)
+    np.testing.assert_array_equal(before.ranks[order], after.ranks)
+
+
+def test_ties_count_one_over_k():
+    texts = np.eye(4)[[0, 0, 0, 1, 2]]
+    found = text_retrieval(texts, texts)
+    np.testing.assert_allclose(found.top1, [1 / 3, 1 / 3, 1 / 3, 1, 1])
+    np.testing.assert_allclose(found.ranks, [2, 2, 2, 1, 1])
+
+
+def test_texts_that_differ_by_rounding_tie_as_equal_ones_do():
+    rng = np.random.default_rng(1)
+    texts = rng.normal(size=(6, 50)).astype(np.float32)
+    texts[1] = texts[0] * np.float32(1.0000001) + np.float32(1e-8)
+    assert text_retrieval(texts, texts).top1[:2].tolist() == [0.5, 0.5]
+
+
+@few
+@given(seeds, st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_chance_is_one_over_n_with_any_duplicates(seed, kinds):
+    """Whatever a query prefers, its score averaged over all places of the true candidate is exactly 1/n."""
+    n = len(kinds)
+    candidates = np.random.default_rng(0).normal(size=(4, 7))[kinds]
+    query = np.random.default_rng(seed).normal(size=(1, 7))
+    similarity = np.repeat(retrieval.cosine(query, candidates), n, axis=0)
+    assert retrieval.score(similarity, np.arange(n)).top1.sum() == pytest.approx(1.0)
+
+
+def test_a_brain_blind_constant_prediction_scores_exactly_chance():
+    target = np.random.default_rng(2).normal(size=(30, 3, 4))
+    constant = np.repeat(target.mean(0, keepdims=True), 30, axis=0)
+    assert image_retrieval(constant, target).top1.mean() == pytest.approx(1 / 30)
+    assert brain_retrieval(constant, target).top1.mean() == pytest.approx(1 / 30)
+    assert brain_retrieval(np.zeros_like(target), target).top1.mean() == pytest.approx(1 / 30)
+
+
+def test_random_predictions_stay_near_chance():
+    rng = np.random.default_rng(3)
+    hits = np.concatenate([image_retrieval(rng.normal(size=(100, 2, 5)), rng.normal(size=(100, 2, 5))).top1
+                           for _ in range(100)])
+    assert abs(hits.mean() - 0.01) < 4 * np.sqrt(0.01 * 0.99 / len(hits))
+
+
+def test_wide_tokens_in_blocks_equal_one_product(monkeypatch):
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=(5, 23)), rng.normal(size=(6, 23))
+    expected = (a @ b.T) / np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
+    monkeypatch.setattr(retrieval, "COLUMNS", 7)
+    np.testing.assert_allclose(retrieval.cosine(a, b), expected, atol=1e-12)
+
+
+def test_torch_tensors_score_as_arrays_do():
+    tokens = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(0))
+    noisy = tokens + torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(1))
+    np.testing.assert_array_equal(image_retrieval(noisy, tokens).ranks,
+                                  image_retrieval(noisy.numpy(), tokens.numpy()).ranks)
+
+
+def fake_embed(strings):
+    """One fixed direction for each string."""
+    return np.stack([np.random.default_rng(list(s.encode())).normal(size=8) for s in strings])
+
+
+def test_image_text_is_the_normalised_mean_of_its_captions():
+    captions = [("a dog", "", "two birds"), ("a dog",), ("two birds", "a dog", "  ")]
+    found = image_texts(captions, fake_embed)
+    dog, birds = fake_embed(["a dog", "two birds"])
+    np.testing.assert_allclose(found[0], (dog + birds) / np.linalg.norm(dog + birds), atol=1e-6)
+    np.testing.assert_allclose(found[1], dog / np.linalg.norm(dog), atol=1e-6)
+    np.testing.assert_array_equal(found[0], found[2])  # order and blanks do not matter
+    with pytest.raises(UserError, match="captions of image 1: all empty"):
+        image_texts([("a",), ("", " ")], fake_embed)
+
+
+def test_top5_holds_the_most_similar_best_first():
+    rng = np.random.default_rng(5)
+    queries, candidates = rng.normal(size=(8, 2, 3)), rng.normal(size=(20, 2, 3))
+    found = top5_ids(queries, candidates)
+    for row, query in zip(found, queries, strict=True):
+        by_hand = sorted(range(20), reverse=True,
+                         key=lambda j: (query * candidates[j]).sum() / np.linalg.norm(candidates[j]))
+        assert row.tolist() == by_hand[:5]
+    assert (top5_ids(candidates, candidates)[:, 0] == np.arange(20)).all()
+    with pytest.raises(UserError, match="4 rows; expected at least 5"):
+        top5_ids(queries, candidates[:4])
+    with pytest.raises(UserError, match="rows of 6 numbers; expected 3"):
+        top5_ids(queries, candidates[:, 0])
+
+
+@pytest.mark.parametrize("direction", [image_retrieval, brain_retrieval])
+def test_bad_tokens_are_refused(direction):
+    good = np.ones((3, 2, 2))
+    bad = good.copy()
+    bad[1, 0, 0] = np.nan
+    with pytest.raises(UserError, match="predicted tokens: holds NaN"):
+        direction(bad, good)
+    with pytest.raises(UserError, match=r"expected that of target tokens, \(2, 2, 2\)"):
+        direction(good, good[:2])
+    with pytest.raises(UserError, match="target tokens: has shape"):
+        direction(good, np.ones((3, 4)))
+    with pytest.raises(UserError, match="at least one row"):
+        direction(good[:0], good[:0])
