@@ -1,0 +1,110 @@
+"""Which trials make up each step, and their betas. Only training trials are ever drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from mindtuner.data import Subject, Trials, check_no_leak
+from mindtuner.errors import UserError
+from mindtuner.runtime import derive_seed
+
+IN_MEMORY_BYTES = 2**30  # betas of all training trials together; above this they are read batch by batch
+
+
+def subject_name(number: int) -> str:
+    """The name under which a network knows a subject: 1 -> "subj01"."""
+    return f"subj{number:02d}"
+
+
+def training_trials(subject: Subject, n_stimuli: int) -> Trials:
+    """A subject's training trials.
+
+    Raises UserError where there are none, where one shows a test image, or where a stimulus has no target.
+    """
+    trials, name = subject.train, subject_name(subject.number)
+    if len(trials) == 0:
+        raise UserError(f"{name}: trials hold no training trial; expected at least one")
+    check_no_leak(trials, subject.is_shared, name)
+    if trials.stimulus.max() >= n_stimuli:
+        raise UserError(f"{name}: trials show stimulus {trials.stimulus.max()}, but targets hold {n_stimuli} "
+                        "stimuli; expected targets of this dataset")
+    return trials
+
+
+def split_holdout(trials: dict[str, Trials], share: float,
+                  seed: int) -> tuple[dict[str, Trials], dict[str, Trials]]:
+    """Split training trials by image into (fit, held out) for validation; never a test image.
+
+    ``share`` of all training images is held out, the same images for every subject, chosen by ``seed``.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"holdout: is {share}; expected a share of the training images in [0, 1)")
+    images = np.unique(np.concatenate([t.stimulus for t in trials.values()]))
+    rng = np.random.default_rng(derive_seed(seed, "holdout"))
+    held = rng.permutation(images)[: round(share * len(images))]
+    inside = {name: np.isin(t.stimulus, held) for name, t in trials.items()}
+    fit = {name: t.select(~inside[name]) for name, t in trials.items()}
+    for name, kept in fit.items():
+        if len(kept) == 0:
+            raise UserError(f"holdout: {share} leaves {name} no trial to train on; expected a smaller share")
+    return fit, {name: t.select(inside[name]) for name, t in trials.items()}
+
+
+@dataclass
+class Batch:
+    """One step's trials: the same number ``m`` from each subject. ``stimulus`` (subjects * m,) in subject
+    order."""
+
+    voxels: dict[str, torch.Tensor]  # name -> (m, V)
+    stimulus: np.ndarray
+
+
+class Feed:
+    """An endless, seeded stream of one subject's training trials: one shuffle after another."""
+
+    def __init__(self, subject: Subject, trials: Trials, seed: int, in_memory: bool):
+        self.name = subject_name(subject.number)
+        self.subject, self.trials = subject, trials
+        self.betas = subject.betas(trials.row) if in_memory else None
+        self._rng = np.random.default_rng(derive_seed(seed, "order", self.name))
+        self._queue = np.empty(0, dtype=np.int64)
+
+    def draw(self, m: int) -> tuple[torch.Tensor, np.ndarray]:
+        """Betas (m, V) and stimulus ids (m,) of the next ``m`` trials."""
+        while len(self._queue) < m:
+            self._queue = np.concatenate([self._queue, self._rng.permutation(len(self.trials))])
+        picked, self._queue = self._queue[:m], self._queue[m:]
+        betas = self.subject.betas(self.trials.row[picked]) if self.betas is None else self.betas[picked]
+        return torch.from_numpy(betas), self.trials.stimulus[picked]
+
+    def permute_brains(self, seed: int) -> None:
+        """Give every trial another trial's betas: the control that destroys what brain and image share."""
+        rng = np.random.default_rng(derive_seed(seed, "shuffled brain"))
+        order = rng.permutation(len(self.trials))
+        if self.betas is not None:
+            self.betas = self.betas[order]
+        self.trials = replace(self.trials, row=self.trials.row[order])
+
+
+def make_feeds(subjects: dict[str, Subject], trials: dict[str, Trials], seed: int) -> list[Feed]:
+    """One feed per subject; betas are held in memory where those of all subjects together are small."""
+    size = sum(4 * len(trials[name]) * subject.n_voxels for name, subject in subjects.items())
+    return [Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES) for name, subject in subjects.items()]
+
+
+def steps_per_epoch(feeds: list[Feed], batch_per_subject: int) -> int:
+    """Steps until the subject with the most trials has been through all of them; others start over
+    earlier."""
+    return max(1, round(max(len(feed.trials) for feed in feeds) / batch_per_subject))
+
+
+def batches(feeds: list[Feed], batch_per_subject: int, steps: int) -> Iterator[Batch]:
+    """``steps`` batches."""
+    for _ in range(steps):
+        drawn = {feed.name: feed.draw(batch_per_subject) for feed in feeds}
+        yield Batch({name: betas for name, (betas, _) in drawn.items()},
+                    np.concatenate([stimulus for _, stimulus in drawn.values()]))

@@ -1,0 +1,236 @@
+"""Train the compact generator: autoencoder first, then the denoiser over its latents.
+
+Everything comes from the reserved generator stream (scenes that no simulated subject sees, of cut-outs that no such
+scene uses). Each stage saves as it goes: a run that is cut short leaves usable weights, and starts again where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mindtuner.data.simulation.generator_stream import generator_scenes
+from mindtuner.data.simulation.scenes import render
+from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder, fold, unfold
+from mindtuner.errors import UserError
+from mindtuner.files import atomic_path
+from mindtuner.model.autoencoder import build_autoencoder
+from mindtuner.model.generator import CompactDenoiser
+from mindtuner.runtime import autocast, derive_seed, device, progress, seed_everything
+
+TOKEN_DROP, TEXT_DROP = 0.12, 0.4
+TOKEN_NOISE = 0.6  # up to this much of the tokens' own spread: decoded tokens are never exact
+EMA = 0.998
+
+
+def noise_schedule() -> DDIMScheduler:
+    """1,000 steps, zero signal at the last, velocity prediction."""
+    return DDIMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
+                         clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
+                         rescale_betas_zero_snr=True)
+
+
+def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_minutes: float = 12,
+                    denoiser_minutes: float = 60, cutouts: Path | None = None, seed: int = 0,
+                    log: Callable[[dict], None] = lambda record: None) -> None:
+    """Write generator weights to ``out`` (safetensors: ``autoencoder.*`` in float16, ``denoiser.*`` in bfloat16).
+
+    ``work`` keeps rendered scenes and checkpoints; the same call continues from them. The minutes bound the
+    training time of this call's two stages.
+    Raises UserError where ``work`` belongs to other settings.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    _check_settings(work, {"scenes": scenes, "cutouts": str(cutouts or ""), "seed": seed})
+    pixels, captions = _rendered(work, scenes, cutouts)
+    autoencoder, scale = _fit_autoencoder(work, pixels, autoencoder_minutes, seed, log)
+    tokens, texts, latents = _conditions(work, pixels, captions, autoencoder, scale)
+    _fit_denoiser(work, out, tokens, texts, latents, autoencoder, scale, denoiser_minutes, seed, log)
+
+
+def _check_settings(work: Path, settings: dict) -> None:
+    path = work / "settings.json"
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise UserError(f"{path}: holds {path.read_text().strip()}; expected {json.dumps(settings)} (or another folder)")
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(settings))
+
+
+def _rendered(work: Path, count: int, cutouts: Path | None) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    """Scenes at 128 x 128, uint8 (n, 3, 128, 128), and their captions."""
+    image_path, caption_path = work / "pixels.npy", work / "captions.json"
+    if not caption_path.exists():
+        with atomic_path(image_path) as part:
+            pixels = np.lib.format.open_memmap(part, "w+", np.uint8, (count, 3, 128, 128))
+            captions = []
+            for k, scene in enumerate(progress(render(generator_scenes(cutouts), range(count)), "scenes", count)):
+                small = F.interpolate(torch.from_numpy(scene.pixels)[None].float(), (128, 128), mode="bilinear",
+                                      antialias=True)
+                pixels[k] = small[0].round().clamp(0, 255).to(torch.uint8)
+                captions.append(scene.captions)
+            pixels.flush()
+        with atomic_path(caption_path) as part:
+            part.write_text(json.dumps(captions))
+    return np.load(image_path, mmap_mode="r"), [tuple(c) for c in json.loads(caption_path.read_text())]
+
+
+def _edges(images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([(images[..., 1:, :] - images[..., :-1, :]).flatten(1),
+                      (images[..., 1:] - images[..., :-1]).flatten(1)], 1)
+
+
+def _fit_autoencoder(work, pixels, minutes, seed, log):
+    path = work / "autoencoder.pt"
+    seed_everything(derive_seed(seed, "autoencoder"))
+    network = build_autoencoder().to(device())
+    optimiser = torch.optim.AdamW(network.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=1e-3)
+    done, spent = 0, 0.0
+    if path.exists():
+        state = torch.load(path, map_location=device(), weights_only=True)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        done, spent = state["step"], state["seconds"]
+    rng = np.random.default_rng(derive_seed(seed, "autoencoder batches", done))
+    start = time.perf_counter() - spent
+    while time.perf_counter() - start < 60 * minutes:
+        share = (time.perf_counter() - start) / (60 * minutes)
+        for group in optimiser.param_groups:
+            group["lr"] = 1.2e-3 * min(1, done / 50) * (0.03 + 0.97 * (0.5 + 0.5 * np.cos(np.pi * share)))
+        batch = torch.from_numpy(pixels[np.sort(rng.integers(0, len(pixels), 16))]).to(device()).float() / 127.5 - 1
+        with autocast():
+            posterior = network.encode(fold(batch)).latent_dist
+            latents = posterior.mode() + 0.05 * torch.randn_like(posterior.mean)
+            rebuilt = unfold(network.decode(latents).sample)
+        rebuilt = rebuilt.float()
+        loss = F.l1_loss(rebuilt, batch) + F.l1_loss(_edges(rebuilt), _edges(batch))
+        loss = loss + 1e-3 * (posterior.mean.float() ** 2).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        done += 1
+        if done % 100 == 0:
+            log({"stage": "autoencoder", "step": done, "losses": {"reconstruction": loss.item()},
+                 "seconds": time.perf_counter() - start})
+            _save_state(path, network, optimiser, done, time.perf_counter() - start)
+    _save_state(path, network, optimiser, done, time.perf_counter() - start)
+    network.eval().requires_grad_(False)
+    with torch.no_grad():
+        sample = torch.from_numpy(pixels[:256]).to(device()).float() / 127.5 - 1
+        scale = 1 / network.encode(fold(sample)).latent_dist.mode().std().item()
+    return network, scale
+
+
+def _save_state(path: Path, network, optimiser, step: int, seconds: float, **more) -> None:
+    with atomic_path(path) as part:
+        torch.save({"network": network.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
+                    "seconds": seconds, **more}, part)
+
+
+@torch.no_grad()
+def _conditions(work, pixels, captions, autoencoder, scale):
+    """Image tokens (n, 16, 128), text embeddings of every caption, and latents (n, 4, 16, 16), all float16."""
+    tokens_path, text_path = work / "tokens.npy", work / "texts.npy"
+    if not tokens_path.exists():
+        encoder = CompactImageEncoder()
+        tokens = np.concatenate([encoder.tokens(pixels[k:k + 64]).astype(np.float16)
+                                 for k in progress(range(0, len(pixels), 64), "tokens")])
+        with atomic_path(tokens_path) as part, part.open("wb") as file:
+            np.save(file, tokens)
+    if not text_path.exists():
+        embed = CompactTextEncoder().embed
+        texts = np.stack([embed([group[k % len(group)] for group in captions]) for k in range(2)], 1)
+        with atomic_path(text_path) as part, part.open("wb") as file:
+            np.save(file, texts.astype(np.float16))
+    latents = []
+    for k in progress(range(0, len(pixels), 64), "latents"):
+        batch = torch.from_numpy(pixels[k:k + 64]).to(device()).float() / 127.5 - 1
+        latents.append((autoencoder.encode(fold(batch)).latent_dist.mode() * scale).half().cpu())
+    return np.load(tokens_path), np.load(text_path), torch.cat(latents).numpy()
+
+
+def _fit_denoiser(work, out, tokens, texts, latents, autoencoder, scale, minutes, seed, log):
+    path = work / "denoiser.pt"
+    seed_everything(derive_seed(seed, "denoiser"))
+    network = CompactDenoiser(tokens.shape[1], tokens.shape[2], texts.shape[2]).to(device())
+    average = {name: value.detach().clone() for name, value in network.named_parameters()}
+    optimiser = torch.optim.AdamW(network.parameters(), 6e-4, betas=(0.9, 0.98), weight_decay=1e-3)
+    done, spent = 0, 0.0
+    if path.exists():
+        state = torch.load(path, map_location=device(), weights_only=True)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        average, done, spent = state["average"], state["step"], state["seconds"]
+    alphas = noise_schedule().alphas_cumprod.to(device())
+    rng = np.random.default_rng(derive_seed(seed, "denoiser batches", done))
+    noise_source = torch.Generator().manual_seed(derive_seed(seed, "denoiser noise", done))
+    start, recent = time.perf_counter() - spent, []
+    while time.perf_counter() - start < 60 * minutes:
+        share = (time.perf_counter() - start) / (60 * minutes)
+        for group in optimiser.param_groups:
+            group["lr"] = 6e-4 * min(1, done / 100) * (0.03 + 0.97 * (0.5 + 0.5 * np.cos(np.pi * share)))
+        rows = rng.integers(0, len(tokens), 32)
+        loss = _velocity_loss(network, alphas, tokens[rows], texts[rows, rng.integers(0, texts.shape[1], 32)],
+                              latents[rows], noise_source)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        done += 1
+        keep = min(EMA, (1 + done) / (10 + done))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.values()), list(network.parameters()), 1 - keep)
+        recent.append(loss.item())
+        if done % 100 == 0:
+            log({"stage": "denoiser", "step": done, "losses": {"velocity": float(np.mean(recent))},
+                 "seconds": time.perf_counter() - start})
+            recent = []
+            _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
+            save_generator(out, autoencoder, average, network, scale, done)
+    _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
+    save_generator(out, autoencoder, average, network, scale, done)
+
+
+def _velocity_loss(network, alphas, tokens, texts, latents, source: torch.Generator) -> torch.Tensor:
+    where = device()
+    n = len(tokens)
+    clean = torch.from_numpy(latents).to(where, torch.float32)
+    tokens = torch.from_numpy(tokens).to(where, torch.float32)
+    texts = torch.from_numpy(texts).to(where, torch.float32)
+    draw = lambda *shape: torch.rand(shape, generator=source).to(where)  # noqa: E731
+    tokens = tokens + TOKEN_NOISE * draw(n, 1, 1) * torch.randn(tokens.shape, generator=source).to(where)
+    times = torch.randint(0, len(alphas), (n,), generator=source).to(where)
+    noise = torch.randn(clean.shape, generator=source).to(where)
+    signal, sigma = alphas[times].sqrt()[:, None, None, None], (1 - alphas[times]).sqrt()[:, None, None, None]
+    with autocast():
+        velocity = network(signal * clean + sigma * noise, times, tokens, texts,
+                           draw(n) >= TOKEN_DROP, draw(n) >= TEXT_DROP)
+    return F.mse_loss(velocity.float(), signal * noise - sigma * clean)
+
+
+def save_generator(out: Path, autoencoder, average: dict, network, scale: float, steps: int) -> None:
+    """Write the weights that ``decoding.compact.CompactGenerator`` reads: autoencoder and averaged denoiser."""
+    tensors = {f"autoencoder.{k}": v.detach().half().cpu().contiguous() for k, v in autoencoder.state_dict().items()}
+    denoiser = dict(network.state_dict()) | average
+    tensors |= {f"denoiser.{k}": v.detach().bfloat16().cpu().contiguous() for k, v in denoiser.items()}
+    card = {"latent_scale": repr(scale), "denoiser_steps": str(steps), "tokens": str(network.position.shape[0]),
+            "width": str(network.position.shape[1]), "text_width": str(network.embed_text.in_features)}
+    with atomic_path(out) as part:
+        save_file(tensors, part, metadata=card)
+
+
+def generator_card(path: Path) -> dict[str, str]:
+    """What the weights file says of itself. Raises UserError where it is missing or not safetensors."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected generator weights") from error

@@ -1,0 +1,62 @@
+"""The Pivot's Adaptive Projector: image tokens into text space, without any brain data."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from mindtuner import runtime
+from mindtuner.config import PivotConfig
+from mindtuner.errors import UserError
+from mindtuner.training.loop import Log, one_cycle
+from mindtuner.training.objectives import image_to_text
+from mindtuner.training.targets import Targets
+
+WARMUP = 0.05
+
+
+def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, config: PivotConfig, seed: int,
+                log: Log | None = None) -> None:
+    """Train ``projector`` (n, T, D) -> (n, d) in place on (image tokens, caption embedding) pairs (MindTuner
+    paper, Pivot).
+
+    ``stimuli``: ids of training stimuli; those without a caption are left out. The loss is InfoNCE from image
+    to text only: brains will be asked for texts and never the reverse, and that direction's softmax is the
+    one that keeps a text from being everybody's nearest. Images with the same caption count as equally right.
+    Raises UserError where no stimulus has a caption, RuntimeError where the loss is not finite.
+    """
+    stimuli = np.unique(stimuli)
+    stimuli = stimuli[np.abs(targets.text[stimuli]).sum(1) > 0]
+    if len(stimuli) == 0:
+        raise UserError("targets: text holds no caption of a training stimulus; expected at least one")
+    device = runtime.device()
+    projector.to(device).train()
+    parameters = list(projector.parameters())
+    groups = [{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+              {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=True)
+    rng = np.random.default_rng(runtime.derive_seed(seed, "pivot"))
+    per_epoch = max(1, round(len(stimuli) / config.batch))
+    steps = max(1, round(config.epochs * per_epoch))
+    losses: list[torch.Tensor] = []
+    for step in runtime.progress(range(steps), "pivot", total=steps, unit="step"):
+        if step % per_epoch == 0:
+            parts = np.array_split(rng.permutation(stimuli), per_epoch)
+        ids = parts[step % per_epoch]
+        tokens, text = targets.rows("tokens", ids).to(device), targets.rows("text", ids).to(device)
+        loss = image_to_text(projector(tokens), text, config.temperature)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = one_cycle(step, steps, config.lr, WARMUP)
+        optimizer.step()
+        losses.append(loss.detach())
+        if (step + 1) % per_epoch == 0 or step + 1 == steps:
+            mean = torch.stack(losses).mean().item()
+            if not np.isfinite(mean):
+                raise RuntimeError(f"pivot: loss is not finite by step {step}; lower the learning rate")
+            if log is not None:
+                log({"stage": "pivot", "epoch": step // per_epoch + 1, "step": step + 1, "pivot": mean})
+            losses = []
+    projector.eval()

@@ -1,0 +1,47 @@
+"""What the decoder should say for each stimulus, computed once and indexed by stimulus id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from mindtuner.config import ModelConfig
+from mindtuner.errors import UserError
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Arrays (or memory maps) over all N stimuli of a dataset; row = stimulus id.
+
+    tokens (N, T, D) image tokens · text (N, d) mean caption embedding, 0 where there is no caption ·
+    latents (N, 4, 16, 16) · features and features_augmented (N, P, F) of the image and of an augmented view
+    of it.
+    """
+
+    tokens: np.ndarray
+    text: np.ndarray
+    latents: np.ndarray
+    features: np.ndarray
+    features_augmented: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, name: str, ids: np.ndarray) -> torch.Tensor:
+        """float32 (n, ...) of the array ``name`` for stimulus ids (n,); only these rows are read."""
+        return torch.from_numpy(np.asarray(getattr(self, name)[ids], dtype=np.float32))
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise UserError where an array's shape is not what the model's config expects."""
+        side = config.latent_side
+        features = (config.feature_positions, config.feature_width)
+        expected = {"tokens": (config.tokens, config.width), "text": (config.text_width,),
+                    "latents": (config.latent_channels, side, side), "features": features,
+                    "features_augmented": features}
+        for field in fields(self):
+            shape = getattr(self, field.name).shape
+            if shape != (len(self), *expected[field.name]):
+                raise UserError(f"targets: {field.name} has shape {tuple(shape)}; expected "
+                                f"{(len(self), *expected[field.name])} by the config's model section")

@@ -1,0 +1,71 @@
+"""Phase 2: a new subject, and the controls that tell what the method adds."""
+
+from __future__ import annotations
+
+import copy
+
+from mindtuner.config import Config, FingerprintConfig
+from mindtuner.data import Subject
+from mindtuner.errors import UserError
+from mindtuner.model import BrainNetwork
+from mindtuner.runtime import derive_seed, seed_everything
+from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
+from mindtuner.training.loop import Log, fit
+from mindtuner.training.targets import Targets
+
+METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
+RIDGE_ALONE = FingerprintConfig(lora=False, skip=False)
+
+
+def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config, seed: int,
+         method: str = "mindtuner", log: Log | None = None, holdout: float = 0.0) -> BrainNetwork:
+    """Fit a new subject on a copy of ``base``, which itself is never changed.
+
+    ``subject`` is already cut to the sessions that count (``subject.sessions(1)``). ``method``:
+
+    - ``mindtuner``: new ridge and the fingerprint that ``config.fingerprint`` asks for; everything else, the
+    prior
+      too, is frozen (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the
+      prior.
+    - ``ridge_only``: new ridge on the frozen base.
+    - ``full_finetune``: new ridge, and everything but the projector trains on from the base.
+    - ``from_scratch``: the same architecture with fresh weights; the projector, which needs no brain, is the
+    base's.
+    - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at
+    chance.
+
+    Raises UserError where the method is unknown, the base already knows the subject, a training trial shows a
+    test image, or targets and config do not fit.
+    """
+    if method not in METHODS:
+        raise UserError(f"method: {method!r} is unknown; expected one of {', '.join(METHODS)}")
+    targets.check(config.model)
+    name = subject_name(subject.number)
+    trials, held_out = split_holdout({name: training_trials(subject, len(targets))}, holdout, seed)
+    seed_everything(derive_seed(seed, "tune"))
+    network = _start(base, name, subject.n_voxels, config, method)
+    feeds = make_feeds({name: subject}, trials, seed)
+    if method == "shuffled_brain":
+        feeds[0].permute_brains(seed)
+    fit(network, feeds, targets, config.tune, seed, method, log, held_out)
+    return network
+
+
+def _start(base: BrainNetwork, name: str, n_voxels: int, config: Config, method: str) -> BrainNetwork:
+    """The network before tuning, with what ``method`` trains requiring gradients and nothing else."""
+    if method == "from_scratch":
+        network = BrainNetwork(base.config, {name: n_voxels})
+        network.projector.load_state_dict(base.projector.state_dict())
+        network.projector.requires_grad_(False)
+        return network
+    if name in base.ridges:
+        raise UserError(f"base: knows {name} already; expected a base that has not seen the subject to tune")
+    if base.fingerprint_subject is not None:
+        raise UserError(f"base: is tuned to {base.fingerprint_subject}; expected a pretrained base")
+    network = copy.deepcopy(base)
+    adapters = config.fingerprint if method in ("mindtuner", "shuffled_brain") else RIDGE_ALONE
+    network.add_fingerprint(name, n_voxels, adapters)
+    if method == "full_finetune":
+        network.requires_grad_(True)
+        network.projector.requires_grad_(False)
+    return network

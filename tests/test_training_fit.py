@@ -1,0 +1,391 @@
+"""Pretraining and tuning on a small world where every brain is a linear function of the image's tokens."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindtuner.config import (
+    Config,
+    DecodeConfig,
+    FingerprintConfig,
+    FitConfig,
+    ModelConfig,
+    PivotConfig,
+    SimulateConfig,
+)
+from mindtuner.data import Dataset, Stimuli, Subject, Trials
+from mindtuner.errors import UserError
+from mindtuner.model import BrainNetwork
+from mindtuner.training import (
+    METHODS,
+    Targets,
+    load_fingerprint,
+    load_network,
+    pretrain,
+    read_card,
+    save_fingerprint,
+    save_network,
+    tune,
+)
+from mindtuner.training import loop
+from mindtuner.training.batches import Batch, Feed, batches, make_feeds, split_holdout, steps_per_epoch
+
+N, TESTED, T, D, TEXT = 120, 40, 4, 16, 12
+MODEL = ModelConfig(hidden=32, blocks=1, tokens=T, width=D, text_width=TEXT, backbone_dropout=0.0, prior_depth=1,
+                    prior_heads=2, prior_head_dim=32, latent_channels=4, latent_side=4, lowlevel_channels=(4, 4),
+                    lowlevel_side=2, feature_positions=4, feature_width=8)
+FIT = FitConfig(epochs=12, batch_per_subject=20, lr=1e-2, weight_decay=1e-2, ridge_weight_decay=1e-2, warmup=0.1,
+                mixco_share=0.33)
+SHORT = dataclasses.replace(FIT, epochs=0.5)
+CONFIG = Config(simulate=SimulateConfig(), model=MODEL, fingerprint=FingerprintConfig(rank=2, alpha=2.0),
+                pretrain=FIT, tune=FIT, pivot=PivotConfig(epochs=20, batch=40, lr=1e-2, weight_decay=1e-3),
+                decode=DecodeConfig(1, 1, 1, 1, 0.5, 1.0))
+QUICK = dataclasses.replace(CONFIG, pretrain=SHORT, tune=SHORT,
+                            pivot=dataclasses.replace(CONFIG.pivot, epochs=1))
+
+
+class Spy(np.ndarray):
+    """Betas that write down which rows were read."""
+
+    seen: set
+
+    def __getitem__(self, rows):
+        if isinstance(rows, np.ndarray):
+            self.seen.update(rows.tolist())
+        return np.asarray(self).__getitem__(rows)
+
+
+def world(seed=0, n_subjects=4):
+    """Tokens of 8 dimensions, subjects' brains linear in them; the first TESTED images are the shared ones."""
+    rng = np.random.default_rng(seed)
+    factors = rng.standard_normal((N, 8))
+
+    def linear(*shape):
+        flat = factors @ rng.standard_normal((8, int(np.prod(shape)))) / np.sqrt(8)
+        return flat.reshape(N, *shape).astype(np.float32)
+
+    text = linear(TEXT)
+    features = linear(4, 8)
+    augmented = features + 0.1 * rng.standard_normal(features.shape).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    targets = Targets(linear(T, D), text, linear(4, 4, 4), features, augmented)
+    shared = np.arange(N) < TESTED
+    subjects = {}
+    for number in range(1, n_subjects + 1):
+        stimulus = rng.permutation(np.repeat(np.arange(N), 2))
+        repeat = np.array([np.sum(stimulus[:i] == s) for i, s in enumerate(stimulus)])
+        trials = Trials(np.arange(2 * N), stimulus, 1 + np.arange(2 * N) // N, repeat, shared[stimulus])
+        voxels = 20 + number
+        betas = factors[stimulus] @ rng.standard_normal((8, voxels)) + 0.3 * rng.standard_normal((2 * N, voxels))
+        source = betas.astype(np.float32).view(Spy)
+        source.seen = set()
+        subjects[number] = Subject(number, trials, {}, source, shared, f"subject {number}")
+    images = np.broadcast_to(np.zeros(1, np.float16), (N, 3, 224, 224))
+    return Dataset(None, subjects, Stimuli(images, [("a scene",)] * N, shared, "images"), {}), targets
+
+
+def weights(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@torch.no_grad()
+def top1(network, subject, targets):
+    """Retrieval of the test image among all test images, and of its text."""
+    network.eval()
+    trials = subject.test
+    out = network(torch.from_numpy(subject.betas(trials.row)), f"subj{subject.number:02d}")
+    candidates = torch.nn.functional.normalize(targets.rows("tokens", np.arange(TESTED)).flatten(1), dim=1)
+    image = (out.retrieval_tokens.flatten(1) @ candidates.T).argmax(1).numpy() == trials.stimulus
+    texts = targets.rows("text", np.arange(TESTED))
+    text = (network.projector(out.backbone_tokens) @ texts.T).argmax(1).numpy() == trials.stimulus
+    return image.mean(), text.mean()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    dataset, targets = world()
+    records = []
+    base = pretrain(dataset.without(subject=1), targets, CONFIG, seed=0, log=records.append, holdout=0.1)
+    return dataset, targets, base, records
+
+
+@pytest.fixture(scope="module")
+def quick():
+    dataset, targets = world(1, 3)
+    return dataset, targets, pretrain(dataset.without(subject=1), targets, QUICK, seed=0)
+
+
+def test_a_new_subject_is_read_far_above_chance_and_permuted_brains_are_not(trained):
+    dataset, targets, base, _ = trained
+    subject = dataset.subject(1).sessions(1)
+    before = weights(base)
+    records = []
+    tuned = tune(base, subject, targets, CONFIG, 0, "mindtuner", records.append)
+    shuffled = tune(base, subject, targets, CONFIG, 0, "shuffled_brain")
+    assert same(before, weights(base))
+    chance = 1 / TESTED
+    assert top1(tuned, subject, targets)[0] > 12 * chance
+    assert top1(shuffled, subject, targets)[0] < 5 * chance
+    assert records[-1]["prior"] < 0.95 * records[0]["prior"]
+    assert records[-1]["grad_skip"] > 0 and records[0]["skip"] < 0.3
+
+
+def test_the_log_tells_losses_rates_gradients_and_validation(trained):
+    records = [r for r in trained[3] if r["stage"] == "pretrain"]
+    assert [r["epoch"] for r in records] == list(range(1, 13))
+    assert records[-1]["prior"] < 0.8 * records[0]["prior"]
+    assert records[-1]["lowlevel"] < 0.9 * records[0]["lowlevel"]
+    assert {"grad_prior", "grad_clip", "grad_lowlevel", "grad_softcont"} <= records[0].keys()
+    assert "skip" not in records[0] and "grad_prior" not in records[1]
+    assert records[-1]["val_top1"] > 3 * records[-1]["val_chance"]
+    pivot = [r["pivot"] for r in trained[3] if r["stage"] == "pivot"]
+    assert len(pivot) == 20 and pivot[-1] < 0.5 * pivot[0]
+
+
+def test_the_pivot_carries_image_tokens_to_text(trained):
+    _, targets, base, _ = trained
+    with torch.no_grad():
+        projected = base.projector(targets.rows("tokens", np.arange(TESTED)))
+    right = (projected @ targets.rows("text", np.arange(TESTED)).T).argmax(1) == torch.arange(TESTED)
+    assert right.float().mean() > 10 / TESTED
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_each_method_trains(quick, method):
+    dataset, targets, base = quick
+    before = weights(base)
+    subject = dataset.subject(1).sessions(1)
+    subject.source.seen.clear()
+    tuned = tune(base, subject, targets, QUICK, 3, method)
+    assert same(before, weights(base))
+    assert subject.source.seen <= set(subject.train.row.tolist()), "a test trial was read"
+    after = {name.replace(".linear.weight", ".weight"): v for name, v in tuned.state_dict().items()}
+    kept = {name for name, v in before.items() if name in after and torch.equal(v, after[name])}
+    assert {name for name in before if name.startswith("projector")} <= kept
+    assert "ridges.subj01.weight" in after
+    shared = {name for name in before if name.startswith(("blocks", "head", "retrieval", "prior"))}
+    if method in ("full_finetune", "from_scratch"):
+        assert "head.linear.weight" not in kept and not any(n.startswith("blocks.0") and n in kept and
+                                                            n.endswith("weight") and before[n].ndim == 2
+                                                            for n in shared)
+    else:
+        unchanged = {n for n in shared if n in after}
+        assert unchanged and unchanged <= kept
+        if method != "ridge_only":
+            grown = {n: v for n, v in tuned.fingerprint_state().items() if n.endswith(".B")}
+            assert grown and all(v.abs().sum() > 0 for v in grown.values())
+
+
+@pytest.mark.parametrize("lora, skip, head", [(True, False, False), (False, True, True)])
+def test_parts_of_the_fingerprint_can_be_left_out(quick, lora, skip, head):
+    dataset, targets, base = quick
+    config = dataclasses.replace(QUICK, fingerprint=FingerprintConfig(lora, skip, head, 2, 2.0))
+    names = tune(base, dataset.subject(1), targets, config, 0).fingerprint_state().keys()
+    assert any("skips" in n for n in names) == skip
+    assert any(n.startswith(("blocks", "head", "retrieval")) for n in names) == lora
+
+
+def test_the_same_seed_gives_the_same_weights(quick):
+    dataset, targets, base = quick
+    again = pretrain(dataset.without(subject=1), targets, QUICK, seed=0)
+    other = pretrain(dataset.without(subject=1), targets, QUICK, seed=1)
+    assert same(weights(base), weights(again)) and not same(weights(base), weights(other))
+    first, second, third = (weights(tune(base, dataset.subject(1), targets, QUICK, s)) for s in (5, 5, 6))
+    assert same(first, second) and not same(first, third)
+
+
+def test_pretraining_reads_training_trials_only_and_every_subject_equally(quick, monkeypatch):
+    dataset, targets = world(2, 3)
+    monkeypatch.setattr("mindtuner.training.batches.IN_MEMORY_BYTES", 0)
+    pretrain(dataset, targets, QUICK, seed=0)
+    for subject in dataset.subjects.values():
+        assert subject.source.seen and subject.source.seen <= set(subject.train.row.tolist())
+    feeds = make_feeds({f"subj{n:02d}": s for n, s in dataset.subjects.items()},
+                       {f"subj{n:02d}": s.train for n, s in dataset.subjects.items()}, 0)
+    for batch in batches(feeds, 7, 5):
+        assert [v.shape for v in batch.voxels.values()] == [(7, 21), (7, 22), (7, 23)]
+        assert (batch.stimulus >= TESTED).all() and batch.stimulus.shape == (21,)
+
+
+def test_betas_in_memory_and_on_disk_make_the_same_batches():
+    dataset, _ = world(3, 1)
+    subject = dataset.subject(1)
+    held, read = (Feed(subject, subject.train, 4, in_memory) for in_memory in (True, False))
+    for feed in (held, read):
+        feed.permute_brains(9)
+    for _ in range(12):
+        (a, ids), (b, other) = held.draw(30), read.draw(30)
+        assert torch.equal(a, b) and np.array_equal(ids, other)
+
+
+def test_an_epoch_shows_every_trial_once():
+    dataset, _ = world(4, 1)
+    subject = dataset.subject(1)
+    feed = Feed(subject, subject.train, 0, True)
+    assert steps_per_epoch([feed], 16) == len(subject.train) // 16
+    drawn = np.concatenate([feed.draw(16)[1] for _ in range(len(subject.train) // 16)])
+    assert np.array_equal(np.sort(drawn), np.sort(subject.train.stimulus))
+
+
+def test_permuted_brains_keep_the_trials_and_break_the_pairs():
+    dataset, _ = world(5, 1)
+    subject = dataset.subject(1)
+    feed = Feed(subject, subject.train, 0, True)
+    feed.permute_brains(1)
+    true = subject.betas(subject.train.row)
+    assert np.array_equal(np.sort(feed.betas, axis=0), np.sort(true, axis=0))
+    assert (feed.betas == true).all(1).mean() < 0.1
+    assert np.array_equal(feed.trials.stimulus, subject.train.stimulus)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 2**31))
+def test_partners_stay_within_the_subject_and_mix_its_voxels(sizes, seed):
+    m = sizes[0]
+    original = {f"s{i}": torch.arange(float(m * 2)).reshape(m, 2) + 1000 * i for i in range(len(sizes))}
+    batch = Batch(dict(original), np.zeros(m * len(sizes), int))
+    mixing = loop.Mixing(batch, np.random.default_rng(seed), torch.device("cpu"))
+    assert (mixing.partner // m == torch.arange(m * len(sizes)) // m).all()
+    everything = torch.cat(list(original.values()))
+    expected = mixing.lam[:, None] * everything + (1 - mixing.lam[:, None]) * everything[mixing.partner]
+    torch.testing.assert_close(torch.cat(list(batch.voxels.values())), expected)
+    clean = torch.cat(list(batch.voxels.values()))[mixing.clean]
+    torch.testing.assert_close(clean, everything[mixing.clean])
+
+
+def test_held_out_images_are_apart_and_the_same_for_everybody():
+    dataset, _ = world(6, 2)
+    trials = {f"subj{n:02d}": s.train for n, s in dataset.subjects.items()}
+    fit, held = split_holdout(trials, 0.1, 3)
+    inside = [set(t.stimulus.tolist()) for t in held.values()]
+    assert inside[0] == inside[1] and len(inside[0]) == round(0.1 * (N - TESTED)) and min(inside[0]) >= TESTED
+    assert not inside[0] & set(fit["subj01"].stimulus.tolist())
+    assert len(fit["subj01"]) + len(held["subj01"]) == len(trials["subj01"])
+    whole, none = split_holdout(trials, 0.0, 3)
+    assert len(whole["subj01"]) == len(trials["subj01"]) and len(none["subj01"]) == 0
+
+
+@pytest.mark.parametrize("steps, warmup", [(100, 0.1), (57, 0.3), (2000, 0.01)])
+def test_one_cycle_is_torchs(steps, warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps, pct_start=warmup,
+                                                   final_div_factor=1000, cycle_momentum=False)
+    for step in range(steps):
+        assert loop.one_cycle(step, steps, 0.02, warmup) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
+def test_one_cycle_of_very_few_steps(steps, warmup):
+    assert all(0 < loop.one_cycle(step, steps, 0.02, warmup) <= 0.02 for step in range(steps))
+
+
+def test_biases_and_gains_are_never_decayed():
+    network = BrainNetwork(MODEL, {"subj01": 10})
+    config = dataclasses.replace(FIT, ridge_weight_decay=0.3, weight_decay=0.2)
+    decay = {id(p): g["weight_decay"] for g in loop.parameter_groups(network, config) for p in g["params"]}
+    assert len(decay) == len(list(network.parameters()))
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm)) or name == "bias":
+                assert decay[id(parameter)] == 0
+    assert decay[id(network.ridges["subj01"].weight)] == 0.3
+    assert decay[id(network.projector.matrix.weight)] == 0.2
+
+
+def test_a_loss_that_is_not_finite_stops_training_by_name(quick):
+    dataset, targets, base = quick
+    latents = targets.latents.copy()
+    latents[TESTED:] = np.nan
+    with pytest.raises(RuntimeError, match="mindtuner: loss term 'lowlevel' is not finite at step 0"):
+        tune(base, dataset.subject(1), dataclasses.replace(targets, latents=latents), QUICK, 0)
+
+
+def test_bad_input_is_named(quick):
+    dataset, targets, base = quick
+    subject = dataset.subject(1)
+    few = Targets(*(getattr(targets, field.name)[:50] for field in dataclasses.fields(targets)))
+    cases = [
+        (lambda: tune(base, subject, targets, QUICK, 0, "magic"), "method: 'magic' is unknown"),
+        (lambda: tune(base, dataset.subject(2), targets, QUICK, 0), "base: knows subj02 already"),
+        (lambda: tune(base, subject, targets, QUICK, 0, holdout=1.5), "holdout: is 1.5"),
+        (lambda: tune(base, subject, dataclasses.replace(targets, text=targets.text[:, :3]), QUICK, 0),
+         "targets: text has shape"),
+        (lambda: tune(base, subject, few, QUICK, 0), "but targets hold 50 stimuli"),
+        (lambda: tune(base, dataclasses.replace(subject, trials=subject.test), targets, QUICK, 0),
+         "subj01: trials hold no training trial"),
+        (lambda: pretrain(dataclasses.replace(dataset, subjects={}), targets, QUICK, 0),
+         "dataset: holds no subject"),
+    ]
+    for call, message in cases:
+        with pytest.raises(UserError) as caught:
+            call()
+        text = str(caught.value)
+        assert message in text and "expected" in text and "\n" not in text
+
+
+def test_a_leak_is_refused(quick):
+    dataset, targets, base = quick
+    subject = dataset.subject(1)
+    leaky = dataclasses.replace(subject.trials, is_test=np.zeros(len(subject.trials), bool))
+    with pytest.raises(UserError, match="shows a shared test image in training"):
+        tune(base, dataclasses.replace(subject, trials=leaky), targets, QUICK, 0)
+
+
+def outputs(network, voxels, name):
+    network.eval()
+    with torch.no_grad():
+        return network(voxels, name).retrieval_tokens
+
+
+def test_networks_and_fingerprints_survive_the_disk(quick, tmp_path):
+    dataset, targets, base = quick
+    voxels = torch.from_numpy(dataset.subject(1).betas(np.arange(5)))
+    tuned = tune(base, dataset.subject(1), targets, QUICK, 0)
+    save_network(tmp_path / "base.safetensors", base, {"seed": 0})
+    save_network(tmp_path / "tuned.safetensors", tuned, {"seed": 0})
+    save_fingerprint(tmp_path / "print.safetensors", tuned, {"subject": 1, "note": "é"})
+    random = torch.random.get_rng_state()
+    again = load_network(tmp_path / "base.safetensors")
+    assert same(weights(base), weights(again))
+    for loaded in (load_network(tmp_path / "tuned.safetensors"),
+                   load_fingerprint(tmp_path / "print.safetensors", again)):
+        assert torch.equal(outputs(loaded, voxels, "subj01"), outputs(tuned, voxels, "subj01"))
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert read_card(tmp_path / "print.safetensors") == {"subject": 1, "note": "é"}
+    assert {p.stem for p in tmp_path.iterdir()} == {"base", "print", "tuned"}  # and no half-written one
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("print", "tuned")]
+    assert sizes[0] < 0.5 * sizes[1]
+    save_fingerprint(tmp_path / "full", tune(base, dataset.subject(1), targets, QUICK, 0, "full_finetune"), {})
+    with pytest.raises(UserError, match="belongs to another base"):
+        load_fingerprint(tmp_path / "full", base)
+
+
+def test_damaged_files_are_the_users_error(quick, tmp_path):
+    _, _, base = quick
+    whole = tmp_path / "base.safetensors"
+    save_network(whole, base, {})
+    for name, content in {"cut": whole.read_bytes()[:-100], "short": whole.read_bytes()[:40], "empty": b"",
+                          "text": b"not weights at all, but long enough"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: not a whole safetensors file"):
+            load_network(tmp_path / name)
+    with pytest.raises(UserError, match="absent: not found"):
+        load_network(tmp_path / "absent")
+    with pytest.raises(UserError, match="kind is 'network'; expected 'fingerprint'"):
+        load_fingerprint(whole, base)
+    with pytest.raises(UserError, match="holds no fingerprint"):
+        save_fingerprint(tmp_path / "none", base, {})
+    torch.save({}, tmp_path / "pickle")
+    with pytest.raises(UserError):
+        load_network(tmp_path / "pickle")
