@@ -30,9 +30,10 @@ MIN_IMAGES = 20
 class Brain:
     """One simulated subject and its noise-free responses to n images.
 
-    ``signal`` and ``linear`` are float32 (n, V): S and L, each voxel of mean 0 and sd 1 over the images. ``phi`` (V,)
-    is sd of the fingerprint over sd of the linear part, ``ncsnr`` (V,) signal sd over the noise sd of one trial at
-    noise 1, ``noise_ceiling`` (V,) that of the mean of three repeats. ``prfs`` are those of V1 to V4.
+    ``signal`` and ``linear`` are float32 (n, V): S and L, each voxel of mean 0 and sd 1 over the images.
+    ``phi`` (V,) is sd of the fingerprint over sd of the linear part, ``ncsnr`` (V,) signal sd over the noise
+    sd of one trial at noise 1, ``noise_ceiling`` (V,) that of the mean of three repeats. ``prfs`` are those
+    of V1 to V4.
     """
 
     number: int
@@ -61,31 +62,42 @@ class Brain:
         return self.phi**2 / (1 + self.phi**2)
 
     def truth(self) -> dict[str, np.ndarray]:
-        """What was planted, per voxel, as arrays to store beside the data: ``ncsnr``, ``noise_ceiling``, ``phi``,
-        ``fingerprint_share`` (V,), ``sheet`` (V, 2), and ``prf_x``, ``prf_y``, ``prf_size`` (V,), NaN where a voxel
-        has no pRF."""
+        """What was planted, per voxel, as arrays to store beside the data: ``ncsnr``, ``noise_ceiling``,
+        ``phi``, ``fingerprint_share`` (V,), ``sheet`` (V, 2), and ``prf_x``, ``prf_y``, ``prf_size`` (V,),
+        NaN where a voxel has no pRF."""
         early = self.sheet.mask("V1", "V2", "V3", "V4")
         prf = np.full((3, len(early)), np.nan, np.float32)
         prf[:, early] = [*self.prfs.centre.T, self.prfs.size]
-        return {"ncsnr": self.ncsnr, "noise_ceiling": self.noise_ceiling, "phi": self.phi,
-                "fingerprint_share": self.fingerprint_share, "sheet": self.sheet.position.astype(np.float32),
-                "prf_x": prf[0], "prf_y": prf[1], "prf_size": prf[2]}
+        return {
+            "ncsnr": self.ncsnr,
+            "noise_ceiling": self.noise_ceiling,
+            "phi": self.phi,
+            "fingerprint_share": self.fingerprint_share,
+            "sheet": self.sheet.position.astype(np.float32),
+            "prf_x": prf[0],
+            "prf_y": prf[1],
+            "prf_size": prf[2],
+        }
 
 
-def simulate_brain(number: int, n_voxels: int, early: np.ndarray, semantic: np.ndarray, phi: float,
-                   seed: int) -> Brain:
+def simulate_brain(
+    number: int, n_voxels: int, early: np.ndarray, semantic: np.ndarray, phi: float, seed: int
+) -> Brain:
     """A subject's noise-free responses to the images whose features are given.
 
-    ``early`` (n, 18, 16, 16) and ``semantic`` (n, 76) come from ``early_features`` and ``semantic_features``. All
-    subjects of one ``seed`` share an atlas of tuning; ``number`` decides everything that is the subject's own.
-    Standardisation and regressions run over exactly these images, so give all that the subject ever sees.
+    ``early`` (n, 18, 16, 16) and ``semantic`` (n, 76) come from ``early_features`` and ``semantic_features``.
+    All subjects of one ``seed`` share an atlas of tuning; ``number`` decides everything that is the subject's
+    own. Standardisation and regressions run over exactly these images, so give all that the subject ever
+    sees.
 
-    Raises UserError on shapes that do not fit, fewer than 20 images, fewer than 50 voxels, a negative ``phi`` or
-    stimuli that are all alike.
+    Raises UserError on shapes that do not fit, fewer than 20 images, fewer than 50 voxels, a negative ``phi``
+    or stimuli that are all alike.
     """
     if early.shape[1:] != (CHANNELS, GRID, GRID) or semantic.shape != (len(early), FEATURES):
-        raise UserError(f"features: shapes {early.shape} and {semantic.shape}; expected (n, {CHANNELS}, {GRID}, "
-                        f"{GRID}) and (n, {FEATURES})")
+        raise UserError(
+            f"features: shapes {early.shape} and {semantic.shape}; expected (n, {CHANNELS}, {GRID}, "
+            f"{GRID}) and (n, {FEATURES})"
+        )
     if len(early) < MIN_IMAGES:
         raise UserError(f"images: {len(early)} for subject {number}; expected at least {MIN_IMAGES}")
     atlas, own = derive_seed(seed, "atlas"), derive_seed(seed, "subject", number)
@@ -104,21 +116,26 @@ def simulate_brain(number: int, n_voxels: int, early: np.ndarray, semantic: np.n
 def measure(brain: Brain, rows: np.ndarray, session: np.ndarray, noise: float = 1.0) -> np.ndarray:
     """Betas of single trials before any z-scoring, float32 (trials, V), in units of the signal's sd.
 
-    ``rows`` (trials,) says which image of ``brain.signal`` each trial shows and ``session`` (trials,) in which
-    session, trials of a session in the order of time. ``noise`` multiplies the noise; 0 gives the signal itself.
-    A session's noise depends on the subject and the session's number only, so sessions may be measured one by one.
+    ``rows`` (trials,) says which image of ``brain.signal`` each trial shows and ``session`` (trials,) in
+    which session, trials of a session in the order of time. ``noise`` multiplies the noise; 0 gives the
+    signal itself. A session's noise depends on the subject and the session's number only, so sessions may be
+    measured one by one.
 
     Raises UserError where ``noise`` is negative, or rows and sessions do not fit each other or the brain.
     """
     check_noise(noise)
     rows, session = np.asarray(rows), np.asarray(session)
     if rows.ndim != 1 or rows.shape != session.shape:
-        raise UserError(f"rows and session: shapes {rows.shape} and {session.shape}; expected two equal (trials,)")
+        raise UserError(
+            f"rows and session: shapes {rows.shape} and {session.shape}; expected two equal (trials,)"
+        )
     if rows.size and not (0 <= rows.min() and rows.max() < len(brain.signal)):
         raise UserError(f"rows: {rows.min()} to {rows.max()}; expected 0 to {len(brain.signal) - 1}")
     betas = brain.signal[rows]
     if noise > 0:
         for number in np.unique(session):
             here = session == number
-            betas[here] += noise / brain.ncsnr * session_noise(int(here.sum()), brain.sheet, brain.seed, int(number))
+            betas[here] += (
+                noise / brain.ncsnr * session_noise(int(here.sum()), brain.sheet, brain.seed, int(number))
+            )
     return betas

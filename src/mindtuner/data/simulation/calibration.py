@@ -1,7 +1,8 @@
 """``python -m mindtuner.data.simulation.calibration``: measure what the simulated brains are like.
 
-Looks at random scenes of its own (coloured ellipses on 1/f textures, labels to match), estimates every planted
-number from the simulated data alone, and prints the table of docs/simulation.md. No decoder takes part.
+Looks at random scenes of its own (coloured ellipses on 1/f textures, labels to match), estimates every
+planted number from the simulated data alone, and prints the table of docs/simulation.md. No decoder takes
+part.
 """
 
 from __future__ import annotations
@@ -16,12 +17,23 @@ from mindtuner.data.simulation.early import early_features
 from mindtuner.data.simulation.labels import PlacedObject, SceneLabels
 from mindtuner.data.simulation.semantic import semantic_features
 
-_GROUPS = {"animal": "dog cat horse cow bird fish", "vehicle": "car bus train boat plane bike",
-           "food": "apple bread cake pizza carrot melon", "plant": "tree flower cactus bush fern palm",
-           "tool": "hammer saw fork knife brush spoon", "person": "man woman boy girl baby nurse"}
+_GROUPS = {
+    "animal": "dog cat horse cow bird fish",
+    "vehicle": "car bus train boat plane bike",
+    "food": "apple bread cake pizza carrot melon",
+    "plant": "tree flower cactus bush fern palm",
+    "tool": "hammer saw fork knife brush spoon",
+    "person": "man woman boy girl baby nurse",
+}
 _PLACES = ("beach", "street", "kitchen", "forest", "field", "snow", "room", "sky")
-_COLOURS = {"red": (0.8, 0.15, 0.1), "green": (0.15, 0.6, 0.2), "blue": (0.15, 0.25, 0.8), "yellow": (0.9, 0.8, 0.2),
-            "black": (0.08, 0.08, 0.08), "white": (0.92, 0.92, 0.92)}
+_COLOURS = {
+    "red": (0.8, 0.15, 0.1),
+    "green": (0.15, 0.6, 0.2),
+    "blue": (0.15, 0.25, 0.8),
+    "yellow": (0.9, 0.8, 0.2),
+    "black": (0.08, 0.08, 0.08),
+    "white": (0.92, 0.92, 0.92),
+}
 
 
 def random_scenes(count: int, seed: int, side: int = 64) -> tuple[np.ndarray, list[SceneLabels]]:
@@ -71,18 +83,23 @@ def effective_dimension(responses: np.ndarray) -> float:
     return float(np.trace(gram) ** 2 / (gram**2).sum())
 
 
-def held_out_r2(source: np.ndarray, target: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """R^2 per column of ``target`` on the other images, of ridge regression from ``source``; the penalty that does
-    best is chosen (in favour of the linear model)."""
-    mean = source[train].mean(0)
-    inner, outer = source[train] - mean, source[~train] - mean
-    gram, cross = inner @ inner.T, outer @ inner.T
+def held_out_r2(
+    source: np.ndarray, target: np.ndarray, train: np.ndarray, smooth: bool = False
+) -> np.ndarray:
+    """R^2 per column of ``target`` on the images that ``train`` (bool) leaves out, of ridge regression from
+    ``source``: linear, or with a Gaussian kernel where ``smooth``. The penalty that does best on the left-out
+    images is taken, in favour of the regression."""
+    gram = (source - source[train].mean(0)) @ (source - source[train].mean(0)).T
+    if smooth:
+        distance = np.diag(gram)[:, None] + np.diag(gram) - 2 * gram
+        gram = np.exp(-distance / (0.6 * np.median(distance)))
+    inner, outer = gram[np.ix_(train, train)], gram[np.ix_(~train, train)]
     offset, best = target[train].mean(0), np.full(target.shape[1], -np.inf)
     variance = ((target[~train] - offset) ** 2).mean(0)
     for penalty in (0.01, 0.1, 1.0, 10.0):
-        weights = np.linalg.solve(gram + penalty * np.trace(gram) / len(gram) * np.eye(len(gram)),
-                                  target[train] - offset)
-        best = np.maximum(best, 1 - ((target[~train] - offset - cross @ weights) ** 2).mean(0) / variance)
+        ridge = inner + penalty * np.trace(inner) / len(inner) * np.eye(len(inner))
+        predicted = offset + outer @ np.linalg.solve(ridge, target[train] - offset)
+        best = np.maximum(best, 1 - ((target[~train] - predicted) ** 2).mean(0) / variance)
     return best
 
 
@@ -97,23 +114,33 @@ def table(early: np.ndarray, semantic: np.ndarray, n_voxels: int, phi: float, se
     brain, other = (simulate_brain(number, n_voxels, early, semantic, phi, seed) for number in (1, 2))
     estimate = estimated_ceiling(repeats_of(brain))
     part = brain.fingerprint
-    train = np.arange(len(early)) % 2 == 0
-    linear_r2 = held_out_r2(brain.linear, part, train) if phi else np.zeros(n_voxels)
-    lines = [f"{len(early)} images, subject 1, {n_voxels} voxels, phi {phi}, seed {seed}",
-             "area        voxels  planted noise ceiling       estimated  phi      phi       dim  dim  linear R2",
-             "                    mean   p5    p50   p95      mean       planted  measured  L    N    of N"]
+    train = np.arange(len(early)) % 5 > 0
+    nothing = np.zeros(n_voxels)
+    straight, smooth = (
+        held_out_r2(brain.linear, part, train, kind) if phi else nothing for kind in (False, True)
+    )
+    lines = [
+        f"{len(early)} images, subject 1, {n_voxels} voxels, phi {phi}, seed {seed}",
+        "             voxels  noise ceiling: planted         esti-  phi:     mea-   dimension   R2 of N from L",
+        "                     mean   p5    p50   p95         mated  planted  sured   L     N     linear  smooth",
+    ]
     for name in ("nsd_general", *AREAS):
         here = brain.rois[name]
-        low, middle, high = np.percentile(brain.noise_ceiling[here], (5, 50, 95))
+        ceiling, planted = brain.noise_ceiling[here], brain.phi[here].mean()
+        low, middle, high = np.percentile(ceiling, (5, 50, 95))
         measured = (part[:, here].std(0) / brain.linear[:, here].std(0)).mean()
         dims = [effective_dimension(x[:, here]) if x.any() else 0 for x in (brain.linear, part)]
-        lines.append(f"{name:12}{here.sum():6}  {brain.noise_ceiling[here].mean():.2f}   {low:.2f}  {middle:.2f}  "
-                     f"{high:.2f}     {estimate[here].mean():.2f}       {brain.phi[here].mean():.2f}     {measured:.2f}"
-                     f"      {dims[0]:4.1f} {dims[1]:4.1f} {linear_r2[here].mean():6.2f}")
+        lines.append(
+            f"{name:12} {here.sum():6}  {ceiling.mean():.2f}   {low:.2f}  {middle:.2f}  {high:.2f}"
+            f"        {estimate[here].mean():.2f}   {planted:.2f}     {measured:.2f}   {dims[0]:5.1f} "
+            f"{dims[1]:5.1f}   {straight[here].mean():5.2f}   {smooth[here].mean():5.2f}"
+        )
     few = slice(0, 300)
-    lines.append(f"subjects 1 and 2, similarity of 300 images' geometry: L "
-                 f"{similarity(brain.linear[few], other.linear[few]):.2f}" +
-                 (f", N {similarity(part[few], other.fingerprint[few]):.2f}" if phi else ""))
+    lines.append(
+        f"subjects 1 and 2, similarity of 300 images' geometry: L "
+        f"{similarity(brain.linear[few], other.linear[few]):.2f}"
+        + (f", N {similarity(part[few], other.fingerprint[few]):.2f}" if phi else "")
+    )
     error = estimate - brain.noise_ceiling
     lines.append(f"estimated less planted noise ceiling: mean {error.mean():+.3f}, sd {error.std():.3f}")
     return "\n".join(lines)

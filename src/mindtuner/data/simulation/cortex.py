@@ -18,10 +18,10 @@ MIN_VOXELS = 50
 class Sheet:
     """Voxels of one subject, area after area.
 
-    ``area`` (V,) indexes ``AREAS``. ``position`` (V, 2): place on the flattened sheet on which the areas lie side
-    by side, in units of the sheet's height, so that areas have areas in proportion to their voxels. ``map``
-    (V, 2): coordinates 0..1 within the area, warped as this brain is: where two subjects' voxels have equal
-    ``map``, they do the same thing.
+    ``area`` (V,) indexes ``AREAS``. ``position`` (V, 2): place on the flattened sheet on which the areas lie
+    side by side, in units of the sheet's height, so that areas have areas in proportion to their voxels.
+    ``map`` (V, 2): coordinates 0..1 within the area, warped as this brain is: where two subjects' voxels have
+    equal ``map``, they do the same thing.
     """
 
     area: np.ndarray
@@ -51,18 +51,22 @@ def make_sheet(n_voxels: int, seed: int) -> Sheet:
     # the R2 sequence spreads any number of points evenly; a random shift makes it the subject's own
     steps = np.array([0.7548776662466927, 0.5698402909980532])
     local = [(np.arange(n)[:, None] * steps + rng.random(2)) % 1 for n in counts]
-    position = [points * [n / n_voxels * 6, 1] + [6 * (end - n) / n_voxels, 0]
-                for points, n, end in zip(local, counts, ends)]
-    warped = [points + 0.05 * smooth_fields(points, 2, 0.4, derive_seed(seed, "warp", name))
-              for points, name in zip(local, AREAS)]
+    position = [
+        points * [n / n_voxels * 6, 1] + [6 * (end - n) / n_voxels, 0]
+        for points, n, end in zip(local, counts, ends)
+    ]
+    warped = [
+        points + 0.05 * smooth_fields(points, 2, 0.4, derive_seed(seed, "warp", name))
+        for points, name in zip(local, AREAS)
+    ]
     return Sheet(np.repeat(np.arange(len(AREAS)), counts), np.concatenate(position), np.concatenate(warped))
 
 
 def smooth_fields(points: np.ndarray, fields: int, length: float, seed: int) -> np.ndarray:
     """Random maps over the sheet, float32 (V, fields), each about a standard normal at every point.
 
-    A Gaussian process with covariance exp(-d^2 / (2 length^2)), by 128 random Fourier features (Rahimi and Recht,
-    2007). The seed fixes the map itself: other points are other samples of the same map.
+    A Gaussian process with covariance exp(-d^2 / (2 length^2)), by 128 random Fourier features (Rahimi and
+    Recht, 2007). The seed fixes the map itself: other points are other samples of the same map.
     """
     rng = np.random.default_rng(seed)
     waves, phases = rng.standard_normal((2, 128)) / length, rng.uniform(0, 2 * np.pi, 128)

@@ -1,7 +1,8 @@
-"""What early visual cortex measures in an image: Gabor energy and colour-opponent contrast, position by position.
+"""What early visual cortex measures in an image: Gabor energy and colour-opponent contrast, position by
+position.
 
-The decoder never sees these features. Gabor energy is the complex-cell model of Adelson and Bergen (1985): the
-root of the summed squares of two Gabor filters in quadrature.
+The decoder never sees these features. Gabor energy is the complex-cell model of Adelson and Bergen (1985):
+the root of the summed squares of two Gabor filters in quadrature.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ _OPPONENT = torch.tensor([[0.299, 0.587, 0.114], [0.5, -0.5, 0.0], [-0.25, -0.25
 def early_features(images: np.ndarray | torch.Tensor) -> np.ndarray:
     """Maps of early vision, float32 (n, 18, 16, 16), all >= 0.
 
-    ``images`` are (n, 3, H, W) in 0..1, any float type. Channels 0-11 are Gabor energy, finest scale first and
-    four orientations each (wavelengths 4, 8 and 16 of 64 pixels); 12-17 are brighter and darker than mid-grey,
-    red, green, blue and yellow. An image's maps do not depend on the others in the batch.
+    ``images`` are (n, 3, H, W) in 0..1, any float type. Channels 0-11 are Gabor energy, finest scale first
+    and four orientations each (wavelengths 4, 8 and 16 of 64 pixels); 12-17 are brighter and darker than
+    mid-grey, red, green, blue and yellow. An image's maps do not depend on the others in the batch.
 
     Raises UserError where the shape or the range is another.
     """
@@ -36,10 +37,11 @@ def early_features(images: np.ndarray | torch.Tensor) -> np.ndarray:
         raise UserError(f"images: shape {tuple(images.shape)}; expected (n, 3, H, W)")
     maps = np.empty((len(images), CHANNELS, GRID, GRID), np.float32)
     for start in range(0, len(images), _BATCH):
-        batch = torch.as_tensor(images[start:start + _BATCH]).float()
+        batch = images[start : start + _BATCH]
+        batch = torch.from_numpy(batch.astype(np.float32)) if isinstance(batch, np.ndarray) else batch.float()
         if not (batch.min() >= -1e-3 and batch.max() <= 1 + 1e-3):  # also refuses NaN
             raise UserError(f"images: values {batch.min():.3g} to {batch.max():.3g}; expected 0..1")
-        maps[start:start + _BATCH] = _maps(batch).numpy()
+        maps[start : start + _BATCH] = _maps(batch).numpy()
     return maps
 
 
@@ -63,7 +65,8 @@ def _gabor_energy(luminance: torch.Tensor) -> torch.Tensor:
 
 
 def _gabors() -> torch.Tensor:
-    """Quadrature Gabors of 4 pixels' wavelength, (8, 1, 9, 9): even ones, then odd ones; none sees uniform grey."""
+    """Quadrature Gabors of 4 pixels' wavelength, (8, 1, 9, 9): even ones, then odd ones; none sees uniform
+    grey."""
     y, x = torch.meshgrid(torch.arange(-4.0, 5), torch.arange(-4.0, 5), indexing="ij")
     angles = torch.arange(ORIENTATIONS)[:, None, None] * math.pi / ORIENTATIONS
     phase = 2 * math.pi / 4 * (x * angles.cos() + y * angles.sin())

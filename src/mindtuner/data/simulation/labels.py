@@ -8,16 +8,26 @@ from dataclasses import dataclass
 from mindtuner.errors import UserError
 
 COLOURS = frozenset(
-    "red orange yellow green blue purple pink brown black white grey gray golden silver beige turquoise violet".split())
+    re.findall(
+        r"\w+",
+        "red orange yellow green blue purple pink brown black white grey gray golden silver beige turquoise "
+        "violet",
+    )
+)
 
 _STOP_WORDS = frozenset(
-    """a about above across after against all along also am among an and another any are around as at away back be
-    because been before behind being below beside between both but by can could do does down during each either few
-    for from front had has have he her here him his how i if in inside into is it its itself just large left like
-    little lot many may more most much my near next no not of off on one onto or other others our out outside over
-    own right s several she showing shown shows small so some such t than that the their them then there these they
-    this those through to together top toward towards two under up upon very was we were what when where which while
-    who whose will with within without would you your""".split())
+    re.findall(
+        r"\w+",
+        """a about above across after against all along also am among an and another any are around as at away
+    back be because been before behind being below beside between both but by can could do does down
+    during each either few for from front had has have he her here him his how i if in inside into is it
+    its itself just large left like little lot many may more most much my near next no not of off on one
+    onto or other others our out outside over own right s several she showing shown shows small so some
+    such t than that the their them then there these they this those through to together top toward
+    towards two under up upon very was we were what when where which while who whose will with within
+    without would you your""",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,9 @@ class SceneLabels:
 def content_labels(caption: str) -> SceneLabels:
     """Labels of a stimulus of which only a caption is known: its content words as objects of group "word".
 
-    Words are lower-cased and stop words dropped. A colour word becomes the colour of the next content word; one
-    that nothing follows stands for itself. Where things are is unknown, so all sit in the centre at half size.
+    Words are lower-cased and stop words dropped. A colour word becomes the colour of the next content word;
+    one that nothing follows stands for itself. Where things are is unknown, so all sit in the centre at half
+    size.
 
     >>> [(o.name, o.colour) for o in content_labels("A dog beside the red ball").objects]
     [('dog', ''), ('ball', 'red')]

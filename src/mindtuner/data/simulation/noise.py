@@ -11,15 +11,15 @@ from mindtuner.runtime import derive_seed
 MEAN_CEILING, LOWEST, HIGHEST = 0.36, 0.02, 0.80
 SHARED_SHARE, DRIFT_SHARE = 0.3, 0.1  # of the noise variance; the rest is each voxel's own
 _SHARED, _DRIFTS = 10, 4
-_AREA_OFFSET = np.array([0.9, 0.7, 0.5, 0.4, -0.5])
+_AREA_OFFSET = np.array([1.2, 1.0, 0.8, 0.5, -0.5])
 
 
 def noise_ceilings(sheet: Sheet, patches: np.ndarray, seed: int) -> np.ndarray:
-    """Noise ceiling of the mean of 3 repeats, float32 (V,): smooth over the sheet, between 0.02 and 0.80, mean 0.36
-    exactly, higher in early areas and in category-selective ``patches`` (V,) in 0..1."""
+    """Noise ceiling of the mean of 3 repeats, float32 (V,): smooth over the sheet, between 0.02 and 0.80,
+    mean 0.36 exactly, higher in early areas and in category-selective ``patches`` (V,) in 0..1."""
     field = smooth_fields(sheet.position, 1, 0.2, derive_seed(seed, "ceiling"))[:, 0]
     own = np.random.default_rng(derive_seed(seed, "ceiling of one voxel")).standard_normal(len(field))
-    height = _AREA_OFFSET[sheet.area] + 1.3 * patches + 1.2 * field + 0.4 * own
+    height = _AREA_OFFSET[sheet.area] + 1.3 * patches + 1.0 * field + 0.4 * own
     low, high = -20.0, 20.0
     for _ in range(60):  # bisection on the level that gives the mean
         level = (low + high) / 2
@@ -36,8 +36,9 @@ def ncsnr_of(ceiling: np.ndarray) -> np.ndarray:
 def session_noise(trials: int, sheet: Sheet, seed: int, session: int) -> np.ndarray:
     """Noise of one session, float32 (trials, V), each voxel's of unit variance in expectation.
 
-    30 % of the variance is shared (10 smooth maps, new weights every trial), 10 % drifts slowly (4 smooth maps on
-    the four slowest cosines of the session, so it has no mean within a session), 60 % is each voxel's own.
+    30 % of the variance is shared (10 smooth maps, new weights every trial), 10 % drifts slowly (4 smooth
+    maps on the four slowest cosines of the session, so it has no mean within a session), 60 % is each voxel's
+    own.
     """
     rng = np.random.default_rng(derive_seed(seed, "noise", session))
     shared = rng.standard_normal((trials, _SHARED), np.float32) @ _unit_maps(sheet, _SHARED, seed, "shared").T

@@ -1,4 +1,5 @@
-"""What category-selective cortex could know about a scene, as numbers: objects, places, colours, counts, layout.
+"""What category-selective cortex could know about a scene, as numbers: objects, places, colours, counts,
+layout.
 
 Computed from the stimulus's own labels, never from a network. Every name has a fixed random vector that its
 spelling alone decides, so any vocabulary works and a name means the same in every dataset.
@@ -26,9 +27,9 @@ def semantic_features(labels: list[SceneLabels]) -> np.ndarray:
 
     objects: sum over objects of their name's vector, bigger ones more, at unit total weight; half of a name's
     vector is its group's. place, colours: the same for the place and the objects' colours. counts: how many
-    objects there are (soft one-hot of 1, 2, 3, 4 and more) and how many groups. layout: how much of each cell of
-    a 4 x 4 grid objects cover, and their centre of mass and total size. bindings: which colour is on which object
-    (elementwise product of two vectors, so that red dog + blue car differs from blue dog + red car).
+    objects there are (soft one-hot of 1, 2, 3, 4 and more) and how many groups. layout: how much of each cell
+    of a 4 x 4 grid objects cover, and their centre of mass and total size. bindings: which colour is on which
+    object (elementwise product of two vectors, so that red dog + blue car differs from blue dog + red car).
 
     Raises UserError where there is no scene, or one without objects.
     """
@@ -50,8 +51,11 @@ def _scene(scene: SceneLabels, where: int) -> np.ndarray:
     for share, o in zip(weight, objects):
         if o.colour:
             row[BLOCKS["colours"]] += share * _vector("colour", o.colour, _WIDTHS["colours"])
-            row[BLOCKS["bindings"]] += (share * _vector("bound colour", o.colour, _WIDTHS["bindings"])
-                                        * _vector("bound object", o.name, _WIDTHS["bindings"]))
+            row[BLOCKS["bindings"]] += (
+                share
+                * _vector("bound colour", o.colour, _WIDTHS["bindings"])
+                * _vector("bound object", o.name, _WIDTHS["bindings"])
+            )
     groups = len({o.group for o in objects})
     row[BLOCKS["counts"]] = [*np.exp(-((np.arange(1, 5) - min(len(objects), 4)) ** 2)), groups]
     row[BLOCKS["layout"]] = _layout(objects)
@@ -59,7 +63,8 @@ def _scene(scene: SceneLabels, where: int) -> np.ndarray:
 
 
 def _layout(objects) -> np.ndarray:
-    x, y, size = (np.array([getattr(o, field) for o in objects]) for field in ("x", "y", "size"))
+    x, y = np.array([o.x for o in objects]), np.array([o.y for o in objects])
+    size = np.maximum([o.size for o in objects], 0.01)
     centres = (np.arange(_CELLS) + 0.5) / _CELLS
     reach = np.maximum(size, 0.1)[:, None] / 2
     across = np.exp(-((centres - x[:, None]) ** 2) / (2 * reach**2))
@@ -69,7 +74,7 @@ def _layout(objects) -> np.ndarray:
     return np.array([*occupancy, x @ size / total, y @ size / total, total])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _vector(kind: str, name: str, width: int) -> np.ndarray:
     vector = np.random.default_rng(derive_seed(0, kind, name)).standard_normal(width).astype(np.float32)
     vector /= np.sqrt(width)
@@ -78,5 +83,9 @@ def _vector(kind: str, name: str, width: int) -> np.ndarray:
 
 def _object_vector(name: str, group: str) -> np.ndarray:
     width = _WIDTHS["objects"]
-    fall = np.arange(1, width + 1) ** -0.5  # few dimensions carry most: a power law, as in cortex
-    return fall * (_vector("group", group, width) + _vector("object", name, width)) / np.sqrt(2 * (fall**2).mean())
+    fall = np.arange(1, width + 1) ** -0.3  # few dimensions carry most: a power law, as in cortex
+    return (
+        fall
+        * (_vector("group", group, width) + _vector("object", name, width))
+        / np.sqrt(2 * (fall**2).mean())
+    )

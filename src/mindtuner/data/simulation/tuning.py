@@ -1,4 +1,5 @@
-"""The part of a brain that subjects share up to a linear mixing: pRFs in early areas, tuning to scenes above."""
+"""The part of a brain that subjects share up to a linear mixing: pRFs in early areas, tuning to scenes
+above."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ _PATCHES = 6
 
 @dataclass(frozen=True)
 class Prfs:
-    """Population receptive fields of the voxels of V1 to V4: centre (V, 2) as x, y in 0..1 of the image (y down),
-    ``size`` (V,) standard deviation in the same unit, ``exponent`` (V,), ``tuning`` (V, 18) over channels."""
+    """Population receptive fields of the voxels of V1 to V4: centre (V, 2) as x, y in 0..1 of the image (y
+    down), ``size`` (V,) standard deviation in the same unit, ``exponent`` (V,), ``tuning`` (V, 18) over
+    channels."""
 
     centre: np.ndarray
     size: np.ndarray
@@ -34,9 +36,9 @@ class Prfs:
 
 
 def make_prfs(sheet: Sheet, atlas_seed: int, seed: int) -> Prfs:
-    """pRFs of a subject's early voxels. The first map coordinate is eccentricity (logarithmic, so the fovea is
-    magnified), the second polar angle, mirrored between neighbouring areas. Channel tuning is one shared map per
-    area plus a smaller one of the subject's own."""
+    """pRFs of a subject's early voxels. The first map coordinate is eccentricity (logarithmic, so the fovea
+    is magnified), the second polar angle, mirrored between neighbouring areas. Channel tuning is one shared
+    map per area plus a smaller one of the subject's own."""
     early = sheet.mask(*EARLY)
     area, at = sheet.area[early], sheet.map[early]
     eccentricity = _FOVEA * np.expm1(np.clip(at[:, 0], 0, 1) * np.log1p(_PERIPHERY / _FOVEA))
@@ -49,19 +51,22 @@ def make_prfs(sheet: Sheet, atlas_seed: int, seed: int) -> Prfs:
         here = area == index
         shared = smooth_fields(at[here], CHANNELS, 0.15, derive_seed(atlas_seed, "channels", name))
         own = smooth_fields(at[here], CHANNELS, 0.15, derive_seed(seed, "channels", name))
-        tuning[here] = np.exp(1.2 * shared + 0.4 * own)
+        tuning[here] = np.exp(1.8 * shared + 0.6 * own)
     tuning /= tuning.sum(1, keepdims=True)
     return Prfs(centre, size, _EXPONENT[area], tuning)
 
 
 def prf_responses(maps: np.ndarray, prfs: Prfs) -> np.ndarray:
-    """Responses of early voxels, float32 (n, V): (sum over channels and places of tuning x pRF x map)^exponent,
-    the compressive spatial summation model (Kay et al. 2013). 5 % of the pRF's weight lies evenly over the image,
-    so that a plain background never leaves a voxel silent. ``maps`` are (n, 18, 16, 16)."""
+    """Responses of early voxels, float32 (n, V): (sum over channels and places of tuning x pRF x
+    map)^exponent, the compressive spatial summation model (Kay et al. 2013). 5 % of the pRF's weight lies
+    evenly over the image, so that a plain background never leaves a voxel silent. ``maps`` are (n, 18, 16,
+    16)."""
     maps = maps.reshape(len(maps), CHANNELS, -1)
     maps = maps / np.maximum(maps.mean((0, 2), keepdims=True), 1e-6)  # channels adapt to their average drive
     cells = (np.arange(GRID) + 0.5) / GRID
-    x, y = (np.exp(-((cells - prfs.centre[:, [axis]]) ** 2) / (2 * prfs.size[:, None] ** 2)) for axis in (0, 1))
+    x, y = (
+        np.exp(-((cells - prfs.centre[:, [axis]]) ** 2) / (2 * prfs.size[:, None] ** 2)) for axis in (0, 1)
+    )
     weight = (y[:, :, None] * x[:, None, :]).reshape(len(x), -1)
     weight = 0.95 * weight / weight.sum(1, keepdims=True) + 0.05 / GRID**2
     weight = weight.astype(np.float32).T
@@ -72,15 +77,18 @@ def prf_responses(maps: np.ndarray, prfs: Prfs) -> np.ndarray:
 
 
 def selectivity(sheet: Sheet, atlas_seed: int) -> np.ndarray:
-    """How much a voxel lies in a category-selective patch, float (V,) in 0..1; 0 below V4. The patches are at the
-    same places of every subject's map."""
+    """How much a voxel lies in a category-selective patch, float (V,) in 0..1; 0 below V4. The patches are at
+    the same places of every subject's map."""
     centres = np.random.default_rng(derive_seed(atlas_seed, "patches")).uniform(0.1, 0.9, (_PATCHES, 2))
     distance = ((sheet.map[:, None] - centres) ** 2).sum(-1).min(1)
     return np.exp(-distance / (2 * 0.1**2)) * sheet.mask("higher_vis")
 
 
-def scene_responses(features: np.ndarray, sheet: Sheet, voxels: np.ndarray, atlas_seed: int, seed: int) -> np.ndarray:
-    """Responses of ``voxels`` (bool mask) to what scenes hold, float32 (n, V): linear in the features (n, 76).
+def scene_responses(
+    features: np.ndarray, sheet: Sheet, voxels: np.ndarray, atlas_seed: int, seed: int
+) -> np.ndarray:
+    """Responses of ``voxels`` (bool mask) to what scenes hold, float32 (n, V): linear in the features (n,
+    76).
 
     Tuning is one smooth map per feature, shared by all subjects; a subject's own mixing of features and a
     smaller map of its own come on top. Which kind of feature (objects, place, layout ...) a stretch of cortex
@@ -120,15 +128,19 @@ def standardise(responses: np.ndarray, what: str) -> np.ndarray:
     return ((responses - responses.mean(0, dtype=np.float64)) / sd).astype(np.float32)
 
 
-def shared_responses(maps: np.ndarray, features: np.ndarray, sheet: Sheet, prfs: Prfs, atlas_seed: int,
-                     seed: int) -> np.ndarray:
-    """The linear part L, float32 (n, V), mean 0 and sd 1 over images. V1 to V3 are pRFs, V4 mixes pRFs with scene
-    tuning (smoothly varying weights around one half of the variance each), higher areas are scene tuning."""
+def shared_responses(
+    maps: np.ndarray, features: np.ndarray, sheet: Sheet, prfs: Prfs, atlas_seed: int, seed: int
+) -> np.ndarray:
+    """The linear part L, float32 (n, V), mean 0 and sd 1 over images. V1 to V3 are pRFs, V4 mixes pRFs with
+    scene tuning (smoothly varying weights around one half of the variance each), higher areas are scene
+    tuning."""
     early, upper, v4 = sheet.mask(*EARLY), sheet.mask("V4", "higher_vis"), sheet.mask("V4")
     out = np.empty((len(maps), len(sheet.area)), np.float32)
     seen = standardise(prf_responses(maps, prfs), "images")
     known = standardise(scene_responses(features, sheet, upper, atlas_seed, seed), "labels")
     out[:, early], out[:, sheet.mask("higher_vis")] = seen, known[:, ~v4[upper]]
     lean = np.pi / 4 + 0.25 * smooth_fields(sheet.map[v4], 1, 0.3, derive_seed(atlas_seed, "V4 lean"))[:, 0]
-    out[:, v4] = standardise(np.cos(lean) * seen[:, v4[early]] + np.sin(lean) * known[:, v4[upper]], "stimuli")
+    out[:, v4] = standardise(
+        np.cos(lean) * seen[:, v4[early]] + np.sin(lean) * known[:, v4[upper]], "stimuli"
+    )
     return out
