@@ -37,8 +37,8 @@ def position_buckets(length: int) -> torch.Tensor:
     """T5's one-directional buckets, (length, length + 1) of query by key position.
 
     The distance is ``max(query - key, 0)``: later keys all share bucket 0. Distances below 16 have a bucket each, longer
-    ones share 16 buckets spaced logarithmically up to 128. Column 0 is the null key, so a real key's column is one more
-    than its place in the sequence.
+    ones share 16 buckets spaced logarithmically up to 128. "key" counts columns, of which the null key is column 0: a
+    token's own key is one column later than its place, and its own and the previous key share bucket 0.
     """
     distance = (torch.arange(length)[:, None] - torch.arange(length + 1)[None, :]).clamp(min=0)
     exact = BUCKETS // 2

@@ -20,8 +20,8 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.linear = linear.requires_grad_(False)
         self.scale = _scale(rank, alpha)
-        self.A = nn.Parameter(_random_factor(rank, linear.in_features, linear.weight))
-        self.B = nn.Parameter(torch.zeros_like(linear.weight[:, :1]).repeat(1, rank))
+        self.A = nn.Parameter(_random_factor(rank, linear.in_features).to(linear.weight))
+        self.B = nn.Parameter(torch.zeros(linear.out_features, rank).to(linear.weight))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
@@ -52,7 +52,7 @@ class SkipLoRA(nn.Module):
     def __init__(self, n_voxels: int, out_features: int, rank: int, alpha: float) -> None:
         super().__init__()
         self.scale = _scale(rank, alpha)
-        self.A = nn.Parameter(_random_factor(rank, n_voxels, torch.empty(0)))
+        self.A = nn.Parameter(_random_factor(rank, n_voxels))
         self.B = nn.Parameter(torch.zeros(out_features, rank))
 
     def forward(self, voxels: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ def _scale(rank: int, alpha: float) -> float:
     return alpha / rank
 
 
-def _random_factor(rank: int, in_features: int, like: torch.Tensor) -> torch.Tensor:
-    """Uniform within 1 / sqrt(in), as a Linear starts, drawn from torch's global generator."""
+def _random_factor(rank: int, in_features: int) -> torch.Tensor:
+    """Uniform within 1 / sqrt(in), as a Linear starts, from the CPU's global generator whatever the device."""
     bound = 1 / math.sqrt(in_features)
-    return like.new_empty(rank, in_features).uniform_(-bound, bound)
+    return torch.empty(rank, in_features).uniform_(-bound, bound)

@@ -96,7 +96,7 @@ class BrainNetwork(nn.Module):
         """A fresh trainable ridge, drawn from torch's global generator. Raises ValueError where there is one already."""
         if subject in self.ridges:
             raise ValueError(f"subject {subject!r} has a ridge already; expected a new subject")
-        self.ridges[subject] = nn.Linear(n_voxels, self.config.hidden).to(self.head_weight)
+        self.ridges[subject] = nn.Linear(n_voxels, self.config.hidden).to(self._anchor)
 
     def add_fingerprint(
         self, subject: str, n_voxels: int, config: FingerprintConfig, tune_projector: bool = False
@@ -123,7 +123,7 @@ class BrainNetwork(nn.Module):
             if config.skip_head:
                 widths.append(self.config.tokens * self.config.width)
             for width in widths:
-                self.skips.append(SkipLoRA(n_voxels, width, config.rank, config.alpha).to(self.head_weight))
+                self.skips.append(SkipLoRA(n_voxels, width, config.rank, config.alpha).to(self._anchor))
         self.projector.requires_grad_(tune_projector)
         self.fingerprint_subject = subject
         self._fingerprint_names = [name for name, p in self.named_parameters() if p.requires_grad]
@@ -141,7 +141,7 @@ class BrainNetwork(nn.Module):
         """
         own = self.fingerprint_state()
         if state.keys() != own.keys():
-            raise ValueError(f"fingerprint: {sorted(state.keys() ^ own.keys())[0]} is only on one side; expected the "
+            raise ValueError(f"fingerprint: {min(state.keys() ^ own.keys())} is only on one side; expected the "
                              f"{len(own)} tensors of this network's fingerprint")
         for name, tensor in state.items():
             if tensor.shape != own[name].shape:
@@ -155,6 +155,6 @@ class BrainNetwork(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @property
-    def head_weight(self) -> torch.Tensor:
+    def _anchor(self) -> torch.Tensor:
         """Stands for the device and dtype of the shared part."""
         return self.prior.positions
