@@ -121,8 +121,8 @@ def table(early: np.ndarray, semantic: np.ndarray, n_voxels: int, phi: float, se
     )
     lines = [
         f"{len(early)} images, subject 1, {n_voxels} voxels, phi {phi}, seed {seed}",
-        "             voxels  noise ceiling: planted         esti-  phi:     mea-   dimension   R2 of N from L",
-        "                     mean   p5    p50   p95         mated  planted  sured   L     N     linear  smooth",
+        f"{'':12} voxels  noise ceiling: planted         esti-  phi:     mea-   dimension   R2 of N from L",
+        f"{'':20} mean   p5    p50   p95         mated  planted  sured   L     N     linear  smooth",
     ]
     for name in ("nsd_general", *AREAS):
         here = brain.rois[name]
