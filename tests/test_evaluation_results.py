@@ -113,7 +113,8 @@ def test_results_hold_what_was_scored(results, scores):
 
 
 def test_the_same_run_gives_the_same_file(results, scores, truth):
-    settings = {"mindtuner": (0.3,), "shuffled_brain": (1.0,), "nearest_training_image": (0.6, ("corrected",))}
+    settings = {"mindtuner": (0.3,), "shuffled_brain": (1.0,),
+                "nearest_training_image": (0.6, ("corrected",))}
     again = {name: score_method(name, prediction(truth, *setting), truth, seed=0)
              for name, setting in settings.items()}
     second = build_results({"simulated": True, "steps": 12}, again, {"tune": 1.23456789}, 512.5, seed=0)
