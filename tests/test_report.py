@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation import report_plots, report_scores
-from mindtuner.evaluation.figure import contact_sheet, read_pictures
+from mindtuner.evaluation.figure import contact_sheet
 from mindtuner.evaluation.report import write_report
+from mindtuner.evaluation.results import load_run
 
 PICTURES, TESTS = 6, 23  # more thumbnails than one row of the sheet holds
 SEEN = [3, 0, 21, 7, 22, 11]  # where the pictures stand in the test list
@@ -54,33 +55,42 @@ def make_run(folder, side=64):
     save_file(arrays, folder / "pictures.safetensors")
     captions = [f"a disc number {n} on a bright ground" for n in range(TESTS)]
     captions[SEEN[0]] = EVIL
-    words = {"picture_index": SEEN, "seen_captions": [captions[n] for n in SEEN], "all_captions": captions,
+    words = {"picture_index": SEEN, "all_captions": captions, "seen_captions": [captions[n] for n in SEEN],
              "methods": {m: {"retrieved_caption": [f"{m} reads {n}" for n in SEEN],
                              "top5": [strip(t, r) for t, r in zip(SEEN, ranks, strict=True)]}
                          for m, ranks in RANKS.items()},
              "scores": {"mindtuner": [0.5, 0.1, 0.9, 0.3, 0.7, 0.2]}}
     (folder / "words.json").write_text(json.dumps(words))
 
-    def method(level, ci=True):
-        own = {"retrieval": {"image": level, "brain": level - 0.05, "text": level / 3},
-               "reconstruction": {"pixcorr": level / 2, "ssim": None, "two_way": 0.5 + level / 2},
-               "stages": {"lowlevel": {"pixcorr": 0.2, "ssim": 0.3, "two_way": None}}}
-        if ci:
-            own["ci95"] = {group: {m: [v - 0.05, v + 0.05] for m, v in own[group].items() if v is not None}
-                           for group in ("retrieval", "reconstruction")}
-        return own
+    def method(level):
+        retrieval = {"image": level, "brain": 0.9 * level, "text": level / 3}
+        scores = {"pixcorr": level / 2, "ssim": level / 3, "two_way": 0.5 + level / 2}
+        return {"retrieval": retrieval, "reconstruction": scores, "picture": "corrected",
+                "stages": {"corrected": scores},
+                "single_trial_retrieval": {direction: value / 2 for direction, value in retrieval.items()},
+                "ci95": {part: {key: [value - 0.05, value + 0.05] for key, value in values.items()}
+                         for part, values in (("retrieval", retrieval), ("reconstruction", scores))}}
 
+    def difference(mean, p):
+        return {"mean": mean, "ci": [mean - 0.04, mean + 0.04], "p": p}
+
+    methods = {"mindtuner": method(0.62), "ridge_only": method(0.55), "shuffled_brain": method(0.06),
+               "nearest_training_image": method(0.3)}
     results = {
         "setting": {"simulated_brains": True, "simulated_scenes": True, "stimuli_note": "", "subject": 1,
                     "sessions": 1, "n_training_trials": 675, "n_test_images": TESTS, "n_pictures": PICTURES,
-                    "prior_steps": 20, "generator_steps": 12, "refine_steps": 6, "seed": 0, "dtype": "float32",
-                    "command": "mindtuner demo <out> --seed 0", "versions": {"torch": "2.14.0"}},
-        "methods": {"mindtuner": method(0.62), "ridge_only": method(0.55), "shuffled_brain": method(0.06, False),
-                    "nearest_training_image": {"retrieval": None, "reconstruction": {"pixcorr": 0.1}}},
-        "chance": {"retrieval": {"image": 1 / TESTS, "brain": 1 / TESTS, "text": 1 / TESTS}, "two_way": 0.5,
-                   "reconstruction": {"pixcorr": {"mindtuner": 0.02, "ridge_only": 0.03}}},
-        "paired": {"mindtuner_minus_ridge_only": {"image": {"mean": 0.07, "ci95": [0.01, 0.13], "p": 0.02},
-                                                  "text": {"mean": 0.02, "ci95": [-0.03, 0.07], "p": 0.41}}},
+                    "prior_steps": 20, "generator_steps": 12, "refine_steps": 6, "seed": 0,
+                    "dtype": "float32", "versions": {"torch": "2.14.0"},
+                    "command": "mindtuner demo <out> --seed 0"},
+        "methods": methods,
+        "chance": {"retrieval": {direction: 1 / TESTS for direction in ("image", "brain", "text")},
+                   "two_way": 0.5,
+                   "reconstruction": {score: {name: 0.02 + 0.01 * n for n, name in enumerate(methods)}
+                                      for score in ("pixcorr", "ssim")}},
+        "paired": {"mindtuner_minus_ridge_only": {
+            "retrieval": {"image": difference(0.07, 0.02), "brain": difference(-0.05, 0.0004),
+                          "text": difference(0.02, 0.41)},
+            "reconstruction": {score: difference(0.001, 0.9) for score in ("pixcorr", "ssim", "two_way")}}},
         "timing_s": {"pretrain": 83.4, "total": 401.0}, "peak_memory_mb": 3120.5,
     }
     (folder / "results.json").write_text(json.dumps(results))
@@ -130,7 +140,7 @@ def cards(browser):
             sources: [...c.querySelectorAll('.pictures img')].map(i => i.src),
             alts: [...c.querySelectorAll('.pictures img')].map(i => i.alt),
             strip: !c.querySelector('.retrieval').hidden,
-            hits: [...c.querySelectorAll('.strip li')].map(li => getComputedStyle(li.querySelector('.mark')).visibility === 'visible'),
+            hits: [...c.querySelectorAll('.mark')].map(m => getComputedStyle(m).visibility === 'visible'),
             labels: [...c.querySelectorAll('.thumb')].map(t => t.getAttribute('aria-label')),
         }))""")
 
@@ -155,7 +165,8 @@ def check_hits(shown, ranks):
 def check_images(browser):
     widths = browser.execute_async_script("""
         const done = arguments[0], images = [...document.images];
-        Promise.all(images.map(i => i.decode().catch(() => 0))).then(() => done(images.map(i => i.naturalWidth)));""")
+        Promise.all(images.map(i => i.decode().catch(() => 0)))
+            .then(() => done(images.map(i => i.naturalWidth)));""")
     assert widths and min(widths) > 0
 
 
@@ -169,23 +180,26 @@ def test_every_image_loads_and_nothing_logs_an_error(browser):
 
 def test_nothing_is_loaded_from_a_network(browser, page):
     html = page.read_text(encoding="utf-8")
-    assert not re.search(r"""(src|href|srcset|action)\s*=\s*["']?\s*(https?:)?//|url\(\s*["']?(https?:)?//|@import""", html)
+    assert not re.search(
+        r"""(src|href|action)\s*=\s*["']?\s*(https?:)?//|url\(\s*["']?[^"'d]|@import""", html)
     browser.get_log("performance")
     browser.refresh()
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    urls = [event["params"]["request"]["url"] for event in events
+            if event["method"] == "Network.requestWillBeSent"]
     assert page.as_uri() in urls
     assert [url for url in urls if not url.startswith(("file:", "data:"))] == []
 
 
 def test_it_says_that_brains_are_simulated(browser, tmp_path):
-    assert "The brains and the scenes on this page are simulated." in browser.find_element("tag name", "header").text
+    header = browser.find_element("tag name", "header").text
+    assert "The brains and the scenes on this page are simulated." in header
     run = make_run(tmp_path / "run")
-    results = json.loads((run / "results.json").read_text())
-    results["setting"] |= {"simulated_scenes": False, "stimuli_note": "The generator was <not> made for these."}
-    (run / "results.json").write_text(json.dumps(results))
+    edit(run / "results.json", "setting", "simulated_scenes", value=False)
+    edit(run / "results.json", "setting", "stimuli_note", value="The generator was <not> made for these.")
     html = write_report(run).read_text(encoding="utf-8")
-    assert "The brains on this page are simulated." in html and "scenes on this page are simulated" not in html
+    assert "The brains on this page are simulated." in html
+    assert "scenes on this page are simulated" not in html
     assert "was &lt;not&gt; made" in html
 
 
@@ -258,18 +272,38 @@ def test_without_script_the_main_gallery_stands_in_the_html(page):
     body = page.read_text(encoding="utf-8").split('<script type="application/json"')[0]
     assert body.count("<img ") == PICTURES * 4
     assert body.count('class="hit"') == sum(rank > 0 for rank in RANKS["mindtuner"])
+    places = [(int(x), int(y)) for x, y in re.findall(r"--x:(\d+);--y:(\d+)", body)]
+    assert [20 * y + x for x, y in places] == [  # the sheet has 20 thumbnails a row
+        position for truth, rank in zip(SEEN, RANKS["mindtuner"], strict=True) for position in strip(truth, rank)]
 
 
 def test_differences_in_words(page):
-    results = json.loads((page.parent / "results.json").read_text())
-    (pair,) = report_scores.paired(results["paired"])
-    image, text = pair["lines"]
+    (pair,) = report_scores.paired(load_run(page.parent).results["paired"])
+    image, brain, text = pair["lines"][:3]
     assert image["words"] == "MindTuner is ahead of Ridge only" and "+7.0 points" in image["numbers"]
-    assert text["words"] == "no clear difference"
-    (behind,) = report_scores.paired({"mindtuner_minus_full_finetune": {
-        "ssim": {"mean": -0.02, "ci95": [-0.03, -0.01], "p": 0.0002}}})
-    assert behind["lines"][0]["words"] == "Full fine-tuning is ahead of MindTuner"
-    assert "p < 0.001" in behind["lines"][0]["numbers"]
+    assert brain["words"] == "Ridge only is ahead of MindTuner" and "p < 0.001" in brain["numbers"]
+    assert page.read_text(encoding="utf-8").count('<div class="clear">') == 2
+    assert text["words"] == "no clear difference" and "\N{MINUS SIGN}2.0 to +6.0" in text["numbers"]
+
+
+def test_table_shows_scores_beside_chance(page):
+    results = load_run(page.parent).results
+    retrieval, pictures = (report_scores.table(results, group) for group in report_scores.GROUPS)
+    labels = [row["label"] for row in retrieval["rows"]]
+    assert labels == ["MindTuner", "Ridge only", "Nearest training image", "Shuffled brain"]
+    cell = retrieval["rows"][0]["cells"][0]
+    assert (cell["value"], cell["ci"]) == ("62.0", "57.0 to 67.0")
+    assert retrieval["columns"][0]["chance"] == "4.3"  # 1 of 23
+    chances = [column["chance"] for column in pictures["columns"]]
+    assert chances == ["50.0", "0.020 to 0.050", "0.020 to 0.050"]
+    assert [figure["value"] for figure in report_scores.headline(results)] == ["62.0", "20.7", "81.0"]
+    assert report_scores.single_trials(results)[0]["cells"][0] == "31.0\N{NO-BREAK SPACE}%"
+
+
+def test_table_leaves_out_what_was_not_measured():
+    results = {"setting": {}, "methods": {"prior_only": {"retrieval": {"image": None}}}, "chance": {}}
+    assert report_scores.table(results, "retrieval")["rows"] == []
+    assert report_scores.headline(results) == []
 
 
 def test_plots_put_numbers_in_their_place():
@@ -289,7 +323,7 @@ def test_plots_put_numbers_in_their_place():
 def test_contact_sheet(page):
     sheet = contact_sheet(page.parent, 3)
     cells = [np.asarray(sheet)[y * 166 + 60:y * 166 + 100, -160 + 60:-60].mean((0, 1)) for y in range(4)]
-    pictures = read_pictures(page.parent)
+    pictures = load_run(page.parent).pictures
     for cell, name in zip(cells, ["seen", *(f"mindtuner/{stage}" for stage in STAGES)], strict=True):
         truth = pictures[name][5][:, 24:40, 24:40].mean((1, 2))  # the last of three evenly spaced out of six
         assert np.abs(cell - truth).max() < 12
@@ -299,7 +333,8 @@ def test_contact_sheet(page):
         contact_sheet(page.parent, 2, method="prior_only")
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "results.json", "pictures.safetensors", "words.json", "log.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "results.json", "pictures.safetensors", "words.json", "log.jsonl"])
 def test_a_missing_file_is_named(tmp_path, name):
     run = make_run(tmp_path / "run")
     (run / name).unlink()
@@ -308,47 +343,41 @@ def test_a_missing_file_is_named(tmp_path, name):
     assert not (run / "report.html").exists()
 
 
-def edit(run, field, value):
-    words = json.loads((run / "words.json").read_text())
-    *path, last = field.split(".")
-    target = words
-    for key in path:
+def edit(path, *keys, value):
+    """Set one field of a JSON file."""
+    tree = target = json.loads(path.read_text())
+    for key in keys[:-1]:
         target = target[key]
-    target[last] = value
-    (run / "words.json").write_text(json.dumps(words))
+    target[keys[-1]] = value
+    path.write_text(json.dumps(tree))
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("picture_index", [0, 1]), ("picture_index", [TESTS] * PICTURES), ("seen_captions", None),
-    ("all_captions", ["a"]), ("methods", []), ("methods.mindtuner.top5", [[0, 1, 2, 3, -1]] * PICTURES),
-    ("methods.mindtuner.retrieved_caption", [1] * PICTURES), ("scores", {"mindtuner": [0.1]}),
+@pytest.mark.parametrize(("name", "keys", "value", "named"), [
+    ("words.json", ["scores"], {"mindtuner": [0.1]}, "scores"),
+    ("words.json", ["methods", "mindtuner", "top5"], [[0, 1, 2, 3, TESTS]] * PICTURES, "top5"),
+    ("results.json", ["setting"], {"subject": 1}, "setting.simulated_brains"),
 ])
-def test_broken_words_are_named(tmp_path, field, value):
+def test_a_broken_field_is_named(tmp_path, name, keys, value, named):
     run = make_run(tmp_path / "run")
-    edit(run, field, value)
-    with pytest.raises(UserError, match=rf"words\.json: {re.escape(field)} .*expected") as error:
+    edit(run / name, *keys, value=value)
+    with pytest.raises(UserError, match=rf"{re.escape(name)}.*{re.escape(named)}.*expected") as error:
         write_report(run)
     assert "\n" not in str(error.value)
 
 
-def test_broken_pictures_and_logs_are_named(tmp_path):
+def test_other_broken_files_are_named(tmp_path):
     run = make_run(tmp_path / "run")
-    good = read_pictures(run)
-    for broken, words in (({"seen": good["seen"].astype(np.float32)}, "seen is float32"),
-                          ({"mindtuner/corrected": good["seen"][:2]}, "mindtuner/corrected holds 2"),
-                          ({"mindtuner/blurred": good["seen"]}, "unknown array mindtuner/blurred")):
-        save_file(good | broken, run / "pictures.safetensors")
-        with pytest.raises(UserError, match=words):
-            write_report(run)
-    (run / "pictures.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(UserError, match="cannot be read"):
+    (run / "log.jsonl").write_text('{"stage": "pretrain", "losses": {}}\n')
+    with pytest.raises(UserError, match=r"log\.jsonl: entry 1 has no epoch"):
         write_report(run)
-    save_file(good, run / "pictures.safetensors")
-    (run / "log.jsonl").write_text('{"stage": "pretrain", "epoch": 0, "losses": {}}\n{"stage": "pre')
-    with pytest.raises(UserError, match="line 2"):
+    make_run(run)
+    (run / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"config\.yaml: not UTF-8"):
         write_report(run)
-    (run / "results.json").write_text('{"methods": {}}')
-    with pytest.raises(UserError, match="setting"):
+    make_run(run)
+    arrays = load_run(run).pictures
+    save_file({name: arrays[name] for name in ("seen", "thumbnails")}, run / "pictures.safetensors")
+    with pytest.raises(UserError, match="no method has pictures"):
         write_report(run)
     with pytest.raises(UserError, match="nowhere"):
         write_report(tmp_path / "nowhere")

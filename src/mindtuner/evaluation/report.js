@@ -56,7 +56,7 @@
       for (const figure of card.querySelectorAll("figure[data-stage]")) {
         const stage = figure.dataset.stage;
         showPicture(figure, method.pictures[stage]?.[i],
-          `${store.stages[stage]}, from the brain that saw: ${seen}`, method.notes[stage]);
+          `${store.stages[stage]}, for the image: ${seen}`, method.notes[stage]);
       }
       card.querySelector(".read").textContent = method.read ? method.read[i] : "no words from this method";
       card.querySelector(".score").textContent = method.scores ? `score ${method.scores[i].toFixed(2)}` : "";

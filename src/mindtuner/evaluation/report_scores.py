@@ -8,31 +8,39 @@ from mindtuner.evaluation import report_plots
 from mindtuner.evaluation.figure import STAGES
 
 METHODS = {
-    "mindtuner": ("MindTuner", "The base is frozen; a new ridge, LoRA and Skip-LoRA train on the new subject."),
-    "ridge_only": ("Ridge only", "The base is frozen; only a new ridge trains on the new subject."),
-    "full_finetune": ("Full fine-tuning", "Every weight of the base trains on the new subject."),
-    "from_scratch": ("From scratch", "No base: every weight trains on the new subject alone."),
-    "nearest_training_image": ("Nearest training image", "No painting: the training image closest to the "
-                               "predicted tokens is shown."),
+    "mindtuner": ("MindTuner", "The base is frozen; a new ridge, LoRA and Skip-LoRA train on the subject."),
+    "ridge_only": ("Ridge only", "The base is frozen; only a new ridge trains on the subject."),
+    "full_finetune": ("Full fine-tuning", "Every weight of the base trains on the subject."),
+    "from_scratch": ("From scratch", "No base: every weight trains on the subject alone."),
+    "nearest_training_image": (
+        "Nearest training image", "No painting: the training image closest to the decoded tokens is shown."),
     "prior_only": ("Prior only", "A control: the generator sees the mean token, never the brain."),
-    "shuffled_brain": ("Shuffled brain", "A control: tuned on brains permuted over the training trials. "
-                       "Whatever it gets right is not read from the brain."),
+    "shuffled_brain": (
+        "Shuffled brain", "A control: tuned on permuted brains; what it gets right is not read from them."),
 }
 GROUPS = {
-    "retrieval": {"image": ("Image", "the image, from the brain"), "brain": ("Brain", "the brain, from the image"),
-                  "text": ("Text", "the caption, from the brain")},
-    "reconstruction": {"two_way": ("Two-way", "which of two images is it"), "pixcorr": ("PixCorr", "pixel correlation"),
-                       "ssim": ("SSIM", "structural similarity")},
+    "retrieval": {
+        "image": ("Image", "the image, from the brain"),
+        "brain": ("Brain", "the brain, from the image"),
+        "text": ("Text", "the caption, from the brain"),
+    },
+    "reconstruction": {
+        "two_way": ("Two-way", "which of two images is it"),
+        "pixcorr": ("PixCorr", "pixel correlation"),
+        "ssim": ("SSIM", "structural similarity"),
+    },
 }
 METRICS = {name: label for group in GROUPS.values() for name, (label, _) in group.items()}
 SHARES = ("image", "brain", "text", "two_way")  # shown in percent
 
 
 def label_of(name: str) -> tuple[str, str]:
+    """A method's name for people, and a sentence on it (empty for one this module does not know)."""
     return METHODS.get(name, (name.replace("_", " ").capitalize(), ""))
 
 
 def is_number(value) -> bool:
+    """Whether ``value`` is a finite number (a bool is not)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -65,45 +73,50 @@ def _chance(results: dict, group: str, metric: str, method: str) -> float | None
 
 
 def headline(results: dict) -> list[dict]:
-    """The three numbers at the top, each beside chance."""
-    methods = results["methods"]
-    name = "mindtuner" if "mindtuner" in methods else next(iter(methods), "")
+    """The three numbers of ``mindtuner`` at the top, each beside chance; none where it was not run."""
     tests = results["setting"].get("n_test_images", "all")
     rows = []
     for group, metric, text in (("retrieval", "image", f"of images found among {tests}"),
                                 ("retrieval", "text", f"of captions found among {tests}"),
                                 ("reconstruction", "two_way", "two-way identification of the pictures")):
-        value, chance = _pick(methods, name, group, metric), _chance(results, group, metric, name)
+        value = _pick(results["methods"], "mindtuner", group, metric)
+        chance = _chance(results, group, metric, "mindtuner")
         if value is not None:
-            rows.append({"value": _show(metric, value), "text": text, "method": label_of(name)[0],
+            rows.append({"value": _show(metric, value), "text": text,
                          "chance": None if chance is None else _show(metric, chance)})
     return rows
 
 
 def table(results: dict, group: str) -> dict:
     """One table of scores: a row per method, a column per metric, a last row with chance."""
-    methods = results["methods"]
-    names = [name for name in METHODS if name in methods] + [name for name in methods if name not in METHODS]
-    columns, rows = [], [{"label": label_of(name)[0], "about": label_of(name)[1], "cells": []} for name in names]
+    names = [name for name in METHODS if name in results["methods"]]
+    columns = []
+    rows = [{"label": label_of(name)[0], "about": label_of(name)[1], "cells": []} for name in names]
     for metric, (label, meaning) in GROUPS[group].items():
-        values = [_pick(methods, name, group, metric) for name in names]
-        intervals = [_pick(methods, name, "ci95", group, metric) for name in names]
+        values = [_pick(results["methods"], name, group, metric) for name in names]
+        intervals = [_pick(results["methods"], name, "ci95", group, metric) for name in names]
         chances = [_chance(results, group, metric, name) for name in names]
-        known = [value for value in [*values, *chances] if value is not None]
+        known = [number for number in [*values, *chances] if number is not None]
         limits = report_plots.axis(known + [end for ends in intervals if ends for end in ends])
         for row, value, ci, chance in zip(rows, values, intervals, chances, strict=True):
             row["cells"].append(None if value is None else {
                 "value": _show(metric, value),
                 "ci": f"{_show(metric, ci[0])} to {_show(metric, ci[1])}" if ci else None,
                 "plot": report_plots.interval(value, ci, chance, limits)})
-        spread = sorted(_show(metric, chance) for chance in set(chances) - {None})
         columns.append({"label": label, "meaning": meaning, "unit": _unit(metric).strip(),
-                        "chance": None if not spread else spread[0] if spread[0] == spread[-1]
-                        else f"{spread[0]} to {spread[-1]}",
+                        "chance": _spread(metric, chances),
                         "limits": [f"{_tick(metric, limit)}{_unit(metric)}" for limit in limits]})
-    title = "Retrieval" if group == "retrieval" else "Pictures"
-    rows = [row for row in rows if any(row["cells"])]
-    return {"title": title, "columns": columns, "rows": rows}
+    return {"title": "Retrieval" if group == "retrieval" else "Pictures", "columns": columns,
+            "rows": [row for row in rows if any(row["cells"])]}
+
+
+def _spread(metric: str, chances: list[float | None]) -> str | None:
+    """Chance as text: one number, or lowest to highest where each method has its own."""
+    known = [chance for chance in chances if chance is not None]
+    if not known:
+        return None
+    low, high = _show(metric, min(known)), _show(metric, max(known))
+    return low if low == high else f"{low} to {high}"
 
 
 def _tick(metric: str, value: float) -> str:
@@ -123,27 +136,38 @@ def stage_scores(results: dict) -> list[dict]:
     return rows
 
 
-def paired(paired: dict) -> list[dict]:
+def single_trials(results: dict) -> list[dict]:
+    """Retrieval from single trials beside that from the average over repeats, as text."""
+    rows = []
+    for name in METHODS:
+        single = results["methods"].get(name, {}).get("single_trial_retrieval")
+        if single:
+            rows.append({"method": label_of(name)[0], "cells": [
+                f"{_show(metric, single[metric])}{_unit(metric)}" for metric in GROUPS["retrieval"]]})
+    return rows
+
+
+def paired(differences: dict) -> list[dict]:
     """Each paired difference in words: which method is ahead, or that no clear difference was seen."""
     groups = []
-    for name, metrics in paired.items():
-        first, _, second = name.partition("_minus_")
-        first, second = label_of(first)[0], label_of(second)[0]
-        lines = []
-        for metric, entry in (metrics or {}).items():
-            mean, ci, p = _pick(entry, "mean"), _pick(entry, "ci95"), _pick(entry, "p")
-            if mean is None or ci is None:
-                continue
-            ahead = ci[0] > 0 or ci[1] < 0
-            winner, loser = (first, second) if mean > 0 else (second, first)
-            unit = " points" if metric in SHARES else ""
-            numbers = f"{_signed(metric, mean)}{unit}, 95 % interval {_signed(metric, ci[0])} to {_signed(metric, ci[1])}"
-            lines.append({"metric": METRICS.get(metric, metric), "ahead": ahead,
-                          "words": f"{winner} is ahead of {loser}" if ahead else "no clear difference",
-                          "numbers": numbers + ("" if p is None else f", p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}")})
-        if lines:
-            groups.append({"title": f"{first} minus {second}", "lines": lines})
+    for name, parts in differences.items():
+        first, second = (label_of(method)[0] for method in name.split("_minus_"))
+        lines = [_difference(first, second, metric, parts[group][metric])
+                 for group, metrics in GROUPS.items() for metric in metrics]
+        groups.append({"title": f"{first} minus {second}", "lines": lines})
     return groups
+
+
+def _difference(first: str, second: str, metric: str, entry: dict) -> dict:
+    mean, (low, high), p = entry["mean"], entry["ci"], entry["p"]
+    clear = low > 0 or high < 0
+    ahead, behind = (first, second) if mean > 0 else (second, first)
+    unit = " points" if metric in SHARES else ""
+    interval = f"95 % interval {_signed(metric, low)} to {_signed(metric, high)}"
+    p_value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return {"metric": METRICS[metric], "is_clear": clear,
+            "words": f"{ahead} is ahead of {behind}" if clear else "no clear difference",
+            "numbers": f"{_signed(metric, mean)}{unit}, {interval}, {p_value}"}
 
 
 def _signed(metric: str, value: float) -> str:
@@ -157,7 +181,7 @@ def curves(entries: list[dict]) -> list[dict]:
     for entry in entries:
         for name, value in entry["losses"].items():
             if is_number(value):
-                stages.setdefault(entry["stage"], {}).setdefault(name, []).append((entry["epoch"], float(value)))
+                stages.setdefault(entry["stage"], {}).setdefault(name, []).append((entry["epoch"], value))
     groups = []
     for stage, losses in stages.items():
         plots = []
@@ -176,8 +200,7 @@ def facts(results: dict) -> dict[str, list[tuple[str, str]]]:
     """Settings, times and versions as label and text; the command and the notes have places of their own."""
     setting = results["setting"]
     apart = ("command", "stimuli_note", "simulated_brains", "simulated_scenes", "versions")
-    facts = {"Setting": [(key.replace("_", " "), text) for key, text in _flat(
-        {key: value for key, value in setting.items() if key not in apart}, str)]}
+    facts = {"Setting": _flat({key: value for key, value in setting.items() if key not in apart}, str)}
     facts["Time"] = _flat(results.get("timing_s") or {}, _duration)
     if is_number(results.get("peak_memory_mb")):
         facts["Time"].append(("peak memory", f"{results['peak_memory_mb']:,.0f} MB"))
@@ -191,7 +214,7 @@ def _flat(tree: dict, show, prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows += _flat(value, show, f"{prefix}{key} ")
         elif value is not None:
-            rows.append((f"{prefix}{key}".replace("_", " "), show(value)))
+            rows.append((f"{prefix}{key}".replace("_", " ").removeprefix("n "), show(value)))
     return rows
 
 
