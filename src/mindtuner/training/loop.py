@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -18,6 +19,10 @@ from mindtuner.training.batches import Batch, Feed, batches, steps_per_epoch
 from mindtuner.training.targets import Targets
 
 Log = Callable[[dict], None]
+
+# Trials of each step, of all subjects together, that train the prior and the low-level module. A trial costs
+# these two about ten times what it costs the backbone, which sees the whole batch.
+HEAD_TRIALS = 16
 
 
 def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitConfig, seed: int, title: str,
@@ -40,15 +45,17 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
     steps = max(1, round(config.epochs * per_epoch))
     epochs = math.ceil(steps / per_epoch)
     mixco_steps = round(config.mixco_share * steps)
-    rng = np.random.default_rng(runtime.derive_seed(seed, "mixco"))
+    mixco_rng, heads_rng = (np.random.default_rng(runtime.derive_seed(seed, use)) for use in ("mixco", "heads"))
     history: list[dict[str, Tensor]] = []
     norms: dict[str, float] = {}
     stream = batches(feeds, config.batch_per_subject, steps)
     for step, batch in enumerate(runtime.progress(stream, title, total=steps, unit="step")):
         epoch = step // per_epoch
-        mixing = Mixing(batch, rng, device) if step < mixco_steps else None
+        mixing = Mixing(batch, mixco_rng, device) if step < mixco_steps else None
+        whole = np.arange(len(batch.stimulus)) if mixing is None else mixing.whole
+        heads = heads_rng.permutation(whole)[:HEAD_TRIALS]
         tau = objectives.soft_clip_tau((step - mixco_steps) / max(1, steps - mixco_steps - 1))
-        losses = compute_losses(network, batch, targets, mixing, tau, device)
+        losses = compute_losses(network, batch, targets, mixing, heads, tau, device)
         weighted = {name: loss_weight(config, name) * loss for name, loss in losses.items()}
         if step == epoch * per_epoch and log is not None and epoch in (0, epochs // 2, epochs - 1):
             norms = gradient_norms(weighted, parameters)
@@ -72,8 +79,10 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
 
 
 class Mixing:
-    """BiMixCo of one batch: voxels are mixed in place; ``partner`` and ``lam`` (n,) index the joined
-    batch."""
+    """BiMixCo of one batch. Voxels are mixed in place; ``partner`` and ``lam`` (n,) index the joined batch.
+
+    ``whole``: positions of the trials whose voxels are still one trial's alone.
+    """
 
     def __init__(self, batch: Batch, rng: np.random.Generator, device: torch.device):
         partners, lams, offset = [], [], 0
@@ -83,41 +92,50 @@ class Mixing:
             partners.append(partner + offset)
             lams.append(lam)
             offset += len(voxels)
-        self.partner = torch.from_numpy(np.concatenate(partners)).to(device)
-        self.lam = torch.from_numpy(np.concatenate(lams)).to(device)
-        own = self.partner == torch.arange(offset, device=device)
-        self.clean = ((self.lam == 1) | own).nonzero().flatten()  # trials whose voxels are one trial's
+        partner, lam = np.concatenate(partners), np.concatenate(lams)
+        self.whole = np.flatnonzero((lam == 1) | (partner == np.arange(offset)))
+        self.partner = torch.from_numpy(partner).to(device)
+        self.lam = torch.from_numpy(lam).to(device)
 
 
-def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing: Mixing | None, tau: float,
-                   device: torch.device) -> dict[str, Tensor]:
+def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing: Mixing | None,
+                   heads: np.ndarray, tau: float, device: torch.device) -> dict[str, Tensor]:
     """The unweighted loss terms of one batch (scalars).
 
-    Mixed trials take part in BiMixCo and L_skip only. A mixture of two brains has no image of its own, so
-    asking the prior or the low-level head for the first one's image would be wrong, and the mean of two
-    images' tokens is no image's; the other half of the batch trains those heads.
+    ``heads``: positions of the trials that train the prior and the low-level module.
+
+    Those are never mixed trials, which take part in BiMixCo and L_skip only. A mixture of two brains has no
+    image of its own, so asking those heads for the first one's image would be wrong, and the mean of two
+    images' tokens is no image's.
     """
-    ids = batch.stimulus
-    tokens = targets.rows("tokens", ids).to(device)
-    with runtime.autocast():
+    rows = torch.from_numpy(heads).to(device)
+    tokens = targets.rows("tokens", batch.stimulus).to(device)
+    with runtime.autocast(), only_rows(network.lowlevel, rows):
         outputs = forward(network, batch.voxels, device)
+    with runtime.autocast():
+        prior = network.prior.loss(outputs.backbone_tokens[rows], tokens[rows])
     if mixing is None:
-        clean = slice(None)
         clip = objectives.soft_clip(outputs.retrieval_tokens, tokens, tau)
     else:
-        clean = mixing.clean
         clip = objectives.bimixco(outputs.retrieval_tokens, tokens, mixing.partner, mixing.lam)
-        ids = ids[clean.cpu().numpy()]
-    with runtime.autocast():
-        prior = network.prior.loss(outputs.backbone_tokens[clean], tokens[clean])
-    latents, plain, augmented = (targets.rows(name, ids).to(device)
+    latents, plain, augmented = (targets.rows(name, batch.stimulus[heads]).to(device)
                                  for name in ("latents", "features", "features_augmented"))
     losses = {"prior": prior, "clip": clip,
-              "lowlevel": (outputs.latents[clean].float() - latents).abs().mean(),
-              "softcont": objectives.soft_contrastive(outputs.features[clean], plain, augmented)}
+              "lowlevel": (outputs.latents.float() - latents).abs().mean(),
+              "softcont": objectives.soft_contrastive(outputs.features, plain, augmented)}
     if outputs.skips:
         losses["skip"] = objectives.l_skip(outputs.skips)
     return losses
+
+
+@contextlib.contextmanager
+def only_rows(module: nn.Module, rows: Tensor) -> Iterator[None]:
+    """Inside the block ``module`` sees, and answers for, these rows of its one input only."""
+    hook = module.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def forward(network: BrainNetwork, voxels: dict[str, Tensor], device: torch.device) -> BrainOutputs:
