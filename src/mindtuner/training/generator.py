@@ -7,6 +7,7 @@ scene uses). Each stage saves as it goes: a run that is cut short leaves usable 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mindtuner.data.simulation.generator_stream import generator_scenes
@@ -24,19 +23,12 @@ from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder, 
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.model.autoencoder import build_autoencoder
-from mindtuner.model.generator import CompactDenoiser
+from mindtuner.model.generator import CompactDenoiser, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress, seed_everything
 
 TOKEN_DROP, TEXT_DROP = 0.12, 0.4
 TOKEN_NOISE = 0.6  # up to this much of the tokens' own spread: decoded tokens are never exact
 EMA = 0.998
-
-
-def noise_schedule() -> DDIMScheduler:
-    """1,000 steps, zero signal at the last, velocity prediction."""
-    return DDIMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
-                         clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
-                         rescale_betas_zero_snr=True)
 
 
 def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_minutes: float = 12,
@@ -82,6 +74,11 @@ def _rendered(work: Path, count: int, cutouts: Path | None) -> tuple[np.ndarray,
     return np.load(image_path, mmap_mode="r"), [tuple(c) for c in json.loads(caption_path.read_text())]
 
 
+def _schedule(step: int, share: float) -> float:
+    """Learning rate factor: 50 steps of warm-up, then a cosine over the share of the time that is spent."""
+    return min(1.0, step / 50) * (0.03 + 0.97 * (0.5 + 0.5 * math.cos(math.pi * min(share, 1.0))))
+
+
 def _edges(images: torch.Tensor) -> torch.Tensor:
     return torch.cat([(images[..., 1:, :] - images[..., :-1, :]).flatten(1),
                       (images[..., 1:] - images[..., :-1]).flatten(1)], 1)
@@ -103,8 +100,8 @@ def _fit_autoencoder(work, pixels, minutes, seed, log):
     while time.perf_counter() - start < 60 * minutes:
         share = (time.perf_counter() - start) / (60 * minutes)
         for group in optimiser.param_groups:
-            group["lr"] = 1.2e-3 * min(1, done / 50) * (0.03 + 0.97 * (0.5 + 0.5 * np.cos(np.pi * share)))
-        batch = torch.from_numpy(pixels[np.sort(rng.integers(0, len(pixels), 16))]).to(device()).float() / 127.5 - 1
+            group["lr"] = 1.2e-3 * _schedule(done, share)
+        batch = torch.from_numpy(pixels[np.sort(rng.integers(0, len(pixels), 8))]).to(device()).float() / 127.5 - 1
         with autocast():
             posterior = network.encode(fold(batch)).latent_dist
             latents = posterior.mode() + 0.05 * torch.randn_like(posterior.mean)
@@ -176,7 +173,7 @@ def _fit_denoiser(work, out, tokens, texts, latents, autoencoder, scale, minutes
     while time.perf_counter() - start < 60 * minutes:
         share = (time.perf_counter() - start) / (60 * minutes)
         for group in optimiser.param_groups:
-            group["lr"] = 6e-4 * min(1, done / 100) * (0.03 + 0.97 * (0.5 + 0.5 * np.cos(np.pi * share)))
+            group["lr"] = 6e-4 * _schedule(done, share)
         rows = rng.integers(0, len(tokens), 32)
         loss = _velocity_loss(network, alphas, tokens[rows], texts[rows, rng.integers(0, texts.shape[1], 32)],
                               latents[rows], noise_source)
@@ -225,12 +222,3 @@ def save_generator(out: Path, autoencoder, average: dict, network, scale: float,
             "width": str(network.position.shape[1]), "text_width": str(network.embed_text.in_features)}
     with atomic_path(out) as part:
         save_file(tensors, part, metadata=card)
-
-
-def generator_card(path: Path) -> dict[str, str]:
-    """What the weights file says of itself. Raises UserError where it is missing or not safetensors."""
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected generator weights") from error

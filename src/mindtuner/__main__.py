@@ -1,0 +1,5 @@
+import sys
+
+from mindtuner.cli import main
+
+sys.exit(main())

@@ -1,0 +1,47 @@
+"""The command line: ``mindtuner VERB``. Exit codes: 0 done, 2 bad input, 130 Ctrl-C, 1 a bug."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import mindtuner
+from mindtuner.errors import UserError
+
+_VERBS = ("demo", "simulate", "train-generator", "report")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return the exit code."""
+    import importlib
+
+    parser = argparse.ArgumentParser(
+        prog="mindtuner", description="Read what a new person sees from one hour of fMRI.",
+        epilog="Begin with: mindtuner demo")
+    parser.add_argument("--version", action="version", version=f"mindtuner {mindtuner.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    modules = {}
+    for verb in _VERBS:
+        modules[verb] = importlib.import_module(f"mindtuner.cli.{verb.replace('-', '_')}")
+        text = modules[verb].__doc__
+        sub = verbs.add_parser(verb, help=text.splitlines()[0], description=text,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)
+        modules[verb].add_arguments(sub)
+    options = parser.parse_args(argv)
+    try:
+        modules[options.verb].run(options)
+        return 0
+    except UserError as error:
+        print(f"mindtuner: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nmindtuner: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The second half of the demo: what is done with tuned networks, in steps that each return plain arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from mindtuner import runtime
+from mindtuner.config import Config
+from mindtuner.data import Dataset, Stimuli, Subject, Trials
+from mindtuner.decoding.compact import CompactGenerator
+from mindtuner.decoding.decoder import Decoder, Predictions
+from mindtuner.decoding.words import TextBank
+from mindtuner.encoders.compact import CompactTextEncoder
+from mindtuner.evaluation.controls import mean_token, nearest_training_image
+from mindtuner.evaluation.features import PooledFeatures
+from mindtuner.evaluation.results import from_uint8, to_uint8
+from mindtuner.evaluation.retrieval import top5_ids
+from mindtuner.evaluation.scoring import MethodScores, Truth, score_method
+from mindtuner.model import BrainNetwork
+from mindtuner.training import subject_name
+
+THUMBNAIL = 64
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The shared images that the subject saw, and which of them are painted.
+
+    images (n,) stimulus ids, ascending · shown (p,) positions in ``images`` · training (m,) ids of training images
+    """
+
+    __test__ = False  # not a test, whatever its name says to pytest
+
+    subject: Subject
+    trials: Trials
+    images: np.ndarray
+    shown: np.ndarray
+    training: np.ndarray
+    captions: list[tuple[str, ...]]
+    caches: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, subject: Subject, stimuli: Stimuli, caches: dict[str, np.ndarray], pictures: int) -> TestSet:
+        trials = subject.test
+        images = np.unique(trials.stimulus)
+        shown = np.unique(np.linspace(0, len(images) - 1, min(pictures, len(images))).round().astype(int))
+        return cls(subject, trials, images, shown, np.flatnonzero(~stimuli.is_shared),
+                   [stimuli.captions[k] for k in images], caches)
+
+
+def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet, caches: dict[str, np.ndarray],
+               config: Config) -> dict[str, dict]:
+    """For each method: ``predictions`` of all test images, and ``single_trials`` for those that read a brain."""
+    name = subject_name(test.subject.number)
+    voxels = test.subject.betas(test.trials.row)
+    every: dict[str, dict] = {}
+    for method, network in runtime.progress(tuned.items(), "decode", len(tuned), "method"):
+        decoder = Decoder(network, name, config.decode, config.seed)
+        single = [decoder.predict(voxels[rows], test.trials.stimulus[rows]) for rows in single_trials(test.trials)]
+        every[method] = {"predictions": decoder.predict(voxels, test.trials.stimulus),
+                         "single_trials": [{"retrieval_tokens": p.retrieval_tokens, "text": p.text} for p in single]}
+    tokens, text = caches["tokens"], caches["text"]
+    training = np.asarray(tokens[test.training])
+    found = test.training[nearest_training_image(every["mindtuner"]["predictions"].retrieval_tokens, training)]
+    every["nearest_training_image"] = {
+        "predictions": Predictions(test.images, tokens[found], tokens[found], np.asarray(caches["latents"][found]),
+                                   np.asarray(text[found])), "found": found}
+    mean = mean_token(training, len(test.images))
+    projected = Decoder(base, name, config.decode, config.seed).text_of(torch.from_numpy(mean))
+    every["prior_only"] = {"predictions": Predictions(test.images, mean, mean, np.zeros((len(mean), 4, 16, 16)),
+                                                      projected)}
+    return every
+
+
+def single_trials(trials: Trials) -> list[np.ndarray]:
+    """Rows of the first, second, ... trial of every image, as many draws as each image has trials."""
+    order = np.lexsort((trials.row, trials.stimulus))
+    _, first, count = np.unique(trials.stimulus[order], return_index=True, return_counts=True)
+    return [order[first + k] for k in range(count.min())]
+
+
+def training_bank(dataset: Dataset, encoder: CompactTextEncoder) -> TextBank:
+    """Captions of all training images."""
+    return TextBank.of(dataset.stimuli, np.flatnonzero(~dataset.stimuli.is_shared), encoder)
+
+
+def paint_all(decoded: dict[str, dict], generator: CompactGenerator, bank: TextBank,
+              test: TestSet) -> dict[str, dict]:
+    """For each method: ``stages`` (uint8 pictures (p, 3, 128, 128)) and the ``caption`` retrieved for each."""
+    images = test.images[test.shown]
+    painted: dict[str, dict] = {}
+    for method, entry in decoded.items():
+        if "found" in entry:
+            pictures = np.asarray(test.caches["pixels"][entry["found"][test.shown]])
+            painted[method] = {"stages": {"reconstructed": pictures}}
+            continue
+        p = entry["predictions"]
+        tokens = p.prior_tokens[test.shown]
+        caption = bank.nearest(p.text[test.shown])
+        latents = generator.generate(tokens, images, f"paint {method}")
+        corrected = generator.correct(latents, tokens, bank.embeddings[caption], images, f"correct {method}")
+        stages = {"reconstructed": to_uint8(generator.pictures(latents)),
+                  "corrected": to_uint8(generator.pictures(corrected))}
+        if method != "prior_only":
+            stages = {"lowlevel": to_uint8(generator.pictures(p.latents[test.shown]))} | stages
+        painted[method] = {"stages": stages, "caption": [bank.captions[k] for k in caption]}
+    return painted
+
+
+def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int) -> dict[str, MethodScores]:
+    """Scores of every method against the test images."""
+    seen = from_uint8(np.asarray(test.caches["pixels"][test.images[test.shown]]))
+    truth = Truth(np.asarray(test.caches["tokens"][test.images]), np.asarray(test.caches["text"][test.images]), seen,
+                  PooledFeatures())
+    scores = {}
+    for method, entry in runtime.progress(decoded.items(), "score", len(decoded), "method"):
+        p = entry["predictions"]
+        predicted = {"retrieval_tokens": p.retrieval_tokens, "text": p.text,
+                     "single_trials": entry.get("single_trials", ()),
+                     "stages": {stage: from_uint8(pictures) for stage, pictures in painted[method]["stages"].items()}}
+        scores[method] = score_method(method, predicted, truth, seed)
+    return scores
+
+
+def describe_setting(config: Config, dataset: Dataset, hour: Subject, test: TestSet, bank: TextBank,
+                     command: str) -> dict:
+    """What a reader of results.json must know to judge the numbers."""
+    return {
+        "simulated_brains": True, "simulated_scenes": dataset.card["simulated_scenes"],
+        "stimuli": dataset.card["stimuli"], "subject": test.subject.number, "sessions": config.tuning_sessions,
+        "voxels": test.subject.n_voxels, "n_training_trials": len(hour.train), "n_test_images": len(test.images),
+        "n_test_trials": len(test.trials), "n_pictures": len(test.shown),
+        "n_pretraining_subjects": len(dataset.subjects) - 1, "fingerprint_strength": config.simulate.fingerprint,
+        "prior_steps": config.decode.prior_steps, "generator_steps": config.decode.generator_steps,
+        "refine_steps": config.decode.refine_steps, "refine_start": config.decode.refine_start,
+        "guidance": config.decode.guidance, "text_bank": len(bank.captions),
+        "bank_captions_equal_to_a_test_caption": bank.equal_to_test, "zscore": dataset.card["zscore"],
+        "seed": config.seed, "dtype": str(runtime.fast_dtype()).removeprefix("torch."), "command": command,
+        "versions": {name: version(name) for name in ("mindtuner", "torch", "diffusers", "timm")},
+    }
+
+
+def pictures_of(painted: dict[str, dict], test: TestSet) -> dict[str, np.ndarray]:
+    """The arrays of pictures.safetensors."""
+    pixels = np.asarray(test.caches["pixels"][test.images])
+    n, step = len(pixels), pixels.shape[-1] // THUMBNAIL
+    thumbnails = pixels.reshape(n, 3, THUMBNAIL, step, THUMBNAIL, step).mean((3, 5)).round().astype(np.uint8)
+    pictures = {"seen": pixels[test.shown], "thumbnails": thumbnails}
+    return pictures | {f"{method}/{stage}": array for method, entry in painted.items()
+                       for stage, array in entry["stages"].items()}
+
+
+def words_of(decoded: dict[str, dict], painted: dict[str, dict], scores: dict[str, MethodScores],
+             test: TestSet) -> dict:
+    """The contents of words.json: captions, retrieved lists, and a score per picture to sort by."""
+    tokens = np.asarray(test.caches["tokens"][test.images])
+    methods = {}
+    for method, entry in decoded.items():
+        top5 = top5_ids(entry["predictions"].retrieval_tokens[test.shown], tokens)
+        methods[method] = {"top5": top5.tolist()}
+        if "caption" in painted[method]:
+            methods[method]["retrieved_caption"] = painted[method]["caption"]
+    captions = [group[0] for group in test.captions]
+    return {"picture_index": test.shown.tolist(), "seen_captions": [captions[k] for k in test.shown],
+            "all_captions": captions, "methods": methods,
+            "scores": {method: [round(float(v), 6) for v in score.reconstruction["two_way"]]
+                       for method, score in scores.items()}}
+
+
+def print_table(results: dict) -> None:
+    """The methods' scores in a few aligned lines."""
+    print(f"\n{'method':<24}{'image':>8}{'brain':>8}{'text':>8}{'pixcorr':>9}{'ssim':>7}{'two-way':>9}")
+    for method, entry in results["methods"].items():
+        r, p = entry["retrieval"], entry["reconstruction"]
+        print(f"{method:<24}{r['image']:>8.3f}{r['brain']:>8.3f}{r['text']:>8.3f}{p['pixcorr']:>9.3f}{p['ssim']:>7.3f}"
+              f"{p['two_way']:>9.3f}")
+    chance = results["chance"]["retrieval"]
+    pixcorr, ssim = (results["chance"]["reconstruction"][k].get("mindtuner", float("nan")) for k in ("pixcorr", "ssim"))
+    print(f"{'chance':<24}{chance['image']:>8.3f}{chance['brain']:>8.3f}{chance['text']:>8.3f}{pixcorr:>9.3f}{ssim:>7.3f}"
+          f"{results['chance']['two_way']:>9.3f}")

@@ -1,0 +1,45 @@
+"""Train the compact generator (autoencoder and denoiser) for drawn scenes or for a folder of cut-outs.
+
+It only ever sees scenes of a reserved random stream, of cut-outs that no simulated subject's scene uses. Weights
+are saved as it goes: a run that is cut short leaves usable ones, and the same command continues it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="weights file to write (.safetensors)")
+    parser.add_argument("--work", type=Path, metavar="DIR",
+                        help="folder for rendered scenes and checkpoints (default: OUT without its ending)")
+    parser.add_argument("--cutouts", type=Path, metavar="DIR", help="train on scenes of these cut-outs")
+    parser.add_argument("--scenes", type=int, default=12_000, metavar="N", help="scenes to train on (default 12000)")
+    parser.add_argument("--autoencoder-minutes", type=float, default=12, metavar="N",
+                        help="training time of the autoencoder (default 12)")
+    parser.add_argument("--denoiser-minutes", type=float, default=60, metavar="N",
+                        help="training time of the denoiser (default 60)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default 0)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from mindtuner.errors import UserError
+    from mindtuner.training.generator import train_generator
+
+    for name in ("scenes", "autoencoder_minutes", "denoiser_minutes"):
+        if getattr(options, name) <= 0 or (name == "scenes" and options.scenes < 300):
+            raise UserError(f"--{name.replace('_', '-')}: is {getattr(options, name)}; expected a positive number"
+                            f"{', at least 300' if name == 'scenes' else ''}")
+    work = options.work or options.out.with_suffix("")
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "log.jsonl").open("a", encoding="utf-8") as log:
+        def record(entry: dict) -> None:
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+            print(f"{entry['stage']} step {entry['step']}: {entry['losses']} ({entry['seconds']:.0f} s)", flush=True)
+
+        train_generator(options.out, work, options.scenes, options.autoencoder_minutes, options.denoiser_minutes,
+                        options.cutouts, options.seed, record)
+    print(options.out)

@@ -1,0 +1,87 @@
+"""The compact generator: image tokens -> latents -> pictures, and their correction by a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from safetensors.torch import load_file
+
+from mindtuner.config import DecodeConfig
+from mindtuner.encoders.compact import Autoencoder, packaged
+from mindtuner.model.generator import CompactDenoiser, noise_schedule
+from mindtuner.runtime import autocast, derive_seed, device, progress
+
+WEIGHTS = "generator.safetensors"
+
+
+class CompactGenerator:
+    """Paints pictures of 128 x 128 from image tokens, and corrects them with a text.
+
+    Parameters
+    ----------
+    path : weights of ``mindtuner train-generator``; those that the package ships when not given
+    config : steps, guidance and where the correction starts
+    seed : of the noise. A picture's noise depends on the seed and its image's id, so all methods start alike.
+    """
+
+    def __init__(self, config: DecodeConfig, seed: int, path: Path | None = None):
+        path = path or packaged(WEIGHTS)
+        self.autoencoder = Autoencoder(path)
+        tensors = {key.removeprefix("denoiser."): value.float() for key, value in load_file(path).items()
+                   if key.startswith("denoiser.")}
+        tokens, width = tensors["position"].shape
+        self.denoiser = CompactDenoiser(tokens, width, tensors["embed_text.weight"].shape[1])
+        self.denoiser.load_state_dict(tensors)
+        self.denoiser.eval().requires_grad_(False).to(device())
+        self.config, self.seed = config, seed
+
+    def generate(self, tokens: np.ndarray, images: np.ndarray, title: str = "paint") -> np.ndarray:
+        """Image tokens (n, T, D) of images ``images`` (n,) -> latents (n, 4, 16, 16), from pure noise."""
+        schedule = noise_schedule()
+        schedule.set_timesteps(self.config.generator_steps)
+        return self._denoise(self._noise(images, "paint"), schedule, schedule.timesteps, tokens, None, title)
+
+    def correct(self, latents: np.ndarray, tokens: np.ndarray, text: np.ndarray, images: np.ndarray,
+                title: str = "correct") -> np.ndarray:
+        """Semantic correction (MindTuner paper): noise the latents part of the way and paint them again with the text.
+
+        latents (n, 4, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 4, 16, 16).
+        """
+        schedule = noise_schedule()
+        schedule.set_timesteps(round(self.config.refine_steps / self.config.refine_start))
+        times = schedule.timesteps[-self.config.refine_steps:]
+        clean = torch.as_tensor(latents, dtype=torch.float32)
+        noisy = schedule.add_noise(clean, self._noise(images, "correct"), times[:1].expand(len(clean)))
+        return self._denoise(noisy, schedule, times, tokens, text, title)
+
+    def pictures(self, latents: np.ndarray) -> np.ndarray:
+        """Latents (n, 4, 16, 16) -> pictures float32 (n, 3, 128, 128) in 0..1."""
+        return self.autoencoder.decode(latents)
+
+    def _noise(self, images: np.ndarray, purpose: str) -> torch.Tensor:
+        draws = [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(derive_seed(self.seed, purpose, int(k))))
+                 for k in images]
+        return torch.stack(draws)
+
+    @torch.no_grad()
+    def _denoise(self, noisy, schedule: DDIMScheduler, times, tokens, text, title: str) -> np.ndarray:
+        """DDIM with classifier-free guidance: unconditional + guidance x (conditional - unconditional)."""
+        n, where = len(noisy), device()
+        x = noisy.to(where)
+        tokens = torch.as_tensor(tokens, dtype=torch.float32, device=where)
+        words = torch.zeros(n, self.denoiser.embed_text.in_features, device=where)
+        if text is not None:
+            words = torch.as_tensor(text, dtype=torch.float32, device=where)
+        keep = torch.arange(2 * n, device=where) < n
+        keep_text = keep & (text is not None)
+        for time in progress(times, title, len(times), "step"):
+            with autocast():
+                both = self.denoiser(torch.cat([x, x]), time.to(where).expand(2 * n), torch.cat([tokens, tokens]),
+                                     torch.cat([words, words]), keep, keep_text).float()
+            conditional, unconditional = both.chunk(2)
+            velocity = unconditional + self.config.guidance * (conditional - unconditional)
+            x = schedule.step(velocity, time, x, eta=0.0).prev_sample
+        return x.cpu().numpy()

@@ -1,0 +1,75 @@
+"""From voxels to tokens and words: one subject's decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mindtuner.config import DecodeConfig
+from mindtuner.model import BrainNetwork
+from mindtuner.runtime import derive_seed, device
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a brain says of n images; row k belongs to ``images[k]``.
+
+    images (n,) stimulus ids, ascending · retrieval_tokens C (n, T, D) · prior_tokens (n, T, D), the prior's image tokens ·
+    latents (n, 4, 16, 16) of the low-level submodule · text (n, d) unit vectors in the text tower's space
+    """
+
+    images: np.ndarray
+    retrieval_tokens: np.ndarray
+    prior_tokens: np.ndarray
+    latents: np.ndarray
+    text: np.ndarray
+
+
+class Decoder:
+    """Decodes one subject with a tuned network.
+
+    Parameters
+    ----------
+    network : a network that knows ``subject``
+    subject : its name there, such as ``"subj01"``
+    config : sampling steps
+    seed : of the prior's noise; the same for every method, so that methods differ by their brains alone
+    """
+
+    def __init__(self, network: BrainNetwork, subject: str, config: DecodeConfig, seed: int):
+        self.network = network.eval().to(device())
+        self.subject, self.config, self.seed = subject, config, seed
+
+    @torch.no_grad()
+    def predict(self, voxels: np.ndarray, stimulus: np.ndarray) -> Predictions:
+        """Decode trials, averaging the outputs of the trials that show the same image; the prior runs once per image.
+
+        Parameters
+        ----------
+        voxels : betas (n_trials, V), float32
+        stimulus : (n_trials,) the image of each trial; pass distinct numbers to decode single trials
+        """
+        images, group = np.unique(stimulus, return_inverse=True)
+        parts = [self.network(chunk.to(device()), self.subject) for chunk in torch.from_numpy(voxels).split(512)]
+
+        def average(name: str) -> torch.Tensor:
+            values = torch.cat([getattr(part, name).float() for part in parts]).cpu()
+            total = torch.zeros(len(images), *values.shape[1:]).index_add_(0, torch.from_numpy(group), values)
+            return total / torch.from_numpy(np.bincount(group)).view(-1, *[1] * (values.dim() - 1))
+
+        retrieval = average("retrieval_tokens")
+        prior = self.image_tokens(average("backbone_tokens"))
+        return Predictions(images, retrieval.numpy(), prior.numpy(), average("latents").numpy(),
+                           self.text_of(prior))
+
+    def image_tokens(self, backbone_tokens: torch.Tensor) -> torch.Tensor:
+        """Image tokens (n, T, D) from the prior, seeded."""
+        source = torch.Generator(device()).manual_seed(derive_seed(self.seed, "prior"))
+        return self.network.prior.sample(backbone_tokens.to(device()), self.config.prior_steps, generator=source).cpu()
+
+    @torch.no_grad()
+    def text_of(self, tokens: torch.Tensor) -> np.ndarray:
+        """Image tokens (n, T, D) -> unit vectors (n, d) in the text tower's space, by the Adaptive Projector."""
+        return self.network.projector(tokens.to(device())).float().cpu().numpy()

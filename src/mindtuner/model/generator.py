@@ -1,0 +1,57 @@
+"""The compact generator's denoiser: a diffusers UNet over the autoencoder's latents.
+
+Its form is the production generator's: cross-attention to image tokens, and to one more token that
+carries a text. Each of the two conditions has a learned "absent" state, so that one network serves the first
+painting (image tokens), the correction (image tokens and text) and guidance (neither).
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import nn
+
+
+def noise_schedule() -> DDIMScheduler:
+    """1,000 steps, zero signal at the last, velocity prediction."""
+    return DDIMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
+                         clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
+                         rescale_betas_zero_snr=True)
+
+
+class CompactDenoiser(nn.Module):
+    """Predicts the velocity v of noisy latents (Salimans and Ho 2022).
+
+    Parameters
+    ----------
+    tokens, width : shape of the image tokens (T, D)
+    text_width : width d of the text embedding
+    """
+
+    def __init__(self, tokens: int = 16, width: int = 128, text_width: int = 384):
+        super().__init__()
+        self.unet = UNet2DConditionModel(
+            sample_size=16, in_channels=4, out_channels=4, block_out_channels=(48, 96, 192), layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=width, attention_head_dim=32, norm_num_groups=16)
+        self.embed_tokens = nn.Linear(width, width)
+        self.embed_text = nn.Linear(text_width, width)
+        self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        self.no_tokens = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        self.no_text = nn.Parameter(torch.randn(1, width) * 0.02)
+
+    def forward(self, latents: torch.Tensor, time: torch.Tensor, tokens: torch.Tensor, text: torch.Tensor,
+                keep_tokens: torch.Tensor, keep_text: torch.Tensor) -> torch.Tensor:
+        """Velocity (n, 4, 16, 16).
+
+        Parameters
+        ----------
+        latents : (n, 4, 16, 16), noisy
+        time : (n,) integer diffusion times
+        tokens : (n, T, D); text : (n, d)
+        keep_tokens, keep_text : (n,) bool, False where that condition is absent
+        """
+        image = torch.where(keep_tokens[:, None, None], self.embed_tokens(tokens) + self.position, self.no_tokens)
+        words = torch.where(keep_text[:, None, None], self.embed_text(text)[:, None], self.no_text)
+        return self.unet(latents, time, torch.cat([image, words], 1)).sample
