@@ -25,13 +25,13 @@ from mindtuner.training import (
     Targets,
     load_fingerprint,
     load_network,
+    loop,
     pretrain,
     read_card,
     save_fingerprint,
     save_network,
     tune,
 )
-from mindtuner.training import loop
 from mindtuner.training.batches import Batch, Feed, batches, make_feeds, split_holdout, steps_per_epoch
 
 N, TESTED, T, D, TEXT = 120, 40, 4, 16, 12

@@ -146,7 +146,7 @@ def _read(path: str | Path, kind: str) -> tuple[dict, dict[str, torch.Tensor]]:
     if header.get("kind") != kind:
         raise UserError(f"{path}: kind is {header.get('kind')!r}; expected {kind!r}")
     with safe_open(path, framework="pt") as file:
-        return header, {name: file.get_tensor(name) for name in file.keys()}
+        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 @contextlib.contextmanager
