@@ -39,7 +39,7 @@ MODEL = ModelConfig(hidden=32, blocks=1, tokens=T, width=D, text_width=TEXT, bac
                     prior_depth=1, prior_heads=2, prior_head_dim=32, latent_channels=4, latent_side=4,
                     lowlevel_channels=(4, 4), lowlevel_side=2, feature_positions=4, feature_width=8)
 FIT = FitConfig(epochs=12, batch_per_subject=20, lr=1e-2, weight_decay=1e-2, ridge_weight_decay=1e-2,
-                warmup=0.1, mixco_share=0.33)
+                warmup=0.1, mixco_share=0.33, head_trials=16)
 SHORT = dataclasses.replace(FIT, epochs=0.5)
 CONFIG = Config(simulate=SimulateConfig(), model=MODEL, fingerprint=FingerprintConfig(rank=2, alpha=2.0),
                 pretrain=FIT, tune=FIT, pivot=PivotConfig(epochs=20, batch=40, lr=1e-2, weight_decay=1e-3),
@@ -135,19 +135,20 @@ def test_a_new_subject_is_read_far_above_chance_and_permuted_brains_are_not(trai
     chance = 1 / TESTED
     assert top1(tuned, subject, targets)[0] > 12 * chance
     assert top1(shuffled, subject, targets)[0] < 5 * chance
-    assert records[2]["clip"] < 0.9 * records[0]["clip"]
-    assert records[-1]["grad_skip"] > 0 and records[0]["skip"] < 0.3
+    assert records[2]["losses"]["clip"] < 0.9 * records[0]["losses"]["clip"]
+    assert records[-1]["gradients"]["skip"] > 0 and records[0]["losses"]["skip"] < 0.3
 
 
 def test_the_log_tells_losses_rates_gradients_and_validation(trained):
     records = [r for r in trained[3] if r["stage"] == "pretrain"]
     assert [r["epoch"] for r in records] == list(range(1, 13))
-    assert records[-1]["prior"] < 0.8 * records[0]["prior"]
-    assert records[-1]["lowlevel"] < 0.9 * records[0]["lowlevel"]
-    assert {"grad_prior", "grad_clip", "grad_lowlevel", "grad_softcont"} <= records[0].keys()
-    assert "skip" not in records[0] and "grad_prior" not in records[1]
-    assert records[-1]["val_top1"] > 3 * records[-1]["val_chance"]
-    pivot = [r["pivot"] for r in trained[3] if r["stage"] == "pivot"]
+    first, last = records[0], records[-1]
+    assert last["losses"]["prior"] < 0.8 * first["losses"]["prior"]
+    assert last["losses"]["lowlevel"] < 0.9 * first["losses"]["lowlevel"]
+    assert {"prior", "clip", "lowlevel", "softcont"} == first["gradients"].keys() == first["losses"].keys()
+    assert not records[1]["gradients"]
+    assert last["validation"]["top1"] > 3 * last["validation"]["chance"]
+    pivot = [r["losses"]["pivot"] for r in trained[3] if r["stage"] == "pivot"]
     assert len(pivot) == 20 and pivot[-1] < 0.5 * pivot[0]
 
 

@@ -74,6 +74,7 @@ class FitConfig:
     ridge_weight_decay: float
     warmup: float  # share of all steps
     mixco_share: float  # first share of training with BiMixCo, then SoftCLIP
+    head_trials: int  # trials of a step, of all subjects together, that train the prior and the low-level module
     prior_weight: float = 30.0
     clip_weight: float = 1.0
     lowlevel_weight: float = 0.5

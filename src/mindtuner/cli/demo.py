@@ -104,7 +104,7 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     with watch.stage("tune"):
         hour = subject.sessions(config.tuning_sessions)
         tuned = {method: tune(base, hour, targets, config, config.seed, method, log) for method in METHODS}
-        save_fingerprint(out / "fingerprint.safetensors", tuned["mindtuner"], base,
+        save_fingerprint(out / "fingerprint.safetensors", tuned["mindtuner"],
                          {"subject": subject.number, "sessions": config.tuning_sessions, "simulated": True})
     with watch.stage("decode"):
         test = story.TestSet.of(subject, dataset.stimuli, caches, config.decode.pictures)

@@ -71,7 +71,7 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
                                    np.asarray(text[found])), "found": found}
     mean = mean_token(training, len(test.images))
     projected = Decoder(base, name, config.decode, config.seed).text_of(torch.from_numpy(mean))
-    every["prior_only"] = {"predictions": Predictions(test.images, mean, mean, np.zeros((len(mean), 4, 16, 16)),
+    every["prior_only"] = {"predictions": Predictions(test.images, mean, mean, np.zeros_like(caches["latents"][test.images]),
                                                       projected)}
     return every
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from safetensors.torch import load_file
 
 from mindtuner.config import DecodeConfig
-from mindtuner.encoders.compact import Autoencoder, packaged
-from mindtuner.model.generator import CompactDenoiser, noise_schedule
+from mindtuner.encoders.compact import Autoencoder, packaged, read_part
+from mindtuner.model.autoencoder import CHANNELS
+from mindtuner.model.generator import LATENT_SIDE, CompactDenoiser, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress
 
 WEIGHTS = "generator.safetensors"
@@ -30,8 +30,7 @@ class CompactGenerator:
     def __init__(self, config: DecodeConfig, seed: int, path: Path | None = None):
         path = path or packaged(WEIGHTS)
         self.autoencoder = Autoencoder(path)
-        tensors = {key.removeprefix("denoiser."): value.float() for key, value in load_file(path).items()
-                   if key.startswith("denoiser.")}
+        tensors = read_part(path, "denoiser")
         tokens, width = tensors["position"].shape
         self.denoiser = CompactDenoiser(tokens, width, tensors["embed_text.weight"].shape[1])
         self.denoiser.load_state_dict(tensors)
@@ -39,7 +38,7 @@ class CompactGenerator:
         self.config, self.seed = config, seed
 
     def generate(self, tokens: np.ndarray, images: np.ndarray, title: str = "paint") -> np.ndarray:
-        """Image tokens (n, T, D) of images ``images`` (n,) -> latents (n, 4, 16, 16), from pure noise."""
+        """Image tokens (n, T, D) of images ``images`` (n,) -> latents (n, 8, 16, 16), from pure noise."""
         schedule = noise_schedule()
         schedule.set_timesteps(self.config.generator_steps)
         return self._denoise(self._noise(images, "paint"), schedule, schedule.timesteps, tokens, None, title)
@@ -48,7 +47,7 @@ class CompactGenerator:
                 title: str = "correct") -> np.ndarray:
         """Semantic correction (MindTuner paper): noise the latents part of the way and paint them again with the text.
 
-        latents (n, 4, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 4, 16, 16).
+        latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 8, 16, 16).
         """
         schedule = noise_schedule()
         schedule.set_timesteps(round(self.config.refine_steps / self.config.refine_start))
@@ -58,11 +57,11 @@ class CompactGenerator:
         return self._denoise(noisy, schedule, times, tokens, text, title)
 
     def pictures(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (n, 4, 16, 16) -> pictures float32 (n, 3, 128, 128) in 0..1."""
+        """Latents (n, 8, 16, 16) -> pictures float32 (n, 3, 128, 128) in 0..1."""
         return self.autoencoder.decode(latents)
 
     def _noise(self, images: np.ndarray, purpose: str) -> torch.Tensor:
-        draws = [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(derive_seed(self.seed, purpose, int(k))))
+        draws = [torch.randn(CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=torch.Generator().manual_seed(derive_seed(self.seed, purpose, int(k))))
                  for k in images]
         return torch.stack(draws)
 

@@ -17,7 +17,7 @@ class Predictions:
     """What a brain says of n images; row k belongs to ``images[k]``.
 
     images (n,) stimulus ids, ascending · retrieval_tokens C (n, T, D) · prior_tokens (n, T, D), the prior's image tokens ·
-    latents (n, 4, 16, 16) of the low-level submodule · text (n, d) unit vectors in the text tower's space
+    latents (n, 8, 16, 16) of the low-level submodule · text (n, d) unit vectors in the text tower's space
     """
 
     images: np.ndarray

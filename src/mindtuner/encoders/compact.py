@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mindtuner.encoders.efficientnet import lite_network, prepare
 from mindtuner.errors import UserError
+from mindtuner.model.autoencoder import PatchAutoencoder
 from mindtuner.runtime import device
 
 GRID = 4  # tokens lie on a 4 x 4 grid
@@ -56,11 +57,11 @@ class CompactImageEncoder:
     @torch.no_grad()
     def maps(self, images) -> np.ndarray:
         """Stride-16 features of the image at 64 x 64, float32 (n, 16, 112): the low-level submodule's targets."""
-        images = torch.as_tensor(np.asarray(images)).to(device())
+        images = _as_tensor(images)
         return self.network(prepare(images, MAP_SIDE))[3].flatten(2).transpose(1, 2).cpu().numpy()
 
     def _stages(self, images) -> list[torch.Tensor]:
-        return self.network(prepare(torch.as_tensor(np.asarray(images)).to(device())))
+        return self.network(prepare(_as_tensor(images)))
 
 
 def joined_cells(stages: list[torch.Tensor]) -> torch.Tensor:
@@ -111,57 +112,56 @@ class CompactTextEncoder:
 
 
 class Autoencoder:
-    """A small KL autoencoder (diffusers) between images of 128 x 128 and latents (4, 16, 16).
+    """Images of 128 x 128 <-> latents (8, 16, 16), with the generator's weights.
 
-    It works on 4 x 4 pixel blocks folded into channels, which a laptop encodes quickly.
     Raises UserError where the weights file is missing or is none of ours.
     """
 
     side = 128
 
     def __init__(self, path: Path):
-        from mindtuner.model.autoencoder import build_autoencoder
-
-        try:
-            with safe_open(path, "pt") as file:
-                card = file.metadata() or {}
-                tensors = {key.removeprefix("autoencoder."): file.get_tensor(key).float() for key in file.keys()
-                           if key.startswith("autoencoder.")}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); expected generator weights") from error
-        if "latent_scale" not in card:
-            raise UserError(f"{path}: metadata lacks latent_scale; expected generator weights of mindtuner")
-        self.scale = float(card["latent_scale"])
-        self.network = build_autoencoder()
-        self.network.load_state_dict(tensors)
+        self.network = PatchAutoencoder()
+        self.network.load_state_dict(read_part(path, "autoencoder"))
         self.network.eval().requires_grad_(False).to(device())
-        self.identity = {"encoder": "autoencoder", "weights": _digest(path)}
+        linear = self.network.encoder.cpu().numpy().tobytes() + self.network.mean.cpu().numpy().tobytes()
+        self.identity = {"encoder": "patch autoencoder", "linear": hashlib.sha256(linear).hexdigest()[:16]}
 
     @torch.no_grad()
     def encode(self, images) -> np.ndarray:
-        """Images (n, 3, H, W), uint8 or float 0..1 -> latents float32 (n, 4, 16, 16), about unit variance."""
-        images = torch.as_tensor(np.asarray(images)).to(device())
+        """Images (n, 3, H, W), uint8 or float 0..1 -> latents float32 (n, 8, 16, 16), about unit variance."""
+        images = _as_tensor(images)
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         if images.shape[-1] != self.side:
             images = F.interpolate(images, (self.side,) * 2, mode="bilinear", antialias=True, align_corners=False)
-        return (self.network.encode(fold(images * 2 - 1)).latent_dist.mode() * self.scale).cpu().numpy()
+        return self.network.encode(images * 2 - 1).cpu().numpy()
 
     @torch.no_grad()
     def decode(self, latents) -> np.ndarray:
-        """Latents (n, 4, 16, 16) -> images float32 (n, 3, 128, 128) in 0..1."""
+        """Latents (n, 8, 16, 16) -> images float32 (n, 3, 128, 128) in 0..1."""
         latents = torch.as_tensor(np.asarray(latents), dtype=torch.float32, device=device())
-        images = unfold(self.network.decode(latents / self.scale).sample)
-        return ((images + 1) / 2).clamp(0, 1).cpu().numpy()
+        return ((self.network.decode(latents) + 1) / 2).clamp(0, 1).cpu().numpy()
 
 
-def fold(images: torch.Tensor) -> torch.Tensor:
-    """(n, 3, 128, 128) -> (n, 48, 32, 32)."""
-    return F.pixel_unshuffle(images, 4)
+def read_part(path: Path, part: str) -> dict[str, torch.Tensor]:
+    """The tensors ``part.*`` of a generator weights file, as float32, without the prefix.
+
+    Raises UserError where the file cannot be read or holds none.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected generator weights") from error
+    found = {key.removeprefix(f"{part}."): value.float() for key, value in tensors.items()
+             if key.startswith(f"{part}.")}
+    if not found:
+        raise UserError(f"{path}: holds no {part}.* tensors; expected weights of mindtuner train-generator")
+    return found
 
 
-def unfold(blocks: torch.Tensor) -> torch.Tensor:
-    """The inverse of fold."""
-    return F.pixel_shuffle(blocks, 4)
+def _as_tensor(images) -> torch.Tensor:
+    """On the device; arrays are copied, since memory maps may be read-only."""
+    images = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
+    return images.to(device())
 
 
 def _digest(path) -> str:

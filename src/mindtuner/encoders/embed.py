@@ -27,7 +27,7 @@ def embed(dataset: Dataset, folder: Path, images: CompactImageEncoder, texts: Co
           autoencoder: Autoencoder) -> dict[str, np.ndarray]:
     """Caches over all N stimuli, built where they are missing, opened where they exist; rows are stimulus ids.
 
-    pixels (N, 3, 128, 128) uint8, tokens (N, 16, 128) float32, text (N, 384) float32, latents (N, 4, 16, 16) float32,
+    pixels (N, 3, 128, 128) uint8, tokens (N, 16, 128) float32, text (N, 384) float32, latents (N, 8, 16, 16) float32,
     features and features_augmented (N, 16, 112) float32.
     Raises UserError where a cache belongs to another tower or to other stimuli.
     """
@@ -45,7 +45,7 @@ def embed(dataset: Dataset, folder: Path, images: CompactImageEncoder, texts: Co
     return {
         "pixels": pixels,
         "tokens": cache("tokens", (TOKENS, WIDTH), images.identity, images.tokens, small),
-        "latents": cache("latents", (4, 16, 16), autoencoder.identity, autoencoder.encode, small),
+        "latents": cache("latents", (8, 16, 16), autoencoder.identity, autoencoder.encode, small),
         "features": cache("features", (TOKENS, MAP_WIDTH), images.identity, images.maps, small),
         "features_augmented": cache("features_augmented", (TOKENS, MAP_WIDTH), {**images.identity, "view": 1},
                                     images.maps, lambda ids: view(pixels[ids], ids)),

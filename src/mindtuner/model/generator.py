@@ -1,15 +1,24 @@
 """The compact generator's denoiser: a diffusers UNet over the autoencoder's latents.
 
 Its form is the production generator's: cross-attention to image tokens, and to one more token that
-carries a text. Each of the two conditions has a learned "absent" state, so that one network serves the first
-painting (image tokens), the correction (image tokens and text) and guidance (neither).
+carries a text. The compact tokens lie on a grid, so they also enter where they belong, as channels beside the noisy
+latents, which a small network learns from much sooner. Each of the two conditions has a learned "absent" state, so
+that one network serves the first painting (image tokens), the correction (image tokens and text) and guidance (neither).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
+
+from mindtuner.model.autoencoder import CHANNELS
+
+LATENT_SIDE = 16
+PLACED = 16  # channels by which tokens enter at their place
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -30,8 +39,11 @@ class CompactDenoiser(nn.Module):
 
     def __init__(self, tokens: int = 16, width: int = 128, text_width: int = 384):
         super().__init__()
+        self.grid = math.isqrt(tokens)
+        self.cell = LATENT_SIDE // self.grid  # latents along one side of a token's cell
+        self.place_tokens = nn.Linear(width, PLACED * self.cell**2)
         self.unet = UNet2DConditionModel(
-            sample_size=16, in_channels=4, out_channels=4, block_out_channels=(48, 96, 192), layers_per_block=1,
+            sample_size=LATENT_SIDE, in_channels=CHANNELS + PLACED, out_channels=CHANNELS, block_out_channels=(48, 96, 192), layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=width, attention_head_dim=32, norm_num_groups=16)
@@ -43,15 +55,17 @@ class CompactDenoiser(nn.Module):
 
     def forward(self, latents: torch.Tensor, time: torch.Tensor, tokens: torch.Tensor, text: torch.Tensor,
                 keep_tokens: torch.Tensor, keep_text: torch.Tensor) -> torch.Tensor:
-        """Velocity (n, 4, 16, 16).
+        """Velocity (n, 8, 16, 16).
 
         Parameters
         ----------
-        latents : (n, 4, 16, 16), noisy
+        latents : (n, 8, 16, 16), noisy
         time : (n,) integer diffusion times
         tokens : (n, T, D); text : (n, d)
         keep_tokens, keep_text : (n,) bool, False where that condition is absent
         """
         image = torch.where(keep_tokens[:, None, None], self.embed_tokens(tokens) + self.position, self.no_tokens)
         words = torch.where(keep_text[:, None, None], self.embed_text(text)[:, None], self.no_text)
-        return self.unet(latents, time, torch.cat([image, words], 1)).sample
+        placed = self.place_tokens(image).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        placed = F.pixel_shuffle(placed, self.cell)
+        return self.unet(torch.cat([latents, placed], 1), time, torch.cat([image, words], 1)).sample

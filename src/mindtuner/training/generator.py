@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 
 from mindtuner.data.simulation.generator_stream import generator_scenes
 from mindtuner.data.simulation.scenes import render
-from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder, fold, unfold
+from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
-from mindtuner.model.autoencoder import build_autoencoder
+from mindtuner.model.autoencoder import PatchAutoencoder
 from mindtuner.model.generator import CompactDenoiser, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress, seed_everything
 
@@ -34,7 +34,7 @@ EMA = 0.998
 def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_minutes: float = 12,
                     denoiser_minutes: float = 60, cutouts: Path | None = None, seed: int = 0,
                     log: Callable[[dict], None] = lambda record: None) -> None:
-    """Write generator weights to ``out`` (safetensors: ``autoencoder.*`` in float16, ``denoiser.*`` in bfloat16).
+    """Write generator weights to ``out`` (safetensors: ``autoencoder.*`` in float32, ``denoiser.*`` in bfloat16).
 
     ``work`` keeps rendered scenes and checkpoints; the same call continues from them. The minutes bound the
     training time of this call's two stages.
@@ -43,9 +43,9 @@ def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_min
     work.mkdir(parents=True, exist_ok=True)
     _check_settings(work, {"scenes": scenes, "cutouts": str(cutouts or ""), "seed": seed})
     pixels, captions = _rendered(work, scenes, cutouts)
-    autoencoder, scale = _fit_autoencoder(work, pixels, autoencoder_minutes, seed, log)
-    tokens, texts, latents = _conditions(work, pixels, captions, autoencoder, scale)
-    _fit_denoiser(work, out, tokens, texts, latents, autoencoder, scale, denoiser_minutes, seed, log)
+    autoencoder = _fit_autoencoder(work, pixels, autoencoder_minutes, seed, log)
+    tokens, texts, latents = _conditions(work, pixels, captions, autoencoder)
+    _fit_denoiser(work, out, tokens, texts, latents, autoencoder, denoiser_minutes, seed, log)
 
 
 def _check_settings(work: Path, settings: dict) -> None:
@@ -84,10 +84,12 @@ def _edges(images: torch.Tensor) -> torch.Tensor:
                       (images[..., 1:] - images[..., :-1]).flatten(1)], 1)
 
 
-def _fit_autoencoder(work, pixels, minutes, seed, log):
+def _fit_autoencoder(work, pixels, minutes, seed, log) -> PatchAutoencoder:
     path = work / "autoencoder.pt"
     seed_everything(derive_seed(seed, "autoencoder"))
-    network = build_autoencoder().to(device())
+    network = PatchAutoencoder()
+    network.fit_linear(_images(pixels[:1000]))
+    network.to(device())
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=1e-3)
     done, spent = 0, 0.0
     if path.exists():
@@ -96,34 +98,33 @@ def _fit_autoencoder(work, pixels, minutes, seed, log):
         optimiser.load_state_dict(state["optimiser"])
         done, spent = state["step"], state["seconds"]
     rng = np.random.default_rng(derive_seed(seed, "autoencoder batches", done))
-    start = time.perf_counter() - spent
+    start, recent = time.perf_counter() - spent, []
     while time.perf_counter() - start < 60 * minutes:
         share = (time.perf_counter() - start) / (60 * minutes)
         for group in optimiser.param_groups:
-            group["lr"] = 1.2e-3 * _schedule(done, share)
-        batch = torch.from_numpy(pixels[np.sort(rng.integers(0, len(pixels), 8))]).to(device()).float() / 127.5 - 1
-        with autocast():
-            posterior = network.encode(fold(batch)).latent_dist
-            latents = posterior.mode() + 0.05 * torch.randn_like(posterior.mean)
-            rebuilt = unfold(network.decode(latents).sample)
-        rebuilt = rebuilt.float()
+            group["lr"] = 1.5e-3 * _schedule(done, share)
+        batch = _images(pixels[np.sort(rng.integers(0, len(pixels), 8))]).to(device())
+        latents = network.encode(batch)
+        with autocast():  # a little noise, since painted latents are never exact
+            rebuilt = network.decode(latents + 0.05 * torch.randn_like(latents)).float()
         loss = F.l1_loss(rebuilt, batch) + F.l1_loss(_edges(rebuilt), _edges(batch))
-        loss = loss + 1e-3 * (posterior.mean.float() ** 2).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         done += 1
+        recent.append(loss.item())
         if done % 100 == 0:
-            log({"stage": "autoencoder", "step": done, "losses": {"reconstruction": loss.item()},
+            log({"stage": "autoencoder", "step": done, "losses": {"reconstruction": float(np.mean(recent))},
                  "seconds": time.perf_counter() - start})
+            recent = []
             _save_state(path, network, optimiser, done, time.perf_counter() - start)
     _save_state(path, network, optimiser, done, time.perf_counter() - start)
-    network.eval().requires_grad_(False)
-    with torch.no_grad():
-        sample = torch.from_numpy(pixels[:256]).to(device()).float() / 127.5 - 1
-        scale = 1 / network.encode(fold(sample)).latent_dist.mode().std().item()
-    return network, scale
+    return network.eval().requires_grad_(False)
+
+
+def _images(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(pixels)).float() / 127.5 - 1
 
 
 def _save_state(path: Path, network, optimiser, step: int, seconds: float, **more) -> None:
@@ -133,8 +134,8 @@ def _save_state(path: Path, network, optimiser, step: int, seconds: float, **mor
 
 
 @torch.no_grad()
-def _conditions(work, pixels, captions, autoencoder, scale):
-    """Image tokens (n, 16, 128), text embeddings of every caption, and latents (n, 4, 16, 16), all float16."""
+def _conditions(work, pixels, captions, autoencoder):
+    """Image tokens (n, 16, 128), text embeddings of every caption, and latents (n, 8, 16, 16), all float16."""
     tokens_path, text_path = work / "tokens.npy", work / "texts.npy"
     if not tokens_path.exists():
         encoder = CompactImageEncoder()
@@ -147,14 +148,12 @@ def _conditions(work, pixels, captions, autoencoder, scale):
         texts = np.stack([embed([group[k % len(group)] for group in captions]) for k in range(2)], 1)
         with atomic_path(text_path) as part, part.open("wb") as file:
             np.save(file, texts.astype(np.float16))
-    latents = []
-    for k in progress(range(0, len(pixels), 64), "latents"):
-        batch = torch.from_numpy(pixels[k:k + 64]).to(device()).float() / 127.5 - 1
-        latents.append((autoencoder.encode(fold(batch)).latent_dist.mode() * scale).half().cpu())
+    latents = [autoencoder.encode(_images(pixels[k:k + 64]).to(device())).half().cpu()
+               for k in progress(range(0, len(pixels), 64), "latents")]
     return np.load(tokens_path), np.load(text_path), torch.cat(latents).numpy()
 
 
-def _fit_denoiser(work, out, tokens, texts, latents, autoencoder, scale, minutes, seed, log):
+def _fit_denoiser(work, out, tokens, texts, latents, autoencoder, minutes, seed, log):
     path = work / "denoiser.pt"
     seed_everything(derive_seed(seed, "denoiser"))
     network = CompactDenoiser(tokens.shape[1], tokens.shape[2], texts.shape[2]).to(device())
@@ -191,9 +190,9 @@ def _fit_denoiser(work, out, tokens, texts, latents, autoencoder, scale, minutes
                  "seconds": time.perf_counter() - start})
             recent = []
             _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
-            save_generator(out, autoencoder, average, network, scale, done)
+            save_generator(out, autoencoder, average, network, done)
     _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
-    save_generator(out, autoencoder, average, network, scale, done)
+    save_generator(out, autoencoder, average, network, done)
 
 
 def _velocity_loss(network, alphas, tokens, texts, latents, source: torch.Generator) -> torch.Tensor:
@@ -213,12 +212,12 @@ def _velocity_loss(network, alphas, tokens, texts, latents, source: torch.Genera
     return F.mse_loss(velocity.float(), signal * noise - sigma * clean)
 
 
-def save_generator(out: Path, autoencoder, average: dict, network, scale: float, steps: int) -> None:
+def save_generator(out: Path, autoencoder, average: dict, network, steps: int) -> None:
     """Write the weights that ``decoding.compact.CompactGenerator`` reads: autoencoder and averaged denoiser."""
-    tensors = {f"autoencoder.{k}": v.detach().half().cpu().contiguous() for k, v in autoencoder.state_dict().items()}
+    tensors = {f"autoencoder.{k}": v.detach().cpu().contiguous() for k, v in autoencoder.state_dict().items()}
     denoiser = dict(network.state_dict()) | average
     tensors |= {f"denoiser.{k}": v.detach().bfloat16().cpu().contiguous() for k, v in denoiser.items()}
-    card = {"latent_scale": repr(scale), "denoiser_steps": str(steps), "tokens": str(network.position.shape[0]),
+    card = {"denoiser_steps": str(steps), "tokens": str(network.position.shape[0]),
             "width": str(network.position.shape[1]), "text_width": str(network.embed_text.in_features)}
     with atomic_path(out) as part:
         save_file(tensors, part, metadata=card)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,10 +21,6 @@ from mindtuner.training.targets import Targets
 
 Log = Callable[[dict], None]
 
-# Trials of each step, of all subjects together, that train the prior and the low-level module. A trial costs
-# these two about ten times what it costs the backbone, which sees the whole batch.
-HEAD_TRIALS = 16
-
 
 def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitConfig, seed: int, title: str,
         log: Log | None = None, held_out: dict[str, Trials] | None = None) -> None:
@@ -33,9 +30,9 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
             [+ skip_weight L_skip where the network has skips]
 
     (MindTuner paper, training objectives.) L_CLIP is BiMixCo for the first ``mixco_share`` of the steps and
-    SoftCLIP afterwards. ``log`` gets one dict per epoch: the mean of each loss, the learning rate, at the
-    first, middle and last epoch the gradient norm of each weighted loss, and validation scores where trials
-    are ``held_out``. Raises RuntimeError naming step and loss term where a loss is not finite.
+    SoftCLIP afterwards. ``log`` gets one dict per epoch: the mean of each loss under "losses", the learning rate, at the first,
+    middle and last epoch the norm of each weighted loss's gradient under "gradients", and scores under
+    "validation" where trials are ``held_out``. Raises RuntimeError naming step and loss term where a loss is not finite.
     """
     device = runtime.device()
     network.to(device).train()
@@ -49,11 +46,12 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
     history: list[dict[str, Tensor]] = []
     norms: dict[str, float] = {}
     stream = batches(feeds, config.batch_per_subject, steps)
+    start = time.perf_counter()
     for step, batch in enumerate(runtime.progress(stream, title, total=steps, unit="step")):
         epoch = step // per_epoch
         mixing = Mixing(batch, mixco_rng, device) if step < mixco_steps else None
         whole = np.arange(len(batch.stimulus)) if mixing is None else mixing.whole
-        heads = heads_rng.permutation(whole)[:HEAD_TRIALS]
+        heads = heads_rng.permutation(whole)[:config.head_trials]
         tau = objectives.soft_clip_tau((step - mixco_steps) / max(1, steps - mixco_steps - 1))
         losses = compute_losses(network, batch, targets, mixing, heads, tau, device)
         weighted = {name: loss_weight(config, name) * loss for name, loss in losses.items()}
@@ -68,10 +66,11 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
         optimizer.step()
         history.append({name: loss.detach() for name, loss in losses.items()})
         if (step + 1) % per_epoch == 0 or step + 1 == steps:
-            record = {"stage": title, "epoch": epoch + 1, "step": step + 1, "lr": lr}
-            record |= mean_losses(history, step + 1 - len(history), title) | norms
+            record = {"stage": title, "epoch": epoch + 1, "step": step + 1, "lr": lr,
+                      "seconds": time.perf_counter() - start, "gradients": norms,
+                      "losses": mean_losses(history, step + 1 - len(history), title)}
             if held_out:
-                record |= validate(network, feeds, held_out, targets, device)
+                record["validation"] = validate(network, feeds, held_out, targets, device)
             history, norms = [], {}
             if log is not None:
                 log(record)
@@ -183,7 +182,7 @@ def gradient_norms(weighted: dict[str, Tensor], parameters: list[nn.Parameter]) 
     norms = {}
     for name, loss in weighted.items():
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        norms[f"grad_{name}"] = torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
+        norms[name] = torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
     return norms
 
 
@@ -229,5 +228,5 @@ def validate(network: BrainNetwork, feeds: list[Feed], held_out: dict[str, Trial
     network.train()
     if not top1:
         return {}
-    return {"val_top1": float(np.mean(top1)), "val_chance": float(np.mean(chance)),
-            "val_lowlevel": float(np.mean(l1))}
+    return {"top1": float(np.mean(top1)), "chance": float(np.mean(chance)),
+            "lowlevel": float(np.mean(l1))}

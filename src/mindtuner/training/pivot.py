@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from torch import nn
@@ -40,6 +42,7 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
     per_epoch = max(1, round(len(stimuli) / config.batch))
     steps = max(1, round(config.epochs * per_epoch))
     losses: list[torch.Tensor] = []
+    start = time.perf_counter()
     for step in runtime.progress(range(steps), "pivot", total=steps, unit="step"):
         if step % per_epoch == 0:
             parts = np.array_split(rng.permutation(stimuli), per_epoch)
@@ -57,6 +60,7 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
             if not np.isfinite(mean):
                 raise RuntimeError(f"pivot: loss is not finite by step {step}; lower the learning rate")
             if log is not None:
-                log({"stage": "pivot", "epoch": step // per_epoch + 1, "step": step + 1, "pivot": mean})
+                log({"stage": "pivot", "epoch": step // per_epoch + 1, "step": step + 1,
+                     "seconds": time.perf_counter() - start, "losses": {"pivot": mean}})
             losses = []
     projector.eval()

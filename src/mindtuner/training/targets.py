@@ -16,7 +16,7 @@ class Targets:
     """Arrays (or memory maps) over all N stimuli of a dataset; row = stimulus id.
 
     tokens (N, T, D) image tokens · text (N, d) mean caption embedding, 0 where there is no caption ·
-    latents (N, 4, 16, 16) · features and features_augmented (N, P, F) of the image and of an augmented view
+    latents (N, 8, 16, 16) · features and features_augmented (N, P, F) of the image and of an augmented view
     of it.
     """
 
