@@ -135,8 +135,8 @@ def load_config(name: str | Path) -> Config:
             raise UserError(f"config {name!r}: not found; expected one of {', '.join(carried)} or a .yaml file")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; expected a YAML config") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a YAML config") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     return _build(Config, raw, str(path), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import shutil
@@ -89,11 +90,17 @@ def claim_folder(path: str | Path, force: bool = False) -> Path:
     return path
 
 
-RUN_MARKS = ("config.yaml", "dataset.json", "results.json", "log.jsonl")
+RUN_FILES = (
+    "config.yaml", "log.jsonl", "results.json", "words.json", "report.html", "pictures.safetensors",
+    "base.safetensors", "fingerprint.safetensors", "data",
+    "dataset.json", "shared1000.npy", "coco_images_224_float16.hdf5", "COCO_73k_annots_curated.npy",
+    "COCO_73k_subj_indices.hdf5", "brain_region_masks.hdf5", "betas_all_subj0?_fp32_renorm.hdf5", "wds", "truth",
+    "cache", ".*.part")
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse to delete a folder that does not look like one of ours, whatever ``--force`` says."""
-    if not any((path / mark).exists() for mark in RUN_MARKS):
-        raise UserError(f"{path}: holds files that no run of mindtuner wrote; expected an earlier run, so "
-                        "--force will not delete it")
+    """Refuse to delete a folder that holds anything but what our runs write, whatever ``--force`` says."""
+    for entry in sorted(path.iterdir()):
+        if not any(fnmatch.fnmatchcase(entry.name, name) for name in RUN_FILES):
+            raise UserError(f"{path}: holds {entry.name}, which no run of mindtuner wrote; expected an earlier run, "
+                            "so --force will not delete it")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import shlex
 import shutil
 import sys
 import time
@@ -38,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.config import load_config
-    from mindtuner.data.simulation.simulate import check_knobs
+    from mindtuner.data.simulation.simulate import check_inputs
 
     config = load_config("quick" if options.quick else "demo")
     knobs = dataclasses.replace(config.simulate, seed=options.seed)
     if options.fingerprint is not None:
         knobs = dataclasses.replace(knobs, fingerprint=options.fingerprint)
-    check_knobs(knobs)
+    check_inputs(knobs, options.cutouts, options.stimuli)
     config = dataclasses.replace(config, simulate=knobs, seed=options.seed)
     page = run_demo(options.out, config, options)
     print(f"\nOpen {page}")
@@ -71,6 +72,8 @@ class Stopwatch:
 
 def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     """All stages, into ``out``; returns the report's path."""
+    import yaml
+
     from mindtuner import runtime
     from mindtuner.cli import story
     from mindtuner.config import as_dict
@@ -81,13 +84,13 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     from mindtuner.encoders.embed import embed
     from mindtuner.evaluation.report import write_report
     from mindtuner.evaluation.results import build_results, log_to, save_run
-    from mindtuner.files import claim_folder, write_yaml
+    from mindtuner.files import claim_folder, write_text
     from mindtuner.training import METHODS, Targets, pretrain, save_fingerprint, save_network, tune
 
     generator = CompactGenerator(config.decode, config.seed, options.generator)
     claim_folder(out, options.force)
-    command = "mindtuner " + " ".join(sys.argv[1:])
-    write_yaml(out / "config.yaml", {"command": command, **as_dict(config)})
+    command = "mindtuner " + shlex.join(sys.argv[1:])
+    write_text(out / "config.yaml", f"# {command}\n{yaml.safe_dump(as_dict(config), sort_keys=False)}")
     watch = Stopwatch()
     log = log_to(out)
     with watch.stage("simulate"):

@@ -46,9 +46,9 @@ def add_stimuli(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.data.simulation.simulate import check_knobs, simulate
+    from mindtuner.data.simulation.simulate import check_inputs, simulate
 
     knobs = SimulateConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(SimulateConfig)})
-    check_knobs(knobs)
+    check_inputs(knobs, options.cutouts, options.stimuli)
     simulate(claim_folder(options.out, options.force), knobs, options.cutouts, options.stimuli)
     print(f"{options.out}: {knobs.subjects} simulated subjects, {knobs.sessions} sessions each")

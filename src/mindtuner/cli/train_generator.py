@@ -7,7 +7,6 @@ are saved as it goes: a run that is cut short leaves usable ones, and the same c
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 
@@ -26,20 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
+    from mindtuner.evaluation.results import log_to
     from mindtuner.training.generator import train_generator
 
+    if options.out.suffix != ".safetensors":
+        raise UserError(f"{options.out}: ends in {options.out.suffix!r}; expected a file name that ends in .safetensors")
     for name in ("scenes", "autoencoder_minutes", "denoiser_minutes"):
-        if getattr(options, name) <= 0 or (name == "scenes" and options.scenes < 300):
-            raise UserError(f"--{name.replace('_', '-')}: is {getattr(options, name)}; expected a positive number"
-                            f"{', at least 300' if name == 'scenes' else ''}")
+        least = 300 if name == "scenes" else 0
+        if not least <= getattr(options, name) < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')}: is {getattr(options, name)}; expected at least {least}")
     work = options.work or options.out.with_suffix("")
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "log.jsonl").open("a", encoding="utf-8") as log:
-        def record(entry: dict) -> None:
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-            print(f"{entry['stage']} step {entry['step']}: {entry['losses']} ({entry['seconds']:.0f} s)", flush=True)
+    record = log_to(work)
 
-        train_generator(options.out, work, options.scenes, options.autoencoder_minutes, options.denoiser_minutes,
-                        options.cutouts, options.seed, record)
+    def log(entry: dict) -> None:
+        record(entry)
+        print(f"{entry['stage']} step {entry['step']}: {entry['losses']} ({entry['seconds']:.0f} s)", flush=True)
+
+    train_generator(options.out, work, options.scenes, options.autoencoder_minutes, options.denoiser_minutes,
+                    options.cutouts, options.seed, log)
     print(options.out)

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from mindtuner.config import DecodeConfig
-from mindtuner.encoders.compact import Autoencoder, packaged, read_part
+from mindtuner.encoders.compact import Autoencoder, load_part, packaged
 from mindtuner.model.autoencoder import CHANNELS
 from mindtuner.model.generator import LATENT_SIDE, CompactDenoiser, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress
@@ -30,10 +30,8 @@ class CompactGenerator:
     def __init__(self, config: DecodeConfig, seed: int, path: Path | None = None):
         path = path or packaged(WEIGHTS)
         self.autoencoder = Autoencoder(path)
-        tensors = read_part(path, "denoiser")
-        tokens, width = tensors["position"].shape
-        self.denoiser = CompactDenoiser(tokens, width, tensors["embed_text.weight"].shape[1])
-        self.denoiser.load_state_dict(tensors)
+        self.denoiser = CompactDenoiser()
+        load_part(self.denoiser, path, "denoiser")
         self.denoiser.eval().requires_grad_(False).to(device())
         self.config, self.seed = config, seed
 

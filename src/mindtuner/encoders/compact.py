@@ -121,7 +121,7 @@ class Autoencoder:
 
     def __init__(self, path: Path):
         self.network = PatchAutoencoder()
-        self.network.load_state_dict(read_part(path, "autoencoder"))
+        load_part(self.network, path, "autoencoder")
         self.network.eval().requires_grad_(False).to(device())
         linear = self.network.encoder.cpu().numpy().tobytes() + self.network.mean.cpu().numpy().tobytes()
         self.identity = {"encoder": "patch autoencoder", "linear": hashlib.sha256(linear).hexdigest()[:16]}
@@ -156,6 +156,15 @@ def read_part(path: Path, part: str) -> dict[str, torch.Tensor]:
     if not found:
         raise UserError(f"{path}: holds no {part}.* tensors; expected weights of mindtuner train-generator")
     return found
+
+
+def load_part(network: torch.nn.Module, path: Path, part: str) -> None:
+    """Give ``network`` the tensors ``part.*``. Raises UserError where they are those of another network."""
+    try:
+        network.load_state_dict(read_part(path, part))
+    except RuntimeError as error:
+        raise UserError(f"{path}: {part}.* do not fit ({str(error).splitlines()[-1].strip()}); expected weights of this "
+                        "version's mindtuner train-generator") from error
 
 
 def _as_tensor(images) -> torch.Tensor:

@@ -36,8 +36,8 @@ def embed(dataset: Dataset, folder: Path, images: CompactImageEncoder, texts: Co
                          "pictures")
     view = AugmentedView(MAP_SIDE)
 
-    def cache(name, shape, identity, compute, inputs):
-        return build_cache(folder, name, shape, np.float32, identity, stimuli, compute, 64, name, inputs=inputs)
+    def cache(name, shape, identity, compute, inputs, batch=64):
+        return build_cache(folder, name, shape, np.float32, identity, stimuli, compute, batch, name, inputs=inputs)
 
     def small(ids):
         return pixels[ids]
@@ -50,7 +50,7 @@ def embed(dataset: Dataset, folder: Path, images: CompactImageEncoder, texts: Co
         "features_augmented": cache("features_augmented", (TOKENS, MAP_WIDTH), {**images.identity, "view": 1},
                                     images.maps, lambda ids: view(pixels[ids], ids)),
         "text": cache("text", (texts.width,), texts.identity, texts.embed_groups,
-                      lambda ids: [stimuli.captions[i] for i in ids]),
+                      lambda ids: [stimuli.captions[i] for i in ids], batch=4096),  # equal captions are embedded once
     }
 
 

@@ -21,7 +21,7 @@ from mindtuner.data.simulation.generator_stream import generator_scenes
 from mindtuner.data.simulation.scenes import render
 from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
 from mindtuner.errors import UserError
-from mindtuner.files import atomic_path
+from mindtuner.files import atomic_path, read_json
 from mindtuner.model.autoencoder import PatchAutoencoder
 from mindtuner.model.generator import CompactDenoiser, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress, seed_everything
@@ -29,6 +29,7 @@ from mindtuner.runtime import autocast, derive_seed, device, progress, seed_ever
 TOKEN_DROP, TEXT_DROP = 0.12, 0.4
 TOKEN_NOISE = 0.6  # up to this much of the tokens' own spread: decoded tokens are never exact
 EMA = 0.998
+BATCH = 16
 
 
 def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_minutes: float = 12,
@@ -40,7 +41,6 @@ def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_min
     training time of this call's two stages.
     Raises UserError where ``work`` belongs to other settings.
     """
-    work.mkdir(parents=True, exist_ok=True)
     _check_settings(work, {"scenes": scenes, "cutouts": str(cutouts or ""), "seed": seed})
     pixels, captions = _rendered(work, scenes, cutouts)
     autoencoder = _fit_autoencoder(work, pixels, autoencoder_minutes, seed, log)
@@ -50,8 +50,8 @@ def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_min
 
 def _check_settings(work: Path, settings: dict) -> None:
     path = work / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != settings:
-        raise UserError(f"{path}: holds {path.read_text().strip()}; expected {json.dumps(settings)} (or another folder)")
+    if path.exists() and (found := read_json(path)) != settings:
+        raise UserError(f"{path}: holds {json.dumps(found)}; expected {json.dumps(settings)} (or another folder)")
     with atomic_path(path) as part:
         part.write_text(json.dumps(settings))
 
@@ -60,15 +60,16 @@ def _rendered(work: Path, count: int, cutouts: Path | None) -> tuple[np.ndarray,
     """Scenes at 128 x 128, uint8 (n, 3, 128, 128), and their captions."""
     image_path, caption_path = work / "pixels.npy", work / "captions.json"
     if not caption_path.exists():
-        with atomic_path(image_path) as part:
-            pixels = np.lib.format.open_memmap(part, "w+", np.uint8, (count, 3, 128, 128))
+        # Plain writes rather than a memory map: on a full disk they fail with an error, not with a bus error.
+        with atomic_path(image_path) as part, part.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False,
+                                                        "shape": (count, 3, 128, 128)})
             captions = []
-            for k, scene in enumerate(progress(render(generator_scenes(cutouts), range(count)), "scenes", count)):
+            for scene in progress(render(generator_scenes(cutouts), range(count)), "scenes", count):
                 small = F.interpolate(torch.from_numpy(scene.pixels)[None].float(), (128, 128), mode="bilinear",
                                       antialias=True)
-                pixels[k] = small[0].round().clamp(0, 255).to(torch.uint8)
+                file.write(small[0].round().clamp(0, 255).to(torch.uint8).numpy().tobytes())
                 captions.append(scene.captions)
-            pixels.flush()
         with atomic_path(caption_path) as part:
             part.write_text(json.dumps(captions))
     return np.load(image_path, mmap_mode="r"), [tuple(c) for c in json.loads(caption_path.read_text())]
@@ -173,8 +174,8 @@ def _fit_denoiser(work, out, tokens, texts, latents, autoencoder, minutes, seed,
         share = (time.perf_counter() - start) / (60 * minutes)
         for group in optimiser.param_groups:
             group["lr"] = 6e-4 * _schedule(done, share)
-        rows = rng.integers(0, len(tokens), 32)
-        loss = _velocity_loss(network, alphas, tokens[rows], texts[rows, rng.integers(0, texts.shape[1], 32)],
+        rows = rng.integers(0, len(tokens), BATCH)
+        loss = _velocity_loss(network, alphas, tokens[rows], texts[rows, rng.integers(0, texts.shape[1], BATCH)],
                               latents[rows], noise_source)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -201,7 +202,7 @@ def _velocity_loss(network, alphas, tokens, texts, latents, source: torch.Genera
     clean = torch.from_numpy(latents).to(where, torch.float32)
     tokens = torch.from_numpy(tokens).to(where, torch.float32)
     texts = torch.from_numpy(texts).to(where, torch.float32)
-    draw = lambda *shape: torch.rand(shape, generator=source).to(where)  # noqa: E731
+    draw = lambda *shape: torch.rand(shape, generator=source).to(where)
     tokens = tokens + TOKEN_NOISE * draw(n, 1, 1) * torch.randn(tokens.shape, generator=source).to(where)
     times = torch.randint(0, len(alphas), (n,), generator=source).to(where)
     noise = torch.randn(clean.shape, generator=source).to(where)

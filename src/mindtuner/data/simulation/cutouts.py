@@ -103,7 +103,7 @@ def _read_transparent(path: Path) -> Image.Image | None:
     try:
         with Image.open(path) as raw:
             image = raw.convert("RGBA")
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: cannot be read as an image ({error}); expected a transparent PNG") from error
     alpha = image.getchannel("A")
     box = alpha.point(lambda a: 255 if a > 16 else 0).getbbox()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ PLACES = tuple(_PLACES)
 
 @dataclass(frozen=True)
 class Scene:
-    """One stimulus: ``pixels`` uint8 (3, 224, 224), what it shows, and one to five captions."""
+    """One stimulus: ``pixels`` uint8 (3, 224, 224), what it shows, and one or more captions."""
 
     pixels: np.ndarray
     labels: SceneLabels
@@ -170,13 +171,10 @@ def _captions(chosen: Sequence[Cutout], labels: SceneLabels, rng: np.random.Gene
     listed = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
     main = labels.objects[0]
     side = "on the left" if main.x < .4 else "on the right" if main.x > .6 else "in the middle"
-    captions = [f"{listed} {where}", f"{phrases[0]} {side}, {where}"]
-    if len(phrases) > 1:
-        captions.append(f"{listed}: {len(phrases)} things {where}")
-    else:
-        captions.append(f"a single thing {where}: {phrases[0]}")
-    keep = int(rng.integers(2, len(captions) + 1))
-    return tuple(captions[:keep])
+    captions = [f"{listed} {where}"]
+    if rng.random() < .3:  # as in the release, images have different numbers of captions
+        captions.append(f"{phrases[0]} {side}, {where}")
+    return tuple(captions)
 
 
 class SceneStream:
@@ -192,8 +190,8 @@ class SceneStream:
 class FolderScenes:
     """Whole captioned images of a folder: each picture with a ``.txt`` beside it, one caption a line.
 
-    Labels are the content words of the captions. Raises UserError where fewer than ``needed`` usable pairs are
-    found, or a picture cannot be read.
+    Labels are the content words of the captions. Raises UserError where fewer than ``needed`` pairs are found, or
+    one of those chosen has no caption or is no picture; a picture that breaks off is only found out when it is shown.
     """
 
     endings = (".png", ".jpg", ".jpeg", ".webp")
@@ -209,23 +207,41 @@ class FolderScenes:
                             "(fewer subjects, sessions or shared images need fewer)")
         order = np.random.default_rng(derive_seed(seed, "folder scenes")).permutation(len(found))
         self.paths = [found[k] for k in order[:needed]]
+        for path in self.paths:
+            content_labels(" ".join(_captions_of(path)))
+            with _readable(path):
+                pass
 
     def __call__(self, index: int) -> Scene:
         path = self.paths[index]
-        text = path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
-        captions = tuple(line.strip() for line in text.splitlines() if line.strip())[:CAPTIONS]
-        if not captions:
-            raise UserError(f"{path.with_suffix('.txt')}: holds no caption; expected one caption a line")
-        try:
-            with Image.open(path) as raw:
-                image = raw.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{path}: cannot be read as an image ({error})") from error
+        captions = _captions_of(path)
+        with _readable(path) as raw:
+            image = raw.convert("RGB")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         return Scene(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)), content_labels(" ".join(captions)),
                      captions)
+
+
+def _captions_of(path: Path) -> tuple[str, ...]:
+    """The first captions of the text file beside a picture, without empty lines."""
+    beside = path.with_suffix(".txt")
+    lines = beside.read_text(encoding="utf-8", errors="replace").splitlines()
+    captions = tuple(line.strip() for line in lines if line.strip())[:CAPTIONS]
+    if not captions:
+        raise UserError(f"{beside}: holds no caption; expected one caption a line")
+    return captions
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[Image.Image]:
+    """A picture, opened; UserError where it is none."""
+    try:
+        with Image.open(path) as raw:
+            yield raw
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error}); expected a picture") from error
 
 
 def render(stream: Callable[[int], Scene], indices: Sequence[int], workers: int = 2) -> Iterator[Scene]:

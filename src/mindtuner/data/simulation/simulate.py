@@ -66,6 +66,13 @@ def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stim
     writer.write_masks(out, masks)  # last: a folder without it is no dataset, so one that was cut short is refused
 
 
+def check_inputs(knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None) -> None:
+    """Raise UserError as ``simulate`` would, before anything is written: out of range knobs, folders that cannot serve."""
+    check_knobs(knobs)
+    if cutouts is not None or stimuli is not None:
+        _scenes(Plan(knobs), cutouts, stimuli)
+
+
 def check_knobs(knobs: SimulateConfig) -> None:
     """Raise UserError naming the first knob that is out of range."""
     for name, (low, high) in _LIMITS.items():
@@ -136,10 +143,11 @@ def _scenes(plan: Plan, cutouts: Path | None, stimuli: Path | None):
     """The scene of each stimulus id. Test scenes come from their own stream and, when drawn, their own cut-outs."""
     if stimuli is not None:
         return FolderScenes(stimuli, plan.count, plan.knobs.seed)
-    streams = {}
-    for pool in ("train", "test"):
-        pieces = folder_cutouts(cutouts, pool) if cutouts is not None else drawn_cutouts(pool)
-        streams[pool] = SceneStream(pieces, pool, plan.knobs.seed)
+    if cutouts is not None:
+        pools = dict.fromkeys(("train", "test"), folder_cutouts(cutouts, "train"))
+    else:
+        pools = {pool: drawn_cutouts(pool) for pool in ("train", "test")}
+    streams = {pool: SceneStream(pieces, pool, plan.knobs.seed) for pool, pieces in pools.items()}
     return lambda index: streams["test" if plan.is_shared[index] else "train"](index)
 
 
