@@ -1,3 +1,20 @@
-"""MindTuner: read what a new person sees from one hour of fMRI."""
+"""MindTuner: read what a new person sees from one hour of fMRI.
+
+>>> import mindtuner
+>>> dataset = mindtuner.load("data/nsd")  # doctest: +SKIP
+"""
 
 __version__ = "0.1.0"
+
+_HOMES = {"load": "data", "pretrain": "training", "tune": "training", "Targets": "training",
+          "Decoder": "decoding.decoder"}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str):
+    """Import the main verbs when they are first used: ``mindtuner --help`` should not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mindtuner' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"mindtuner.{_HOMES[name]}"), name)

@@ -82,6 +82,7 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     from mindtuner.decoding.compact import CompactGenerator
     from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
     from mindtuner.encoders.embed import embed
+    from mindtuner.evaluation.figure import contact_sheet
     from mindtuner.evaluation.report import write_report
     from mindtuner.evaluation.results import build_results, log_to, save_run
     from mindtuner.files import claim_folder, write_text
@@ -124,6 +125,8 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
         results = build_results(setting, scores, watch.total(), runtime.peak_memory_mb(), config.seed)
         save_run(out, results, story.pictures_of(painted, test), story.words_of(predictions, painted, scores, test))
         page = write_report(out)
+        with atomic_path(out / "demo.png") as part:
+            contact_sheet(out).save(part, "PNG")
     if not options.keep_data:
         shutil.rmtree(out / "data")
     story.print_table(results)

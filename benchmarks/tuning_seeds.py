@@ -1,0 +1,130 @@
+"""Does the fingerprint win? Paired comparison of tuning methods over tuning seeds, on one simulated dataset.
+
+    python benchmarks/tuning_seeds.py OUT [--fingerprint 0.5] [--seed 0] [--tuning-seeds 10] [--split test]
+
+Simulates, embeds and pretrains once (kept in OUT), then tunes every method with every tuning seed and scores retrieval
+of the subject's images: the shared test images (``--split test``), or, to choose settings, training images of its later
+sessions that one-session tuning never saw (``--split validation``). One line per run goes to OUT/{split}.jsonl, so a run
+that was stopped continues; a summary with paired differences is printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mindtuner.config import load_config
+from mindtuner.data import load
+from mindtuner.data.simulation.simulate import simulate
+from mindtuner.decoding.compact import WEIGHTS
+from mindtuner.decoding.decoder import Decoder
+from mindtuner.encoders.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
+from mindtuner.encoders.embed import embed
+from mindtuner.evaluation.retrieval import brain_retrieval, image_retrieval, text_retrieval
+from mindtuner.evaluation.statistics import over_seeds, paired_over_seeds
+from mindtuner.runtime import progress
+from mindtuner.training import Targets, load_network, pretrain, save_network, subject_name, tune
+
+METHODS = ("mindtuner", "ridge_only", "full_finetune", "lora_only", "skip_only")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--config", default="demo")
+    parser.add_argument("--fingerprint", type=float, default=0.5)
+    parser.add_argument("--seed", type=int, default=0, help="seed of simulation and pretraining")
+    parser.add_argument("--tuning-seeds", type=int, default=10)
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--methods", nargs="+", default=METHODS[:3], choices=METHODS)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE",
+                        help="settings of the tuning phase to try, such as lr=5e-4 epochs=20")
+    options = parser.parse_args()
+    config = load_config(options.config)
+    config = dataclasses.replace(config, seed=options.seed, simulate=dataclasses.replace(
+        config.simulate, seed=options.seed, fingerprint=options.fingerprint))
+    dataset, caches, targets, base = prepare(options.out, config)
+    changed = {name: type(getattr(config.tune, name))(value) for name, value in (s.split("=") for s in options.set)}
+    config = dataclasses.replace(config, tune=dataclasses.replace(config.tune, **changed))
+    subject = dataset.subject(config.target_subject)
+    label = " ".join(sorted(options.set))
+    results = options.out / f"{options.split}.jsonl"
+    done = {}
+    if results.exists():
+        for line in results.read_text().splitlines():
+            entry = json.loads(line)
+            done[entry["settings"], entry["method"], entry["seed"]] = entry
+    for seed in progress(range(options.tuning_seeds), "tuning seeds"):
+        for method in options.methods:
+            if (label, method, seed) not in done:
+                network = tuned(base, subject.sessions(config.tuning_sessions), targets, config, seed, method)
+                entry = {"settings": label, "method": method, "seed": seed,
+                         "scores": retrieval(network, subject, options.split, caches, config)}
+                done[label, method, seed] = entry
+                with results.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+    summarise(done, label, options)
+
+
+def prepare(out: Path, config):
+    """The dataset, its caches and the pretrained base, made where they are missing."""
+    if not (out / "data" / "brain_region_masks.hdf5").exists():
+        simulate(out / "data", config.simulate)
+    dataset = load(out / "data")
+    caches = embed(dataset, out / "data" / "cache", CompactImageEncoder(), CompactTextEncoder(),
+                   Autoencoder(packaged(WEIGHTS)))
+    targets = Targets(**{field.name: caches[field.name] for field in dataclasses.fields(Targets)})
+    path = out / "base.safetensors"
+    if not path.exists():
+        save_network(path, pretrain(dataset.without(subject=config.target_subject), targets, config, config.seed), {})
+    return dataset, caches, targets, load_network(path)
+
+
+def tuned(base, subject, targets, config, seed, method):
+    """A method of ``tune``, or one half of the fingerprint alone."""
+    halves = {"lora_only": {"skip": False}, "skip_only": {"lora": False}}
+    if method in halves:
+        config = dataclasses.replace(config, fingerprint=dataclasses.replace(config.fingerprint, **halves[method]))
+        method = "mindtuner"
+    return tune(base, subject, targets, config, seed, method)
+
+
+def retrieval(network, subject, split: str, caches, config) -> dict[str, list[float]]:
+    """Top-1 hit (ties share) of every image, in three directions."""
+    trials = subject.test
+    if split == "validation":
+        seen = subject.sessions(config.tuning_sessions).train.stimulus
+        trials = subject.train.select(~np.isin(subject.train.stimulus, seen))
+    decoder = Decoder(network, subject_name(subject.number), config.decode, config.seed)
+    p = decoder.predict(subject.betas(trials.row), trials.stimulus)
+    tokens, text = np.asarray(caches["tokens"][p.images]), np.asarray(caches["text"][p.images])
+    hits = {"image": image_retrieval(p.retrieval_tokens, tokens), "brain": brain_retrieval(p.retrieval_tokens, tokens),
+            "text": text_retrieval(p.text, text)}
+    return {name: [round(float(v), 4) for v in hit.top1] for name, hit in hits.items()}
+
+
+def summarise(done: dict, label: str, options) -> None:
+    """Mean, sd over tuning seeds, and paired differences to mindtuner with 95 % intervals."""
+    seeds = range(options.tuning_seeds)
+    print(f"split {options.split}, simulator seed {options.seed}, fingerprint {options.fingerprint}, "
+          f"{options.tuning_seeds} tuning seeds, settings: {label or 'as in the config'}")
+    for direction in ("image", "brain", "text"):
+        hits = {m: np.array([done[label, m, s]["scores"][direction] for s in seeds]) for m in options.methods}
+        n = hits[options.methods[0]].shape[1]
+        print(f"\n{direction} (chance {1 / n:.4f} of {n})")
+        for method, values in hits.items():
+            line = f"  {method:<14} {values.mean():.4f}"
+            if len(values) > 1:
+                line += f"  sd over seeds {over_seeds(values, 0)['sd']:.4f}"
+                if method != "mindtuner" and "mindtuner" in hits:
+                    d = paired_over_seeds(hits["mindtuner"], values, 0)
+                    line += f"  mindtuner minus it {d['mean']:+.4f} [{d['ci'][0]:+.4f}, {d['ci'][1]:+.4f}]"
+            print(line)
+
+
+if __name__ == "__main__":
+    main()
