@@ -11,8 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from mindtuner.errors import UserError
 
 
@@ -47,11 +45,6 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Write JSON atomically; NaN and infinities are refused (they are not JSON)."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_yaml(path: str | Path, value: object) -> None:
-    """Write YAML atomically, keys in the order given."""
-    write_text(path, yaml.safe_dump(value, sort_keys=False))
 
 
 def read_json(path: str | Path) -> dict:

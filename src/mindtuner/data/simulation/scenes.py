@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -202,11 +203,14 @@ class FolderScenes:
             raise UserError(f"{folder}: not a folder; expected images with a .txt caption beside each")
         found = [path for path in sorted(folder.rglob("*"))
                  if path.suffix.lower() in self.endings and path.with_suffix(".txt").is_file()]
-        if len(found) < needed:
-            raise UserError(f"{folder}: holds {len(found)} images with a .txt caption; expected at least {needed} "
-                            "(fewer subjects, sessions or shared images need fewer)")
-        order = np.random.default_rng(derive_seed(seed, "folder scenes")).permutation(len(found))
-        self.paths = [found[k] for k in order[:needed]]
+        distinct: dict[bytes, Path] = {}  # one picture under two names could stand in training and in test
+        for k in np.random.default_rng(derive_seed(seed, "folder scenes")).permutation(len(found)):
+            if len(distinct) < needed:
+                distinct.setdefault(hashlib.sha256(found[k].read_bytes()).digest(), found[k])
+        if len(distinct) < needed:
+            raise UserError(f"{folder}: holds {len(distinct)} different images with a .txt caption; expected at least "
+                            f"{needed} (fewer subjects, sessions or shared images need fewer)")
+        self.paths = list(distinct.values())
         for path in self.paths:
             content_labels(" ".join(_captions_of(path)))
             with _readable(path):
