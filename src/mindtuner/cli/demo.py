@@ -85,7 +85,7 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     from mindtuner.evaluation.figure import contact_sheet
     from mindtuner.evaluation.report import write_report
     from mindtuner.evaluation.results import build_results, log_to, save_run
-    from mindtuner.files import claim_folder, write_text
+    from mindtuner.files import atomic_path, claim_folder, write_text
     from mindtuner.training import METHODS, Targets, pretrain, save_fingerprint, save_network, tune
 
     generator = CompactGenerator(config.decode, config.seed, options.generator)

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from mindtuner.config import SimulateConfig
 from mindtuner.data import layout_a_writer as writer
-from mindtuner.data.simulation.brains import measure, simulate_brain
+from mindtuner.data.simulation.brains import MIN_IMAGES, measure, simulate_brain
 from mindtuner.data.simulation.cutouts import drawn_cutouts, folder_cutouts
 from mindtuner.data.simulation.early import early_features
 from mindtuner.data.simulation.labels import SceneLabels
@@ -83,6 +83,10 @@ def check_knobs(knobs: SimulateConfig) -> None:
     if knobs.shared_images < 2 or shared > trials / 2:
         raise UserError(f"simulate: shared_images x repeats is {knobs.shared_images} x {knobs.repeats}; expected at least 2 "
                         f"images and at most half of the {trials} trials")
+    seen = Plan(knobs).images_per_subject
+    if seen < MIN_IMAGES:
+        raise UserError(f"simulate: trials_per_session x sessions / repeats lets each subject see {seen} images; expected at "
+                        f"least {MIN_IMAGES}")
 
 
 class Plan:
@@ -97,6 +101,7 @@ class Plan:
         self.test_trials = knobs.shared_images * knobs.repeats
         self.train_trials = knobs.sessions * knobs.trials_per_session - self.test_trials
         self.own_images = -(-self.train_trials // knobs.repeats)
+        self.images_per_subject = knobs.shared_images + self.own_images
         self.count = knobs.shared_images + knobs.subjects * self.own_images
         order = np.random.default_rng(derive_seed(knobs.seed, "stimulus ids")).permutation(self.count)
         self.shared = np.sort(order[:knobs.shared_images])
