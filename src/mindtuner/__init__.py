@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 _HOMES = {"load": "data", "pretrain": "training", "tune": "training", "Targets": "training",
           "Decoder": "decoding.decoder"}
-__all__ = [*_HOMES, "__version__"]
+__all__ = ["Decoder", "Targets", "__version__", "load", "pretrain", "tune"]
 
 
 def __getattr__(name: str):

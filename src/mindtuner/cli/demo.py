@@ -126,7 +126,7 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
         save_run(out, results, story.pictures_of(painted, test), story.words_of(predictions, painted, scores, test))
         page = write_report(out)
         with atomic_path(out / "demo.png") as part:
-            contact_sheet(out).save(part, "PNG")
+            contact_sheet(out, min(8, len(test.shown))).save(part, "PNG")
     if not options.keep_data:
         shutil.rmtree(out / "data")
     story.print_table(results)
