@@ -32,8 +32,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        elif temporary.exists():
+            temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

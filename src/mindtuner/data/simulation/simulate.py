@@ -23,7 +23,7 @@ from mindtuner.runtime import derive_seed, progress
 NSD_VOXELS = (15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386)  # nsdgeneral, func1pt8mm, subjects 1 to 8
 RUNS = 12  # of a session
 TRIAL_SECONDS = 4.0
-_LIMITS = {"subjects": (1, 8), "sessions": (1, 40), "trials_per_session": (24, 750), "shared_images": (1, 1000),
+_LIMITS = {"subjects": (1, 8), "sessions": (1, 40), "trials_per_session": (24, 750), "shared_images": (2, 1000),
            "repeats": (1, 3), "voxel_scale": (0.01, 1.0), "fingerprint": (0.0, 10.0), "noise": (0.0, 100.0),
            "seed": (0, 10_000_000)}
 
@@ -78,14 +78,14 @@ def check_knobs(knobs: SimulateConfig) -> None:
     for name, (low, high) in _LIMITS.items():
         value = getattr(knobs, name)
         if not low <= value <= high:
-            raise UserError(f"simulate: {name} is {value}; expected {low} to {high}")
+            raise UserError(f"simulate: {name.replace('_', '-')} is {value}; expected {low} to {high}")
     trials, shared = knobs.sessions * knobs.trials_per_session, knobs.shared_images * knobs.repeats
-    if knobs.shared_images < 2 or shared > trials / 2:
-        raise UserError(f"simulate: shared_images x repeats is {knobs.shared_images} x {knobs.repeats}; expected at least 2 "
-                        f"images and at most half of the {trials} trials")
+    if shared > trials / 2:
+        raise UserError(f"simulate: shared-images x repeats is {knobs.shared_images} x {knobs.repeats}; expected at most half "
+                        f"of the {trials} trials")
     seen = Plan(knobs).images_per_subject
     if seen < MIN_IMAGES:
-        raise UserError(f"simulate: trials_per_session x sessions / repeats lets each subject see {seen} images; expected at "
+        raise UserError(f"simulate: trials-per-session x sessions / repeats lets each subject see {seen} images; expected at "
                         f"least {MIN_IMAGES}")
 
 
