@@ -1,0 +1,69 @@
+"""The README's table from finished demos, one per simulator seed.
+
+    for seed in 0 1 2; do mindtuner demo --seed $seed --out runs/demo-$seed; done
+    python benchmarks/demo_table.py runs/demo-0 runs/demo-1 runs/demo-2 [--write README.md]
+
+Each cell is the mean over runs with the standard deviation over runs behind it. ``--write`` puts the table between the
+file's ``results:begin`` and ``results:end`` comments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+from pathlib import Path
+
+from mindtuner.evaluation.results import load_run
+from mindtuner.files import write_text
+
+COLUMNS = {"retrieval": ("image", "brain", "text"), "reconstruction": ("pixcorr", "ssim", "two_way")}
+TITLES = ("image retrieval", "brain retrieval", "text retrieval", "PixCorr", "SSIM", "two-way")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--write", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    runs = [load_run(folder).results for folder in options.runs]
+    text = table(runs)
+    print(text)
+    if options.write:
+        old = options.write.read_text(encoding="utf-8")
+        new, count = re.subn(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", lambda m: m[1] + text + "\n" + m[2],
+                             old, flags=re.S)
+        if count != 1:
+            raise SystemExit(f"{options.write}: expected one pair of results:begin and results:end comments")
+        write_text(options.write, new)
+
+
+def table(runs: list[dict]) -> str:
+    """Markdown: one row a method, then chance, then what the rows were measured on."""
+    lines = ["| method | " + " | ".join(TITLES) + " |", "|---|" + "---:|" * len(TITLES)]
+    for method in runs[0]["methods"]:
+        cells = [spread([run["methods"][method][part][key] for run in runs])
+                 for part, keys in COLUMNS.items() for key in keys]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    chance = [spread([run["chance"]["retrieval"][key] for run in runs]) for key in COLUMNS["retrieval"]]
+    chance += [spread([run["chance"]["reconstruction"][key]["mindtuner"] for run in runs]) for key in ("pixcorr", "ssim")]
+    lines.append("| *chance* | " + " | ".join([*chance, "0.500"]) + " |")
+    setting = runs[0]["setting"]
+    seconds = [run["timing_s"]["total"] for run in runs]
+    memory = max(run["peak_memory_mb"] for run in runs)
+    lines += ["", f"Simulator seeds {', '.join(str(run['setting']['seed']) for run in runs)}: mean (sd over seeds). Subject "
+              f"{setting['subject']}, {setting['sessions']} session, {setting['n_training_trials']} training trials, "
+              f"{setting['voxels']} voxels; retrieval among {setting['n_test_images']} images, pictures scored on "
+              f"{setting['n_pictures']}. {min(seconds):.0f} to {max(seconds):.0f} s a run, at most {memory / 1000:.1f} GB. "
+              f"Brains and scenes are simulated."]
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    if len(values) == 1 or max(values) == min(values):
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ({statistics.stdev(values):.3f})"
+
+
+if __name__ == "__main__":
+    main()
