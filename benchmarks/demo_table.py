@@ -32,7 +32,7 @@ def main() -> None:
     if options.write:
         old = options.write.read_text(encoding="utf-8")
         new, count = re.subn(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", lambda m: m[1] + text + "\n" + m[2],
-                             old, flags=re.S)
+                             old, flags=re.DOTALL)
         if count != 1:
             raise SystemExit(f"{options.write}: expected one pair of results:begin and results:end comments")
         write_text(options.write, new)
@@ -51,12 +51,12 @@ def table(runs: list[dict]) -> str:
     setting = runs[0]["setting"]
     seconds = [run["timing_s"]["total"] for run in runs]
     memory = max(run["peak_memory_mb"] for run in runs)
-    lines += ["", f"Simulator seeds {', '.join(str(run['setting']['seed']) for run in runs)}: mean (sd over seeds). Subject "
-              f"{setting['subject']}, {setting['sessions']} session, {setting['n_training_trials']} training trials, "
-              f"{setting['voxels']} voxels; retrieval among {setting['n_test_images']} images, pictures scored on "
-              f"{setting['n_pictures']}. {min(seconds):.0f} to {max(seconds):.0f} s a run, at most {memory / 1000:.1f} GB. "
-              f"Brains and scenes are simulated."]
-    return "\n".join(lines)
+    seeds = ", ".join(str(run["setting"]["seed"]) for run in runs)
+    note = (f"Simulator seeds {seeds}: mean (sd over seeds). Subject {setting['subject']}, {setting['sessions']} session, "
+            f"{setting['n_training_trials']} training trials, {setting['voxels']} voxels; retrieval among "
+            f"{setting['n_test_images']} images, pictures scored on {setting['n_pictures']}. {min(seconds):.0f} to "
+            f"{max(seconds):.0f} s a run, at most {memory / 1000:.1f} GB. Brains and scenes are simulated.")
+    return "\n".join([*lines, "", note])
 
 
 def spread(values: list[float]) -> str:
