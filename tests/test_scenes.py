@@ -183,7 +183,8 @@ def test_no_folder_and_an_empty_one_are_refused(tmp_path, make):
         folder_cutouts(tmp_path / "stamps", "train")
 
 
-@pytest.mark.parametrize("words, phrase", [("apple", "an apple"), ("red car", "a red car"), ("orange fish", "an orange fish")])
+@pytest.mark.parametrize("words, phrase", [("apple", "an apple"), ("red car", "a red car"),
+                                           ("orange fish", "an orange fish")])
 def test_article(words, phrase):
     assert with_article(words) == phrase
 

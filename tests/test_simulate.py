@@ -184,19 +184,20 @@ def both(subject):
 
 @pytest.mark.parametrize("field, value", [
     ("subjects", 0), ("subjects", 9), ("sessions", 0), ("sessions", 41), ("trials_per_session", 23),
-    ("trials_per_session", 751), ("shared_images", 0), ("shared_images", 1001), ("repeats", 0), ("repeats", 4),
+    ("trials_per_session", 751), ("shared_images", 1), ("shared_images", 1001), ("repeats", 0), ("repeats", 4),
     ("voxel_scale", 0.0), ("voxel_scale", 1.01), ("voxel_scale", float("nan")), ("fingerprint", -0.1),
     ("fingerprint", float("inf")), ("noise", -1.0), ("noise", float("nan")), ("seed", -1), ("seed", 20_240_412)])
 def test_a_knob_out_of_range_is_named_and_nothing_is_written(tmp_path, field, value):
-    with pytest.raises(UserError, match=rf"simulate: {field} is .*; expected ") as error:
+    with pytest.raises(UserError, match=rf"simulate: {field.replace('_', '-')} is .*; expected ") as error:
         simulate(tmp_path / "out", dataclasses.replace(TINY, **{field: value}))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("shared, repeats", [(1, 2), (25, 2)])
+@pytest.mark.parametrize("shared, repeats", [(25, 2), (17, 3), (49, 1)])
 def test_shared_images_may_take_at_most_half_of_the_trials(shared, repeats):
-    with pytest.raises(UserError, match=f"shared_images x repeats is {shared} x {repeats}"):
+    with pytest.raises(UserError, match=f"shared-images x repeats is {shared} x {repeats}"):
         check_knobs(dataclasses.replace(TINY, shared_images=shared, repeats=repeats))
+    check_knobs(dataclasses.replace(TINY, shared_images=shared - 1, repeats=repeats))
 
 
 def test_folders_are_checked_before_anything_is_written(tmp_path):
@@ -238,7 +239,7 @@ def test_masks_come_last(simulated, tmp_path):
 
 def test_too_few_images_for_a_brain_are_refused_at_once():
     few = SimulateConfig(subjects=1, sessions=1, trials_per_session=24, shared_images=2, repeats=3)
-    with pytest.raises(UserError, match="trials_per_session x sessions / repeats lets each subject see 8 images"):
+    with pytest.raises(UserError, match="trials-per-session x sessions / repeats lets each subject see 8 images"):
         check_knobs(few)
     check_knobs(dataclasses.replace(few, repeats=1))  # 24 images
 

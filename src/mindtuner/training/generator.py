@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mindtuner.data.simulation.generator_stream import generator_scenes
-from mindtuner.data.simulation.scenes import render
+from mindtuner.data.simulation.scenes import SceneStream, render
 from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, read_json
@@ -39,10 +39,11 @@ def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_min
 
     ``work`` keeps rendered scenes and checkpoints; the same call continues from them. The minutes bound the
     training time of this call's two stages.
-    Raises UserError where ``work`` belongs to other settings.
+    Raises UserError where ``work`` belongs to other settings or ``cutouts`` holds no usable cut-out.
     """
+    stream = generator_scenes(cutouts)  # before anything is written: the folder may not serve
     _check_settings(work, {"scenes": scenes, "cutouts": str(cutouts or ""), "seed": seed})
-    pixels, captions = _rendered(work, scenes, cutouts)
+    pixels, captions = _rendered(work, scenes, stream)
     autoencoder = _fit_autoencoder(work, pixels, autoencoder_minutes, seed, log)
     tokens, texts, latents = _conditions(work, pixels, captions, autoencoder)
     _fit_denoiser(work, out, tokens, texts, latents, autoencoder, denoiser_minutes, seed, log)
@@ -56,7 +57,7 @@ def _check_settings(work: Path, settings: dict) -> None:
         part.write_text(json.dumps(settings))
 
 
-def _rendered(work: Path, count: int, cutouts: Path | None) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+def _rendered(work: Path, count: int, stream: SceneStream) -> tuple[np.ndarray, list[tuple[str, ...]]]:
     """Scenes at 128 x 128, uint8 (n, 3, 128, 128), and their captions."""
     image_path, caption_path = work / "pixels.npy", work / "captions.json"
     if not caption_path.exists():
@@ -65,7 +66,7 @@ def _rendered(work: Path, count: int, cutouts: Path | None) -> tuple[np.ndarray,
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False,
                                                         "shape": (count, 3, 128, 128)})
             captions = []
-            for scene in progress(render(generator_scenes(cutouts), range(count)), "scenes", count):
+            for scene in progress(render(stream, range(count)), "scenes", count):
                 small = F.interpolate(torch.from_numpy(scene.pixels)[None].float(), (128, 128), mode="bilinear",
                                       antialias=True)
                 file.write(small[0].round().clamp(0, 255).to(torch.uint8).numpy().tobytes())
