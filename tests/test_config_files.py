@@ -248,6 +248,16 @@ def test_peak_memory_is_megabytes():
     assert 50 < before <= runtime.peak_memory_mb() < 64_000 and ballast[0] == 1
 
 
+def test_measuring_the_number_format_moves_no_random_stream():
+    """Else the first training of a process would differ from the second with the same seed."""
+    runtime.fast_dtype.cache_clear()
+    torch.manual_seed(3)
+    runtime.fast_dtype()
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(2), drawn)
+
+
 def test_the_number_format_is_measured_once():
     assert runtime.fast_dtype() in (torch.float32, torch.bfloat16)
     with runtime.autocast(torch.float32):
