@@ -59,9 +59,8 @@ class CompactGenerator:
         return self.autoencoder.decode(latents)
 
     def _noise(self, images: np.ndarray, purpose: str) -> torch.Tensor:
-        draws = [torch.randn(CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=torch.Generator().manual_seed(derive_seed(self.seed, purpose, int(k))))
-                 for k in images]
-        return torch.stack(draws)
+        sources = [torch.Generator().manual_seed(derive_seed(self.seed, purpose, int(k))) for k in images]
+        return torch.stack([torch.randn(CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=source) for source in sources])
 
     @torch.no_grad()
     def _denoise(self, noisy, schedule: DDIMScheduler, times, tokens, text, title: str) -> np.ndarray:

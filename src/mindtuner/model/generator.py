@@ -43,7 +43,8 @@ class CompactDenoiser(nn.Module):
         self.cell = LATENT_SIDE // self.grid  # latents along one side of a token's cell
         self.place_tokens = nn.Linear(width, PLACED * self.cell**2)
         self.unet = UNet2DConditionModel(
-            sample_size=LATENT_SIDE, in_channels=CHANNELS + PLACED, out_channels=CHANNELS, block_out_channels=(48, 96, 192), layers_per_block=1,
+            sample_size=LATENT_SIDE, in_channels=CHANNELS + PLACED, out_channels=CHANNELS,
+            block_out_channels=(48, 96, 192), layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=width, attention_head_dim=32, norm_num_groups=16)

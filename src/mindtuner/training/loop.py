@@ -30,8 +30,8 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
             [+ skip_weight L_skip where the network has skips]
 
     (MindTuner paper, training objectives.) L_CLIP is BiMixCo for the first ``mixco_share`` of the steps and
-    SoftCLIP afterwards. ``log`` gets one dict per epoch: the mean of each loss under "losses", the learning rate, at the first,
-    middle and last epoch the norm of each weighted loss's gradient under "gradients", and scores under
+    SoftCLIP afterwards. ``log`` gets one dict per epoch: the mean of each loss under "losses", the learning rate, at the
+    first, middle and last epoch the norm of each weighted loss's gradient under "gradients", and scores under
     "validation" where trials are ``held_out``. Raises RuntimeError naming step and loss term where a loss is not finite.
     """
     device = runtime.device()

@@ -81,8 +81,8 @@ def check_knobs(knobs: SimulateConfig) -> None:
             raise UserError(f"simulate: {name.replace('_', '-')} is {value}; expected {low} to {high}")
     trials, shared = knobs.sessions * knobs.trials_per_session, knobs.shared_images * knobs.repeats
     if shared > trials / 2:
-        raise UserError(f"simulate: shared-images x repeats is {knobs.shared_images} x {knobs.repeats}; expected at most half "
-                        f"of the {trials} trials")
+        raise UserError(f"simulate: shared-images x repeats is {knobs.shared_images} x {knobs.repeats}; expected at most "
+                        f"half of the {trials} trials")
     seen = Plan(knobs).images_per_subject
     if seen < MIN_IMAGES:
         raise UserError(f"simulate: trials-per-session x sessions / repeats lets each subject see {seen} images; expected at "
