@@ -21,7 +21,7 @@ class SimulateConfig:
     """A simulated NSD. Voxel counts are NSD's own, times ``voxel_scale``."""
 
     subjects: int = 8
-    sessions: int = 4
+    sessions: int = 3
     trials_per_session: int = 750
     shared_images: int = 300
     repeats: int = 3
