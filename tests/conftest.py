@@ -9,7 +9,7 @@ from mindtuner.config import SimulateConfig
 from mindtuner.data.simulation import cutouts
 from mindtuner.data.simulation.simulate import simulate
 from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
-from mindtuner.model.autoencoder import PatchAutoencoder
+from mindtuner.encoders.patch_autoencoder import PatchAutoencoder
 from mindtuner.model.generator import CompactDenoiser
 from mindtuner.training.generator import save_generator
 

@@ -50,7 +50,7 @@ def pair(folder, name, opaque=False, words="a thing"):
 def test_version_and_help(capsys):
     for argv, word in ((["--version"], mindtuner.__version__), (["--help"], "Begin with: mindtuner demo"),
                        (["simulate", "--help"], "--trials-per-session"), (["demo", "--help"], "--quick"),
-                       (["train-generator", "--help"], "--denoiser-minutes"), (["report", "--help"], "RUN")):
+                       (["train-generator", "--help"], "--denoiser-steps"), (["report", "--help"], "RUN")):
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 0 and word in capsys.readouterr().out
@@ -175,8 +175,7 @@ def test_report_of_a_folder_without_a_run(tmp_path, capsys):
     refused(capsys, ["report", tmp_path / "none"], "results.json: not found")
 
 
-@pytest.mark.parametrize("option, value", [("--scenes", 299), ("--denoiser-minutes", -1),
-                                           ("--autoencoder-minutes", "nan"), ("--denoiser-minutes", "inf")])
+@pytest.mark.parametrize("option, value", [("--scenes", 299), ("--denoiser-steps", -1), ("--autoencoder-steps", -1)])
 def test_train_generator_names_what_is_out_of_range(tmp_path, capsys, option, value):
     refused(capsys, ["train-generator", tmp_path / "g.safetensors", option, value], option, "expected at least")
     assert not list(tmp_path.iterdir())

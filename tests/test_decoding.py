@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mindtuner.cli.story import TestSet, single_trials
+from mindtuner.cli.story import TestSet, first_trials
 from mindtuner.config import DecodeConfig, ModelConfig
 from mindtuner.data import Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder
@@ -144,13 +144,12 @@ def test_mean_token_is_the_same_for_every_image():
 
 # ---- which trials and pictures
 
-def test_single_trials_take_each_image_s_trials_in_turn():
-    row, stimulus = np.array([30, 10, 20, 5, 40, 8, 9]), np.array([1, 1, 2, 2, 3, 3, 1])
+def test_first_trials_are_each_image_s_earliest_row():
+    row = np.array([40, 3, 17, 8, 25, 11, 30])
+    stimulus = np.array([2, 9, 2, 5, 9, 5, 2])
     zeros = np.zeros(7, int)
-    draws = single_trials(Trials(row, stimulus, zeros + 1, zeros, np.ones(7, bool)))
-    assert len(draws) == 2  # images 2 and 3 have two trials
-    assert [stimulus[rows].tolist() for rows in draws] == [[1, 2, 3], [1, 2, 3]]
-    assert [row[rows].tolist() for rows in draws] == [[9, 5, 8], [10, 20, 40]]
+    chosen = first_trials(Trials(row, stimulus, zeros + 1, zeros, np.ones(7, bool)))
+    assert stimulus[chosen].tolist() == [2, 5, 9] and row[chosen].tolist() == [17, 8, 3]
 
 
 @pytest.mark.parametrize("pictures, expected", [(3, [0, 2, 4]), (5, [0, 1, 2, 3, 4]), (64, [0, 1, 2, 3, 4])])

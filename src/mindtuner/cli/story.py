@@ -60,9 +60,10 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
     every: dict[str, dict] = {}
     for method, network in runtime.progress(tuned.items(), "decode", len(tuned), "method"):
         decoder = Decoder(network, name, config.decode, config.seed)
-        single = [decoder.predict(voxels[rows], test.trials.stimulus[rows]) for rows in single_trials(test.trials)]
+        rows = first_trials(test.trials)
+        single = decoder.predict(voxels[rows], test.trials.stimulus[rows])
         every[method] = {"predictions": decoder.predict(voxels, test.trials.stimulus),
-                         "single_trials": [{"retrieval_tokens": p.retrieval_tokens, "text": p.text} for p in single]}
+                         "single_trials": [{"retrieval_tokens": single.retrieval_tokens, "text": single.text}]}
     tokens, text = caches["tokens"], caches["text"]
     training = np.asarray(tokens[test.training])
     found = test.training[nearest_training_image(every["mindtuner"]["predictions"].retrieval_tokens, training)]
@@ -76,11 +77,10 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
     return every
 
 
-def single_trials(trials: Trials) -> list[np.ndarray]:
-    """Rows of the first, second, ... trial of every image, as many draws as each image has trials."""
+def first_trials(trials: Trials) -> np.ndarray:
+    """Position of the first trial of every image, images ascending: (n,)."""
     order = np.lexsort((trials.row, trials.stimulus))
-    _, first, count = np.unique(trials.stimulus[order], return_index=True, return_counts=True)
-    return [order[first + k] for k in range(count.min())]
+    return order[np.unique(trials.stimulus[order], return_index=True)[1]]
 
 
 def training_bank(dataset: Dataset, encoder: CompactTextEncoder) -> TextBank:

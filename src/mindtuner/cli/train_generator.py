@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="folder for rendered scenes and checkpoints (default: OUT without its ending)")
     parser.add_argument("--cutouts", type=Path, metavar="DIR", help="train on scenes of these cut-outs")
     parser.add_argument("--scenes", type=int, default=12_000, metavar="N", help="scenes to train on (default 12000)")
-    parser.add_argument("--autoencoder-minutes", type=float, default=12, metavar="N",
-                        help="training time of the autoencoder (default 12)")
-    parser.add_argument("--denoiser-minutes", type=float, default=60, metavar="N",
-                        help="training time of the denoiser (default 60)")
+    parser.add_argument("--autoencoder-steps", type=int, default=1_500, metavar="N",
+                        help="training steps of the autoencoder (default 1500)")
+    parser.add_argument("--denoiser-steps", type=int, default=6_000, metavar="N",
+                        help="training steps of the denoiser (default 6000: about an hour and a half on two cores)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default 0)")
 
 
@@ -30,9 +30,9 @@ def run(options: argparse.Namespace) -> None:
 
     if options.out.suffix != ".safetensors":
         raise UserError(f"{options.out}: ends in {options.out.suffix!r}; expected a file name that ends in .safetensors")
-    for name in ("scenes", "autoencoder_minutes", "denoiser_minutes"):
+    for name in ("scenes", "autoencoder_steps", "denoiser_steps"):
         least = 300 if name == "scenes" else 0
-        if not least <= getattr(options, name) < float("inf"):
+        if getattr(options, name) < least:
             raise UserError(f"--{name.replace('_', '-')}: is {getattr(options, name)}; expected at least {least}")
     work = options.work or options.out.with_suffix("")
     record = log_to(work)
@@ -41,6 +41,6 @@ def run(options: argparse.Namespace) -> None:
         record(entry)
         print(f"{entry['stage']} step {entry['step']}: {entry['losses']} ({entry['seconds']:.0f} s)", flush=True)
 
-    train_generator(options.out, work, options.scenes, options.autoencoder_minutes, options.denoiser_minutes,
+    train_generator(options.out, work, options.scenes, options.autoencoder_steps, options.denoiser_steps,
                     options.cutouts, options.seed, log)
     print(options.out)

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 
 from mindtuner.config import DecodeConfig
 from mindtuner.encoders.compact import Autoencoder, load_part, packaged
-from mindtuner.model.autoencoder import CHANNELS
+from mindtuner.encoders.patch_autoencoder import CHANNELS
 from mindtuner.model.generator import LATENT_SIDE, CompactDenoiser, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress
 

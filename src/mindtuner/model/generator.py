@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
-from mindtuner.model.autoencoder import CHANNELS
+from mindtuner.encoders.patch_autoencoder import CHANNELS
 
 LATENT_SIDE = 16
 PLACED = 16  # channels by which tokens enter at their place

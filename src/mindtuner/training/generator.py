@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from mindtuner.data.simulation.generator_stream import generator_scenes
 from mindtuner.data.simulation.scenes import SceneStream, render
 from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
+from mindtuner.encoders.patch_autoencoder import PatchAutoencoder
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, read_json
-from mindtuner.model.autoencoder import PatchAutoencoder
 from mindtuner.model.generator import CompactDenoiser, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress, seed_everything
 
@@ -30,23 +30,24 @@ TOKEN_DROP, TEXT_DROP = 0.12, 0.4
 TOKEN_NOISE = 0.6  # up to this much of the tokens' own spread: decoded tokens are never exact
 EMA = 0.998
 BATCH = 16
+SAVE_EVERY = 100  # steps
 
 
-def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_minutes: float = 12,
-                    denoiser_minutes: float = 60, cutouts: Path | None = None, seed: int = 0,
+def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_steps: int = 1_500,
+                    denoiser_steps: int = 6_000, cutouts: Path | None = None, seed: int = 0,
                     log: Callable[[dict], None] = lambda record: None) -> None:
     """Write generator weights to ``out`` (safetensors: ``autoencoder.*`` in float32, ``denoiser.*`` in bfloat16).
 
-    ``work`` keeps rendered scenes and checkpoints; the same call continues from them. The minutes bound the
-    training time of this call's two stages.
+    ``work`` keeps rendered scenes and checkpoints; the same call continues from them. A
+    continued run ends with the weights of an unbroken one.
     Raises UserError where ``work`` belongs to other settings or ``cutouts`` holds no usable cut-out.
     """
     stream = generator_scenes(cutouts)  # before anything is written: the folder may not serve
     _check_settings(work, {"scenes": scenes, "cutouts": str(cutouts or ""), "seed": seed})
     pixels, captions = _rendered(work, scenes, stream)
-    autoencoder = _fit_autoencoder(work, pixels, autoencoder_minutes, seed, log)
+    autoencoder = _fit_autoencoder(work, pixels, autoencoder_steps, seed, log)
     tokens, texts, latents = _conditions(work, pixels, captions, autoencoder)
-    _fit_denoiser(work, out, tokens, texts, latents, autoencoder, denoiser_minutes, seed, log)
+    _fit_denoiser(work, out, tokens, texts, latents, autoencoder, denoiser_steps, seed, log)
 
 
 def _check_settings(work: Path, settings: dict) -> None:
@@ -76,9 +77,15 @@ def _rendered(work: Path, count: int, stream: SceneStream) -> tuple[np.ndarray, 
     return np.load(image_path, mmap_mode="r"), [tuple(c) for c in json.loads(caption_path.read_text())]
 
 
-def _schedule(step: int, share: float) -> float:
-    """Learning rate factor: 50 steps of warm-up, then a cosine over the share of the time that is spent."""
-    return min(1.0, step / 50) * (0.03 + 0.97 * (0.5 + 0.5 * math.cos(math.pi * min(share, 1.0))))
+def _randomness(seed: int, stage: str, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Each step's own random streams, so that a continued run draws what an unbroken one would."""
+    return (np.random.default_rng(derive_seed(seed, stage, "batch", step)),
+            torch.Generator().manual_seed(derive_seed(seed, stage, "noise", step)))
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Learning rate factor: 50 steps of warm-up, then a cosine down to 0.03."""
+    return min(1.0, step / 50) * (0.03 + 0.97 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
 
 
 def _edges(images: torch.Tensor) -> torch.Tensor:
@@ -86,7 +93,7 @@ def _edges(images: torch.Tensor) -> torch.Tensor:
                       (images[..., 1:] - images[..., :-1]).flatten(1)], 1)
 
 
-def _fit_autoencoder(work, pixels, minutes, seed, log) -> PatchAutoencoder:
+def _fit_autoencoder(work, pixels, steps, seed, log) -> PatchAutoencoder:
     path = work / "autoencoder.pt"
     seed_everything(derive_seed(seed, "autoencoder"))
     network = PatchAutoencoder()
@@ -99,24 +106,22 @@ def _fit_autoencoder(work, pixels, minutes, seed, log) -> PatchAutoencoder:
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         done, spent = state["step"], state["seconds"]
-    rng = np.random.default_rng(derive_seed(seed, "autoencoder batches", done))
     start, recent = time.perf_counter() - spent, []
-    while time.perf_counter() - start < 60 * minutes:
-        share = (time.perf_counter() - start) / (60 * minutes)
+    for done in progress(range(done + 1, steps + 1), "autoencoder", unit="step"):
+        rng, source = _randomness(seed, "autoencoder", done)
         for group in optimiser.param_groups:
-            group["lr"] = 1.5e-3 * _schedule(done, share)
+            group["lr"] = 1.5e-3 * _schedule(done, steps)
         batch = _images(pixels[np.sort(rng.integers(0, len(pixels), 8))]).to(device())
         latents = network.encode(batch)
         with autocast():  # a little noise, since painted latents are never exact
-            rebuilt = network.decode(latents + 0.05 * torch.randn_like(latents)).float()
+            rebuilt = network.decode(latents + 0.05 * torch.randn(latents.shape, generator=source).to(device())).float()
         loss = F.l1_loss(rebuilt, batch) + F.l1_loss(_edges(rebuilt), _edges(batch))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
-        done += 1
         recent.append(loss.item())
-        if done % 100 == 0:
+        if done % SAVE_EVERY == 0:
             log({"stage": "autoencoder", "step": done, "losses": {"reconstruction": float(np.mean(recent))},
                  "seconds": time.perf_counter() - start})
             recent = []
@@ -155,7 +160,7 @@ def _conditions(work, pixels, captions, autoencoder):
     return np.load(tokens_path), np.load(text_path), torch.cat(latents).numpy()
 
 
-def _fit_denoiser(work, out, tokens, texts, latents, autoencoder, minutes, seed, log):
+def _fit_denoiser(work, out, tokens, texts, latents, autoencoder, steps, seed, log):
     path = work / "denoiser.pt"
     seed_everything(derive_seed(seed, "denoiser"))
     network = CompactDenoiser(tokens.shape[1], tokens.shape[2], texts.shape[2]).to(device())
@@ -168,26 +173,23 @@ def _fit_denoiser(work, out, tokens, texts, latents, autoencoder, minutes, seed,
         optimiser.load_state_dict(state["optimiser"])
         average, done, spent = state["average"], state["step"], state["seconds"]
     alphas = noise_schedule().alphas_cumprod.to(device())
-    rng = np.random.default_rng(derive_seed(seed, "denoiser batches", done))
-    noise_source = torch.Generator().manual_seed(derive_seed(seed, "denoiser noise", done))
     start, recent = time.perf_counter() - spent, []
-    while time.perf_counter() - start < 60 * minutes:
-        share = (time.perf_counter() - start) / (60 * minutes)
+    for done in progress(range(done + 1, steps + 1), "denoiser", unit="step"):
+        rng, source = _randomness(seed, "denoiser", done)
         for group in optimiser.param_groups:
-            group["lr"] = 6e-4 * _schedule(done, share)
+            group["lr"] = 6e-4 * _schedule(done, steps)
         rows = rng.integers(0, len(tokens), BATCH)
         loss = _velocity_loss(network, alphas, tokens[rows], texts[rows, rng.integers(0, texts.shape[1], BATCH)],
-                              latents[rows], noise_source)
+                              latents[rows], source)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
-        done += 1
         keep = min(EMA, (1 + done) / (10 + done))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.values()), list(network.parameters()), 1 - keep)
         recent.append(loss.item())
-        if done % 100 == 0:
+        if done % SAVE_EVERY == 0:
             log({"stage": "denoiser", "step": done, "losses": {"velocity": float(np.mean(recent))},
                  "seconds": time.perf_counter() - start})
             recent = []
