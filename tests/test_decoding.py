@@ -58,11 +58,11 @@ def test_the_prior_runs_on_averaged_backbone_tokens_with_its_own_seed(decoder, t
     np.testing.assert_allclose(other.retrieval_tokens, found.retrieval_tokens, atol=1e-6)
 
 
-def test_texts_are_unit_vectors_of_the_projected_prior_tokens(decoder, trials):
+def test_texts_are_unit_vectors_of_the_projected_backbone_tokens(decoder, trials):
     found = decoder.predict(*trials)
     assert found.text.shape == (4, 6)
     np.testing.assert_allclose(np.linalg.norm(found.text, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(decoder.text_of(torch.from_numpy(found.prior_tokens)), found.text, atol=1e-5)
+    np.testing.assert_allclose(decoder.text_of(torch.from_numpy(found.backbone_tokens)), found.text, atol=1e-5)
 
 
 def test_the_order_of_trials_does_not_matter_and_decoding_is_in_evaluation_mode(decoder, trials):

@@ -145,7 +145,7 @@ def test_the_log_tells_losses_rates_gradients_and_validation(trained):
     first, last = records[0], records[-1]
     assert last["losses"]["prior"] < 0.8 * first["losses"]["prior"]
     assert last["losses"]["lowlevel"] < 0.9 * first["losses"]["lowlevel"]
-    assert {"prior", "clip", "lowlevel", "softcont"} == first["gradients"].keys() == first["losses"].keys()
+    assert {"prior", "clip", "lowlevel", "softcont", "regression"} == first["gradients"].keys() == first["losses"].keys()
     assert not records[1]["gradients"]
     assert last["validation"]["top1"] > 3 * last["validation"]["chance"]
     pivot = [r["losses"]["pivot"] for r in trained[3] if r["stage"] == "pivot"]

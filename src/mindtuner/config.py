@@ -80,6 +80,7 @@ class FitConfig:
     lowlevel_weight: float = 0.5
     softcont_weight: float = 0.1
     skip_weight: float = 1.5
+    regression_weight: float = 10.0  # ours, see training.loop.fit
     grad_clip: float = 1.0
 
 
@@ -104,6 +105,7 @@ class DecodeConfig:
     refine_steps: int
     refine_start: float  # share of the noise schedule at which the correction starts, 1 = pure noise
     guidance: float
+    prior_start: float = 1.0  # 1: the prior samples from pure noise; below, it refines noised backbone tokens
 
 
 @dataclass(frozen=True)

@@ -66,14 +66,14 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
                          "single_trials": [{"retrieval_tokens": single.retrieval_tokens, "text": single.text}]}
     tokens, text = caches["tokens"], caches["text"]
     training = np.asarray(tokens[test.training])
-    found = test.training[nearest_training_image(every["mindtuner"]["predictions"].retrieval_tokens, training)]
+    found = test.training[nearest_training_image(every["mindtuner"]["predictions"].backbone_tokens, training)]
+    nearest, latents = np.asarray(tokens[found]), np.asarray(caches["latents"][found])
     every["nearest_training_image"] = {
-        "predictions": Predictions(test.images, tokens[found], tokens[found], np.asarray(caches["latents"][found]),
-                                   np.asarray(text[found])), "found": found}
+        "predictions": Predictions(test.images, nearest, nearest, nearest, latents, np.asarray(text[found])), "found": found}
     mean = mean_token(training, len(test.images))
     projected = Decoder(base, name, config.decode, config.seed).text_of(torch.from_numpy(mean))
-    every["prior_only"] = {"predictions": Predictions(test.images, mean, mean, np.zeros_like(caches["latents"][test.images]),
-                                                      projected)}
+    every["prior_only"] = {
+        "predictions": Predictions(test.images, mean, mean, mean, np.zeros_like(latents), projected)}
     return every
 
 
@@ -135,7 +135,8 @@ def describe_setting(config: Config, dataset: Dataset, hour: Subject, test: Test
         "voxels": test.subject.n_voxels, "n_training_trials": len(hour.train), "n_test_images": len(test.images),
         "n_test_trials": len(test.trials), "n_pictures": len(test.shown),
         "n_pretraining_subjects": len(dataset.subjects) - 1, "fingerprint_strength": config.simulate.fingerprint,
-        "prior_steps": config.decode.prior_steps, "generator_steps": config.decode.generator_steps,
+        "prior_steps": config.decode.prior_steps, "prior_start": config.decode.prior_start,
+        "generator_steps": config.decode.generator_steps,
         "refine_steps": config.decode.refine_steps, "refine_start": config.decode.refine_start,
         "guidance": config.decode.guidance, "text_bank": len(bank.captions),
         "bank_captions_equal_to_a_test_caption": bank.equal_to_test, "zscore": dataset.card["zscore"],

@@ -16,11 +16,12 @@ from mindtuner.runtime import derive_seed, device
 class Predictions:
     """What a brain says of n images; row k belongs to ``images[k]``.
 
-    images (n,) stimulus ids, ascending · retrieval_tokens C (n, T, D) · prior_tokens (n, T, D), the prior's image tokens ·
+    images (n,) stimulus ids, ascending · backbone_tokens B, retrieval_tokens C and prior_tokens (n, T, D) ·
     latents (n, 8, 16, 16) of the low-level submodule · text (n, d) unit vectors in the text tower's space
     """
 
     images: np.ndarray
+    backbone_tokens: np.ndarray
     retrieval_tokens: np.ndarray
     prior_tokens: np.ndarray
     latents: np.ndarray
@@ -59,17 +60,21 @@ class Decoder:
             total = torch.zeros(len(images), *values.shape[1:]).index_add_(0, torch.from_numpy(group), values)
             return total / torch.from_numpy(np.bincount(group)).view(-1, *[1] * (values.dim() - 1))
 
-        retrieval = average("retrieval_tokens")
-        prior = self.image_tokens(average("backbone_tokens"))
-        return Predictions(images, retrieval.numpy(), prior.numpy(), average("latents").numpy(),
-                           self.text_of(prior))
+        backbone = average("backbone_tokens")
+        return Predictions(images, backbone.numpy(), average("retrieval_tokens").numpy(),
+                           self.image_tokens(backbone).numpy(), average("latents").numpy(), self.text_of(backbone))
 
     def image_tokens(self, backbone_tokens: torch.Tensor) -> torch.Tensor:
         """Image tokens (n, T, D) from the prior, seeded."""
         source = torch.Generator(device()).manual_seed(derive_seed(self.seed, "prior"))
-        return self.network.prior.sample(backbone_tokens.to(device()), self.config.prior_steps, generator=source).cpu()
+        return self.network.prior.sample(backbone_tokens.to(device()), self.config.prior_steps, generator=source,
+                                         start=self.config.prior_start).cpu()
 
     @torch.no_grad()
     def text_of(self, tokens: torch.Tensor) -> np.ndarray:
-        """Image tokens (n, T, D) -> unit vectors (n, d) in the text tower's space, by the Adaptive Projector."""
+        """Image tokens (n, T, D) -> unit vectors (n, d) in the text tower's space, by the Adaptive Projector.
+
+        A brain's text comes from its backbone tokens: trained as the mean of image tokens given the brain, they
+        lose less than a sample of the prior.
+        """
         return self.network.projector(tokens.to(device())).float().cpu().numpy()

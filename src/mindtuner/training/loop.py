@@ -27,9 +27,11 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
     """Train, in place, the parameters of ``network`` that require a gradient.
 
         L = prior_weight L_prior + clip_weight L_CLIP + lowlevel_weight (L1 + softcont_weight L_softcont)
-            [+ skip_weight L_skip where the network has skips]
+            + regression_weight L_regression [+ skip_weight L_skip where the network has skips]
 
-    (MindTuner paper, training objectives.) L_CLIP is BiMixCo for the first ``mixco_share`` of the steps and
+    (MindTuner paper, training objectives; L_regression, the squared error of the backbone tokens themselves, is
+    ours: without it only the prior tells B what to be, which takes far longer than a demo trains.)
+    L_CLIP is BiMixCo for the first ``mixco_share`` of the steps and
     SoftCLIP afterwards. ``log`` gets one dict per epoch: the mean of each loss under "losses", the learning rate, at the
     first, middle and last epoch the norm of each weighted loss's gradient under "gradients", and scores under
     "validation" where trials are ``held_out``. Raises RuntimeError naming step and loss term where a loss is not finite.
@@ -53,7 +55,7 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
         whole = np.arange(len(batch.stimulus)) if mixing is None else mixing.whole
         heads = heads_rng.permutation(whole)[:config.head_trials]
         tau = objectives.soft_clip_tau((step - mixco_steps) / max(1, steps - mixco_steps - 1))
-        losses = compute_losses(network, batch, targets, mixing, heads, tau, device)
+        losses = compute_losses(network, batch, targets, mixing, whole, heads, tau, device)
         weighted = {name: loss_weight(config, name) * loss for name, loss in losses.items()}
         if step == epoch * per_epoch and log is not None and epoch in (0, epochs // 2, epochs - 1):
             norms = gradient_norms(weighted, parameters)
@@ -98,12 +100,13 @@ class Mixing:
 
 
 def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing: Mixing | None,
-                   heads: np.ndarray, tau: float, device: torch.device) -> dict[str, Tensor]:
+                   whole: np.ndarray, heads: np.ndarray, tau: float, device: torch.device) -> dict[str, Tensor]:
     """The unweighted loss terms of one batch (scalars).
 
-    ``heads``: positions of the trials that train the prior and the low-level module.
+    ``whole``: positions of the trials that are not mixed; ``heads``: those of them that train the prior and the
+    low-level module.
 
-    Those are never mixed trials, which take part in BiMixCo and L_skip only. A mixture of two brains has no
+    Neither holds mixed trials, which take part in BiMixCo and L_skip only. A mixture of two brains has no
     image of its own, so asking those heads for the first one's image would be wrong, and the mean of two
     images' tokens is no image's.
     """
@@ -121,7 +124,8 @@ def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing
                                  for name in ("latents", "features", "features_augmented"))
     losses = {"prior": prior, "clip": clip,
               "lowlevel": (outputs.latents.float() - latents).abs().mean(),
-              "softcont": objectives.soft_contrastive(outputs.features, plain, augmented)}
+              "softcont": objectives.soft_contrastive(outputs.features, plain, augmented),
+              "regression": nn.functional.mse_loss(outputs.backbone_tokens[whole].float(), tokens[whole])}
     if outputs.skips:
         losses["skip"] = objectives.l_skip(outputs.skips)
     return losses
@@ -150,7 +154,8 @@ def forward(network: BrainNetwork, voxels: dict[str, Tensor], device: torch.devi
 def loss_weight(config: FitConfig, name: str) -> float:
     """The weight of one term in the sum; L_softcont stands inside the low-level bracket."""
     return {"prior": config.prior_weight, "clip": config.clip_weight, "lowlevel": config.lowlevel_weight,
-            "softcont": config.lowlevel_weight * config.softcont_weight, "skip": config.skip_weight}[name]
+            "softcont": config.lowlevel_weight * config.softcont_weight, "regression": config.regression_weight,
+            "skip": config.skip_weight}[name]
 
 
 def parameter_groups(network: BrainNetwork, config: FitConfig) -> list[dict]:
