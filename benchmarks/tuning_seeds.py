@@ -3,8 +3,8 @@
     python benchmarks/tuning_seeds.py OUT [--fingerprint 0.5] [--seed 0] [--tuning-seeds 10] [--split test]
 
 Simulates, embeds and pretrains once (kept in OUT), then tunes every method with every tuning seed and scores retrieval
-of the subject's images: the shared test images (``--split test``), or, to choose settings, training images of its later
-sessions that one-session tuning never saw (``--split validation``). One line per run goes to OUT/{split}.jsonl, so a run
+of the subject's images: the shared test images (``--split test``), or, to choose settings, a fifth of its training images
+that is held out of tuning (``--split validation``; another fifth for each tuning seed). One line per run goes to OUT/{split}.jsonl, so a run
 that was stopped continues; a summary with paired differences is printed at the end.
 """
 
@@ -28,7 +28,9 @@ from mindtuner.evaluation.retrieval import brain_retrieval, image_retrieval, tex
 from mindtuner.evaluation.statistics import over_seeds, paired_over_seeds
 from mindtuner.runtime import progress
 from mindtuner.training import Targets, load_network, pretrain, save_network, subject_name, tune
+from mindtuner.training.batches import split_holdout, training_trials
 
+HOLDOUT = 0.2
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "lora_only", "skip_only")
 
 
@@ -61,9 +63,12 @@ def main() -> None:
     for seed in progress(range(options.tuning_seeds), "tuning seeds"):
         for method in options.methods:
             if (label, method, seed) not in done:
-                network = tuned(base, subject.sessions(config.tuning_sessions), targets, config, seed, method)
+                hour = subject.sessions(config.tuning_sessions)
+                holdout = HOLDOUT if options.split == "validation" else 0.0
+                network = tuned(base, hour, targets, config, seed, method, holdout)
+                trials = held_out(subject, hour, seed) if holdout else subject.test
                 entry = {"settings": label, "method": method, "seed": seed,
-                         "scores": retrieval(network, subject, options.split, caches, config)}
+                         "scores": retrieval(network, subject, trials, caches, config)}
                 done[label, method, seed] = entry
                 with results.open("a") as file:
                     file.write(json.dumps(entry) + "\n")
@@ -84,21 +89,25 @@ def prepare(out: Path, config):
     return dataset, caches, targets, load_network(path)
 
 
-def tuned(base, subject, targets, config, seed, method):
+def tuned(base, subject, targets, config, seed, method, holdout):
     """A method of ``tune``, or one half of the fingerprint alone."""
     halves = {"lora_only": {"skip": False}, "skip_only": {"lora": False}}
     if method in halves:
         config = dataclasses.replace(config, fingerprint=dataclasses.replace(config.fingerprint, **halves[method]))
         method = "mindtuner"
-    return tune(base, subject, targets, config, seed, method)
+    return tune(base, subject, targets, config, seed, method, holdout=holdout)
 
 
-def retrieval(network, subject, split: str, caches, config) -> dict[str, list[float]]:
-    """Top-1 hit (ties share) of every image, in three directions."""
-    trials = subject.test
-    if split == "validation":
-        seen = subject.sessions(config.tuning_sessions).train.stimulus
-        trials = subject.train.select(~np.isin(subject.train.stimulus, seen))
+def held_out(subject, hour, seed):
+    """All training trials, of any session, of the images that ``tune`` held out with this seed."""
+    trials = training_trials(hour, int(subject.train.stimulus.max()) + 1)
+    _, held = split_holdout({subject_name(subject.number): trials}, HOLDOUT, seed)
+    images = held[subject_name(subject.number)].stimulus
+    return subject.train.select(np.isin(subject.train.stimulus, images))
+
+
+def retrieval(network, subject, trials, caches, config) -> dict[str, list[float]]:
+    """Top-1 hit (ties share) of every image of ``trials``, in three directions."""
     decoder = Decoder(network, subject_name(subject.number), config.decode, config.seed)
     p = decoder.predict(subject.betas(trials.row), trials.stimulus)
     tokens, text = np.asarray(caches["tokens"][p.images]), np.asarray(caches["text"][p.images])
