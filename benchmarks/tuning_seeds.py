@@ -2,10 +2,11 @@
 
     python benchmarks/tuning_seeds.py OUT [--fingerprint 0.5] [--seed 0] [--tuning-seeds 10] [--split test]
 
-Simulates, embeds and pretrains once (kept in OUT), then tunes every method with every tuning seed and scores retrieval
-of the subject's images: the shared test images (``--split test``), or, to choose settings, a fifth of its training images
-that is held out of tuning (``--split validation``; another fifth for each tuning seed). One line per run goes to OUT/{split}.jsonl, so a run
-that was stopped continues; a summary with paired differences is printed at the end.
+Simulates, embeds and pretrains once (kept in OUT), then tunes every method with every tuning seed and scores
+retrieval of the subject's images: the shared test images (``--split test``), or, to choose settings, a fifth of its
+training images that is held out of tuning (``--split validation``; another fifth for each tuning seed). One line per
+run goes to OUT/{split}.jsonl, so a run that was stopped continues; a summary with paired differences is printed at
+the end.
 """
 
 from __future__ import annotations
