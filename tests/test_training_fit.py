@@ -280,14 +280,18 @@ def test_prior_and_low_level_learn_from_trials_that_are_not_mixed(quick):
     found = []
     for these in (targets, changed):
         torch.manual_seed(0)
-        found.append(loop.compute_losses(base, batch, these, mixing, heads, 0.004, torch.device("cpu")))
+        found.append(loop.compute_losses(base, batch, these, mixing, mixing.whole, heads, 0.004, torch.device("cpu")))
     assert all(found[0][name] == found[1][name] for name in ("prior", "lowlevel", "softcont"))
     assert found[0]["clip"] != found[1]["clip"]
     # The low-level output stands beside the right targets.
     with torch.no_grad():
         whole = loop.forward(base, batch.voxels, torch.device("cpu")).latents[heads]
+        backbone = loop.forward(base, batch.voxels, torch.device("cpu")).backbone_tokens[mixing.whole]
     expected = (whole - targets.rows("latents", batch.stimulus[heads])).abs().mean()
     torch.testing.assert_close(found[0]["lowlevel"].detach(), expected)
+    # The regression sees every unmixed trial, each beside its own image's tokens.
+    expected = (backbone - targets.rows("tokens", batch.stimulus[mixing.whole])).square().mean()
+    torch.testing.assert_close(found[0]["regression"].detach(), expected)
 
 
 def test_held_out_images_are_apart_and_the_same_for_everybody():
