@@ -52,10 +52,11 @@ def table(runs: list[dict]) -> str:
     seconds = [run["timing_s"]["total"] for run in runs]
     memory = max(run["peak_memory_mb"] for run in runs)
     seeds = ", ".join(str(run["setting"]["seed"]) for run in runs)
+    took = f"{min(seconds):.0f} to {max(seconds):.0f}" if len(runs) > 1 else f"{seconds[0]:.0f}"
     note = (f"Simulator seeds {seeds}: mean (sd over seeds). Subject {setting['subject']}, {setting['sessions']} session, "
             f"{setting['n_training_trials']} training trials, {setting['voxels']} voxels; retrieval among "
-            f"{setting['n_test_images']} images, pictures scored on {setting['n_pictures']}. {min(seconds):.0f} to "
-            f"{max(seconds):.0f} s a run, at most {memory / 1000:.1f} GB. Brains and scenes are simulated.")
+            f"{setting['n_test_images']} images, pictures scored on {setting['n_pictures']}. {took} s a "
+            f"run, at most {memory / 1000:.1f} GB. Brains and scenes are simulated.")
     return "\n".join([*lines, "", note])
 
 
