@@ -21,7 +21,7 @@ import numpy as np
 from mindtuner.config import load_config
 from mindtuner.data import load
 from mindtuner.data.simulation.simulate import simulate
-from mindtuner.decoding.compact import WEIGHTS
+from mindtuner.decoding.compact import WEIGHTS, starting_prior
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.encoders.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
 from mindtuner.encoders.embed import embed
@@ -45,14 +45,14 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--methods", nargs="+", default=METHODS[:3], choices=METHODS)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE",
-                        help="settings of the tuning phase to try, such as lr=5e-4 epochs=20")
+                        help="settings to try, such as tune.lr=5e-4 fingerprint.rank=4")
     options = parser.parse_args()
     config = load_config(options.config)
     config = dataclasses.replace(config, seed=options.seed, simulate=dataclasses.replace(
         config.simulate, seed=options.seed, fingerprint=options.fingerprint))
     dataset, caches, targets, base = prepare(options.out, config)
-    changed = {name: type(getattr(config.tune, name))(value) for name, value in (s.split("=") for s in options.set)}
-    config = dataclasses.replace(config, tune=dataclasses.replace(config.tune, **changed))
+    for setting in options.set:
+        config = changed(config, *setting.split("="))
     subject = dataset.subject(config.target_subject)
     label = " ".join(sorted(options.set))
     results = options.out / f"{options.split}.jsonl"
@@ -76,6 +76,14 @@ def main() -> None:
     summarise(done, label, options)
 
 
+def changed(config, name: str, value: str):
+    """The config with one setting, ``section.field``, of another value."""
+    section, field = name.split(".")
+    part = getattr(config, section)
+    return dataclasses.replace(config, **{section: dataclasses.replace(
+        part, **{field: type(getattr(part, field))(float(value))})})
+
+
 def prepare(out: Path, config):
     """The dataset, its caches and the pretrained base, made where they are missing."""
     if not (out / "data" / "brain_region_masks.hdf5").exists():
@@ -86,7 +94,8 @@ def prepare(out: Path, config):
     targets = Targets(**{field.name: caches[field.name] for field in dataclasses.fields(Targets)})
     path = out / "base.safetensors"
     if not path.exists():
-        save_network(path, pretrain(dataset.without(subject=config.target_subject), targets, config, config.seed), {})
+        save_network(path, pretrain(dataset.without(subject=config.target_subject), targets, config, config.seed,
+                                    prior=starting_prior(config.model)), {})
     return dataset, caches, targets, load_network(path)
 
 
@@ -96,7 +105,7 @@ def tuned(base, subject, targets, config, seed, method, holdout):
     if method in halves:
         config = dataclasses.replace(config, fingerprint=dataclasses.replace(config.fingerprint, **halves[method]))
         method = "mindtuner"
-    return tune(base, subject, targets, config, seed, method, holdout=holdout)
+    return tune(base, subject, targets, config, seed, method, holdout=holdout, prior=starting_prior(config.model))
 
 
 def held_out(subject, hour, seed):

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mindtuner.config import SimulateConfig
+from mindtuner.config import SimulateConfig, load_config
 from mindtuner.data.simulation import cutouts
 from mindtuner.data.simulation.simulate import simulate
 from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
 from mindtuner.encoders.patch_autoencoder import PatchAutoencoder
 from mindtuner.model.generator import CompactDenoiser
+from mindtuner.model.prior import DiffusionPrior
 from mindtuner.training.generator import save_generator
 
 TINY = SimulateConfig(subjects=2, sessions=2, trials_per_session=48, shared_images=8, repeats=2, voxel_scale=0.01)
@@ -49,5 +50,6 @@ def untrained_generator(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     autoencoder, denoiser = PatchAutoencoder(), CompactDenoiser()
     autoencoder.fit_linear(torch.rand(8, 3, 128, 128) * 2 - 1)
-    save_generator(path, autoencoder, dict(denoiser.named_parameters()), denoiser, 0)
+    prior = DiffusionPrior(load_config("quick").model)
+    save_generator(path, autoencoder, prior, dict(denoiser.named_parameters()), denoiser, 0)
     return path

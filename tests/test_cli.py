@@ -56,7 +56,11 @@ def test_version_and_help(capsys):
         assert stop.value.code == 0 and word in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [[], ["paint"], ["simulate"], ["simulate", "x", "--colour", "red"],
+def test_without_a_verb_the_help_is_shown(capsys):
+    assert main([]) == 0 and "Begin with: mindtuner demo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["paint"], ["simulate"], ["simulate", "x", "--colour", "red"],
                                   ["simulate", "x", "--seed", "one"], ["simulate", "x", "--subjects", "2.5"],
                                   ["demo", "--cutouts", "a", "--stimuli", "b"]])
 def test_words_that_mean_nothing_exit_with_2(argv, capsys):

@@ -139,7 +139,7 @@ def smallest(monkeypatch, few_cutouts, untrained_generator):
         base,
         simulate=dataclasses.replace(base.simulate, subjects=2, trials_per_session=48, shared_images=8,
                                      voxel_scale=0.01),
-        model=dataclasses.replace(base.model, hidden=32, blocks=1, prior_heads=1, lowlevel_channels=(8, 4)),
+        model=dataclasses.replace(base.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
         pretrain=fit, tune=fit, pivot=dataclasses.replace(base.pivot, epochs=1, batch=16),
         decode=dataclasses.replace(base.decode, pictures=2, prior_steps=2, generator_steps=1, refine_steps=1))
     monkeypatch.setattr(config, "load_config", lambda name: tiny)
@@ -167,6 +167,35 @@ def test_the_same_seed_gives_the_same_results(smallest, tmp_path):
     # what reads no brain still has scores and pictures, and says so by having no low-level stage
     for method in READS_NO_BRAIN:
         assert f"{method}/lowlevel" not in pictures[0] and f"{method}/reconstructed" in pictures[0]
+
+
+@pytest.mark.parametrize("stopped_in", ["pretrain", "tune", "embed"])
+def test_a_stopped_run_goes_on_with_what_is_whole(smallest, tmp_path, monkeypatch, capsys, stopped_in):
+    """Ctrl-C in a stage; the same command then gives what an unbroken run gives, and --force is not needed."""
+    import mindtuner.data.simulation.simulate as simulation
+    from mindtuner import training
+    from mindtuner.encoders import embed
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+    assert smallest(tmp_path / "whole") == 0
+    module = embed if stopped_in == "embed" else training
+    with monkeypatch.context() as patch:
+        patch.setattr(module, stopped_in, stop)
+        assert smallest(tmp_path / "stopped") == 130
+    assert smallest(tmp_path / "stopped", "--seed", "1") == 2  # another run: its settings differ
+    monkeypatch.setattr(simulation, "simulate", stop)  # the dataset is whole, so it is not made again
+    if stopped_in == "tune":
+        monkeypatch.setattr(training, "pretrain", stop)
+    capsys.readouterr()
+    assert smallest(tmp_path / "stopped") == 0
+    assert "going on" in capsys.readouterr().out
+    assert json.dumps(comparable(tmp_path / "stopped")) == json.dumps(comparable(tmp_path / "whole"))
+
+    def entries(run):
+        return [{k: v for k, v in e.items() if k != "seconds"} for e in load_run(tmp_path / run).log]
+    assert entries("stopped") == entries("whole")
+    assert smallest(tmp_path / "stopped") == 2  # a finished run is not touched
 
 
 def test_stimuli_that_the_shipped_generator_never_saw_are_noted(smallest, tmp_path, untrained_generator, monkeypatch):

@@ -9,7 +9,6 @@ from mindtuner.evaluation import retrieval
 from mindtuner.evaluation.retrieval import (
     brain_retrieval,
     image_retrieval,
-    image_texts,
     text_retrieval,
     top5_ids,
 )
@@ -121,22 +120,6 @@ def test_torch_tensors_score_as_arrays_do():
     noisy = tokens + torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(1))
     np.testing.assert_array_equal(image_retrieval(noisy, tokens).ranks,
                                   image_retrieval(noisy.numpy(), tokens.numpy()).ranks)
-
-
-def fake_embed(strings):
-    """One fixed direction for each string."""
-    return np.stack([np.random.default_rng(list(s.encode())).normal(size=8) for s in strings])
-
-
-def test_image_text_is_the_normalised_mean_of_its_captions():
-    captions = [("a dog", "", "two birds"), ("a dog",), ("two birds", "a dog", "  ")]
-    found = image_texts(captions, fake_embed)
-    dog, birds = fake_embed(["a dog", "two birds"])
-    np.testing.assert_allclose(found[0], (dog + birds) / np.linalg.norm(dog + birds), atol=1e-6)
-    np.testing.assert_allclose(found[1], dog / np.linalg.norm(dog), atol=1e-6)
-    np.testing.assert_array_equal(found[0], found[2])  # order and blanks do not matter
-    with pytest.raises(UserError, match="captions of image 1: all empty"):
-        image_texts([("a",), ("", " ")], fake_embed)
 
 
 def test_top5_holds_the_most_similar_best_first():

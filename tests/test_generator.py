@@ -332,9 +332,9 @@ def few_scenes(few_cutouts, monkeypatch, image_encoder, text_encoder):
     monkeypatch.setattr(training, "CompactTextEncoder", lambda: text_encoder)
 
 
-def run(tmp_path, autoencoder=2, denoiser=2, log=lambda record: None, **more):
+def run(tmp_path, autoencoder=2, denoiser=2, prior=2, log=lambda record: None, **more):
     train_generator(tmp_path / "out.safetensors", tmp_path / "work", **{"scenes": 12, "seed": 0} | more,
-                    autoencoder_steps=autoencoder, denoiser_steps=denoiser, log=log)
+                    autoencoder_steps=autoencoder, prior_steps=prior, denoiser_steps=denoiser, log=log)
     return tmp_path / "out.safetensors"
 
 
@@ -425,6 +425,24 @@ def test_a_damaged_work_folder_is_named(tmp_path, few_scenes):
         run(tmp_path, 0, 0)
 
 
+@pytest.mark.parametrize("least", [0.1, 0.5, 1.0])
+def test_uncertain_tokens_are_conditional_means_of_known_share(least):
+    """A conditional mean c of t has E<t - c, c - m> = 0 and keeps its share of the variance: E|c - m|^2 = share tr C.
+    Shares are uniform in least..1; with a share of 1 nothing is lost."""
+    rng = torch.Generator().manual_seed(0)
+    spread = torch.linspace(2, 0.1, 12)
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=rng))[0]
+    tokens = ((torch.randn(20_000, 12, generator=rng) * spread) @ turn.T + 0.7).view(-1, 3, 4)
+    means = training.UncertainTokens(tokens, least, 1.0)(tokens, rng)
+    assert means.shape == tokens.shape and means.dtype == torch.float32
+    t, c = tokens.flatten(1) - 0.7, means.flatten(1) - 0.7
+    total = spread.square().sum().item()
+    assert ((t - c) * c).sum(1).mean().item() / total == pytest.approx(0, abs=0.01)
+    assert c.square().sum(1).mean().item() / total == pytest.approx((least + 1) / 2, abs=0.01)
+    if least == 1:
+        torch.testing.assert_close(means, tokens, atol=0.3, rtol=0)
+
+
 def test_the_velocity_of_a_perfect_network_has_no_loss():
     """Against v = alpha noise - sigma x0, rebuilt from the noisy latents that the loss hands to the network."""
     alphas = noise_schedule().alphas_cumprod
@@ -439,7 +457,7 @@ def test_the_velocity_of_a_perfect_network_has_no_loss():
         noise = (noisy - signal * clean) / sigma.clamp_min(1e-6)
         return signal * noise - sigma * clean
 
-    loss = training._velocity_loss(perfect, alphas, rng.normal(size=(64, 16, 128)).astype(np.float16),
+    loss = training._velocity_loss(perfect, alphas, torch.randn(64, 16, 128),
                                    rng.normal(size=(64, 384)).astype(np.float16), latents,
                                    torch.Generator().manual_seed(0))
     assert loss.item() < 1e-4

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mindtuner.config import KNOB_LIMITS
 from mindtuner.data.simulation import generator_stream
 from mindtuner.data.simulation.cutouts import POOLS, drawn_cutouts, folder_cutouts, with_article
 from mindtuner.data.simulation.drawing import COLOURS, KINDS, draw
@@ -23,7 +24,6 @@ from mindtuner.data.simulation.scenes import (
     paint_place,
     render,
 )
-from mindtuner.data.simulation.simulate import _LIMITS
 from mindtuner.errors import UserError
 
 
@@ -104,7 +104,7 @@ def test_scenes_of_the_reserved_stream_come_from_the_generator_pool(drawn, reser
 
 
 def test_no_simulation_may_take_the_reserved_seed():
-    assert _LIMITS["seed"][1] < generator_stream._RESERVED_SEED
+    assert KNOB_LIMITS["seed"][1] < generator_stream._RESERVED_SEED
 
 
 def test_folder_pools_share_no_picture_and_no_scene(stamps):

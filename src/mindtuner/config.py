@@ -31,6 +31,12 @@ class SimulateConfig:
     seed: int = 0
 
 
+KNOB_LIMITS = {  # smallest and largest value of each field
+    "subjects": (1, 8), "sessions": (1, 40), "trials_per_session": (24, 750), "shared_images": (2, 1000),
+    "repeats": (1, 3), "voxel_scale": (0.01, 1.0), "fingerprint": (0.0, 10.0), "noise": (0.0, 100.0),
+    "seed": (0, 10_000_000)}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of the decoder. ``tokens`` x ``width`` and ``text_width`` are the frozen towers' shapes."""

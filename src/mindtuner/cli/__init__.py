@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="mindtuner", description="Read what a new person sees from one hour of fMRI.",
         epilog="Begin with: mindtuner demo")
     parser.add_argument("--version", action="version", version=f"mindtuner {mindtuner.__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     modules = {}
     for verb in _VERBS:
         modules[verb] = importlib.import_module(f"mindtuner.cli.{verb.replace('-', '_')}")
@@ -29,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
                                formatter_class=argparse.RawDescriptionHelpFormatter)
         modules[verb].add_arguments(sub)
     options = parser.parse_args(argv)
+    if options.verb is None:
+        parser.print_help()
+        return 0
     try:
         modules[options.verb].run(options)
         return 0

@@ -2,7 +2,8 @@
 
 Eight simulated subjects look at scenes. One model is pretrained on seven of them; the eighth is learned from one session,
 with its fingerprint and with the methods it is compared to. Then the images that the eighth subject saw are read back from
-its brain: as pictures, as words, and among candidates. Everything is written to OUT; open OUT/report.html.
+its brain: as pictures, as words, and among candidates. Everything is written to OUT; open OUT/report.html. A run that
+was stopped goes on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import shlex
 import shutil
 import sys
@@ -19,15 +21,14 @@ from pathlib import Path
 
 from mindtuner.cli.simulate import add_stimuli
 
-_PICTURE_METHODS_NOTE = ("The generator was trained on the package's own drawn scenes, not on these stimuli; "
-                         "mindtuner train-generator makes one for them.")
+_FOREIGN_STIMULI = "The generator was trained on the package's own drawn scenes, not on these stimuli"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("mindtuner-demo"), metavar="OUT",
                         help="folder to write (default mindtuner-demo)")
     parser.add_argument("--quick", action="store_true", help="every part, much smaller: about a minute, poor scores")
-    add_stimuli(parser)
+    add_stimuli(parser, "needs 3900, with --quick 600")
     parser.add_argument("--generator", type=Path, metavar="FILE",
                         help="weights of mindtuner train-generator (default: those that the package ships)")
     parser.add_argument("--fingerprint", type=float, metavar="N",
@@ -70,6 +71,41 @@ class Stopwatch:
         return self.seconds | {"total": time.perf_counter() - self._start}
 
 
+def _stimuli_note(options: argparse.Namespace) -> str:
+    if options.generator or not (options.cutouts or options.stimuli):
+        return ""
+    return _FOREIGN_STIMULI + ("; mindtuner train-generator --cutouts makes one for them." if options.cutouts else ".")
+
+
+def _claim(out: Path, settings: str, force: bool) -> None:
+    """Make ``out`` this run's: empty but for ``settings`` in config.yaml, or what the same run left when it was stopped.
+
+    Of a stopped run the dataset and the pretrained base are kept, where they are whole.
+    """
+    from mindtuner.evaluation.results import load_log
+    from mindtuner.files import claim_folder, write_text
+
+    path = out / "config.yaml"
+    stopped = path.is_file() and path.read_text(encoding="utf-8") == settings and not (out / "results.json").exists()
+    if not stopped or force:
+        claim_folder(out, force)
+        write_text(path, settings)
+        return
+    print(f"{out}: going on where this run was stopped", flush=True)
+    if not _dataset_is_whole(out / "data"):
+        shutil.rmtree(out / "data", ignore_errors=True)
+    pretraining = []
+    if (out / "log.jsonl").exists() and (out / "base.safetensors").exists():
+        pretraining = [entry for entry in load_log(out) if entry["stage"] in ("pivot", "pretrain")]
+    write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in pretraining))
+
+
+def _dataset_is_whole(data: Path) -> bool:
+    from mindtuner.data import layout_a
+
+    return (data / layout_a.MASKS).exists()  # simulate writes it last
+
+
 def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     """All stages, into ``out``; returns the report's path."""
     import yaml
@@ -79,35 +115,40 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     from mindtuner.config import as_dict
     from mindtuner.data import load
     from mindtuner.data.simulation.simulate import simulate
-    from mindtuner.decoding.compact import CompactGenerator
+    from mindtuner.decoding.compact import CompactGenerator, starting_prior
     from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
     from mindtuner.encoders.embed import embed
     from mindtuner.evaluation.figure import contact_sheet
     from mindtuner.evaluation.report import write_report
     from mindtuner.evaluation.results import build_results, log_to, save_run
-    from mindtuner.files import atomic_path, claim_folder, write_text
-    from mindtuner.training import METHODS, Targets, pretrain, save_fingerprint, save_network, tune
+    from mindtuner.files import atomic_path
+    from mindtuner.training import METHODS, Targets, load_network, pretrain, save_fingerprint, save_network, tune
 
     generator = CompactGenerator(config.decode, config.seed, options.generator)
-    claim_folder(out, options.force)
+    prior = starting_prior(config.model, options.generator)
     command = "mindtuner " + shlex.join(sys.argv[1:])
-    write_text(out / "config.yaml", f"# {command}\n{yaml.safe_dump(as_dict(config), sort_keys=False)}")
+    settings = f"# {command.replace(' --force', '')}\n{yaml.safe_dump(as_dict(config), sort_keys=False)}"
+    _claim(out, settings, options.force)
     watch = Stopwatch()
     log = log_to(out)
     with watch.stage("simulate"):
-        simulate(out / "data", config.simulate, options.cutouts, options.stimuli)
+        if not _dataset_is_whole(out / "data"):
+            simulate(out / "data", config.simulate, options.cutouts, options.stimuli)
         dataset = load(out / "data")
     with watch.stage("embed"):
         texts = CompactTextEncoder()
         caches = embed(dataset, out / "data" / "cache", CompactImageEncoder(), texts, generator.autoencoder)
         targets = Targets(**{name: caches[name] for name in (f.name for f in dataclasses.fields(Targets))})
     with watch.stage("pretrain"):
-        base = pretrain(dataset.without(subject=config.target_subject), targets, config, config.seed, log)
-        save_network(out / "base.safetensors", base, {"seed": config.seed, "simulated": True})
+        if not (out / "base.safetensors").exists():
+            base = pretrain(dataset.without(subject=config.target_subject), targets, config, config.seed, log, prior=prior)
+            save_network(out / "base.safetensors", base, {"seed": config.seed, "simulated": True})
+        base = load_network(out / "base.safetensors")
     subject = dataset.subject(config.target_subject)
     with watch.stage("tune"):
         hour = subject.sessions(config.tuning_sessions)
-        tuned = {method: tune(base, hour, targets, config, config.seed, method, log) for method in METHODS}
+        tuned = {method: tune(base, hour, targets, config, config.seed, method, log, prior=prior)
+                 for method in METHODS}
         save_fingerprint(out / "fingerprint.safetensors", tuned["mindtuner"],
                          {"subject": subject.number, "sessions": config.tuning_sessions, "simulated": True})
     with watch.stage("decode"):
@@ -119,8 +160,7 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     with watch.stage("score"):
         scores = story.score_all(predictions, painted, test, config.seed)
     setting = story.describe_setting(config, dataset, hour, test, bank, command)
-    setting["stimuli_note"] = ("" if options.generator or not (options.cutouts or options.stimuli)
-                               else _PICTURE_METHODS_NOTE)
+    setting["stimuli_note"] = _stimuli_note(options)
     with watch.stage("report"):
         results = build_results(setting, scores, watch.total(), runtime.peak_memory_mb(), config.seed)
         save_run(out, results, story.pictures_of(painted, test), story.words_of(predictions, painted, scores, test))

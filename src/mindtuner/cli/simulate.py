@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from mindtuner.config import SimulateConfig
+from mindtuner.config import KNOB_LIMITS, SimulateConfig
 from mindtuner.files import claim_folder
 
 _HELP = {
@@ -28,21 +28,23 @@ _HELP = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
-    add_stimuli(parser)
+    add_stimuli(parser, "the defaults need 3900, fewer subjects or sessions less")
     for field in dataclasses.fields(SimulateConfig):
         kind = int if isinstance(field.default, int) else float
+        low, high = KNOB_LIMITS[field.name]
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar="N",
-                            help=f"{_HELP[field.name]} (default {field.default})")
+                            help=f"{_HELP[field.name]} ({low:.8g} to {high:.8g}; default {field.default:g})")
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
 
 
-def add_stimuli(parser: argparse.ArgumentParser) -> None:
+def add_stimuli(parser: argparse.ArgumentParser, needed: str) -> None:
     """The two folders that can take the place of the drawn cut-outs."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--cutouts", type=Path, metavar="DIR",
                        help="compose scenes of these transparent PNGs (a .txt caption beside each; may be nested)")
     which.add_argument("--stimuli", type=Path, metavar="DIR",
-                       help="show these whole images (a .txt with captions beside each) instead of composed scenes")
+                       help="show these whole images (a .txt with captions beside each) instead of composed scenes; "
+                            f"{needed}")
 
 
 def run(options: argparse.Namespace) -> None:

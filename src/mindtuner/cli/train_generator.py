@@ -1,4 +1,4 @@
-"""Train the compact generator (autoencoder and denoiser) for drawn scenes or for a folder of cut-outs.
+"""Train the compact generator (autoencoder, prior and denoiser) for drawn scenes or for a folder of cut-outs.
 
 It only ever sees scenes of a reserved random stream, of cut-outs that no simulated subject's scene uses. Weights
 are saved as it goes: a run that is cut short leaves usable ones, and the same command continues it.
@@ -18,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", type=int, default=12_000, metavar="N", help="scenes to train on (default 12000)")
     parser.add_argument("--autoencoder-steps", type=int, default=1_500, metavar="N",
                         help="training steps of the autoencoder (default 1500)")
+    parser.add_argument("--prior-steps", type=int, default=8_000, metavar="N",
+                        help="training steps of the prior (default 8000)")
     parser.add_argument("--denoiser-steps", type=int, default=6_000, metavar="N",
                         help="training steps of the denoiser (default 6000: about an hour and a half on two cores)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default 0)")
@@ -30,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.out.suffix != ".safetensors":
         raise UserError(f"{options.out}: ends in {options.out.suffix!r}; expected a file name that ends in .safetensors")
-    for name in ("scenes", "autoencoder_steps", "denoiser_steps"):
+    for name in ("scenes", "autoencoder_steps", "prior_steps", "denoiser_steps"):
         least = 300 if name == "scenes" else 0
         if getattr(options, name) < least:
             raise UserError(f"--{name.replace('_', '-')}: is {getattr(options, name)}; expected at least {least}")
@@ -41,6 +43,6 @@ def run(options: argparse.Namespace) -> None:
         record(entry)
         print(f"{entry['stage']} step {entry['step']}: {entry['losses']} ({entry['seconds']:.0f} s)", flush=True)
 
-    train_generator(options.out, work, options.scenes, options.autoencoder_steps, options.denoiser_steps,
+    train_generator(options.out, work, options.scenes, options.autoencoder_steps, options.prior_steps, options.denoiser_steps,
                     options.cutouts, options.seed, log)
     print(options.out)

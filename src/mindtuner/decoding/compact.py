@@ -8,13 +8,24 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 
-from mindtuner.config import DecodeConfig
+from mindtuner.config import DecodeConfig, ModelConfig
 from mindtuner.encoders.compact import Autoencoder, load_part, packaged
 from mindtuner.encoders.patch_autoencoder import CHANNELS
 from mindtuner.model.generator import LATENT_SIDE, CompactDenoiser, noise_schedule
+from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import autocast, derive_seed, device, progress
 
 WEIGHTS = "generator.safetensors"
+
+
+def starting_prior(config: ModelConfig, path: Path | None = None) -> DiffusionPrior:
+    """A prior that knows the compact tokens already, to start brains from; of the package's weights when no path is given.
+
+    Raises UserError where the file holds none, or one of other sizes than ``config``'s.
+    """
+    prior = DiffusionPrior(config)
+    load_part(prior, path or packaged(WEIGHTS), "prior")
+    return prior
 
 
 class CompactGenerator:

@@ -11,7 +11,6 @@ candidate placed at random is among them with probability k/n and then scores 1/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,32 +70,13 @@ def brain_retrieval(predicted_tokens, target_tokens) -> Retrieval:
 
 
 def text_retrieval(predicted_text, candidate_texts) -> Retrieval:
-    """Brain to text: query = text embedding predicted from the brain, candidates = ``image_texts`` of the n
-    images.
+    """Brain to text: query = text embedding predicted from the brain, candidates = the text of each of the n
+    images (the normalised mean of its captions' embeddings).
 
     Both (n, d). Images with one and the same text tie. Raises UserError for NaN or unequal shapes.
     """
     predicted, target = as_pair(predicted_text, candidate_texts, ("predicted text", "candidate texts"), 2)
     return score(cosine(predicted, target), np.arange(len(predicted)))
-
-
-def image_texts(captions: Sequence[Sequence[str]], embed: Callable[[list[str]], np.ndarray]) -> np.ndarray:
-    """The text of each image: the normalised mean of its non-empty captions' embeddings, float32 (n, d).
-
-    ``embed`` turns k strings into (k, d). Every distinct string is embedded once, so equal captions are equal
-    texts. Raises UserError where an image has no caption.
-    """
-    kept = [[caption for caption in of_image if caption.strip()] for of_image in captions]
-    for i, of_image in enumerate(kept):
-        if not of_image:
-            raise UserError(f"captions of image {i}: all empty; expected at least one caption")
-    strings = sorted({caption for of_image in kept for caption in of_image})
-    place = {string: i for i, string in enumerate(strings)}
-    embedded = as_array(embed(strings), "caption embeddings", 2).astype(np.float64)
-    rows = [[place[caption] for caption in sorted(of_image)] for of_image in kept]
-    means = np.stack([embedded[row].mean(0) for row in rows])
-    norms = np.linalg.norm(means, axis=1, keepdims=True)
-    return np.divide(means, norms, out=np.zeros_like(means), where=norms > 0).astype(np.float32)
 
 
 def top5_ids(predicted, candidates, k: int = 5) -> np.ndarray:

@@ -1,9 +1,10 @@
 """The compact generator's denoiser: a diffusers UNet over the autoencoder's latents.
 
-Its form is the production generator's: cross-attention to image tokens, and to one more token that
-carries a text. The compact tokens lie on a grid, so they also enter where they belong, as channels beside the noisy
-latents, which a small network learns from much sooner. Each of the two conditions has a learned "absent" state, so
-that one network serves the first painting (image tokens), the correction (image tokens and text) and guidance (neither).
+Its form is the production generator's: cross-attention to image tokens and to one more token that carries a text,
+which also joins the time embedding, as SDXL's pooled text does. The compact tokens lie on a grid, so they also enter
+where they belong, as channels beside the noisy latents, which a small network learns from much sooner. Each of the two
+conditions has an "absent" state, so that one network serves the first painting (image tokens), the correction (image
+tokens and text) and guidance (neither).
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class CompactDenoiser(nn.Module):
             block_out_channels=(48, 96, 192), layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=width, attention_head_dim=32, norm_num_groups=16)
+            cross_attention_dim=width, norm_num_groups=16,
+            attention_head_dim=(2, 3, 6),  # diffusers means the number of heads: each is 32 wide
+            class_embed_type="projection", projection_class_embeddings_input_dim=text_width)
         self.embed_tokens = nn.Linear(width, width)
         self.embed_text = nn.Linear(text_width, width)
         self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
@@ -66,7 +69,9 @@ class CompactDenoiser(nn.Module):
         keep_tokens, keep_text : (n,) bool, False where that condition is absent
         """
         image = torch.where(keep_tokens[:, None, None], self.embed_tokens(tokens) + self.position, self.no_tokens)
+        text = torch.where(keep_text[:, None], text, 0)
         words = torch.where(keep_text[:, None, None], self.embed_text(text)[:, None], self.no_text)
         placed = self.place_tokens(image).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         placed = F.pixel_shuffle(placed, self.cell)
-        return self.unet(torch.cat([latents, placed], 1), time, torch.cat([image, words], 1)).sample
+        return self.unet(torch.cat([latents, placed], 1), time, torch.cat([image, words], 1),
+                         class_labels=text).sample

@@ -1,4 +1,4 @@
-"""Train the compact generator: autoencoder first, then the denoiser over its latents.
+"""Train what the compact decoder starts from: autoencoder, prior, and the denoiser over the autoencoder's latents.
 
 Everything comes from the reserved generator stream (scenes that no simulated subject sees, of cut-outs that no such
 scene uses). Each stage saves as it goes: a run that is cut short leaves usable weights, and starts again where it was.
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from mindtuner.config import load_config
 from mindtuner.data.simulation.generator_stream import generator_scenes
 from mindtuner.data.simulation.scenes import SceneStream, render
 from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
@@ -24,19 +25,21 @@ from mindtuner.encoders.patch_autoencoder import PatchAutoencoder
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, read_json
 from mindtuner.model.generator import CompactDenoiser, noise_schedule
+from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import autocast, derive_seed, device, progress, seed_everything
 
 TOKEN_DROP, TEXT_DROP = 0.12, 0.4
-TOKEN_NOISE = 0.6  # up to this much of the tokens' own spread: decoded tokens are never exact
-EMA = 0.998
-BATCH = 16
+KNOWN = {"prior": (0.05, 0.5), "denoiser": (0.1, 1.0)}  # share of the tokens' variance in what each is conditioned on
+EMA = {"prior": 0.999, "denoiser": 0.998}
+BATCH = {"autoencoder": 8, "prior": 128, "denoiser": 16}
+LR = {"autoencoder": 1.5e-3, "prior": 1e-3, "denoiser": 6e-4}
 SAVE_EVERY = 100  # steps
 
 
 def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_steps: int = 1_500,
-                    denoiser_steps: int = 6_000, cutouts: Path | None = None, seed: int = 0,
+                    prior_steps: int = 8_000, denoiser_steps: int = 6_000, cutouts: Path | None = None, seed: int = 0,
                     log: Callable[[dict], None] = lambda record: None) -> None:
-    """Write generator weights to ``out`` (safetensors: ``autoencoder.*`` in float32, ``denoiser.*`` in bfloat16).
+    """Write weights to ``out`` (safetensors: ``autoencoder.*`` and ``prior.*`` in float32, ``denoiser.*`` in bfloat16).
 
     ``work`` keeps rendered scenes and checkpoints; the same call continues from them. A
     continued run ends with the weights of an unbroken one.
@@ -47,7 +50,8 @@ def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_ste
     pixels, captions = _rendered(work, scenes, stream)
     autoencoder = _fit_autoencoder(work, pixels, autoencoder_steps, seed, log)
     tokens, texts, latents = _conditions(work, pixels, captions, autoencoder)
-    _fit_denoiser(work, out, tokens, texts, latents, autoencoder, denoiser_steps, seed, log)
+    prior = _fit_prior(work, tokens, prior_steps, seed, log)
+    _fit_denoiser(work, out, tokens, texts, latents, (autoencoder, prior), denoiser_steps, seed, log)
 
 
 def _check_settings(work: Path, settings: dict) -> None:
@@ -99,19 +103,15 @@ def _fit_autoencoder(work, pixels, steps, seed, log) -> PatchAutoencoder:
     network = PatchAutoencoder()
     network.fit_linear(_images(pixels[:1000]))
     network.to(device())
-    optimiser = torch.optim.AdamW(network.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=1e-3)
-    done, spent = 0, 0.0
-    if path.exists():
-        state = torch.load(path, map_location=device(), weights_only=True)
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        done, spent = state["step"], state["seconds"]
+    optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.95), weight_decay=1e-3)
+    state = _load_state(path, network, optimiser)
+    done, spent = state["step"], state["seconds"]
     start, recent = time.perf_counter() - spent, []
     for done in progress(range(done + 1, steps + 1), "autoencoder", unit="step"):
         rng, source = _randomness(seed, "autoencoder", done)
         for group in optimiser.param_groups:
-            group["lr"] = 1.5e-3 * _schedule(done, steps)
-        batch = _images(pixels[np.sort(rng.integers(0, len(pixels), 8))]).to(device())
+            group["lr"] = LR["autoencoder"] * _schedule(done, steps)
+        batch = _images(pixels[np.sort(rng.integers(0, len(pixels), BATCH["autoencoder"]))]).to(device())
         latents = network.encode(batch)
         with autocast():  # a little noise, since painted latents are never exact
             rebuilt = network.decode(latents + 0.05 * torch.randn(latents.shape, generator=source).to(device())).float()
@@ -140,6 +140,16 @@ def _save_state(path: Path, network, optimiser, step: int, seconds: float, **mor
                     "seconds": seconds, **more}, part)
 
 
+def _load_state(path: Path, network, optimiser) -> dict:
+    """Put a saved state into network and optimiser; step 0 where nothing was saved yet."""
+    if not path.exists():
+        return {"step": 0, "seconds": 0.0}
+    state = torch.load(path, map_location=device(), weights_only=True)
+    network.load_state_dict(state["network"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state
+
+
 @torch.no_grad()
 def _conditions(work, pixels, captions, autoencoder):
     """Image tokens (n, 16, 128), text embeddings of every caption, and latents (n, 8, 16, 16), all float16."""
@@ -160,65 +170,135 @@ def _conditions(work, pixels, captions, autoencoder):
     return np.load(tokens_path), np.load(text_path), torch.cat(latents).numpy()
 
 
-def _fit_denoiser(work, out, tokens, texts, latents, autoencoder, steps, seed, log):
+def _fit_prior(work, tokens, steps, seed, log) -> DiffusionPrior:
+    """The demo's prior, on what a brain might say of the reserved scenes: brains are then learned from there.
+
+    A prior has to know what tokens there are before it can choose among those that a brain leaves open, and a
+    demo has no time to learn that.
+    """
+    path = work / "prior.pt"
+    seed_everything(derive_seed(seed, "prior"))
+    network = DiffusionPrior(load_config("demo").model).to(device()).train()
+    average = {name: value.detach().clone() for name, value in network.named_parameters()}
+    optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=1e-2)
+    state = _load_state(path, network, optimiser)
+    average, done, spent = state.get("average", average), state["step"], state["seconds"]
+    uncertain = UncertainTokens(torch.from_numpy(tokens), *KNOWN["prior"])
+    start, recent = time.perf_counter() - spent, []
+    for done in progress(range(done + 1, steps + 1), "prior", unit="step"):
+        rng, source = _randomness(seed, "prior", done)
+        for group in optimiser.param_groups:
+            group["lr"] = LR["prior"] * _schedule(done, steps)
+        clean = torch.from_numpy(tokens[rng.integers(0, len(tokens), BATCH["prior"])]).float()
+        draws = torch.Generator(device()).manual_seed(derive_seed(seed, "prior", "draws", done))
+        with autocast():
+            loss = network.loss(uncertain(clean, source).to(device()), clean.to(device()), draws)
+        _step(network, optimiser, loss, average, EMA["prior"], done)
+        recent.append(loss.item())
+        if done % SAVE_EVERY == 0:
+            log({"stage": "prior", "step": done, "losses": {"tokens": float(np.mean(recent))},
+                 "seconds": time.perf_counter() - start})
+            recent = []
+            _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
+    _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
+    network.load_state_dict(dict(network.state_dict()) | average)
+    return network.eval()
+
+
+def _step(network, optimiser, loss, average: dict, keep: float, step: int) -> None:
+    """One step of the optimiser, and of the running average of the weights, which starts faster than it goes on."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimiser.step()
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.values()), list(network.parameters()), 1 - min(keep, (1 + step) / (10 + step)))
+
+
+def _fit_denoiser(work, out, tokens, texts, latents, others, steps, seed, log):
     path = work / "denoiser.pt"
     seed_everything(derive_seed(seed, "denoiser"))
     network = CompactDenoiser(tokens.shape[1], tokens.shape[2], texts.shape[2]).to(device())
     average = {name: value.detach().clone() for name, value in network.named_parameters()}
-    optimiser = torch.optim.AdamW(network.parameters(), 6e-4, betas=(0.9, 0.98), weight_decay=1e-3)
-    done, spent = 0, 0.0
-    if path.exists():
-        state = torch.load(path, map_location=device(), weights_only=True)
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        average, done, spent = state["average"], state["step"], state["seconds"]
+    optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=1e-3)
+    state = _load_state(path, network, optimiser)
+    average, done, spent = state.get("average", average), state["step"], state["seconds"]
     alphas = noise_schedule().alphas_cumprod.to(device())
+    uncertain = UncertainTokens(torch.from_numpy(tokens), *KNOWN["denoiser"])
     start, recent = time.perf_counter() - spent, []
     for done in progress(range(done + 1, steps + 1), "denoiser", unit="step"):
         rng, source = _randomness(seed, "denoiser", done)
         for group in optimiser.param_groups:
-            group["lr"] = 6e-4 * _schedule(done, steps)
-        rows = rng.integers(0, len(tokens), BATCH)
-        loss = _velocity_loss(network, alphas, tokens[rows], texts[rows, rng.integers(0, texts.shape[1], BATCH)],
+            group["lr"] = LR["denoiser"] * _schedule(done, steps)
+        rows = rng.integers(0, len(tokens), BATCH["denoiser"])
+        known = uncertain(torch.from_numpy(tokens[rows]), source)
+        loss = _velocity_loss(network, alphas, known, texts[rows, rng.integers(0, texts.shape[1], len(rows))],
                               latents[rows], source)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        keep = min(EMA, (1 + done) / (10 + done))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.values()), list(network.parameters()), 1 - keep)
+        _step(network, optimiser, loss, average, EMA["denoiser"], done)
         recent.append(loss.item())
         if done % SAVE_EVERY == 0:
             log({"stage": "denoiser", "step": done, "losses": {"velocity": float(np.mean(recent))},
                  "seconds": time.perf_counter() - start})
             recent = []
             _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
-            save_generator(out, autoencoder, average, network, done)
+            save_generator(out, *others, average, network, done)
     _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
-    save_generator(out, autoencoder, average, network, done)
+    save_generator(out, *others, average, network, done)
+
+
+class UncertainTokens:
+    """Image tokens as a decoder knows them: the tokens to expect from a noisy look at the true ones.
+
+    Decoded tokens are not the true ones plus noise. They are close to a conditional mean: what the brain says little
+    about is drawn to the average. So the denoiser paints from such means of all qualities (conditioning
+    augmentation, Ho et al. 2022, with shrinkage). With tokens t ~ N(m, C) seen as t + s e, e ~ N(0, I), the mean is
+    m + C (C + s^2 I)^-1 (t + s e - m). For each picture the share of the variance that the mean keeps,
+    tr(C^2 (C + s^2 I)^-1) / tr C, is uniform in ``least``..``most``.
+
+    Parameters
+    ----------
+    tokens : (n, T, D), to estimate m and C from
+    least, most : in 0..1
+    """
+
+    def __init__(self, tokens: torch.Tensor, least: float, most: float):
+        self.least, self.most = least, most
+        rows = tokens.flatten(1).double()
+        values, vectors = torch.linalg.eigh(torch.cov(rows.T))
+        self.values, self.vectors, self.mean = values.clamp_min(0).float(), vectors.float(), rows.mean(0).float()
+        self.noise = torch.logspace(4, -4, 400)  # s^2, from much to little
+        kept = (self.values**2 / (self.values + self.noise[:, None])).sum(1)
+        self.share = (kept / self.values.sum()).numpy()
+
+    def __call__(self, tokens: torch.Tensor, source: torch.Generator) -> torch.Tensor:
+        """(n, T, D) -> (n, T, D) float32, each with a quality of its own."""
+        share = self.least + (self.most - self.least) * torch.rand(len(tokens), 1, generator=source)
+        noise = torch.from_numpy(np.interp(share.numpy(), self.share, self.noise.numpy())).float()
+        scores = (tokens.flatten(1).float() - self.mean) @ self.vectors
+        seen = scores + noise.sqrt() * torch.randn(scores.shape, generator=source)
+        mean = seen * self.values / (self.values + noise)
+        return (mean @ self.vectors.T + self.mean).view(tokens.shape)
 
 
 def _velocity_loss(network, alphas, tokens, texts, latents, source: torch.Generator) -> torch.Tensor:
     where = device()
     n = len(tokens)
     clean = torch.from_numpy(latents).to(where, torch.float32)
-    tokens = torch.from_numpy(tokens).to(where, torch.float32)
     texts = torch.from_numpy(texts).to(where, torch.float32)
     draw = lambda *shape: torch.rand(shape, generator=source).to(where)
-    tokens = tokens + TOKEN_NOISE * draw(n, 1, 1) * torch.randn(tokens.shape, generator=source).to(where)
     times = torch.randint(0, len(alphas), (n,), generator=source).to(where)
     noise = torch.randn(clean.shape, generator=source).to(where)
     signal, sigma = alphas[times].sqrt()[:, None, None, None], (1 - alphas[times]).sqrt()[:, None, None, None]
     with autocast():
-        velocity = network(signal * clean + sigma * noise, times, tokens, texts,
+        velocity = network(signal * clean + sigma * noise, times, tokens.to(where), texts,
                            draw(n) >= TOKEN_DROP, draw(n) >= TEXT_DROP)
     return F.mse_loss(velocity.float(), signal * noise - sigma * clean)
 
 
-def save_generator(out: Path, autoencoder, average: dict, network, steps: int) -> None:
-    """Write the weights that ``decoding.compact.CompactGenerator`` reads: autoencoder and averaged denoiser."""
-    tensors = {f"autoencoder.{k}": v.detach().cpu().contiguous() for k, v in autoencoder.state_dict().items()}
+def save_generator(out: Path, autoencoder, prior, average: dict, network, steps: int) -> None:
+    """Write the weights that ``decoding.compact.CompactGenerator`` reads: autoencoder, prior and averaged denoiser."""
+    tensors = {f"{name}.{k}": v.detach().cpu().contiguous() for name, part in (("autoencoder", autoencoder), ("prior", prior))
+               for k, v in part.state_dict().items()}
     denoiser = dict(network.state_dict()) | average
     tensors |= {f"denoiser.{k}": v.detach().bfloat16().cpu().contiguous() for k, v in denoiser.items()}
     card = {"denoiser_steps": str(steps), "tokens": str(network.position.shape[0]),

@@ -8,6 +8,7 @@ from mindtuner.config import Config
 from mindtuner.data import Dataset
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
+from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.loop import Log, fit
@@ -16,12 +17,13 @@ from mindtuner.training.targets import Targets
 
 
 def pretrain(dataset: Dataset, targets: Targets, config: Config, seed: int, log: Log | None = None,
-             holdout: float = 0.0) -> BrainNetwork:
+             holdout: float = 0.0, prior: DiffusionPrior | None = None) -> BrainNetwork:
     """Train a network on every subject of ``dataset`` and the projector on their training images.
 
     The caller leaves the target subject out (``dataset.without(subject=1)``). ``holdout``: share of the
-    training images kept for validation scores in the log. The same seed gives the same weights on the same
-    machine. Raises UserError where a training trial shows a test image, or targets and config do not fit.
+    training images kept for validation scores in the log. ``prior``: what the network's prior starts from. The same seed
+    gives the same weights on the same machine. Raises UserError where a training trial shows a test image, or targets
+    and config do not fit.
     """
     if not dataset.subjects:
         raise UserError("dataset: holds no subject; expected at least one to pretrain on")
@@ -31,6 +33,8 @@ def pretrain(dataset: Dataset, targets: Targets, config: Config, seed: int, log:
     trials, held_out = split_holdout(trials, holdout, seed)
     seed_everything(derive_seed(seed, "pretrain"))
     network = BrainNetwork(config.model, {name: s.n_voxels for name, s in subjects.items()})
+    if prior is not None:
+        network.prior.load_state_dict(prior.state_dict())
     seen = np.concatenate([t.stimulus for t in trials.values()])
     train_pivot(network.projector, targets, seen, config.pivot, seed, log)
     # Brains never move the projector: it stays what images and captions made it.

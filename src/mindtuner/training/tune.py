@@ -8,6 +8,7 @@ from mindtuner.config import Config, FingerprintConfig
 from mindtuner.data import Subject
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
+from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.loop import Log, fit
@@ -18,7 +19,8 @@ RIDGE_ALONE = FingerprintConfig(lora=False, skip=False)
 
 
 def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config, seed: int,
-         method: str = "mindtuner", log: Log | None = None, holdout: float = 0.0) -> BrainNetwork:
+         method: str = "mindtuner", log: Log | None = None, holdout: float = 0.0,
+         prior: DiffusionPrior | None = None) -> BrainNetwork:
     """Fit a new subject on a copy of ``base``, which itself is never changed.
 
     ``subject`` is already cut to the sessions that count (``subject.sessions(1)``). ``method``:
@@ -30,7 +32,7 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
     - ``ridge_only``: new ridge on the frozen base.
     - ``full_finetune``: new ridge, and everything but the projector trains on from the base.
     - ``from_scratch``: the same architecture with fresh weights; the projector, which needs no brain, is the
-    base's.
+    base's, and the prior starts from ``prior`` where pretraining did.
     - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at
     chance.
 
@@ -43,7 +45,7 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
     name = subject_name(subject.number)
     trials, held_out = split_holdout({name: training_trials(subject, len(targets))}, holdout, seed)
     seed_everything(derive_seed(seed, "tune"))
-    network = _start(base, name, subject.n_voxels, config, method)
+    network = _start(base, name, subject.n_voxels, config, method, prior)
     feeds = make_feeds({name: subject}, trials, seed)
     if method == "shuffled_brain":
         feeds[0].permute_brains(seed)
@@ -51,12 +53,15 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
     return network
 
 
-def _start(base: BrainNetwork, name: str, n_voxels: int, config: Config, method: str) -> BrainNetwork:
+def _start(base: BrainNetwork, name: str, n_voxels: int, config: Config, method: str,
+           prior: DiffusionPrior | None) -> BrainNetwork:
     """The network before tuning, with what ``method`` trains requiring gradients and nothing else."""
     if method == "from_scratch":
         network = BrainNetwork(base.config, {name: n_voxels})
         network.projector.load_state_dict(base.projector.state_dict())
         network.projector.requires_grad_(False)
+        if prior is not None:
+            network.prior.load_state_dict(prior.state_dict())
         return network
     if name in base.ridges:
         raise UserError(f"base: knows {name} already; expected a base that has not seen the subject to tune")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from mindtuner.config import SimulateConfig
+from mindtuner.config import KNOB_LIMITS, SimulateConfig
 from mindtuner.data import layout_a_writer as writer
 from mindtuner.data.simulation.brains import MIN_IMAGES, measure, simulate_brain
 from mindtuner.data.simulation.cutouts import drawn_cutouts, folder_cutouts
@@ -23,9 +23,6 @@ from mindtuner.runtime import derive_seed, progress
 NSD_VOXELS = (15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386)  # nsdgeneral, func1pt8mm, subjects 1 to 8
 RUNS = 12  # of a session
 TRIAL_SECONDS = 4.0
-_LIMITS = {"subjects": (1, 8), "sessions": (1, 40), "trials_per_session": (24, 750), "shared_images": (2, 1000),
-           "repeats": (1, 3), "voxel_scale": (0.01, 1.0), "fingerprint": (0.0, 10.0), "noise": (0.0, 100.0),
-           "seed": (0, 10_000_000)}
 
 
 def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None) -> None:
@@ -75,7 +72,7 @@ def check_inputs(knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Pa
 
 def check_knobs(knobs: SimulateConfig) -> None:
     """Raise UserError naming the first knob that is out of range."""
-    for name, (low, high) in _LIMITS.items():
+    for name, (low, high) in KNOB_LIMITS.items():
         value = getattr(knobs, name)
         if not low <= value <= high:
             raise UserError(f"simulate: {name.replace('_', '-')} is {value}; expected {low} to {high}")
