@@ -127,22 +127,26 @@ def retrieval(network, subject, trials, caches, config) -> dict[str, list[float]
 
 
 def summarise(done: dict, label: str, options) -> None:
-    """Mean, sd over tuning seeds, and paired differences to mindtuner with 95 % intervals."""
-    seeds = range(options.tuning_seeds)
-    print(f"split {options.split}, simulator seed {options.seed}, fingerprint {options.fingerprint}, "
-          f"{options.tuning_seeds} tuning seeds, settings: {label or 'as in the config'}")
-    for direction in ("image", "brain", "text"):
-        hits = {m: np.array([done[label, m, s]["scores"][direction] for s in seeds]) for m in options.methods}
-        n = hits[options.methods[0]].shape[1]
-        print(f"\n{direction} (chance {1 / n:.4f} of {n})")
-        for method, values in hits.items():
-            line = f"  {method:<14} {values.mean():.4f}"
-            if len(values) > 1:
-                line += f"  sd over seeds {over_seeds(values, 0)['sd']:.4f}"
-                if method != "mindtuner" and "mindtuner" in hits:
-                    d = paired_over_seeds(hits["mindtuner"], values, 0)
-                    line += f"  mindtuner minus it {d['mean']:+.4f} [{d['ci'][0]:+.4f}, {d['ci'][1]:+.4f}]"
-            print(line)
+    """A table in Markdown: mean (sd over tuning seeds), and what mindtuner has more, paired, with 95 % intervals."""
+    directions, seeds = ("image", "brain", "text"), range(options.tuning_seeds)
+    hits = {m: {d: np.array([done[label, m, s]["scores"][d] for s in seeds]) for d in directions} for m in options.methods}
+    candidates = hits[options.methods[0]]["image"].shape[1]
+    print(f"fingerprint {options.fingerprint}, split {options.split}, {candidates} candidates (chance {1 / candidates:.4f}), "
+          f"simulator seed {options.seed}, {options.tuning_seeds} tuning seeds, settings: {label or 'as in the config'}\n")
+    print("| method | " + " | ".join(directions) + " | " + " | ".join(f"mindtuner minus it, {d}" for d in directions) + " |")
+    print("|---|" + 6 * "---:|")
+    for method, scores in hits.items():
+        cells = []
+        for d in directions:
+            sd = f" ({over_seeds(scores[d], 0)['sd']:.3f})" if len(seeds) > 1 else ""
+            cells.append(f"{scores[d].mean():.3f}{sd}")
+        for d in directions:
+            if method == "mindtuner" or "mindtuner" not in hits or len(seeds) == 1:
+                cells.append("")
+                continue
+            gain = paired_over_seeds(hits["mindtuner"][d], scores[d], 0)
+            cells.append(f"{gain['mean']:+.3f} [{gain['ci'][0]:+.3f}, {gain['ci'][1]:+.3f}]")
+        print(f"| {method} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

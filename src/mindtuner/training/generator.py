@@ -37,7 +37,7 @@ SAVE_EVERY = 100  # steps
 
 
 def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_steps: int = 1_500,
-                    prior_steps: int = 8_000, denoiser_steps: int = 6_000, cutouts: Path | None = None, seed: int = 0,
+                    prior_steps: int = 6_000, denoiser_steps: int = 7_200, cutouts: Path | None = None, seed: int = 0,
                     log: Callable[[dict], None] = lambda record: None) -> None:
     """Write weights to ``out`` (safetensors: ``autoencoder.*`` and ``prior.*`` in float32, ``denoiser.*`` in bfloat16).
 
