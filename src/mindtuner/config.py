@@ -179,7 +179,7 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All of a run, as ``demo`` writes it to ``config.yaml``."""
+    """All of a run, as ``demo`` writes it to ``config.yaml``. Raises ValueError as ModelConfig does."""
 
     simulate: SimulateConfig
     model: ModelConfig
@@ -191,6 +191,10 @@ class Config:
     target_subject: int = 1
     tuning_sessions: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _limit(self, *KNOB_LIMITS["subjects"], "target_subject")
+        _limit(self, *KNOB_LIMITS["sessions"], "tuning_sessions")
 
 
 def load_config(name: str | Path) -> Config:

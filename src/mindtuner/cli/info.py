@@ -20,11 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.config import load_config
-    from mindtuner.data.simulation.simulate import NSD_VOXELS, voxel_count
+    from mindtuner.data.simulation.simulate import NSD_VOXELS, check_knobs, voxel_count
     from mindtuner.errors import UserError
     from mindtuner.training import sizes, subject_name
 
     config = load_config(options.config)
+    check_knobs(config.simulate)
     scale, target = config.simulate.voxel_scale, config.target_subject
     others = [number for number in range(1, len(NSD_VOXELS) + 1) if number != target]
     subjects = config.simulate.subjects - 1 if options.subjects is None else options.subjects
@@ -47,12 +48,12 @@ def run(options: argparse.Namespace) -> None:
     base.projector.requires_grad_(False)  # as in pretraining: the Pivot has trained it already
     _print_memory({"pretraining": sizes.training_memory(base, voxels, config.pretrain),
                    "tuning": sizes.training_memory(tuned, {name: n_voxels}, config.tune),
-                   "inference": sizes.inference_memory(tuned, name, config)})
+                   "inference": sizes.inference_memory(tuned, name)})
     print("""
-GiB on the device, all numbers in float32. Activations are the most that one step holds beside the rest, measured by running
-it without numbers; they grow with the batch. In 16-bit autocast they take about half, the rest stays float32. Attention is
-counted as if written out; fused kernels need less. Left out: one further set of gradients whenever the log measures each
-loss's gradient, what kernels and allocator take for themselves, and the frozen towers and the generator.""")
+GiB on the device, every number in float32. Activations are the most that one step holds beside the rest, measured by running
+it without numbers; they grow with the batch. Attention is counted as if written out; fused kernels need less. 16-bit autocast
+needs less for activations and adds a 16-bit copy of the weights. Left out: one further set of gradients when the log measures
+each loss's gradient, what kernels and allocator take for themselves, the frozen towers and the generator.""")
 
 
 def _print_parts(parts) -> None:

@@ -66,9 +66,10 @@ def save_fingerprint(path: str | Path, network: BrainNetwork, card: dict) -> Non
     """
     if network.fingerprint_subject is None:
         raise UserError(f"{path}: the network holds no fingerprint; expected one tuned on a frozen base")
-    header = {"kind": "fingerprint", "version": mindtuner.__version__, "base": _base_hash(network, network.fingerprint_state()),
+    state = network.fingerprint_state()
+    header = {"kind": "fingerprint", "version": mindtuner.__version__, "base": _base_hash(network, state),
               "fingerprint": _fingerprint_header(network), "card": card}
-    _write(path, network.fingerprint_state(), header)
+    _write(path, state, header)
 
 
 def load_fingerprint(path: str | Path, base: BrainNetwork) -> BrainNetwork:

@@ -1,7 +1,7 @@
 """How large a network of some config is, what trains in it, and the memory that takes. Nothing is allocated.
 
-Everything is built and run on torch's meta device, where a tensor has a shape and no numbers, so a network of two billion
-parameters takes seconds on a laptop.
+Everything is built and run on torch's meta device, where a tensor has a shape and no numbers, so that a
+network of two billion parameters takes seconds on a laptop.
 """
 
 from __future__ import annotations
@@ -130,13 +130,16 @@ def training_memory(network: BrainNetwork, voxels: dict[str, int], fit: FitConfi
 
 
 @torch.no_grad()
-def inference_memory(network: BrainNetwork, subject: str, config: Config) -> Memory:
-    """Of decoding one trial: tokens, latents and features, then the prior's sampling and the text."""
+def inference_memory(network: BrainNetwork, subject: str) -> Memory:
+    """Of decoding one trial: tokens, latents and features, then the prior's sampling and the text.
+
+    The prior takes one step; further ones are the same again.
+    """
     network.eval()
     with PeakMemory(network) as memory:
         voxels = torch.empty(1, network.ridges[subject].in_features, device=META)
         tokens = network(voxels, subject).backbone_tokens
-        network.prior.sample(tokens, config.decode.prior_steps, start=config.decode.prior_start)
+        network.prior.sample(tokens, steps=1)
         network.projector(tokens)
     return Memory(1, _weights(network), 0, 0, memory.peak)
 
