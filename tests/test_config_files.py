@@ -31,6 +31,61 @@ def test_carried_configs_read_and_fit_the_towers(name):
     assert 1 <= found.target_subject <= found.simulate.subjects and found.tuning_sessions <= found.simulate.sessions
 
 
+def test_paper_size_is_the_papers():
+    found = load_config("paper")
+    model = found.model
+    assert (model.backbone, model.hidden, model.blocks, model.backbone_dropout) == ("residual", 4096, 4, 0.15)
+    assert (model.tokens, model.width, model.text_width) == (256, 1664, 1280)
+    assert (model.prior_depth, model.prior_heads, model.prior_head_dim) == (6, 32, 52)
+    assert (model.lowlevel_channels, model.lowlevel_side) == ((128, 64, 32), 7)
+    assert (model.latent_channels, model.latent_side, model.feature_positions, model.feature_width) == (4, 28, 49, 512)
+    assert (found.fingerprint.rank, found.fingerprint.alpha, found.fingerprint.skip_head) == (8, 8.0, False)
+    for phase in (found.pretrain, found.tune):
+        assert (phase.lr, phase.weight_decay, phase.ridge_weight_decay, phase.epochs) == (3e-4, 1e-2, 1e-2, 150)
+        assert phase.warmup * 150 == pytest.approx(2) and phase.mixco_share * 3 == pytest.approx(1)
+        weights = (phase.prior_weight, phase.clip_weight, phase.lowlevel_weight, phase.softcont_weight, phase.skip_weight)
+        assert weights == (30, 1, 0.5, 0.1, 1.5) and phase.regression_weight == 0
+    assert found.pivot.temperature == 0.006
+    assert (found.decode.prior_steps, found.decode.prior_start, found.decode.guidance) == (20, 1.0, 5.0)
+    assert round(25 * found.decode.refine_start) == found.decode.refine_steps == 12
+
+
+@pytest.mark.parametrize("at, value, message", [
+    (("model", "latent_side"), 30, "model.latent_side is 30; expected 28 or 56"),
+    (("model", "lowlevel_side"), 6, "model.latent_side is 28; expected 24 or 48"),
+    (("model", "feature_positions"), 50, r"model.feature_positions is 50; expected lowlevel_side ** 2 = 49"),
+    (("model", "lowlevel_channels"), [129, 64, 32], "model.lowlevel_channels is (129, 64, 32); expected positive widths"),
+    (("model", "lowlevel_channels"), [], "model.lowlevel_channels is (); expected positive widths"),
+    (("model", "hidden"), 0, "model.hidden is 0; expected at least 1"),
+    (("model", "width"), 2, "model.width is 2; expected at least 4"),
+    (("model", "backbone_dropout"), 1.0, "model.backbone_dropout is 1.0; expected 0 to 0.99"),
+    (("model", "backbone"), "linear", "model.backbone is linear; expected residual or affine"),
+    (("model", "backbone"), "affine", "model.blocks is 4; expected 0 with the affine backbone"),
+    (("model", "blocks"), 0, "model.blocks is 0; expected at least 1"),
+    (("fingerprint", "rank"), 0, "fingerprint.rank is 0; expected at least 1"),
+    (("fingerprint", "new_blocks"), -1, "fingerprint.new_blocks is -1; expected at least 0"),
+    (("fingerprint",), {"skip": False, "skip_head": True}, "fingerprint.skip_head is True; expected false"),
+    (("tune", "lr"), float("nan"), "tune.lr is nan; expected at least 0"),
+    (("tune", "batch_per_subject"), 0, "tune.batch_per_subject is 0; expected at least 1"),
+    (("pretrain", "warmup"), 2, "pretrain.warmup is 2.0; expected 0 to 1"),
+    (("pivot", "temperature"), 0, "pivot.temperature is 0.0; expected at least 1e-06"),
+    (("decode", "prior_steps"), 30, "decode.prior_steps is 30; expected a divisor of the prior's 100 timesteps"),
+    (("decode", "prior_start"), 1.5, "decode.prior_start is 1.5; expected 0 to 1"),
+    (("target_subject",), 9, "target_subject is 9; expected 1 to 8"),
+    (("tuning_sessions",), 41, "tuning_sessions is 41; expected 1 to 40")])
+def test_sizes_that_cannot_be_are_named_with_their_file(tmp_path, at, value, message):
+    raw = as_dict(load_config("paper"))
+    inner = raw
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
+
+
 def test_a_config_survives_yaml(tmp_path):
     found = dataclasses.replace(load_config("quick"), seed=7, target_subject=2)
     path = tmp_path / "again.yaml"
@@ -97,7 +152,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 
 
 def test_a_config_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="config 'paper2': not found; expected one of demo, quick"):
+    with pytest.raises(UserError, match="config 'paper2': not found; expected one of demo, paper, quick"):
         load_config("paper2")
     with pytest.raises(UserError, match=r"none\.yaml: cannot be read"):
         load_config(tmp_path / "none.yaml")
@@ -115,7 +170,7 @@ def test_yaml_cannot_run_code(tmp_path):
 
 def test_defaults_of_the_simulator_pass_its_checks():
     from mindtuner.data.simulation.simulate import check_knobs
-    for knobs in (SimulateConfig(), load_config("demo").simulate, load_config("quick").simulate):
+    for knobs in (SimulateConfig(), *(load_config(name).simulate for name in ("demo", "quick", "paper"))):
         check_knobs(knobs)
     assert config.SimulateConfig().shared_images >= 300
 

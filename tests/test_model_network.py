@@ -31,10 +31,10 @@ def count(*modules, trainable=False):
     return sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad or not trainable)
 
 
-def tuned_paper(**fingerprint):
+def tuned_paper(model=PAPER, **fingerprint):
     with torch.device("meta"):
-        network = BrainNetwork(PAPER, {"2": 14_278})
-        network.add_fingerprint("1", SUBJECT_1, FingerprintConfig(**fingerprint), tune_projector=True)
+        network = BrainNetwork(model, {"2": 14_278})
+        network.add_fingerprint("1", SUBJECT_1, FingerprintConfig(tune_projector=True, **fingerprint))
     return network
 
 
@@ -59,6 +59,12 @@ def test_fingerprint_has_the_papers_parameter_counts():
     assert count(with_head.skips[5]) == 3_533_664
     assert sum(p.numel() for p in with_head.trainable_parameters()) == 74_910_784
 
+    # On an affine base what sits on the blocks falls away, and new blocks come whole.
+    affine = dataclasses.replace(PAPER, backbone="affine", blocks=0)
+    block = 2 * 4096 + 2 * (4096**2 + 4096)
+    assert sum(p.numel() for p in tuned_paper(affine).trainable_parameters()) == 71_377_120 - 524_288 - 634_240
+    assert sum(p.numel() for p in tuned_paper(affine, new_blocks=2).trainable_parameters()) == 70_218_592 + 2 * block
+
 
 def test_full_network_has_mindeye2s_parameter_count():
     with torch.device("meta"):
@@ -67,6 +73,19 @@ def test_full_network_has_mindeye2s_parameter_count():
     # 16 rotary frequencies; its projector to text does not exist.
     published = 2_227_294_844 - 4 * 6 - 16
     assert count(network) - count(network.projector) == published
+
+    h, t, d, heads = 4096, 256, 1664, 32 * 52  # each part from the equations
+    assert count(network.ridges) == SUBJECT_1 * h + h == 64_409_600
+    assert count(network.blocks) == 4 * (2 * h + 2 * (h * h + h)) == 134_283_264
+    assert count(network.head) == h * t * d + t * d
+    assert count(network.retrieval) == 3 * (2 * d + d * d + d)
+    attention = d + d * heads + 2 * d * 52 + 2 * 52 + heads * d + d
+    time = (d * 2 * d + 2 * d) + (2 * d * 2 * d + 2 * d) + (2 * d * d + d)
+    prior = 6 * (attention + d + 8 * d * d + 4 * d * d) + 32 * 32 + d + d * d + time + 3 * t * d
+    assert count(network.prior) == prior
+    features = 64 * 512 + 2 * 512 + 512 * 512 + 2 * 512 + 512 * 512 + 512
+    assert count(network.lowlevel.linear, network.lowlevel.norm) == h * 64 * 49 + 64 * 49 + 2 * 64
+    assert count(network.lowlevel.features) == features
 
 
 def test_paper_size_runs_on_the_meta_device():
@@ -156,7 +175,7 @@ def test_fingerprint_round_trip(base):
     def fresh(seed):
         network = copy.deepcopy(base)
         torch.manual_seed(seed)
-        network.add_fingerprint("1", 7, FingerprintConfig(), tune_projector=True)
+        network.add_fingerprint("1", 7, FingerprintConfig(tune_projector=True))
         return network
 
     assert all(torch.equal(a, b) for a, b in zip(fresh(1).parameters(), fresh(1).parameters()))

@@ -195,6 +195,30 @@ def test_parts_of_the_fingerprint_can_be_left_out(quick, lora, skip, head):
     assert any(n.startswith(("blocks", "head", "retrieval")) for n in names) == lora
 
 
+def test_new_blocks_and_the_projector_train_where_the_config_says_so(quick, tmp_path):
+    dataset, targets, base = quick
+    config = dataclasses.replace(QUICK, fingerprint=FingerprintConfig(rank=2, new_blocks=1, tune_projector=True))
+    records = []
+    tuned = tune(base, dataset.subject(1), targets, config, 0, log=records.append)
+    state = tuned.fingerprint_state()
+    assert state["new_blocks.0.mlp.3.weight"].any() and state["new_blocks.0.mlp.0.weight"].any()
+    assert not torch.equal(state["projector.matrix.weight"], base.projector.matrix.weight)
+    assert [record["stage"] for record in records] == ["pivot", "mindtuner"]
+    save_fingerprint(tmp_path / "print", tuned, {})
+    voxels = torch.from_numpy(dataset.subject(1).betas(np.arange(5)))
+    again = load_fingerprint(tmp_path / "print", base)
+    assert torch.equal(outputs(again, voxels, "subj01"), outputs(tuned, voxels, "subj01"))
+    assert torch.equal(again.projector.matrix.weight, state["projector.matrix.weight"])
+
+
+def test_the_affine_backbone_trains_and_tunes(quick):
+    dataset, targets, _ = quick
+    config = dataclasses.replace(QUICK, model=dataclasses.replace(MODEL, backbone="affine", blocks=0))
+    base = pretrain(dataset.without(subject=1), targets, config, seed=0)
+    names = tune(base, dataset.subject(1), targets, config, 0).fingerprint_state().keys()
+    assert {name.split(".")[0] for name in names} == {"ridges", "head", "retrieval", "skips"}
+
+
 def test_the_same_seed_gives_the_same_weights(quick):
     dataset, targets, base = quick
     again = pretrain(dataset.without(subject=1), targets, QUICK, seed=0)
