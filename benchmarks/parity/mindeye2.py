@@ -1,15 +1,16 @@
 """Do imported MindEye2 checkpoints compute what the public classes compute?
 
-    python benchmarks/parity/mindeye2.py                    compare the stored fixtures with our converted bases
-    python benchmarks/parity/mindeye2.py --peer CLONE       run the public classes first and write the fixtures anew
+    python benchmarks/parity/mindeye2.py                 compare our bases with the stored fixtures
+    python benchmarks/parity/mindeye2.py --peer CLONE    run the public classes and write the fixtures anew
 
-CLONE is a checkout of MedARC-AI/MindEyeV2. Its models.py needs dalle2_pytorch, rotary_embedding_torch, einops, beartype
-and diffusers with `diffusers.models.vae` (0.23); they may stand in a folder of their own on PYTHONPATH. What it imports
-but does not run at these sizes (image libraries, CLIP, trainers) is replaced by empty modules. With --peer only the
-public side runs, because our package needs a newer diffusers than theirs.
+CLONE is a checkout of MedARC-AI/MindEyeV2. Its models.py needs dalle2_pytorch, rotary_embedding_torch,
+einops, beartype and diffusers with `diffusers.models.vae` (0.23); they may stand in a folder of their own on
+PYTHONPATH. What it imports but does not run here (image libraries, CLIP, trainers) is replaced by empty
+modules. With --peer only the public side runs, because our package needs a newer diffusers than theirs.
 
-All weights are random, the dead ones, norms and biases too. A fixture holds weights by the released keys, inputs and
-outputs; a large tensor of the low-level case has weights of one size and random sign, stored as one bit each.
+All weights are random, the dead ones, norms and biases too. A fixture holds weights by the released keys,
+inputs and outputs; a large tensor of the low-level case has weights of one size and random sign, one bit
+each.
 """
 
 from __future__ import annotations
@@ -31,32 +32,67 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures" / "mindeye2"
-CASES = {  # h, voxels of each subject, T, D, blocks, prior (depth, heads, head width) or None, low level, trials
+# h, voxels of each subject, T, D, blocks, prior (depth, heads, head width) or None, low level, trials
+CASES = {
     "one_subject": (32, (50,), 3, 52, 4, (2, 1, 52), False, 3),
-    "long_sequence": (16, (30, 41), 80, 24, 3, (2, 3, 40), False, 2),  # 161 positions reach every bucket of the bias
+    "long_sequence": (
+        16,
+        (30, 41),
+        80,
+        24,
+        3,
+        (2, 3, 40),
+        False,
+        2,
+    ),  # 161 positions reach every bucket of the bias
     "lowlevel": (12, (21, 34), 3, 16, 4, (1, 2, 12), True, 2),
     "without_prior": (24, (40, 33, 57), 5, 20, 2, None, False, 3),
 }
 PAPER = (4096, (15724,), 256, 1664, 4, (6, 32, 52), True, 0)
-NEVER_RUN = ("clip", "utils", "kornia", "kornia.filters", "kornia.augmentation", "resize_right", "x_clip", "coca_pytorch",
-             "vector_quantize_pytorch", "open_clip", "dalle2_pytorch.tokenizer", "dalle2_pytorch.trainer",
-             "dalle2_pytorch.trackers", "dalle2_pytorch.vqgan_vae", "dalle2_pytorch.train_configs")
+NEVER_RUN = (
+    "clip",
+    "utils",
+    "kornia",
+    "kornia.filters",
+    "kornia.augmentation",
+    "resize_right",
+    "x_clip",
+    "coca_pytorch",
+    "vector_quantize_pytorch",
+    "open_clip",
+    "dalle2_pytorch.tokenizer",
+    "dalle2_pytorch.trainer",
+    "dalle2_pytorch.trackers",
+    "dalle2_pytorch.vqgan_vae",
+    "dalle2_pytorch.train_configs",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer", type=Path, metavar="CLONE")
     options = parser.parse_args()
     if options.peer:
         write_fixtures(options.peer)
         return
-    print("| case | " + " | ".join(("backbone", "retrieval", "prior", "prior, null", "latents", "features")) + " |")
+    print(
+        "| case | "
+        + " | ".join(("backbone", "retrieval", "prior", "prior, null", "latents", "features"))
+        + " |"
+    )
     for path in sorted(FIXTURES.glob("*.safetensors")):
         with tempfile.TemporaryDirectory() as folder:
             errors = compare(path, Path(folder))
-        print(f"| {path.stem} | " + " | ".join(
-            f"{errors[name]:.1e}" if name in errors else "-"
-            for name in ("backbone", "retrieval", "prior", "prior_null", "latents", "features")) + " |")
+        print(
+            f"| {path.stem} | "
+            + " | ".join(
+                f"{errors[name]:.1e}" if name in errors else "-"
+                for name in ("backbone", "retrieval", "prior", "prior_null", "latents", "features")
+            )
+            + " |"
+        )
 
 
 # ours
@@ -80,7 +116,7 @@ def subject_numbers(weights: dict) -> list[int]:
 
 
 def compare(fixture: Path, folder: Path) -> dict[str, float]:
-    """Convert the fixture's weights as a .pth and return each output's largest relative error over all subjects."""
+    """Convert the fixture's weights as a .pth; each output's largest relative error over all subjects."""
     from mindtuner.interop.mindeye2 import convert_mindeye2
 
     weights, _, _ = read_fixture(fixture)
@@ -111,8 +147,11 @@ def output_errors(base: Path, fixture: Path) -> dict[str, float]:
         if "noisy" in data:
             always = torch.ones(len(data["time"]), dtype=torch.bool)
             note("prior", network.prior(data["noisy"], data["time"], out.backbone_tokens), data[f"prior/{i}"])
-            note("prior_null", network.prior(data["noisy"], data["time"], out.backbone_tokens, always, always),
-                 data[f"prior_null/{i}"])
+            note(
+                "prior_null",
+                network.prior(data["noisy"], data["time"], out.backbone_tokens, always, always),
+                data[f"prior_null/{i}"],
+            )
     return errors
 
 
@@ -121,9 +160,14 @@ def output_errors(base: Path, fixture: Path) -> dict[str, float]:
 
 def write_fixtures(clone: Path) -> None:
     peer = import_peer(clone)
-    commit = subprocess.run(["git", "-C", clone, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    about = {"peer": "https://github.com/MedARC-AI/MindEyeV2", "commit": commit.stdout.strip(),
-             "made_with": f"torch {torch.__version__}, diffusers {sys.modules['diffusers'].__version__}"}
+    commit = subprocess.run(
+        ["git", "-C", clone, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    )
+    about = {
+        "peer": "https://github.com/MedARC-AI/MindEyeV2",
+        "commit": commit.stdout.strip(),
+        "made_with": f"torch {torch.__version__}, diffusers {sys.modules['diffusers'].__version__}",
+    }
     FIXTURES.mkdir(parents=True, exist_ok=True)
     for number, (name, case) in enumerate(CASES.items()):
         tensors, packed = run_case(peer, case, seed=number)
@@ -145,7 +189,7 @@ class Empty(types.ModuleType):
 
 
 def import_peer(clone: Path) -> types.SimpleNamespace:
-    """The public BrainNetwork, PriorNetwork and BrainDiffusionPrior, and RidgeRegression, which stands in a notebook."""
+    """The public networks of models.py, and RidgeRegression, which stands in a notebook."""
     for name in ("transformers", "accelerate", "xformers"):  # diffusers 0.23 must not find today's versions
         sys.modules[name] = None
     for name in NEVER_RUN:
@@ -169,15 +213,35 @@ def build(peer: types.SimpleNamespace, case: tuple) -> torch.nn.Module:
     hidden, voxels, tokens, width, blocks, prior, lowlevel, _ = case
     model = torch.nn.Module()
     model.ridge = peer.ridge(list(voxels), out_features=hidden)
-    model.backbone = peer.models.BrainNetwork(h=hidden, in_dim=hidden, seq_len=1, n_blocks=blocks, clip_size=width,
-                                              out_dim=tokens * width, blurry_recon=lowlevel, clip_scale=1)
+    model.backbone = peer.models.BrainNetwork(
+        h=hidden,
+        in_dim=hidden,
+        seq_len=1,
+        n_blocks=blocks,
+        clip_size=width,
+        out_dim=tokens * width,
+        blurry_recon=lowlevel,
+        clip_scale=1,
+    )
     if prior:
         depth, heads, head_dim = prior
-        net = peer.models.PriorNetwork(dim=width, depth=depth, dim_head=head_dim, heads=heads, causal=False,
-                                       num_tokens=tokens, learned_query_mode="pos_emb")
+        net = peer.models.PriorNetwork(
+            dim=width,
+            depth=depth,
+            dim_head=head_dim,
+            heads=heads,
+            causal=False,
+            num_tokens=tokens,
+            learned_query_mode="pos_emb",
+        )
         model.diffusion_prior = peer.models.BrainDiffusionPrior(
-            net=net, image_embed_dim=width, condition_on_text_encodings=False, timesteps=100, cond_drop_prob=0.2,
-            image_embed_scale=None)
+            net=net,
+            image_embed_dim=width,
+            condition_on_text_encodings=False,
+            timesteps=100,
+            cond_drop_prob=0.2,
+            image_embed_scale=None,
+        )
     return model.eval()
 
 
@@ -216,8 +280,9 @@ def run_case(peer: types.SimpleNamespace, case: tuple, seed: int) -> tuple[dict[
         if prior:
             net, noisy, time = model.diffusion_prior.net, tensors["noisy"], tensors["time"]
             tensors[f"prior/{i}"] = net(noisy, time, text_embed=backbone).clone()
-            tensors[f"prior_null/{i}"] = net(noisy, time, text_embed=backbone, text_cond_drop_prob=1.0,
-                                             image_cond_drop_prob=1.0).clone()
+            tensors[f"prior_null/{i}"] = net(
+                noisy, time, text_embed=backbone, text_cond_drop_prob=1.0, image_cond_drop_prob=1.0
+            ).clone()
     return tensors, packed
 
 

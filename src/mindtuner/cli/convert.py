@@ -12,16 +12,29 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     mindeye2 = kinds.add_parser(
-        "mindeye2", help="a released MindEye2 checkpoint -> a base",
-        description="Write a base whose outputs equal those of a released MindEye2 checkpoint.")
-    mindeye2.add_argument("checkpoint", type=Path, metavar="CKPT",
-                          help=".pth with model_state_dict, or a DeepSpeed ZeRO folder")
+        "mindeye2",
+        help="a released MindEye2 checkpoint -> a base",
+        description="Write a base whose outputs equal those of a released MindEye2 checkpoint.",
+    )
+    mindeye2.add_argument(
+        "checkpoint", type=Path, metavar="CKPT", help=".pth with model_state_dict, or a DeepSpeed ZeRO folder"
+    )
     mindeye2.add_argument("out", type=Path, metavar="OUT", help="file to write (.safetensors)")
-    mindeye2.add_argument("--subjects", metavar="N,N,...",
-                          help="NSD number of each ridge, in order (default: told from the voxel counts)")
-    mindeye2.add_argument("--text-width", type=int, default=1280, metavar="N",
-                          help="text width of the Adaptive Projector, which starts untrained (default 1280)")
-    mindeye2.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the projector's start (default 0)")
+    mindeye2.add_argument(
+        "--subjects",
+        metavar="N,N,...",
+        help="NSD number of each ridge, in order (default: told from the voxel counts)",
+    )
+    mindeye2.add_argument(
+        "--text-width",
+        type=int,
+        default=1280,
+        metavar="N",
+        help="text width of the Adaptive Projector, which starts untrained (default 1280)",
+    )
+    mindeye2.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the projector's start (default 0)"
+    )
     mindeye2.add_argument("--force", action="store_true", help="replace OUT")
     mindeye2.set_defaults(convert=run_mindeye2)
 
@@ -34,7 +47,9 @@ def run_mindeye2(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
 
     if options.out.suffix != ".safetensors":
-        raise UserError(f"{options.out}: ends in {options.out.suffix!r}; expected a file name that ends in .safetensors")
+        raise UserError(
+            f"{options.out}: ends in {options.out.suffix!r}; expected a file name that ends in .safetensors"
+        )
     if options.out.exists() and not options.force:
         raise UserError(f"{options.out}: is there already; expected a new name (or --force to replace it)")
     if options.text_width < 1:
@@ -51,12 +66,18 @@ def run_mindeye2(options: argparse.Namespace) -> None:
     card = convert_mindeye2(options.checkpoint, options.out, subjects, options.text_width, options.seed)
     backbone = card["backbone"]
     print(f"read: {card['read_from']}; subjects {', '.join(card['subjects'])}")
-    print(f"dropped: {backbone['dropped_weights']:,} dead weights ({backbone['dropped']}), which reach no output")
-    print(f"folded: x4 = x0 + {backbone['constant']:.6g}, the same for all units, into the biases of "
-          f"{' and '.join(backbone['folded_into'])}")
+    print(
+        f"dropped: {backbone['dropped_weights']:,} dead weights ({backbone['dropped']}): they reach no output"
+    )
+    print(
+        f"folded: x4 = x0 + {backbone['constant']:.6g}, the same for all units, into the biases of "
+        f"{' and '.join(backbone['folded_into'])}"
+    )
     for part in card["without"]:
         print(f"without: {part}, which this checkpoint was released without")
     print(f"untrained: {card['untrained']['projector']}")
-    print(f"conventions: token_norm {card['conventions']['token_norm']}, image_range "
-          f"{card['conventions']['image_range']}")
+    print(
+        f"conventions: token_norm {card['conventions']['token_norm']}, image_range "
+        f"{card['conventions']['image_range']}"
+    )
     print(options.out)

@@ -1,84 +1,45 @@
 """A released MindEye2 checkpoint -> a base of ours with the same outputs.
 
-At its sequence length of 1 the published backbone is affine in evaluation: the four channel MLPs reach no output, and
-the four sequence MLPs add one constant c to every unit, ``x4 = x0 + c`` (docs/mindeye2.md derives it). So the base has no
-blocks; c goes into the biases of what reads x4, ``b <- b + c (W 1)``, and the channel MLPs are dropped.
+At its sequence length of 1 the published backbone is affine in evaluation: the four channel MLPs reach no
+output, and the four sequence MLPs add one constant c to every unit, ``x4 = x0 + c`` (docs/mindeye2.md derives
+it). So the base has no blocks; c goes into the biases of what reads x4, ``b <- b + c (W 1)``, and the channel
+MLPs are dropped.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from mindtuner.config import ModelConfig
-from mindtuner.data.simulation.simulate import NSD_VOXELS
 from mindtuner.errors import UserError
+from mindtuner.interop.mindeye2_keys import (
+    CHANNEL_MLP,
+    PART_TITLES,
+    SCHEDULE,
+    SEQUENCE_MLP,
+    Match,
+    Weights,
+    is_rotary,
+    is_schedule,
+    match_keys,
+)
 from mindtuner.interop.torch_files import read_weights
 from mindtuner.model import BrainNetwork
 from mindtuner.model.prior import TIMESTEPS, new_schedule
 from mindtuner.training import save_network
-from mindtuner.training.batches import subject_name
 
-Weights = dict[str, torch.Tensor]
-CHANNEL_MLP, SEQUENCE_MLP = "backbone.mixer_blocks1.", "backbone.mixer_blocks2."
-PRIOR, TRANSFORMER = "diffusion_prior.net.", "diffusion_prior.net.causal_transformer."
-SCHEDULE = "diffusion_prior.noise_scheduler."
-SCHEDULE_BUFFERS = {
-    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
-    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "p2_loss_weight"}
-PARTS = {  # what a release may lack, and how its keys begin
-    "lowlevel": ("backbone.blin1.", "backbone.bnorm.", "backbone.bupsampler.", "backbone.b_maps_projector."),
-    "prior": ("diffusion_prior.",)}
-PART_TITLES = {"lowlevel": "low-level submodule", "prior": "diffusion prior"}
 READS_X4 = ("head.linear", "lowlevel.linear")
 
-THEIR_NAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [  # ours -> theirs, by the beginning that matches
-    (r"ridges\.(\d+)\.", r"ridge.linears.\1."),
-    (r"head\.linear\.", "backbone.backbone_linear."),
-    (r"retrieval\.(\d)\.(\d)\.", lambda m: f"backbone.clip_proj.{3 * int(m[1]) + int(m[2])}."),
-    (r"lowlevel\.linear\.", "backbone.blin1."),
-    (r"lowlevel\.norm\.", "backbone.bnorm."),
-    (r"lowlevel\.decoder\.", "backbone.bupsampler."),
-    (r"lowlevel\.features\.", "backbone.b_maps_projector."),
-    (r"prior\.positions$", PRIOR + "learned_query"),
-    (r"prior\.null_brain$", PRIOR + "null_brain_embeds"),
-    (r"prior\.null_image$", PRIOR + "null_image_embed"),
-    (r"prior\.time\.0\.", PRIOR + "to_time_embeds.0.1.net.0.0."),
-    (r"prior\.time\.2\.", PRIOR + "to_time_embeds.0.1.net.1.0."),
-    (r"prior\.time\.4\.", PRIOR + "to_time_embeds.0.1.net.2."),
-    (r"prior\.transformer\.bias\.table\.", TRANSFORMER + "rel_pos_bias.relative_attention_bias."),
-    (r"prior\.transformer\.layers\.(\d+)\.0\.norm\.gain$", TRANSFORMER + r"layers.\1.0.norm.g"),
-    (r"prior\.transformer\.layers\.(\d+)\.0\.to_out\.", TRANSFORMER + r"layers.\1.0.to_out.0."),
-    (r"prior\.transformer\.layers\.(\d+)\.0\.out_norm\.gain$", TRANSFORMER + r"layers.\1.0.to_out.1.g"),
-    (r"prior\.transformer\.layers\.(\d+)\.1\.norm\.gain$", TRANSFORMER + r"layers.\1.1.0.g"),
-    (r"prior\.transformer\.layers\.(\d+)\.1\.up\.", TRANSFORMER + r"layers.\1.1.1."),
-    (r"prior\.transformer\.layers\.(\d+)\.1\.down\.", TRANSFORMER + r"layers.\1.1.5."),
-    (r"prior\.transformer\.norm\.gain$", TRANSFORMER + "norm.g"),
-    (r"prior\.transformer\.project\.", TRANSFORMER + "project_out."),
-    (r"prior\.transformer\.", TRANSFORMER),  # layers.N.0.{null_kv, to_q, to_kv} have the same name
-]
 
-
-@dataclass(frozen=True)
-class Match:
-    """What a checkpoint is, by its keys and shapes alone."""
-
-    config: ModelConfig
-    voxels: dict[str, int]  # by subject's name, in the order of their ridges
-    without: tuple[str, ...]  # parts that it was released without
-    names: dict[str, str]  # our parameter -> their key
-    blocks: int
-    dead: int  # weights of the channel MLPs
-
-
-def convert_mindeye2(checkpoint: str | Path, out: str | Path, subjects: list[int] | None = None,
-                     text_width: int = 1280, seed: int = 0) -> dict:
+def convert_mindeye2(
+    checkpoint: str | Path,
+    out: str | Path,
+    subjects: list[int] | None = None,
+    text_width: int = 1280,
+    seed: int = 0,
+) -> dict:
     """Write ``out``, a base for ``training.load_network``, and return its card.
 
     Parameters
@@ -88,15 +49,15 @@ def convert_mindeye2(checkpoint: str | Path, out: str | Path, subjects: list[int
     text_width : of the Adaptive Projector, which no checkpoint has: it starts untrained
     seed : of the projector's starting values
 
-    Outputs equal theirs: backbone and retrieval tokens, the prior's prediction, low-level latents and features.
-    Memory: the checkpoint is mapped, so what is needed is one float32 copy of a 16-bit file, and little more than the
-    token head of a float32 one. Raises UserError where the checkpoint is not whole, has an unknown, missing or misshapen
-    key or a number that is not finite, or ``out`` cannot be written.
+    Outputs equal theirs: backbone and retrieval tokens, the prior's prediction, low-level latents and
+    features. A float32 file stays mapped on disk; a 16-bit one is copied to float32 once. Raises UserError
+    where the checkpoint is not whole, has an unknown, missing or misshapen key or a number that is not
+    finite, or ``out`` cannot be written.
     """
     checkpoint = Path(checkpoint)
     weights, origin = read_weights(checkpoint)
     match = match_keys(weights, checkpoint, subjects, text_width)
-    check_fixed_parts(weights, checkpoint)
+    check_fixed_parts(weights, match.config.prior_head_dim, checkpoint)
     state = {ours: to_float32(weights[theirs], theirs, checkpoint) for ours, theirs in match.names.items()}
     c = backbone_constant(weights, match.blocks, checkpoint)
     for layer in READS_X4:
@@ -104,7 +65,8 @@ def convert_mindeye2(checkpoint: str | Path, out: str | Path, subjects: list[int
             state[f"{layer}.bias"] = fold(state[f"{layer}.weight"], state[f"{layer}.bias"], c)
     bound = match.config.width**-0.5
     state["projector.matrix.weight"] = torch.empty(text_width, match.config.width).uniform_(
-        -bound, bound, generator=torch.Generator().manual_seed(seed))
+        -bound, bound, generator=torch.Generator().manual_seed(seed)
+    )
     with torch.device("meta"):  # no random start for weights that are replaced at once
         network = BrainNetwork(match.config, match.voxels, match.without)
     network.load_state_dict(state, assign=True)
@@ -113,182 +75,85 @@ def convert_mindeye2(checkpoint: str | Path, out: str | Path, subjects: list[int
     return card
 
 
-def match_keys(weights: Weights, where: Path, subjects: list[int] | None = None, text_width: int = 1280) -> Match:
-    """Read all sizes from the shapes and account for every key (values are not looked at).
-
-    Raises UserError naming the first key that is missing, unknown or misshapen.
-    """
-    without = tuple(part for part, begins in PARTS.items() if not any(key.startswith(begins) for key in weights))
-    config = read_config(weights, where, "prior" not in without, text_width)
-    ridges = count(weights, r"ridge\.linears\.(\d+)\.")
-    sizes = [shape(weights, f"ridge.linears.{i}.weight", 2, where)[1] for i in range(ridges)]
-    names = subject_names(sizes, subjects, where)
-    with torch.device("meta"):
-        ours = BrainNetwork(config, {str(i): size for i, size in enumerate(sizes)}, without).state_dict()
-    expected, mapping = {}, {}
-    for name, tensor in ours.items():
-        if not name.startswith("projector."):
-            theirs = their_name(name)
-            expected[theirs] = tensor.shape
-            mapping[re.sub(r"^ridges\.(\d+)", lambda m: f"ridges.{names[int(m[1])]}", name)] = theirs
-    blocks = max(count(weights, re.escape(begin) + r"(\d+)\.") for begin in (CHANNEL_MLP, SEQUENCE_MLP))
-    mixers = mixer_shapes(max(1, blocks), config.hidden)
-    check_keys(weights, {**expected, **mixers}, where)
-    dead = sum(weights[key].numel() for key in mixers if key.startswith(CHANNEL_MLP))
-    return Match(config, dict(zip(names, sizes, strict=True)), without, mapping, blocks, dead)
-
-
-def read_config(weights: Weights, where: Path, has_prior: bool, text_width: int) -> ModelConfig:
-    """Sizes of the network. The low-level submodule has the same form in every release; what a release without prior
-    says of the prior is what its authors would have built."""
-    if not count(weights, r"ridge\.linears\.(\d+)\."):
-        raise UserError(f"{where}: ridge.linears.0.weight is missing; expected the model_state_dict of MindEye2")
-    hidden = shape(weights, "ridge.linears.0.weight", 2, where)[0]
-    width = shape(weights, "backbone.clip_proj.0.weight", 1, where)[0]
-    rows = shape(weights, "backbone.backbone_linear.weight", 2, where)[0]
-    if rows % width:
-        raise UserError(f"{where}: backbone.backbone_linear.weight has {rows} rows; expected a multiple of the token "
-                        f"width {width} (backbone.clip_proj.0.weight)")
-    depth, heads, head_dim = 6, max(1, width // 52), 52
-    if has_prior:
-        first = TRANSFORMER + "layers.0.0."
-        depth = count(weights, re.escape(TRANSFORMER) + r"layers\.(\d+)\.")
-        head_dim = shape(weights, first + "null_kv", 2, where)[1]
-        queries = shape(weights, first + "to_q.weight", 2, where)[0]
-        if queries % head_dim:
-            raise UserError(f"{where}: {first}to_q.weight has {queries} rows; expected a multiple of the head width "
-                            f"{head_dim} ({first}null_kv)")
-        heads = queries // head_dim
-    return ModelConfig(  # the one place that says what an imported backbone is
-        hidden=hidden, blocks=0, tokens=rows // width, width=width, text_width=text_width, backbone_dropout=0.15,
-        prior_depth=depth, prior_heads=heads, prior_head_dim=head_dim,
-        latent_channels=4, latent_side=28, lowlevel_channels=(128, 64, 32), lowlevel_side=7,
-        feature_positions=49, feature_width=512)
-
-
-def mixer_shapes(blocks: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of the channel MLPs (width h) and the sequence MLPs (width 1, the sequence length)."""
-    return {f"{begin}{i}.{layer}.{kind}": (width, width) if layer != "0" and kind == "weight" else (width,)
-            for begin, width in ((CHANNEL_MLP, hidden), (SEQUENCE_MLP, 1)) for i in range(blocks)
-            for layer in ("0", "1.0", "1.3") for kind in ("weight", "bias")}
-
-
-def check_keys(weights: Weights, expected: dict[str, tuple[int, ...]], where: Path) -> None:
-    """Every expected key is there with its shape, and no other but the fixed parts of the prior."""
-    for key, right in expected.items():
-        if key not in weights:
-            part = next((part for part, begins in PARTS.items() if key.startswith(begins)), None)
-            whole = f"the whole {PART_TITLES[part]} or nothing of it" if part else "every key of the backbone"
-            raise UserError(f"{where}: {key} is missing; expected {whole}")
-        if tuple(weights[key].shape) != tuple(right):
-            raise UserError(f"{where}: {key} has shape {tuple(weights[key].shape)}; expected {tuple(right)}")
-    for key in weights:
-        if key not in expected and not is_schedule(key) and not is_rotary(key):
-            raise UserError(f"{where}: unknown key {key}; expected the keys of MindEye2's ridge, backbone and "
-                            "diffusion_prior")
-
-
-def is_schedule(key: str) -> bool:
-    return key.startswith(SCHEDULE) and key.removeprefix(SCHEDULE) in SCHEDULE_BUFFERS
-
-
-def is_rotary(key: str) -> bool:
-    return re.fullmatch(re.escape(TRANSFORMER) + r"layers\.\d+\.0\.rotary_emb\.freqs", key) is not None
-
-
-def check_fixed_parts(weights: Weights, where: Path) -> None:
-    """What our prior computes instead of storing must be what theirs stores: rotary frequencies and noise schedule."""
+def check_fixed_parts(weights: Weights, head_dim: int, where: Path) -> None:
+    """What our prior computes instead of storing must be what theirs stores: rotary frequencies, noise
+    schedule."""
+    pairs = min(32, head_dim) // 2
+    right = 10000.0 ** (-torch.arange(pairs) / pairs)
     for key, tensor in weights.items():
-        if is_rotary(key):
-            right = 10000.0 ** (-torch.arange(len(tensor)) / len(tensor))
-            if tensor.dim() != 1 or not torch.allclose(tensor.float(), right, rtol=4e-3):  # may be stored in 16 bits
-                raise UserError(f"{where}: {key} is not 10000^(-2 i / d); expected the rotary frequencies of MindEye2")
+        loose = 4e-3  # they may be stored in 16 bits
+        if is_rotary(key) and not (
+            tensor.shape == right.shape and torch.allclose(tensor.float(), right, rtol=loose)
+        ):
+            raise UserError(f"{where}: {key} differs; expected {pairs} rotary frequencies 10000^(-i/{pairs})")
         if is_schedule(key) and tuple(tensor.shape) != (TIMESTEPS,):
             raise UserError(f"{where}: {key} has shape {tuple(tensor.shape)}; expected ({TIMESTEPS},)")
     alphas = weights.get(SCHEDULE + "alphas_cumprod")
     if alphas is not None and not torch.allclose(alphas.float(), new_schedule().alphas_cumprod, atol=1e-3):
-        raise UserError(f"{where}: {SCHEDULE}alphas_cumprod differs from the cosine schedule; expected {TIMESTEPS} steps, "
-                        "s = 0.008, betas at most 0.999")
+        raise UserError(
+            f"{where}: {SCHEDULE}alphas_cumprod differs from the cosine schedule; expected {TIMESTEPS} "
+            "steps, s = 0.008, betas at most 0.999"
+        )
 
 
 def backbone_constant(weights: Weights, blocks: int, where: Path) -> float:
-    """c of ``x4 = x0 + c``: the sum of the sequence MLPs' outputs, each at its LayerNorm's bias, for at sequence length 1
-    the norm sees a single number and returns its bias whatever that number is."""
+    """c of ``x4 = x0 + c``: the sum of the sequence MLPs' outputs, each at its LayerNorm's bias, for at
+    sequence length 1 the norm sees a single number and returns its bias whatever that number is."""
     c = torch.zeros((), dtype=torch.float64)
     for i in range(blocks):
-        layer = {name: to_float32(weights[key], key, where).double().squeeze()
-                 for name in ("0.bias", "1.0.weight", "1.0.bias", "1.3.weight", "1.3.bias")
-                 for key in [f"{SEQUENCE_MLP}{i}.{name}"]}
+        layer = {
+            name: to_float32(weights[key], key, where).double().squeeze()
+            for name in ("0.bias", "1.0.weight", "1.0.bias", "1.3.weight", "1.3.bias")
+            for key in [f"{SEQUENCE_MLP}{i}.{name}"]
+        }
         hidden = F.gelu(layer["1.0.weight"] * layer["0.bias"] + layer["1.0.bias"])
         c += layer["1.3.weight"] * hidden + layer["1.3.bias"]
     return c.item()
 
 
 def fold(weight: torch.Tensor, bias: torch.Tensor, c: float) -> torch.Tensor:
-    """The bias b' with ``W (x + c 1) + b = W x + b'``, summed in float64 a few rows at a time (the head is large)."""
+    """The bias b' with ``W (x + c 1) + b = W x + b'``, summed in float64 by groups of rows (the head is
+    large)."""
     row_sums = torch.cat([rows.double().sum(1) for rows in weight.split(4096)])
     return (bias.double() + c * row_sums).float()
 
 
 def describe(match: Match, checkpoint: Path, origin: str, c: float, seed: int) -> dict:
-    """The card: what the base is, what was left out, and the conventions that its weights were trained with."""
+    """The card: what the base is, what was left out, and the conventions its weights were trained with."""
     config = match.config
+    sampling = {"timesteps": TIMESTEPS, "steps": 20, "eta": 1.0, "guidance": 1.0}
+    if "prior" in match.without:
+        sampling = None
     return {
-        "kind": "imported MindEye2 checkpoint", "checkpoint": checkpoint.name, "read_from": origin,
+        "kind": "imported MindEye2 checkpoint",
+        "checkpoint": checkpoint.name,
+        "read_from": origin,
         "subjects": match.voxels,
-        "backbone": {"form": "affine, x4 = x0 + c", "constant": c, "folded_weights": 6 * match.blocks,
-                     "folded_into": [layer for layer in READS_X4 if layer.split(".")[0] not in match.without],
-                     "dropped": f"{CHANNEL_MLP}*", "dropped_weights": match.dead,
-                     "why": "the channel MLPs reach no output: the sequence MLPs' residual stream starts at the ridge"},
+        "backbone": {
+            "form": "affine, x4 = x0 + c",
+            "constant": c,
+            "folded_weights": 6 * match.blocks,
+            "folded_into": [layer for layer in READS_X4 if layer.split(".")[0] not in match.without],
+            "dropped": f"{CHANNEL_MLP}*",
+            "dropped_weights": match.dead,
+            "why": "the channel MLPs reach no output: the sequence MLPs' residual stream starts at the ridge",
+        },
         "without": [PART_TITLES[part] for part in match.without],
         "untrained": {"projector": f"Adaptive Projector {config.width} -> {config.text_width}, seed {seed}"},
         "conventions": {
-            "token_norm": "after", "image_range": "mindeye2",
-            "notes": "tokens after the tower's final layer norm; the tower saw (u + 1) / 2 of images u in 0..1"},
-        "public_sampling": None if "prior" in match.without else {
-            "timesteps": TIMESTEPS, "steps": 20, "eta": 1.0, "guidance": 1.0},
+            "token_norm": "after",
+            "image_range": "mindeye2",
+            "notes": "tokens after the tower's last layer norm; it saw (u + 1) / 2 of images u in 0..1",
+        },
+        "public_sampling": sampling,
     }
 
 
-def their_name(ours: str) -> str:
-    for pattern, theirs in THEIR_NAMES:
-        if re.match(pattern, ours):
-            return re.sub("^" + pattern, theirs, ours)
-    raise ValueError(f"parameter {ours}: no name in MindEye2's checkpoints")
-
-
-def subject_names(voxels: list[int], subjects: list[int] | None, where: Path) -> list[str]:
-    """Names of the ridges' subjects, given or told from the voxel counts, which differ between NSD's subjects."""
-    if subjects is None:
-        unknown = [size for size in voxels if size not in NSD_VOXELS]
-        if unknown:
-            raise UserError(f"{where}: a ridge has {unknown[0]} voxels, which is no NSD subject's nsdgeneral; expected "
-                            "--subjects with one number a ridge")
-        subjects = [NSD_VOXELS.index(size) + 1 for size in voxels]
-    if len(subjects) != len(voxels) or len(set(subjects)) != len(subjects) or min(subjects) < 1:
-        raise UserError(f"{where}: --subjects is {','.join(map(str, subjects))}; expected {len(voxels)} different "
-                        "numbers from 1, one a ridge")
-    return [subject_name(number) for number in subjects]
-
-
-def count(weights: Weights, pattern: str) -> int:
-    """How many different indices ``pattern`` finds at the beginning of the keys."""
-    return len({m[1] for m in (re.match(pattern, key) for key in weights) if m})
-
-
-def shape(weights: Weights, key: str, dims: int, where: Path) -> tuple[int, ...]:
-    if key not in weights:
-        raise UserError(f"{where}: {key} is missing; expected the model_state_dict of MindEye2")
-    found = tuple(weights[key].shape)
-    if len(found) != dims or 0 in found:
-        raise UserError(f"{where}: {key} has shape {found}; expected {dims} dimensions, none of them empty")
-    return found
-
-
 def to_float32(tensor: torch.Tensor, key: str, where: Path) -> torch.Tensor:
-    """The tensor in float32, still mapped where it is already. Raises UserError where a number is not finite."""
+    """The tensor in float32, still mapped where it is so already. Raises UserError where it is not finite."""
     if not tensor.is_floating_point():
         raise UserError(f"{where}: {key} is of type {tensor.dtype}; expected floating point")
-    if not torch.isfinite(tensor.sum(dtype=torch.float32)):
+    tensor = tensor.float()
+    if not torch.isfinite(tensor.sum()):
         raise UserError(f"{where}: {key} holds NaN or infinity; expected finite weights")
-    return tensor.float()
+    return tensor

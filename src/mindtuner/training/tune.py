@@ -65,6 +65,8 @@ def _start(base: BrainNetwork, name: str, n_voxels: int, config: Config, method:
         return network
     if name in base.ridges:
         raise UserError(f"base: knows {name} already; expected a base that has not seen the subject to tune")
+    if base.without:
+        raise UserError(f"base: has no {' and no '.join(base.without)}; expected a base with every part")
     if base.fingerprint_subject is not None:
         raise UserError(f"base: is tuned to {base.fingerprint_subject}; expected a pretrained base")
     network = copy.deepcopy(base)
