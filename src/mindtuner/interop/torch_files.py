@@ -19,7 +19,8 @@ import torch
 from mindtuner.errors import UserError
 
 MODEL, PARTITION = "_model_states.pt", "_optim_states.pt"  # DeepSpeed's 16-bit model and fp32 partitions
-_DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, struct.error)
+_DAMAGED = (  # what torch.load raises on bytes that are no checkpoint
+    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, struct.error)
 
 
 def _stand_in(path: str, kind: type = object) -> type:
@@ -34,7 +35,7 @@ _STAND_INS = [
     _stand_in("deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
     _stand_in("deepspeed.utils.tensor_fragment.fragment_address"),
     _stand_in("deepspeed.runtime.zero.config.ZeroStageEnum", int),
-    # Older schedulers pickle a function of theirs as getattr(OneCycleLR, its name): here, an object that is nothing.
+    # Older schedulers pickle a function of theirs as getattr(OneCycleLR, its name): here, an inert object.
     _stand_in("torch.optim.lr_scheduler.OneCycleLR"),
     _stand_in("builtins.getattr"),
 ]
