@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mindtuner.config import DecodeConfig
+from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.runtime import derive_seed, device
 
@@ -37,9 +38,14 @@ class Decoder:
     subject : its name there, such as ``"subj01"``
     config : sampling steps
     seed : of the prior's noise; the same for every method, so that methods differ by their brains alone
+
+    Raises UserError where the network lacks a part.
     """
 
     def __init__(self, network: BrainNetwork, subject: str, config: DecodeConfig, seed: int):
+        if network.without:
+            missing = " and no ".join(network.without)
+            raise UserError(f"network: has no {missing}; expected one with every part")
         self.network = network.eval().to(device())
         self.subject, self.config, self.seed = subject, config, seed
 

@@ -21,8 +21,8 @@ class BrainOutputs:
 
     backbone_tokens: torch.Tensor  # B (n, T, D): the prior's condition
     retrieval_tokens: torch.Tensor  # C (n, T, D): compared with image tokens
-    latents: torch.Tensor  # (n, latent_channels, latent_side, latent_side): the low-level picture
-    features: torch.Tensor  # (n, P, F): low-level contrastive features
+    latents: torch.Tensor | None  # (n, latent_channels, latent_side, latent_side): the low-level picture
+    features: torch.Tensor | None  # (n, P, F): low-level contrastive features; None both without a low-level module
     skips: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     # per entry point: (features added to, skip output), each (n, features), neither detached; empty without Skip-LoRA
 
@@ -30,17 +30,18 @@ class BrainOutputs:
 class BrainNetwork(nn.Module):
     """One ridge per subject, and a backbone, heads, prior, low-level module and projector that all subjects share.
 
-    Args: config, the sizes; voxels, the number of voxels V of each subject by name. With the affine backbone there are
-    no blocks and xL is x0.
+    Args: config, the sizes; voxels, the number of voxels V of each subject by name; without, those of ``lowlevel`` and
+    ``prior`` that the network has not (some published ones lack them): the attribute is then None. With the affine
+    backbone there are no blocks and xL is x0.
 
         V -- ridge --> x0 -- blocks --> xL -- token head --> B (T, D) -- retrieval projector --> C (T, D)
                                          |                   '-- prior --> image tokens
                                          '-- low level --> latents, features
     """
 
-    def __init__(self, config: ModelConfig, voxels: dict[str, int]) -> None:
+    def __init__(self, config: ModelConfig, voxels: dict[str, int], without: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.without = config, tuple(without)
         self.fingerprint_subject: str | None = None
         self.fingerprint_config: FingerprintConfig | None = None
         self._fingerprint_names: list[str] = []
@@ -50,8 +51,8 @@ class BrainNetwork(nn.Module):
         )
         self.head = TokenHead(config.hidden, config.tokens, config.width)
         self.retrieval = RetrievalProjector(config.width)
-        self.lowlevel = LowLevel(config)
-        self.prior = DiffusionPrior(config)
+        self.lowlevel = None if "lowlevel" in without else LowLevel(config)
+        self.prior = None if "prior" in without else DiffusionPrior(config)
         self.projector = AdaptiveProjector(config.width, config.text_width)
         self.skips = nn.ModuleList()  # at x0, after each block, and perhaps at the token head
         self.new_blocks = nn.ModuleList()  # after the blocks, a fingerprint's own
@@ -94,7 +95,7 @@ class BrainNetwork(nn.Module):
         for block in self.new_blocks:
             x = block(x)
         backbone_tokens = add_skip(self.head(x)).unflatten(1, (self.config.tokens, self.config.width))
-        latents, features = self.lowlevel(x)
+        latents, features = (None, None) if self.lowlevel is None else self.lowlevel(x)
         return BrainOutputs(backbone_tokens, self.retrieval(backbone_tokens), latents, features, pairs)
 
     def add_ridge(self, subject: str, n_voxels: int) -> None:
@@ -164,4 +165,4 @@ class BrainNetwork(nn.Module):
     @property
     def _anchor(self) -> torch.Tensor:
         """Stands for the device and dtype of the shared part."""
-        return self.prior.positions
+        return self.projector.matrix.weight

@@ -33,6 +33,7 @@ def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
         "version": mindtuner.__version__,
         "model": dataclasses.asdict(network.config),
         "voxels": {name: ridge.in_features for name, ridge in network.ridges.items()},
+        "without": list(network.without),
         "fingerprint": None if subject is None else _fingerprint_header(network),
         "card": card,
     }
@@ -51,7 +52,7 @@ def load_network(path: str | Path) -> BrainNetwork:
         tuned = header["fingerprint"]
         voxels = {name: count for name, count in header["voxels"].items()
                   if tuned is None or name != tuned["subject"]}
-        network = BrainNetwork(config, voxels)
+        network = BrainNetwork(config, voxels, tuple(header.get("without", ())))
         if tuned is not None:
             network.add_fingerprint(tuned["subject"], tuned["voxels"], FingerprintConfig(**tuned["config"]))
         network.load_state_dict(tensors)

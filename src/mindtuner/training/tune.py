@@ -58,6 +58,8 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
 def _start(base: BrainNetwork, name: str, n_voxels: int, config: Config, method: str,
            prior: DiffusionPrior | None) -> BrainNetwork:
     """The network before tuning, with what ``method`` trains requiring gradients and nothing else."""
+    if base.without:
+        raise UserError(f"base: has no {' and no '.join(base.without)}; expected a base with every part")
     if method == "from_scratch":
         network = BrainNetwork(base.config, {name: n_voxels})
         network.projector.load_state_dict(base.projector.state_dict())

@@ -1,0 +1,83 @@
+"""Turn other people's files into this project's.
+
+mindeye2: a released MindEye2 checkpoint becomes a base that equals it and that a new subject can be tuned on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    mindeye2 = kinds.add_parser(
+        "mindeye2",
+        help="a released MindEye2 checkpoint -> a base",
+        description="Write a base whose outputs equal those of a released MindEye2 checkpoint.",
+    )
+    mindeye2.add_argument(
+        "checkpoint", type=Path, metavar="CKPT", help=".pth with model_state_dict, or a DeepSpeed ZeRO folder"
+    )
+    mindeye2.add_argument("out", type=Path, metavar="OUT", help="file to write (.safetensors)")
+    mindeye2.add_argument(
+        "--subjects",
+        metavar="N,N,...",
+        help="NSD number of each ridge, in order (default: told from the voxel counts)",
+    )
+    mindeye2.add_argument(
+        "--text-width",
+        type=int,
+        default=1280,
+        metavar="N",
+        help="text width of the Adaptive Projector, which starts untrained (default 1280)",
+    )
+    mindeye2.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the projector's start (default 0)"
+    )
+    mindeye2.add_argument("--force", action="store_true", help="replace OUT")
+    mindeye2.set_defaults(convert=run_mindeye2)
+
+
+def run(options: argparse.Namespace) -> None:
+    options.convert(options)
+
+
+def run_mindeye2(options: argparse.Namespace) -> None:
+    from mindtuner.errors import UserError
+
+    if options.out.suffix != ".safetensors":
+        raise UserError(
+            f"{options.out}: ends in {options.out.suffix!r}; expected a file name that ends in .safetensors"
+        )
+    if options.out.exists() and not options.force:
+        raise UserError(f"{options.out}: is there already; expected a new name (or --force to replace it)")
+    if options.text_width < 1:
+        raise UserError(f"--text-width: is {options.text_width}; expected at least 1")
+    subjects = None
+    if options.subjects is not None:
+        parts = options.subjects.split(",")
+        if not all(part.strip().isdecimal() for part in parts):
+            raise UserError(f"--subjects: is {options.subjects!r}; expected numbers such as 2,3,4")
+        subjects = [int(part) for part in parts]
+
+    from mindtuner.interop.mindeye2 import convert_mindeye2
+
+    card = convert_mindeye2(options.checkpoint, options.out, subjects, options.text_width, options.seed)
+    backbone = card["backbone"]
+    print(f"read: {card['read_from']}; subjects {', '.join(card['subjects'])}")
+    print(
+        f"dropped: {backbone['dropped_weights']:,} dead weights ({backbone['dropped']}): they reach no output"
+    )
+    print(
+        f"folded: x4 = x0 + {backbone['constant']:.6g}, the same for all units, into the biases of "
+        f"{' and '.join(backbone['folded_into'])}"
+    )
+    for part in card["without"]:
+        print(f"without: {part}, which this checkpoint was released without")
+    print(f"untrained: {card['untrained']['projector']}")
+    print(
+        f"conventions: token_norm {card['conventions']['token_norm']}, image_range "
+        f"{card['conventions']['image_range']}"
+    )
+    print(options.out)
