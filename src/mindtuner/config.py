@@ -88,6 +88,11 @@ class FitConfig:
     skip_weight: float = 1.5
     regression_weight: float = 10.0  # ours, see training.loop.fit
     grad_clip: float = 1.0
+    dtype: str = "auto"  # of the products: float32, bfloat16, float16 (on a GPU), or what this machine is fastest with
+    accumulate: int = 1  # batches whose mean gradient makes one step
+    ema: float = 0.0  # share that the running average of the weights, which is what comes out, keeps at a step; 0: none
+    patience: int = 0  # epochs without a better retrieval of held-out training images after which to stop; 0: never
+    checkpoint_steps: int = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from mindtuner.training.checkpoints import (
     save_network,
 )
 from mindtuner.training.pretrain import pretrain
+from mindtuner.training.state import remove_checkpoint
 from mindtuner.training.targets import Targets
 from mindtuner.training.tune import METHODS, tune
 
 __all__ = ["METHODS", "Targets", "load_fingerprint", "load_network", "pretrain", "read_card",
-           "save_fingerprint", "save_network", "subject_name", "tune"]
+           "remove_checkpoint", "save_fingerprint", "save_network", "subject_name", "tune"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,8 @@ def subject_name(number: int) -> str:
 def training_trials(subject: Subject, n_stimuli: int) -> Trials:
     """A subject's training trials.
 
-    Raises UserError where there are none, where one shows a test image, or where a stimulus has no target.
+    Raises UserError where there are none, where one shows a test image, where a stimulus has no target, or where
+    a voxel is the same in all of them.
     """
     trials, name = subject.train, subject_name(subject.number)
     if len(trials) == 0:
@@ -32,7 +34,21 @@ def training_trials(subject: Subject, n_stimuli: int) -> Trials:
     if trials.stimulus.max() >= n_stimuli:
         raise UserError(f"{name}: trials show stimulus {trials.stimulus.max()}, but targets hold {n_stimuli} "
                         "stimuli; expected targets of this dataset")
+    _refuse_constant_voxels(subject, trials.row, name)
     return trials
+
+
+def _refuse_constant_voxels(subject: Subject, rows: np.ndarray, name: str) -> None:
+    """Reads only as many trials as it takes until every voxel has changed: in sound data, the first few."""
+    first = subject.betas(rows[:1])
+    constant = np.ones(subject.n_voxels, bool)
+    for start in range(0, len(rows), 16):
+        constant &= (subject.betas(rows[start:start + 16]) == first).all(axis=0)
+        if not constant.any() or len(rows) == 1:
+            return
+    voxel = int(np.argmax(constant))
+    raise UserError(f"{name}: voxel {voxel} is {first[0, voxel]:g} in all {len(rows)} training trials; expected betas "
+                    "that vary")
 
 
 def split_holdout(trials: dict[str, Trials], share: float,
@@ -81,6 +97,15 @@ class Feed:
         betas = self.subject.betas(self.trials.row[picked]) if self.betas is None else self.betas[picked]
         return torch.from_numpy(betas), self.trials.stimulus[picked]
 
+    def state_dict(self) -> dict:
+        """Where the stream stands, for a checkpoint."""
+        return {"order": json.dumps(self._rng.bit_generator.state), "queue": torch.from_numpy(self._queue.copy())}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where ``state`` stood."""
+        self._rng.bit_generator.state = json.loads(state["order"])
+        self._queue = state["queue"].numpy()
+
     def permute_brains(self, seed: int) -> None:
         """Give every trial another trial's betas: the control that destroys what brain and image share."""
         rng = np.random.default_rng(derive_seed(seed, "shuffled brain"))
@@ -96,15 +121,16 @@ def make_feeds(subjects: dict[str, Subject], trials: dict[str, Trials], seed: in
     return [Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES) for name, subject in subjects.items()]
 
 
-def steps_per_epoch(feeds: list[Feed], batch_per_subject: int) -> int:
-    """Steps until the subject with the most trials has been through all of them; others start over
-    earlier."""
-    return max(1, round(max(len(feed.trials) for feed in feeds) / batch_per_subject))
+def steps_per_epoch(feeds: list[Feed], per_step: int) -> int:
+    """Steps until the subject with the most trials has been through all of them; others start over earlier.
+
+    ``per_step``: trials of a subject in one step."""
+    return max(1, round(max(len(feed.trials) for feed in feeds) / per_step))
 
 
-def batches(feeds: list[Feed], batch_per_subject: int, steps: int) -> Iterator[Batch]:
-    """``steps`` batches."""
-    for _ in range(steps):
+def batches(feeds: list[Feed], batch_per_subject: int, count: int) -> Iterator[Batch]:
+    """``count`` batches."""
+    for _ in range(count):
         drawn = {feed.name: feed.draw(batch_per_subject) for feed in feeds}
         yield Batch({name: betas for name, (betas, _) in drawn.items()},
                     np.concatenate([stimulus for _, stimulus in drawn.values()]))

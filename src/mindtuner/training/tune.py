@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 from mindtuner.config import Config, FingerprintConfig
 from mindtuner.data import Subject
@@ -20,24 +21,24 @@ RIDGE_ALONE = FingerprintConfig(lora=False, skip=False)
 
 def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config, seed: int,
          method: str = "mindtuner", log: Log | None = None, holdout: float = 0.0,
-         prior: DiffusionPrior | None = None) -> BrainNetwork:
+         prior: DiffusionPrior | None = None, checkpoint: str | Path | None = None) -> BrainNetwork:
     """Fit a new subject on a copy of ``base``, which itself is never changed.
 
     ``subject`` is already cut to the sessions that count (``subject.sessions(1)``). ``method``:
 
-    - ``mindtuner``: new ridge and the fingerprint that ``config.fingerprint`` asks for; everything else, the
-    prior
-      too, is frozen (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the
-      prior.
+    - ``mindtuner``: new ridge and the fingerprint that ``config.fingerprint`` asks for; everything else, the prior
+      too, is frozen (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the prior.
     - ``ridge_only``: new ridge on the frozen base.
     - ``full_finetune``: new ridge, and everything but the projector trains on from the base.
-    - ``from_scratch``: the same architecture with fresh weights; the projector, which needs no brain, is the
-    base's, and the prior starts from ``prior`` where pretraining did.
-    - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at
-    chance.
+    - ``from_scratch``: the same architecture with fresh weights; the projector, which needs no brain, is the base's,
+      and the prior starts from ``prior`` where pretraining did.
+    - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at chance.
+
+    ``checkpoint``: a file from which the same call goes on after it was stopped (see ``fit``), another one for each
+    method; give it to ``remove_checkpoint`` when the network is saved.
 
     Raises UserError where the method is unknown, the base already knows the subject, a training trial shows a
-    test image, or targets and config do not fit.
+    test image, targets and config do not fit, or the checkpoint is of another run.
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} is unknown; expected one of {', '.join(METHODS)}")
@@ -49,7 +50,7 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
     feeds = make_feeds({name: subject}, trials, seed)
     if method == "shuffled_brain":
         feeds[0].permute_brains(seed)
-    fit(network, feeds, targets, config.tune, seed, method, log, held_out)
+    fit(network, feeds, targets, config.tune, seed, method, log, held_out, checkpoint)
     return network
 
 
