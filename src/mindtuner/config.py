@@ -1,11 +1,13 @@
 """Every setting of a run as plain dataclasses, read strictly from YAML.
 
-An unknown, missing or ill-typed field is the user's error and is named with its file.
+An unknown, missing or ill-typed field is the user's error and is named with its file, and so is a value that cannot be:
+each section checks its own when it is made, with a ValueError that begins with the field, to which reading adds the file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass
 from importlib import resources
@@ -37,12 +39,22 @@ KNOB_LIMITS = {  # smallest and largest value of each field
     "seed": (0, 10_000_000)}
 
 
+BACKBONES = ("residual", "affine")
+TIMESTEPS = 100  # of the diffusion prior
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the decoder. ``tokens`` x ``width`` and ``text_width`` are the frozen towers' shapes."""
+    """Sizes of the decoder. ``tokens`` x ``width`` and ``text_width`` are the frozen towers' shapes.
+
+    ``backbone`` says what stands between a subject's ridge and the heads: "residual", ``blocks`` non-linear blocks, or
+    "affine", nothing at all, which is what MindEye2's public checkpoints compute (docs/model.md).
+    Raises ValueError naming the field where a size cannot be or does not fit another.
+    """
 
     hidden: int
-    blocks: int
+    blocks: int  # 0 with an affine backbone
     tokens: int
     width: int
     text_width: int
@@ -56,22 +68,53 @@ class ModelConfig:
     lowlevel_side: int  # side of the map that the linear layer makes
     feature_positions: int
     feature_width: int
+    backbone: str = "residual"
+
+    def __post_init__(self) -> None:
+        _limit(self, 1, math.inf, "hidden", "tokens", "text_width", "prior_depth", "prior_heads", "prior_head_dim",
+               "latent_channels", "latent_side", "lowlevel_side", "feature_positions", "feature_width")
+        _limit(self, 4, math.inf, "width")  # the prior's sinusoid of time needs two frequencies
+        _limit(self, 0, 0.99, "backbone_dropout")
+        _require(self.backbone in BACKBONES, "backbone", self.backbone, " or ".join(BACKBONES))
+        if self.backbone == "affine":
+            _require(self.blocks == 0, "blocks", self.blocks, "0 with the affine backbone, which has none")
+        else:
+            _limit(self, 1, math.inf, "blocks")
+        widths, side = self.lowlevel_channels, self.lowlevel_side
+        _require(bool(widths) and min(widths) >= 1 and widths[0] % 2 == 0, "lowlevel_channels", widths,
+                 "positive widths, the first of them even")
+        reachable = side * 2 ** (len(widths) - 1), side * 2 ** len(widths)
+        _require(self.latent_side in reachable, "latent_side", self.latent_side,
+                 f"{reachable[0]} or {reachable[1]}, which {len(widths)} lowlevel_channels reach from lowlevel_side "
+                 f"{side} by doubling")
+        _require(self.feature_positions == side**2, "feature_positions", self.feature_positions,
+                 f"lowlevel_side ** 2 = {side**2}")
 
 
 @dataclass(frozen=True)
 class FingerprintConfig:
-    """What trains for a new subject on the frozen base."""
+    """What trains for a new subject on the frozen base, beside its ridge. Raises ValueError as ModelConfig does."""
 
     lora: bool = True
     skip: bool = True
-    skip_head: bool = False
+    skip_head: bool = False  # Skip-LoRA at the token head too
     rank: int = 8
     alpha: float = 8.0
+    new_blocks: int = 0  # residual blocks of the subject's own between the base's backbone and the heads
+    tune_projector: bool = False  # the Adaptive Projector goes on training, on the subject's own images and captions
+
+    def __post_init__(self) -> None:
+        _limit(self, 1, math.inf, "rank")
+        _limit(self, 0, math.inf, "alpha", "new_blocks")
+        _require(self.skip or not self.skip_head, "skip_head", self.skip_head, "false where skip is false")
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """One phase of training. Loss weights are those of the paper unless a config says why not."""
+    """One phase of training. Loss weights are those of the paper unless a config says why not.
+
+    Raises ValueError as ModelConfig does.
+    """
 
     epochs: float
     batch_per_subject: int
@@ -94,10 +137,18 @@ class FitConfig:
     patience: int = 0  # epochs without a better retrieval of held-out training images after which to stop; 0: never
     checkpoint_steps: int = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
 
+    def __post_init__(self) -> None:
+        _limit(self, 1, math.inf, "batch_per_subject", "head_trials", "accumulate", "checkpoint_steps")
+        _limit(self, 0, 1, "warmup", "mixco_share")
+        _limit(self, 0, math.inf, "epochs", "lr", "weight_decay", "ridge_weight_decay", "prior_weight", "clip_weight",
+               "lowlevel_weight", "softcont_weight", "skip_weight", "regression_weight", "grad_clip", "patience")
+        _limit(self, 0, 0.999999, "ema")
+        _require(self.dtype in DTYPES, "dtype", repr(self.dtype), f"one of {', '.join(DTYPES)}")
+
 
 @dataclass(frozen=True)
 class PivotConfig:
-    """The Adaptive Projector, image tokens to text space."""
+    """The Adaptive Projector, image tokens to text space. Raises ValueError as ModelConfig does."""
 
     epochs: float
     batch: int
@@ -105,10 +156,18 @@ class PivotConfig:
     weight_decay: float
     temperature: float = 0.006
 
+    def __post_init__(self) -> None:
+        _limit(self, 1, math.inf, "batch")
+        _limit(self, 0, math.inf, "epochs", "lr", "weight_decay")
+        _limit(self, 1e-6, math.inf, "temperature")
+
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Sampling. ``pictures`` test images are painted; retrieval uses all of them."""
+    """Sampling. ``pictures`` test images are painted; retrieval uses all of them.
+
+    Raises ValueError as ModelConfig does.
+    """
 
     pictures: int
     prior_steps: int
@@ -117,6 +176,13 @@ class DecodeConfig:
     refine_start: float  # share of the noise schedule at which the correction starts, 1 = pure noise
     guidance: float
     prior_start: float = 1.0  # 1: the prior samples from pure noise; below, it refines noised backbone tokens
+
+    def __post_init__(self) -> None:
+        _limit(self, 1, math.inf, "pictures", "prior_steps", "generator_steps", "refine_steps")
+        _require(TIMESTEPS % self.prior_steps == 0, "prior_steps", self.prior_steps,
+                 f"a divisor of the prior's {TIMESTEPS} timesteps")
+        _limit(self, 0, 1, "refine_start", "prior_start")
+        _limit(self, 0, math.inf, "guidance")
 
 
 @dataclass(frozen=True)
@@ -138,7 +204,7 @@ class Config:
 def load_config(name: str | Path) -> Config:
     """Read a config by the name of one that the package carries (``demo``) or by path.
 
-    Raises UserError naming the file and the field that is unknown, missing or of the wrong type.
+    Raises UserError naming the file and the field that is unknown, missing, of the wrong type, or that cannot be.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
@@ -182,7 +248,23 @@ def _build(kind, raw, where: str, field: str):
             values[name] = _convert(hints[name], raw[name], where, _join(field, name))
         elif spec.default is dataclasses.MISSING:
             raise UserError(f"{where}: missing field {_join(field, name)}")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {_join(field, error)}") from error
+
+
+def _require(holds: bool, field: str, value, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{field} is {value}; expected {expected}")
+
+
+def _limit(config, low: float, high: float, *fields: str) -> None:
+    """Each field is a finite number from ``low`` to ``high``."""
+    expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+    for field in fields:
+        value = getattr(config, field)
+        _require(math.isfinite(value) and low <= value <= high, field, value, expected)
 
 
 def _join(parent: str, name) -> str:

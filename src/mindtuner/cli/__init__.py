@@ -9,7 +9,7 @@ import sys
 import mindtuner
 from mindtuner.errors import UserError
 
-_VERBS = ("demo", "simulate", "train-generator", "report")
+_VERBS = ("demo", "simulate", "train-generator", "report", "info")
 
 
 def main(argv: list[str] | None = None) -> int:

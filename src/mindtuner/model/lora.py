@@ -68,6 +68,16 @@ def add_lora(module: nn.Module, rank: int, alpha: float) -> None:
             add_lora(child, rank, alpha)
 
 
+def merge_lora(module: nn.Module) -> None:
+    """Undo ``add_lora`` without losing what was learned: every LoRALinear inside ``module`` becomes the plain Linear
+    that it merges into, in place."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, LoRALinear):
+            setattr(module, name, child.merge())
+        else:
+            merge_lora(child)
+
+
 def _scale(rank: int, alpha: float) -> float:
     if rank < 1:
         raise ValueError(f"rank is {rank}; expected at least 1")

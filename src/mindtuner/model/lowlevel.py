@@ -26,7 +26,6 @@ class LowLevel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths, side = config.lowlevel_channels, config.lowlevel_side
-        _check(config)
         self.map_shape = (widths[0] // 2, side, side)
         channels = self.map_shape[0]
         self.linear = nn.Linear(config.hidden, math.prod(self.map_shape))
@@ -58,17 +57,3 @@ class LowLevel(nn.Module):
         """(n, h) -> latents (n, latent_channels, latent_side, latent_side), features (n, P, F) in row-major order."""
         coarse = self.norm(self.dropout(self.linear(x)).unflatten(1, self.map_shape))
         return self.decoder(coarse), self.features(coarse).flatten(2).transpose(1, 2)
-
-
-def _check(config: ModelConfig) -> None:
-    widths, side, latent_side = config.lowlevel_channels, config.lowlevel_side, config.latent_side
-    if not widths or min(widths) < 1 or widths[0] % 2:
-        raise ValueError(f"lowlevel_channels is {widths}; expected positive widths, the first of them even")
-    reachable = (side * 2 ** (len(widths) - 1), side * 2 ** len(widths))
-    if latent_side not in reachable:
-        raise ValueError(
-            f"latent_side is {latent_side}; expected {reachable[0]} or {reachable[1]}, which {len(widths)} "
-            f"lowlevel_channels reach from lowlevel_side {side} by doubling"
-        )
-    if config.feature_positions != side**2:
-        raise ValueError(f"feature_positions is {config.feature_positions}; expected lowlevel_side ** 2 = {side**2}")

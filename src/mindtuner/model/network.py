@@ -30,7 +30,8 @@ class BrainOutputs:
 class BrainNetwork(nn.Module):
     """One ridge per subject, and a backbone, heads, prior, low-level module and projector that all subjects share.
 
-    Args: config, the sizes; voxels, the number of voxels V of each subject by name.
+    Args: config, the sizes; voxels, the number of voxels V of each subject by name. With the affine backbone there are
+    no blocks and xL is x0.
 
         V -- ridge --> x0 -- blocks --> xL -- token head --> B (T, D) -- retrieval projector --> C (T, D)
                                          |                   '-- prior --> image tokens
@@ -41,6 +42,7 @@ class BrainNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.fingerprint_subject: str | None = None
+        self.fingerprint_config: FingerprintConfig | None = None
         self._fingerprint_names: list[str] = []
         self.ridges = nn.ModuleDict({name: nn.Linear(count, config.hidden) for name, count in voxels.items()})
         self.blocks = nn.ModuleList(
@@ -52,6 +54,7 @@ class BrainNetwork(nn.Module):
         self.prior = DiffusionPrior(config)
         self.projector = AdaptiveProjector(config.width, config.text_width)
         self.skips = nn.ModuleList()  # at x0, after each block, and perhaps at the token head
+        self.new_blocks = nn.ModuleList()  # after the blocks, a fingerprint's own
 
     def forward(self, voxels: torch.Tensor, subject: str) -> BrainOutputs:
         """Betas (n, V) of one subject -> BrainOutputs; call ``prior`` and ``projector`` on its tokens.
@@ -88,6 +91,8 @@ class BrainNetwork(nn.Module):
         x = add_skip(x)
         for block in self.blocks:
             x = add_skip(block(x))
+        for block in self.new_blocks:
+            x = block(x)
         backbone_tokens = add_skip(self.head(x)).unflatten(1, (self.config.tokens, self.config.width))
         latents, features = self.lowlevel(x)
         return BrainOutputs(backbone_tokens, self.retrieval(backbone_tokens), latents, features, pairs)
@@ -98,14 +103,13 @@ class BrainNetwork(nn.Module):
             raise ValueError(f"subject {subject!r} has a ridge already; expected a new subject")
         self.ridges[subject] = nn.Linear(n_voxels, self.config.hidden).to(self._anchor)
 
-    def add_fingerprint(
-        self, subject: str, n_voxels: int, config: FingerprintConfig, tune_projector: bool = False
-    ) -> None:
-        """Freeze everything and add what trains for a new subject: a ridge, and LoRA and Skip-LoRA as configured.
+    def add_fingerprint(self, subject: str, n_voxels: int, config: FingerprintConfig) -> None:
+        """Freeze everything and add what trains for a new subject: a ridge, and what ``config`` asks for.
 
         LoRA goes around every Linear of the residual blocks, the token head and the retrieval projector; Skip-LoRA
-        enters at x0, after each block and, with ``skip_head``, at the token head. Before the first step the function
-        is bit for bit the base's with the new ridge. ``tune_projector`` also trains the Adaptive Projector.
+        enters at x0, after each block of the base and, with ``skip_head``, at the token head. ``new_blocks`` residual
+        blocks follow those of the base (on an affine base, the ridge) and train whole. ``tune_projector`` lets the
+        Adaptive Projector train on. Before the first step the function is bit for bit the base's with the new ridge.
 
         Frozen is meant of the weights only: in training mode the backbone's dropout stays on, as it was when these
         weights were trained, and the prior goes on dropping its conditions. All starting values come from torch's
@@ -124,8 +128,11 @@ class BrainNetwork(nn.Module):
                 widths.append(self.config.tokens * self.config.width)
             for width in widths:
                 self.skips.append(SkipLoRA(n_voxels, width, config.rank, config.alpha).to(self._anchor))
-        self.projector.requires_grad_(tune_projector)
-        self.fingerprint_subject = subject
+        for _ in range(config.new_blocks):
+            block = ResidualBlock(self.config.hidden, self.config.backbone_dropout, silent=True)
+            self.new_blocks.append(block.to(self._anchor).train(self.training))
+        self.projector.requires_grad_(config.tune_projector)
+        self.fingerprint_subject, self.fingerprint_config = subject, config
         self._fingerprint_names = [name for name, p in self.named_parameters() if p.requires_grad]
 
     def fingerprint_state(self) -> dict[str, torch.Tensor]:

@@ -8,10 +8,9 @@ from diffusers import DDIMScheduler
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
-from mindtuner.config import ModelConfig
+from mindtuner.config import TIMESTEPS, ModelConfig
 from mindtuner.model.attention import PriorTransformer
 
-TIMESTEPS = 100
 NULL_PROBABILITY = 0.2  # of each of the two conditions, in training
 
 

@@ -11,15 +11,19 @@ class ResidualBlock(nn.Module):
 
     MindEye2's published code follows such an MLP with a second one over a sequence of length 1. Its LayerNorm then
     sees a single number, so the first MLP never reaches the output and stays untrained. There is no second MLP here:
-    every block takes part in the function and gets gradient.
+    every block takes part in the function and gets gradient. A ``silent`` block starts as the identity, its last Linear
+    at zero: one that is put into a trained network changes nothing before it is trained.
     """
 
-    def __init__(self, hidden: int, dropout: float) -> None:
+    def __init__(self, hidden: int, dropout: float, silent: bool = False) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
         self.mlp = nn.Sequential(
             nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, hidden)
         )
+        if silent:
+            nn.init.zeros_(self.mlp[-1].weight)
+            nn.init.zeros_(self.mlp[-1].bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.mlp(self.norm(x))

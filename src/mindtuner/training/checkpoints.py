@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +20,6 @@ from mindtuner.config import FingerprintConfig, ModelConfig
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
-from mindtuner.model.lora import LoRALinear, SkipLoRA
 
 
 def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
@@ -60,14 +59,14 @@ def load_network(path: str | Path) -> BrainNetwork:
 
 
 def save_fingerprint(path: str | Path, network: BrainNetwork, card: dict) -> None:
-    """Write only what tuning added to the frozen base: ridge, LoRA, Skip-LoRA. A few MB instead of the whole
-    network.
+    """Write only what tuning added to the frozen base: ridge, LoRA, Skip-LoRA, new blocks, a tuned projector.
+    A few MB instead of the whole network.
 
     Raises UserError where the network holds no fingerprint or the file cannot be written.
     """
     if network.fingerprint_subject is None:
         raise UserError(f"{path}: the network holds no fingerprint; expected one tuned on a frozen base")
-    header = {"kind": "fingerprint", "version": mindtuner.__version__, "base": _base_hash(network),
+    header = {"kind": "fingerprint", "version": mindtuner.__version__, "base": _base_hash(network, network.fingerprint_state()),
               "fingerprint": _fingerprint_header(network), "card": card}
     _write(path, network.fingerprint_state(), header)
 
@@ -81,7 +80,7 @@ def load_fingerprint(path: str | Path, base: BrainNetwork) -> BrainNetwork:
     header, tensors = _read(path, "fingerprint")
     with _building(path):
         tuned = header["fingerprint"]
-        if header["base"] != _base_hash(base):
+        if header["base"] != _base_hash(base, tensors):
             raise UserError(f"{path}: belongs to another base; expected the one that {tuned['subject']} was "
                             "tuned on")
         network = copy.deepcopy(base)
@@ -96,25 +95,17 @@ def read_card(path: str | Path) -> dict:
 
 
 def _fingerprint_header(network: BrainNetwork) -> dict:
-    """Subject, voxel count and FingerprintConfig, as the network's own modules show them."""
+    """Subject, voxel count and FingerprintConfig."""
     subject = network.fingerprint_subject
-    adapters = [m for m in network.modules() if isinstance(m, (LoRALinear, SkipLoRA))]
-    found = {"lora": any(isinstance(m, LoRALinear) for m in adapters), "skip": len(network.skips) > 0,
-             "skip_head": len(network.skips) > 1 + len(network.blocks)}
-    if adapters:
-        found["rank"] = adapters[0].A.shape[0]
-        found["alpha"] = adapters[0].scale * found["rank"]
-    config = FingerprintConfig(**found)
     return {"subject": subject, "voxels": network.ridges[subject].in_features,
-            "config": dataclasses.asdict(config)}
+            "config": dataclasses.asdict(network.fingerprint_config)}
 
 
-def _base_hash(network: BrainNetwork) -> str:
-    """The same for a base and for the base inside a network tuned on it: names, which LoRA changes, do not
-    count."""
-    own = network.fingerprint_state()
+def _base_hash(network: BrainNetwork, fingerprint: Container[str]) -> str:
+    """The same for a base and for the base inside a network tuned on it: the tensors that the fingerprint holds do not
+    count (among them the projector's, where it is tuned), and nor do names, which LoRA changes."""
     digests = sorted(hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()
-                     for name, tensor in network.state_dict().items() if name not in own)
+                     for name, tensor in network.state_dict().items() if name not in fingerprint)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

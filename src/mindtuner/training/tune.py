@@ -13,6 +13,8 @@ from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.loop import Log, fit
+from mindtuner.training.pivot import train_pivot
+from mindtuner.training.state import pivot_checkpoint
 from mindtuner.training.targets import Targets
 
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
@@ -28,6 +30,7 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
 
     - ``mindtuner``: new ridge and the fingerprint that ``config.fingerprint`` asks for; everything else, the prior
       too, is frozen (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the prior.
+      With ``tune_projector`` the projector first trains on, on images and captions of the subject's trials.
     - ``ridge_only``: new ridge on the frozen base.
     - ``full_finetune``: new ridge, and everything but the projector trains on from the base.
     - ``from_scratch``: the same architecture with fresh weights; the projector, which needs no brain, is the base's,
@@ -47,6 +50,9 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
     trials, held_out = split_holdout({name: training_trials(subject, len(targets))}, holdout, seed)
     seed_everything(derive_seed(seed, "tune"))
     network = _start(base, name, subject.n_voxels, config, method, prior)
+    if network.projector.matrix.weight.requires_grad:
+        train_pivot(network.projector, targets, trials[name].stimulus, config.pivot, seed, log,
+                    None if checkpoint is None else pivot_checkpoint(checkpoint))
     feeds = make_feeds({name: subject}, trials, seed)
     if method == "shuffled_brain":
         feeds[0].permute_brains(seed)

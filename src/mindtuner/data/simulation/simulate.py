@@ -51,7 +51,7 @@ def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stim
     for number in progress(range(1, knobs.subjects + 1), "brains"):
         table = plan.trials(number)
         seen, rows = np.unique(table.stimulus, return_inverse=True)
-        voxels = max(50, round(NSD_VOXELS[number - 1] * knobs.voxel_scale))
+        voxels = voxel_count(number, knobs.voxel_scale)
         brain = simulate_brain(number, voxels, early[seen], semantic[seen], knobs.fingerprint, knobs.seed)
         betas = zscore(measure(brain, rows, table.session, knobs.noise), table.session, ~table.is_shared)
         writer.write_betas(out, number, [betas], betas.shape)
@@ -61,6 +61,11 @@ def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stim
         masks[number], stimulus[number] = brain.rois, table.stimulus
     writer.write_indices(out, stimulus)
     writer.write_masks(out, masks)  # last: a folder without it is no dataset, so one that was cut short is refused
+
+
+def voxel_count(subject: int, scale: float) -> int:
+    """Voxels of simulated subject 1 .. 8: NSD's own count times ``scale``."""
+    return max(50, round(NSD_VOXELS[subject - 1] * scale))
 
 
 def check_inputs(knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None) -> None:
