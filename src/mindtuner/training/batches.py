@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from mindtuner.data import Subject, Trials, check_no_leak
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 
+ENOUGH_TRIALS = 8  # to say that a voxel is constant
 IN_MEMORY_BYTES = 2**30  # betas of all training trials together; above this they are read batch by batch
 
 
@@ -34,21 +35,24 @@ def training_trials(subject: Subject, n_stimuli: int) -> Trials:
     if trials.stimulus.max() >= n_stimuli:
         raise UserError(f"{name}: trials show stimulus {trials.stimulus.max()}, but targets hold {n_stimuli} "
                         "stimuli; expected targets of this dataset")
-    _refuse_constant_voxels(subject, trials.row, name)
+    refuse_constant_voxels((subject.betas(rows) for rows in np.array_split(trials.row, 1 + len(trials) // 16)), name)
     return trials
 
 
-def _refuse_constant_voxels(subject: Subject, rows: np.ndarray, name: str) -> None:
-    """Reads only as many trials as it takes until every voxel has changed: in sound data, the first few."""
-    first = subject.betas(rows[:1])
-    constant = np.ones(subject.n_voxels, bool)
-    for start in range(0, len(rows), 16):
-        constant &= (subject.betas(rows[start:start + 16]) == first).all(axis=0)
-        if not constant.any() or len(rows) == 1:
+def refuse_constant_voxels(blocks: Iterable[np.ndarray], name: str) -> None:
+    """Raise UserError where a voxel is the same in all trials. ``blocks``: betas (n, V), read only until every voxel has
+    changed, which in sound data is soon. NSD keeps betas as whole numbers, so few trials may agree by chance."""
+    first, constant, count = None, None, 0
+    for block in blocks:
+        if first is None:
+            first, constant = block[:1], np.ones(block.shape[1], bool)
+        constant &= (block == first).all(axis=0)
+        count += len(block)
+        if not constant.any():
             return
-    voxel = int(np.argmax(constant))
-    raise UserError(f"{name}: voxel {voxel} is {first[0, voxel]:g} in all {len(rows)} training trials; expected betas "
-                    "that vary")
+    if count >= ENOUGH_TRIALS:
+        voxel = int(np.argmax(constant))
+        raise UserError(f"{name}: voxel {voxel} is {first[0, voxel]:g} in all {count} trials; expected betas that vary")
 
 
 def split_holdout(trials: dict[str, Trials], share: float,
