@@ -82,7 +82,7 @@ def save_fingerprint(path: str | Path, network: BrainNetwork, subject: Subject, 
         "config": as_dict(dataclasses.replace(config, fingerprint=fingerprint.config)),
         "date": date or datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
     header = {"kind": "fingerprint", "version": mindtuner.__version__, "fingerprint": fingerprint_header(network),
-              "card": {"scores": {}, **(card or {}), **facts}}
+              "card": {**facts, "scores": {}, **(card or {}), **facts}}  # facts come first, and hold
     write_tensors(path, fingerprint.tensors, header)
 
 

@@ -118,7 +118,7 @@ def _read(path: Path) -> dict:
 
 
 def _refuse_other_settings(path: Path, saved: dict, wanted: dict) -> None:
-    for name in sorted(saved.keys() | wanted.keys()):
+    for name in wanted | saved:  # in the order in which they were put down: what they follow from comes first
         if saved.get(name) != wanted.get(name):
             raise UserError(f"{path}: belongs to another run ({name} is {saved.get(name)} there and {wanted.get(name)} "
                             "here); expected the checkpoint of this run, or another path")
@@ -188,16 +188,16 @@ def run_settings(network: nn.Module, feeds: list[Feed], targets: Targets, config
 
     Of betas and targets, which may be larger than memory, a few rows are looked at.
     """
-    used = np.unique(np.concatenate([feed.trials.stimulus for feed in feeds]))
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "checkpoint_steps"}
-    settings |= {"program": mindtuner.__version__, "stage": title, "seed": seed,
-                 "starting weights": digest(network.state_dict().values()),
-                 "targets": digest(targets.rows(field.name, _few(used)) for field in dataclasses.fields(targets))}
+    settings |= {"program": mindtuner.__version__, "stage": title, "seed": seed}
     for feed in feeds:
         settings[f"trials of {feed.name}"] = digest([feed.trials.row, feed.trials.stimulus])
         settings[f"betas of {feed.name}"] = digest([feed.subject.betas(_few(feed.trials.row))])
     for name, trials in (held_out or {}).items():
         settings[f"trials held out of {name}"] = digest([trials.row, trials.stimulus])
+    used = np.unique(np.concatenate([feed.trials.stimulus for feed in feeds]))
+    settings["targets"] = digest(targets.rows(field.name, _few(used)) for field in dataclasses.fields(targets))
+    settings["starting weights"] = digest(network.state_dict().values())
     return settings
 
 
@@ -211,5 +211,6 @@ def digest(arrays: Iterable[np.ndarray | Tensor]) -> str:
     for array in arrays:
         tensor = torch.as_tensor(array).detach().cpu().contiguous()
         found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy())
+        if tensor.numel():  # nothing cannot be viewed as bytes
+            found.update(tensor.flatten().view(torch.uint8).numpy())
     return found.hexdigest()[:16]
