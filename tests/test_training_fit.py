@@ -411,7 +411,7 @@ def test_networks_and_fingerprints_survive_the_disk(quick, tmp_path):
     tuned = tune(base, dataset.subject(1), targets, QUICK, 0)
     save_network(tmp_path / "base.safetensors", base, {"seed": 0})
     save_network(tmp_path / "tuned.safetensors", tuned, {"seed": 0})
-    save_fingerprint(tmp_path / "print.safetensors", tuned, {"subject": 1, "note": "é"})
+    save_fingerprint(tmp_path / "print.safetensors", tuned, dataset.subject(1), QUICK, {"note": "é"})
     random = torch.random.get_rng_state()
     again = load_network(tmp_path / "base.safetensors")
     assert same(weights(base), weights(again))
@@ -419,18 +419,18 @@ def test_networks_and_fingerprints_survive_the_disk(quick, tmp_path):
                    load_fingerprint(tmp_path / "print.safetensors", again)):
         assert torch.equal(outputs(loaded, voxels, "subj01"), outputs(tuned, voxels, "subj01"))
     assert torch.equal(random, torch.random.get_rng_state())
-    assert read_card(tmp_path / "print.safetensors") == {"subject": 1, "note": "é"}
+    assert read_card(tmp_path / "print.safetensors")["note"] == "é"
     assert {p.stem for p in tmp_path.iterdir()} == {"base", "print", "tuned"}  # and no half-written one
     sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("print", "tuned")]
     assert sizes[0] < 0.5 * sizes[1]
     changed = tune(base, dataset.subject(1), targets, QUICK, 0, "full_finetune")
-    save_fingerprint(tmp_path / "full", changed, {})
+    save_fingerprint(tmp_path / "full", changed, dataset.subject(1), QUICK)
     with pytest.raises(UserError, match="belongs to another base"):
         load_fingerprint(tmp_path / "full", base)
 
 
 def test_damaged_files_are_the_users_error(quick, tmp_path):
-    _, _, base = quick
+    dataset, _, base = quick
     whole = tmp_path / "base.safetensors"
     save_network(whole, base, {})
     for name, content in {"cut": whole.read_bytes()[:-100], "short": whole.read_bytes()[:40], "empty": b"",
@@ -443,7 +443,7 @@ def test_damaged_files_are_the_users_error(quick, tmp_path):
     with pytest.raises(UserError, match="kind is 'network'; expected 'fingerprint'"):
         load_fingerprint(whole, base)
     with pytest.raises(UserError, match="holds no fingerprint"):
-        save_fingerprint(tmp_path / "none", base, {})
+        save_fingerprint(tmp_path / "none", base, dataset.subject(1), QUICK)
     torch.save({}, tmp_path / "pickle")
     with pytest.raises(UserError):
         load_network(tmp_path / "pickle")

@@ -41,6 +41,7 @@ KNOB_LIMITS = {  # smallest and largest value of each field
 
 BACKBONES = ("residual", "affine")
 TIMESTEPS = 100  # of the diffusion prior
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,19 @@ class FitConfig:
     skip_weight: float = 1.5
     regression_weight: float = 10.0  # ours, see training.loop.fit
     grad_clip: float = 1.0
+    dtype: str = "auto"  # of the products: float32, bfloat16, float16 (on a GPU), or what this machine is fastest with
+    accumulate: int = 1  # batches whose mean gradient makes one step
+    ema: float = 0.0  # share that the running average of the weights, which is what comes out, keeps at a step; 0: none
+    patience: int = 0  # epochs without a better retrieval of held-out training images after which to stop; 0: never
+    checkpoint_steps: int = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
 
     def __post_init__(self) -> None:
-        _limit(self, 1, math.inf, "batch_per_subject", "head_trials")
+        _limit(self, 1, math.inf, "batch_per_subject", "head_trials", "accumulate", "checkpoint_steps")
         _limit(self, 0, 1, "warmup", "mixco_share")
         _limit(self, 0, math.inf, "epochs", "lr", "weight_decay", "ridge_weight_decay", "prior_weight", "clip_weight",
-               "lowlevel_weight", "softcont_weight", "skip_weight", "regression_weight", "grad_clip")
+               "lowlevel_weight", "softcont_weight", "skip_weight", "regression_weight", "grad_clip", "patience")
+        _limit(self, 0, 0.999999, "ema")
+        _require(self.dtype in DTYPES, "dtype", repr(self.dtype), f"one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)

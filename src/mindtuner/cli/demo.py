@@ -149,8 +149,7 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
         hour = subject.sessions(config.tuning_sessions)
         tuned = {method: tune(base, hour, targets, config, config.seed, method, log, prior=prior)
                  for method in METHODS}
-        save_fingerprint(out / "fingerprint.safetensors", tuned["mindtuner"],
-                         {"subject": subject.number, "sessions": config.tuning_sessions, "simulated": True})
+        save_fingerprint(out / "fingerprint.safetensors", tuned["mindtuner"], hour, config, {"simulated": True})
     with watch.stage("decode"):
         test = story.TestSet.of(subject, dataset.stimuli, caches, config.decode.pictures)
         predictions = story.decode_all(tuned, base, test, caches, config)

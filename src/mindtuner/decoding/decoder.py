@@ -1,16 +1,22 @@
-"""From voxels to tokens and words: one subject's decoder."""
+"""From voxels to tokens and words: the decoder of one subject, or of several on one base."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from mindtuner.config import DecodeConfig
+from mindtuner.decoding.mixed import MixedNetwork
 from mindtuner.errors import UserError
-from mindtuner.model import BrainNetwork
+from mindtuner.model import BrainNetwork, BrainOutputs
 from mindtuner.runtime import derive_seed, device
+from mindtuner.training.batches import refuse_constant_voxels
+from mindtuner.training.fingerprint import Fingerprint
+
+CHUNK = 512  # trials that go through the network together
 
 
 @dataclass(frozen=True)
@@ -30,57 +36,144 @@ class Predictions:
 
 
 class Decoder:
-    """Decodes one subject with a tuned network.
+    """Decodes one subject with a tuned network, or several with one base and their fingerprints.
 
     Parameters
     ----------
-    network : a network that knows ``subject``
-    subject : its name there, such as ``"subj01"``
+    network : a network that knows the subject, or the base that the fingerprints were tuned on
+    subject : the subject's name in the network, such as ``"subj01"``, or fingerprints by names of your own
     config : sampling steps
     seed : of the prior's noise; the same for every method, so that methods differ by their brains alone
 
-    Raises UserError where the network lacks a part.
+    Raises UserError where the network lacks a part, or a fingerprint belongs to another base.
     """
 
-    def __init__(self, network: BrainNetwork, subject: str, config: DecodeConfig, seed: int):
+    def __init__(self, network: BrainNetwork, subject: str | Mapping[str, Fingerprint], config: DecodeConfig, seed: int):
         if network.without:
             missing = " and no ".join(network.without)
             raise UserError(f"network: has no {missing}; expected one with every part")
         self.network = network.eval().to(device())
-        self.subject, self.config, self.seed = subject, config, seed
+        self.config, self.seed = config, seed
+        self._one = subject if isinstance(subject, str) else None
+        self._mixed = None if isinstance(subject, str) else MixedNetwork(self.network, subject)
 
-    @torch.no_grad()
-    def predict(self, voxels: np.ndarray, stimulus: np.ndarray) -> Predictions:
-        """Decode trials, averaging the outputs of the trials that show the same image; the prior runs once per image.
+    def predict(self, voxels: np.ndarray, stimulus: np.ndarray, subject: str | None = None) -> Predictions:
+        """Decode one subject's trials, averaging the outputs of trials that show the same image; the prior runs once
+        per image.
 
         Parameters
         ----------
         voxels : betas (n_trials, V), float32
         stimulus : (n_trials,) the image of each trial; pass distinct numbers to decode single trials
+        subject : whose trials; to be named where the decoder has several
+
+        Raises UserError where the number of voxels is wrong, a beta is not finite, or a voxel is the same in all of many
+        trials.
         """
-        images, group = np.unique(stimulus, return_inverse=True)
-        parts = [self.network(chunk.to(device()), self.subject) for chunk in torch.from_numpy(voxels).split(512)]
+        name = self._named(subject)
+        return self.predict_mixed({name: voxels}, {name: stimulus})[name]
 
-        def average(name: str) -> torch.Tensor:
-            values = torch.cat([getattr(part, name).float() for part in parts]).cpu()
-            total = torch.zeros(len(images), *values.shape[1:]).index_add_(0, torch.from_numpy(group), values)
-            return total / torch.from_numpy(np.bincount(group)).view(-1, *[1] * (values.dim() - 1))
+    @torch.no_grad()
+    def predict_mixed(self, voxels: Mapping[str, np.ndarray],
+                      stimulus: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+        """Decode trials of several subjects in one pass through what they share; each as ``predict`` would alone.
 
-        backbone = average("backbone_tokens")
-        return Predictions(images, backbone.numpy(), average("retrieval_tokens").numpy(),
-                           self.image_tokens(backbone).numpy(), average("latents").numpy(), self.text_of(backbone))
+        voxels: subject -> (n, V) · stimulus: subject -> (n,). The same errors as ``predict``.
+        """
+        for name, betas in voxels.items():
+            self._refuse_bad_voxels(name, betas, stimulus[name])
+        parts = [self._outputs({name: torch.from_numpy(betas).to(device()) for name, betas in chunk.items()})
+                 for chunk in _chunks(voxels)]
+        sizes = [len(betas) for betas in voxels.values()]
+        found = {field: torch.cat([getattr(part, field).float() for part in parts]).cpu().split(sizes)
+                 for field in ("backbone_tokens", "retrieval_tokens", "latents")}
+        averaged, images = [], []
+        for k, name in enumerate(voxels):
+            numbers, group = np.unique(stimulus[name], return_inverse=True)
+            images.append(numbers)
+            averaged.append({field: _group_means(values[k], group) for field, values in found.items()})
+        backbone = [means["backbone_tokens"] for means in averaged]
+        noise = torch.cat([self._noise(tokens) for tokens in backbone])
+        sampled = self._sample(torch.cat(backbone), noise).split([len(tokens) for tokens in backbone])
+        return {name: Predictions(images[k], backbone[k].numpy(), averaged[k]["retrieval_tokens"].numpy(),
+                                  sampled[k].numpy(), averaged[k]["latents"].numpy(), self.text_of(backbone[k], name))
+                for k, name in enumerate(voxels)}
 
     def image_tokens(self, backbone_tokens: torch.Tensor) -> torch.Tensor:
         """Image tokens (n, T, D) from the prior, seeded."""
-        source = torch.Generator(device()).manual_seed(derive_seed(self.seed, "prior"))
-        return self.network.prior.sample(backbone_tokens.to(device()), self.config.prior_steps, generator=source,
-                                         start=self.config.prior_start).cpu()
+        return self._sample(backbone_tokens, self._noise(backbone_tokens))
 
     @torch.no_grad()
-    def text_of(self, tokens: torch.Tensor) -> np.ndarray:
+    def text_of(self, tokens: torch.Tensor, subject: str | None = None) -> np.ndarray:
         """Image tokens (n, T, D) -> unit vectors (n, d) in the text tower's space, by the Adaptive Projector.
 
         A brain's text comes from its backbone tokens: trained as the mean of image tokens given the brain, they
         lose less than a sample of the prior.
         """
-        return self.network.projector(tokens.to(device())).float().cpu().numpy()
+        projector = self._network_of(self._named(subject)).projector
+        return projector(tokens.to(device())).float().cpu().numpy()
+
+    def _named(self, subject: str | None) -> str:
+        known = [self._one] if self._mixed is None else list(self._mixed.subjects)
+        if subject is None and len(known) == 1:
+            return known[0]
+        if subject not in known:
+            raise UserError(f"subject: is {subject!r}; expected one of {', '.join(known)}")
+        return subject
+
+    def _network_of(self, subject: str) -> BrainNetwork:
+        return self.network if self._mixed is None else self._mixed.subjects[subject]
+
+    def _outputs(self, voxels: dict[str, torch.Tensor]) -> BrainOutputs:
+        if self._mixed is not None:
+            return self._mixed(voxels)
+        [(name, betas)] = voxels.items()
+        return self.network(betas, name)
+
+    def _noise(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the prior starts from, (n, T, D): for each subject the same, alone or among others."""
+        source = torch.Generator(device()).manual_seed(derive_seed(self.seed, "prior"))
+        return torch.randn(tokens.shape, generator=source, device=device(), dtype=tokens.dtype)
+
+    def _sample(self, tokens: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.network.prior.sample(tokens.to(device()), self.config.prior_steps, start=self.config.prior_start,
+                                         noise=noise).cpu()
+
+    def _refuse_bad_voxels(self, name: str, voxels: np.ndarray, stimulus: np.ndarray) -> None:
+        network = self._network_of(self._named(name))
+        known = name if self._mixed is None else network.fingerprint_subject
+        if known not in network.ridges:
+            raise UserError(f"{name}: the network has no ridge for it; expected one of {', '.join(network.ridges)}")
+        expected = network.ridges[known].in_features
+        if voxels.ndim != 2 or voxels.shape[1] != expected or len(voxels) == 0:
+            raise UserError(f"{name}: voxels has shape {voxels.shape}; expected (trials, {expected})")
+        if stimulus.shape != (len(voxels),):
+            raise UserError(f"{name}: stimulus has shape {stimulus.shape}; expected ({len(voxels)},), one for each trial")
+        whole = np.isfinite(voxels)
+        if not whole.all():
+            trial, voxel = np.argwhere(~whole)[0]
+            raise UserError(f"{name}: voxel {voxel} is {voxels[trial, voxel]} in trial {trial}; expected finite betas")
+        refuse_constant_voxels([voxels], name)
+
+
+def _chunks(voxels: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The joined batch in pieces of at most CHUNK trials, each again by subject."""
+    chunks: list[dict[str, np.ndarray]] = []
+    room = 0
+    for name, betas in voxels.items():
+        start = 0
+        while start < len(betas):
+            if room == 0:
+                chunks.append({})
+                room = CHUNK
+            chunks[-1][name] = betas[start:start + room]
+            start += len(chunks[-1][name])
+            room -= len(chunks[-1][name])
+    return chunks
+
+
+def _group_means(values: torch.Tensor, group: np.ndarray) -> torch.Tensor:
+    """values (n, ...), group (n,) in 0..m - 1 -> mean of each group (m, ...)."""
+    count = np.bincount(group)
+    total = torch.zeros(len(count), *values.shape[1:]).index_add_(0, torch.from_numpy(group), values)
+    return total / torch.from_numpy(count).view(-1, *[1] * (values.dim() - 1))

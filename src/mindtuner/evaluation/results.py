@@ -35,7 +35,7 @@ from mindtuner.evaluation.schema import (
 )
 from mindtuner.evaluation.scoring import DIRECTIONS, MethodScores
 from mindtuner.evaluation.statistics import paired_difference
-from mindtuner.files import atomic_path, read_json, write_json
+from mindtuner.files import atomic_path, read_json, write_json, write_text
 
 DIGITS = 6
 
@@ -154,17 +154,29 @@ def load_run(folder: str | Path) -> Run:
 
 
 def log_to(folder: str | Path) -> Callable[[dict], None]:
-    """A function that appends one entry to ``folder``/log.jsonl, one JSON object a line."""
+    """A function that appends one entry to ``folder``/log.jsonl, one JSON object a line.
+
+    A run that goes on from a checkpoint sends its entries so far again: one that stands there already is not written
+    twice. A last line that a killed process left unfinished is dropped.
+    """
     path = Path(folder) / "log.jsonl"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = before[: before.rfind("\n") + 1]
+    if whole != before:
+        write_text(path, whole)
+    written = set(whole.splitlines(keepends=True))
 
     def append(entry: dict) -> None:
         line = json.dumps(rounded(entry, str(path)), allow_nan=False) + "\n"
+        if line in written:
+            return
         try:
             with path.open("a", encoding="utf-8") as stream:
                 stream.write(line)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected free space"
                             ) from error
+        written.add(line)
 
     return append
 

@@ -1,16 +1,14 @@
-"""Fitting: the objectives, one loop, pretraining, tuning, and networks on disk."""
+"""Fitting: the objectives, one loop, pretraining, tuning, and networks and fingerprints on disk."""
 
 from mindtuner.training.batches import subject_name
-from mindtuner.training.checkpoints import (
-    load_fingerprint,
-    load_network,
-    read_card,
-    save_fingerprint,
-    save_network,
-)
+from mindtuner.training.checkpoints import load_network, read_card, save_network
+from mindtuner.training.fingerprint import Fingerprint, load_fingerprint, read_fingerprint, save_fingerprint
 from mindtuner.training.pretrain import pretrain
+from mindtuner.training.state import remove_checkpoint
 from mindtuner.training.targets import Targets
+from mindtuner.training.tensorboard import tensorboard_to
 from mindtuner.training.tune import METHODS, tune
 
-__all__ = ["METHODS", "Targets", "load_fingerprint", "load_network", "pretrain", "read_card",
-           "save_fingerprint", "save_network", "subject_name", "tune"]
+__all__ = ["METHODS", "Fingerprint", "Targets", "load_fingerprint", "load_network", "pretrain", "read_card",
+           "read_fingerprint", "remove_checkpoint", "save_fingerprint", "save_network", "subject_name",
+           "tensorboard_to", "tune"]

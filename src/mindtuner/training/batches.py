@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from mindtuner.data import Subject, Trials, check_no_leak
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 
+ENOUGH_TRIALS = 8  # to say that a voxel is constant
 IN_MEMORY_BYTES = 2**30  # betas of all training trials together; above this they are read batch by batch
 
 
@@ -23,7 +25,8 @@ def subject_name(number: int) -> str:
 def training_trials(subject: Subject, n_stimuli: int) -> Trials:
     """A subject's training trials.
 
-    Raises UserError where there are none, where one shows a test image, or where a stimulus has no target.
+    Raises UserError where there are none, where one shows a test image, where a stimulus has no target, or where
+    a voxel is the same in all of them.
     """
     trials, name = subject.train, subject_name(subject.number)
     if len(trials) == 0:
@@ -32,7 +35,24 @@ def training_trials(subject: Subject, n_stimuli: int) -> Trials:
     if trials.stimulus.max() >= n_stimuli:
         raise UserError(f"{name}: trials show stimulus {trials.stimulus.max()}, but targets hold {n_stimuli} "
                         "stimuli; expected targets of this dataset")
+    refuse_constant_voxels((subject.betas(rows) for rows in np.array_split(trials.row, 1 + len(trials) // 16)), name)
     return trials
+
+
+def refuse_constant_voxels(blocks: Iterable[np.ndarray], name: str) -> None:
+    """Raise UserError where a voxel is the same in all trials. ``blocks``: betas (n, V), read only until every voxel has
+    changed, which in sound data is soon. NSD keeps betas as whole numbers, so few trials may agree by chance."""
+    first, constant, count = None, None, 0
+    for block in blocks:
+        if first is None:
+            first, constant = block[:1], np.ones(block.shape[1], bool)
+        constant &= (block == first).all(axis=0)
+        count += len(block)
+        if not constant.any():
+            return
+    if count >= ENOUGH_TRIALS:
+        voxel = int(np.argmax(constant))
+        raise UserError(f"{name}: voxel {voxel} is {first[0, voxel]:g} in all {count} trials; expected betas that vary")
 
 
 def split_holdout(trials: dict[str, Trials], share: float,
@@ -81,6 +101,15 @@ class Feed:
         betas = self.subject.betas(self.trials.row[picked]) if self.betas is None else self.betas[picked]
         return torch.from_numpy(betas), self.trials.stimulus[picked]
 
+    def state_dict(self) -> dict:
+        """Where the stream stands, for a checkpoint."""
+        return {"order": json.dumps(self._rng.bit_generator.state), "queue": torch.from_numpy(self._queue.copy())}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where ``state`` stood."""
+        self._rng.bit_generator.state = json.loads(state["order"])
+        self._queue = state["queue"].numpy()
+
     def permute_brains(self, seed: int) -> None:
         """Give every trial another trial's betas: the control that destroys what brain and image share."""
         rng = np.random.default_rng(derive_seed(seed, "shuffled brain"))
@@ -96,15 +125,16 @@ def make_feeds(subjects: dict[str, Subject], trials: dict[str, Trials], seed: in
     return [Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES) for name, subject in subjects.items()]
 
 
-def steps_per_epoch(feeds: list[Feed], batch_per_subject: int) -> int:
-    """Steps until the subject with the most trials has been through all of them; others start over
-    earlier."""
-    return max(1, round(max(len(feed.trials) for feed in feeds) / batch_per_subject))
+def steps_per_epoch(feeds: list[Feed], per_step: int) -> int:
+    """Steps until the subject with the most trials has been through all of them; others start over earlier.
+
+    ``per_step``: trials of a subject in one step."""
+    return max(1, round(max(len(feed.trials) for feed in feeds) / per_step))
 
 
-def batches(feeds: list[Feed], batch_per_subject: int, steps: int) -> Iterator[Batch]:
-    """``steps`` batches."""
-    for _ in range(steps):
+def batches(feeds: list[Feed], batch_per_subject: int, count: int) -> Iterator[Batch]:
+    """``count`` batches."""
+    for _ in range(count):
         drawn = {feed.name: feed.draw(batch_per_subject) for feed in feeds}
         yield Batch({name: betas for name, (betas, _) in drawn.items()},
                     np.concatenate([stimulus for _, stimulus in drawn.values()]))

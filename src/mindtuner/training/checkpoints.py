@@ -1,14 +1,11 @@
-"""Networks and fingerprints on disk: safetensors whose header carries everything needed to build the network
-again."""
+"""Networks on disk: safetensors whose header carries everything needed to build the network again."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import hashlib
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -34,10 +31,10 @@ def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
         "model": dataclasses.asdict(network.config),
         "voxels": {name: ridge.in_features for name, ridge in network.ridges.items()},
         "without": list(network.without),
-        "fingerprint": None if subject is None else _fingerprint_header(network),
+        "fingerprint": None if subject is None else fingerprint_header(network),
         "card": card,
     }
-    _write(path, network.state_dict(), header)
+    write_tensors(path, network.state_dict(), header)
 
 
 def load_network(path: str | Path) -> BrainNetwork:
@@ -45,8 +42,8 @@ def load_network(path: str | Path) -> BrainNetwork:
 
     Raises UserError where the file is missing, truncated, or not a network of this program.
     """
-    header, tensors = _read(path, "network")
-    with _building(path):
+    header, tensors = read_tensors(path, "network")
+    with building(path):
         raw = header["model"]
         config = ModelConfig(**{**raw, "lowlevel_channels": tuple(raw["lowlevel_channels"])})
         tuned = header["fingerprint"]
@@ -59,59 +56,20 @@ def load_network(path: str | Path) -> BrainNetwork:
     return network.eval()
 
 
-def save_fingerprint(path: str | Path, network: BrainNetwork, card: dict) -> None:
-    """Write only what tuning added to the frozen base: ridge, LoRA, Skip-LoRA, new blocks, a tuned projector.
-    A few MB instead of the whole network.
-
-    Raises UserError where the network holds no fingerprint or the file cannot be written.
-    """
-    if network.fingerprint_subject is None:
-        raise UserError(f"{path}: the network holds no fingerprint; expected one tuned on a frozen base")
-    state = network.fingerprint_state()
-    header = {"kind": "fingerprint", "version": mindtuner.__version__, "base": _base_hash(network, state),
-              "fingerprint": _fingerprint_header(network), "card": card}
-    _write(path, state, header)
-
-
-def load_fingerprint(path: str | Path, base: BrainNetwork) -> BrainNetwork:
-    """A copy of ``base`` with the saved fingerprint, in evaluation mode.
-
-    Raises UserError where the file is missing, truncated or no fingerprint, or was tuned on another base
-    (also where tuning changed the base itself, as full fine-tuning does: save the whole network then).
-    """
-    header, tensors = _read(path, "fingerprint")
-    with _building(path):
-        tuned = header["fingerprint"]
-        if header["base"] != _base_hash(base, tensors):
-            raise UserError(f"{path}: belongs to another base; expected the one that {tuned['subject']} was "
-                            "tuned on")
-        network = copy.deepcopy(base)
-        network.add_fingerprint(tuned["subject"], tuned["voxels"], FingerprintConfig(**tuned["config"]))
-        network.load_fingerprint(tensors)
-    return network.eval()
-
-
 def read_card(path: str | Path) -> dict:
     """The card that was saved with a network or a fingerprint. Raises UserError as loading does."""
     return _read_header(path)["card"]
 
 
-def _fingerprint_header(network: BrainNetwork) -> dict:
-    """Subject, voxel count and FingerprintConfig."""
+def fingerprint_header(network: BrainNetwork) -> dict:
+    """Subject, voxel count and FingerprintConfig of a network's fingerprint, as plain values."""
     subject = network.fingerprint_subject
     return {"subject": subject, "voxels": network.ridges[subject].in_features,
             "config": dataclasses.asdict(network.fingerprint_config)}
 
 
-def _base_hash(network: BrainNetwork, fingerprint: Container[str]) -> str:
-    """The same for a base and for the base inside a network tuned on it: the tensors that the fingerprint holds do not
-    count (among them the projector's, where it is tuned), and nor do names, which LoRA changes."""
-    digests = sorted(hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()
-                     for name, tensor in network.state_dict().items() if name not in fingerprint)
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _write(path: str | Path, tensors: dict[str, torch.Tensor], header: dict) -> None:
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict) -> None:
+    """One safetensors file with a JSON header, atomically. Raises UserError where it cannot be written."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as part:
         try:
@@ -134,7 +92,8 @@ def _read_header(path: str | Path) -> dict:
                         "expected a file that mindtuner wrote") from error
 
 
-def _read(path: str | Path, kind: str) -> tuple[dict, dict[str, torch.Tensor]]:
+def read_tensors(path: str | Path, kind: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Header and tensors of a file of this kind. Raises UserError where it is missing, damaged or of another kind."""
     header = _read_header(path)
     if header.get("kind") != kind:
         raise UserError(f"{path}: kind is {header.get('kind')!r}; expected {kind!r}")
@@ -143,7 +102,7 @@ def _read(path: str | Path, kind: str) -> tuple[dict, dict[str, torch.Tensor]]:
 
 
 @contextlib.contextmanager
-def _building(path: str | Path) -> Iterator[None]:
+def building(where: str | Path) -> Iterator[None]:
     """Building a network draws weights that the file then replaces: leave the caller's random stream alone,
     and turn whatever does not fit into one line for the user."""
     random = torch.random.get_rng_state()
@@ -151,7 +110,7 @@ def _building(path: str | Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: does not describe a network of this version ({reason}); expected a file "
+        raise UserError(f"{where}: does not describe a network of this version ({reason}); expected a file "
                         "that this version of mindtuner wrote") from error
     finally:
         torch.random.set_rng_state(random)

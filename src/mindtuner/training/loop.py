@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,16 +15,20 @@ from torch import Tensor, nn
 from mindtuner import runtime
 from mindtuner.config import FitConfig
 from mindtuner.data import Trials
+from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork, BrainOutputs
 from mindtuner.training import objectives
 from mindtuner.training.batches import Batch, Feed, batches, steps_per_epoch
+from mindtuner.training.state import Checkpoint, Progress, RandomStreams, Weights, run_settings
 from mindtuner.training.targets import Targets
+from mindtuner.training.watch import gradient_norms, mean_losses, refuse_broken, validate
 
 Log = Callable[[dict], None]
 
 
 def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitConfig, seed: int, title: str,
-        log: Log | None = None, held_out: dict[str, Trials] | None = None) -> None:
+        log: Log | None = None, held_out: dict[str, Trials] | None = None,
+        checkpoint: str | Path | None = None) -> None:
     """Train, in place, the parameters of ``network`` that require a gradient.
 
         L = prior_weight L_prior + clip_weight L_CLIP + lowlevel_weight (L1 + softcont_weight L_softcont)
@@ -31,52 +36,130 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
 
     (MindTuner paper, training objectives; L_regression, the squared error of the backbone tokens themselves, is
     ours: without it only the prior tells B what to be, which takes far longer than a demo trains.)
-    L_CLIP is BiMixCo for the first ``mixco_share`` of the steps and
-    SoftCLIP afterwards. ``log`` gets one dict per epoch: the mean of each loss under "losses", the learning rate, at the
-    first, middle and last epoch the norm of each weighted loss's gradient under "gradients", and scores under
-    "validation" where trials are ``held_out``. Raises RuntimeError naming step and loss term where a loss is not finite.
+    L_CLIP is BiMixCo for the first ``mixco_share`` of the steps and SoftCLIP afterwards. The network ends with the
+    running average of its weights where ``ema`` asks for one, and at its best epoch where ``patience`` does.
+
+    ``log`` gets one dict per epoch: the mean of each loss under "losses", the learning rate, at the first, middle and
+    last epoch the norm of each weighted loss's gradient under "gradients", and scores under "validation" where trials
+    are ``held_out``.
+
+    ``checkpoint`` is a file, written at the end of every epoch and each ``checkpoint_steps`` steps. The same call goes
+    on from it: it sends ``log`` the records so far again, for the log may have died with the process, and ends with the
+    weights of an unbroken run, to the bit on a CPU with as many threads. The file stays when training is over, since
+    the weights are nowhere else yet: ``remove_checkpoint`` it when they are saved.
+
+    Raises UserError where config, machine and held-out trials do not fit together or the checkpoint is of another run,
+    and RuntimeError naming step, loss term and last good checkpoint where a loss is not finite.
     """
     device = runtime.device()
+    dtype = number_format(config, device)
+    if config.patience and not any(len(trials) for trials in (held_out or {}).values()):
+        raise UserError(f"patience: is {config.patience}, but no training image is held out; expected a holdout above 0")
     network.to(device).train()
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    trained = Weights({name: p for name, p in network.named_parameters() if p.requires_grad})
+    parameters = list(trained.values())
     optimizer = torch.optim.AdamW(parameter_groups(network, config), lr=config.lr, fused=True)
-    per_epoch = steps_per_epoch(feeds, config.batch_per_subject)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    average = trained.clone() if config.ema else Weights()
+    best = trained.clone() if config.patience else Weights()
+    per_epoch = steps_per_epoch(feeds, config.batch_per_subject * config.accumulate)
     steps = max(1, round(config.epochs * per_epoch))
     epochs = math.ceil(steps / per_epoch)
     mixco_steps = round(config.mixco_share * steps)
     mixco_rng, heads_rng = (np.random.default_rng(runtime.derive_seed(seed, use)) for use in ("mixco", "heads"))
-    history: list[dict[str, Tensor]] = []
-    norms: dict[str, float] = {}
-    stream = batches(feeds, config.batch_per_subject, steps)
-    start = time.perf_counter()
-    for step, batch in enumerate(runtime.progress(stream, title, total=steps, unit="step")):
+    now = Progress(dtype=str(dtype).removeprefix("torch."))
+    state = Checkpoint(checkpoint, lambda: run_settings(network, feeds, targets, config, seed, title, held_out), {
+        "progress": now, "weights": trained, "optimizer": optimizer, "scaler": scaler, "average": average, "best": best,
+        "random": RandomStreams(device, mixco=mixco_rng, heads=heads_rng), **{feed.name: feed for feed in feeds}})
+    if state.restore(now):
+        dtype = getattr(torch, now.dtype)  # what is fastest may have been measured otherwise this time
+        for record in now.records if log is not None else ():
+            log(record)
+    start = time.perf_counter() - now.seconds
+    stopped_early = 0 < config.patience <= now.waited
+    for step in runtime.progress(range(now.step, now.step if stopped_early else steps), title, unit="step"):
         epoch = step // per_epoch
-        mixing = Mixing(batch, mixco_rng, device) if step < mixco_steps else None
-        whole = np.arange(len(batch.stimulus)) if mixing is None else mixing.whole
-        heads = heads_rng.permutation(whole)[:config.head_trials]
         tau = objectives.soft_clip_tau((step - mixco_steps) / max(1, steps - mixco_steps - 1))
-        losses = compute_losses(network, batch, targets, mixing, whole, heads, tau, device)
-        weighted = {name: loss_weight(config, name) * loss for name, loss in losses.items()}
-        if step == epoch * per_epoch and log is not None and epoch in (0, epochs // 2, epochs - 1):
-            norms = gradient_norms(weighted, parameters)
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(weighted.values())).sum().backward()
-        nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        for batch in batches(feeds, config.batch_per_subject, config.accumulate):
+            mixing = Mixing(batch, mixco_rng, device) if step < mixco_steps else None
+            whole = np.arange(len(batch.stimulus)) if mixing is None else mixing.whole
+            heads = heads_rng.permutation(whole)[:config.head_trials]
+            losses = compute_losses(network, batch, targets, mixing, whole, heads, tau, device, dtype)
+            weighted = {name: loss_weight(config, name) * loss for name, loss in losses.items()}
+            if not now.losses and log is not None and epoch in (0, epochs // 2, epochs - 1):
+                now.norms = gradient_norms(weighted, parameters, scaler.get_scale())
+            scaler.scale(torch.stack(list(weighted.values())).sum() / config.accumulate).backward()
+            now.losses.append({name: loss.detach() for name, loss in losses.items()})
         lr = one_cycle(step, steps, config.lr, config.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        history.append({name: loss.detach() for name, loss in losses.items()})
-        if (step + 1) % per_epoch == 0 or step + 1 == steps:
-            record = {"stage": title, "epoch": epoch + 1, "step": step + 1, "lr": lr,
-                      "seconds": time.perf_counter() - start, "gradients": norms,
-                      "losses": mean_losses(history, step + 1 - len(history), title)}
-            if held_out:
-                record["validation"] = validate(network, feeds, held_out, targets, device)
-            history, norms = [], {}
-            if log is not None:
-                log(record)
+        now.gradients.append(take_step(optimizer, scaler, parameters, lr, config.grad_clip))
+        if average:  # which starts faster than it goes on
+            torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters],
+                                 1 - min(config.ema, (1 + step) / (10 + step)))
+        now.step, now.seconds = step + 1, time.perf_counter() - start
+        epoch_is_over = now.step % per_epoch == 0 or now.step == steps
+        if not epoch_is_over:
+            if state.path is not None and now.step % config.checkpoint_steps == 0:
+                refuse_broken(now, config.accumulate, title, state.last_good)
+                state.save(now)
+            continue
+        refuse_broken(now, config.accumulate, title, state.last_good)
+        record = {"stage": title, "epoch": epoch + 1, "step": now.step, "lr": lr, "seconds": now.seconds,
+                  "gradients": now.norms, "losses": mean_losses(now.losses)}
+        if held_out:
+            with exchanged(trained, average):
+                record["validation"] = validate(network, feeds, held_out, targets, device, dtype)
+        if config.patience and record["validation"]["top1"] > now.best:
+            now.best, now.waited = record["validation"]["top1"], 0
+            best.load_state_dict(average or trained)
+        else:
+            now.waited += 1
+        now.records.append(record)
+        now.losses, now.gradients, now.norms = [], [], {}
+        state.save(now)
+        if log is not None:
+            log(record)
+        if 0 < config.patience <= now.waited:
+            break
+    trained.load_state_dict(best or average or trained)
     network.eval()
+
+
+def number_format(config: FitConfig, device: torch.device) -> torch.dtype:
+    """The dtype of the products. Raises UserError where ``device`` cannot train in it."""
+    if config.dtype == "float16" and device.type == "cpu":
+        raise UserError("dtype: float16 trains on a GPU only; expected float32, bfloat16 or auto on this machine")
+    return runtime.fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
+
+
+def take_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, parameters: list[nn.Parameter], lr: float,
+              clip: float) -> Tensor:
+    """Step along the gradients that lie in ``parameters``, clipped to the norm ``clip``; returns the norm they had.
+
+    In float16 a norm that is not finite means that the scaler leaves this step out and scales the next one lower; that
+    is how it finds its scale, so the norm is given as 0.
+    """
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, clip).detach()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    scaler.step(optimizer)
+    scaler.update()
+    return norm.nan_to_num(0.0, 0.0, 0.0) if scaler.is_enabled() else norm
+
+
+@contextlib.contextmanager
+def exchanged(weights: Weights, others: Weights) -> Iterator[None]:
+    """Inside the block ``weights`` hold the values of ``others``; where there are none, their own."""
+    if not others:
+        yield
+        return
+    own = weights.clone()
+    weights.load_state_dict(others)
+    try:
+        yield
+    finally:
+        weights.load_state_dict(own)
 
 
 class Mixing:
@@ -100,11 +183,12 @@ class Mixing:
 
 
 def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing: Mixing | None,
-                   whole: np.ndarray, heads: np.ndarray, tau: float, device: torch.device) -> dict[str, Tensor]:
+                   whole: np.ndarray, heads: np.ndarray, tau: float, device: torch.device,
+                   dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The unweighted loss terms of one batch (scalars).
 
     ``whole``: positions of the trials that are not mixed; ``heads``: those of them that train the prior and the
-    low-level module.
+    low-level module. ``dtype``: of the products, measured when not given.
 
     Neither holds mixed trials, which take part in BiMixCo and L_skip only. A mixture of two brains has no
     image of its own, so asking those heads for the first one's image would be wrong, and the mean of two
@@ -112,9 +196,9 @@ def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing
     """
     rows = torch.from_numpy(heads).to(device)
     tokens = targets.rows("tokens", batch.stimulus).to(device)
-    with runtime.autocast(), only_rows(network.lowlevel, rows):
+    with runtime.autocast(dtype), only_rows(network.lowlevel, rows):
         outputs = forward(network, batch.voxels, device)
-    with runtime.autocast():
+    with runtime.autocast(dtype):
         prior = network.prior.loss(outputs.backbone_tokens[rows], tokens[rows])
     if mixing is None:
         clip = objectives.soft_clip(outputs.retrieval_tokens, tokens, tau)
@@ -180,58 +264,3 @@ def one_cycle(step: int, steps: int, lr: float, warmup: float) -> float:
         return lr + (start - lr) * (1 + math.cos(math.pi * step / peak)) / 2
     share = (step - peak) / max(1, last - peak)
     return end + (lr - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-def gradient_norms(weighted: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, float]:
-    """L2 norm of each weighted loss's gradient: which term drives training."""
-    norms = {}
-    for name, loss in weighted.items():
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        norms[name] = torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
-    return norms
-
-
-def mean_losses(history: list[dict[str, Tensor]], first_step: int, title: str) -> dict[str, float]:
-    """Means over an epoch. Losses are looked at once an epoch, so that no step waits for an accelerator."""
-    means = {}
-    for name in history[0]:
-        values = torch.stack([losses[name] for losses in history]).cpu()
-        if not values.isfinite().all():
-            step = first_step + int((~values.isfinite()).nonzero()[0])
-            raise RuntimeError(f"{title}: loss term {name!r} is not finite at step {step}; lower the "
-                               "learning rate or look for extreme values in betas and targets")
-        means[name] = values.mean().item()
-    return means
-
-
-@torch.no_grad()
-def validate(network: BrainNetwork, feeds: list[Feed], held_out: dict[str, Trials], targets: Targets,
-             device: torch.device, chunk: int = 256) -> dict[str, float]:
-    """Held-out training trials: top-1 retrieval of the image among the held-out images of that subject, its
-    chance, and L1 of the latents, each the mean over subjects."""
-    network.eval()
-    top1, chance, l1 = [], [], []
-    for feed in feeds:
-        trials = held_out[feed.name]
-        images, own = np.unique(trials.stimulus, return_inverse=True)
-        if len(images) == 0:
-            continue
-        candidates = nn.functional.normalize(targets.rows("tokens", images).flatten(1), dim=1)
-        right, error = 0, 0.0
-        for start in range(0, len(trials), chunk):
-            part = slice(start, start + chunk)
-            voxels = torch.from_numpy(feed.subject.betas(trials.row[part])).to(device)
-            with runtime.autocast():
-                outputs = network(voxels, feed.name)
-            scores = outputs.retrieval_tokens.flatten(1).float().cpu() @ candidates.T
-            right += int((scores.argmax(1).numpy() == own[part]).sum())
-            truth = targets.rows("latents", trials.stimulus[part])
-            error += (outputs.latents.float().cpu() - truth).abs().mean((1, 2, 3)).sum().item()
-        top1.append(right / len(trials))
-        chance.append(1 / len(images))
-        l1.append(error / len(trials))
-    network.train()
-    if not top1:
-        return {}
-    return {"top1": float(np.mean(top1)), "chance": float(np.mean(chance)),
-            "lowlevel": float(np.mean(l1))}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,20 +15,23 @@ from mindtuner.config import PivotConfig
 from mindtuner.errors import UserError
 from mindtuner.training.loop import Log, one_cycle
 from mindtuner.training.objectives import image_to_text
+from mindtuner.training.state import Checkpoint, Progress, RandomStreams, Weights, digest
 from mindtuner.training.targets import Targets
 
 WARMUP = 0.05
 
 
 def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, config: PivotConfig, seed: int,
-                log: Log | None = None) -> None:
+                log: Log | None = None, checkpoint: str | Path | None = None) -> None:
     """Train ``projector`` (n, T, D) -> (n, d) in place on (image tokens, caption embedding) pairs (MindTuner
     paper, Pivot).
 
     ``stimuli``: ids of training stimuli; those without a caption are left out. The loss is InfoNCE from image
     to text only: brains will be asked for texts and never the reverse, and that direction's softmax is the
     one that keeps a text from being everybody's nearest. Images with the same caption count as equally right.
-    Raises UserError where no stimulus has a caption, RuntimeError where the loss is not finite.
+    ``checkpoint``: as for ``fit``, written at the end of every epoch.
+    Raises UserError where no stimulus has a caption or the checkpoint is of another run, RuntimeError where the loss
+    is not finite.
     """
     stimuli = np.unique(stimuli)
     stimuli = stimuli[np.abs(targets.text[stimuli]).sum(1) > 0]
@@ -41,9 +46,18 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
     rng = np.random.default_rng(runtime.derive_seed(seed, "pivot"))
     per_epoch = max(1, round(len(stimuli) / config.batch))
     steps = max(1, round(config.epochs * per_epoch))
+    now = Progress()
+    state = Checkpoint(checkpoint, lambda: {
+        **dataclasses.asdict(config), "seed": seed, "starting weights": digest(parameters),
+        "captions": digest([stimuli, targets.rows("text", stimuli)])}, {
+        "progress": now, "weights": Weights(projector.named_parameters()), "optimizer": optimizer,
+        "random": RandomStreams(device, order=rng)})
+    if state.restore(now):
+        for record in now.records if log is not None else ():
+            log(record)
     losses: list[torch.Tensor] = []
-    start = time.perf_counter()
-    for step in runtime.progress(range(steps), "pivot", total=steps, unit="step"):
+    start = time.perf_counter() - now.seconds
+    for step in runtime.progress(range(now.step, steps), "pivot", unit="step"):
         if step % per_epoch == 0:
             parts = np.array_split(rng.permutation(stimuli), per_epoch)
         ids = parts[step % per_epoch]
@@ -58,9 +72,13 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
         if (step + 1) % per_epoch == 0 or step + 1 == steps:
             mean = torch.stack(losses).mean().item()
             if not np.isfinite(mean):
-                raise RuntimeError(f"pivot: loss is not finite by step {step}; lower the learning rate")
-            if log is not None:
-                log({"stage": "pivot", "epoch": step // per_epoch + 1, "step": step + 1,
-                     "seconds": time.perf_counter() - start, "losses": {"pivot": mean}})
+                raise RuntimeError(f"pivot: loss is not finite by step {step}; last good checkpoint: {state.last_good}; "
+                                   "lower the learning rate")
+            now.step, now.seconds = step + 1, time.perf_counter() - start
+            now.records.append({"stage": "pivot", "epoch": step // per_epoch + 1, "step": step + 1,
+                                "seconds": now.seconds, "losses": {"pivot": mean}})
             losses = []
+            state.save(now)
+            if log is not None:
+                log(now.records[-1])
     projector.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from mindtuner.config import Config
@@ -13,17 +15,22 @@ from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.loop import Log, fit
 from mindtuner.training.pivot import train_pivot
+from mindtuner.training.state import pivot_checkpoint
 from mindtuner.training.targets import Targets
 
 
 def pretrain(dataset: Dataset, targets: Targets, config: Config, seed: int, log: Log | None = None,
-             holdout: float = 0.0, prior: DiffusionPrior | None = None) -> BrainNetwork:
+             holdout: float = 0.0, prior: DiffusionPrior | None = None,
+             checkpoint: str | Path | None = None) -> BrainNetwork:
     """Train a network on every subject of ``dataset`` and the projector on their training images.
 
     The caller leaves the target subject out (``dataset.without(subject=1)``). ``holdout``: share of the
-    training images kept for validation scores in the log. ``prior``: what the network's prior starts from. The same seed
-    gives the same weights on the same machine. Raises UserError where a training trial shows a test image, or targets
-    and config do not fit.
+    training images kept for validation scores in the log. ``prior``: what the network's prior starts from.
+    ``checkpoint``: a file from which the same call goes on after it was stopped (see ``fit``); give it to
+    ``remove_checkpoint`` when the network is saved. The same seed gives the same weights on the same machine.
+
+    Raises UserError where a training trial shows a test image, targets and config do not fit, or the checkpoint is of
+    another run.
     """
     if not dataset.subjects:
         raise UserError("dataset: holds no subject; expected at least one to pretrain on")
@@ -36,9 +43,10 @@ def pretrain(dataset: Dataset, targets: Targets, config: Config, seed: int, log:
     if prior is not None:
         network.prior.load_state_dict(prior.state_dict())
     seen = np.concatenate([t.stimulus for t in trials.values()])
-    train_pivot(network.projector, targets, seen, config.pivot, seed, log)
+    train_pivot(network.projector, targets, seen, config.pivot, seed, log,
+                None if checkpoint is None else pivot_checkpoint(checkpoint))
     # Brains never move the projector: it stays what images and captions made it.
     network.projector.requires_grad_(False)
     feeds = make_feeds(subjects, trials, seed)
-    fit(network, feeds, targets, config.pretrain, seed, "pretrain", log, held_out)
+    fit(network, feeds, targets, config.pretrain, seed, "pretrain", log, held_out, checkpoint)
     return network

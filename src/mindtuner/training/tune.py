@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 from mindtuner.config import Config, FingerprintConfig
 from mindtuner.data import Subject
@@ -13,6 +14,7 @@ from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.loop import Log, fit
 from mindtuner.training.pivot import train_pivot
+from mindtuner.training.state import pivot_checkpoint
 from mindtuner.training.targets import Targets
 
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
@@ -21,23 +23,25 @@ RIDGE_ALONE = FingerprintConfig(lora=False, skip=False)
 
 def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config, seed: int,
          method: str = "mindtuner", log: Log | None = None, holdout: float = 0.0,
-         prior: DiffusionPrior | None = None) -> BrainNetwork:
+         prior: DiffusionPrior | None = None, checkpoint: str | Path | None = None) -> BrainNetwork:
     """Fit a new subject on a copy of ``base``, which itself is never changed.
 
     ``subject`` is already cut to the sessions that count (``subject.sessions(1)``). ``method``:
 
-    - ``mindtuner``: new ridge and the fingerprint that ``config.fingerprint`` asks for; everything else, the
-      prior too, is frozen (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the
-      prior. With ``tune_projector`` the projector first trains on, on images and captions of the subject's trials.
+    - ``mindtuner``: new ridge and the fingerprint that ``config.fingerprint`` asks for; everything else, the prior
+      too, is frozen (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the prior.
+      With ``tune_projector`` the projector first trains on, on images and captions of the subject's trials.
     - ``ridge_only``: new ridge on the frozen base.
     - ``full_finetune``: new ridge, and everything but the projector trains on from the base.
-    - ``from_scratch``: the same architecture with fresh weights; the projector, which needs no brain, is the
-    base's, and the prior starts from ``prior`` where pretraining did.
-    - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at
-    chance.
+    - ``from_scratch``: the same architecture with fresh weights; the projector, which needs no brain, is the base's,
+      and the prior starts from ``prior`` where pretraining did.
+    - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at chance.
+
+    ``checkpoint``: a file from which the same call goes on after it was stopped (see ``fit``), another one for each
+    method; give it to ``remove_checkpoint`` when the network is saved.
 
     Raises UserError where the method is unknown, the base already knows the subject, a training trial shows a
-    test image, or targets and config do not fit.
+    test image, targets and config do not fit, or the checkpoint is of another run.
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} is unknown; expected one of {', '.join(METHODS)}")
@@ -47,11 +51,12 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
     seed_everything(derive_seed(seed, "tune"))
     network = _start(base, name, subject.n_voxels, config, method, prior)
     if network.projector.matrix.weight.requires_grad:
-        train_pivot(network.projector, targets, trials[name].stimulus, config.pivot, seed, log)
+        train_pivot(network.projector, targets, trials[name].stimulus, config.pivot, seed, log,
+                    None if checkpoint is None else pivot_checkpoint(checkpoint))
     feeds = make_feeds({name: subject}, trials, seed)
     if method == "shuffled_brain":
         feeds[0].permute_brains(seed)
-    fit(network, feeds, targets, config.tune, seed, method, log, held_out)
+    fit(network, feeds, targets, config.tune, seed, method, log, held_out, checkpoint)
     return network
 
 
