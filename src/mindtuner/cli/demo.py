@@ -80,9 +80,9 @@ def _stimuli_note(options: argparse.Namespace) -> str:
 def _claim(out: Path, settings: str, force: bool) -> None:
     """Make ``out`` this run's: empty but for ``settings`` in config.yaml, or what the same run left when it was stopped.
 
-    Of a stopped run the dataset and the pretrained base are kept, where they are whole.
+    Of a stopped run the dataset is kept, where it is whole, and what pretraining had done.
     """
-    from mindtuner.evaluation.results import load_log
+    from mindtuner.evaluation.results import load_log, log_to
     from mindtuner.files import claim_folder, write_text
 
     path = out / "config.yaml"
@@ -94,10 +94,11 @@ def _claim(out: Path, settings: str, force: bool) -> None:
     print(f"{out}: going on where this run was stopped", flush=True)
     if not _dataset_is_whole(out / "data"):
         shutil.rmtree(out / "data", ignore_errors=True)
-    pretraining = []
-    if (out / "log.jsonl").exists() and (out / "base.safetensors").exists():
-        pretraining = [entry for entry in load_log(out) if entry["stage"] in ("pivot", "pretrain")]
-    write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in pretraining))
+    log_to(out)  # drops a line that a killed process left unfinished
+    # Until the base is there, pretraining logs again what it had done.
+    kept = load_log(out) if (out / "base.safetensors").exists() else []
+    write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept
+                                          if entry["stage"] in ("pivot", "pretrain")))
 
 
 def _dataset_is_whole(data: Path) -> bool:
@@ -122,7 +123,16 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     from mindtuner.evaluation.report import write_report
     from mindtuner.evaluation.results import build_results, log_to, save_run
     from mindtuner.files import atomic_path
-    from mindtuner.training import METHODS, Targets, load_network, pretrain, save_fingerprint, save_network, tune
+    from mindtuner.training import (
+        METHODS,
+        Targets,
+        load_network,
+        pretrain,
+        remove_checkpoint,
+        save_fingerprint,
+        save_network,
+        tune,
+    )
 
     generator = CompactGenerator(config.decode, config.seed, options.generator)
     prior = starting_prior(config.model, options.generator)
@@ -141,8 +151,10 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
         targets = Targets(**{name: caches[name] for name in (f.name for f in dataclasses.fields(Targets))})
     with watch.stage("pretrain"):
         if not (out / "base.safetensors").exists():
-            base = pretrain(dataset.without(subject=config.target_subject), targets, config, config.seed, log, prior=prior)
+            base = pretrain(dataset.without(subject=config.target_subject), targets, config, config.seed, log, prior=prior,
+                            checkpoint=out / "pretrain.checkpoint")
             save_network(out / "base.safetensors", base, {"seed": config.seed, "simulated": True})
+        remove_checkpoint(out / "pretrain.checkpoint")
         base = load_network(out / "base.safetensors")
     subject = dataset.subject(config.target_subject)
     with watch.stage("tune"):
