@@ -13,7 +13,8 @@ from mindtuner.config import FingerprintConfig, ModelConfig
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.model.lora import LoRALinear, merge_lora
-from mindtuner.training import load_fingerprint, load_network, save_fingerprint, save_network
+from mindtuner.training import load_network, save_network
+from mindtuner.training.fingerprint import Fingerprint
 from mindtuner.training.objectives import l_skip, soft_clip
 
 RESIDUAL = ModelConfig(hidden=12, blocks=2, tokens=3, width=8, text_width=5, backbone_dropout=0.15, prior_depth=1,
@@ -196,17 +197,16 @@ def test_l_skip_stays_finite_through_a_hundred_steps_of_training(model):
 # ---- on disk
 
 @both
-def test_every_part_of_a_fingerprint_survives_the_disk(model, tmp_path):
+def test_every_part_of_a_fingerprint_survives(model, tmp_path):
+    """A whole network on disk; and a fingerprint taken off, and put on the base again."""
     base, tuned, voxels = new_base(model), new_tuned(model, awake=True), torch.randn(3, 7)
     save_network(tmp_path / "tuned", tuned, {})
-    save_fingerprint(tmp_path / "print", tuned, {})
-    assert {name.split(".")[0] for name in load_file(tmp_path / "print")} >= {"ridges", "new_blocks", "skips", "projector"}
-    for loaded in (load_network(tmp_path / "tuned"), load_fingerprint(tmp_path / "print", base)):
+    fingerprint = Fingerprint.of(tuned)
+    assert {name.split(".")[0] for name in fingerprint.tensors} >= {"ridges", "new_blocks", "skips", "projector"}
+    for loaded in (load_network(tmp_path / "tuned"), fingerprint.on(base)):
         assert loaded.fingerprint_config == ALL and loaded.config == model
         assert all(torch.equal(a, b) for a, b in zip(outputs(loaded, voxels), outputs(tuned, voxels), strict=True))
         assert torch.equal(loaded.projector.matrix.weight, tuned.projector.matrix.weight)
-    with pytest.raises(UserError, match="belongs to another base"):
-        load_fingerprint(tmp_path / "print", new_base(model, seed=1))
 
 
 def test_files_from_before_there_was_a_choice_of_backbone_are_residual(tmp_path):

@@ -204,7 +204,7 @@ def test_new_blocks_and_the_projector_train_where_the_config_says_so(quick, tmp_
     assert state["new_blocks.0.mlp.3.weight"].any() and state["new_blocks.0.mlp.0.weight"].any()
     assert not torch.equal(state["projector.matrix.weight"], base.projector.matrix.weight)
     assert [record["stage"] for record in records] == ["pivot", "mindtuner"]
-    save_fingerprint(tmp_path / "print", tuned, {})
+    save_fingerprint(tmp_path / "print", tuned, dataset.subject(1), config)
     voxels = torch.from_numpy(dataset.subject(1).betas(np.arange(5)))
     again = load_fingerprint(tmp_path / "print", base)
     assert torch.equal(outputs(again, voxels, "subj01"), outputs(tuned, voxels, "subj01"))
