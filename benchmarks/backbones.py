@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--config", default="demo")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0, 0.5, 1, 2])
     parser.add_argument("--seed", type=int, default=0, help="seed of simulation and pretraining")
-    parser.add_argument("--tuning-seeds", type=int, default=5)
+    parser.add_argument("--tuning-seeds", type=int, default=5, help="at least 2, to measure their spread")
     options = parser.parse_args()
     done = read(options.out / "runs.jsonl")
     for strength in options.strengths:

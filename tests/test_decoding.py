@@ -52,9 +52,12 @@ def test_the_prior_runs_on_averaged_backbone_tokens_with_its_own_seed(decoder, t
         each = decoder.network(torch.from_numpy(voxels), "subj01").backbone_tokens
     mean = torch.stack([each[torch.from_numpy(stimulus == image)].mean(0) for image in found.images])
     torch.manual_seed(123)  # the global stream has no say
-    np.testing.assert_allclose(found.prior_tokens, decoder.image_tokens(mean).numpy(), atol=1e-4)
-    other = Decoder(decoder.network, "subj01", CONFIG, seed=4).predict(voxels, stimulus)
-    assert np.abs(other.prior_tokens - found.prior_tokens).max() > 1e-3
+    np.testing.assert_allclose(found.backbone_tokens, mean, atol=1e-5)
+    tokens = decoder.image_tokens(found.backbone_tokens)
+    np.testing.assert_array_equal(tokens, decoder.image_tokens(found.backbone_tokens))
+    again = Decoder(decoder.network, "subj01", CONFIG, seed=4)
+    other = again.predict(voxels, stimulus)
+    assert np.abs(again.image_tokens(other.backbone_tokens) - tokens).max() > 1e-3
     np.testing.assert_allclose(other.retrieval_tokens, found.retrieval_tokens, atol=1e-6)
 
 
@@ -71,7 +74,7 @@ def test_the_order_of_trials_does_not_matter_and_decoding_is_in_evaluation_mode(
     decoder = Decoder(decoder.network, "subj01", CONFIG, seed=3)  # puts it back
     one, order = decoder.predict(voxels, stimulus), np.array([3, 6, 0, 5, 2, 4, 1])
     other = decoder.predict(voxels[order], stimulus[order])
-    for field in ("images", "retrieval_tokens", "prior_tokens", "latents", "text"):
+    for field in ("images", "retrieval_tokens", "backbone_tokens", "latents", "text"):
         np.testing.assert_allclose(getattr(one, field), getattr(other, field), atol=1e-4)
 
 

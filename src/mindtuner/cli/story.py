@@ -54,7 +54,8 @@ class TestSet:
 
 def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet, caches: dict[str, np.ndarray],
                config: Config) -> dict[str, dict]:
-    """For each method: ``predictions`` of all test images, and ``single_trials`` for those that read a brain."""
+    """For each method: ``predictions`` of all test images, ``image_tokens`` of those to be painted, and
+    ``single_trials`` of methods that read a brain."""
     name = subject_name(test.subject.number)
     voxels = test.subject.betas(test.trials.row)
     every: dict[str, dict] = {}
@@ -64,16 +65,18 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
         single = decoder.predict(voxels[rows], test.trials.stimulus[rows])
         every[method] = {"predictions": decoder.predict(voxels, test.trials.stimulus),
                          "single_trials": [{"retrieval_tokens": single.retrieval_tokens, "text": single.text}]}
+        every[method]["image_tokens"] = decoder.image_tokens(every[method]["predictions"].backbone_tokens[test.shown])
     tokens, text = caches["tokens"], caches["text"]
     training = np.asarray(tokens[test.training])
     found = test.training[nearest_training_image(every["mindtuner"]["predictions"].backbone_tokens, training)]
     nearest, latents = np.asarray(tokens[found]), np.asarray(caches["latents"][found])
     every["nearest_training_image"] = {
-        "predictions": Predictions(test.images, nearest, nearest, nearest, latents, np.asarray(text[found])), "found": found}
+        "predictions": Predictions(test.images, nearest, nearest, latents, np.asarray(text[found])), "found": found}
     mean = mean_token(training, len(test.images))
     projected = Decoder(base, name, config.decode, config.seed).text_of(torch.from_numpy(mean))
     every["prior_only"] = {
-        "predictions": Predictions(test.images, mean, mean, mean, np.zeros_like(latents), projected)}
+        "predictions": Predictions(test.images, mean, mean, np.zeros_like(latents), projected),
+        "image_tokens": mean[test.shown]}
     return every
 
 
@@ -99,7 +102,7 @@ def paint_all(decoded: dict[str, dict], generator: CompactGenerator, bank: TextB
             painted[method] = {"stages": {"reconstructed": pictures}}
             continue
         p = entry["predictions"]
-        tokens = p.prior_tokens[test.shown]
+        tokens = entry["image_tokens"]
         caption = bank.nearest(p.text[test.shown])
         latents = generator.generate(tokens, images, f"paint {method}")
         corrected = generator.correct(latents, tokens, bank.embeddings[caption], images, f"correct {method}")

@@ -23,14 +23,13 @@ CHUNK = 512  # trials that go through the network together
 class Predictions:
     """What a brain says of n images; row k belongs to ``images[k]``.
 
-    images (n,) stimulus ids, ascending · backbone_tokens B, retrieval_tokens C and prior_tokens (n, T, D) ·
+    images (n,) stimulus ids, ascending · backbone_tokens B and retrieval_tokens C (n, T, D) ·
     latents (n, 8, 16, 16) of the low-level submodule · text (n, d) unit vectors in the text tower's space
     """
 
     images: np.ndarray
     backbone_tokens: np.ndarray
     retrieval_tokens: np.ndarray
-    prior_tokens: np.ndarray
     latents: np.ndarray
     text: np.ndarray
 
@@ -58,8 +57,8 @@ class Decoder:
         self._mixed = None if isinstance(subject, str) else MixedNetwork(self.network, subject)
 
     def predict(self, voxels: np.ndarray, stimulus: np.ndarray, subject: str | None = None) -> Predictions:
-        """Decode one subject's trials, averaging the outputs of trials that show the same image; the prior runs once
-        per image.
+        """Decode one subject's trials, averaging the outputs of trials that show the same image. For pictures, give the
+        averaged backbone tokens to ``image_tokens``: so the prior runs once an image, and only for those to be painted.
 
         Parameters
         ----------
@@ -92,16 +91,17 @@ class Decoder:
             numbers, group = np.unique(stimulus[name], return_inverse=True)
             images.append(numbers)
             averaged.append({field: _group_means(values[k], group) for field, values in found.items()})
-        backbone = [means["backbone_tokens"] for means in averaged]
-        noise = torch.cat([self._noise(tokens) for tokens in backbone])
-        sampled = self._sample(torch.cat(backbone), noise).split([len(tokens) for tokens in backbone])
-        return {name: Predictions(images[k], backbone[k].numpy(), averaged[k]["retrieval_tokens"].numpy(),
-                                  sampled[k].numpy(), averaged[k]["latents"].numpy(), self.text_of(backbone[k], name))
-                for k, name in enumerate(voxels)}
+        return {name: Predictions(shown, means["backbone_tokens"].numpy(), means["retrieval_tokens"].numpy(),
+                                  means["latents"].numpy(), self.text_of(means["backbone_tokens"], name))
+                for name, shown, means in zip(voxels, images, averaged, strict=True)}
 
-    def image_tokens(self, backbone_tokens: torch.Tensor) -> torch.Tensor:
-        """Image tokens (n, T, D) from the prior, seeded."""
-        return self._sample(backbone_tokens, self._noise(backbone_tokens))
+    def image_tokens(self, backbone_tokens: np.ndarray) -> np.ndarray:
+        """Backbone tokens (n, T, D) -> image tokens (n, T, D): a sample of the prior, seeded. All subjects share the
+        prior, so their tokens can be joined."""
+        tokens = torch.as_tensor(backbone_tokens, dtype=torch.float32, device=device())
+        source = torch.Generator(device()).manual_seed(derive_seed(self.seed, "prior"))
+        return self.network.prior.sample(tokens, self.config.prior_steps, generator=source,
+                                         start=self.config.prior_start).cpu().numpy()
 
     @torch.no_grad()
     def text_of(self, tokens: torch.Tensor, subject: str | None = None) -> np.ndarray:
@@ -129,15 +129,6 @@ class Decoder:
             return self._mixed(voxels)
         [(name, betas)] = voxels.items()
         return self.network(betas, name)
-
-    def _noise(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What the prior starts from, (n, T, D): for each subject the same, alone or among others."""
-        source = torch.Generator(device()).manual_seed(derive_seed(self.seed, "prior"))
-        return torch.randn(tokens.shape, generator=source, device=device(), dtype=tokens.dtype)
-
-    def _sample(self, tokens: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return self.network.prior.sample(tokens.to(device()), self.config.prior_steps, start=self.config.prior_start,
-                                         noise=noise).cpu()
 
     def _refuse_bad_voxels(self, name: str, voxels: np.ndarray, stimulus: np.ndarray) -> None:
         network = self._network_of(self._named(name))

@@ -84,14 +84,12 @@ class DiffusionPrior(nn.Module):
         guidance: float = 1.0,
         generator: torch.Generator | None = None,
         start: float = 1.0,
-        noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Image tokens (n, T, D) for backbone tokens (n, T, D), by DDIM from pure noise at the last timestep.
 
         With ``start`` below 1 the backbone tokens themselves are noised part of the way, and only that last share of the
         ``steps`` runs: where backbone tokens are trained to be image tokens, the prior then refines them.
 
-        ``noise`` (n, T, D): the first draw, where the caller has made it.
         ``eta`` 0 is deterministic after the first draw, 1 as noisy as DDPM. ``guidance`` g gives
         ``null + g (prediction - null)``, the null branch with both conditions replaced; at 1 it is not computed.
         Call it in evaluation mode. Raises ValueError where ``steps`` does not divide 100.
@@ -101,10 +99,8 @@ class DiffusionPrior(nn.Module):
         schedule = new_schedule()
         schedule.set_timesteps(steps)
         every = torch.ones(len(brain_tokens), dtype=torch.bool, device=brain_tokens.device)
-        x = noise
-        if x is None:
-            shape, device, dtype = brain_tokens.shape, brain_tokens.device, brain_tokens.dtype
-            x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        shape, device, dtype = brain_tokens.shape, brain_tokens.device, brain_tokens.dtype
+        x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         times = schedule.timesteps[-max(1, round(start * steps)) :]
         if start < 1:
             x = schedule.add_noise(brain_tokens, x, times[:1].expand(len(x)))
