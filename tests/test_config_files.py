@@ -46,7 +46,7 @@ def test_paper_size_is_the_papers():
         weights = (phase.prior_weight, phase.clip_weight, phase.lowlevel_weight, phase.softcont_weight, phase.skip_weight)
         assert weights == (30, 1, 0.5, 0.1, 1.5) and phase.regression_weight == 0
     assert found.pivot.temperature == 0.006
-    assert (found.decode.prior_steps, found.decode.prior_start, found.decode.guidance) == (20, 1.0, 5.0)
+    assert (found.decode.prior_steps, found.decode.guidance) == (20, 5.0)
     assert round(25 * found.decode.refine_start) == found.decode.refine_steps == 12
 
 
@@ -70,7 +70,6 @@ def test_paper_size_is_the_papers():
     (("pretrain", "warmup"), 2, "pretrain.warmup is 2.0; expected 0 to 1"),
     (("pivot", "temperature"), 0, "pivot.temperature is 0.0; expected at least 1e-06"),
     (("decode", "prior_steps"), 30, "decode.prior_steps is 30; expected a divisor of the prior's 100 timesteps"),
-    (("decode", "prior_start"), 1.5, "decode.prior_start is 1.5; expected 0 to 1"),
     (("target_subject",), 9, "target_subject is 9; expected 1 to 8"),
     (("tuning_sessions",), 41, "tuning_sessions is 41; expected 1 to 40")])
 def test_sizes_that_cannot_be_are_named_with_their_file(tmp_path, at, value, message):

@@ -170,25 +170,6 @@ def test_a_perfect_oracle_gets_its_tokens_back(steps, eta, seed):
     torch.testing.assert_close(prior.sample(truth, steps, eta, generator=generator), truth)
 
 
-@pytest.mark.parametrize("start, runs", [(0.2, 2), (0.5, 5), (0.01, 1)])
-def test_a_late_start_noises_the_backbone_tokens_and_runs_the_last_steps(prior, start, runs):
-    """At the first time t the prior meets sqrt(a) B + sqrt(1 - a) noise, a the cumulative alpha at t."""
-    brain, met = torch.full((500, 3, 8), 3.0), {}
-
-    def spy(noisy, timestep, tokens, *nulls):
-        met[int(timestep[0])] = noisy
-        return tokens
-
-    prior.forward = spy
-    found = prior.sample(brain, 10, generator=torch.Generator().manual_seed(0), start=start)
-    times = list(met)
-    assert len(times) == runs and times == sorted(times, reverse=True) and times[0] < 100 * start + 10
-    a = alpha_bar(times[0])
-    assert met[times[0]].mean().item() == pytest.approx(3 * math.sqrt(a), abs=0.05)
-    assert met[times[0]].std().item() == pytest.approx(math.sqrt(1 - a), rel=0.05)
-    torch.testing.assert_close(found, brain)
-
-
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_optimal_denoiser_of_a_gaussian_samples_that_gaussian(prior, eta):
     mean, sd = 2.0, 0.5

@@ -100,8 +100,7 @@ class Decoder:
         prior, so their tokens can be joined."""
         tokens = torch.as_tensor(backbone_tokens, dtype=torch.float32, device=device())
         source = torch.Generator(device()).manual_seed(derive_seed(self.seed, "prior"))
-        return self.network.prior.sample(tokens, self.config.prior_steps, generator=source,
-                                         start=self.config.prior_start).cpu().numpy()
+        return self.network.prior.sample(tokens, self.config.prior_steps, generator=source).cpu().numpy()
 
     @torch.no_grad()
     def text_of(self, tokens: torch.Tensor, subject: str | None = None) -> np.ndarray:

@@ -83,12 +83,8 @@ class DiffusionPrior(nn.Module):
         eta: float = 0.0,
         guidance: float = 1.0,
         generator: torch.Generator | None = None,
-        start: float = 1.0,
     ) -> torch.Tensor:
         """Image tokens (n, T, D) for backbone tokens (n, T, D), by DDIM from pure noise at the last timestep.
-
-        With ``start`` below 1 the backbone tokens themselves are noised part of the way, and only that last share of the
-        ``steps`` runs: where backbone tokens are trained to be image tokens, the prior then refines them.
 
         ``eta`` 0 is deterministic after the first draw, 1 as noisy as DDPM. ``guidance`` g gives
         ``null + g (prediction - null)``, the null branch with both conditions replaced; at 1 it is not computed.
@@ -101,10 +97,7 @@ class DiffusionPrior(nn.Module):
         every = torch.ones(len(brain_tokens), dtype=torch.bool, device=brain_tokens.device)
         shape, device, dtype = brain_tokens.shape, brain_tokens.device, brain_tokens.dtype
         x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
-        times = schedule.timesteps[-max(1, round(start * steps)) :]
-        if start < 1:
-            x = schedule.add_noise(brain_tokens, x, times[:1].expand(len(x)))
-        for t in times.tolist():
+        for t in schedule.timesteps.tolist():
             timestep = torch.full_like(every, t, dtype=torch.long)
             clean = self(x, timestep, brain_tokens)
             if guidance != 1.0:
