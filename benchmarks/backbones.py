@@ -20,10 +20,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tuning_seeds import prepare, retrieval
+from tuning_seeds import difference, mean_and_sd, prepare, retrieval
 
 from mindtuner.config import load_config
-from mindtuner.evaluation.statistics import over_seeds, paired_over_seeds
 from mindtuner.runtime import progress
 from mindtuner.training import tune
 
@@ -41,6 +40,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of simulation and pretraining")
     parser.add_argument("--tuning-seeds", type=int, default=5, help="at least 2, to measure their spread")
     options = parser.parse_args()
+    if options.tuning_seeds < 2:
+        parser.error(f"--tuning-seeds is {options.tuning_seeds}; expected at least 2")
     done = read(options.out / "runs.jsonl")
     for strength in options.strengths:
         for backbone in BACKBONES:
@@ -88,10 +89,6 @@ def summarise(done: dict[Key, list[float]], options: argparse.Namespace) -> None
     def hits(*key) -> np.ndarray:
         return np.array([done[(*key, seed)] for seed in range(options.tuning_seeds)])
 
-    def difference(a: np.ndarray, b: np.ndarray) -> str:
-        found = paired_over_seeds(a, b, 0)
-        return f"{found['mean']:+.3f} [{found['ci'][0]:+.3f}, {found['ci'][1]:+.3f}]"
-
     print(f"config {options.config}, simulator seed {options.seed}, {options.tuning_seeds} tuning seeds\n")
     print("| strength | sessions | fingerprint | residual (sd) | affine (sd) | residual − affine | − ridge only, residual "
           "| − ridge only, affine |\n|---:|---|---|" + 5 * "---:|")
@@ -99,7 +96,7 @@ def summarise(done: dict[Key, list[float]], options: argparse.Namespace) -> None
         for sessions in ("one", "all"):
             for name in FINGERPRINTS:
                 both = [hits(strength, backbone, sessions, name) for backbone in BACKBONES]
-                cells = [f"{h.mean():.3f} ({over_seeds(h, 0)['sd']:.3f})" for h in both] + [difference(*both)]
+                cells = [mean_and_sd(h) for h in both] + [difference(*both)]
                 cells += ["" if name == "ridge only" else difference(h, hits(strength, backbone, sessions, "ridge only"))
                           for backbone, h in zip(BACKBONES, both, strict=True)]
                 print(f"| {strength:g} | {sessions} | {name} | " + " | ".join(cells) + " |")

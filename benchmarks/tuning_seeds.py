@@ -52,7 +52,7 @@ def main() -> None:
         config.simulate, seed=options.seed, fingerprint=options.fingerprint))
     dataset, caches, targets, base = prepare(options.out, config)
     for setting in options.set:
-        config = changed(config, *setting.split("="))
+        config = changed(config, setting, parser)
     subject = dataset.subject(config.target_subject)
     label = " ".join(sorted(options.set))
     results = options.out / f"{options.split}.jsonl"
@@ -76,10 +76,13 @@ def main() -> None:
     summarise(done, label, options)
 
 
-def changed(config, name: str, value: str):
-    """The config with one setting, ``section.field``, of another value."""
-    section, field = name.split(".")
-    part = getattr(config, section)
+def changed(config, setting: str, parser: argparse.ArgumentParser):
+    """The config with one setting, ``section.field=value``. Only what tuning reads: the base is made before."""
+    name, _, value = setting.partition("=")
+    section, _, field = name.partition(".")
+    part = getattr(config, section) if section in ("tune", "fingerprint") else None
+    if not hasattr(part, field):
+        parser.error(f"--set {setting}: expected tune.FIELD=NUMBER or fingerprint.FIELD=NUMBER")
     return dataclasses.replace(config, **{section: dataclasses.replace(
         part, **{field: type(getattr(part, field))(float(value))})})
 
@@ -138,15 +141,24 @@ def summarise(done: dict, label: str, options) -> None:
     for method, scores in hits.items():
         cells = []
         for d in directions:
-            sd = f" ({over_seeds(scores[d], 0)['sd']:.3f})" if len(seeds) > 1 else ""
-            cells.append(f"{scores[d].mean():.3f}{sd}")
+            cells.append(mean_and_sd(scores[d]) if len(seeds) > 1 else f"{scores[d].mean():.3f}")
         for d in directions:
             if method == "mindtuner" or "mindtuner" not in hits or len(seeds) == 1:
                 cells.append("")
                 continue
-            gain = paired_over_seeds(hits["mindtuner"][d], scores[d], 0)
-            cells.append(f"{gain['mean']:+.3f} [{gain['ci'][0]:+.3f}, {gain['ci'][1]:+.3f}]")
+            cells.append(difference(hits["mindtuner"][d], scores[d]))
         print(f"| {method} | " + " | ".join(cells) + " |")
+
+
+def mean_and_sd(values: np.ndarray) -> str:
+    """values (seeds, images) -> mean, and sd over seeds."""
+    return f"{values.mean():.3f} ({over_seeds(values, 0)['sd']:.3f})"
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> str:
+    """a - b, both (seeds, images), paired, with its 95 % interval."""
+    found = paired_over_seeds(a, b, 0)
+    return f"{found['mean']:+.3f} [{found['ci'][0]:+.3f}, {found['ci'][1]:+.3f}]"
 
 
 if __name__ == "__main__":

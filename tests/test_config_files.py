@@ -50,6 +50,17 @@ def test_paper_size_is_the_papers():
     assert round(25 * found.decode.refine_start) == found.decode.refine_steps == 12
 
 
+def config_with(found, at, value, path):
+    """Write ``found`` with another value at the keys ``at``."""
+    raw = as_dict(found)
+    inner = raw
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
 @pytest.mark.parametrize("at, value, message", [
     (("model", "latent_side"), 30, "model.latent_side is 30; expected 28 or 56"),
     (("model", "lowlevel_side"), 6, "model.latent_side is 28; expected 24 or 48"),
@@ -73,13 +84,7 @@ def test_paper_size_is_the_papers():
     (("target_subject",), 9, "target_subject is 9; expected 1 to 8"),
     (("tuning_sessions",), 41, "tuning_sessions is 41; expected 1 to 40")])
 def test_sizes_that_cannot_be_are_named_with_their_file(tmp_path, at, value, message):
-    raw = as_dict(load_config("paper"))
-    inner = raw
-    for key in at[:-1]:
-        inner = inner[key]
-    inner[at[-1]] = value
-    path = tmp_path / "wrong.yaml"
-    path.write_text(yaml.safe_dump(raw))
+    path = config_with(load_config("paper"), at, value, tmp_path / "wrong.yaml")
     with pytest.raises(UserError) as error:
         load_config(path)
     assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
@@ -112,13 +117,7 @@ def test_whole_numbers_serve_as_floats(tmp_path):
     (("model",), None, "model holds a NoneType; expected a mapping"),
     (("tune",), [1], "tune holds a list; expected a mapping")])
 def test_a_wrong_field_is_named_with_its_file(tmp_path, at, value, message):
-    raw = as_dict(load_config("quick"))
-    inner = raw
-    for key in at[:-1]:
-        inner = inner[key]
-    inner[at[-1]] = value
-    path = tmp_path / "wrong.yaml"
-    path.write_text(yaml.safe_dump(raw))
+    path = config_with(load_config("quick"), at, value, tmp_path / "wrong.yaml")
     with pytest.raises(UserError) as error:
         load_config(path)
     assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)

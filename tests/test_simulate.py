@@ -16,7 +16,8 @@ from mindtuner.data.simulation import brains
 from mindtuner.data.simulation import simulate as module
 from mindtuner.data.simulation.cutouts import drawn_cutouts
 from mindtuner.data.simulation.scenes import SceneStream
-from mindtuner.data.simulation.simulate import NSD_VOXELS, Plan, check_inputs, check_knobs, simulate, zscore
+from mindtuner.data.nsd import VOXELS
+from mindtuner.data.simulation.simulate import Plan, check_inputs, check_knobs, simulate, zscore
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 
@@ -41,7 +42,7 @@ def test_it_reads_back(dataset):
     assert dataset.card["zscore"] == "train_trials" and dataset.card["stimuli"] == "drawn scenes"
     assert dataset.card["simulate"] == dataclasses.asdict(TINY)
     for number, subject in dataset.subjects.items():
-        assert subject.n_voxels == round(NSD_VOXELS[number - 1] * TINY.voxel_scale)
+        assert subject.n_voxels == round(VOXELS[number - 1] * TINY.voxel_scale)
         assert len(subject.trials) == 96 and len(subject.train) == 80 and len(subject.test) == 16
         assert subject.rois["nsd_general"].all() and subject.rois["V1"].any()
     assert all(dataset.stimuli.captions)
@@ -220,7 +221,7 @@ def test_a_folder_that_was_cut_short_is_refused(tmp_path, monkeypatch, few_cutou
         raise Stop
 
     monkeypatch.setattr(module.writer, step, stop)
-    monkeypatch.setattr(module, "NSD_VOXELS", (5000,) * 8)
+    monkeypatch.setattr(module.nsd, "VOXELS", (5000,) * 8)
     with pytest.raises(Stop):
         simulate(tmp_path, dataclasses.replace(TINY, subjects=1, trials_per_session=24, shared_images=2))
     with pytest.raises(UserError):

@@ -27,7 +27,7 @@ _FOREIGN_STIMULI = "The generator was trained on the package's own drawn scenes,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("mindtuner-demo"), metavar="OUT",
                         help="folder to write (default mindtuner-demo)")
-    parser.add_argument("--quick", action="store_true", help="every part, much smaller: about a minute, poor scores")
+    parser.add_argument("--quick", action="store_true", help="every part, much smaller: a minute and a half, poor scores")
     add_stimuli(parser, "needs 3900, with --quick 600")
     parser.add_argument("--generator", type=Path, metavar="FILE",
                         help="weights of mindtuner train-generator (default: those that the package ships)")
@@ -86,7 +86,7 @@ def _claim(out: Path, settings: str, force: bool) -> None:
     from mindtuner.files import claim_folder, write_text
 
     path = out / "config.yaml"
-    stopped = path.is_file() and path.read_text(encoding="utf-8") == settings and not (out / "results.json").exists()
+    stopped = path.is_file() and path.read_bytes() == settings.encode() and not (out / "results.json").exists()
     if not stopped or force:
         claim_folder(out, force)
         write_text(path, settings)

@@ -20,21 +20,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.config import load_config
-    from mindtuner.data.simulation.simulate import NSD_VOXELS, check_knobs, voxel_count
+    from mindtuner.data import nsd
+    from mindtuner.data.simulation.simulate import check_knobs
     from mindtuner.errors import UserError
     from mindtuner.training import sizes, subject_name
 
     config = load_config(options.config)
     check_knobs(config.simulate)
     scale, target = config.simulate.voxel_scale, config.target_subject
-    others = [number for number in range(1, len(NSD_VOXELS) + 1) if number != target]
+    others = [number for number in range(1, len(nsd.VOXELS) + 1) if number != target]
     subjects = config.simulate.subjects - 1 if options.subjects is None else options.subjects
     if not 1 <= subjects <= len(others):
         raise UserError(f"--subjects is {subjects}; expected 1 to {len(others)}, NSD's subjects but the one to tune")
     if options.voxels is not None and options.voxels < 1:
         raise UserError(f"--voxels is {options.voxels}; expected at least 1")
-    n_voxels = options.voxels or voxel_count(target, scale)
-    voxels = {subject_name(number): voxel_count(number, scale) for number in others[:subjects]}
+    n_voxels = options.voxels or nsd.voxel_count(target, scale)
+    voxels = {subject_name(number): nsd.voxel_count(number, scale) for number in others[:subjects]}
     name = subject_name(target)
 
     base = sizes.build_base(config, voxels)

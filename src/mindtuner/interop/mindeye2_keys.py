@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mindtuner.config import ModelConfig
-from mindtuner.data.simulation.simulate import NSD_VOXELS
+from mindtuner.data.nsd import VOXELS
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.training.batches import subject_name
@@ -205,13 +205,13 @@ def their_name(ours: str) -> str:
 def subject_names(voxels: list[int], subjects: list[int] | None, where: Path) -> list[str]:
     """Names of the ridges' subjects, given, or told from the voxel counts, which all differ in NSD."""
     if subjects is None:
-        unknown = [size for size in voxels if size not in NSD_VOXELS]
+        unknown = [size for size in voxels if size not in VOXELS]
         if unknown:
             raise UserError(
                 f"{where}: a ridge has {unknown[0]} voxels, which is no NSD subject's nsdgeneral; expected "
                 "--subjects with one number a ridge"
             )
-        subjects = [NSD_VOXELS.index(size) + 1 for size in voxels]
+        subjects = [VOXELS.index(size) + 1 for size in voxels]
     if len(subjects) != len(voxels) or len(set(subjects)) != len(subjects) or min(subjects) < 1:
         raise UserError(
             f"{where}: --subjects is {','.join(map(str, subjects))}; expected {len(voxels)} different "

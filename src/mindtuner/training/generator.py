@@ -97,47 +97,68 @@ def _edges(images: torch.Tensor) -> torch.Tensor:
                       (images[..., 1:] - images[..., :-1]).flatten(1)], 1)
 
 
+def _train(stage: str, work: Path, network, optimiser, steps: int, seed: int, log, loss_at,
+           save_weights: Callable[[dict, int], None] = lambda average, step: None) -> dict:
+    """Train one stage up to ``steps``, saving as it goes, and return the running average of its weights (empty where the
+    stage keeps none).
+
+    ``loss_at(rng, source, step)`` draws a batch and gives its loss; its name is the loss's name in the log.
+    ``save_weights(average, step)`` is called whenever the state is saved.
+    """
+    path = work / f"{stage}.pt"
+    average = {name: value.detach().clone() for name, value in network.named_parameters()} if stage in EMA else {}
+    state = _load_state(path, network, optimiser)
+    average, done = state.get("average", average), state["step"]
+    start, recent = time.perf_counter() - state["seconds"], []
+
+    def save(step: int) -> None:
+        with atomic_path(path) as part:
+            torch.save({"network": network.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
+                        "seconds": time.perf_counter() - start, "average": average}, part)
+        save_weights(average, step)
+
+    for done in progress(range(done + 1, steps + 1), stage, unit="step"):
+        for group in optimiser.param_groups:
+            group["lr"] = LR[stage] * _schedule(done, steps)
+        loss = loss_at(*_randomness(seed, stage, done), done)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        if average:  # which starts faster than it goes on
+            keep = min(EMA[stage], (1 + done) / (10 + done))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.values()), list(network.parameters()), 1 - keep)
+        recent.append(loss.item())
+        if done % SAVE_EVERY == 0:
+            log({"stage": stage, "step": done, "losses": {loss_at.__name__: float(np.mean(recent))},
+                 "seconds": time.perf_counter() - start})
+            recent = []
+            save(done)
+    save(done)
+    return average
+
+
 def _fit_autoencoder(work, pixels, steps, seed, log) -> PatchAutoencoder:
-    path = work / "autoencoder.pt"
     seed_everything(derive_seed(seed, "autoencoder"))
     network = PatchAutoencoder()
     network.fit_linear(_images(pixels[:1000]))
     network.to(device())
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.95), weight_decay=1e-3)
-    state = _load_state(path, network, optimiser)
-    done, spent = state["step"], state["seconds"]
-    start, recent = time.perf_counter() - spent, []
-    for done in progress(range(done + 1, steps + 1), "autoencoder", unit="step"):
-        rng, source = _randomness(seed, "autoencoder", done)
-        for group in optimiser.param_groups:
-            group["lr"] = LR["autoencoder"] * _schedule(done, steps)
+
+    def reconstruction(rng, source, step):
         batch = _images(pixels[np.sort(rng.integers(0, len(pixels), BATCH["autoencoder"]))]).to(device())
         latents = network.encode(batch)
         with autocast():  # a little noise, since painted latents are never exact
             rebuilt = network.decode(latents + 0.05 * torch.randn(latents.shape, generator=source).to(device())).float()
-        loss = F.l1_loss(rebuilt, batch) + F.l1_loss(_edges(rebuilt), _edges(batch))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        recent.append(loss.item())
-        if done % SAVE_EVERY == 0:
-            log({"stage": "autoencoder", "step": done, "losses": {"reconstruction": float(np.mean(recent))},
-                 "seconds": time.perf_counter() - start})
-            recent = []
-            _save_state(path, network, optimiser, done, time.perf_counter() - start)
-    _save_state(path, network, optimiser, done, time.perf_counter() - start)
+        return F.l1_loss(rebuilt, batch) + F.l1_loss(_edges(rebuilt), _edges(batch))
+
+    _train("autoencoder", work, network, optimiser, steps, seed, log, reconstruction)
     return network.eval().requires_grad_(False)
 
 
 def _images(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(pixels)).float() / 127.5 - 1
-
-
-def _save_state(path: Path, network, optimiser, step: int, seconds: float, **more) -> None:
-    with atomic_path(path) as part:
-        torch.save({"network": network.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
-                    "seconds": seconds, **more}, part)
 
 
 def _load_state(path: Path, network, optimiser) -> dict:
@@ -170,80 +191,43 @@ def _conditions(work, pixels, captions, autoencoder):
     return np.load(tokens_path), np.load(text_path), torch.cat(latents).numpy()
 
 
-def _fit_prior(work, tokens, steps, seed, log) -> DiffusionPrior:
+def _fit_prior(work, data, steps, seed, log) -> DiffusionPrior:
     """The demo's prior, on what a brain might say of the reserved scenes: brains are then learned from there.
 
     A prior has to know what tokens there are before it can choose among those that a brain leaves open, and a
     demo has no time to learn that.
     """
-    path = work / "prior.pt"
     seed_everything(derive_seed(seed, "prior"))
     network = DiffusionPrior(load_config("demo").model).to(device()).train()
-    average = {name: value.detach().clone() for name, value in network.named_parameters()}
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=1e-2)
-    state = _load_state(path, network, optimiser)
-    average, done, spent = state.get("average", average), state["step"], state["seconds"]
-    uncertain = UncertainTokens(torch.from_numpy(tokens), *KNOWN["prior"])
-    start, recent = time.perf_counter() - spent, []
-    for done in progress(range(done + 1, steps + 1), "prior", unit="step"):
-        rng, source = _randomness(seed, "prior", done)
-        for group in optimiser.param_groups:
-            group["lr"] = LR["prior"] * _schedule(done, steps)
-        clean = torch.from_numpy(tokens[rng.integers(0, len(tokens), BATCH["prior"])]).float()
-        draws = torch.Generator(device()).manual_seed(derive_seed(seed, "prior", "draws", done))
+    uncertain = UncertainTokens(torch.from_numpy(data), *KNOWN["prior"])
+
+    def tokens(rng, source, step):
+        clean = torch.from_numpy(data[rng.integers(0, len(data), BATCH["prior"])]).float()
+        draws = torch.Generator(device()).manual_seed(derive_seed(seed, "prior", "draws", step))
         with autocast():
-            loss = network.loss(uncertain(clean, source).to(device()), clean.to(device()), draws)
-        _step(network, optimiser, loss, average, EMA["prior"], done)
-        recent.append(loss.item())
-        if done % SAVE_EVERY == 0:
-            log({"stage": "prior", "step": done, "losses": {"tokens": float(np.mean(recent))},
-                 "seconds": time.perf_counter() - start})
-            recent = []
-            _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
-    _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
+            return network.loss(uncertain(clean, source).to(device()), clean.to(device()), draws)
+
+    average = _train("prior", work, network, optimiser, steps, seed, log, tokens)
     network.load_state_dict(dict(network.state_dict()) | average)
     return network.eval()
 
 
-def _step(network, optimiser, loss, average: dict, keep: float, step: int) -> None:
-    """One step of the optimiser, and of the running average of the weights, which starts faster than it goes on."""
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimiser.step()
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.values()), list(network.parameters()), 1 - min(keep, (1 + step) / (10 + step)))
-
-
 def _fit_denoiser(work, out, tokens, texts, latents, others, steps, seed, log):
-    path = work / "denoiser.pt"
     seed_everything(derive_seed(seed, "denoiser"))
     network = CompactDenoiser(tokens.shape[1], tokens.shape[2], texts.shape[2]).to(device())
-    average = {name: value.detach().clone() for name, value in network.named_parameters()}
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=1e-3)
-    state = _load_state(path, network, optimiser)
-    average, done, spent = state.get("average", average), state["step"], state["seconds"]
     alphas = noise_schedule().alphas_cumprod.to(device())
     uncertain = UncertainTokens(torch.from_numpy(tokens), *KNOWN["denoiser"])
-    start, recent = time.perf_counter() - spent, []
-    for done in progress(range(done + 1, steps + 1), "denoiser", unit="step"):
-        rng, source = _randomness(seed, "denoiser", done)
-        for group in optimiser.param_groups:
-            group["lr"] = LR["denoiser"] * _schedule(done, steps)
+
+    def velocity(rng, source, step):
         rows = rng.integers(0, len(tokens), BATCH["denoiser"])
         known = uncertain(torch.from_numpy(tokens[rows]), source)
-        loss = _velocity_loss(network, alphas, known, texts[rows, rng.integers(0, texts.shape[1], len(rows))],
+        return _velocity_loss(network, alphas, known, texts[rows, rng.integers(0, texts.shape[1], len(rows))],
                               latents[rows], source)
-        _step(network, optimiser, loss, average, EMA["denoiser"], done)
-        recent.append(loss.item())
-        if done % SAVE_EVERY == 0:
-            log({"stage": "denoiser", "step": done, "losses": {"velocity": float(np.mean(recent))},
-                 "seconds": time.perf_counter() - start})
-            recent = []
-            _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
-            save_generator(out, *others, average, network, done)
-    _save_state(path, network, optimiser, done, time.perf_counter() - start, average=average)
-    save_generator(out, *others, average, network, done)
+
+    _train("denoiser", work, network, optimiser, steps, seed, log, velocity,
+           lambda average, step: save_generator(out, *others, average, network, step))
 
 
 class UncertainTokens:

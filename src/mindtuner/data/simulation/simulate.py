@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from mindtuner.config import KNOB_LIMITS, SimulateConfig
 from mindtuner.data import layout_a_writer as writer
+from mindtuner.data import nsd
 from mindtuner.data.simulation.brains import MIN_IMAGES, measure, simulate_brain
 from mindtuner.data.simulation.cutouts import drawn_cutouts, folder_cutouts
 from mindtuner.data.simulation.early import early_features
@@ -20,7 +21,6 @@ from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json
 from mindtuner.runtime import derive_seed, progress
 
-NSD_VOXELS = (15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386)  # nsdgeneral, func1pt8mm, subjects 1 to 8
 RUNS = 12  # of a session
 TRIAL_SECONDS = 4.0
 
@@ -51,7 +51,7 @@ def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stim
     for number in progress(range(1, knobs.subjects + 1), "brains"):
         table = plan.trials(number)
         seen, rows = np.unique(table.stimulus, return_inverse=True)
-        voxels = voxel_count(number, knobs.voxel_scale)
+        voxels = nsd.voxel_count(number, knobs.voxel_scale)
         brain = simulate_brain(number, voxels, early[seen], semantic[seen], knobs.fingerprint, knobs.seed)
         betas = zscore(measure(brain, rows, table.session, knobs.noise), table.session, ~table.is_shared)
         writer.write_betas(out, number, [betas], betas.shape)
@@ -61,11 +61,6 @@ def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stim
         masks[number], stimulus[number] = brain.rois, table.stimulus
     writer.write_indices(out, stimulus)
     writer.write_masks(out, masks)  # last: a folder without it is no dataset, so one that was cut short is refused
-
-
-def voxel_count(subject: int, scale: float) -> int:
-    """Voxels of simulated subject 1 .. 8: NSD's own count times ``scale``."""
-    return max(50, round(NSD_VOXELS[subject - 1] * scale))
 
 
 def check_inputs(knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None) -> None:
