@@ -14,15 +14,13 @@ import pytest
 import torch
 
 from mindtuner.cli import main
-from mindtuner.config import FingerprintConfig, load_config
-from mindtuner.decoding.decoder import Decoder
+from mindtuner.config import FingerprintConfig
 from mindtuner.errors import UserError
 from mindtuner.interop.mindeye2 import backbone_constant, convert_mindeye2
 from mindtuner.interop.mindeye2_keys import match_keys
 from mindtuner.interop.torch_files import read_weights
 from mindtuner.training import load_network
 from mindtuner.training.checkpoints import read_card, save_network
-from mindtuner.training.tune import _start
 
 _SPEC = importlib.util.spec_from_file_location(
     "parity_mindeye2", Path(__file__).parents[1] / "benchmarks" / "parity" / "mindeye2.py"
@@ -175,15 +173,6 @@ def test_parts_that_a_release_lacks_are_absent(tmp_path):
     assert out.latents is None and out.features is None
     save_network(tmp_path / "again.safetensors", base, card)
     assert load_network(tmp_path / "again.safetensors").without == ("lowlevel", "prior")
-
-
-def test_base_without_a_part_is_not_decoded_or_tuned_by_halves(weights, tmp_path):
-    convert(save(tmp_path / "last.pth", weights))
-    base = load_network(tmp_path / "base.safetensors")
-    with pytest.raises(UserError, match="has no lowlevel"):
-        Decoder(base, "subj01", load_config("quick").decode, 0)
-    with pytest.raises(UserError, match="has no lowlevel"):
-        _start(base, "subj07", 25, load_config("quick"), "mindtuner", None)
 
 
 def test_fingerprint_on_an_imported_base_starts_at_its_function(weights, tmp_path):

@@ -12,11 +12,11 @@ from safetensors.numpy import load_file
 
 from mindtuner.config import SimulateConfig
 from mindtuner.data import load
+from mindtuner.data.nsd import VOXELS
 from mindtuner.data.simulation import brains
 from mindtuner.data.simulation import simulate as module
 from mindtuner.data.simulation.cutouts import drawn_cutouts
 from mindtuner.data.simulation.scenes import SceneStream
-from mindtuner.data.nsd import VOXELS
 from mindtuner.data.simulation.simulate import Plan, check_inputs, check_knobs, simulate, zscore
 from mindtuner.errors import UserError
 from mindtuner.files import read_json

@@ -18,8 +18,10 @@ from mindtuner.config import (
     SimulateConfig,
 )
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
-from mindtuner.errors import UserError
+from mindtuner.decoding.decoder import Decoder
+from mindtuner.errors import TrainingDiverged, UserError
 from mindtuner.model import BrainNetwork
+from mindtuner.model.prior import DiffusionPrior
 from mindtuner.training import (
     METHODS,
     Targets,
@@ -219,6 +221,33 @@ def test_the_affine_backbone_trains_and_tunes(quick):
     assert {name.split(".")[0] for name in names} == {"ridges", "head", "retrieval", "skips"}
 
 
+@pytest.mark.parametrize("without", [("lowlevel",), ("prior",), ("lowlevel", "prior")])
+def test_a_base_without_prior_or_low_level_module_tunes_and_decodes(trained, without):
+    dataset, targets, base, _ = trained
+    seen = dataset.subject(2)
+    bare = BrainNetwork(MODEL, {name: ridge.in_features for name, ridge in base.ridges.items()}, without)
+    bare.load_state_dict({name: tensor for name, tensor in base.state_dict().items() if name.split(".")[0] not in without})
+    whole, part = (Decoder(network, "subj02", CONFIG.decode, 0).predict(seen.betas(seen.test.row), seen.test.stimulus)
+                   for network in (base, bare))
+    assert (whole.retrieval_tokens == part.retrieval_tokens).all() and (whole.text == part.text).all()
+    assert (part.latents is None) == ("lowlevel" in without)
+    records = []
+    for method in METHODS:
+        config = CONFIG if method == "mindtuner" else QUICK
+        network = tune(bare, dataset.subject(1), targets, config, 0, method, records.append, holdout=0.1,
+                       prior=DiffusionPrior(MODEL))
+        assert network.without == without
+        if method == "mindtuner":
+            assert min(top1(network, dataset.subject(1), targets)) > 10 / TESTED
+    absent = {"lowlevel": {"lowlevel", "softcont"}, "prior": {"prior"}}
+    for record in records:
+        assert not set(record["losses"]) & set.union(*(absent[part] for part in without))
+        assert ("lowlevel" in record["validation"]) == ("lowlevel" not in without)
+    if "prior" in without:
+        with pytest.raises(UserError, match="network: has no prior; expected one that has"):
+            Decoder(bare, "subj02", CONFIG.decode, 0).image_tokens(part.backbone_tokens)
+
+
 def test_the_same_seed_gives_the_same_weights(quick):
     dataset, targets, base = quick
     again = pretrain(dataset.without(subject=1), targets, QUICK, seed=0)
@@ -364,7 +393,7 @@ def test_a_loss_that_is_not_finite_stops_training_by_name(quick):
     dataset, targets, base = quick
     latents = targets.latents.copy()
     latents[TESTED:] = np.nan
-    with pytest.raises(RuntimeError, match="mindtuner: loss term 'lowlevel' is not finite at step 0"):
+    with pytest.raises(TrainingDiverged, match="mindtuner: loss term 'lowlevel' is not finite at step 0"):
         tune(base, dataset.subject(1), dataclasses.replace(targets, latents=latents), QUICK, 0)
 
 

@@ -17,7 +17,7 @@ from test_training_fit import CONFIG, FIT, MODEL, TESTED, same, weights, world
 
 from mindtuner import runtime
 from mindtuner.config import FitConfig, load_config
-from mindtuner.errors import UserError
+from mindtuner.errors import TrainingDiverged, UserError
 from mindtuner.evaluation.results import load_log, log_to
 from mindtuner.training import loop, pretrain, remove_checkpoint, state, tensorboard_to, tune
 from mindtuner.training.batches import refuse_constant_voxels
@@ -228,7 +228,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_spoil_no_checkpoint(small,
     config = dataclasses.replace(PLAIN, tune=dataclasses.replace(PLAIN.tune, checkpoint_steps=2))
     term = "loss term 'softcont'" if what == "loss" else "the gradient"
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=f"mindtuner: {term} is not finite at step 5; last good checkpoint: "
+        with pytest.raises(TrainingDiverged, match=f"mindtuner: {term} is not finite at step 5; last good checkpoint: "
                                                f"{path} at step 4;"):
             tune(base, dataset.subject(1), targets, config, 0, checkpoint=path)
     kept = torch.load(path, weights_only=True)["parts"]

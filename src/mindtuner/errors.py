@@ -1,8 +1,15 @@
-"""The one exception that means: what the user gave is at fault, not the program."""
+"""Exceptions that the command line turns into one line and an exit code."""
 
 
 class UserError(Exception):
     """Bad input. The message is one line naming the file, the field, and what was expected.
 
     The command line prints it and exits with code 2.
+    """
+
+
+class TrainingDiverged(Exception):
+    """A loss or gradient is no longer finite. The message names step, loss term and the last good checkpoint.
+
+    The command line prints it and exits with code 1.
     """

@@ -1,4 +1,4 @@
-"""The command line: ``mindtuner VERB``. Exit codes: 0 done, 2 bad input, 130 Ctrl-C, 1 a bug."""
+"""The command line: ``mindtuner VERB``. Exit codes: 0 done, 2 bad input, 130 Ctrl-C, 1 diverged training or a bug."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 
 import mindtuner
-from mindtuner.errors import UserError
+from mindtuner.errors import TrainingDiverged, UserError
 
 _VERBS = ("demo", "simulate", "train-generator", "report", "info", "convert")
 
@@ -38,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"mindtuner: {error}", file=sys.stderr)
         return 2
+    except TrainingDiverged as error:
+        print(f"mindtuner: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nmindtuner: stopped", file=sys.stderr)
         return 130

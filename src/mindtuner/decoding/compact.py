@@ -43,7 +43,7 @@ class CompactGenerator:
         self.autoencoder = Autoencoder(path)
         self.denoiser = CompactDenoiser()
         load_part(self.denoiser, path, "denoiser")
-        self.denoiser.eval().requires_grad_(False).to(device())
+        self.denoiser.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)
         self.config, self.seed = config, seed
 
     def generate(self, tokens: np.ndarray, images: np.ndarray, title: str = "paint") -> np.ndarray:

@@ -24,13 +24,13 @@ class Predictions:
     """What a brain says of n images; row k belongs to ``images[k]``.
 
     images (n,) stimulus ids, ascending · backbone_tokens B and retrieval_tokens C (n, T, D) ·
-    latents (n, 8, 16, 16) of the low-level submodule · text (n, d) unit vectors in the text tower's space
+    latents (n, 8, 16, 16) of the low-level submodule, None without one · text (n, d) unit vectors in the text tower's space
     """
 
     images: np.ndarray
     backbone_tokens: np.ndarray
     retrieval_tokens: np.ndarray
-    latents: np.ndarray
+    latents: np.ndarray | None
     text: np.ndarray
 
 
@@ -44,13 +44,10 @@ class Decoder:
     config : sampling steps
     seed : of the prior's noise; the same for every method, so that methods differ by their brains alone
 
-    Raises UserError where the network lacks a part, or a fingerprint belongs to another base.
+    Raises UserError where a fingerprint belongs to another base.
     """
 
     def __init__(self, network: BrainNetwork, subject: str | Mapping[str, Fingerprint], config: DecodeConfig, seed: int):
-        if network.without:
-            missing = " and no ".join(network.without)
-            raise UserError(f"network: has no {missing}; expected one with every part")
         self.network = network.eval().to(device())
         self.config, self.seed = config, seed
         self._one = subject if isinstance(subject, str) else None
@@ -85,19 +82,22 @@ class Decoder:
                  for chunk in _chunks(voxels)]
         sizes = [len(betas) for betas in voxels.values()]
         found = {field: torch.cat([getattr(part, field).float() for part in parts]).cpu().split(sizes)
-                 for field in ("backbone_tokens", "retrieval_tokens", "latents")}
+                 for field in ("backbone_tokens", "retrieval_tokens", "latents") if getattr(parts[0], field) is not None}
         averaged, images = [], []
         for k, name in enumerate(voxels):
             numbers, group = np.unique(stimulus[name], return_inverse=True)
             images.append(numbers)
             averaged.append({field: _group_means(values[k], group) for field, values in found.items()})
         return {name: Predictions(shown, means["backbone_tokens"].numpy(), means["retrieval_tokens"].numpy(),
-                                  means["latents"].numpy(), self.text_of(means["backbone_tokens"], name))
+                                  means["latents"].numpy() if "latents" in means else None,
+                                  self.text_of(means["backbone_tokens"], name))
                 for name, shown, means in zip(voxels, images, averaged, strict=True)}
 
     def image_tokens(self, backbone_tokens: np.ndarray) -> np.ndarray:
         """Backbone tokens (n, T, D) -> image tokens (n, T, D): a sample of the prior, seeded. All subjects share the
-        prior, so their tokens can be joined."""
+        prior, so their tokens can be joined. Raises UserError where the network has none."""
+        if self.network.prior is None:
+            raise UserError("network: has no prior; expected one that has, to paint from")
         tokens = torch.as_tensor(backbone_tokens, dtype=torch.float32, device=device())
         source = torch.Generator(device()).manual_seed(derive_seed(self.seed, "prior"))
         return self.network.prior.sample(tokens, self.config.prior_steps, generator=source).cpu().numpy()

@@ -34,8 +34,9 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
         L = prior_weight L_prior + clip_weight L_CLIP + lowlevel_weight (L1 + softcont_weight L_softcont)
             + regression_weight L_regression [+ skip_weight L_skip where the network has skips]
 
-    (MindTuner paper, training objectives; L_regression, the squared error of the backbone tokens themselves, is
-    ours: without it only the prior tells B what to be, which takes far longer than a demo trains.)
+    without L_prior or L_lowlevel where the network has no such part (MindTuner paper, training objectives;
+    L_regression, the squared error of the backbone tokens themselves, is ours: without it only the prior tells B
+    what to be, which takes far longer than a demo trains.)
     L_CLIP is BiMixCo for the first ``mixco_share`` of the steps and SoftCLIP afterwards. The network ends with the
     running average of its weights where ``ema`` asks for one, and at its best epoch where ``patience`` does.
 
@@ -49,7 +50,7 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
     the weights are nowhere else yet: ``remove_checkpoint`` it when they are saved.
 
     Raises UserError where config, machine and held-out trials do not fit together or the checkpoint is of another run,
-    and RuntimeError naming step, loss term and last good checkpoint where a loss is not finite.
+    and TrainingDiverged naming step, loss term and last good checkpoint where a loss is not finite.
     """
     device = runtime.device()
     dtype = number_format(config, device)
@@ -198,26 +199,31 @@ def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing
     tokens = targets.rows("tokens", batch.stimulus).to(device)
     with runtime.autocast(dtype), only_rows(network.lowlevel, rows):
         outputs = forward(network, batch.voxels, device)
-    with runtime.autocast(dtype):
-        prior = network.prior.loss(outputs.backbone_tokens[rows], tokens[rows])
+    losses = {}
+    if network.prior is not None:
+        with runtime.autocast(dtype):
+            losses["prior"] = network.prior.loss(outputs.backbone_tokens[rows], tokens[rows])
     if mixing is None:
-        clip = objectives.soft_clip(outputs.retrieval_tokens, tokens, tau)
+        losses["clip"] = objectives.soft_clip(outputs.retrieval_tokens, tokens, tau)
     else:
-        clip = objectives.bimixco(outputs.retrieval_tokens, tokens, mixing.partner, mixing.lam)
-    latents, plain, augmented = (targets.rows(name, batch.stimulus[heads]).to(device)
-                                 for name in ("latents", "features", "features_augmented"))
-    losses = {"prior": prior, "clip": clip,
-              "lowlevel": (outputs.latents.float() - latents).abs().mean(),
-              "softcont": objectives.soft_contrastive(outputs.features, plain, augmented),
-              "regression": nn.functional.mse_loss(outputs.backbone_tokens[whole].float(), tokens[whole])}
+        losses["clip"] = objectives.bimixco(outputs.retrieval_tokens, tokens, mixing.partner, mixing.lam)
+    if network.lowlevel is not None:
+        latents, plain, augmented = (targets.rows(name, batch.stimulus[heads]).to(device)
+                                     for name in ("latents", "features", "features_augmented"))
+        losses["lowlevel"] = (outputs.latents.float() - latents).abs().mean()
+        losses["softcont"] = objectives.soft_contrastive(outputs.features, plain, augmented)
+    losses["regression"] = nn.functional.mse_loss(outputs.backbone_tokens[whole].float(), tokens[whole])
     if outputs.skips:
         losses["skip"] = objectives.l_skip(outputs.skips)
     return losses
 
 
 @contextlib.contextmanager
-def only_rows(module: nn.Module, rows: Tensor) -> Iterator[None]:
-    """Inside the block ``module`` sees, and answers for, these rows of its one input only."""
+def only_rows(module: nn.Module | None, rows: Tensor) -> Iterator[None]:
+    """Inside the block ``module``, if there is one, sees, and answers for, these rows of its one input only."""
+    if module is None:
+        yield
+        return
     hook = module.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows],))
     try:
         yield

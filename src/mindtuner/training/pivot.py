@@ -12,7 +12,7 @@ from torch import nn
 
 from mindtuner import runtime
 from mindtuner.config import PivotConfig
-from mindtuner.errors import UserError
+from mindtuner.errors import TrainingDiverged, UserError
 from mindtuner.training.loop import Log, one_cycle
 from mindtuner.training.objectives import image_to_text
 from mindtuner.training.state import Checkpoint, Progress, RandomStreams, Weights, digest
@@ -30,7 +30,7 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
     to text only: brains will be asked for texts and never the reverse, and that direction's softmax is the
     one that keeps a text from being everybody's nearest. Images with the same caption count as equally right.
     ``checkpoint``: as for ``fit``, written at the end of every epoch.
-    Raises UserError where no stimulus has a caption or the checkpoint is of another run, RuntimeError where the loss
+    Raises UserError where no stimulus has a caption or the checkpoint is of another run, TrainingDiverged where the loss
     is not finite.
     """
     stimuli = np.unique(stimuli)
@@ -72,7 +72,7 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
         if (step + 1) % per_epoch == 0 or step + 1 == steps:
             mean = torch.stack(losses).mean().item()
             if not np.isfinite(mean):
-                raise RuntimeError(f"pivot: loss is not finite by step {step}; last good checkpoint: {state.last_good}; "
+                raise TrainingDiverged(f"pivot: loss is not finite by step {step}; last good checkpoint: {state.last_good}; "
                                    "lower the learning rate")
             now.step, now.seconds = step + 1, time.perf_counter() - start
             now.records.append({"stage": "pivot", "epoch": step // per_epoch + 1, "step": step + 1,

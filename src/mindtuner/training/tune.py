@@ -63,13 +63,11 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
 def _start(base: BrainNetwork, name: str, n_voxels: int, config: Config, method: str,
            prior: DiffusionPrior | None) -> BrainNetwork:
     """The network before tuning, with what ``method`` trains requiring gradients and nothing else."""
-    if base.without:
-        raise UserError(f"base: has no {' and no '.join(base.without)}; expected a base with every part")
     if method == "from_scratch":
-        network = BrainNetwork(base.config, {name: n_voxels})
+        network = BrainNetwork(base.config, {name: n_voxels}, base.without)
         network.projector.load_state_dict(base.projector.state_dict())
         network.projector.requires_grad_(False)
-        if prior is not None:
+        if prior is not None and network.prior is not None:
             network.prior.load_state_dict(prior.state_dict())
         return network
     if name in base.ridges:

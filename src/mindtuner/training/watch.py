@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mindtuner import runtime
 from mindtuner.data import Trials
+from mindtuner.errors import TrainingDiverged
 from mindtuner.model import BrainNetwork
 from mindtuner.training.batches import Feed
 from mindtuner.training.state import Progress
@@ -34,7 +35,7 @@ def mean_losses(losses: list[dict[str, Tensor]]) -> dict[str, float]:
 
 
 def refuse_broken(now: Progress, accumulate: int, title: str, last_good: str) -> None:
-    """Raise RuntimeError where a loss or gradient of this epoch is not finite.
+    """Raise TrainingDiverged where a loss or gradient of this epoch is not finite.
 
     Called before a checkpoint is written and at the end of an epoch only, so that no step waits for an accelerator.
     """
@@ -44,7 +45,7 @@ def refuse_broken(now: Progress, accumulate: int, title: str, last_good: str) ->
     broken += [(step, "the gradient") for step in _not_finite(now.gradients)]  # last: it breaks where a loss does, too
     if broken:
         step, what = min(broken, key=lambda found: found[0])
-        raise RuntimeError(f"{title}: {what} is not finite at step {first + step}; last good checkpoint: {last_good}; "
+        raise TrainingDiverged(f"{title}: {what} is not finite at step {first + step}; last good checkpoint: {last_good}; "
                            "lower the learning rate or look for extreme values in betas and targets")
 
 
@@ -56,7 +57,7 @@ def _not_finite(values: list[Tensor]) -> list[int]:
 def validate(network: BrainNetwork, feeds: list[Feed], held_out: dict[str, Trials], targets: Targets,
              device: torch.device, dtype: torch.dtype, chunk: int = 256) -> dict[str, float]:
     """Held-out training trials: top-1 retrieval of the image among the held-out images of that subject, its
-    chance, and L1 of the latents, each the mean over subjects."""
+    chance, and L1 of the latents where there is a low-level module, each the mean over subjects."""
     network.eval()
     top1, chance, l1 = [], [], []
     for feed in feeds:
@@ -73,13 +74,14 @@ def validate(network: BrainNetwork, feeds: list[Feed], held_out: dict[str, Trial
                 outputs = network(voxels, feed.name)
             scores = outputs.retrieval_tokens.flatten(1).float().cpu() @ candidates.T
             right += int((scores.argmax(1).numpy() == own[part]).sum())
-            truth = targets.rows("latents", trials.stimulus[part])
-            error += (outputs.latents.float().cpu() - truth).abs().mean((1, 2, 3)).sum().item()
+            if outputs.latents is not None:
+                truth = targets.rows("latents", trials.stimulus[part])
+                error += (outputs.latents.float().cpu() - truth).abs().mean((1, 2, 3)).sum().item()
         top1.append(right / len(trials))
         chance.append(1 / len(images))
         l1.append(error / len(trials))
     network.train()
     if not top1:
         return {}
-    return {"top1": float(np.mean(top1)), "chance": float(np.mean(chance)),
-            "lowlevel": float(np.mean(l1))}
+    found = {"top1": float(np.mean(top1)), "chance": float(np.mean(chance))}
+    return found if network.lowlevel is None else found | {"lowlevel": float(np.mean(l1))}
