@@ -107,6 +107,32 @@ def test_sessions_keep_all_test_trials_and_without_drops_one_subject(shared_trut
             refused()
 
 
+def test_regions_and_averages_are_views_of_the_same_betas(shared_truth):
+    truth = shared_truth
+    subject = load(truth.root).subject(1)
+    betas, table, masks = truth.betas[1], truth.tables[1], truth.masks[1]
+    early = subject.within("V1", "V2")
+    columns = [voxel for voxel in range(VOXELS) if masks["V1"][voxel] or masks["V2"][voxel]]
+    np.testing.assert_array_equal(early.betas([3, 0, 3]), betas[[3, 0, 3]][:, columns])
+    assert early.n_voxels == len(columns)
+    np.testing.assert_array_equal(early.rois["V2"], masks["V2"][columns])
+    for whole, rows in ((subject, range(TRIALS)), (subject.sessions(1), None)):
+        mean = whole.averaged()
+        rows = whole.trials.row if rows is None else rows
+        assert sorted(mean.trials.stimulus) == sorted({table.stimulus[row] for row in rows})
+        read = mean.betas(mean.trials.row[::-1])[::-1]
+        for place, image in enumerate(mean.trials.stimulus):
+            shown = [row for row in rows if table.stimulus[row] == image]
+            np.testing.assert_allclose(read[place], sum(betas[row].astype(float) for row in shown) / len(shown), rtol=1e-6)
+            assert mean.trials.session[place] == table.session[shown[0]]
+        assert set(mean.train.stimulus) == set(whole.train.stimulus)
+    both = subject.averaged().within("V1")
+    np.testing.assert_array_equal(both.betas([2]), subject.within("V1").averaged().betas([2]))
+    for refused, message in ((("V9",), "no region 'V9'; expected some of V1"), ((), "no voxel in no region")):
+        with pytest.raises(UserError, match=message):
+            subject.within(*refused)
+
+
 def raw_samples(path):
     samples = {}
     with tarfile.open(path) as tar:

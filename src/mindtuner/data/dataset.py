@@ -14,9 +14,10 @@ import numpy as np
 
 from mindtuner.data.leaks import check_no_leak
 from mindtuner.data.rows import ChunkedRows, as_rows
+from mindtuner.data.views import Columns, RowMeans
 from mindtuner.errors import UserError
 
-Rows = np.ndarray | ChunkedRows  # anything with shape, dtype and [int64 rows]; a memory map is an ndarray
+Rows = np.ndarray | ChunkedRows | Columns | RowMeans  # shape, dtype and [int64 rows]; a memory map is an ndarray
 IMAGE_SHAPE = (3, 224, 224)
 HASH_ALL_BYTES = 4 * 2**30  # above this many bytes of pixels the hash samples images
 HASH_SAMPLE = 2048
@@ -60,7 +61,7 @@ class Subject:
     """One person: trials, regions of interest, and betas that stay on disk until they are asked for.
 
     rois       name -> bool (V,)
-    source     (rows, V) float32, usually a memory map
+    source     (rows, V) numbers, usually a memory map
     is_shared  bool (N,) over the stimuli, for the leak check
     where      the betas file, for messages
     """
@@ -114,6 +115,37 @@ class Subject:
             raise UserError(f"subject {self.number}: sessions is {k}; expected 1..{last}")
         keep = self.trials.is_test | (self.trials.session <= k)
         return dataclasses.replace(self, trials=self.trials.select(keep))
+
+    def within(self, *rois: str) -> Subject:
+        """This subject with the voxels of these regions only, their union, in the order that they had.
+
+        Raises UserError where a region is unknown, or all are empty.
+        """
+        known = ", ".join(sorted(self.rois))
+        for name in rois:
+            if name not in self.rois:
+                raise UserError(f"subject {self.number}: no region {name!r}; expected some of {known}")
+        columns = np.flatnonzero(np.any([self.rois[name] for name in rois], axis=0)) if rois else np.empty(0, int)
+        if len(columns) == 0:
+            raise UserError(f"subject {self.number}: no voxel in {' or '.join(rois) or 'no region'}; "
+                            f"expected some of {known}")
+        return dataclasses.replace(self, source=Columns(self.source, columns),
+                                   rois={name: mask[columns] for name, mask in self.rois.items()})
+
+    def averaged(self) -> Subject:
+        """This subject with one trial an image, whose betas are the mean over the trials that are there of it.
+
+        Its session is that of the image's first trial, its repeat 0. After ``sessions(1)`` only repeats within that
+        session's training trials are averaged.
+        """
+        first, groups = [], []
+        for image in np.unique(self.trials.stimulus):
+            places = np.flatnonzero(self.trials.stimulus == image)
+            first.append(places[np.argmin(self.trials.repeat[places])])
+            groups.append(self.trials.row[places])
+        trials = self.trials.select(np.array(first, np.int64))
+        trials = dataclasses.replace(trials, row=np.arange(len(groups)), repeat=np.zeros(len(groups)))
+        return dataclasses.replace(self, trials=trials, source=RowMeans(self.source, groups))
 
 
 class Stimuli:
