@@ -16,12 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="folder for rendered scenes and checkpoints (default: OUT without its ending)")
     parser.add_argument("--cutouts", type=Path, metavar="DIR", help="train on scenes of these cut-outs")
     parser.add_argument("--scenes", type=int, default=12_000, metavar="N", help="scenes to train on (default 12000)")
-    parser.add_argument("--autoencoder-steps", type=int, default=1_500, metavar="N",
-                        help="training steps of the autoencoder (default 1500)")
-    parser.add_argument("--prior-steps", type=int, default=6_000, metavar="N",
-                        help="training steps of the prior (default 6000)")
-    parser.add_argument("--denoiser-steps", type=int, default=7_200, metavar="N",
-                        help="training steps of the denoiser (default 7200: about an hour and a half on a slow core)")
+    parser.add_argument("--autoencoder-steps", type=int, default=2_500, metavar="N",
+                        help="training steps of the autoencoder (default 2500)")
+    parser.add_argument("--prior-steps", type=int, default=3_000, metavar="N",
+                        help="training steps of the prior (default 3000)")
+    parser.add_argument("--denoiser-steps", type=int, default=14_000, metavar="N",
+                        help="training steps of the denoiser (default 14000: about three hours on a slow core)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default 0)")
 
 

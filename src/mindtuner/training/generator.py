@@ -36,8 +36,8 @@ LR = {"autoencoder": 1.5e-3, "prior": 1e-3, "denoiser": 6e-4}
 SAVE_EVERY = 100  # steps
 
 
-def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_steps: int = 1_500,
-                    prior_steps: int = 6_000, denoiser_steps: int = 7_200, cutouts: Path | None = None, seed: int = 0,
+def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_steps: int = 2_500,
+                    prior_steps: int = 3_000, denoiser_steps: int = 14_000, cutouts: Path | None = None, seed: int = 0,
                     log: Callable[[dict], None] = lambda record: None) -> None:
     """Write weights to ``out`` (safetensors: ``autoencoder.*`` and ``prior.*`` in float32, ``denoiser.*`` in bfloat16).
 
