@@ -160,13 +160,20 @@ def hub(published, monkeypatch):
     monkeypatch.setattr(fetch, "_WAIT_S", 0.001)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", "hf_test")
-    hub = Hub(published)
+    hub = Hub(published | {IMAGES: published[IMAGES][:400_000]})  # no image is looked at: the less travels, the faster
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield hub
     hub.go_on.set()
     hub.shutdown()
     hub.server_close()
+
+
+@pytest.fixture
+def whole_hub(hub, published):
+    """A hub whose release can be read, images and all."""
+    hub.files[IMAGES] = published[IMAGES]
+    return hub
 
 
 def run(hub, out, *words, yes=True):
@@ -208,10 +215,10 @@ def test_the_server_speaks_as_the_library_expects(hub, tmp_path, monkeypatch):
         assert Path(path).read_bytes() == hub.files[name]
 
 
-def test_a_fetched_release_is_the_original(hub, tmp_path, simulated, capsys):
-    assert run(hub, tmp_path / "out") == 0
+def test_a_fetched_release_is_the_original(whole_hub, tmp_path, simulated, capsys):
+    assert run(whole_hub, tmp_path / "out") == 0
     told = capsys.readouterr().out
-    check_files(hub, tmp_path / "out", wanted(hub))
+    check_files(whole_hub, tmp_path / "out", wanted(whole_hub))
     assert not list((tmp_path / "out").glob(".*"))
     for words in (*TERMS, IMAGES, COMMIT, "total", "complete"):
         assert words in told
@@ -224,31 +231,31 @@ def test_a_fetched_release_is_the_original(hub, tmp_path, simulated, capsys):
         assert ours.subject(number).rois.keys() == subject.rois.keys()
 
 
-def test_a_release_without_card_is_real_and_scored_by_its_publisher(hub, tmp_path):
-    del hub.files["dataset.json"]
-    assert run(hub, tmp_path, "--subjects", "2") == 0
+def test_a_release_without_card_is_real_and_scored_by_its_publisher(whole_hub, tmp_path):
+    del whole_hub.files["dataset.json"]
+    assert run(whole_hub, tmp_path, "--subjects", "2") == 0
     card = json.loads((tmp_path / "dataset.json").read_text())
     assert card == {"simulated": False, "zscore": "publisher", "source": {"repo": REPO, "revision": COMMIT}}
     assert list(load(tmp_path).subjects) == [2]
 
 
-def test_only_what_was_asked_for_travels_and_more_can_join_it(hub, tmp_path, capsys):
-    assert run(hub, tmp_path, "--subjects", "1", "--sessions", "2") == 0
-    asked = wanted(hub, {1}) - {TRAIN}
-    assert set(hub.sent) == asked | {"dataset.json"} and "wds/subj01/train/1.tar" in asked
-    check_files(hub, tmp_path, asked)
+def test_only_what_was_asked_for_travels_and_more_can_join_it(whole_hub, tmp_path, capsys):
+    assert run(whole_hub, tmp_path, "--subjects", "1", "--sessions", "2") == 0
+    asked = wanted(whole_hub, {1}) - {TRAIN}
+    assert set(whole_hub.sent) == asked | {"dataset.json"} and "wds/subj01/train/1.tar" in asked
+    check_files(whole_hub, tmp_path, asked)
     assert json.loads((tmp_path / "dataset.json").read_text())["sessions"] == {"1": [2]}
     assert "subject 1: training trials of session 2 only" in capsys.readouterr().out
-    hub.sent.clear()
-    assert run(hub, tmp_path) == 0
-    assert set(hub.sent) == wanted(hub) - asked | {"dataset.json"}
-    check_files(hub, tmp_path, wanted(hub))
+    whole_hub.sent.clear()
+    assert run(whole_hub, tmp_path) == 0
+    assert set(whole_hub.sent) == wanted(whole_hub) - asked | {"dataset.json"}
+    check_files(whole_hub, tmp_path, wanted(whole_hub))
     assert "sessions" not in load(tmp_path).card and list(load(tmp_path).subjects) == [1, 2]
 
 
-def test_fetching_less_again_takes_nothing_back(hub, tmp_path):
-    assert run(hub, tmp_path, "--subjects", "1") == 0
-    assert run(hub, tmp_path, "--subjects", "1", "--sessions", "1") == 0
+def test_fetching_less_again_takes_nothing_back(whole_hub, tmp_path):
+    assert run(whole_hub, tmp_path, "--subjects", "1") == 0
+    assert run(whole_hub, tmp_path, "--subjects", "1", "--sessions", "1") == 0
     assert "sessions" not in load(tmp_path, [1]).card
 
 

@@ -219,8 +219,7 @@ def _bring(plan: Plan, file: HubFile, bar) -> None:
     """Put one file into its place, verified."""
     target, part = plan.target(file), plan.part_path(file)
     if target.exists():
-        bar.update(file.size)
-        if _checksum(target, file) != file.checksum:
+        if _checksum(target, file, bar.update) != file.checksum:
             raise UserError(f"{target}: is not what the release holds; expected checksum {file.checksum} "
                             "(remove it to fetch it)")
         return
@@ -256,6 +255,7 @@ def _receive(url: str, part: Path, size: int, bar) -> None:
                 bar.update(-have)
             for chunk in response.iter_bytes():
                 out.write(chunk)
+                out.flush()  # what a kill finds in the buffer would be lost
                 bar.update(len(chunk))
     if _size(part) < size:
         raise ConnectionError("the connection was closed early")
@@ -321,7 +321,7 @@ def _source(release: Release) -> dict:
     return {"repo": release.repo, "revision": release.revision}
 
 
-def _checksum(path: Path, file: HubFile) -> str:
+def _checksum(path: Path, file: HubFile, tick: Callable[[int], object] = lambda n: None) -> str:
     """SHA-256, or for a file outside LFS git's blob id: the SHA-1 of a header with the size, and the bytes."""
     if len(file.checksum) == 64:
         digest = hashlib.sha256()
@@ -330,6 +330,7 @@ def _checksum(path: Path, file: HubFile) -> str:
     with path.open("rb") as stream:
         while data := stream.read(_READ):
             digest.update(data)
+            tick(len(data))
     return digest.hexdigest()
 
 
