@@ -253,6 +253,14 @@ def test_only_what_was_asked_for_travels_and_more_can_join_it(whole_hub, tmp_pat
     assert "sessions" not in load(tmp_path).card and list(load(tmp_path).subjects) == [1, 2]
 
 
+def test_a_subject_with_some_sessions_has_the_same_trials(whole_hub, tmp_path, simulated):
+    assert run(whole_hub, tmp_path, "--subjects", "1", "--sessions", "2") == 0
+    ours, whole = load(tmp_path).subject(1).trials, load(simulated).subject(1).trials
+    here = whole.is_test | (whole.session == 2)
+    for name in ("row", "stimulus", "session", "repeat", "is_test"):  # repeats count the missing session's trials too
+        np.testing.assert_array_equal(getattr(ours, name), getattr(whole, name)[here])
+
+
 def test_fetching_less_again_takes_nothing_back(whole_hub, tmp_path):
     assert run(whole_hub, tmp_path, "--subjects", "1") == 0
     assert run(whole_hub, tmp_path, "--subjects", "1", "--sessions", "1") == 0

@@ -67,7 +67,8 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     if not numbers:
         raise UserError(f"{root}: no subject; expected files betas_all_subj0N_fp32_renorm.hdf5")
     stimuli = _load_stimuli(root)
-    return Dataset(root, {number: _load_subject(root, number, stimuli) for number in numbers}, stimuli, card)
+    return Dataset(root, {number: _load_subject(root, number, stimuli, card.get("sessions", {}).get(str(number)))
+                          for number in numbers}, stimuli, card)
 
 
 def check_card(card: dict, where: str) -> None:
@@ -76,6 +77,10 @@ def check_card(card: dict, where: str) -> None:
         raise UserError(f"{where}: simulated is {card.get('simulated')!r}; expected true or false")
     if card.get("zscore") not in ZSCORES:
         raise UserError(f"{where}: zscore is {card.get('zscore')!r}; expected one of {', '.join(ZSCORES)}")
+    sessions = card.get("sessions", {})
+    if not isinstance(sessions, dict) or not all(
+            isinstance(some, list) and all(type(i) is int and i > 0 for i in some) for some in sessions.values()):
+        raise UserError(f"{where}: sessions is {sessions!r}; expected subject: [session, ...]")
 
 
 def _load_card(root: Path) -> dict:
@@ -109,22 +114,28 @@ def _load_npy(path: Path, kind: str, shape: tuple[int, ...], what: str) -> np.nd
     return array
 
 
-def _load_subject(root: Path, number: int, stimuli: Stimuli) -> Subject:
+def _load_subject(root: Path, number: int, stimuli: Stimuli, sessions: list[int] | None) -> Subject:
     path = betas_path(root, number)
     betas = open_rows(path, "betas", 2, ("float32",))
-    trials = _load_trials(root, number, rows=betas.shape[0], images=len(stimuli))
+    shown = _load_indices(root / INDICES, number, betas.shape[0])
+    trials = _load_trials(root, number, shown, len(stimuli), sessions)
     check_no_leak(trials, stimuli.is_shared, str(behaviour_folder(root, number)))
-    _check_indices(root / INDICES, number, trials)
+    _check_indices(root / INDICES, number, shown, trials)
     rois = _load_rois(root / MASKS, number, betas.shape[1])
     return Subject(number, trials, rois, betas, stimuli.is_shared, str(path))
 
 
-def _load_trials(root: Path, number: int, rows: int, images: int) -> Trials:
-    folder = behaviour_folder(root, number)
-    sessions = len(list((folder / "train").glob("*.tar")))
-    if sessions == 0:
+def _load_trials(root: Path, number: int, shown: np.ndarray, images: int, sessions: list[int] | None) -> Trials:
+    """Trials of one subject; ``sessions`` None means that all training sessions are there, as many as there are tars.
+
+    Which image each row of the betas showed, ``shown`` (rows,), gives the repeats, also where sessions are missing.
+    """
+    folder, rows, whole = behaviour_folder(root, number), len(shown), sessions is None
+    if sessions is None:
+        sessions = range(1, len(list((folder / "train").glob("*.tar"))) + 1)
+    if len(sessions) == 0:
         raise UserError(f"{folder / 'train'}: no behaviour; expected 0.tar, 1.tar, ... one per session")
-    tables = [_load_behaviour(folder / "train" / f"{i}.tar", number, rows, images, i + 1) for i in range(sessions)]
+    tables = [_load_behaviour(folder / "train" / f"{i - 1}.tar", number, rows, images, i) for i in sessions]
     tables.append(_load_behaviour(folder / "new_test" / "0.tar", number, rows, images, None))
     is_test = np.repeat([False, True], [sum(map(len, tables[:-1])), len(tables[-1])])
     table = np.concatenate(tables)
@@ -133,10 +144,10 @@ def _load_trials(root: Path, number: int, rows: int, images: int) -> Trials:
     twice = np.flatnonzero(np.diff(table[:, ROW]) == 0)
     if len(twice):
         raise UserError(f"{folder}: betas row {table[twice[0], ROW]} belongs to two trials; expected one")
-    if len(table) != rows:
+    if whole and len(table) != rows:
         raise UserError(f"{folder}: {len(table)} trials but {rows} rows in {betas_path(root, number).name}; "
                         "expected one trial per row")
-    repeat = count_repeats(table[:, STIMULUS])
+    repeat = count_repeats(shown)[table[:, ROW]]
     return Trials(table[:, ROW], table[:, STIMULUS], table[:, SESSION], repeat, is_test)
 
 
@@ -210,17 +221,22 @@ def _read_behaviour(path: Path, name: str, data: bytes) -> np.ndarray:
     return array[0]
 
 
-def _check_indices(path: Path, number: int, trials: Trials) -> None:
-    """The file of indices says a second time which image each trial showed; both must agree."""
+def _load_indices(path: Path, number: int, rows: int) -> np.ndarray:
+    """Which image each row of the betas showed (rows,)."""
     with open_hdf5(path) as file:
         data = file.get(f"subj0{number}")
-        if not isinstance(data, h5py.Dataset) or data.ndim != 1 or len(data) < len(trials):
-            raise UserError(f"{path}: no whole list subj0{number}; expected the stimulus of {len(trials)} trials")
-        indices = data[:len(trials)]
-    wrong = np.flatnonzero(indices != trials.stimulus)
+        if not isinstance(data, h5py.Dataset) or data.ndim != 1 or len(data) < rows:
+            raise UserError(f"{path}: no whole list subj0{number}; expected the stimulus of {rows} trials")
+        return data[:rows]
+
+
+def _check_indices(path: Path, number: int, shown: np.ndarray, trials: Trials) -> None:
+    """The file of indices says a second time which image each trial showed; both must agree."""
+    wrong = np.flatnonzero(shown[trials.row] != trials.stimulus)
     if len(wrong):
-        raise UserError(f"{path}: subj0{number}[{wrong[0]}] is {indices[wrong[0]]}; expected "
-                        f"{trials.stimulus[wrong[0]]}, the stimulus that the behaviour tars give")
+        row = trials.row[wrong[0]]
+        raise UserError(f"{path}: subj0{number}[{row}] is {shown[row]}; expected {trials.stimulus[wrong[0]]}, "
+                        "the stimulus that the behaviour tars give")
 
 
 def _load_rois(path: Path, number: int, voxels: int) -> dict[str, np.ndarray]:
