@@ -453,13 +453,13 @@ DAMAGE = {
     "captions of other images": (lambda t: (t.root / "captions_train2017.json").write_text(
         '{"annotations": [{"image_id": 5000, "caption": "a"}]}'), r"no caption of any image"),
     "no mask": (lambda t: (t.root / ROI.format(1) / "nsdgeneral.nii.gz").unlink(), r"nsdgeneral.nii.gz: not found"),
-    "mask cut": (lambda t: cut(t.root / ROI.format(1) / "nsdgeneral.nii.gz"), r"nsdgeneral.nii.gz: not a whole file"),
+    "mask cut": (lambda t: cut(t.root / ROI.format(1) / "nsdgeneral.nii.gz"), r"nsdgeneral.nii.gz: damaged or not a whole"),
     "mask empty": (lambda t: nifti(t.root / ROI.format(1) / "nsdgeneral.nii.gz", np.zeros(SHAPE, np.float32)), r"no voxel"),
     "mask of another volume": (lambda t: nifti(t.root / ROI.format(1) / "nsdgeneral.nii.gz", np.ones((6, 4, 5), np.float32)),
                                r"session01.nii.gz: betas have shape \(6, 5, 4, 24\) .* over \(6, 4, 5\)"),
     "regions of another volume": (lambda t: nifti(t.root / ROI.format(2) / "prf-visualrois.nii.gz",
                                                   np.ones((6, 5, 5), np.float32)), r"prf-visualrois.nii.gz: has shape"),
-    "regions cut": (lambda t: cut(t.root / ROI.format(2) / "prf-visualrois.nii.gz"), r"prf-visualrois.nii.gz: not a whole"),
+    "regions cut": (lambda t: cut(t.root / ROI.format(2) / "prf-visualrois.nii.gz"), r"prf-visualrois.nii.gz: damaged"),
     "a session missing": (lambda t: session(t, 1, 2).unlink(),
                           r"betas_session02.hdf5 \(or .nii.gz\): not found; .* session 3"),
     "no session": (lambda t: [session(t, 2, n).unlink() for n in (1, 2)], r"no session; expected betas_session01.hdf5"),
@@ -469,7 +469,7 @@ DAMAGE = {
                                     r"betas_session01.nii.gz: holds 23 trials; expected a number that divides .* 96"),
     "more sessions than the design": (lambda t: [write_session(session(t, 1, 1).parent, n, t.raw[1][0], "nii.gz")
                                                  for n in (4, 5)], r"session05.nii.gz: is beyond the design; .* 4 sessions"),
-    "NIfTI not NIfTI": (lambda t: session(t, 1, 1).write_text("hello"), r"betas_session01.nii.gz: not a whole file"),
+    "NIfTI not NIfTI": (lambda t: session(t, 1, 1).write_text("hello"), r"betas_session01.nii.gz: damaged or not a whole"),
     "NIfTI as floats": (lambda t: nifti(session(t, 1, 1), t.raw[1][0].astype(np.float32)), r"dtype float32; expected int16"),
     "NIfTI scaled": (lambda t: nifti(session(t, 1, 1), t.raw[1][0], slope=0.5), r"is scaled by 0.5 .* plain int16"),
     "HDF5 cut": (lambda t: cut(session(t, 2, 2)), r"betas_session02.hdf5: not a whole HDF5 file"),
@@ -479,12 +479,12 @@ DAMAGE = {
     "shared images alone": (lambda t: redesign_all_shared(t), r"all 72 trials show shared images"),
 }
 LATE = {  # found when the betas are read, hours into a real conversion
-    "NIfTI cut": (lambda t: cut(session(t, 1, 2)), r"betas_session02.nii.gz: not a whole file"),
+    "NIfTI cut": (lambda t: cut(session(t, 1, 2)), r"betas_session02.nii.gz: damaged or not a whole"),
     "NIfTI cut at its last byte": (lambda t: cut(session(t, 1, 2), 1 - 1 / session(t, 1, 2).stat().st_size),
-                                   r"betas_session02.nii.gz: not a whole file"),
-    "NIfTI with a flipped bit": (lambda t: flip(session(t, 1, 3)), r"betas_session03.nii.gz: not a whole file .*CRC"),
+                                   r"betas_session02.nii.gz: damaged or not a whole"),
+    "NIfTI with a flipped bit": (lambda t: flip(session(t, 1, 3)), r"betas_session03.nii.gz: damaged .*CRC"),
     "NIfTI that was cut before it was packed": (lambda t: session(t, 1, 1).write_bytes(gzip.compress(gzip.decompress(
-        session(t, 1, 1).read_bytes())[:-100])), r"betas_session01.nii.gz: not a whole file \(it breaks off\)"),
+        session(t, 1, 1).read_bytes())[:-100])), r"betas_session01.nii.gz: damaged .*\(it breaks off\)"),
 }
 
 

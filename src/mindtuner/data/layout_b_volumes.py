@@ -150,4 +150,4 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a whole file ({reason}); expected one that was copied to its end") from error
+        raise UserError(f"{path}: damaged or not a whole file ({reason}); expected one that was copied to its end") from error
