@@ -1,6 +1,7 @@
 """Turn other people's files into this project's.
 
 mindeye2: a released MindEye2 checkpoint becomes a base that equals it and that a new subject can be tuned on.
+nsd: NSD's files as its authors publish them become a dataset that every other verb reads.
 """
 
 from __future__ import annotations
@@ -37,6 +38,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     mindeye2.add_argument("--force", action="store_true", help="replace OUT")
     mindeye2.set_defaults(convert=run_mindeye2)
+    nsd = kinds.add_parser(
+        "nsd",
+        help="raw NSD -> a dataset",
+        description="Write NSD, as its authors publish it, as a dataset in the files of the public MindEye2 release. "
+        "The same command goes on where an earlier one was cut short.",
+    )
+    nsd.add_argument(
+        "root", type=Path, metavar="ROOT", help="folder with nsddata, nsddata_betas and nsddata_stimuli"
+    )
+    nsd.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    nsd.add_argument("--subjects", metavar="N,N,...", help="subjects (default: all that have betas in ROOT)")
+    nsd.add_argument(
+        "--captions",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR_OR_JSON",
+        help="COCO's captions_train2017.json and captions_val2017.json, or their folder (default: no captions)",
+    )
+    nsd.add_argument("--force", action="store_true", help="replace what is in OUT")
+    nsd.set_defaults(convert=run_nsd)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -54,12 +76,7 @@ def run_mindeye2(options: argparse.Namespace) -> None:
         raise UserError(f"{options.out}: is there already; expected a new name (or --force to replace it)")
     if options.text_width < 1:
         raise UserError(f"--text-width: is {options.text_width}; expected at least 1")
-    subjects = None
-    if options.subjects is not None:
-        parts = options.subjects.split(",")
-        if not all(part.strip().isdecimal() for part in parts):
-            raise UserError(f"--subjects: is {options.subjects!r}; expected numbers such as 2,3,4")
-        subjects = [int(part) for part in parts]
+    subjects = _subjects(options.subjects)
 
     from mindtuner.interop.mindeye2 import convert_mindeye2
 
@@ -81,3 +98,23 @@ def run_mindeye2(options: argparse.Namespace) -> None:
         f"{card['conventions']['image_range']}"
     )
     print(options.out)
+
+
+def run_nsd(options: argparse.Namespace) -> None:
+    subjects = _subjects(options.subjects)
+
+    from mindtuner.data.convert_nsd import convert_nsd
+
+    convert_nsd(options.root, options.out, subjects, options.captions, options.force)
+    print(options.out)
+
+
+def _subjects(text: str | None) -> list[int] | None:
+    from mindtuner.errors import UserError
+
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UserError(f"--subjects: is {text!r}; expected numbers such as 2,3,4")
+    return [int(part) for part in parts]

@@ -17,11 +17,11 @@ from mindtuner.data.simulation.early import early_features
 from mindtuner.data.simulation.labels import SceneLabels
 from mindtuner.data.simulation.scenes import FolderScenes, Scene, SceneStream, render
 from mindtuner.data.simulation.semantic import semantic_features
+from mindtuner.data.zscore import zscore
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json
 from mindtuner.runtime import derive_seed, progress
 
-RUNS = 12  # of a session
 TRIAL_SECONDS = 4.0
 
 
@@ -124,21 +124,11 @@ class Plan:
             start += room
         stimulus = np.concatenate(stimulus)
         within = np.tile(np.arange(knobs.trials_per_session), knobs.sessions)
-        per_run = -(-knobs.trials_per_session // RUNS)
+        per_run = -(-knobs.trials_per_session // nsd.RUNS)
         session = np.repeat(np.arange(1, knobs.sessions + 1), knobs.trials_per_session)
         return writer.TrialTable(stimulus=stimulus, session=session, run=within // per_run + 1,
                                  trial=within % per_run + 1, time=within * TRIAL_SECONDS,
                                  is_shared=self.is_shared[stimulus])
-
-
-def zscore(betas: np.ndarray, session: np.ndarray, is_training: np.ndarray) -> np.ndarray:
-    """Betas (n, V) z-scored per session with mean and sd of that session's training trials."""
-    out = np.empty_like(betas)
-    for number in np.unique(session):
-        rows = session == number
-        training = betas[rows & is_training]
-        out[rows] = (betas[rows] - training.mean(0)) / training.std(0).clip(1e-6)
-    return out
 
 
 def _scenes(plan: Plan, cutouts: Path | None, stimuli: Path | None):
