@@ -10,18 +10,17 @@ where each of these facts comes from.
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import h5py
 import numpy as np
 
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
-from mindtuner.data.layout_d_stimuli import ImageFiles, StimulusFolder, captions_beside, number_by_content
+from mindtuner.data.layout_d_stimuli import ENDINGS, ImageFiles, StimulusFolder, captions_beside, number_by_content
+from mindtuner.data.layout_d_tables import DATASETS, read_split, read_tables
 from mindtuner.data.leaks import check_no_leak
 from mindtuner.data.parcels import CORTEX, GRAYORDINATES, GROUPS, Atlas, load_atlas
 from mindtuner.data.rows import open_hdf5
@@ -29,31 +28,7 @@ from mindtuner.errors import UserError
 from mindtuner.runtime import progress
 
 KEY = re.compile(r"(sub-(\d+)_([^_]+))_stimulus-(.+)_phase-(train|test)_rep-(\d+)")
-COLUMNS = ("filename", "alias", "source", "test_train")
 ARTIFICIAL = ("NSDsynthetic", "Artificial")  # sources of drawn stimuli, which MOSAIC keeps apart from photographs
-SPLIT = {"train_naturalistic.json": False, "test_naturalistic.json": True}  # file -> are its trials test trials
-
-
-@dataclass(frozen=True)
-class Source:
-    """One of MOSAIC's datasets: subject ``n`` gets the number ``base + n``; its table; over which of its own trials the
-    authors normalised the betas."""
-
-    base: int
-    stiminfo: str
-    normalised: str
-
-
-DATASETS = {
-    "NSD": Source(0, "nsd_stiminfo.tsv", "each session by its training trials"),
-    "BOLD5000": Source(100, "b5000_stiminfo.tsv", "each group of four or five sessions by its training trials"),
-    "GOD": Source(200, "god_stiminfo.tsv", "all sessions together by their training trials"),
-    "deeprecon": Source(300, "deeprecon_stiminfo.tsv", "training and test sessions each by all their own trials"),
-    "THINGS": Source(400, "things_stiminfo.tsv", "each group of six sessions by its training trials"),
-    "NOD": Source(500, "nod_stiminfo.tsv", "all sessions together by their training trials"),
-    "HAD": Source(600, "had_stiminfo.tsv", "the session by its training trials"),
-    "BMD": Source(700, "bmd_stiminfo.tsv", "each session by its training trials"),
-}
 TEST_BY_TEST = ("deeprecon",)  # whose test trials were normalised by statistics of test trials
 
 
@@ -83,13 +58,13 @@ def load_mosaic(files: str | Path | Iterable[str | Path], stiminfo: str | Path |
             raise UserError(f"{other.path}: holds {other.person}, and so does {one.path}; expected each subject once")
     atlas = load_atlas()
     masks = atlas.regions(regions)
-    tables = _read_tables(_paths(stiminfo), {person.dataset for person in opened})
-    listed = None if split is None else _read_split(Path(split), {person.person for person in opened})
+    tables = read_tables(_paths(stiminfo), {person.dataset for person in opened})
+    listed = None if split is None else read_split(Path(split), {person.person for person in opened})
     notes = ["the files do not say in which session a trial was; all are taken for session 1"]
     chosen = {person.number: _choose(person, tables[person.dataset], listed, notes) for person in opened}
     stimulus, is_shared, images = _read_stimuli(opened, chosen, Path(stimuli))
-    subjects = {person.number: _subject(person, chosen[person.number], stimulus[person.number], is_shared, atlas, masks, notes)
-                for person in opened}
+    subjects = {n: _subject(person, chosen[n], stimulus[n], is_shared, atlas, masks, notes)
+                for n, person in ((person.number, person) for person in opened)}
     card = {"simulated": any(bool(person.file.attrs.get("simulated", False)) for person in opened),
             "zscore": "session_all" if any(person.dataset in TEST_BY_TEST for person in opened) else "publisher",
             "normalised": {dataset: DATASETS[dataset].normalised for dataset in sorted(tables)},
@@ -143,60 +118,6 @@ def _open(path: Path) -> _Person:
     return _Person(path, file, person[1], person[3], DATASETS[person[3]].base + int(person[2]), trials)
 
 
-def _read_tables(paths: list[Path], wanted: set[str]) -> dict[str, dict[str, list[dict]]]:
-    """For each dataset wanted: name of a stimulus without its ending -> its rows in the table."""
-    named = {source.stiminfo: dataset for dataset, source in DATASETS.items()}
-    given = {}
-    for path in paths:
-        if path.name not in named:
-            raise UserError(f"{path}: is no stimulus table of MOSAIC; expected one called {', '.join(named)}")
-        given[named[path.name]] = path
-    for dataset in sorted(wanted - set(given)):
-        raise UserError(f"stiminfo: no table of {dataset}; expected {DATASETS[dataset].stiminfo} among the tables")
-    return {dataset: _read_table(given[dataset]) for dataset in sorted(wanted)}
-
-
-def _read_table(path: Path) -> dict[str, list[dict]]:
-    rows: dict[str, list[dict]] = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            for column in COLUMNS:
-                if column not in (reader.fieldnames or []):
-                    raise UserError(f"{path}: no column {column}; expected {', '.join(COLUMNS)} and sub-01_reps and so on")
-            for row in reader:
-                if not row["filename"] or row["test_train"] not in ("train", "test"):
-                    raise UserError(f"{path}: line {reader.line_num} has filename {row['filename']!r} and test_train "
-                                    f"{row['test_train']!r}; expected a file name, and train or test")
-                rows.setdefault(PurePath(row["filename"]).stem, []).append(row)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; expected a stimulus table of MOSAIC") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected a table with tabs") from error
-    return rows
-
-
-def _read_split(folder: Path, people: set[str]) -> dict[str, bool]:
-    """Key -> is it a test trial, for all trials of these people that MOSAIC's split lists."""
-    listed: dict[str, bool] = {}
-    for name, is_test in SPLIT.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path}: not found; expected MOSAIC's split across datasets")
-        try:
-            entries = [pair for entry in json.loads(path.read_text(encoding="utf-8")) for pair in entry.items()]
-            for person, keys in ((index.split("_stimulus-")[0], keys) for index, keys in entries):
-                for key in (key.removesuffix(".npz") for key in keys if person in people):
-                    if listed.setdefault(key, is_test) != is_test:
-                        raise UserError(f"{path}: lists {key}, which is a training trial too; expected it in one list")
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"{path}: is no list of {{stimulus: [trials]}} ({error}); expected MOSAIC's split") from error
-    for person in sorted(people):
-        if not any(key.startswith(f"{person}_stimulus-") for key in listed):
-            raise UserError(f"{folder}: lists no trial of {person}; expected MOSAIC's split of all its subjects")
-    return listed
-
-
 def _choose(person: _Person, table: dict[str, list[dict]], listed: dict[str, bool] | None, notes: list[str]) -> list[_Trial]:
     """The trials that count, with the names of their stimuli. Refuses what the table or the split says otherwise."""
     chosen, drawn, unlisted = [], 0, 0
@@ -212,8 +133,8 @@ def _choose(person: _Person, table: dict[str, list[dict]], listed: dict[str, boo
         elif listed is not None and listed[trial.key] != trial.is_test:
             raise UserError(f"{person.path}: key {trial.key} is in the other list of MOSAIC's split; expected the same phase")
         else:
-            names = (row["filename"], row["alias"]) if "." in (row["alias"] or "") else (row["filename"],)
-            chosen.append(replace(trial, names=names))
+            alias = (row["alias"],) if (row["alias"] or "").lower().endswith(ENDINGS) else ()  # elsewhere it is a number
+            chosen.append(replace(trial, names=(row["filename"], *alias)))
     if drawn:
         notes.append(f"{person.person}: {drawn} trials of drawn stimuli left out")
     if unlisted:
@@ -246,8 +167,11 @@ def _read_stimuli(opened: list[_Person], chosen: dict[int, list[_Trial]],
     is_shared = np.zeros(max(numbers.values(), default=-1) + 1, bool)
     for number, trials in chosen.items():
         is_shared[stimulus[number][[trial.is_test for trial in trials]]] = True
-    pictures = list({number: path for path, number in reversed(numbers.items())}.values())[::-1]
-    return stimulus, is_shared, Stimuli(ImageFiles(pictures), [captions_beside(path) for path in pictures], is_shared, str(root))
+    first: dict[int, Path] = {}  # where several files have the same content
+    for path, number in numbers.items():
+        first.setdefault(number, path)
+    captions = [captions_beside(path) for path in first.values()]
+    return stimulus, is_shared, Stimuli(ImageFiles(list(first.values())), captions, is_shared, str(root))
 
 
 def _subject(person: _Person, chosen: list[_Trial], stimulus: np.ndarray, is_shared: np.ndarray, atlas: Atlas,
@@ -279,8 +203,8 @@ def _without_value(person: _Person, notes: list[str]) -> np.ndarray:
     if isinstance(known, h5py.Dataset):
         listed = known[()]
         if listed.ndim != 1 or not ((listed >= 0) & (listed < GRAYORDINATES)).all():
-            raise UserError(f"{person.path}: nan_indices_all has shape {listed.shape} or numbers out of range; expected a list "
-                            f"of grayordinates 0..{GRAYORDINATES - 1}")
+            raise UserError(f"{person.path}: nan_indices_all has shape {listed.shape} or numbers out of range; expected "
+                            f"a list of grayordinates 0..{GRAYORDINATES - 1}")
         empty[listed.astype(np.int64)] = True
     else:
         notes.append(f"{person.person}: no nan_indices_all; every trial was read to find vertices without a value")
@@ -307,8 +231,8 @@ class _Vectors:
             whole = np.isfinite(target)
             if not whole.all():
                 at = int(np.argmin(whole))
-                raise UserError(f"{self._path}: key {key}, grayordinate {self._voxels[at]} is {target[at]}; expected a finite "
-                                "number, or the grayordinate in nan_indices_all")
+                raise UserError(f"{self._path}: key {key}, grayordinate {self._voxels[at]} is {target[at]}; expected a "
+                                "finite number, or the grayordinate in nan_indices_all")
         return betas[place]
 
 
@@ -321,4 +245,5 @@ def _vector(betas: h5py.Group, key: str, part: slice, path: Path) -> np.ndarray:
     try:
         return data[part]
     except OSError as error:
-        raise UserError(f"{path}: key {key} cannot be read ({' '.join(str(error).split())}); expected a whole file") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: key {key} cannot be read ({reason}); expected a whole file") from error

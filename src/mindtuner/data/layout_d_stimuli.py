@@ -27,6 +27,7 @@ from mindtuner.runtime import progress
 
 VIDEOS = (".mp4", ".webm", ".avi", ".mov")
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+ENDINGS = PICTURES + VIDEOS
 FRAME = re.compile(r"(_frame-?\d+_\d+|_\d+_\d+)$")
 DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken picture
 
