@@ -64,6 +64,8 @@ class Subject:
     source     (rows, V) numbers, usually a memory map
     is_shared  bool (N,) over the stimuli, for the leak check
     where      the betas file, for messages
+    vertices   int64 (V,), where each voxel lies on the fsLR-32k surface (0..32491 left, 32492..64983 right), for data that
+               live there; ``parcels.on_surface`` makes maps of them
     """
 
     number: int
@@ -72,6 +74,7 @@ class Subject:
     source: Rows
     is_shared: np.ndarray
     where: str
+    vertices: np.ndarray | None = None
 
     @property
     def n_voxels(self) -> int:
@@ -130,7 +133,8 @@ class Subject:
             raise UserError(f"subject {self.number}: no voxel in {' or '.join(rois) or 'no region'}; "
                             f"expected some of {known}")
         return dataclasses.replace(self, source=Columns(self.source, columns),
-                                   rois={name: mask[columns] for name, mask in self.rois.items()})
+                                   rois={name: mask[columns] for name, mask in self.rois.items()},
+                                   vertices=None if self.vertices is None else self.vertices[columns])
 
     def averaged(self) -> Subject:
         """This subject with one trial an image, whose betas are the mean over the trials that are there of it.
