@@ -60,7 +60,7 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: not found; expected a folder with a dataset")
-    card = _load_card(root)
+    card = load_card(root)
     found = sorted(int(match[1]) for path in root.iterdir()
                    if (match := re.fullmatch(r"betas_all_subj0(\d+)_fp32_renorm\.hdf5", path.name)))
     numbers = found if subjects is None else sorted(set(subjects))
@@ -78,7 +78,7 @@ def check_card(card: dict, where: str) -> None:
         raise UserError(f"{where}: zscore is {card.get('zscore')!r}; expected one of {', '.join(ZSCORES)}")
 
 
-def _load_card(root: Path) -> dict:
+def load_card(root: Path) -> dict:
     path = root / CARD
     if not path.exists():
         return {"simulated": False, "zscore": "publisher"}
@@ -90,13 +90,14 @@ def _load_card(root: Path) -> dict:
 def _load_stimuli(root: Path) -> Stimuli:
     images = open_rows(root / IMAGES, "images", 4, ("float16", "float32"))
     count = images.shape[0]
-    captions = _load_npy(root / CAPTIONS, "U", (count, CAPTIONS_PER_IMAGE), "fixed-width unicode captions")
-    shared = _load_npy(root / SHARED, "b", (count,), "booleans")
+    captions = load_npy(root / CAPTIONS, "U", (count, CAPTIONS_PER_IMAGE), "fixed-width unicode captions")
+    shared = load_npy(root / SHARED, "b", (count,), "booleans")
     # Row by row: the whole table as Python strings at once would hold the padding of 73,000 x 5 captions too.
     return Stimuli(images, [row.tolist() for row in captions], np.array(shared), str(root / IMAGES))
 
 
-def _load_npy(path: Path, kind: str, shape: tuple[int, ...], what: str) -> np.ndarray:
+def load_npy(path: Path, kind: str, shape: tuple[int | None, ...], what: str) -> np.ndarray:
+    """A memory-mapped array of this dtype kind and shape, where None is any length. Raises UserError for anything else."""
     if not path.is_file():
         raise UserError(f"{path}: not found; expected {what} of shape {shape}")
     try:
@@ -104,7 +105,8 @@ def _load_npy(path: Path, kind: str, shape: tuple[int, ...], what: str) -> np.nd
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path}: not a whole .npy file ({' '.join(str(error).split())}); "
                         f"expected {what} of shape {shape}") from error
-    if array.dtype.kind != kind or array.shape != shape:
+    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
+    if array.dtype.kind != kind or not fits:
         raise UserError(f"{path}: has shape {array.shape} and dtype {array.dtype}; expected {what} of shape {shape}")
     return array
 
@@ -114,8 +116,8 @@ def _load_subject(root: Path, number: int, stimuli: Stimuli) -> Subject:
     betas = open_rows(path, "betas", 2, ("float32",))
     trials = _load_trials(root, number, rows=betas.shape[0], images=len(stimuli))
     check_no_leak(trials, stimuli.is_shared, str(behaviour_folder(root, number)))
-    _check_indices(root / INDICES, number, trials)
-    rois = _load_rois(root / MASKS, number, betas.shape[1])
+    check_indices(root / INDICES, number, trials)
+    rois = load_rois(root / MASKS, number, betas.shape[1])
     return Subject(number, trials, rois, betas, stimuli.is_shared, str(path))
 
 
@@ -124,8 +126,8 @@ def _load_trials(root: Path, number: int, rows: int, images: int) -> Trials:
     sessions = len(list((folder / "train").glob("*.tar")))
     if sessions == 0:
         raise UserError(f"{folder / 'train'}: no behaviour; expected 0.tar, 1.tar, ... one per session")
-    tables = [_load_behaviour(folder / "train" / f"{i}.tar", number, rows, images, i + 1) for i in range(sessions)]
-    tables.append(_load_behaviour(folder / "new_test" / "0.tar", number, rows, images, None))
+    tables = [load_behaviour(folder / "train" / f"{i}.tar", number, rows, images, i + 1) for i in range(sessions)]
+    tables.append(load_behaviour(folder / "new_test" / "0.tar", number, rows, images, None))
     is_test = np.repeat([False, True], [sum(map(len, tables[:-1])), len(tables[-1])])
     table = np.concatenate(tables)
     order = np.argsort(table[:, ROW], kind="stable")
@@ -150,7 +152,7 @@ def count_repeats(stimulus: np.ndarray) -> np.ndarray:
     return repeat
 
 
-def _load_behaviour(path: Path, number: int, rows: int, images: int, session: int | None) -> np.ndarray:
+def load_behaviour(path: Path, number: int, rows: int, images: int, session: int | None) -> np.ndarray:
     """Behaviour of the trials in one tar, int64 (n, 17), checked; ``session`` None is the tar of test trials."""
     table = _read_tar(path)
     used = table[:, [STIMULUS, SUBJECT, SESSION, ROW, IS_SHARED]]
@@ -210,7 +212,7 @@ def _read_behaviour(path: Path, name: str, data: bytes) -> np.ndarray:
     return array[0]
 
 
-def _check_indices(path: Path, number: int, trials: Trials) -> None:
+def check_indices(path: Path, number: int, trials: Trials) -> None:
     """The file of indices says a second time which image each trial showed; both must agree."""
     with open_hdf5(path) as file:
         data = file.get(f"subj0{number}")
@@ -223,7 +225,7 @@ def _check_indices(path: Path, number: int, trials: Trials) -> None:
                         f"{trials.stimulus[wrong[0]]}, the stimulus that the behaviour tars give")
 
 
-def _load_rois(path: Path, number: int, voxels: int) -> dict[str, np.ndarray]:
+def load_rois(path: Path, number: int, voxels: int) -> dict[str, np.ndarray]:
     """Regions of interest over the voxels of the betas, name -> bool (V,).
 
     Masks may cover the voxels of the betas, or the whole volume (flattened): then ``nsd_general`` tells which
