@@ -176,8 +176,13 @@ def open_betas(folder: Path) -> tuple[Path, Rows]:
     if (folder / MASK).exists():
         voxels = int(load_mask(folder / MASK)[0].sum())
         if voxels != betas.shape[1]:
-            raise UserError(f"{folder / MASK}: {voxels} voxels are above 0; expected {betas.shape[1]} as in {files[0].name}")
+            raise UserError(f"{folder / MASK}: {voxels} voxels are above 0; expected {betas.shape[1]} as in {files[0].name}"
+                            + _turned(betas, voxels))
     return files[0], betas
+
+
+def _turned(betas: Rows, voxels: int) -> str:
+    return "; is the array turned round?" if betas.shape[0] == voxels else ""
 
 
 def _open_npy(path: Path) -> np.ndarray:
@@ -199,7 +204,7 @@ def check_rows(path: Path, betas: Rows, lines: TrialLines) -> None:
     not the sessions of these files in their order."""
     rows = betas.shape[0]
     if rows != len(lines):
-        turned = "; is the array turned round?" if betas.shape[1] == len(lines) else ""
+        turned = _turned(betas, rows) if betas.shape[1] == len(lines) else ""
         raise UserError(f"{lines.path}: {len(lines)} trials but {rows} betas rows in {path.name}; expected one line per "
                         f"row{turned}")
     if not isinstance(betas, JoinedSessions):

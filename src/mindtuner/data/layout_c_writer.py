@@ -58,9 +58,9 @@ def write_stimuli(root: Path, stimuli: Stimuli) -> list[str]:
 
 def trials_table(subject: Subject, names: list[str]) -> str:
     """The text of ``trials.tsv`` for a subject's trials in their order."""
-    trials = subject.trials
+    found = subject.trials
     lines = ["stimulus\tsession\trepeat\tsplit"]
-    for stimulus, session, repeat, is_test in zip(trials.stimulus, trials.session, trials.repeat, trials.is_test, strict=True):
+    for stimulus, session, repeat, is_test in zip(found.stimulus, found.session, found.repeat, found.is_test, strict=True):
         lines.append(f"{names[stimulus]}\t{session}\t{repeat}\t{'test' if is_test else 'train'}")
     return "\n".join(lines) + "\n"
 
@@ -84,7 +84,7 @@ def _write_nifti(folder: Path, subject: Subject) -> None:
     """Voxels fill a box from its first corner on, with an empty border around it."""
     session = subject.trials.session
     if (np.diff(session) < 0).any():
-        raise UserError(f"{subject.where}: trials of a later session come before an earlier one's; expected sessions in order")
+        raise UserError(f"{subject.where}: session falls from one trial to the next; expected sessions in order")
     side = int(np.ceil(subject.n_voxels ** (1 / 3)))
     box = np.zeros(side**3, bool)
     box[:subject.n_voxels] = True
