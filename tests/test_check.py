@@ -1,7 +1,6 @@
 """``mindtuner check``: damage planted in layouts A and C is found and named, and no reader returns a row of it."""
 
 import dataclasses
-import gzip
 import json
 import re
 import shutil
@@ -424,9 +423,10 @@ def test_irregular_data_work_and_say_what_is_assumed(copy_of):
 def test_what_is_no_dataset_is_refused_in_one_line(tmp_path, capsys):
     for root in (tmp_path, tmp_path / "nowhere"):
         assert main(["check", str(root)]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and "expected" in error
+        printed = capsys.readouterr()
+        assert printed.err.count("\n") == 1 and "expected" in printed.err and "error  " in printed.out
+        assert main(["check", str(root), "--json"]) == 2
+        report = json.loads(capsys.readouterr().out)
+        assert report["errors"] == 1 and report["findings"][0]["field"] == "layout"
     (tmp_path / "trials.tsv").write_text("")
-    path = gzip.open(tmp_path / "betas.npy", "w")
-    path.close()
     assert main(["check", str(tmp_path)]) == 2

@@ -11,25 +11,20 @@ from pathlib import Path
 from mindtuner.data.check_a import check_a
 from mindtuner.data.check_c import check_c
 from mindtuner.data.findings import Findings
-from mindtuner.data.layouts import layout_of
+from mindtuner.data.layouts import layout_of, load
 
 LAYOUTS = {"A": "the files of the public MindEye2 release", "C": "a lab's own scans"}
 
 
 def check(root: str | Path) -> Findings:
-    """Everything there is to say about the dataset in ``root``. Whether it can be used: ``.count("error") == 0``.
-
-    Raises UserError where ``root`` is no folder of a known layout.
-    """
+    """Everything there is to say about the dataset in ``root``. Whether it can be used: ``.count("error") == 0``."""
     root = Path(root)
     findings = Findings(root)
-    layout = layout_of(root)
-    findings.fact(root, f"layout {layout}, {LAYOUTS[layout]}")
-    {"A": check_a, "C": check_c}[layout](root, findings)
+    with findings.catching(root, "layout"):
+        layout = layout_of(root)
+        findings.fact(root, f"layout {layout}, {LAYOUTS[layout]}")
+        {"A": check_a, "C": check_c}[layout](root, findings)
     if not findings.count("error"):
-        # Whatever the single checks overlook, the reader must take the whole.
-        from mindtuner.data.layouts import load
-
         with findings.catching(root, "dataset"):
-            load(root)
+            load(root)  # whatever the single checks overlook, the reader must take the whole
     return findings

@@ -49,7 +49,7 @@ def check_betas(findings: Findings, path: Path, betas: Rows, session: np.ndarray
     for number, (mask, _) in sessions.items():
         if (mask & ~constant).any():
             findings.warning(path, "betas", f"{(mask & ~constant).sum()} voxels are constant in session {number}: voxel "
-                             f"{some(np.flatnonzero(mask & ~constant))}")
+                             f"{some(np.flatnonzero(mask & ~constant))}; tuning on that session alone refuses them")
     if odd := [f"session {number} has {found}" for number, (_, found) in sessions.items() if found]:
         findings.warning(path, "zscore", f"the card says that betas are z-scored, but {some(odd)}; expected a mean near 0 "
                          "and an sd near 1 in each session")

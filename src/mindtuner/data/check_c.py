@@ -114,7 +114,7 @@ def _check_subject(findings: Findings, folder: Path, lines: TrialLines | None, n
         return
     session = None
     if lines is not None:
-        with findings.catching(lines.path, "session"):
+        with findings.catching(lines.path, "trials"):
             layout_c.check_rows(path, betas, lines)
             session = lines.sessions()
     check_betas(findings, path, betas, session, zscored=card["zscore"] != "none")
