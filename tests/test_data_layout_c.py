@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab import CAPTIONS, MASK_SHAPE, NAMES, TRIALS, VOXELS, make_lab, save_nifti, write_betas, write_table, zscored
 from PIL import Image
+from test_data_layout_a import make
 
 from mindtuner.data import layout_c_writer, load
 from mindtuner.errors import UserError
@@ -238,6 +239,28 @@ def test_the_writer_writes_what_the_reader_reads(labs, tmp_path, form):
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
     with pytest.raises(UserError, match="form: is 'mat'"):
         layout_c_writer.write(tmp_path, dataset, "mat")
+
+
+@pytest.mark.parametrize("form", layout_c_writer.FORMS)
+def test_the_release_written_as_a_labs_own_scans_is_the_same_dataset(release, tmp_path, form):
+    """Layout A -> Layout C: to the bit, down to the hash by which feature caches know their stimuli."""
+    layout_c_writer.write(tmp_path, release, form)
+    again = load(tmp_path)
+    assert list(again.subjects) == list(release.subjects) == [1, 3]
+    for number, subject in release.subjects.items():
+        other = again.subject(number)
+        for one, two in ((subject.train, other.train), (subject.test, other.test)):
+            np.testing.assert_array_equal(two.stimulus, one.stimulus)
+            np.testing.assert_array_equal(other.betas(two.row), subject.betas(one.row))
+        assert other.rois.keys() == subject.rois.keys()
+        for name, mask in subject.rois.items():
+            np.testing.assert_array_equal(other.rois[name], mask)
+    assert again.stimuli.hash == release.stimuli.hash
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return load(make(tmp_path_factory.mktemp("release")).root)
 
 
 def test_opening_reads_no_betas_and_a_row_only_its_session(tmp_path):
