@@ -2,7 +2,7 @@
 
 from mindtuner.data.cache import build_cache, open_cache
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
-from mindtuner.data.layout_a import load
+from mindtuner.data.layouts import load
 from mindtuner.data.leaks import check_no_leak
 
 __all__ = ["Dataset", "Stimuli", "Subject", "Trials", "build_cache", "check_no_leak", "load", "open_cache"]

@@ -60,7 +60,7 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: not found; expected a folder with a dataset")
-    card = _load_card(root)
+    card = load_card(root)
     found = sorted(int(match[1]) for path in root.iterdir()
                    if (match := re.fullmatch(r"betas_all_subj0(\d+)_fp32_renorm\.hdf5", path.name)))
     numbers = found if subjects is None else sorted(set(subjects))
@@ -83,7 +83,7 @@ def check_card(card: dict, where: str) -> None:
         raise UserError(f"{where}: sessions is {sessions!r}; expected subject: [session, ...]")
 
 
-def _load_card(root: Path) -> dict:
+def load_card(root: Path) -> dict:
     path = root / CARD
     if not path.exists():
         return {"simulated": False, "zscore": "publisher"}
@@ -95,13 +95,14 @@ def _load_card(root: Path) -> dict:
 def _load_stimuli(root: Path) -> Stimuli:
     images = open_rows(root / IMAGES, "images", 4, ("float16", "float32"))
     count = images.shape[0]
-    captions = _load_npy(root / CAPTIONS, "U", (count, CAPTIONS_PER_IMAGE), "fixed-width unicode captions")
-    shared = _load_npy(root / SHARED, "b", (count,), "booleans")
+    captions = load_npy(root / CAPTIONS, "U", (count, CAPTIONS_PER_IMAGE), "fixed-width unicode captions")
+    shared = load_npy(root / SHARED, "b", (count,), "booleans")
     # Row by row: the whole table as Python strings at once would hold the padding of 73,000 x 5 captions too.
     return Stimuli(images, [row.tolist() for row in captions], np.array(shared), str(root / IMAGES))
 
 
-def _load_npy(path: Path, kind: str, shape: tuple[int, ...], what: str) -> np.ndarray:
+def load_npy(path: Path, kind: str, shape: tuple[int | None, ...], what: str) -> np.ndarray:
+    """A memory-mapped array of this dtype kind and shape, where None is any length. Raises UserError for anything else."""
     if not path.is_file():
         raise UserError(f"{path}: not found; expected {what} of shape {shape}")
     try:
@@ -109,7 +110,8 @@ def _load_npy(path: Path, kind: str, shape: tuple[int, ...], what: str) -> np.nd
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path}: not a whole .npy file ({' '.join(str(error).split())}); "
                         f"expected {what} of shape {shape}") from error
-    if array.dtype.kind != kind or array.shape != shape:
+    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
+    if array.dtype.kind != kind or not fits:
         raise UserError(f"{path}: has shape {array.shape} and dtype {array.dtype}; expected {what} of shape {shape}")
     return array
 
@@ -117,11 +119,11 @@ def _load_npy(path: Path, kind: str, shape: tuple[int, ...], what: str) -> np.nd
 def _load_subject(root: Path, number: int, stimuli: Stimuli, sessions: list[int] | None) -> Subject:
     path = betas_path(root, number)
     betas = open_rows(path, "betas", 2, ("float32",))
-    shown = _load_indices(root / INDICES, number, betas.shape[0])
+    shown = load_indices(root / INDICES, number, betas.shape[0])
     trials = _load_trials(root, number, shown, len(stimuli), sessions)
     check_no_leak(trials, stimuli.is_shared, str(behaviour_folder(root, number)))
-    _check_indices(root / INDICES, number, shown, trials)
-    rois = _load_rois(root / MASKS, number, betas.shape[1])
+    check_indices(root / INDICES, number, shown, trials)
+    rois = load_rois(root / MASKS, number, betas.shape[1])
     return Subject(number, trials, rois, betas, stimuli.is_shared, str(path))
 
 
@@ -135,8 +137,8 @@ def _load_trials(root: Path, number: int, shown: np.ndarray, images: int, sessio
         sessions = range(1, len(list((folder / "train").glob("*.tar"))) + 1)
     if len(sessions) == 0:
         raise UserError(f"{folder / 'train'}: no behaviour; expected 0.tar, 1.tar, ... one per session")
-    tables = [_load_behaviour(folder / "train" / f"{i - 1}.tar", number, rows, images, i) for i in sessions]
-    tables.append(_load_behaviour(folder / "new_test" / "0.tar", number, rows, images, None))
+    tables = [load_behaviour(folder / "train" / f"{i - 1}.tar", number, rows, images, i) for i in sessions]
+    tables.append(load_behaviour(folder / "new_test" / "0.tar", number, rows, images, None))
     is_test = np.repeat([False, True], [sum(map(len, tables[:-1])), len(tables[-1])])
     table = np.concatenate(tables)
     order = np.argsort(table[:, ROW], kind="stable")
@@ -161,7 +163,7 @@ def count_repeats(stimulus: np.ndarray) -> np.ndarray:
     return repeat
 
 
-def _load_behaviour(path: Path, number: int, rows: int, images: int, session: int | None) -> np.ndarray:
+def load_behaviour(path: Path, number: int, rows: int, images: int, session: int | None) -> np.ndarray:
     """Behaviour of the trials in one tar, int64 (n, 17), checked; ``session`` None is the tar of test trials."""
     table = _read_tar(path)
     used = table[:, [STIMULUS, SUBJECT, SESSION, ROW, IS_SHARED]]
@@ -221,7 +223,7 @@ def _read_behaviour(path: Path, name: str, data: bytes) -> np.ndarray:
     return array[0]
 
 
-def _load_indices(path: Path, number: int, rows: int) -> np.ndarray:
+def load_indices(path: Path, number: int, rows: int) -> np.ndarray:
     """Which image each row of the betas showed (rows,)."""
     with open_hdf5(path) as file:
         data = file.get(f"subj0{number}")
@@ -230,7 +232,7 @@ def _load_indices(path: Path, number: int, rows: int) -> np.ndarray:
         return data[:rows]
 
 
-def _check_indices(path: Path, number: int, shown: np.ndarray, trials: Trials) -> None:
+def check_indices(path: Path, number: int, shown: np.ndarray, trials: Trials) -> None:
     """The file of indices says a second time which image each trial showed; both must agree."""
     wrong = np.flatnonzero(shown[trials.row] != trials.stimulus)
     if len(wrong):
@@ -239,7 +241,7 @@ def _check_indices(path: Path, number: int, shown: np.ndarray, trials: Trials) -
                         "the stimulus that the behaviour tars give")
 
 
-def _load_rois(path: Path, number: int, voxels: int) -> dict[str, np.ndarray]:
+def load_rois(path: Path, number: int, voxels: int) -> dict[str, np.ndarray]:
     """Regions of interest over the voxels of the betas, name -> bool (V,).
 
     Masks may cover the voxels of the betas, or the whole volume (flattened): then ``nsd_general`` tells which

@@ -1,0 +1,59 @@
+"""Look at everything in a dataset: what is there, what is missing, what is wrong.
+
+ROOT holds the files of the public release, or a lab's own scans (docs/your-own-scans.md). All betas and images are read
+once. Errors make the dataset unusable and the exit code 2; warnings are to be looked at; notes say what is assumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the dataset")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    from mindtuner.data.check import check
+    from mindtuner.errors import UserError
+
+    findings = check(options.root)
+    print(_as_json(findings) if options.json else _as_table(findings))
+    if errors := findings.count("error"):
+        raise UserError(f"{options.root}: {_many(errors, 'error')} found; expected none")
+
+
+def _as_json(findings) -> str:
+    return json.dumps({
+        "root": str(findings.root),
+        "found": [{"file": name, "what": what} for name, what in findings.facts],
+        "findings": [dataclasses.asdict(item) for item in findings.items],
+        "errors": findings.count("error"), "warnings": findings.count("warning"), "notes": findings.count("note"),
+    }, indent=2)
+
+
+def _as_table(findings) -> str:
+    from mindtuner.data.findings import SEVERITIES
+
+    lines = [f"{findings.root}", ""]
+    lines += _columns([("found", "")] + findings.facts)
+    ordered = sorted(findings.items, key=lambda item: SEVERITIES.index(item.severity))
+    if ordered:
+        lines += ["", *_columns([(item.severity, item.file, item.field, item.message) for item in ordered])]
+    lines += ["", ", ".join(_many(findings.count(severity), severity) for severity in SEVERITIES)]
+    return "\n".join(lines)
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows as lines, each column but the last as wide as its widest cell."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] for row in rows)
+    return ["  ".join([*cells, row[-1]]).rstrip() for cells, row in zip(padded, rows, strict=True)]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,30 @@
+"""Look at everything in a dataset and say what is there, what is missing, and what is wrong.
+
+The readers stop at the first thing that is wrong and leave betas and pixels alone until they are asked for. This reads
+all of them once, in blocks, and goes on after an error wherever it can.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mindtuner.data.check_a import check_a
+from mindtuner.data.check_c import check_c
+from mindtuner.data.findings import Findings
+from mindtuner.data.layouts import layout_of, load
+
+LAYOUTS = {"A": "the files of the public MindEye2 release", "C": "a lab's own scans"}
+
+
+def check(root: str | Path) -> Findings:
+    """Everything there is to say about the dataset in ``root``. Whether it can be used: ``.count("error") == 0``."""
+    root = Path(root)
+    findings = Findings(root)
+    with findings.catching(root, "layout"):
+        layout = layout_of(root)
+        findings.fact(root, f"layout {layout}, {LAYOUTS[layout]}")
+        {"A": check_a, "C": check_c}[layout](root, findings)
+    if not findings.count("error"):
+        with findings.catching(root, "dataset"):
+            load(root)  # whatever the single checks overlook, the reader must take the whole
+    return findings

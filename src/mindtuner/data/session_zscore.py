@@ -1,0 +1,79 @@
+"""Betas z-scored as they are read: per session, with the statistics of that session's training trials only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mindtuner.data.dataset import Rows
+from mindtuner.errors import UserError
+
+FEWEST = 2  # training trials that a session's statistics need
+BLOCK_BYTES = 32 * 2**20
+FLAT = 1e-7  # sd over |mean| below which single precision cannot tell a voxel from a constant
+
+
+class SessionZScored:
+    """``view[rows]`` is (betas - mean) / sd, float32 (n, V), of the session that each row belongs to.
+
+    Mean and sd (over n, not n - 1) are those of the session's training trials. A session with fewer than two takes
+    the average of the subject's training sessions: mean of the means, root of the mean variance. A voxel that is
+    constant over a session's training trials is 0 in that session. Statistics of a session are computed when one
+    of its rows is first asked for, in one pass, and kept: two float64 (V,) per session.
+
+    source : (rows, V) · session : int64 (rows,) · training : bool (rows,) · where : the file, for messages
+    """
+
+    def __init__(self, source: Rows, session: np.ndarray, training: np.ndarray, where: str):
+        self._source, self._session, self._training, self._where = source, session, training, where
+        self._known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.shape, self.dtype = source.shape, np.dtype(np.float32)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Raises UserError where a training trial of the session holds a beta that is not finite, or where no session
+        has two training trials."""
+        out = np.empty((len(rows), self.shape[1]), np.float32)
+        sessions = self._session[rows]
+        for session in np.unique(sessions):
+            mean, sd = self._statistics(int(session))
+            inside = np.flatnonzero(sessions == session)
+            for part in np.array_split(inside, 1 + len(inside) * self.shape[1] * 8 // BLOCK_BYTES):
+                out[part] = (np.asarray(self._source[rows[part]], np.float64) - mean) / sd
+        return out
+
+    def _statistics(self, session: int) -> tuple[np.ndarray, np.ndarray]:
+        if session not in self._known:
+            rows = np.flatnonzero((self._session == session) & self._training)
+            mean, variance = self._moments(rows) if len(rows) >= FEWEST else self._average()
+            sd = np.sqrt(variance)
+            sd[sd <= FLAT * np.abs(mean)] = np.inf  # also where both are 0
+            self._known[session] = mean, sd
+        return self._known[session]
+
+    def _average(self) -> tuple[np.ndarray, np.ndarray]:
+        numbers, counts = np.unique(self._session[self._training], return_counts=True)
+        numbers = numbers[counts >= FEWEST]
+        if len(numbers) == 0:
+            raise UserError(f"{self._where}: no session has {FEWEST} training trials, so there are no statistics to z-score "
+                            "with; expected some, or a dataset.json that says how the betas were z-scored")
+        mean, variance = np.zeros(self.shape[1]), np.zeros(self.shape[1])
+        for number in numbers:
+            own = self._moments(np.flatnonzero((self._session == number) & self._training))
+            mean += own[0] / len(numbers)
+            variance += own[1] / len(numbers)
+        return mean, variance
+
+    def _moments(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance over rows, each float64 (V,), block by block (Chan, Golub and LeVeque 1983)."""
+        count, mean, squares = 0, np.zeros(self.shape[1]), np.zeros(self.shape[1])
+        for part in np.array_split(rows, 1 + len(rows) * self.shape[1] * 8 // BLOCK_BYTES):
+            block = np.asarray(self._source[part], np.float64)
+            if not np.isfinite(block).all():
+                at, voxel = np.argwhere(~np.isfinite(block))[0]
+                raise UserError(f"{self._where}: betas row {part[at]}, voxel {voxel} is {block[at, voxel]}; "
+                                "expected a finite number")
+            own = block.mean(axis=0)
+            total = count + len(block)
+            squares += ((block - own) ** 2).sum(axis=0) + (own - mean) ** 2 * (count * len(block) / total)
+            mean += (own - mean) * (len(block) / total)
+            count = total
+        return mean, squares / count
