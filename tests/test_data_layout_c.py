@@ -2,7 +2,6 @@
 
 import ast
 import gzip
-import importlib
 import json
 import re
 import shutil
@@ -465,4 +464,4 @@ def test_the_examples_of_the_docs(tmp_path):
     script, = re.findall(r"```python\n(.*?)```", text, re.S)
     for node in ast.walk(ast.parse(script)):
         if isinstance(node, ast.ImportFrom):
-            assert all(hasattr(importlib.import_module(node.module), alias.name) for alias in node.names), node.module
+            exec(ast.unparse(node), {})
