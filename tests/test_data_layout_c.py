@@ -1,9 +1,12 @@
 """Layout C: a lab's own scans, read back against betas, pictures and tables that were made by hand."""
 
+import ast
 import gzip
 import json
+import re
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import h5py
 import nibabel
@@ -443,3 +446,22 @@ def test_grey_pictures_and_opaque_alpha_are_pictures(lab):
     Image.fromarray(np.dstack([grey, grey, grey, np.full_like(grey, 255)])).save(lab.root / "stimuli/d.png")
     images = np.rint(load(lab.root).stimuli.images([3, 4]).astype(float) * 255)
     np.testing.assert_array_equal(images, np.broadcast_to(grey, images.shape))
+
+
+def test_the_examples_of_the_docs(tmp_path):
+    """The table is one that the reader takes, and what the script imports is there."""
+    text = (Path(__file__).parent.parent / "docs" / "your-own-scans.md").read_text(encoding="utf-8")
+    table, = (block for block in re.findall(r"```text\n(.*?)```", text, re.S) if block.startswith("stimulus\t"))
+    make_lab(tmp_path, rois=False)
+    (tmp_path / "trials.tsv").write_text(table)
+    for name in ("beach.png", "animals/cat_01.jpg"):
+        (tmp_path / "stimuli" / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "stimuli" / name)
+    np.save(tmp_path / "betas.npy", np.ones((4, 5), np.float32))
+    (tmp_path / "dataset.json").write_text('{"zscore": "publisher"}')
+    trials = load(tmp_path).subject(1).trials
+    assert trials.is_test.tolist() == [False, True, False, True] and trials.repeat.tolist() == [0, 0, 1, 1]
+    script, = re.findall(r"```python\n(.*?)```", text, re.S)
+    for node in ast.walk(ast.parse(script)):
+        if isinstance(node, ast.ImportFrom):
+            exec(ast.unparse(node), {})
