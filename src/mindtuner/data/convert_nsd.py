@@ -19,7 +19,7 @@ from mindtuner.data import layout_a_writer as writer
 from mindtuner.data.dataset import IMAGE_SHAPE
 from mindtuner.data.layout_b_volumes import read_mask, read_rois, read_session, session_trials
 from mindtuner.data.rows import open_rows
-from mindtuner.data.zscore import Statistics, mean_and_sd, pool, standardise
+from mindtuner.data.zscore import FEWEST, Statistics, mean_and_sd, pool, standardise
 from mindtuner.errors import UserError
 from mindtuner.files import claim_folder, read_json
 from mindtuner.runtime import progress
@@ -112,9 +112,9 @@ def find_scans(root: Path, design: layout_b.Design, subjects: Sequence[int]) -> 
             raise UserError(f"{sessions[-1]}: is beyond the design; expected at most {len(design.order) // per_session} "
                             f"sessions ({layout_b.DESIGN.name}: masterordering)")
         table = trial_table(design, number, len(sessions), per_session)
-        if table.is_shared.all():
-            raise UserError(f"{layout_b.betas_folder(root, number)}: all {len(table)} trials show shared images; expected "
-                            "others too, to train and to z-score with")
+        if np.bincount(table.session[~table.is_shared], minlength=1).max() < FEWEST:
+            raise UserError(f"{layout_b.betas_folder(root, number)}: all {len(table)} trials show shared images, or all "
+                            f"but one in a session; expected {FEWEST} others in a session, to train and to z-score with")
         scans.append(Scans(number, sessions, mask, *read_rois(root, number, mask), table))
     return scans
 
@@ -134,18 +134,18 @@ def trial_table(design: layout_b.Design, subject: int, sessions: int, per_sessio
 
 def zscored_sessions(scans: Scans) -> Iterator[np.ndarray]:
     """Betas of one session after the other, float64 (trials, V), z-scored with its own training trials; a session
-    without any uses the statistics of all training trials of the subject's others."""
+    with fewer than two uses the statistics of all training trials of the subject's others."""
     training = np.split(~scans.table.is_shared, len(scans.sessions))
-    pooled = None if all(rows.any() for rows in training) else _pooled(scans, training)
+    pooled = None if all(rows.sum() >= FEWEST for rows in training) else _pooled(scans, training)
     for path, rows in zip(progress(scans.sessions, f"subj{scans.number:02d}", unit="session"), training, strict=True):
         betas = read_session(path, scans.mask)
-        yield standardise(betas, *(mean_and_sd(betas[rows]) if rows.any() else pooled))
+        yield standardise(betas, *(mean_and_sd(betas[rows]) if rows.sum() >= FEWEST else pooled))
 
 
 def _pooled(scans: Scans, training: list[np.ndarray]) -> Statistics:
-    own = [mean_and_sd(read_session(path, scans.mask)[rows])
-           for path, rows in zip(scans.sessions, training, strict=True) if rows.any()]
-    return pool([int(rows.sum()) for rows in training if rows.any()], own)
+    enough = [(path, rows) for path, rows in zip(scans.sessions, training, strict=True) if rows.sum() >= FEWEST]
+    return pool([int(rows.sum()) for _, rows in enough],
+                [mean_and_sd(read_session(path, scans.mask)[rows]) for path, rows in enough])
 
 
 def _convert_subject(out: Path, scans: Scans, say: Callable[[str], None]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from mindtuner.data.dataset import Rows
+from mindtuner.data.zscore import FEWEST, Statistics, pool
 from mindtuner.errors import UserError
 
-FEWEST = 2  # training trials that a session's statistics need
 BLOCK_BYTES = 32 * 2**20
 FLAT = 1e-7  # sd over |mean| below which single precision cannot tell a voxel from a constant
 
@@ -16,7 +16,7 @@ class SessionZScored:
     """``view[rows]`` is (betas - mean) / sd, float32 (n, V), of the session that each row belongs to.
 
     Mean and sd (over n, not n - 1) are those of the session's training trials. A session with fewer than two takes
-    the average of the subject's training sessions: mean of the means, root of the mean variance. A voxel that is
+    those of all training trials of the others (``zscore.pool``). A voxel that is
     constant over a session's training trials is 0 in that session. Statistics of a session are computed when one
     of its rows is first asked for, in one pass, and kept: two float64 (V,) per session.
 
@@ -25,7 +25,7 @@ class SessionZScored:
 
     def __init__(self, source: Rows, session: np.ndarray, training: np.ndarray, where: str):
         self._source, self._session, self._training, self._where = source, session, training, where
-        self._known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._known: dict[int, Statistics] = {}
         self.shape, self.dtype = source.shape, np.dtype(np.float32)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
@@ -40,30 +40,25 @@ class SessionZScored:
                 out[part] = (np.asarray(self._source[rows[part]], np.float64) - mean) / sd
         return out
 
-    def _statistics(self, session: int) -> tuple[np.ndarray, np.ndarray]:
+    def _statistics(self, session: int) -> Statistics:
         if session not in self._known:
             rows = np.flatnonzero((self._session == session) & self._training)
-            mean, variance = self._moments(rows) if len(rows) >= FEWEST else self._average()
-            sd = np.sqrt(variance)
+            mean, sd = self._moments(rows) if len(rows) >= FEWEST else self._pooled()
             sd[sd <= FLAT * np.abs(mean)] = np.inf  # also where both are 0
             self._known[session] = mean, sd
         return self._known[session]
 
-    def _average(self) -> tuple[np.ndarray, np.ndarray]:
+    def _pooled(self) -> Statistics:
         numbers, counts = np.unique(self._session[self._training], return_counts=True)
-        numbers = numbers[counts >= FEWEST]
+        numbers, counts = numbers[counts >= FEWEST], counts[counts >= FEWEST]
         if len(numbers) == 0:
             raise UserError(f"{self._where}: no session has {FEWEST} training trials, so there are no statistics to z-score "
                             "with; expected some, or a dataset.json that says how the betas were z-scored")
-        mean, variance = np.zeros(self.shape[1]), np.zeros(self.shape[1])
-        for number in numbers:
-            own = self._moments(np.flatnonzero((self._session == number) & self._training))
-            mean += own[0] / len(numbers)
-            variance += own[1] / len(numbers)
-        return mean, variance
+        return pool(counts.tolist(), [self._moments(np.flatnonzero((self._session == number) & self._training))
+                                      for number in numbers])
 
-    def _moments(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance over rows, each float64 (V,), block by block (Chan, Golub and LeVeque 1983)."""
+    def _moments(self, rows: np.ndarray) -> Statistics:
+        """Mean and sd over rows, each float64 (V,), block by block (Chan, Golub and LeVeque 1983)."""
         count, mean, squares = 0, np.zeros(self.shape[1]), np.zeros(self.shape[1])
         for part in np.array_split(rows, 1 + len(rows) * self.shape[1] * 8 // BLOCK_BYTES):
             block = np.asarray(self._source[part], np.float64)
@@ -76,4 +71,4 @@ class SessionZScored:
             squares += ((block - own) ** 2).sum(axis=0) + (own - mean) ** 2 * (count * len(block) / total)
             mean += (own - mean) * (len(block) / total)
             count = total
-        return mean, squares / count
+        return mean, np.sqrt(squares / count)

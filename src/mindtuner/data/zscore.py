@@ -7,18 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 
 Statistics = tuple[np.ndarray, np.ndarray]  # mean and sd of each voxel, (V,)
+FEWEST = 2  # training trials that a session's own statistics need
 
 
 def zscore(betas: np.ndarray, session: np.ndarray, is_training: np.ndarray) -> np.ndarray:
     """Betas (n, V) z-scored per session, voxel by voxel, with mean and sd of that session's training trials.
 
-    ``session`` (n,) is any number per trial, ``is_training`` (n,) bool. A session without training trials uses the
-    statistics of all training trials of the others. Where a voxel is constant over the training trials its z-scores are
-    0, see ``standardise``. Raises ValueError where there is no training trial at all.
+    ``session`` (n,) is any number per trial, ``is_training`` (n,) bool. A session with fewer than two training trials uses
+    the statistics of all training trials of the others. Where a voxel is constant over the training trials its z-scores
+    are 0, see ``standardise``. Raises ValueError where no session has two.
     """
     numbers = np.unique(session)
     own = {number: mean_and_sd(betas[rows]) for number in numbers
-           if (rows := (session == number) & is_training).any()}
+           if (rows := (session == number) & is_training).sum() >= FEWEST}
     if len(own) < len(numbers):
         counts = [int(((session == number) & is_training).sum()) for number in own]
         pooled = pool(counts, list(own.values()))
