@@ -1,4 +1,4 @@
-"""A lab's own images, of any size: read, cropped and scaled to 224 x 224 only when they are asked for."""
+"""Image files of any size: read, cropped and scaled to 224 x 224 only when they are asked for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mindtuner.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 SIDE = IMAGE_SHAPE[1]
-_DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken picture
 
 
 class FolderImages:
@@ -41,19 +41,27 @@ class FolderImages:
         return images
 
     def captions(self, number: int) -> tuple[str, ...]:
-        """The lines of the ``.txt`` beside an image that are not empty; none where there is no such file."""
-        path = (self.folder / self._paths[number]).with_suffix(".txt")
-        try:
-            return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-        except FileNotFoundError:
-            return ()
-        except (UnicodeDecodeError, OSError) as error:
-            raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); expected one caption a line") from error
+        """See ``captions_beside``."""
+        return captions_beside(self.folder / self._paths[number])
 
     def size(self, number: int) -> tuple[int, int]:
         """Width and height of an image as it is stored."""
         with Image.open(self.folder / self._paths[number]) as raw:
             return raw.size
+
+
+def captions_beside(picture: Path) -> tuple[str, ...]:
+    """The lines of the ``.txt`` of a picture's name beside it that are not empty; none where there is no such file.
+
+    Raises UserError where it is no UTF-8 text.
+    """
+    path = picture.with_suffix(".txt")
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except FileNotFoundError:
+        return ()
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); expected one caption a line") from error
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -65,7 +73,7 @@ def read_picture(path: Path) -> np.ndarray:
             deep = raw.mode.startswith("I") or raw.mode == "F"
             clear = raw.has_transparency_data and raw.convert("RGBA").getchannel("A").getextrema()[0] < 255
             image = None if deep or clear else raw.convert("RGB")
-    except _DAMAGE as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: cannot be read as an image ({error}); expected a whole picture") from error
     if deep:
         raise UserError(f"{path}: has pixels of mode {raw.mode}; expected 8 bits a channel")

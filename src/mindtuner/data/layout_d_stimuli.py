@@ -19,9 +19,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mindtuner.data.dataset import IMAGE_SHAPE
+from mindtuner.data.image_files import DAMAGED, square
+from mindtuner.data.layout_a_writer import BYTE_AS_HALF
 from mindtuner.errors import UserError
 from mindtuner.runtime import progress
 
@@ -29,7 +31,6 @@ VIDEOS = (".mp4", ".webm", ".avi", ".mov")
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 ENDINGS = PICTURES + VIDEOS
 FRAME = re.compile(r"(_frame-?\d+_\d+|_\d+_\d+)$")
-DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken picture
 
 
 class StimulusFolder:
@@ -77,8 +78,7 @@ class StimulusFolder:
 class ImageFiles:
     """Picture files as images: ``images[ids]`` is float16 (n, 3, 224, 224) in 0..1, read at that moment.
 
-    The central square is taken and scaled to 224 x 224 (bicubic, antialiased): what is left when the shorter side becomes
-    224 and the rest is cut off.
+    The central square is taken and scaled, see ``image_files.square``.
     """
 
     def __init__(self, paths: list[Path]):
@@ -88,22 +88,8 @@ class ImageFiles:
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
         images = np.empty((len(ids), *IMAGE_SHAPE), np.float16)
         for image, number in zip(images, ids, strict=True):
-            square = ImageOps.fit(_picture(self._paths[number]), IMAGE_SHAPE[1:], Image.Resampling.BICUBIC)
-            image[:] = np.asarray(square, np.float32).transpose(2, 0, 1) / 255
+            image[:] = BYTE_AS_HALF[square(_picture(self._paths[number]))]
         return images
-
-
-def captions_beside(path: Path) -> tuple[str, ...]:
-    """The lines of the ``.txt`` of a picture's name beside it, none where there is no such file.
-
-    Raises UserError where it is no UTF-8 text."""
-    text = path.with_suffix(".txt")
-    try:
-        return tuple(line.strip() for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except FileNotFoundError:
-        return ()
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{text}: cannot be read as UTF-8 text ({error}); expected one caption a line") from error
 
 
 def number_by_content(shown: dict[Path, set[str]]) -> dict[Path, int]:

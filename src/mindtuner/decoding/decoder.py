@@ -94,8 +94,9 @@ class Decoder:
                 for name, shown, means in zip(voxels, images, averaged, strict=True)}
 
     def image_tokens(self, backbone_tokens: np.ndarray) -> np.ndarray:
-        """Backbone tokens (n, T, D) -> image tokens (n, T, D): a sample of the prior, seeded. All subjects share the
-        prior, so their tokens can be joined. Raises UserError where the network has none."""
+        """Backbone tokens (n, T, D) -> image tokens (n, T, D): a sample of the prior, seeded, or with one
+        step the tokens to expect. All subjects share the prior, so their tokens can be joined. Raises UserError where
+        the network has none."""
         if self.network.prior is None:
             raise UserError("network: has no prior; expected one that has, to paint from")
         tokens = torch.as_tensor(backbone_tokens, dtype=torch.float32, device=device())

@@ -216,7 +216,7 @@ def _fit_prior(work, data, steps, seed, log) -> DiffusionPrior:
 def _fit_denoiser(work, out, tokens, texts, latents, others, steps, seed, log):
     seed_everything(derive_seed(seed, "denoiser"))
     network = CompactDenoiser(tokens.shape[1], tokens.shape[2], texts.shape[2])
-    network.to(device(), memory_format=torch.channels_last)  # its convolutions are a fifth faster so
+    network.to(device(), memory_format=torch.channels_last)  # its convolutions are faster so on a CPU
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=1e-3)
     alphas = noise_schedule().alphas_cumprod.to(device())
     uncertain = UncertainTokens(torch.from_numpy(tokens), *KNOWN["denoiser"])

@@ -73,7 +73,7 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
             mean = torch.stack(losses).mean().item()
             if not np.isfinite(mean):
                 raise TrainingDiverged(f"pivot: loss is not finite by step {step}; last good checkpoint: {state.last_good}; "
-                                   "lower the learning rate")
+                                       "lower the learning rate")
             now.step, now.seconds = step + 1, time.perf_counter() - start
             now.records.append({"stage": "pivot", "epoch": step // per_epoch + 1, "step": step + 1,
                                 "seconds": now.seconds, "losses": {"pivot": mean}})

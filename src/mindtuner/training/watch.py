@@ -46,7 +46,7 @@ def refuse_broken(now: Progress, accumulate: int, title: str, last_good: str) ->
     if broken:
         step, what = min(broken, key=lambda found: found[0])
         raise TrainingDiverged(f"{title}: {what} is not finite at step {first + step}; last good checkpoint: {last_good}; "
-                           "lower the learning rate or look for extreme values in betas and targets")
+                               "lower the learning rate or look for extreme values in betas and targets")
 
 
 def _not_finite(values: list[Tensor]) -> list[int]:
