@@ -116,6 +116,23 @@ def test_tokens_are_the_projected_cells(image_encoder):
     np.testing.assert_allclose(image_encoder.tokens(images[1:2]), tokens[1:2], atol=1e-3)  # batches do not matter
 
 
+def test_looking_at_a_picture_tells_it_how_to_change(image_encoder):
+    """Against a finite difference: the gradient of a token's error along a direction in the picture."""
+    rng = torch.Generator().manual_seed(0)
+    picture, way = torch.rand(1, 3, 128, 128, generator=rng) * 0.8 + 0.1, torch.randn(1, 3, 128, 128, generator=rng)
+
+    def error(images):
+        return image_encoder.look(images).square().mean()
+
+    picture.requires_grad_()
+    [slope] = torch.autograd.grad(error(picture), picture)
+    with torch.no_grad():
+        step = 1e-3
+        measured = (error(picture + step * way) - error(picture - step * way)) / (2 * step)
+        np.testing.assert_allclose(image_encoder.tokens(picture.numpy()), image_encoder.look(picture), atol=1e-4)
+    assert (slope * way).sum().item() == pytest.approx(measured.item(), rel=0.05)
+
+
 def test_tokens_of_scenes_have_about_unit_variance_and_no_mean(image_encoder, simulated):
     stimuli = load(simulated).stimuli
     tokens = image_encoder.tokens(stimuli.images(np.arange(64)).astype(np.float32))

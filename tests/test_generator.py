@@ -457,10 +457,11 @@ def test_the_velocity_of_a_perfect_network_has_no_loss():
         noise = (noisy - signal * clean) / sigma.clamp_min(1e-6)
         return signal * noise - sigma * clean
 
-    loss = training._velocity_loss(perfect, alphas, torch.randn(64, 16, 128),
-                                   rng.normal(size=(64, 384)).astype(np.float16), latents,
-                                   torch.Generator().manual_seed(0))
+    loss, clean = training._velocity_loss(perfect, alphas, torch.randn(64, 16, 128),
+                                          rng.normal(size=(64, 384)).astype(np.float16), latents,
+                                          torch.Generator().manual_seed(0))
     assert loss.item() < 1e-4
+    torch.testing.assert_close(clean, torch.from_numpy(latents).float(), atol=1e-3, rtol=0)
     keep_tokens, keep_text = dropped[0]
     assert 0.7 < keep_tokens.float().mean() < 1 and 0.35 < keep_text.float().mean() < 0.85
 

@@ -51,17 +51,17 @@ class CompactImageEncoder:
     @torch.no_grad()
     def tokens(self, images) -> np.ndarray:
         """Images (n, 3, H, W), uint8 or float 0..1 -> tokens float32 (n, 16, 128), unit mean variance on scenes."""
-        cells = joined_cells(self._stages(images))
-        return ((cells - self.mean) @ self.matrix).cpu().numpy()
+        return self.look(_as_tensor(images)).cpu().numpy()
+
+    def look(self, images: torch.Tensor) -> torch.Tensor:
+        """``tokens`` of images on the device, as a tensor through which gradients reach the images."""
+        return (joined_cells(self.network(prepare(images))) - self.mean) @ self.matrix
 
     @torch.no_grad()
     def maps(self, images) -> np.ndarray:
         """Stride-16 features of the image at 64 x 64, float32 (n, 16, 112): the low-level submodule's targets."""
         images = _as_tensor(images)
         return self.network(prepare(images, MAP_SIDE))[3].flatten(2).transpose(1, 2).cpu().numpy()
-
-    def _stages(self, images) -> list[torch.Tensor]:
-        return self.network(prepare(_as_tensor(images)))
 
 
 def joined_cells(stages: list[torch.Tensor]) -> torch.Tensor:

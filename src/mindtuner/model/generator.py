@@ -45,7 +45,7 @@ class CompactDenoiser(nn.Module):
         self.place_tokens = nn.Linear(width, PLACED * self.cell**2)
         self.unet = UNet2DConditionModel(
             sample_size=LATENT_SIDE, in_channels=CHANNELS + PLACED, out_channels=CHANNELS,
-            block_out_channels=(48, 96, 192), layers_per_block=1,
+            block_out_channels=(48, 96, 192), layers_per_block=(3, 2, 1),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=width, norm_num_groups=16,

@@ -32,6 +32,7 @@ TOKEN_DROP, TEXT_DROP = 0.12, 0.4
 KNOWN = {"prior": (0.05, 0.5), "denoiser": (0.1, 1.0)}  # share of the tokens' variance in what each is conditioned on
 EMA = {"prior": 0.999, "denoiser": 0.998}
 BATCH = {"autoencoder": 8, "prior": 128, "denoiser": 16}
+LOOKED_AT, LOOK_WEIGHT = 4, 0.2  # how many pictures of a batch the tower looks at, and what that loss counts
 LR = {"autoencoder": 1.5e-3, "prior": 1e-3, "denoiser": 6e-4}
 SAVE_EVERY = 100  # steps
 
@@ -97,12 +98,12 @@ def _edges(images: torch.Tensor) -> torch.Tensor:
                       (images[..., 1:] - images[..., :-1]).flatten(1)], 1)
 
 
-def _train(stage: str, work: Path, network, optimiser, steps: int, seed: int, log, loss_at,
+def _train(stage: str, work: Path, network, optimiser, steps: int, seed: int, log, losses_at,
            save_weights: Callable[[dict, int], None] = lambda average, step: None) -> dict:
     """Train one stage up to ``steps``, saving as it goes, and return the running average of its weights (empty where the
     stage keeps none).
 
-    ``loss_at(rng, source, step)`` draws a batch and gives its loss; its name is the loss's name in the log.
+    ``losses_at(rng, source, step)`` draws a batch and gives its losses by name, already weighted; they are summed.
     ``save_weights(average, step)`` is called whenever the state is saved.
     """
     path = work / f"{stage}.pt"
@@ -120,19 +121,19 @@ def _train(stage: str, work: Path, network, optimiser, steps: int, seed: int, lo
     for done in progress(range(done + 1, steps + 1), stage, unit="step"):
         for group in optimiser.param_groups:
             group["lr"] = LR[stage] * _schedule(done, steps)
-        loss = loss_at(*_randomness(seed, stage, done), done)
+        losses = losses_at(*_randomness(seed, stage, done), done)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         if average:  # which starts faster than it goes on
             keep = min(EMA[stage], (1 + done) / (10 + done))
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.values()), list(network.parameters()), 1 - keep)
-        recent.append(loss.item())
+        recent.append({name: loss.item() for name, loss in losses.items()})
         if done % SAVE_EVERY == 0:
-            log({"stage": stage, "step": done, "losses": {loss_at.__name__: float(np.mean(recent))},
-                 "seconds": time.perf_counter() - start})
+            means = {name: float(np.mean([losses[name] for losses in recent])) for name in recent[0]}
+            log({"stage": stage, "step": done, "losses": means, "seconds": time.perf_counter() - start})
             recent = []
             save(done)
     save(done)
@@ -146,14 +147,14 @@ def _fit_autoencoder(work, pixels, steps, seed, log) -> PatchAutoencoder:
     network.to(device())
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.95), weight_decay=1e-3)
 
-    def reconstruction(rng, source, step):
+    def losses(rng, source, step):
         batch = _images(pixels[np.sort(rng.integers(0, len(pixels), BATCH["autoencoder"]))]).to(device())
         latents = network.encode(batch)
         with autocast():  # a little noise, since painted latents are never exact
             rebuilt = network.decode(latents + 0.05 * torch.randn(latents.shape, generator=source).to(device())).float()
-        return F.l1_loss(rebuilt, batch) + F.l1_loss(_edges(rebuilt), _edges(batch))
+        return {"reconstruction": F.l1_loss(rebuilt, batch) + F.l1_loss(_edges(rebuilt), _edges(batch))}
 
-    _train("autoencoder", work, network, optimiser, steps, seed, log, reconstruction)
+    _train("autoencoder", work, network, optimiser, steps, seed, log, losses)
     return network.eval().requires_grad_(False)
 
 
@@ -202,18 +203,23 @@ def _fit_prior(work, data, steps, seed, log) -> DiffusionPrior:
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=1e-2)
     uncertain = UncertainTokens(torch.from_numpy(data), *KNOWN["prior"])
 
-    def tokens(rng, source, step):
+    def losses(rng, source, step):
         clean = torch.from_numpy(data[rng.integers(0, len(data), BATCH["prior"])]).float()
         draws = torch.Generator(device()).manual_seed(derive_seed(seed, "prior", "draws", step))
         with autocast():
-            return network.loss(uncertain(clean, source).to(device()), clean.to(device()), draws)
+            return {"tokens": network.loss(uncertain(clean, source).to(device()), clean.to(device()), draws)}
 
-    average = _train("prior", work, network, optimiser, steps, seed, log, tokens)
+    average = _train("prior", work, network, optimiser, steps, seed, log, losses)
     network.load_state_dict(dict(network.state_dict()) | average)
     return network.eval()
 
 
 def _fit_denoiser(work, out, tokens, texts, latents, others, steps, seed, log):
+    """Denoise latents, and let the tower look at the cleaned pictures: it must see the tokens of the scene.
+
+    The second loss (a perceptual one, Johnson et al. 2016, on the diffusion's own estimate of the clean latents, as Lin and
+    Yang 2024 do) is what makes a picture say what its tokens say, where these leave much open.
+    """
     seed_everything(derive_seed(seed, "denoiser"))
     network = CompactDenoiser(tokens.shape[1], tokens.shape[2], texts.shape[2])
     network.to(device(), memory_format=torch.channels_last)  # its convolutions are faster so on a CPU
@@ -221,13 +227,18 @@ def _fit_denoiser(work, out, tokens, texts, latents, others, steps, seed, log):
     alphas = noise_schedule().alphas_cumprod.to(device())
     uncertain = UncertainTokens(torch.from_numpy(tokens), *KNOWN["denoiser"])
 
-    def velocity(rng, source, step):
+    tower, autoencoder = CompactImageEncoder(), others[0]
+
+    def losses(rng, source, step):
         rows = rng.integers(0, len(tokens), BATCH["denoiser"])
         known = uncertain(torch.from_numpy(tokens[rows]), source)
-        return _velocity_loss(network, alphas, known, texts[rows, rng.integers(0, texts.shape[1], len(rows))],
-                              latents[rows], source)
+        loss, clean = _velocity_loss(network, alphas, known, texts[rows, rng.integers(0, texts.shape[1], len(rows))],
+                                     latents[rows], source)
+        seen = tower.look((autoencoder.decode(clean[:LOOKED_AT]) + 1) / 2)
+        wanted = torch.from_numpy(tokens[rows[:LOOKED_AT]]).to(seen)
+        return {"velocity": loss, "look": LOOK_WEIGHT * F.mse_loss(seen, wanted)}
 
-    _train("denoiser", work, network, optimiser, steps, seed, log, velocity,
+    _train("denoiser", work, network, optimiser, steps, seed, log, losses,
            lambda average, step: save_generator(out, *others, average, network, step))
 
 
@@ -265,7 +276,9 @@ class UncertainTokens:
         return (mean @ self.vectors.T + self.mean).view(tokens.shape)
 
 
-def _velocity_loss(network, alphas, tokens, texts, latents, source: torch.Generator) -> torch.Tensor:
+def _velocity_loss(network, alphas, tokens, texts, latents,
+                   source: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared error of the velocity at random times, and the clean latents (n, 8, 16, 16) that it implies."""
     where = device()
     n = len(tokens)
     clean = torch.from_numpy(latents).to(where, torch.float32)
@@ -274,10 +287,11 @@ def _velocity_loss(network, alphas, tokens, texts, latents, source: torch.Genera
     times = torch.randint(0, len(alphas), (n,), generator=source).to(where)
     noise = torch.randn(clean.shape, generator=source).to(where)
     signal, sigma = alphas[times].sqrt()[:, None, None, None], (1 - alphas[times]).sqrt()[:, None, None, None]
+    noisy = signal * clean + sigma * noise
     with autocast():
-        velocity = network(signal * clean + sigma * noise, times, tokens.to(where), texts,
-                           draw(n) >= TOKEN_DROP, draw(n) >= TEXT_DROP)
-    return F.mse_loss(velocity.float(), signal * noise - sigma * clean)
+        velocity = network(noisy, times, tokens.to(where), texts, draw(n) >= TOKEN_DROP, draw(n) >= TEXT_DROP)
+    velocity = velocity.float()
+    return F.mse_loss(velocity, signal * noise - sigma * clean), signal * noisy - sigma * velocity
 
 
 def save_generator(out: Path, autoencoder, prior, average: dict, network, steps: int) -> None:
