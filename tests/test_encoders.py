@@ -117,9 +117,8 @@ def test_tokens_are_the_projected_cells(image_encoder):
 
 
 def test_looking_at_a_picture_tells_it_how_to_change(image_encoder):
-    """Against a finite difference: the gradient of a token's error along a direction in the picture."""
-    rng = torch.Generator().manual_seed(0)
-    picture, way = torch.rand(1, 3, 128, 128, generator=rng) * 0.8 + 0.1, torch.randn(1, 3, 128, 128, generator=rng)
+    """Against a finite difference of the tokens' error, along the gradient that the picture gets."""
+    picture = torch.linspace(0.1, 0.9, 3 * 128 * 128).view(1, 3, 128, 128)
 
     def error(images):
         return image_encoder.look(images).square().mean()
@@ -127,10 +126,10 @@ def test_looking_at_a_picture_tells_it_how_to_change(image_encoder):
     picture.requires_grad_()
     [slope] = torch.autograd.grad(error(picture), picture)
     with torch.no_grad():
-        step = 1e-3
+        way, step = slope / slope.norm(), 1e-2
         measured = (error(picture + step * way) - error(picture - step * way)) / (2 * step)
         np.testing.assert_allclose(image_encoder.tokens(picture.numpy()), image_encoder.look(picture), atol=1e-4)
-    assert (slope * way).sum().item() == pytest.approx(measured.item(), rel=0.05)
+    assert slope.norm().item() == pytest.approx(measured.item(), rel=0.02)
 
 
 def test_tokens_of_scenes_have_about_unit_variance_and_no_mean(image_encoder, simulated):
