@@ -125,7 +125,7 @@ def test_looking_at_a_picture_tells_it_how_to_change(image_encoder):
     picture = torch.full((1, 3, 128, 128), 0.5, requires_grad=True)
     optimiser = torch.optim.Adam([picture], lr=0.01)
     errors = []
-    for _ in range(10):
+    for _ in range(20):
         optimiser.zero_grad()
         error = (image_encoder.look(picture) - goal).square().mean()
         error.backward()
