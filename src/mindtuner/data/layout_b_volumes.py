@@ -132,6 +132,9 @@ def _read_volume(path: Path) -> np.ndarray:
     image = _open_nifti(path)
     with _damage(path):
         volume = np.asanyarray(image.dataobj)
+        with ImageOpener(str(path)) as file:
+            while file.read(2**20):
+                pass  # to the end, where gzip compares its checksum: nibabel stops at the last voxel
     if volume.ndim != 3 or volume.size == 0:
         raise UserError(f"{path}: has shape {volume.shape}; expected a volume (X, Y, Z)")
     return volume
