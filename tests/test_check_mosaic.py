@@ -155,6 +155,15 @@ def corrupt_chunk(world):
     world.file.write_bytes(bytes(content))
 
 
+def corrupt_header(world):
+    """A byte of what HDF5 keeps about one trial's dataset, and a checksum of."""
+    with h5py.File(world.file) as file:
+        place = h5py.h5o.get_info(file["betas"][C].id).addr + 12
+    content = bytearray(world.file.read_bytes())
+    content[place] ^= 0xFF
+    world.file.write_bytes(bytes(content))
+
+
 def copy_test_picture(world):
     shutil.copy(world.root / COCO / "t.png", world.root / COCO / "c.png")
 
@@ -181,8 +190,9 @@ DAMAGE = {
     "no subject": (drop(FILE), "error", ".", "subjects: no subject"),
     "no betas": (lambda w: h5py.File(w.file, "w").close(), "error", FILE, "no group 'betas'"),
     "vector corrupt": (corrupt_chunk, "error", FILE, "betas rows .*cannot be read"),
-    "one NaN": (vector(4, EARLY[7], np.nan), "error", FILE, "1 of 59412 voxels hold NaN .*first in key .*-b_phase-train_rep-1, "
-                f"grayordinate {EARLY[7]}"),
+    "vector's header corrupt": (corrupt_header, "error", FILE, f"key {C}: cannot be read"),
+    "one NaN": (vector(4, EARLY[7], np.nan), "error", FILE, "1 of 59412 voxels hold NaN.* first in key "
+                f".*-b_phase-train_rep-1, grayordinate {EARLY[7]}"),
     "one infinity": (vector(6, EARLY[0], -np.inf), "error", FILE, f"infinite values.*key {C}, grayordinate {EARLY[0]}"),
     "vertices too few": (form(lambda v: v[:59412]), "error", FILE, rf"key {C}: has shape \(59412,\) .* expected \(91282,\)"),
     "vertices too many": (form(lambda v: np.r_[v, v[:9]]), "error", FILE, rf"key {C}: has shape \(91291,\)"),
@@ -219,7 +229,8 @@ DAMAGE = {
     "table of another phase": (lambda w: replace_in(w.table, "\ttest\t", "\tboth\t"), "error", TABLE, "line 5 .*'both'"),
     "table is not text": (lambda w: w.table.write_bytes(b"\xff\xfe\x00\x01"), "error", TABLE, "table: cannot be read"),
     "table truncated": (truncate(TABLE, 0.7), "error", TABLE, "table: line 4 has filename 'c.'"),
-    "table truncated between lines": (lines(lambda found: found[:-1]), "error", FILE, "key .*-t_phase-test_rep-2: has 0 rows"),
+    "table truncated between lines": (lines(lambda found: found[:-1]), "error", FILE,
+                                    "key .*-t_phase-test_rep-2: has 0 rows"),
     "table breaks off": (lambda w: w.table.write_text(w.table.read_text().rstrip()[:-2]), "error", TABLE,
                          "row t.png: has not as many cells"),
     "row twice": (lines(lambda found: [*found, found[3]]), "error", FILE, f"key {C}: has 2 rows"),

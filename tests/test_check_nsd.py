@@ -276,7 +276,8 @@ DAMAGE = {
 }
 # What the files then say is another thing, and that is what a reader gives.
 OTHERWISE = ("image listed twice", "shared by some", "repeats missing and too many", "stimulus blank",
-             "test image in training", "photograph twice", "captions lost", "mask with NaN", "session misnamed", "NIfTI not times 300",
+             "test image in training", "photograph twice", "captions lost", "mask with NaN", "session misnamed",
+             "NIfTI not times 300",
              "HDF5 never written", "half a session zero", "voxel constant", "trial of zeros", "session copied")
 
 

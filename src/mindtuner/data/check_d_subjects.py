@@ -76,6 +76,8 @@ def open_person(findings: Findings, path: Path) -> Person | None:
     name = people[-1] if people else None  # that most keys are of
     problems += [(f"key {match[0]}", f"is of another subject than {name}; expected one subject a file")
                  for match in own if match[1] != name]
+    damaged = {match[0] for match in own if not _opens(betas, match[0])}
+    problems += [(f"key {key}", "cannot be read; expected a whole file") for key in sorted(damaged)]
     findings.errors(path, problems)
     if name is None:
         return None
@@ -85,9 +87,17 @@ def open_person(findings: Findings, path: Path) -> Person | None:
         return None
     if path.stem != name:
         findings.warning(path, "subject", f"holds {name}; expected the file to be called {name}.hdf5")
-    trials = [Trial(match[0], match[4], match[5] == "test", int(match[6])) for match in own if match[1] == name]
+    trials = [Trial(match[0], match[4], match[5] == "test", int(match[6])) for match in own
+              if match[1] == name and match[0] not in damaged]
     trials.sort(key=lambda trial: (trial.stem, trial.is_test, trial.repeat))
     return Person(path, file, name, dataset, DATASETS[dataset].base + int(number), trials)
+
+
+def _opens(betas: h5py.Group, key: str) -> bool:
+    try:
+        return betas[key] is not None
+    except (KeyError, OSError, RuntimeError):
+        return False
 
 
 def check_keys(findings: Findings, person: Person, table: dict[str, list[dict]]) -> None:
