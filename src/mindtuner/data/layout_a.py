@@ -216,7 +216,7 @@ def load_indices(path: Path, number: int, rows: int) -> np.ndarray:
     """Which image each row of the betas showed (rows,)."""
     with open_hdf5(path) as file:
         data = file.get(f"subj0{number}")
-        if not isinstance(data, h5py.Dataset) or data.ndim != 1 or len(data) < rows or data.dtype.kind not in "iu":
+        if not isinstance(data, h5py.Dataset) or data.ndim != 1 or len(data) < rows:
             raise UserError(f"{path}: no whole list subj0{number}; expected the stimulus of {rows} trials")
         return data[:rows]
 
