@@ -101,7 +101,7 @@ def claim(run: Path, settings: str, force: bool, finished: str | None = None) ->
     path = run / SETTINGS
     same = path.is_file() and path.read_bytes() == settings.encode()
     if same and not force and not (finished and (run / finished).exists()):
-        print(f"{run}: going on where this run was stopped", flush=True)
+        print(f"{run}: going on with this run", flush=True)
         return True
     claim_folder(run, force)
     write_text(path, settings)

@@ -192,7 +192,7 @@ def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: Brai
         "stimuli": card.get("stimuli"), "subject": test.subject.number, "sessions": config.tuning_sessions,
         "voxels": test.subject.n_voxels, "n_training_trials": len(hour.train), "n_test_images": len(test.images),
         "n_test_trials": len(test.trials), "n_pictures": len(test.shown),
-        "n_pretraining_subjects": len(base.ridges), "fingerprint_strength": card.get("simulate", {}).get("fingerprint"),
+        "n_pretraining_subjects": len(base.ridges), "fingerprint_strength": _planted_fingerprint(card),
         "prior_steps": config.decode.prior_steps, "generator_steps": config.decode.generator_steps,
         "refine_steps": config.decode.refine_steps, "refine_start": config.decode.refine_start,
         "guidance": config.decode.guidance, "text_bank": len(bank.captions),
@@ -202,11 +202,15 @@ def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: Brai
     }
 
 
+def _planted_fingerprint(card: dict) -> float | None:
+    return card["simulate"]["fingerprint"] if card["simulated"] and "simulate" in card else None
+
+
 def generator_note(card: dict) -> str:
     """A warning where the package's generator has to paint other stimuli than it was trained on; else nothing."""
     if not card.get("simulated_scenes"):
         return f"{FOREIGN_STIMULI}."
-    if card["stimuli"] == "drawn scenes":
+    if card.get("stimuli") == "drawn scenes":
         return ""
     return f"{FOREIGN_STIMULI}; mindtuner train-generator --cutouts makes one for them."
 
