@@ -152,13 +152,13 @@ def test_decode_says_words_and_paints(lab, decoded, tmp_path):
 def test_a_killed_pretraining_goes_on_to_the_same_bits(lab, tmp_path, monkeypatch, capsys):
     again = ("pretrain", lab.data, tmp_path / "run", "--without", 101, "--config", lab.config, "--seed", 3, *lab.paints)
     with monkeypatch.context() as patch:
-        stop_at_step(patch, 7)
+        stop_at_step(patch, 13)  # in the second of two epochs of ten
         assert call(*again) == 130
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert "pretrain.checkpoint" in left and "base.safetensors" not in left
     with monkeypatch.context() as patch:
-        stop_at_step(patch, 5)
-        assert call(*again) == 0  # at most five of ten steps are left
+        stop_at_step(patch, 10)
+        assert call(*again) == 0  # the second epoch is all that is left
     assert "going on" in capsys.readouterr().out
     assert (tmp_path / "run" / "base.safetensors").read_bytes() == (lab.base / "base.safetensors").read_bytes()
     assert entries(tmp_path / "run") == entries(lab.base)
@@ -168,10 +168,13 @@ def test_a_killed_pretraining_goes_on_to_the_same_bits(lab, tmp_path, monkeypatc
 def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monkeypatch):
     again = ("tune", lab.base, lab.data, tmp_path / "run", "--subject", 101, *lab.paints)
     with monkeypatch.context() as patch:
-        stop_at_step(patch, 8)
+        stop_at_step(patch, 17)  # two epochs of five steps each
         assert call(*again, "--method", "mindtuner", "ridge_only") == 130
-    assert {path.name for path in (tmp_path / "run").glob("*.checkpoint")}
-    assert call(*again) == 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.yaml", "log.jsonl", "fingerprint.safetensors", "ridge_only.checkpoint"}
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 15)
+        assert call(*again) == 0
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.yaml", "log.jsonl", "fingerprint.safetensors", "ridge_only.safetensors", "shuffled_brain.safetensors"}
     for path in (tmp_path / "run").glob("*.safetensors"):

@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{path}: is a base; expected what mindtuner tune wrote")
     number = card["subject"]
     base = tuned.base_of(path, options.base)
+    steps.refuse_overlap(options.out, DATA=options.data, FINGERPRINT=path, BASE=base)
     dataset = load(options.data, [number])
     subject = dataset.subject(number)
     trials = {"test": subject.test, "train": subject.train, "all": subject.trials}[options.trials]
@@ -58,7 +59,6 @@ def run(options: argparse.Namespace) -> None:
     network = tuned.load_tuned(path, load_network(base), subject)
     config, seed = DecodeConfig(**card["config"]["decode"]), card["config"]["seed"]
     generator = CompactGenerator(config, seed, options.generator)
-    steps.refuse_overlap(options.out, DATA=options.data, FINGERPRINT=path, BASE=base)
     claim_folder(options.out, options.force)
     command = steps.command_of("decode", options.fingerprint, options.data, options.out, "--base", base,
                                "--trials", options.trials, "--pictures", options.pictures)

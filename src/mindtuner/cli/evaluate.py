@@ -40,13 +40,13 @@ def run(options: argparse.Namespace) -> None:
                         "mindtuner tune")
     config = load_config(settings)
     path = tuned.base_of(next(iter(files.values())), options.base)
+    steps.refuse_overlap(options.out, DATA=options.data, TUNED=options.tuned, BASE=path)
     base = load_network(path)
     steps.check_towers(base.config, path)
     dataset = load(options.data, [config.target_subject])
     hour = dataset.subject(config.target_subject).sessions(config.tuning_sessions)
     networks = {method: tuned.load_tuned(file, base, hour) for method, file in files.items()}
     generator = CompactGenerator(config.decode, config.seed, options.generator)
-    steps.refuse_overlap(options.out, DATA=options.data, TUNED=options.tuned, BASE=path)
     claim_folder(options.out, options.force)
     command = steps.command_of("evaluate", options.tuned, options.data, options.out)
     commands = [steps.command_in(path.parent / steps.SETTINGS), steps.command_in(settings), command]
