@@ -35,7 +35,8 @@ _HELP = {
 # What layouts B, C and D put into OUT beside what every run may write. Real data have these names too.
 _WRITTEN = ("nsddata", "nsddata_betas", "nsddata_stimuli", "annotations", "stimuli", "sub-0[1-8]", "sub-0[1-8]_NSD.hdf5",
             "nsd_stiminfo.tsv")
-_NEXT = {"B": "mindtuner convert nsd {out} DATASET --captions {out}/annotations", "D": "mindtuner convert mosaic {out} DATASET"}
+_NEXT = {"B": "mindtuner convert nsd {out} DATASET --captions {out}/annotations",
+         "D": "mindtuner convert mosaic {out} DATASET"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,8 @@ from mindtuner.files import claim_folder
 
 
 def convert_mosaic(root: str | Path, out: str | Path, regions: Iterable[str] = tuple(GROUPS),
-                   stimuli: str | Path | None = None, split: str | Path | None = None, say: Callable[[str], None] = print) -> None:
+                   stimuli: str | Path | None = None, split: str | Path | None = None,
+                   say: Callable[[str], None] = print) -> None:
     """Write the subjects in ``root`` (``sub-NN_DATASET.hdf5``, ``*_stiminfo.tsv``) as Layout C into the empty folder ``out``.
 
     ``stimuli`` is by default ``root/stimuli``; ``regions`` and ``split`` as for ``layout_d.load_mosaic``. Betas are kept as
