@@ -6,9 +6,9 @@ What the layouts may change, and hence how far scores may differ:
   the scores. D writes trials in the order of stimuli, cannot say sessions, and lists vertices in the order of the surface;
   batches and starting weights follow these orders, so all layouts are put into one order here before they are trained on.
 - B rounds a z-score to 1/600 of an sd (int16, percent x 300, 2 % an sd), z-scores again, and enlarges pictures to 425 pixels,
-  which ``convert nsd`` makes small again. The bound on the betas is derived at the test. A score may differ by those images
-  alone whose margin, own similarity less the best other, is within twice the largest change of any similarity; and that change
-  must be small beside what another order of the same trials does.
+  which ``convert nsd`` makes small again. The bound on the betas is derived at the test. A score may differ by those
+  images alone whose margin, own similarity less the best other, is within twice the largest change of any similarity; and
+  the mean change must be under half of what another order of the same trials does.
 - Where a region has more voxels than its parcels have vertices, D drops voxels. Here none is dropped.
 """
 
@@ -20,13 +20,9 @@ import nibabel
 import numpy as np
 import pytest
 import scipy.io
-from conftest import few_cutouts  # noqa: F401
-from safetensors.numpy import load_file
 
-from mindtuner.cli import main
 from mindtuner.config import SimulateConfig, load_config
 from mindtuner.data import Dataset, Subject, Trials, layout_b_writer, layout_c_writer, layout_d_writer, load
-from mindtuner.data.convert_mosaic import convert_mosaic
 from mindtuner.data.convert_nsd import convert_nsd
 from mindtuner.data.layout_b_volumes import read_mask, read_session
 from mindtuner.data.layout_d import load_mosaic
@@ -37,11 +33,11 @@ from mindtuner.decoding.compact import packaged
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.encoders.compact import Autoencoder
 from mindtuner.encoders.embed import embed
-from mindtuner.errors import UserError
 from mindtuner.evaluation.retrieval import brain_retrieval, cosine, image_retrieval, text_retrieval
 from mindtuner.training import Targets, pretrain, tune
 
-KNOBS = SimulateConfig(subjects=2, sessions=2, trials_per_session=48, shared_images=12, repeats=2, voxel_scale=0.01, noise=0.2)
+KNOBS = SimulateConfig(subjects=2, sessions=2, trials_per_session=48, shared_images=12, repeats=2, voxel_scale=0.02,
+                       noise=0.0)
 DIRECTIONS = ("image", "brain", "text")
 
 
@@ -201,10 +197,10 @@ def test_raw_nsd_is_in_nsds_form(datasets, root, tmp_path):
 @pytest.fixture(scope="module")
 def config():
     quick = load_config("quick")
-    fit = dataclasses.replace(quick.tune, epochs=8, batch_per_subject=24, head_trials=8)
-    return dataclasses.replace(
-        quick, model=dataclasses.replace(quick.model, hidden=64, blocks=1, prior_depth=1, prior_heads=2, lowlevel_channels=(8, 4)),
-        pretrain=fit, tune=fit, pivot=dataclasses.replace(quick.pivot, epochs=10, batch=32))
+    fit = dataclasses.replace(quick.tune, epochs=12, lr=3e-3, batch_per_subject=24, head_trials=8)
+    model = dataclasses.replace(quick.model, hidden=64, blocks=1, prior_depth=1, prior_heads=2, lowlevel_channels=(8, 4))
+    return dataclasses.replace(quick, model=model, pretrain=fit, tune=fit,
+                               pivot=dataclasses.replace(quick.pivot, epochs=30, batch=32))
 
 
 @pytest.fixture(scope="module")
@@ -236,20 +232,29 @@ def margins(similarity):
     return np.diag(similarity) - others.max(1)
 
 
+def mean_rank(similarity):
+    return 1 + (similarity > np.diag(similarity)[:, None]).sum(1).mean()
+
+
 def test_scores_are_the_same_from_every_layout(arranged, targets, config):
     decoded = {layout: decode(arranged[layout], targets[layout], config) for layout in "ABCD"}
     similarity, hits = decoded["A"]
-    assert np.mean([hits[d].mean() for d in DIRECTIONS]) > 2 / len(hits["image"])  # twice chance: there is something to lose
+    # There is something to lose: of 12 images the mean rank is 6.5 by chance.
+    assert (mean_rank(similarity["image"]) + mean_rank(similarity["brain"])) / 2 < 5.5
     for layout in "CD":
         for direction in DIRECTIONS:
             np.testing.assert_array_equal(decoded[layout][1][direction], hits[direction])
             np.testing.assert_array_equal(decoded[layout][0][direction], similarity[direction])
     backwards = {n: reverse(subject) for n, subject in arranged["A"].subjects.items()}
-    other = decode(dataclasses.replace(arranged["A"], subjects=backwards), targets["A"], config)
+    other, _ = decode(dataclasses.replace(arranged["A"], subjects=backwards), targets["A"], config)
     for direction in DIRECTIONS:
-        change = np.abs(decoded["B"][0][direction] - similarity[direction]).max()
-        print(direction, change, np.abs(other[0][direction] - similarity[direction]).max(), hits[direction].mean(),
-              decoded["B"][1][direction].mean(), other[1][direction].mean(), np.sort(np.abs(margins(similarity[direction]))))
+        change = np.abs(decoded["B"][0][direction] - similarity[direction])
+        another = np.abs(other[direction] - similarity[direction])
+        print(direction, change.mean(), change.max(), another.mean(), hits[direction].mean(),
+              decoded["B"][1][direction].mean(), mean_rank(similarity[direction]))
+        assert 0 < change.mean() < another.mean() / 2
+        moved = np.flatnonzero(decoded["B"][1][direction] != hits[direction])
+        assert (np.abs(margins(similarity[direction]))[moved] <= 2 * change.max()).all()
 
 
 def reverse(subject):
