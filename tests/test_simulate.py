@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from mindtuner.cli import main
 from mindtuner.config import SimulateConfig
-from mindtuner.data import Subject, Trials, layout_b_writer, layout_d_writer, load
+from mindtuner.data import Subject, Trials, layout_b_writer, layout_c_writer, layout_d_writer, load
 from mindtuner.data.convert_mosaic import convert_mosaic
 from mindtuner.data.layout_d import load_mosaic
 from mindtuner.data.nsd import VOXELS
@@ -289,13 +289,17 @@ def test_the_verb_writes_each_layout_with_its_truth_and_force_replaces_it(made_b
 
 @pytest.mark.parametrize("layout", "BCD")
 def test_another_layout_is_whole_or_not_there(made_before, tmp_path, monkeypatch, layout):
-    def stop(*_, **__):
+    writer = {"B": layout_b_writer, "C": layout_c_writer, "D": layout_d_writer}[layout]
+    write = writer.write
+
+    def write_and_stop(root, dataset):
+        write(root, dataset)
+        assert (root / "dataset.json").exists()
         raise Stop
 
-    monkeypatch.setattr(module.shutil, "rmtree", stop)  # the last step
+    monkeypatch.setattr(writer, "write", write_and_stop)
     with pytest.raises(Stop):
         simulate(tmp_path / "out", TINY, layout=layout)
-    monkeypatch.undo()
     assert not list((tmp_path / "out").iterdir())
 
 
