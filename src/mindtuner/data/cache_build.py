@@ -28,7 +28,8 @@ class Part:
 
     def __init__(self, folder: Path, name: str, header: dict, batch: int):
         self.whole, self.seal = folder / f"{name}.bin", folder / f"{name}.json"
-        self.data, self.done, self.state, self.lock = (folder / f"{name}.part.{end}" for end in ("bin", "done", "json", "lock"))
+        self.data, self.done = folder / f"{name}.part.bin", folder / f"{name}.part.done"
+        self.state, self.lock = folder / f"{name}.part.json", folder / f"{name}.part.lock"
         self.header, self.batch = header, batch
         self.plan = {"header": header, "batch": batch}
         self.batches = math.ceil(header["shape"][0] / batch)
