@@ -362,7 +362,11 @@ def test_the_verb_under_a_launcher(simulated, tmp_path):
     command = [sys.executable, "-m", "mindtuner", "embed", str(simulated), str(tmp_path / "two"), "--only", "pixels"]
     group = [subprocess.Popen(command, env=environment | {"RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, text=True) for rank in "01"]
-    (out, errors), (quiet, _) = (process.communicate(timeout=120) for process in group)
+    try:
+        (out, errors), (quiet, _) = (process.communicate(timeout=300) for process in group)
+    finally:
+        for process in group:
+            process.kill()  # of no effect on one that has ended
     assert [process.returncode for process in group] == [0, 0], errors
     assert "pixels.bin: whole" in out and quiet == ""
     compact_towers(load(simulated).stimuli, tmp_path / "one", None, None, None)[0].build(tmp_path / "one",

@@ -25,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import mindtuner
     from mindtuner.data.processes import processes
-    from mindtuner.decoding.compact import WEIGHTS
-    from mindtuner.encoders.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
+    from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
     from mindtuner.encoders.embed import compact_towers
     from mindtuner.errors import UserError
 
@@ -40,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     towers = compact_towers(
         stimuli, options.cache, CompactImageEncoder() if chosen & {"tokens", "features", "features_augmented"} else None,
         CompactTextEncoder() if "text" in chosen else None,
-        Autoencoder(options.generator or packaged(WEIGHTS)) if "latents" in chosen else None)
+        _autoencoder(options.generator) if "latents" in chosen else None)
     towers = [tower for tower in towers if tower.name in chosen]
     sizes = [tower.size(options.cache, stimuli) for tower in towers]
     if group.index == 0:
@@ -50,6 +49,13 @@ def run(options: argparse.Namespace) -> None:
         tower.build(options.cache, stimuli)
         if group.index == 0:
             print(f"{options.cache / tower.name}.bin: whole", flush=True)
+
+
+def _autoencoder(path: Path | None):
+    from mindtuner.decoding.compact import WEIGHTS  # takes seconds
+    from mindtuner.encoders.compact import Autoencoder, packaged
+
+    return Autoencoder(path or packaged(WEIGHTS))
 
 
 def _print_sizes(folder: Path, towers, sizes: list[tuple[int, int]], count: int) -> None:
