@@ -324,6 +324,7 @@ def test_mosaic_is_converted_with_its_vertices(made_before, tmp_path, capsys):
         assert np.isin(vertices, load_atlas().surface[placed[f"subj0{number}"]]).all()
         np.testing.assert_array_equal(subject.betas(subject.trials.row), mosaic.subject(number).betas(subject.trials.row))
         assert np.isfinite(np.concatenate(on_surface(vertices, subject.betas([0])[0]))).sum() == subject.n_voxels
+        np.testing.assert_array_equal(subject.vertices, vertices)
         assert set(subject.rois) == {"early", "V1", "V2", "V3", "V4", "FFC"}
     with pytest.raises(UserError, match="out: holds another run; expected an empty folder"):
         convert_mosaic(tmp_path / "D", tmp_path / "out")

@@ -17,7 +17,6 @@ from mindtuner.files import atomic_path, write_json, write_text
 from mindtuner.runtime import progress
 
 FORMS = ("npy", "hdf5", "nifti")
-VERTICES = "vertices.npy"
 _BLOCK = 256
 
 
@@ -26,8 +25,7 @@ def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
 
     ``form`` of the betas: npy, hdf5 or nifti (a box of voxels, one compressed file per session). Betas are written as
     they are read, so the card keeps what the dataset's says about z-scores. Rows that no trial uses are left out; pixels
-    are rounded to 8 bits. Of a subject that lives on the cortical surface ``vertices.npy`` keeps the vertex of each voxel,
-    for ``parcels.on_surface``; the reader of Layout C does not look at it.
+    are rounded to 8 bits. Of a subject that lives on the cortical surface ``vertices.npy`` keeps the vertex of each voxel.
     Raises UserError where the form is unknown, a session is split by another, or a file cannot be written.
     """
     root = Path(root)
@@ -43,7 +41,7 @@ def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
             with atomic_path(folder / "rois.npz") as part, open(part, "wb") as file:
                 np.savez(file, **subject.rois)
         if subject.vertices is not None:
-            with atomic_path(folder / VERTICES) as part, open(part, "wb") as file:
+            with atomic_path(folder / layout_c.VERTICES) as part, open(part, "wb") as file:
                 np.save(file, subject.vertices, allow_pickle=False)
 
 
