@@ -290,6 +290,6 @@ def load_vertices(folder: Path, voxels: int) -> np.ndarray | None:
     if vertices.shape != (voxels,) or vertices.dtype.kind not in "iu":
         raise UserError(f"{path}: holds {vertices.dtype} {vertices.shape}; expected integers ({voxels},), one for each voxel")
     if len(np.unique(vertices)) != voxels or vertices.min() < 0 or vertices.max() >= 2 * HEMISPHERE:
-        raise UserError(f"{path}: has vertices outside 0..{2 * HEMISPHERE - 1}, or one twice; expected fsLR-32k vertices, left before "
-                        "right")
+        raise UserError(f"{path}: has vertices outside 0..{2 * HEMISPHERE - 1}, or one twice; expected fsLR-32k vertices, "
+                        "left before right")
     return vertices.astype(np.int64)
