@@ -145,7 +145,8 @@ def test_a_part_of_something_else_is_not_continued(tmp_path):
     answers = iter([np.zeros((2, 2))])
     with pytest.raises(StopIteration):
         build(tmp_path, stimuli, lambda images: next(answers), identity={"tower": "zeros"})
-    assert json.loads((tmp_path / "tokens.part.json").read_text())["done"] == 2
+    assert json.loads((tmp_path / "tokens.part.json").read_text())["header"]["identity"] == {"tower": "zeros"}
+    assert (tmp_path / "tokens.part.done").read_bytes() == b"\x01\0\0"
     np.testing.assert_array_equal(build(tmp_path, stimuli), build(tmp_path / "fresh", stimuli))
 
 

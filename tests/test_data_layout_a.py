@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mindtuner.data import layout_a_writer as writer
 from mindtuner.data import load
+from mindtuner.data.check import check
 from mindtuner.errors import UserError
 
 VOXELS, IMAGES, TRIALS = 7, 6, 40
@@ -385,8 +386,11 @@ def test_files_that_disagree_are_refused(truth):
     writer.write_captions(truth.root, CAPTIONS)
     writer.write_masks(truth.root, {1: truth.masks[1] | {"V2": np.ones(VOXELS + 1, bool)}, 3: truth.masks[3]})
     refused("brain_region_masks.hdf5: subj01/V2 has 8 entries; expected 7")
-    writer.write_masks(truth.root, {3: truth.masks[3]})
-    refused("no boolean list subj01/nsd_general")
+    writer.write_masks(truth.root, truth.masks)
+    with h5py.File(truth.root / "brain_region_masks.hdf5", "r+") as file:
+        del file["subj01/V2"]
+        file["subj01/V2"] = np.ones(VOXELS)
+    refused("no boolean list subj01/V2")
     with h5py.File(truth.root / "betas_all_subj01_fp32_renorm.hdf5", "w") as file:
         file["betas"] = truth.betas[1].astype(np.float64)
     refused("betas has shape.*dtype float64")
@@ -439,3 +443,56 @@ def test_the_writer_refuses_what_does_not_fit_and_leaves_nothing_behind(tmp_path
         with pytest.raises(UserError, match="expected"):
             refused()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_irregular_data_of_the_release(tmp_path):
+    """One subject with two sessions, one with one; images seen once, twice or thrice; no captions; regions missing."""
+    truth = make(tmp_path)
+    shown = np.array([0, 2, 1, 0, 3, 2, 0, 4, 5])
+    for path in (tmp_path / "wds/subj03/train").iterdir():
+        path.unlink()
+    session = np.ones(len(shown), int)
+    writer.write_behaviour(tmp_path, 3, writer.TrialTable(shown, session, session, np.arange(9) + 1, np.arange(9.0),
+                                                          truth.shared[shown]))
+    writer.write_betas(tmp_path, 3, [truth.betas[3][:9]], (9, VOXELS))
+    writer.write_indices(tmp_path, {1: truth.tables[1].stimulus, 3: shown})
+    writer.write_captions(tmp_path, [()] * IMAGES)
+    with h5py.File(tmp_path / "brain_region_masks.hdf5", "r+") as file:
+        del file["subj01/V4"], file["subj03"]
+    dataset = load(tmp_path)
+    assert dataset.card["zscore"] == "train_trials" and dataset.card["assumed"] == [
+        "subj01: no mask of V4, so nothing can be cut to it; all voxels are used together",
+        "subj03: no mask of nsd_general, V1, V2, V3, V4, higher_vis, so nothing can be cut to it; all voxels are used "
+        "together"]
+    one, three = dataset.subject(1), dataset.subject(3)
+    assert set(one.rois) == set(ROIS) - {"V4"} and three.rois == {} and three.n_voxels == VOXELS
+    np.testing.assert_array_equal(one.rois["V3"], truth.masks[1]["V3"])
+    assert dataset.stimuli.captions == [()] * IMAGES
+    assert set(one.trials.session) == {1, 2} and set(three.trials.session) == {1}
+    with pytest.raises(UserError, match=r"sessions is 2; expected 1\.\.1"):
+        three.sessions(2)
+    with pytest.raises(UserError, match="no region 'V4'; expected some of V1, V2, V3, higher_vis, nsd_general"):
+        one.within("V4")
+    assert three.trials.repeat.tolist() == [0, 0, 0, 1, 0, 1, 2, 0, 0]
+    mean = three.averaged()
+    assert mean.trials.stimulus.tolist() == [0, 1, 2, 3, 4, 5]
+    for place, rows in enumerate(([0, 3, 6], [2], [1, 5], [4], [7], [8])):
+        np.testing.assert_allclose(mean.betas([place])[0], truth.betas[3][rows].mean(0, dtype=np.float64), rtol=1e-6)
+    findings = check(tmp_path)
+    assert findings.count("error") == 0
+    said = " | ".join(item.message for item in findings.items if item.severity == "note")
+    for words in ("training images were seen unequally often (2 images 1 times; 1 images 2 times; 1 images 3 times)",
+                  "no image has a caption"):
+        assert words in said, said
+
+
+def test_without_nsd_general_masks_must_cover_the_voxels(truth):
+    with h5py.File(truth.root / "brain_region_masks.hdf5", "r+") as file:
+        del file["subj01/nsd_general"]
+    rois = load(truth.root).subject(1).rois
+    assert set(rois) == set(ROIS) - {"nsd_general"}
+    with h5py.File(truth.root / "brain_region_masks.hdf5", "r+") as file:
+        del file["subj01/V2"]
+        file["subj01/V2"] = np.ones(VOXELS + 5, bool)
+    with pytest.raises(UserError, match="subj01/V2 has 12 entries; expected 7 as in the betas"):
+        load(truth.root)

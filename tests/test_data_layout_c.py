@@ -19,6 +19,7 @@ from PIL import Image
 from test_data_layout_a import make
 
 from mindtuner.data import layout_c_writer, load
+from mindtuner.data.check import check
 from mindtuner.errors import UserError
 
 FORMS = ("npy", "hdf5", "packed", "nii", "nii.gz")
@@ -134,6 +135,38 @@ def test_captions_one_several_or_none(lab):
     np.testing.assert_array_equal(stimuli.is_shared, [name == "d.png" for name in NAMES])
 
 
+def test_the_hash_is_that_of_the_picture_files_in_their_order(lab):
+    """Known without unpacking any: a file that is no picture, or one that shows the same, is another stimulus."""
+    folder = lab.root / "stimuli"
+
+    def found():
+        return load(lab.root).stimuli.hash
+
+    before, seen = found(), set()
+    assert found() == before
+    for name in NAMES:  # any byte of any file, also where it is no picture any more
+        whole = (folder / name).read_bytes()
+        for place in (10, len(whole) // 2, len(whole) - 1):
+            (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+            seen.add(found())
+        (folder / name).write_bytes(whole[:-1])
+        seen.add(found())
+        (folder / name).write_bytes(whole)
+    first, second = (folder / NAMES[0]).read_bytes(), (folder / NAMES[1]).read_bytes()
+    (folder / NAMES[0]).write_bytes(second)
+    (folder / NAMES[1]).write_bytes(first)
+    seen.add(found())
+    (folder / NAMES[0]).write_bytes(first)
+    (folder / NAMES[1]).write_bytes(second)
+    (folder / "c.txt").write_text("now it has words")
+    seen.add(found())
+    (folder / "c.txt").write_text(CAPTIONS["c.png"])
+    (folder / "f.png").write_bytes(first)
+    seen.add(found())
+    (folder / "f.png").unlink()
+    assert found() == before and before not in seen and len(seen) == 4 * len(NAMES) + 3
+
+
 @pytest.mark.parametrize("kind", ["last", "first", "float"])
 def test_images_in_one_hdf5_file_are_named_by_number(lab, kind):
     rng = np.random.default_rng(1)
@@ -201,6 +234,20 @@ def test_regions_as_npz_and_as_table(lab):
     assert load(lab.root).subject(1).rois == {}
 
 
+def test_vertices_of_the_surface(lab):
+    assert load(lab.root).subject(1).vertices is None
+    vertices = np.arange(VOXELS) * 7 + 32_000
+    np.save(lab.root / "vertices.npy", vertices)
+    np.testing.assert_array_equal(load(lab.root).subject(1).vertices, vertices)
+    for wrong in (vertices[1:], vertices.astype(float), vertices * 0, vertices - 32_001, vertices + 40_000):
+        np.save(lab.root / "vertices.npy", wrong)
+        with pytest.raises(UserError, match=r"vertices\.npy: .*; expected"):
+            load(lab.root)
+    (lab.root / "vertices.npy").write_bytes(b"no array")
+    with pytest.raises(UserError, match=r"vertices\.npy: cannot be read"):
+        load(lab.root)
+
+
 def test_scaled_whole_numbers_of_a_nifti_file(lab):
     """int16 with a slope and an intercept, as scanners' software writes them."""
     raw = np.random.default_rng(3).integers(-3000, 3000, (*MASK_SHAPE, 12)).astype(np.int16)
@@ -235,7 +282,7 @@ def test_the_writer_writes_what_the_reader_reads(labs, tmp_path, form):
     for field in ("row", "stimulus", "session", "repeat", "is_test"):
         np.testing.assert_array_equal(getattr(two.trials, field), getattr(one.trials, field))
     np.testing.assert_array_equal(again.stimuli.images(range(6)), dataset.stimuli.images(range(6)))
-    assert again.stimuli.captions == dataset.stimuli.captions and again.stimuli.hash == dataset.stimuli.hash
+    assert again.stimuli.captions == dataset.stimuli.captions
     np.testing.assert_array_equal(two.rois["V1"], one.rois["V1"])
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
     with pytest.raises(UserError, match="form: is 'mat'"):
@@ -244,7 +291,7 @@ def test_the_writer_writes_what_the_reader_reads(labs, tmp_path, form):
 
 @pytest.mark.parametrize("form", layout_c_writer.FORMS)
 def test_the_release_written_as_a_labs_own_scans_is_the_same_dataset(release, tmp_path, form):
-    """Layout A -> Layout C: to the bit, down to the hash by which feature caches know their stimuli."""
+    """Layout A -> Layout C: to the bit."""
     layout_c_writer.write(tmp_path, release, form)
     again = load(tmp_path)
     assert list(again.subjects) == list(release.subjects) == [1, 3]
@@ -256,12 +303,49 @@ def test_the_release_written_as_a_labs_own_scans_is_the_same_dataset(release, tm
         assert other.rois.keys() == subject.rois.keys()
         for name, mask in subject.rois.items():
             np.testing.assert_array_equal(other.rois[name], mask)
-    assert again.stimuli.hash == release.stimuli.hash
+    everything = range(len(release.stimuli))
+    np.testing.assert_array_equal(again.stimuli.images(everything), release.stimuli.images(everything))
+    assert again.stimuli.captions == release.stimuli.captions
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
     return load(make(tmp_path_factory.mktemp("release")).root)
+
+
+def test_irregular_scans_of_two_subjects(tmp_path):
+    """Two sessions and one; images seen once, twice and thrice; several captions and none; regions of one subject only."""
+    make_lab(tmp_path, "npy", "sub-01")
+    lab = make_lab(tmp_path, "npy", "sub-02", seed=1, stimuli=False, rois=False)
+    shown = [NAMES[i] for i in (0, 1, 0, 2, 3, 0, 1, 4, 5)]
+    lab.stimulus, lab.session, lab.betas = shown, np.ones(9, int), lab.betas[:9]
+    lab.split = ["test" if name == "d.png" else "train" for name in shown]
+    write_table(tmp_path / "sub-02", lab)
+    write_betas(tmp_path / "sub-02", lab, "npy")
+    dataset = load(tmp_path)
+    one, two = dataset.subject(1), dataset.subject(2)
+    assert set(one.trials.session) == {1, 2} and set(two.trials.session) == {1}
+    assert two.trials.repeat.tolist() == [0, 0, 1, 0, 0, 2, 1, 0, 0]
+    assert sorted(map(len, dataset.stimuli.captions)) == [0, 0, 0, 0, 1, 2]
+    assert list(one.rois) == ["V1"] and two.rois == {}
+    with pytest.raises(UserError, match=r"subject 2: sessions is 2; expected 1\.\.1"):
+        two.sessions(2)
+    with pytest.raises(UserError, match="subject 2: no region 'V1'"):
+        two.within("V1")
+    train = np.array(lab.split) == "train"
+    base = lab.betas[train].astype(float)
+    betas = (lab.betas - base.mean(0)) / base.std(0)
+    mean = two.averaged()
+    assert mean.trials.stimulus.tolist() == [0, 1, 2, 3, 4, 5] and mean.trials.is_test.tolist() == [False] * 4 + [True, False]
+    for place, rows in enumerate(([0, 2, 5], [1, 6], [3], [4], [7], [8])):
+        np.testing.assert_allclose(mean.betas([place])[0], betas[rows].mean(0), atol=2e-5)
+    findings = check(tmp_path)
+    assert findings.count("error") == 0
+    said = " | ".join(f"{item.file} {item.field}: {item.message}" for item in findings.items)
+    for words in ("sub-02 rois: no regions of interest: all voxels are used together",
+                  "subjects have different numbers of sessions (1: 2, 2: 1)", "4 of 6 images have no caption",
+                  "training images were seen unequally often (3 images 1 times; 1 images 2 times; 1 images 3 times)"):
+        assert words in said, said
 
 
 def test_opening_reads_no_betas_and_a_row_only_its_session(tmp_path):
@@ -388,7 +472,7 @@ def test_a_broken_session_file_gives_no_row(tmp_path):
         path.write_bytes(data)
         subject = load(tmp_path).subject(1)
         np.testing.assert_allclose(subject.betas([0, 11]), zscored(lab)[[0, 11]], atol=2e-5)
-        with pytest.raises(UserError, match="betas_session-02.nii.gz: not a whole NIfTI file"):
+        with pytest.raises(UserError, match="betas_session-02.nii.gz: damaged or not a whole NIfTI file"):
             subject.betas([12])
     path.unlink()
     for data in (content[:-4], content + b"\0" * 4):

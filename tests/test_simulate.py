@@ -1,6 +1,7 @@
 """A simulated NSD on disk, read back: who saw what when, honest z-scores, and the same seed the same bytes."""
 
 import dataclasses
+import shutil
 
 import h5py
 import numpy as np
@@ -10,9 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from mindtuner.cli import main
 from mindtuner.config import SimulateConfig
-from mindtuner.data import load
+from mindtuner.data import Subject, Trials, layout_b_writer, layout_c_writer, layout_d_writer, load
+from mindtuner.data.convert_mosaic import convert_mosaic
+from mindtuner.data.layout_d import load_mosaic
 from mindtuner.data.nsd import VOXELS
+from mindtuner.data.parcels import load_atlas, on_surface
 from mindtuner.data.simulation import brains
 from mindtuner.data.simulation import simulate as module
 from mindtuner.data.simulation.cutouts import drawn_cutouts
@@ -254,3 +259,107 @@ def test_what_passes_the_checks_shows_every_subject_enough_images(knobs):
         return
     for number in range(1, knobs.subjects + 1):
         assert len(np.unique(Plan(knobs).trials(number).stimulus)) >= brains.MIN_IMAGES
+
+
+# ---- the other layouts; that all four hold the same is in test_four_layouts.py
+
+@pytest.fixture
+def made_before(simulated, monkeypatch):
+    """Layout A is copied instead of made."""
+    monkeypatch.setattr(module, "_simulate_a", lambda out, *_: shutil.copytree(simulated, out))
+
+
+LAID = {"B": {"annotations", "nsddata", "nsddata_betas", "nsddata_stimuli"}, "C": {"stimuli", "sub-01", "sub-02"},
+        "D": {"nsd_stiminfo.tsv", "stimuli", "sub-01_NSD.hdf5", "sub-02_NSD.hdf5"}}
+
+
+def test_the_verb_writes_each_layout_with_its_truth_and_force_replaces_it(made_before, simulated, tmp_path, capsys):
+    out = tmp_path / "out"
+    for layout, names in LAID.items():
+        assert main(["simulate", str(out), "--subjects", "2", "--layout", layout, "--force"]) == 0
+        assert {path.name for path in out.iterdir()} == names | {"dataset.json", "truth"}
+        for path in (simulated / "truth").iterdir():
+            assert (out / "truth" / path.name).read_bytes() == path.read_bytes()
+        said = capsys.readouterr().out
+        assert ("convert nsd" in said, "convert mosaic" in said) == (layout == "B", layout == "D")
+        assert main(["simulate", str(out), "--layout", layout]) == 2
+    (out / "dataset.json").write_text('{"simulated": false}')  # names that real data have are not deleted for the asking
+    assert main(["simulate", str(out), "--force"]) == 2 and (out / "sub-01_NSD.hdf5").exists()
+
+
+@pytest.mark.parametrize("layout", "BCD")
+def test_another_layout_is_whole_or_not_there(made_before, tmp_path, monkeypatch, layout):
+    writer = {"B": layout_b_writer, "C": layout_c_writer, "D": layout_d_writer}[layout]
+    write = writer.write
+
+    def write_and_stop(root, dataset):
+        write(root, dataset)
+        assert (root / "dataset.json").exists()
+        raise Stop
+
+    monkeypatch.setattr(writer, "write", write_and_stop)
+    with pytest.raises(Stop):
+        simulate(tmp_path / "out", TINY, layout=layout)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_unknown_layout_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="simulate: layout is 'E'; expected one of A, B, C, D"):
+        simulate(tmp_path / "out", TINY, layout="E")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mosaic_is_converted_with_its_vertices(made_before, tmp_path, capsys):
+    simulate(tmp_path / "D", TINY, layout="D")
+    placed = load_file(tmp_path / "D" / "truth" / "placement.safetensors")
+    assert main(["convert", "mosaic", str(tmp_path / "D"), str(tmp_path / "out"), "--regions", "early, FFC"]) == 0
+    assert "subject 2 (sub-02_NSD): 96 trials, 16 of them test" in capsys.readouterr().out
+    dataset = load(tmp_path / "out")
+    mosaic = load_mosaic([tmp_path / "D" / f"sub-0{n}_NSD.hdf5" for n in (1, 2)], tmp_path / "D" / "nsd_stiminfo.tsv",
+                         tmp_path / "D" / "stimuli", ["early", "FFC"])
+    assert dataset.card["simulated"] is True and dataset.card["zscore"] == "publisher"
+    for number, subject in dataset.subjects.items():
+        vertices = np.load(tmp_path / "out" / f"sub-0{number}" / "vertices.npy")
+        np.testing.assert_array_equal(vertices, mosaic.subject(number).vertices)
+        assert np.isin(vertices, load_atlas().surface[placed[f"subj0{number}"]]).all()
+        np.testing.assert_array_equal(subject.betas(subject.trials.row), mosaic.subject(number).betas(subject.trials.row))
+        assert np.isfinite(np.concatenate(on_surface(vertices, subject.betas([0])[0]))).sum() == subject.n_voxels
+        np.testing.assert_array_equal(subject.vertices, vertices)
+        assert set(subject.rois) == {"early", "V1", "V2", "V3", "V4", "FFC"}
+    with pytest.raises(UserError, match="out: holds another run; expected an empty folder"):
+        convert_mosaic(tmp_path / "D", tmp_path / "out")
+    for root, message in ((tmp_path / "none", "not found; expected a folder"), (tmp_path, "no subject; expected")):
+        with pytest.raises(UserError, match=message):
+            convert_mosaic(root, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def lying_nowhere(trials, voxels, rois=None, number=1, scale=1.0):
+    betas = np.full((len(trials), voxels), scale, np.float32)
+    return Subject(number, trials, rois or {}, betas, np.zeros(1, bool), "memory")
+
+
+def test_where_vertices_are_scarce_voxels_are_sampled_evenly():
+    trials, atlas = Trials([0], [0], [1], [0], [False]), load_atlas()
+    v1 = np.arange(9000) < 3000
+    placed = layout_d_writer.place(lying_nowhere(trials, 9000, {"V1": v1}))
+    for voxels, parcels in ((v1, ("V1",)), (~v1, (*layout_d_writer.GROUPS["ventral"], *layout_d_writer.GROUPS["lateral"],
+                                                   *layout_d_writer.GROUPS["dorsal"]))):
+        vertices = np.flatnonzero(np.isin(atlas.parcel, parcels))
+        kept = np.flatnonzero(voxels & (placed >= 0))
+        np.testing.assert_array_equal(placed[kept], vertices)  # each vertex once
+        gaps = np.diff(kept)
+        assert voxels.sum() > len(vertices) and gaps.max() - gaps.min() <= 1 and kept[-1] == np.flatnonzero(voxels)[-1]
+
+
+def test_what_nsd_cannot_hold_is_refused(dataset, tmp_path):
+    one, uneven = Trials([0], [0], [1], [0], [False]), Trials([0, 1, 2], [0, 0, 0], [1, 1, 2], [0, 1, 2], [False] * 3)
+    for subject, message in ((lying_nowhere(one, 5, number=9), "subject 9; expected 1 to 8"),
+                             (lying_nowhere(uneven, 5), r"subject 1 have \[2, 1\] trials; expected sessions"),
+                             (lying_nowhere(one, 5, scale=60.0), "memory: a beta is 60.0; expected z-scores")):
+        with pytest.raises(UserError, match=message):
+            layout_b_writer.write(tmp_path, dataclasses.replace(dataset, subjects={subject.number: subject}))
+    with pytest.raises(UserError, match="form: is 'npy'; expected one of hdf5, nifti"):
+        layout_b_writer.write(tmp_path, dataset, form="npy")
+    with pytest.raises(UserError, match="subject 100; expected 1 to 99"):
+        layout_d_writer.write(tmp_path, dataclasses.replace(dataset, subjects={100: lying_nowhere(one, 5, number=100)}))

@@ -1,6 +1,7 @@
 """Pretraining and tuning on a small world where every brain is a linear function of the image's tokens."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -279,6 +280,52 @@ def test_betas_in_memory_and_on_disk_make_the_same_batches():
     for _ in range(12):
         (a, ids), (b, other) = held.draw(30), read.draw(30)
         assert torch.equal(a, b) and np.array_equal(ids, other)
+
+
+def test_what_is_read_ahead_is_still_to_come():
+    """A state taken between two batches goes on with the batch after, though its trials have been read already."""
+    dataset, targets = world(3, 2)
+    subjects = {f"subj{n:02d}": subject for n, subject in dataset.subjects.items()}
+
+    def feeds():
+        return make_feeds(subjects, {name: subject.train for name, subject in subjects.items()}, 4)
+
+    plain = feeds()
+    expected = [[feed.draw(50) for feed in plain] for _ in range(12)]
+    for stop in (0, 1, 7, 11):
+        first, then = feeds(), feeds()
+        for batch, _ in zip(batches(first, 50, 12, targets, ("tokens", "text")), range(stop), strict=False):
+            assert torch.equal(batch.targets["text"], targets.rows("text", batch.stimulus))
+            states = [feed.state_dict() for feed in first]
+        for feed, state in zip(then, states if stop else [feed.state_dict() for feed in feeds()], strict=True):
+            feed.load_state_dict(state)
+        for batch, wanted in zip(batches(then, 50, 12 - stop, targets, ("tokens",)), expected[stop:], strict=True):
+            assert all(torch.equal(a, b) for a, (b, _) in zip(batch.voxels.values(), wanted, strict=True))
+            assert np.array_equal(batch.stimulus, np.concatenate([ids for _, ids in wanted]))
+            assert torch.equal(batch.targets["tokens"], targets.rows("tokens", batch.stimulus))
+
+
+def test_the_next_batch_is_read_while_one_is_used_and_its_error_comes_with_it(monkeypatch):
+    dataset, _ = world(3, 1)
+    [feed] = make_feeds({"subj01": dataset.subject(1)}, {"subj01": dataset.subject(1).train}, 0)
+    read, reading = feed.read, []
+    both = threading.Event()
+
+    def noted(picked):
+        reading.append(threading.current_thread())
+        if len(reading) == 2:
+            both.set()
+        if len(reading) == 3:
+            raise UserError("third")
+        return read(picked)
+
+    monkeypatch.setattr(feed, "read", noted)
+    source = batches([feed], 5, 4)
+    next(source)
+    assert both.wait(10) and threading.main_thread() not in reading  # nobody has asked for the second batch yet
+    next(source)
+    with pytest.raises(UserError, match="third"):
+        next(source)
 
 
 def test_an_epoch_shows_every_trial_once():

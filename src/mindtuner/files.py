@@ -86,6 +86,8 @@ def claim_folder(path: str | Path, force: bool = False) -> Path:
 RUN_FILES = (
     "config.yaml", "log.jsonl", "results.json", "words.json", "report.html", "demo.png", "pictures.safetensors",
     "base.safetensors", "fingerprint.safetensors", "pretrain.checkpoint*", "data",
+    *(f"{method}.{end}" for method in ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
+      for end in ("safetensors", "checkpoint*")), "predictions.safetensors", "pictures",
     "dataset.json", "shared1000.npy", "coco_images_224_float16.hdf5", "COCO_73k_annots_curated.npy",
     "COCO_73k_subj_indices.hdf5", "brain_region_masks.hdf5", "betas_all_subj0?_fp32_renorm.hdf5", "wds", "truth",
     "cache", ".*.part")

@@ -9,7 +9,8 @@ import sys
 import mindtuner
 from mindtuner.errors import TrainingDiverged, UserError
 
-_VERBS = ("demo", "simulate", "fetch", "check", "train-generator", "report", "info", "convert")
+_VERBS = ("demo", "simulate", "fetch", "check", "embed", "pretrain", "tune", "decode", "evaluate", "train-generator",
+          "report", "info", "convert")
 
 
 def main(argv: list[str] | None = None) -> int:

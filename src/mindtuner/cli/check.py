@@ -1,7 +1,8 @@
 """Look at everything in a dataset: what is there, what is missing, what is wrong.
 
-ROOT holds the files of the public release, or a lab's own scans (docs/your-own-scans.md). All betas and images are read
-once. Errors make the dataset unusable and the exit code 2; warnings are to be looked at; notes say what is assumed.
+ROOT holds the files of the public release, NSD as its authors publish it (docs/nsd.md), a lab's own scans
+(docs/your-own-scans.md), or subjects of MOSAIC (docs/mosaic.md). All betas and images are read once. Errors make the
+dataset unusable and the exit code 2; warnings are to be looked at; notes say what is assumed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Turn other people's files into this project's.
 
 mindeye2: a released MindEye2 checkpoint becomes a base that equals it and that a new subject can be tuned on.
+mosaic: MOSAIC's subject files become a dataset in the files of a lab's own scans, which every other verb reads.
 nsd: NSD's files as its authors publish them become a dataset that every other verb reads.
 """
 
@@ -38,6 +39,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     mindeye2.add_argument("--force", action="store_true", help="replace OUT")
     mindeye2.set_defaults(convert=run_mindeye2)
+    mosaic = kinds.add_parser(
+        "mosaic",
+        help="subjects of MOSAIC -> a dataset",
+        description="Write MOSAIC's subjects as a dataset in the files of a lab's own scans: betas of the vertices of some "
+        "regions, trials, images. The dataset holds no surface; each subject's folder keeps vertices.npy for maps "
+        "(see docs/mosaic.md). Needs pip install 'mindtuner[mosaic]'.",
+    )
+    mosaic.add_argument(
+        "root", type=Path, metavar="ROOT", help="folder with sub-NN_DATASET.hdf5, their *_stiminfo.tsv and stimuli/"
+    )
+    mosaic.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
+    mosaic.add_argument(
+        "--regions",
+        metavar="NAME,NAME,...",
+        default="early,ventral,lateral,dorsal",
+        help="these groups of parcels, or single HCP-MMP parcels such as FFC (default %(default)s)",
+    )
+    mosaic.add_argument(
+        "--stimuli", type=Path, metavar="DIR", help="folder of the stimuli (default ROOT/stimuli)"
+    )
+    mosaic.add_argument(
+        "--split",
+        type=Path,
+        metavar="DIR",
+        help="folder with MOSAIC's train_naturalistic.json and test_naturalistic.json: wanted with several datasets "
+        "(default: each dataset's own split)",
+    )
+    mosaic.set_defaults(convert=run_mosaic)
     nsd = kinds.add_parser(
         "nsd",
         help="raw NSD -> a dataset",
@@ -97,6 +126,14 @@ def run_mindeye2(options: argparse.Namespace) -> None:
         f"conventions: token_norm {card['conventions']['token_norm']}, image_range "
         f"{card['conventions']['image_range']}"
     )
+    print(options.out)
+
+
+def run_mosaic(options: argparse.Namespace) -> None:
+    from mindtuner.data.convert_mosaic import convert_mosaic
+
+    regions = [name.strip() for name in options.regions.split(",") if name.strip()]
+    convert_mosaic(options.root, options.out, regions, options.stimuli, options.split)
     print(options.out)
 
 

@@ -28,6 +28,8 @@ def run(options: argparse.Namespace) -> None:
     config = load_config(options.config)
     check_knobs(config.simulate)
     scale, target = config.simulate.voxel_scale, config.target_subject
+    if target > len(nsd.VOXELS):
+        raise UserError(f"{options.config}: target_subject is {target}; expected one of NSD's, 1 to {len(nsd.VOXELS)}")
     others = [number for number in range(1, len(nsd.VOXELS) + 1) if number != target]
     subjects = config.simulate.subjects - 1 if options.subjects is None else options.subjects
     if not 1 <= subjects <= len(others):

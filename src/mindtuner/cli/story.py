@@ -1,29 +1,61 @@
-"""The second half of the demo: what is done with tuned networks, in steps that each return plain arrays."""
+"""From tuned networks to a report, as ``evaluate`` and the second half of the demo do it: ``tell``, in steps that each return
+plain arrays."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from mindtuner import runtime
+from mindtuner.cli.steps import Materials, Stopwatch
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
 from mindtuner.decoding.compact import CompactGenerator
 from mindtuner.decoding.decoder import Decoder, Predictions
 from mindtuner.decoding.words import TextBank
 from mindtuner.encoders.compact import CompactTextEncoder
+from mindtuner.errors import UserError
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
 from mindtuner.evaluation.features import PooledFeatures
-from mindtuner.evaluation.results import from_uint8, to_uint8
+from mindtuner.evaluation.report import write_report
+from mindtuner.evaluation.results import build_results, from_uint8, save_run, to_uint8
 from mindtuner.evaluation.retrieval import top5_ids
 from mindtuner.evaluation.scoring import MethodScores, Truth, score_method
 from mindtuner.model import BrainNetwork
 from mindtuner.training import subject_name
 
 THUMBNAIL = 64
+FOREIGN_STIMULI = "The generator was trained on the package's own drawn scenes, not on these stimuli"
+
+
+def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: BrainNetwork, tuned: dict[str, BrainNetwork],
+         watch: Stopwatch, command: str, generator_note: str) -> Path:
+    """Decode, paint and score the test images of ``hour``, the subject as it was tuned on, and write all of it into ``out``,
+    which holds config.yaml and log.jsonl; returns the report's path.
+
+    tuned: method -> network; the first says what the nearest training images are. Raises UserError where the subject has no
+    test trial, or networks, voxels and images do not fit together.
+    """
+    with watch.stage("decode"):
+        test = TestSet.of(hour, materials.dataset.stimuli, materials.caches, config.decode.pictures)
+        predictions = decode_all(tuned, base, test, materials.caches, config)
+    with watch.stage("paint"):
+        bank = training_bank(materials.dataset, materials.texts)
+        painted = paint_all(predictions, materials.generator, bank, test)
+    with watch.stage("score"):
+        scores = score_all(predictions, painted, test, config.seed)
+    setting = describe_setting(config, materials.dataset, hour, base, test, bank, command)
+    setting["stimuli_note"] = " ".join(filter(None, [generator_note, captions_note(bank, test)]))
+    with watch.stage("report"):
+        results = build_results(setting, scores, watch.total(), runtime.peak_memory_mb(), config.seed)
+        save_run(out, results, pictures_of(painted, test), words_of(predictions, painted, scores, test))
+        page = write_report(out)
+    print_table(results)
+    return page
 
 
 @dataclass(frozen=True)
@@ -45,11 +77,18 @@ class TestSet:
 
     @classmethod
     def of(cls, subject: Subject, stimuli: Stimuli, caches: dict[str, np.ndarray], pictures: int) -> TestSet:
+        """Raises UserError where the subject has no test trial."""
         trials = subject.test
+        if len(trials) == 0:
+            raise UserError(f"{subject.where}: subject {subject.number} has no test trial; expected trials of test images")
         images = np.unique(trials.stimulus)
-        shown = np.unique(np.linspace(0, len(images) - 1, min(pictures, len(images))).round().astype(int))
-        return cls(subject, trials, images, shown, np.flatnonzero(~stimuli.is_shared),
+        return cls(subject, trials, images, evenly(len(images), pictures), np.flatnonzero(~stimuli.is_shared),
                    [stimuli.captions[k] for k in images], caches)
+
+
+def evenly(count: int, n: int) -> np.ndarray:
+    """``n`` evenly spaced positions of ``count``, or all of them where there are fewer."""
+    return np.unique(np.linspace(0, count - 1, min(n, count)).round().astype(int))
 
 
 def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet, caches: dict[str, np.ndarray],
@@ -68,7 +107,8 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
         every[method]["image_tokens"] = decoder.image_tokens(every[method]["predictions"].backbone_tokens[test.shown])
     tokens, text = caches["tokens"], caches["text"]
     training = np.asarray(tokens[test.training])
-    found = test.training[nearest_training_image(every["mindtuner"]["predictions"].backbone_tokens, training)]
+    first = next(iter(tuned))  # mindtuner, where it was tuned
+    found = test.training[nearest_training_image(every[first]["predictions"].backbone_tokens, training)]
     nearest, latents = np.asarray(tokens[found]), np.asarray(caches["latents"][found])
     every["nearest_training_image"] = {
         "predictions": Predictions(test.images, nearest, nearest, latents, np.asarray(text[found])), "found": found}
@@ -102,49 +142,90 @@ def paint_all(decoded: dict[str, dict], generator: CompactGenerator, bank: TextB
             painted[method] = {"stages": {"reconstructed": pictures}}
             continue
         p = entry["predictions"]
-        tokens = entry["image_tokens"]
-        caption = bank.nearest(p.text[test.shown])
-        latents = generator.generate(tokens, images, f"paint {method}")
-        corrected = generator.correct(latents, tokens, bank.embeddings[caption], images, f"correct {method}")
-        stages = {"reconstructed": to_uint8(generator.pictures(latents)),
-                  "corrected": to_uint8(generator.pictures(corrected))}
-        if method != "prior_only":
-            stages = {"lowlevel": to_uint8(generator.pictures(p.latents[test.shown]))} | stages
-        painted[method] = {"stages": stages, "caption": [bank.captions[k] for k in caption]}
+        latents = None if method == "prior_only" or p.latents is None else p.latents[test.shown]
+        painted[method] = paint(entry["image_tokens"], p.text[test.shown], latents, images, generator, bank, method)
     return painted
 
 
+def paint(tokens: np.ndarray, text: np.ndarray, lowlevel: np.ndarray | None, images: np.ndarray, generator: CompactGenerator,
+          bank: TextBank, title: str) -> dict:
+    """Paint n images (ids (n,)) from image tokens (n, T, D) and correct them with the caption nearest to text (n, d).
+
+    Returns "stages", uint8 (n, 3, 128, 128) of each: lowlevel, where its latents (n, 8, 16, 16) are given, reconstructed,
+    corrected; and "caption", the n that were retrieved. Both of the last are left out where the bank is empty.
+    """
+    latents = generator.generate(tokens, images, f"paint {title}")
+    stages = {} if lowlevel is None else {"lowlevel": to_uint8(generator.pictures(lowlevel))}
+    stages["reconstructed"] = to_uint8(generator.pictures(latents))
+    if not bank.captions:
+        return {"stages": stages}
+    caption = bank.nearest(text)
+    corrected = generator.correct(latents, tokens, bank.embeddings[caption], images, f"correct {title}")
+    stages["corrected"] = to_uint8(generator.pictures(corrected))
+    return {"stages": stages, "caption": [bank.captions[k] for k in caption]}
+
+
 def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int) -> dict[str, MethodScores]:
-    """Scores of every method against the test images."""
+    """Scores of every method against the test images. Those without a caption are left out of text retrieval; where none has
+    one, all texts are the same, and the score is chance."""
     seen = from_uint8(np.asarray(test.caches["pixels"][test.images[test.shown]]))
-    truth = Truth(np.asarray(test.caches["tokens"][test.images]), np.asarray(test.caches["text"][test.images]), seen,
+    texts = np.flatnonzero([bool(group) for group in test.captions])
+    texts = texts if len(texts) else np.arange(len(test.images))
+    truth = Truth(np.asarray(test.caches["tokens"][test.images]), np.asarray(test.caches["text"][test.images[texts]]), seen,
                   PooledFeatures())
     scores = {}
     for method, entry in runtime.progress(decoded.items(), "score", len(decoded), "method"):
         p = entry["predictions"]
-        predicted = {"retrieval_tokens": p.retrieval_tokens, "text": p.text,
-                     "single_trials": entry.get("single_trials", ()),
+        single = [{**draw, "text": draw["text"][texts]} for draw in entry.get("single_trials", ())]
+        predicted = {"retrieval_tokens": p.retrieval_tokens, "text": p.text[texts], "single_trials": single,
                      "stages": {stage: from_uint8(pictures) for stage, pictures in painted[method]["stages"].items()}}
         scores[method] = score_method(method, predicted, truth, seed)
     return scores
 
 
-def describe_setting(config: Config, dataset: Dataset, hour: Subject, test: TestSet, bank: TextBank,
+def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: BrainNetwork, test: TestSet, bank: TextBank,
                      command: str) -> dict:
-    """What a reader of results.json must know to judge the numbers."""
+    """What a reader of results.json must know to judge the numbers; None where it is unknown of measured data."""
+    card = dataset.card
     return {
-        "simulated_brains": True, "simulated_scenes": dataset.card["simulated_scenes"],
-        "stimuli": dataset.card["stimuli"], "subject": test.subject.number, "sessions": config.tuning_sessions,
+        "simulated_brains": card["simulated"], "simulated_scenes": card.get("simulated_scenes", False),
+        "stimuli": card.get("stimuli"), "subject": test.subject.number, "sessions": config.tuning_sessions,
         "voxels": test.subject.n_voxels, "n_training_trials": len(hour.train), "n_test_images": len(test.images),
         "n_test_trials": len(test.trials), "n_pictures": len(test.shown),
-        "n_pretraining_subjects": len(dataset.subjects) - 1, "fingerprint_strength": config.simulate.fingerprint,
+        "n_pretraining_subjects": len(base.ridges), "fingerprint_strength": _planted_fingerprint(card),
         "prior_steps": config.decode.prior_steps, "generator_steps": config.decode.generator_steps,
         "refine_steps": config.decode.refine_steps, "refine_start": config.decode.refine_start,
         "guidance": config.decode.guidance, "text_bank": len(bank.captions),
-        "bank_captions_equal_to_a_test_caption": bank.equal_to_test, "zscore": dataset.card["zscore"],
+        "bank_captions_equal_to_a_test_caption": bank.equal_to_test, "zscore": card["zscore"],
         "seed": config.seed, "dtype": str(runtime.fast_dtype()).removeprefix("torch."), "command": command,
         "versions": {name: version(name) for name in ("mindtuner", "torch", "diffusers", "timm")},
     }
+
+
+def _planted_fingerprint(card: dict) -> float | None:
+    return card["simulate"]["fingerprint"] if card["simulated"] and "simulate" in card else None
+
+
+def generator_note(card: dict) -> str:
+    """A warning where the package's generator has to paint other stimuli than it was trained on; else nothing."""
+    if not card.get("simulated_scenes"):
+        return f"{FOREIGN_STIMULI}."
+    if card.get("stimuli") == "drawn scenes":
+        return ""
+    return f"{FOREIGN_STIMULI}; mindtuner train-generator --cutouts makes one for them."
+
+
+def captions_note(bank: TextBank, test: TestSet) -> str:
+    """What missing captions mean for the scores; nothing where none are missing."""
+    without, n = sum(not group for group in test.captions), len(test.captions)
+    notes = []
+    if not bank.captions:
+        notes.append("No training image has a caption: no words are read, and pictures are not corrected.")
+    if without == n:
+        notes.append("No test image has a caption: text retrieval is at chance.")
+    elif without:
+        notes.append(f"{without} of {n} test images have no caption: text retrieval is among the others.")
+    return " ".join(notes)
 
 
 def pictures_of(painted: dict[str, dict], test: TestSet) -> dict[str, np.ndarray]:
@@ -163,11 +244,11 @@ def words_of(decoded: dict[str, dict], painted: dict[str, dict], scores: dict[st
     tokens = np.asarray(test.caches["tokens"][test.images])
     methods = {}
     for method, entry in decoded.items():
-        top5 = top5_ids(entry["predictions"].retrieval_tokens[test.shown], tokens)
+        top5 = top5_ids(entry["predictions"].retrieval_tokens[test.shown], tokens, min(5, len(tokens)))
         methods[method] = {"top5": top5.tolist()}
         if "caption" in painted[method]:
             methods[method]["retrieved_caption"] = painted[method]["caption"]
-    captions = [group[0] for group in test.captions]
+    captions = [group[0] if group else "" for group in test.captions]
     return {"picture_index": test.shown.tolist(), "seen_captions": [captions[k] for k in test.shown],
             "all_captions": captions, "methods": methods,
             "scores": {method: [round(float(v), 6) for v in score.reconstruction["two_way"]]

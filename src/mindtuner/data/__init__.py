@@ -2,7 +2,8 @@
 
 from mindtuner.data.cache import build_cache, open_cache
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
+from mindtuner.data.half_rows import HalfRows
 from mindtuner.data.layouts import load
 from mindtuner.data.leaks import check_no_leak
 
-__all__ = ["Dataset", "Stimuli", "Subject", "Trials", "build_cache", "check_no_leak", "load", "open_cache"]
+__all__ = ["Dataset", "HalfRows", "Stimuli", "Subject", "Trials", "build_cache", "check_no_leak", "load", "open_cache"]

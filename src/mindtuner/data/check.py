@@ -9,11 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindtuner.data.check_a import check_a
+from mindtuner.data.check_b import check_b, take_whole
 from mindtuner.data.check_c import check_c
+from mindtuner.data.check_d import check_d
 from mindtuner.data.findings import Findings
 from mindtuner.data.layouts import layout_of, load
 
-LAYOUTS = {"A": "the files of the public MindEye2 release", "C": "a lab's own scans"}
+LAYOUTS = {"A": "the files of the public MindEye2 release", "B": "NSD as its authors publish it", "C": "a lab's own scans",
+           "D": "subjects of MOSAIC"}
 
 
 def check(root: str | Path) -> Findings:
@@ -23,8 +26,13 @@ def check(root: str | Path) -> Findings:
     with findings.catching(root, "layout"):
         layout = layout_of(root)
         findings.fact(root, f"layout {layout}, {LAYOUTS[layout]}")
-        {"A": check_a, "C": check_c}[layout](root, findings)
+        {"A": check_a, "B": check_b, "C": check_c, "D": check_d}[layout](root, findings)
     if not findings.count("error"):
-        with findings.catching(root, "dataset"):
-            load(root)  # whatever the single checks overlook, the reader must take the whole
+        with findings.catching(root, "dataset"):  # whatever the single checks overlook, the reader must take the whole
+            if layout == "B":
+                take_whole(root)
+            else:
+                card = load(root).card
+                for note in card["notes"] if layout == "D" else ():
+                    findings.note(root, "dataset", note)
     return findings

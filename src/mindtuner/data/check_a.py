@@ -156,6 +156,8 @@ def _check_regions(root: Path, number: int, findings: Findings, voxels: int) -> 
     with findings.catching(path, f"subj0{number}"):
         rois = layout_a.load_rois(path, number, voxels)
         findings.fact(path, f"subj0{number}: " + ", ".join(f"{name} {mask.sum()}" for name, mask in rois.items()))
+        if assumed := layout_a.missing_rois(rois):
+            findings.note(path, f"subj0{number}", assumed)
         for name, mask in rois.items():
             if not mask.any():
                 findings.warning(path, f"subj0{number}/{name}", "holds no voxel")

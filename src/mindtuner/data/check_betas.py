@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,27 @@ from mindtuner.runtime import progress
 BLOCK_BYTES = 32 * 2**20
 FEW = 8  # trials that say nothing about a voxel that is constant over them
 MEAN_LIMIT, SD_LIMITS = 0.5, (0.5, 2.0)  # of a z-scored session, median over voxels
+MANY_ZEROED = 0.05  # of the voxels: more do not leave the imaged volume when a head moves
 
 
-def check_betas(findings: Findings, path: Path, betas: Rows, session: np.ndarray | None, zscored: bool) -> None:
-    """Read all betas, (rows, V), and report what is not finite, constant, there twice, or not z-scored although the card
-    says so. ``session``: int (rows,), 0 where unknown; None where nobody knows any."""
+@dataclass(frozen=True)
+class Labels:
+    """What messages call a row and a voxel."""
+
+    row: Callable[[int], str] = "row {}".format
+    voxel: Callable[[int], str] = "voxel {}".format
+
+
+def check_betas(findings: Findings, path: Path, betas: Rows, session: np.ndarray | None, zscored: bool,
+                labels: Labels = Labels(), zeroed: bool = False) -> None:
+    """Read all betas, (rows, V), and report what is not finite, constant, there twice, or not z-scored although it is said
+    to be. ``session``: int (rows,), 0 where unknown; None where nobody knows any. ``zeroed``: a session may hold voxels
+    that it did not image, all 0, as NSD's do."""
     rows, voxels = betas.shape
     session = np.zeros(rows, np.int64) if session is None else session
     whole, sessions = _Voxels(voxels), {}
-    values = [_NotFinite("NaN", np.isnan, rows, voxels), _NotFinite("infinite", np.isinf, rows, voxels)]
-    odd_rows = _OddRows()
+    values = [_NotFinite(*kind, rows, voxels, labels) for kind in (("NaN", np.isnan), ("infinite", np.isinf))]
+    odd_rows = _OddRows(labels)
     bar = progress(range(rows), findings.name(path), total=rows, unit="row")
     for number in np.unique(session).tolist():
         own = _Voxels(voxels)
@@ -44,15 +56,30 @@ def check_betas(findings: Findings, path: Path, betas: Rows, session: np.ndarray
     odd_rows.report(findings, path)
     constant = whole.constant()
     if whole.count >= FEW and constant.any():
-        findings.error(path, "betas", f"{constant.sum()} of {voxels} voxels are the same in all {whole.count} rows: voxel "
-                       f"{some(np.flatnonzero(constant))}; expected betas that vary (leave such voxels out of the mask)")
+        (findings.warning if zeroed else findings.error)(
+            path, "betas", f"{constant.sum()} of {voxels} voxels are the same in all {whole.count} rows: "
+            f"{_voxels(constant, labels)}; expected betas that vary (leave such voxels out of the mask)")
     for number, (mask, _) in sessions.items():
-        if (mask & ~constant).any():
-            findings.warning(path, "betas", f"{(mask & ~constant).sum()} voxels are constant in session {number}: voxel "
-                             f"{some(np.flatnonzero(mask & ~constant))}; tuning on that session alone refuses them")
+        if (own := mask & ~constant).any():
+            _report_session(findings, path, number, own, labels, zeroed)
     if odd := [f"session {number} has {found}" for number, (_, found) in sessions.items() if found]:
-        findings.warning(path, "zscore", f"the card says that betas are z-scored, but {some(odd)}; expected a mean near 0 "
-                         "and an sd near 1 in each session")
+        findings.warning(path, "zscore", f"betas are said to be z-scored, but {some(odd)}; expected a mean near 0 and an sd "
+                         "near 1 in each session")
+
+
+def _report_session(findings: Findings, path: Path, number: int, own: np.ndarray, labels: Labels, zeroed: bool) -> None:
+    found = f"{own.sum()} voxels are constant in session {number}: {_voxels(own, labels)}; "
+    if not zeroed:
+        findings.warning(path, "betas", found + "tuning on that session alone refuses them")
+    elif own.mean() <= MANY_ZEROED:
+        findings.note(path, "betas", found + "their z-scores in it will be 0")
+    else:
+        findings.warning(path, "betas", found + f"expected at most {MANY_ZEROED:.0%} of the {len(own)} voxels outside the "
+                         "imaged volume; a file that was not copied to its end?")
+
+
+def _voxels(mask: np.ndarray, labels: Labels) -> str:
+    return some(labels.voxel(i) for i in np.flatnonzero(mask).tolist())
 
 
 def _blocks(betas: Rows, rows: np.ndarray, findings: Findings, path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -110,8 +137,8 @@ class _Voxels:
 class _NotFinite:
     """Which rows and voxels hold a value that ``test`` finds."""
 
-    def __init__(self, word: str, test: np.ufunc, rows: int, voxels: int):
-        self.word, self.test = word, test
+    def __init__(self, word: str, test: np.ufunc, rows: int, voxels: int, labels: Labels):
+        self.word, self.test, self.labels = word, test, labels
         self.rows, self.voxels = np.zeros(rows, bool), np.zeros(voxels, bool)
         self.first = ""
 
@@ -119,7 +146,7 @@ class _NotFinite:
         found = self.test(block)
         if found.any():
             at, voxel = np.argwhere(found)[0]
-            self.first = self.first or f"row {ids[at]}, voxel {voxel}"
+            self.first = self.first or f"{self.labels.row(ids[at])}, {self.labels.voxel(voxel)}"
             self.rows[ids[found.any(axis=1)]] = True
             self.voxels |= found.any(axis=0)
 
@@ -133,7 +160,8 @@ class _NotFinite:
 class _OddRows:
     """Rows with one value in all voxels, and rows that equal an earlier one."""
 
-    def __init__(self):
+    def __init__(self, labels: Labels):
+        self.labels = labels
         self.seen: dict[bytes, int] = {}
         self.flat: list[int] = []
         self.twins: list[str] = []
@@ -144,12 +172,12 @@ class _OddRows:
         for row, values in zip(ids[~flat].tolist(), block[~flat], strict=True):
             twin = self.seen.setdefault(hashlib.blake2b(values.tobytes(), digest_size=16).digest(), row)
             if twin != row:
-                self.twins.append(f"{row} = {twin}")
+                self.twins.append(f"{self.labels.row(row)} = {self.labels.row(twin)}")
 
     def report(self, findings: Findings, path: Path) -> None:
         if self.flat:
-            findings.warning(path, "betas", f"{len(self.flat)} rows have one value in all voxels: row {some(self.flat)}; "
-                             "trials that were never estimated?")
+            findings.warning(path, "betas", f"{len(self.flat)} rows have one value in all voxels: "
+                             f"{some(map(self.labels.row, self.flat))}; trials that were never estimated?")
         if self.twins:
             findings.warning(path, "betas", f"{len(self.twins)} rows equal an earlier one: {some(self.twins)}; trials that "
                              "were copied?")

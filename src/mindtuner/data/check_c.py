@@ -8,10 +8,10 @@ import numpy as np
 
 from mindtuner.data import layout_c, nsd, trial_table
 from mindtuner.data.check_betas import check_betas
-from mindtuner.data.check_parts import check_stimuli, check_trials
+from mindtuner.data.check_parts import check_sizes, check_stimuli, check_trials
 from mindtuner.data.dataset import Stimuli
 from mindtuner.data.findings import Findings, some
-from mindtuner.data.image_files import SIDE, FolderImages, Hdf5Images
+from mindtuner.data.image_files import FolderImages, Hdf5Images
 from mindtuner.data.nifti_sessions import JoinedSessions
 from mindtuner.data.trial_table import TrialLines
 from mindtuner.errors import UserError
@@ -181,8 +181,4 @@ def _check_images(findings: Findings, root: Path, images: FolderImages | Hdf5Ima
             sizes.append(images.size(number))
         except (OSError, ValueError, SyntaxError, UserError):
             continue  # reported above: it cannot be read
-    cropped, small = sum(w != h for w, h in sizes), sum(min(size) < SIDE for size in sizes)
-    if cropped:
-        findings.note(path, "images", f"{cropped} images are not square: their central square is used")
-    if small:
-        findings.note(path, "images", f"{small} images have a side below {SIDE} pixels and are enlarged")
+    check_sizes(findings, path, sizes)

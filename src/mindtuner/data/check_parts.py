@@ -10,6 +10,7 @@ import numpy as np
 
 from mindtuner.data.dataset import Stimuli, Trials
 from mindtuner.data.findings import Findings, some
+from mindtuner.data.image_files import SIDE
 from mindtuner.errors import UserError
 from mindtuner.runtime import progress
 
@@ -55,11 +56,18 @@ def _spread(seen: np.ndarray) -> str:
 def check_stimuli(findings: Findings, path: Path, stimuli: Stimuli, names: Sequence[str], used: np.ndarray) -> None:
     """Read all images; report those that cannot be read, are blank, or equal another, and captions that are missing.
     ``used``: bool (N,), shown in some trial."""
+    check_pictures(findings, path, lambda number: stimuli.images([number])[0], names, stimuli.is_shared, used)
+    check_captions(findings, path, stimuli.captions, names)
+
+
+def check_pictures(findings: Findings, path: Path, read: Callable[[int], np.ndarray], names: Sequence[str],
+                   is_shared: np.ndarray, used: np.ndarray) -> None:
+    """The images of ``check_stimuli``; ``read(number)`` is the pixels of one, in any form."""
     digests: dict[bytes, int] = {}
     errors, blank, twins, leaks = [], [], [], []
-    for number in progress(range(len(stimuli)), f"{findings.name(path)}", unit="image"):
+    for number in progress(range(len(names)), f"{findings.name(path)}", unit="image"):
         try:
-            image = stimuli.images([number])[0]
+            image = read(number)
         except UserError as error:
             errors.append(error)
             continue
@@ -67,7 +75,7 @@ def check_stimuli(findings: Findings, path: Path, stimuli: Stimuli, names: Seque
             blank.append(names[number])
         twin = digests.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), number)
         if twin != number:
-            crosses = stimuli.is_shared[twin] != stimuli.is_shared[number]
+            crosses = is_shared[twin] != is_shared[number]
             (leaks if crosses and used[twin] and used[number] else twins).append(f"{names[number]} = {names[twin]}")
     for error in errors[:10]:
         with findings.catching(path, "images"):
@@ -81,14 +89,27 @@ def check_stimuli(findings: Findings, path: Path, stimuli: Stimuli, names: Seque
                          "scores on them are too high")
     if twins:
         findings.warning(path, "images", f"{len(twins)} images have the same pixels as another: {some(twins)}")
-    without = [names[i] for i, texts in enumerate(stimuli.captions) if not texts]
-    total = sum(map(len, stimuli.captions))
-    findings.fact(path, f"{len(stimuli)} images, {len(stimuli) - len(without)} with captions ({total} in all)")
-    if len(without) == len(stimuli):
+    if not used.all():
+        findings.note(path, "images", f"{(~used).sum()} of {len(names)} images are shown in no trial")
+
+
+def check_captions(findings: Findings, path: Path, captions: Sequence[Sequence[str]], names: Sequence[str]) -> None:
+    """Report the images without a caption."""
+    without = [names[i] for i, texts in enumerate(captions) if not texts]
+    total = sum(map(len, captions))
+    findings.fact(path, f"{len(captions)} images, {len(captions) - len(without)} with captions ({total} in all)")
+    if len(without) == len(captions):
         findings.note(path, "captions", "no image has a caption: a subject can be tuned, but no base pretrained (its "
                       "projector learns from captions) and no words scored")
     elif without:
-        findings.warning(path, "captions", f"{len(without)} of {len(stimuli)} images have no caption: {some(without)}; they "
+        findings.warning(path, "captions", f"{len(without)} of {len(captions)} images have no caption: {some(without)}; they "
                          "are left out where words count")
-    if not used.all():
-        findings.note(path, "images", f"{(~used).sum()} of {len(stimuli)} images are shown in no trial")
+
+
+def check_sizes(findings: Findings, path: Path, sizes: Sequence[tuple[int, int]]) -> None:
+    """Say what happens to pictures, (width, height) each, that are not square or smaller than needed."""
+    cropped, small = sum(w != h for w, h in sizes), sum(min(size) < SIDE for size in sizes)
+    if cropped:
+        findings.note(path, "images", f"{cropped} images are not square: their central square is used")
+    if small:
+        findings.note(path, "images", f"{small} images have a side below {SIDE} pixels and are enlarged")

@@ -191,7 +191,9 @@ def resize(images: np.ndarray) -> np.ndarray:
 
 
 def _card(root: Path, scans: list[Scans], captions: list[Path]) -> dict:
-    return {"simulated": False, "zscore": "train_trials", "converted": {
+    # Simulated files carry a card, which says that they are; those of NSD's authors have none.
+    said = read_json(root / layout_a.CARD) if (root / layout_a.CARD).exists() else {}
+    return {"simulated": False, **said, "zscore": "train_trials", "converted": {
         "from": "nsd", "root": str(root), "betas": str(layout_b.BETAS_VERSION),
         "sessions": {str(subject.number): len(subject.sessions) for subject in scans},
         "trials_per_session": len(scans[0].table) // len(scans[0].sessions), "captions": list(map(str, captions)),

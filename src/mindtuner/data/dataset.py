@@ -86,7 +86,7 @@ class Subject:
         Raises UserError where a row is out of range or holds a beta that is not finite.
         """
         rows = as_rows(rows, self.source.shape[0], self.where, "betas row")
-        betas = np.array(self.source[rows], np.float32)
+        betas = np.asarray(self.source[rows], np.float32)
         whole = np.isfinite(betas).all(axis=1)
         if not whole.all():
             at = int(np.argmin(whole))
@@ -142,12 +142,10 @@ class Subject:
         Its session is that of the image's first trial, its repeat 0. After ``sessions(1)`` only repeats within that
         session's training trials are averaged.
         """
-        first, groups = [], []
-        for image in np.unique(self.trials.stimulus):
-            places = np.flatnonzero(self.trials.stimulus == image)
-            first.append(places[np.argmin(self.trials.repeat[places])])
-            groups.append(self.trials.row[places])
-        trials = self.trials.select(np.array(first, np.int64))
+        order = np.argsort(self.trials.stimulus, kind="stable")
+        _, starts = np.unique(self.trials.stimulus[order], return_index=True)
+        groups = np.split(self.trials.row[order], starts[1:])[:len(starts)]
+        trials = self.trials.select(np.lexsort((self.trials.repeat, self.trials.stimulus))[starts])
         trials = dataclasses.replace(trials, row=np.arange(len(groups)), repeat=np.zeros(len(groups)))
         return dataclasses.replace(self, trials=trials, source=RowMeans(self.source, groups))
 
@@ -183,7 +181,7 @@ class Stimuli:
         An id may come twice. Raises UserError where an id or a pixel is out of range.
         """
         ids = as_rows(ids, len(self), self._where, "image")
-        images = np.array(self._source[ids])
+        images = np.asarray(self._source[ids])
         if not _in_unit_range(images):
             at = next(i for i, image in enumerate(images) if not _in_unit_range(image))
             raise UserError(f"{self._where}: image {ids[at]} has pixels in {images[at].min()}..{images[at].max()}; "
@@ -196,10 +194,17 @@ class Stimuli:
 
         Up to 4 GiB all pixels count. Above that (the 73,000 images of NSD are 22 GB) only the pixels of
         2,048 evenly spaced images do, so a change confined to other pixels goes unseen.
+
+        Of picture files, whose pixels would all have to be unpacked, the bytes count instead, every one of them: the same
+        pictures stored otherwise are other stimuli.
         """
         digest = hashlib.sha256()
         count, dtype = len(self), self._source.dtype
         digest.update(json.dumps([list(self._source.shape), dtype.name, self.captions]).encode())
+        if hasattr(self._source, "file_hashes"):
+            for file in self._source.file_hashes():
+                digest.update(file)
+            return digest.hexdigest()
         size = int(np.prod(self._source.shape)) * dtype.itemsize
         ids = np.arange(count) if size <= HASH_ALL_BYTES else np.linspace(0, count - 1, HASH_SAMPLE).astype(np.int64)
         for block in _blocks(ids, 32):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import h5py
@@ -39,6 +40,16 @@ class FolderImages:
         for image, number in zip(images, ids, strict=True):
             image[:] = BYTE_AS_HALF[read_picture(self.folder / self._paths[number])]
         return images
+
+    def file_hashes(self) -> Iterator[bytes]:
+        """sha256 (32 bytes) of each image's file in the order of ids, for ``Stimuli.hash``, before it how images are made
+        of files here. Raises UserError where a file cannot be read."""
+        yield hashlib.sha256(f"central square, bicubic, {SIDE}".encode()).digest()
+        for name in self._paths:
+            try:
+                yield hashlib.sha256((self.folder / name).read_bytes()).digest()
+            except OSError as error:
+                raise UserError(f"{self.folder / name}: cannot be read ({error.strerror}); expected a picture") from error
 
     def captions(self, number: int) -> tuple[str, ...]:
         """See ``captions_beside``."""

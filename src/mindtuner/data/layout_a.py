@@ -9,15 +9,15 @@ For all: ``coco_images_224_float16.hdf5``, ``COCO_73k_annots_curated.npy``, ``CO
 
 from __future__ import annotations
 
-import io
 import re
-import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from mindtuner.data.behaviour_tar import COLUMNS as COLUMNS
+from mindtuner.data.behaviour_tar import read_behaviour
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
 from mindtuner.data.leaks import check_no_leak
 from mindtuner.data.rows import open_hdf5, open_rows
@@ -33,7 +33,8 @@ CARD = "dataset.json"
 ROIS = ("nsd_general", "V1", "V2", "V3", "V4", "higher_vis")
 ZSCORES = ("publisher", "train_trials", "session_all")
 CAPTIONS_PER_IMAGE = 5
-COLUMNS = 17
+CAPTIONS_BLOCK = 4096
+TEST_SPLITS = ("new_test", "test")
 STIMULUS, SUBJECT, SESSION, RUN, TRIAL, ROW, TIME, IS_OLD = range(8)
 IS_OLD_IN_SESSION, IS_SHARED = 11, 16
 
@@ -48,15 +49,21 @@ def behaviour_folder(root: str | Path, subject: int) -> Path:
     return Path(root) / "wds" / f"subj0{subject}"
 
 
-def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
+def load(root: str | Path, subjects: Iterable[int] | None = None, test_split: str = "new_test") -> Dataset:
     """Open a Layout A folder; ``subjects`` by default are all that have a betas file.
 
     Betas and images stay on disk until they are asked for. A folder without ``dataset.json`` is taken for the
-    public release: not simulated, z-scored by its publisher.
+    public release: not simulated, z-scored by its publisher. ``test_split`` "test" is the release's older one, without
+    the shared images' trials in the sessions that came out last; training trials are the same.
+
+    A region that ``brain_region_masks.hdf5`` does not have for a subject is left out of its ``rois``; the card then lists
+    under ``assumed`` what is missing.
 
     Raises UserError for anything missing, damaged or at odds with another file, and where a trial of a shared
     image stands in training.
     """
+    if test_split not in TEST_SPLITS:
+        raise UserError(f"{root}: test split is {test_split!r}; expected {' or '.join(TEST_SPLITS)}")
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: not found; expected a folder with a dataset")
@@ -67,8 +74,12 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     if not numbers:
         raise UserError(f"{root}: no subject; expected files betas_all_subj0N_fp32_renorm.hdf5")
     stimuli = _load_stimuli(root)
-    return Dataset(root, {number: _load_subject(root, number, stimuli, card.get("sessions", {}).get(str(number)))
-                          for number in numbers}, stimuli, card)
+    listed = card.get("sessions", {})
+    opened = {number: _load_subject(root, number, stimuli, listed.get(str(number)), test_split) for number in numbers}
+    assumed = [f"subj0{number}: {line}" for number, subject in opened.items() if (line := missing_rois(subject.rois))]
+    if assumed:
+        card = {**card, "assumed": assumed}
+    return Dataset(root, opened, stimuli, card)
 
 
 def check_card(card: dict, where: str) -> None:
@@ -95,10 +106,21 @@ def load_card(root: Path) -> dict:
 def _load_stimuli(root: Path) -> Stimuli:
     images = open_rows(root / IMAGES, "images", 4, ("float16", "float32"))
     count = images.shape[0]
-    captions = load_npy(root / CAPTIONS, "U", (count, CAPTIONS_PER_IMAGE), "fixed-width unicode captions")
     shared = load_npy(root / SHARED, "b", (count,), "booleans")
-    # Row by row: the whole table as Python strings at once would hold the padding of 73,000 x 5 captions too.
-    return Stimuli(images, [row.tolist() for row in captions], np.array(shared), str(root / IMAGES))
+    return Stimuli(images, load_captions(root / CAPTIONS, count), np.array(shared), str(root / IMAGES))
+
+
+def load_captions(path: Path, count: int) -> list[list[str]]:
+    """Five captions of each image, some empty. Raises UserError where the file is something else.
+
+    Each is stored as wide as the longest, 4 bytes a character, so the 73,000 x 5 of the release are far larger as a
+    table than as strings: the file is mapped anew for every block, to hold only a block of it.
+    """
+    captions = []
+    for start in range(0, count, CAPTIONS_BLOCK):
+        table = load_npy(path, "U", (count, CAPTIONS_PER_IMAGE), "fixed-width unicode captions")
+        captions += table[start:start + CAPTIONS_BLOCK].tolist()
+    return captions
 
 
 def load_npy(path: Path, kind: str, shape: tuple[int | None, ...], what: str) -> np.ndarray:
@@ -116,29 +138,30 @@ def load_npy(path: Path, kind: str, shape: tuple[int | None, ...], what: str) ->
     return array
 
 
-def _load_subject(root: Path, number: int, stimuli: Stimuli, sessions: list[int] | None) -> Subject:
+def _load_subject(root: Path, number: int, stimuli: Stimuli, sessions: list[int] | None, test_split: str) -> Subject:
     path = betas_path(root, number)
     betas = open_rows(path, "betas", 2, ("float32",))
     shown = load_indices(root / INDICES, number, betas.shape[0])
-    trials = _load_trials(root, number, shown, len(stimuli), sessions)
+    trials = _load_trials(root, number, shown, stimuli.is_shared, sessions, test_split)
     check_no_leak(trials, stimuli.is_shared, str(behaviour_folder(root, number)))
     check_indices(root / INDICES, number, shown, trials)
     rois = load_rois(root / MASKS, number, betas.shape[1])
     return Subject(number, trials, rois, betas, stimuli.is_shared, str(path))
 
 
-def _load_trials(root: Path, number: int, shown: np.ndarray, images: int, sessions: list[int] | None) -> Trials:
+def _load_trials(root: Path, number: int, shown: np.ndarray, is_shared: np.ndarray, sessions: list[int] | None,
+                 test_split: str) -> Trials:
     """Trials of one subject; ``sessions`` None means that all training sessions are there, as many as there are tars.
 
-    Which image each row of the betas showed, ``shown`` (rows,), gives the repeats, also where sessions are missing.
+    Which image each row of the betas showed, ``shown`` (rows,), gives the repeats, also where trials are missing.
     """
-    folder, rows, whole = behaviour_folder(root, number), len(shown), sessions is None
+    folder, rows, images, whole = behaviour_folder(root, number), len(shown), len(is_shared), sessions is None
     if sessions is None:
         sessions = range(1, len(list((folder / "train").glob("*.tar"))) + 1)
     if len(sessions) == 0:
         raise UserError(f"{folder / 'train'}: no behaviour; expected 0.tar, 1.tar, ... one per session")
     tables = [load_behaviour(folder / "train" / f"{i - 1}.tar", number, rows, images, i) for i in sessions]
-    tables.append(load_behaviour(folder / "new_test" / "0.tar", number, rows, images, None))
+    tables.append(load_behaviour(folder / test_split / "0.tar", number, rows, images, None))
     is_test = np.repeat([False, True], [sum(map(len, tables[:-1])), len(tables[-1])])
     table = np.concatenate(tables)
     order = np.argsort(table[:, ROW], kind="stable")
@@ -146,26 +169,28 @@ def _load_trials(root: Path, number: int, shown: np.ndarray, images: int, sessio
     twice = np.flatnonzero(np.diff(table[:, ROW]) == 0)
     if len(twice):
         raise UserError(f"{folder}: betas row {table[twice[0], ROW]} belongs to two trials; expected one")
-    if whole and len(table) != rows:
-        raise UserError(f"{folder}: {len(table)} trials but {rows} rows in {betas_path(root, number).name}; "
-                        "expected one trial per row")
+    lost = np.setdiff1d(np.arange(rows), table[:, ROW])
+    if test_split == "test":  # which leaves out test trials, but no others
+        lost = lost[~np.isin(shown[lost], np.flatnonzero(is_shared))]
+    if whole and len(lost):
+        raise UserError(f"{folder}: {len(table)} trials but {rows} rows in {betas_path(root, number).name}; expected one "
+                        f"trial per row, but row {lost[0]} has none")
     repeat = count_repeats(shown)[table[:, ROW]]
     return Trials(table[:, ROW], table[:, STIMULUS], table[:, SESSION], repeat, is_test)
 
 
 def count_repeats(stimulus: np.ndarray) -> np.ndarray:
     """How often each entry of ``stimulus`` (n,) occurred before it, int64 (n,)."""
-    seen: dict[int, int] = {}
-    repeat = np.empty(len(stimulus), np.int64)
-    for i, image in enumerate(np.asarray(stimulus).tolist()):
-        repeat[i] = seen.get(image, 0)
-        seen[image] = repeat[i] + 1
+    order = np.argsort(stimulus, kind="stable")
+    _, first, counts = np.unique(np.asarray(stimulus)[order], return_index=True, return_counts=True)
+    repeat = np.empty(len(order), np.int64)
+    repeat[order] = np.arange(len(order)) - np.repeat(first, counts)
     return repeat
 
 
 def load_behaviour(path: Path, number: int, rows: int, images: int, session: int | None) -> np.ndarray:
     """Behaviour of the trials in one tar, int64 (n, 17), checked; ``session`` None is the tar of test trials."""
-    table = _read_tar(path)
+    table = read_behaviour(path)
     used = table[:, [STIMULUS, SUBJECT, SESSION, ROW, IS_SHARED]]
     if not np.array_equal(used, np.rint(used)):
         raise UserError(f"{path}: a behaviour column 0, 1, 2, 5 or 16 holds a fraction; expected whole numbers")
@@ -187,42 +212,6 @@ def _check_column(path: Path, table: np.ndarray, column: int, name: str, low: in
                         f"{table[wrong[0], ROW]} is {values[wrong[0]]}; expected {expected}")
 
 
-def _read_tar(path: Path) -> np.ndarray:
-    """Behaviour of each sample of a tar in its order, float64 (n, 17)."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a tar of behaviour arrays")
-    data = path.read_bytes()
-    samples, found = set(), {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                sample, _, kind = member.name.partition(".")
-                samples.add(sample)
-                if kind == "behav.npy":
-                    found[sample] = _read_behaviour(path, member.name, tar.extractfile(member).read())
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise UserError(f"{path}: not a whole tar ({error}); expected a tar of behaviour arrays") from error
-    # tarfile takes a file that was cut between two members for whole; only the closing zero block tells.
-    if data[end:end + tarfile.BLOCKSIZE] != bytes(tarfile.BLOCKSIZE):
-        raise UserError(f"{path}: not a whole tar (it breaks off after {len(found)} trials); "
-                        "expected a tar of behaviour arrays")
-    for sample in sorted(samples - set(found)):
-        raise UserError(f"{path}: {sample} has no behav.npy; expected one of shape (1, {COLUMNS})")
-    return np.array(list(found.values()), np.float64).reshape(-1, COLUMNS)
-
-
-def _read_behaviour(path: Path, name: str, data: bytes) -> np.ndarray:
-    try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: {name} is not a .npy array ({' '.join(str(error).split())})") from error
-    if array.shape != (1, COLUMNS) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        raise UserError(f"{path}: {name} has shape {array.shape} and dtype {array.dtype}; "
-                        f"expected (1, {COLUMNS}) finite numbers")
-    return array[0]
-
-
 def load_indices(path: Path, number: int, rows: int) -> np.ndarray:
     """Which image each row of the betas showed (rows,)."""
     with open_hdf5(path) as file:
@@ -242,26 +231,35 @@ def check_indices(path: Path, number: int, shown: np.ndarray, trials: Trials) ->
 
 
 def load_rois(path: Path, number: int, voxels: int) -> dict[str, np.ndarray]:
-    """Regions of interest over the voxels of the betas, name -> bool (V,).
+    """Regions of interest over the voxels of the betas, name -> bool (V,), those of ``ROIS`` that the file has.
 
     Masks may cover the voxels of the betas, or the whole volume (flattened): then ``nsd_general`` tells which
-    entries are the voxels of the betas, and the other masks are indexed by it.
+    entries are the voxels of the betas, and the other masks are indexed by it. Where there is no ``nsd_general``, masks
+    must cover the voxels, and it is not among the regions.
     """
     masks = {}
     with open_hdf5(path) as file:
         for name in ROIS:
             data = file.get(f"subj0{number}/{name}")
+            if data is None:
+                continue
             if not isinstance(data, h5py.Dataset) or data.ndim != 1 or data.dtype.kind != "b":
                 raise UserError(f"{path}: no boolean list subj0{number}/{name}; expected a mask over {voxels} voxels")
             masks[name] = data[()]
-    general = masks["nsd_general"]
+    general = masks.get("nsd_general", np.ones(voxels, bool))
     for name, mask in masks.items():
         if mask.shape != general.shape:
             raise UserError(f"{path}: subj0{number}/{name} has {len(mask)} entries; "
-                            f"expected {len(general)} as in nsd_general")
+                            f"expected {len(general)} as in {'nsd_general' if 'nsd_general' in masks else 'the betas'}")
     if len(general) == voxels:
         return masks
     if general.sum() != voxels:
         raise UserError(f"{path}: subj0{number}/nsd_general has {len(general)} entries, {general.sum()} of them "
                         f"true; expected {voxels} entries, or {voxels} true ones")
     return {name: mask[general] for name, mask in masks.items()}
+
+
+def missing_rois(rois: dict[str, np.ndarray]) -> str:
+    """Which regions of the release a subject lacks and what that means, in one line; empty where it has all."""
+    missing = [name for name in ROIS if name not in rois]
+    return f"no mask of {', '.join(missing)}, so nothing can be cut to it; all voxels are used together" if missing else ""

@@ -88,7 +88,7 @@ def _unit_range(block: np.ndarray, path: Path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _create_hdf5(path: Path) -> Iterator[h5py.File]:
+def create_hdf5(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file, moved to ``path`` once it is whole; a full disk raises UserError like everywhere else."""
     with atomic_path(path) as part:
         file = h5py.File(part, "w")
@@ -116,7 +116,7 @@ def _close(file: h5py.File) -> str | None:
 
 
 def _write_rows(path: Path, field: str, blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype) -> None:
-    with _create_hdf5(path) as file:
+    with create_hdf5(path) as file:
         rows = file.create_dataset(field, shape, dtype)
         done = 0
         for block in blocks:
@@ -165,7 +165,7 @@ def write_card(root: str | Path, card: dict) -> None:
 
 def write_indices(root: str | Path, stimulus: Mapping[int, np.ndarray]) -> None:
     """Write the stimulus of each trial, subject number -> int (trials,)."""
-    with _create_hdf5(Path(root) / layout_a.INDICES) as file:
+    with create_hdf5(Path(root) / layout_a.INDICES) as file:
         for subject, indices in stimulus.items():
             file[f"subj0{subject}"] = np.asarray(indices, np.int64)
 
@@ -176,7 +176,7 @@ def write_masks(root: str | Path, masks: Mapping[int, Mapping[str, np.ndarray]])
     for subject, rois in masks.items():
         if missing := sorted(set(layout_a.ROIS) - set(rois)):
             raise UserError(f"{path}: subj0{subject} lacks {', '.join(missing)}; expected a mask for each region")
-    with _create_hdf5(path) as file:
+    with create_hdf5(path) as file:
         for subject, rois in masks.items():
             for name, mask in rois.items():
                 file[f"subj0{subject}/{name}"] = np.asarray(mask, bool)

@@ -6,19 +6,14 @@ which is what ``volume[mask]`` gives.
 
 from __future__ import annotations
 
-import contextlib
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
-import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
 
 from mindtuner.data.layout_b import roi_folder
+from mindtuner.data.nifti import open_nifti, read_data, stream_volumes, whole
 from mindtuner.data.nsd import BETA_SCALE, VISUAL_ROIS
 from mindtuner.data.rows import open_hdf5
 from mindtuner.errors import UserError
@@ -65,7 +60,7 @@ def session_trials(path: Path, mask: np.ndarray) -> int:
         with open_hdf5(path) as file:
             data = _hdf5_betas(file)
             return _check_session(path, (*data.shape[::-1],), data.dtype, mask)
-    image = _open_nifti(path)
+    image = open_nifti(path)
     slope, intercept = image.dataobj.slope, image.dataobj.inter
     if (slope, intercept) != (1, 0):
         raise UserError(f"{path}: is scaled by {slope} and shifted by {intercept}; expected plain int16, percent x "
@@ -91,7 +86,7 @@ def _read_hdf5(path: Path, mask: np.ndarray, trials: int) -> np.ndarray:
     voxel, mask = voxel.T, mask.T
     columns = np.empty((mask.sum(), trials), np.int16)
     edges = np.diff(np.pad(mask, ((0, 0), (0, 0), (1, 1))).astype(np.int8), axis=2)
-    with open_hdf5(path) as file, _damage(path):
+    with open_hdf5(path) as file, whole(path, "HDF5 file"):
         data = _hdf5_betas(file)
         for (z, y, start), stop in zip(np.argwhere(edges == 1), np.argwhere(edges == -1)[:, 2], strict=True):
             columns[voxel[z, y, start:stop]] = data[:, z, y, start:stop].T
@@ -99,17 +94,12 @@ def _read_hdf5(path: Path, mask: np.ndarray, trials: int) -> np.ndarray:
 
 
 def _read_nifti(path: Path, mask: np.ndarray, trials: int) -> np.ndarray:
-    proxy = _open_nifti(path).dataobj
+    proxy = open_nifti(path).dataobj
     places = np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
     raw = np.empty((trials, len(places)), np.int16)
-    size = mask.size * raw.itemsize
-    with _damage(path), ImageOpener(str(path)) as file:
-        file.seek(proxy.offset)
-        for row in raw:
-            volume = file.read(size)
-            if len(volume) != size:
-                raise EOFError("it breaks off")
-            row[:] = np.frombuffer(volume, proxy.dtype)[places]
+    with whole(path), ImageOpener(str(path)) as file:
+        for row, volume in zip(raw, stream_volumes(file, proxy.offset, proxy.dtype, mask.size, trials), strict=True):
+            row[:] = volume[places]
         file.read(1)  # the end, where gzip compares its checksum
     return raw
 
@@ -129,25 +119,10 @@ def _hdf5_betas(file: h5py.File) -> h5py.Dataset:
 
 
 def _read_volume(path: Path) -> np.ndarray:
-    image = _open_nifti(path)
-    with _damage(path):
-        volume = np.asanyarray(image.dataobj)
+    volume = read_data(path, open_nifti(path))
+    with whole(path), ImageOpener(str(path)) as file:
+        while file.read(2**20):
+            pass  # to the end, where gzip compares its checksum: nibabel stops at the last voxel
     if volume.ndim != 3 or volume.size == 0:
         raise UserError(f"{path}: has shape {volume.shape}; expected a volume (X, Y, Z)")
     return volume
-
-
-def _open_nifti(path: Path) -> nibabel.spatialimages.SpatialImage:
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a NIfTI file")
-    with _damage(path):
-        return nibabel.load(path, mmap=False)
-
-
-@contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: damaged or not a whole file ({reason}); expected one that was copied to its end") from error

@@ -22,6 +22,7 @@ from mindtuner.data.dataset import Dataset, Rows, Stimuli, Subject, Trials
 from mindtuner.data.image_files import FolderImages, Hdf5Images
 from mindtuner.data.leaks import check_no_leak
 from mindtuner.data.nifti_sessions import JoinedSessions, NiftiSession, load_mask
+from mindtuner.data.parcels import HEMISPHERE
 from mindtuner.data.rows import open_rows
 from mindtuner.data.session_zscore import SessionZScored
 from mindtuner.data.trial_table import TrialLines
@@ -29,6 +30,7 @@ from mindtuner.errors import UserError
 from mindtuner.files import read_json
 
 CARD, TRIALS, MASK, STIMULI, STIMULI_HDF5 = "dataset.json", "trials.tsv", "mask.nii.gz", "stimuli", "stimuli.hdf5"
+VERTICES = "vertices.npy"
 ZSCORES = ("publisher", "train_trials", "session_all", "none")
 DTYPES = ("float32", "float64", "float16", "int16", "int32")
 _SESSION_FILE = re.compile(r"betas_session-(\d+)\.nii(\.gz)?")
@@ -132,7 +134,7 @@ def _open_subject(number: int, folder: Path, lines: TrialLines, trials: Trials, 
         training = np.zeros(len(lines), bool)
         training[trials.row[~trials.is_test]] = True
         betas = SessionZScored(betas, lines.sessions(), training, str(path))
-    return Subject(number, trials, rois, betas, is_shared, str(path))
+    return Subject(number, trials, rois, betas, is_shared, str(path), load_vertices(folder, betas.shape[1]))
 
 
 def find_betas(folder: Path) -> list[Path]:
@@ -273,3 +275,21 @@ def _as_mask(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
         raise UserError(f"{path}: {name} holds something else than 0 and 1 (dtype {values.dtype}); expected a mask")
     return values.astype(bool)
+
+
+def load_vertices(folder: Path, voxels: int) -> np.ndarray | None:
+    """The fsLR-32k vertex of each voxel, int64 (V,), of ``vertices.npy``; None without that file. Raises UserError where
+    it lists other numbers, one twice, or not one for each voxel."""
+    path = folder / VERTICES
+    if not path.exists():
+        return None
+    try:
+        vertices = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected an array of vertices") from error
+    if vertices.shape != (voxels,) or vertices.dtype.kind not in "iu":
+        raise UserError(f"{path}: holds {vertices.dtype} {vertices.shape}; expected integers ({voxels},), one for each voxel")
+    if len(np.unique(vertices)) != voxels or vertices.min() < 0 or vertices.max() >= 2 * HEMISPHERE:
+        raise UserError(f"{path}: has vertices outside 0..{2 * HEMISPHERE - 1}, or one twice; expected fsLR-32k vertices, "
+                        "left before right")
+    return vertices.astype(np.int64)

@@ -25,14 +25,14 @@ def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
 
     ``form`` of the betas: npy, hdf5 or nifti (a box of voxels, one compressed file per session). Betas are written as
     they are read, so the card keeps what the dataset's says about z-scores. Rows that no trial uses are left out; pixels
-    are rounded to 8 bits.
+    are rounded to 8 bits. Of a subject that lives on the cortical surface ``vertices.npy`` keeps the vertex of each voxel.
     Raises UserError where the form is unknown, a session is split by another, or a file cannot be written.
     """
     root = Path(root)
     if form not in FORMS:
         raise UserError(f"form: is {form!r}; expected one of {', '.join(FORMS)}")
     write_json(root / layout_c.CARD, dataset.card)
-    names = write_stimuli(root, dataset.stimuli)
+    names = write_stimuli(root / layout_c.STIMULI, dataset.stimuli)
     for number, subject in dataset.subjects.items():
         folder = root / f"sub-{number:02d}"
         write_text(folder / layout_c.TRIALS, trials_table(subject, names))
@@ -40,19 +40,22 @@ def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
         if subject.rois and form != "nifti":
             with atomic_path(folder / "rois.npz") as part, open(part, "wb") as file:
                 np.savez(file, **subject.rois)
+        if subject.vertices is not None:
+            with atomic_path(folder / layout_c.VERTICES) as part, open(part, "wb") as file:
+                np.save(file, subject.vertices, allow_pickle=False)
 
 
-def write_stimuli(root: Path, stimuli: Stimuli) -> list[str]:
+def write_stimuli(folder: Path, stimuli: Stimuli) -> list[str]:
     """Images and, beside them, captions; returns the file name of each id. They sort in the order of ids."""
     names = [f"image-{i:06d}.png" for i in range(len(stimuli))]
-    with atomic_path(root / layout_c.STIMULI) as part:
+    with atomic_path(folder) as part:
         part.mkdir()
         for number in progress(range(len(stimuli)), "stimuli"):
             pixels = np.rint(stimuli.images([number])[0].astype(np.float32) * 255).astype(np.uint8)
             Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(part / names[number])
             if texts := stimuli.captions[number]:
                 (part / names[number]).with_suffix(".txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-        shutil.rmtree(root / layout_c.STIMULI, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return names
 
 
@@ -81,28 +84,31 @@ def _write_hdf5(folder: Path, subject: Subject) -> None:
 
 
 def _write_nifti(folder: Path, subject: Subject) -> None:
-    """Voxels fill a box from its first corner on, with an empty border around it."""
     session = subject.trials.session
     if (np.diff(session) < 0).any():
         raise UserError(f"{subject.where}: session falls from one trial to the next; expected sessions in order")
-    side = int(np.ceil(subject.n_voxels ** (1 / 3)))
-    box = np.zeros(side**3, bool)
-    box[:subject.n_voxels] = True
-    mask = np.pad(box.reshape(side, side, side), 1)
-    affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    _save(folder / layout_c.MASK, mask.astype(np.uint8), affine)
+    mask, affine = box_of(subject.n_voxels), np.diag([2.0, 2.0, 2.0, 1.0])
+    save_nifti(folder / layout_c.MASK, mask.astype(np.uint8), affine)
     for name, region in subject.rois.items():
         volume = np.zeros(mask.shape, np.uint8)
         volume[mask] = region
-        _save(folder / "rois" / f"{name}.nii.gz", volume, affine)
+        save_nifti(folder / "rois" / f"{name}.nii.gz", volume, affine)
     for number in np.unique(session):
         rows = subject.trials.row[session == number]
         volumes = np.zeros((*mask.shape, len(rows)), np.float32)
         volumes[mask] = subject.betas(rows).T
-        _save(folder / f"betas_session-{number:02d}.nii.gz", volumes, affine)
+        save_nifti(folder / f"betas_session-{number:02d}.nii.gz", volumes, affine)
 
 
-def _save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+def box_of(voxels: int) -> np.ndarray:
+    """A mask, bool (X, Y, Z), for voxels that lie nowhere: they fill a cube from its first corner on, in C order, with an
+    empty border around it."""
+    side = int(np.ceil(voxels ** (1 / 3)))
+    return np.pad((np.arange(side**3) < voxels).reshape(side, side, side), 1)
+
+
+def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write a volume, or several, as compressed NIfTI of the array's dtype, without scaling."""
     with atomic_path(path) as part:
         image = nibabel.Nifti1Image(array, affine)
         named = part.with_name(f"{part.name}.nii.gz")  # nibabel goes by the ending

@@ -239,12 +239,12 @@ class _Vectors:
 
 def _vector(betas: h5py.Group, key: str, part: slice, path: Path) -> np.ndarray:
     """Part of one trial's vector of grayordinates."""
-    data = betas[key]
-    if not isinstance(data, h5py.Dataset) or data.shape != (GRAYORDINATES,) or data.dtype.kind != "f":
-        form = f"shape {data.shape} and dtype {data.dtype}" if isinstance(data, h5py.Dataset) else "no dataset"
-        raise UserError(f"{path}: key {key} has {form}; expected ({GRAYORDINATES},) floats, the grayordinates of fsLR")
     try:
+        data = betas[key]
+        if not isinstance(data, h5py.Dataset) or data.shape != (GRAYORDINATES,) or data.dtype.kind != "f":
+            form = f"shape {data.shape} and dtype {data.dtype}" if isinstance(data, h5py.Dataset) else "no dataset"
+            raise UserError(f"{path}: key {key} has {form}; expected ({GRAYORDINATES},) floats, the grayordinates of fsLR")
         return data[part]
-    except OSError as error:
+    except (OSError, KeyError, RuntimeError) as error:  # h5py says KeyError where the dataset's header is damaged
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: key {key} cannot be read ({reason}); expected a whole file") from error

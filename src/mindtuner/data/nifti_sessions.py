@@ -7,29 +7,22 @@ from __future__ import annotations
 
 import gzip
 import tempfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
+from mindtuner.data.nifti import open_nifti, read_data, stream_volumes, whole
 from mindtuner.errors import UserError
 from mindtuner.runtime import progress
 
-_DAMAGE = (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError,
-           nibabel.spatialimages.HeaderDataError)
 AFFINE_TOLERANCE = 1e-2  # mm
 
 
 def open_image(path: Path, ndim: int) -> nibabel.Nifti1Image:
     """A NIfTI image whose data stay on disk. Raises UserError where there is none or it has other dimensions."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a NIfTI file")
-    try:
-        image = nibabel.load(path)
-    except _DAMAGE as error:
-        raise UserError(f"{path}: not a whole NIfTI file ({' '.join(str(error).split())}); expected one") from error
+    image = open_nifti(path)
     if not isinstance(image, nibabel.Nifti1Pair) or len(image.shape) != ndim or 0 in image.shape:
         raise UserError(f"{path}: {type(image).__name__} of shape {image.shape}; expected NIfTI with {ndim} dimensions")
     if image.dataobj.dtype.kind not in "iuf":
@@ -45,10 +38,7 @@ def load_mask(path: Path, like: nibabel.Nifti1Image | None = None) -> tuple[np.n
     image = open_image(path, 3)
     if like is not None:
         check_grid(path, image, like)
-    try:
-        values = np.asarray(image.dataobj)
-    except _DAMAGE as error:
-        raise UserError(f"{path}: not a whole NIfTI file ({' '.join(str(error).split())}); expected one") from error
+    values = read_data(path, image)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UserError(f"{path}: holds a value that is not finite; expected numbers, above 0 inside the mask")
     return values > 0, image
@@ -78,12 +68,11 @@ class NiftiSession:
         data = image.dataobj
         self.shape, self.dtype = (image.shape[3], int(mask.sum())), np.dtype(np.float32)
         self.stored, self._offset, self._slope, self._inter = data.dtype, data.offset, data.slope, data.inter
-        self._volume_bytes = self._mask.size * self.stored.itemsize
         self._rows: np.ndarray | None = None
         self._volumes = None if path.suffix == ".gz" else self._map()
 
     def _map(self) -> np.ndarray:
-        expected = self._offset + self.shape[0] * self._volume_bytes
+        expected = self._offset + self.shape[0] * self._mask.size * self.stored.itemsize
         if (size := self.path.stat().st_size) != expected:
             raise UserError(f"{self.path}: has {size} bytes; expected {expected} for {self.shape[0]} volumes")
         return np.memmap(self.path, self.stored, "r", self._offset, (*self._mask.shape, self.shape[0]), order="F")
@@ -104,28 +93,16 @@ class NiftiSession:
     def _unpack(self) -> np.ndarray:
         scratch = tempfile.TemporaryFile(prefix="mindtuner-betas-")
         try:
-            with gzip.open(self.path) as stream:
-                self._exactly(stream, int(self._offset))
-                for _ in progress(range(self.shape[0]), self.path.name, unit="trial"):
-                    data = np.frombuffer(self._exactly(stream, self._volume_bytes), self.stored)
-                    self._write(scratch, self._masked(data.reshape(self._mask.shape, order="F")))
+            with whole(self.path), gzip.open(self.path) as stream:
+                volumes = stream_volumes(stream, int(self._offset), self.stored, self._mask.size, self.shape[0])
+                for volume in progress(volumes, self.path.name, total=self.shape[0], unit="trial"):
+                    self._write(scratch, self._masked(volume.reshape(self._mask.shape, order="F")))
                 if stream.read(1):  # reading to the end also makes gzip compare its checksum
                     raise ValueError("more data than its header says")
-        except _DAMAGE as error:
-            scratch.close()
-            raise UserError(f"{self.path}: not a whole NIfTI file ({' '.join(str(error).split())}); expected one that "
-                            "was copied to its end") from error
         except BaseException:
             scratch.close()
             raise
         return np.memmap(scratch, np.float32, "r", shape=self.shape)
-
-    @staticmethod
-    def _exactly(stream: gzip.GzipFile, size: int) -> bytes:
-        data = stream.read(size)
-        if len(data) != size:
-            raise EOFError("it breaks off")
-        return data
 
     def _write(self, scratch, row: np.ndarray) -> None:
         try:

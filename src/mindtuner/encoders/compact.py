@@ -100,17 +100,19 @@ class CompactTextEncoder:
         return np.asarray(vectors, np.float32)[[row[sentence] for sentence in sentences]]
 
     def embed_groups(self, captions: list[tuple[str, ...]]) -> np.ndarray:
-        """The text of each image: the normalised mean of its captions' embeddings, float32 (n, 384).
+        """The text of each image: the normalised mean of its captions' embeddings, float32 (n, 384); zeros without one.
 
-        Captions of each image: one or more, none empty.
+        Captions of each image: any number, none empty.
         """
         flat = self.embed([caption for group in captions for caption in group])
         texts = np.zeros((len(captions), self.width), np.float32)
         start = 0
         for k, group in enumerate(captions):
-            texts[k] = flat[start:start + len(group)].mean(0)
+            if group:
+                texts[k] = flat[start:start + len(group)].mean(0)
             start += len(group)
-        return texts / np.linalg.norm(texts, axis=1, keepdims=True)
+        norms = np.linalg.norm(texts, axis=1, keepdims=True)
+        return np.divide(texts, norms, out=texts, where=norms > 0)
 
 
 class Autoencoder:

@@ -55,7 +55,7 @@ def build_results(setting: dict, scores: Mapping[str, MethodScores], timing_s: d
     """Assemble results.json, floats rounded to 6 digits so that equal runs give equal files.
 
     {"setting", "methods": {name: MethodScores.summary},
-     "chance": {"retrieval": {direction: 1/n}, "two_way": 0.5, "reconstruction": {score: {method: float}}},
+     "chance": {"retrieval": {direction: 1/candidates}, "two_way": 0.5, "reconstruction": {score: {method: float}}},
      "paired": {"mindtuner_minus_X": {"retrieval": {direction: {"mean", "ci", "p"}}, "reconstruction": ...}},
      "timing_s", "peak_memory_mb"}
 
@@ -72,12 +72,12 @@ def build_results(setting: dict, scores: Mapping[str, MethodScores], timing_s: d
     if len(counts) > 1:
         raise UserError(f"results.json: methods scored on different numbers of images {sorted(counts)}; "
                         "expected one set of test images for all")
-    n_test = counts.pop()[0]
+    candidates = {direction: len(next(iter(ordered.values())).retrieval[direction]) for direction in DIRECTIONS}
     results = rounded({
         "setting": setting,
         "methods": {name: s.summary for name, s in ordered.items()},
         "chance": {
-            "retrieval": {direction: 1 / n_test for direction in DIRECTIONS},
+            "retrieval": {direction: 1 / candidates[direction] for direction in DIRECTIONS},
             "two_way": 0.5,
             "reconstruction": {score: {name: s.chance[score] for name, s in ordered.items()}
                                for score in PAIRED_SCORES},

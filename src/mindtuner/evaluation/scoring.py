@@ -23,7 +23,7 @@ class Truth:
     """What was seen: n test images, the first or any p of them painted."""
 
     tokens: np.ndarray  # (n, T, D), the image tower's
-    text: np.ndarray  # (n, d), of each image: the mean of its captions' embeddings
+    text: np.ndarray  # (n, d), or of those images that have captions: the mean of their embeddings
     pictures: np.ndarray  # float (p, 3, H, W) in 0..1, the originals at the size of the painted ones
     embed: Callable[[np.ndarray], np.ndarray]  # pictures -> (p, F), features.PooledFeatures()
     features: np.ndarray = field(init=False)  # (p, F) of the originals

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from mindtuner.data import Subject, Trials, check_no_leak
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
+from mindtuner.training.targets import Targets
 
 ENOUGH_TRIALS = 8  # to say that a voxel is constant
 IN_MEMORY_BYTES = 2**30  # betas of all training trials together; above this they are read batch by batch
@@ -77,10 +79,11 @@ def split_holdout(trials: dict[str, Trials], share: float,
 @dataclass
 class Batch:
     """One step's trials: the same number ``m`` from each subject. ``stimulus`` (subjects * m,) in subject
-    order."""
+    order, ``targets`` the rows (subjects * m, ...) of these stimuli that were read along, by name."""
 
     voxels: dict[str, torch.Tensor]  # name -> (m, V)
     stimulus: np.ndarray
+    targets: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Feed:
@@ -92,14 +95,30 @@ class Feed:
         self.betas = subject.betas(trials.row) if in_memory else None
         self._rng = np.random.default_rng(derive_seed(seed, "order", self.name))
         self._queue = np.empty(0, dtype=np.int64)
+        self._planned = 0  # how many at the front of the queue are being read
+
+    def plan(self, m: int) -> np.ndarray:
+        """Positions (m,) of the next trials, for ``read``. They count as still to come until they are ``drop``ped."""
+        end = self._planned + m
+        while len(self._queue) < end:
+            self._queue = np.concatenate([self._queue, self._rng.permutation(len(self.trials))])
+        picked, self._planned = self._queue[self._planned:end], end
+        return picked
+
+    def drop(self, m: int) -> None:
+        """The first ``m`` planned trials have been had."""
+        self._queue, self._planned = self._queue[m:], self._planned - m
+
+    def read(self, picked: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Betas (m, V) and stimulus ids (m,) of the trials at these positions (m,)."""
+        betas = self.subject.betas(self.trials.row[picked]) if self.betas is None else self.betas[picked]
+        return torch.from_numpy(betas), self.trials.stimulus[picked]
 
     def draw(self, m: int) -> tuple[torch.Tensor, np.ndarray]:
         """Betas (m, V) and stimulus ids (m,) of the next ``m`` trials."""
-        while len(self._queue) < m:
-            self._queue = np.concatenate([self._queue, self._rng.permutation(len(self.trials))])
-        picked, self._queue = self._queue[:m], self._queue[m:]
-        betas = self.subject.betas(self.trials.row[picked]) if self.betas is None else self.betas[picked]
-        return torch.from_numpy(betas), self.trials.stimulus[picked]
+        picked = self.plan(m)
+        self.drop(m)
+        return self.read(picked)
 
     def state_dict(self) -> dict:
         """Where the stream stands, for a checkpoint."""
@@ -108,7 +127,7 @@ class Feed:
     def load_state_dict(self, state: dict) -> None:
         """Go on where ``state`` stood."""
         self._rng.bit_generator.state = json.loads(state["order"])
-        self._queue = state["queue"].numpy()
+        self._queue, self._planned = state["queue"].numpy(), 0
 
     def permute_brains(self, seed: int) -> None:
         """Give every trial another trial's betas: the control that destroys what brain and image share."""
@@ -132,9 +151,28 @@ def steps_per_epoch(feeds: list[Feed], per_step: int) -> int:
     return max(1, round(max(len(feed.trials) for feed in feeds) / per_step))
 
 
-def batches(feeds: list[Feed], batch_per_subject: int, count: int) -> Iterator[Batch]:
-    """``count`` batches."""
-    for _ in range(count):
-        drawn = {feed.name: feed.draw(batch_per_subject) for feed in feeds}
-        yield Batch({name: betas for name, (betas, _) in drawn.items()},
-                    np.concatenate([stimulus for _, stimulus in drawn.values()]))
+def batches(feeds: list[Feed], batch_per_subject: int, count: int, targets: Targets | None = None,
+            names: tuple[str, ...] = ()) -> Iterator[Batch]:
+    """``count`` batches, along with them the arrays ``names`` of ``targets``.
+
+    While one is used the next is read by a thread, so that a step waits for a disk only where reading takes longer than the
+    step. Which trials it holds is settled here, in order, and what is read ahead still counts as to come in the feeds'
+    states: a checkpoint between two batches knows nothing of it.
+    """
+    def read(plans: list[np.ndarray]) -> Batch:
+        drawn = {feed.name: feed.read(picked) for feed, picked in zip(feeds, plans, strict=True)}
+        stimulus = np.concatenate([stimulus for _, stimulus in drawn.values()])
+        return Batch({name: betas for name, (betas, _) in drawn.items()}, stimulus,
+                     {name: targets.rows(name, stimulus) for name in names})
+
+    with ThreadPoolExecutor(1, "batches") as reader:
+        ahead = None
+        for k in range(count):
+            if ahead is None:
+                ahead = reader.submit(read, [feed.plan(batch_per_subject) for feed in feeds])
+            batch, ahead = ahead.result(), None
+            for feed in feeds:
+                feed.drop(batch_per_subject)
+            if k + 1 < count:
+                ahead = reader.submit(read, [feed.plan(batch_per_subject) for feed in feeds])
+            yield batch

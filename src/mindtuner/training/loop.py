@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from mindtuner.training.targets import Targets
 from mindtuner.training.watch import gradient_norms, mean_losses, refuse_broken, validate
 
 Log = Callable[[dict], None]
+LOWLEVEL = ("latents", "features", "features_augmented")  # the targets of the low-level module
 
 
 def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitConfig, seed: int, title: str,
@@ -77,12 +79,14 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
         for record in now.records if log is not None else ():
             log(record)
     start = time.perf_counter() - now.seconds
+    used = ("tokens",) if network.lowlevel is None else ("tokens", *LOWLEVEL)
+    stream = batches(feeds, config.batch_per_subject, (steps - now.step) * config.accumulate, targets, used)
     stopped_early = 0 < config.patience <= now.waited
     for step in runtime.progress(range(now.step, now.step if stopped_early else steps), title, unit="step"):
         epoch = step // per_epoch
         tau = objectives.soft_clip_tau((step - mixco_steps) / max(1, steps - mixco_steps - 1))
         optimizer.zero_grad(set_to_none=True)
-        for batch in batches(feeds, config.batch_per_subject, config.accumulate):
+        for batch in itertools.islice(stream, config.accumulate):
             mixing = Mixing(batch, mixco_rng, device) if step < mixco_steps else None
             whole = np.arange(len(batch.stimulus)) if mixing is None else mixing.whole
             heads = heads_rng.permutation(whole)[:config.head_trials]
@@ -195,8 +199,12 @@ def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing
     image of its own, so asking those heads for the first one's image would be wrong, and the mean of two
     images' tokens is no image's.
     """
+    def wanted(name: str, at: np.ndarray | slice) -> Tensor:
+        read = batch.targets.get(name)
+        return (targets.rows(name, batch.stimulus[at]) if read is None else read[at]).to(device)
+
     rows = torch.from_numpy(heads).to(device)
-    tokens = targets.rows("tokens", batch.stimulus).to(device)
+    tokens = wanted("tokens", slice(None))
     with runtime.autocast(dtype), only_rows(network.lowlevel, rows):
         outputs = forward(network, batch.voxels, device)
     losses = {}
@@ -208,8 +216,7 @@ def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing
     else:
         losses["clip"] = objectives.bimixco(outputs.retrieval_tokens, tokens, mixing.partner, mixing.lam)
     if network.lowlevel is not None:
-        latents, plain, augmented = (targets.rows(name, batch.stimulus[heads]).to(device)
-                                     for name in ("latents", "features", "features_augmented"))
+        latents, plain, augmented = (wanted(name, heads) for name in LOWLEVEL)
         losses["lowlevel"] = (outputs.latents.float() - latents).abs().mean()
         losses["softcont"] = objectives.soft_contrastive(outputs.features, plain, augmented)
     losses["regression"] = nn.functional.mse_loss(outputs.backbone_tokens[whole].float(), tokens[whole])

@@ -8,30 +8,34 @@ import numpy as np
 import torch
 
 from mindtuner.config import ModelConfig
+from mindtuner.data import HalfRows
 from mindtuner.errors import UserError
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Arrays (or memory maps) over all N stimuli of a dataset; row = stimulus id.
+    """Arrays, memory maps or files of 16-bit floats over all N stimuli of a dataset; row = stimulus id.
 
     tokens (N, T, D) image tokens · text (N, d) mean caption embedding, 0 where there is no caption ·
     latents (N, 8, 16, 16) · features and features_augmented (N, P, F) of the image and of an augmented view
     of it.
     """
 
-    tokens: np.ndarray
-    text: np.ndarray
-    latents: np.ndarray
-    features: np.ndarray
-    features_augmented: np.ndarray
+    tokens: np.ndarray | HalfRows
+    text: np.ndarray | HalfRows
+    latents: np.ndarray | HalfRows
+    features: np.ndarray | HalfRows
+    features_augmented: np.ndarray | HalfRows
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def rows(self, name: str, ids: np.ndarray) -> torch.Tensor:
         """float32 (n, ...) of the array ``name`` for stimulus ids (n,); only these rows are read."""
-        return torch.from_numpy(np.asarray(getattr(self, name)[ids], dtype=np.float32))
+        array = getattr(self, name)
+        if isinstance(array, HalfRows):
+            return array.rows(ids).float()
+        return torch.from_numpy(np.asarray(array[ids], dtype=np.float32))
 
     def check(self, config: ModelConfig) -> None:
         """Raise UserError where an array's shape is not what the model's config expects."""

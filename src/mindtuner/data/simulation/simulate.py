@@ -1,22 +1,25 @@
-"""A simulated NSD on disk: scenes, brains, sessions, written in Layout A with the known truth beside it."""
+"""A simulated NSD on disk: scenes, brains, sessions, written in any layout with the known truth beside it."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from mindtuner.config import KNOB_LIMITS, SimulateConfig
+from mindtuner.data import layout_a, layout_b_writer, layout_c_writer, layout_d_writer, nsd
 from mindtuner.data import layout_a_writer as writer
-from mindtuner.data import nsd
+from mindtuner.data.parcels import load_atlas
 from mindtuner.data.simulation.brains import MIN_IMAGES, measure, simulate_brain
 from mindtuner.data.simulation.cutouts import drawn_cutouts, folder_cutouts
 from mindtuner.data.simulation.early import early_features
 from mindtuner.data.simulation.labels import SceneLabels
 from mindtuner.data.simulation.scenes import FolderScenes, Scene, SceneStream, render
 from mindtuner.data.simulation.semantic import semantic_features
+from mindtuner.data.whole_folder import filled
 from mindtuner.data.zscore import zscore
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json
@@ -25,16 +28,44 @@ from mindtuner.runtime import derive_seed, progress
 TRIAL_SECONDS = 4.0
 
 
-def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None) -> None:
+LAYOUTS = {"A": "the public MindEye2 release", "B": "raw NSD, for convert nsd", "C": "a lab's own scans",
+           "D": "subjects of MOSAIC, for convert mosaic"}
+
+
+def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None,
+             layout: str = "A") -> None:
     """Write a simulated NSD into the empty folder ``out``.
 
     ``cutouts``: a folder of transparent PNGs with captions takes the place of the drawn cut-outs. ``stimuli``: a folder
     of whole captioned images takes the place of scenes. The known truth goes to ``out/truth``: per subject noise
     ceilings, fingerprint strengths and the cortical sheet, and what each stimulus shows.
 
-    Betas are z-scored per session with the statistics of the session's training trials.
+    ``layout``: the files to write, see ``LAYOUTS``. B, C and D are made of Layout A, which is written within ``out`` and
+    removed again, and hold the same trials of the same brains. Of D the truth also says on which grayordinate each voxel
+    lies (``placement.safetensors``, -1 nowhere).
+
+    Betas are z-scored per session with the statistics of the session's training trials; those of B are percent signal
+    change (see ``layout_b_writer``).
     Raises UserError naming the knob that is out of range, or the folder that cannot serve.
     """
+    if layout == "A":
+        _simulate_a(out, knobs, cutouts, stimuli)
+        return
+    check_inputs(knobs, cutouts, stimuli, layout)
+    with filled(out) as part:
+        made = part / "A"
+        _simulate_a(made, knobs, cutouts, stimuli)
+        dataset = layout_a.load(made)
+        {"B": layout_b_writer, "C": layout_c_writer, "D": layout_d_writer}[layout].write(part, dataset)
+        if layout == "D":
+            with atomic_path(made / "truth" / "placement.safetensors") as file:
+                save_file({f"subj0{number}": layout_d_writer.place(subject)
+                           for number, subject in dataset.subjects.items()}, file)
+        (made / "truth").rename(part / "truth")
+        shutil.rmtree(made)
+
+
+def _simulate_a(out: Path, knobs: SimulateConfig, cutouts: Path | None, stimuli: Path | None) -> None:
     check_knobs(knobs)
     plan = Plan(knobs)
     scene_of = _scenes(plan, cutouts, stimuli)
@@ -63,9 +94,14 @@ def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stim
     writer.write_masks(out, masks)  # last: a folder without it is no dataset, so one that was cut short is refused
 
 
-def check_inputs(knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None) -> None:
-    """Raise UserError as ``simulate`` would, before anything is written: out of range knobs, folders that cannot serve."""
+def check_inputs(knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None, layout: str = "A") -> None:
+    """Raise UserError as ``simulate`` would, before anything is written: out of range knobs, folders that cannot serve, an
+    unknown layout, cortical parcels that are not installed."""
     check_knobs(knobs)
+    if layout not in LAYOUTS:
+        raise UserError(f"simulate: layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
+    if layout == "D":
+        load_atlas()
     if cutouts is not None or stimuli is not None:
         _scenes(Plan(knobs), cutouts, stimuli)
 

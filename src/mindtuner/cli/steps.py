@@ -1,0 +1,168 @@
+"""What the verbs from data to report share: options, time, run folders, what a base is fitted to, and the base itself."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindtuner.errors import UserError
+
+if TYPE_CHECKING:  # what is heavy is imported only where it is used
+    import numpy as np
+
+    from mindtuner.config import Config, ModelConfig
+    from mindtuner.data import Dataset
+    from mindtuner.decoding.compact import CompactGenerator
+    from mindtuner.encoders.compact import CompactTextEncoder
+    from mindtuner.model import BrainNetwork
+    from mindtuner.model.prior import DiffusionPrior
+    from mindtuner.training import Targets
+    from mindtuner.training.loop import Log
+
+BASE = "base.safetensors"
+SETTINGS = "config.yaml"
+_CHECKPOINT = "pretrain.checkpoint"
+_TOWERS = {"tokens": 16, "width": 128, "text_width": 384, "latent_channels": 8, "latent_side": 16, "feature_positions": 16,
+           "feature_width": 112}  # what the towers that this package carries give
+
+
+def add_config(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--config", metavar="NAME", help=f"demo, quick, paper or a YAML file (default {default})")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of weights and order (default: the config's)")
+
+
+def add_towers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
+    add_generator(parser)
+
+
+def add_generator(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--generator", type=Path, metavar="FILE",
+                        help="weights of mindtuner train-generator (default: those that the package ships)")
+
+
+class Stopwatch:
+    """Seconds of each stage, said aloud as they end."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        print(f"{name} ...", end="" if sys.stderr.isatty() else "\n", flush=True)
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        print(f"\r{name:<12} {self.seconds[name]:6.1f} s", flush=True)
+
+    def total(self) -> dict[str, float]:
+        return self.seconds | {"total": time.perf_counter() - self._start}
+
+
+# ---- run folders
+
+def command_of(*words: object) -> str:
+    """A call of mindtuner as one would type it."""
+    return "mindtuner " + shlex.join(str(word) for word in words)
+
+
+def settings_text(config: Config, command: str) -> str:
+    """The contents of a run's config.yaml: the command in the first line, then the whole config."""
+    import yaml
+
+    from mindtuner.config import as_dict
+
+    return f"# {command}\n{yaml.safe_dump(as_dict(config), sort_keys=False)}"
+
+
+def command_in(settings: Path) -> str | None:
+    """The command in the first line of a run's config.yaml, None where the file has none."""
+    first = settings.read_text(encoding="utf-8").partition("\n")[0] if settings.is_file() else ""
+    return first.removeprefix("# ") if first.startswith("# mindtuner ") else None
+
+
+def claim(run: Path, settings: str, force: bool, finished: str | None = None) -> bool:
+    """Make ``run`` this run's: True where it holds what a run of the same settings left, else it is empty but for them.
+
+    ``finished``: a file with which a run is over, and the folder refused. Raises UserError where the folder holds
+    something else and ``force`` is not given.
+    """
+    from mindtuner.files import claim_folder, write_text
+
+    path = run / SETTINGS
+    same = path.is_file() and path.read_bytes() == settings.encode()
+    if same and not force and not (finished and (run / finished).exists()):
+        print(f"{run}: going on with this run", flush=True)
+        return True
+    claim_folder(run, force)
+    write_text(path, settings)
+    return False
+
+
+def refuse_overlap(out: Path, **inputs: Path) -> None:
+    """Raise UserError where writing into ``out`` could replace one of the inputs."""
+    for name, path in inputs.items():
+        if out.resolve() == path.resolve() or out.resolve() in path.resolve().parents:
+            raise UserError(f"{out}: holds {name} ({path}); expected another folder for the output")
+
+
+# ---- data and towers
+
+def check_towers(config: ModelConfig, where: object) -> None:
+    """Raise UserError where a model is not made for the towers' outputs."""
+    for field, wanted in _TOWERS.items():
+        if getattr(config, field) != wanted:
+            raise UserError(f"{where}: model.{field} is {getattr(config, field)}; expected {wanted}, which the towers "
+                            "of this package give (as in demo.yaml)")
+
+
+@dataclass(frozen=True)
+class Materials:
+    """A dataset with what the frozen towers say about its stimuli; ``caches`` as ``encoders.embed.embed`` returns them."""
+
+    dataset: Dataset
+    texts: CompactTextEncoder
+    generator: CompactGenerator
+    caches: dict[str, np.ndarray]
+
+    @property
+    def targets(self) -> Targets:
+        from mindtuner.training import Targets
+
+        return Targets(**{field.name: self.caches[field.name] for field in dataclasses.fields(Targets)})
+
+
+def gather(dataset: Dataset, cache: Path | None, generator: CompactGenerator) -> Materials:
+    """Run the towers over all stimuli, where ``cache`` (default: the dataset's own) does not hold it all yet.
+
+    Raises UserError where the cache is of other stimuli or towers, or cannot be written.
+    """
+    from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
+    from mindtuner.encoders.embed import embed
+
+    texts = CompactTextEncoder()
+    caches = embed(dataset, cache or dataset.root / "cache", CompactImageEncoder(), texts, generator.autoencoder)
+    return Materials(dataset, texts, generator, caches)
+
+
+# ---- the base
+
+def pretrained(run: Path, dataset: Dataset, targets: Targets, config: Config, log: Log, prior: DiffusionPrior,
+               card: dict) -> BrainNetwork:
+    """The base of ``run``: trained on all of ``dataset``, going on from a checkpoint, or as it lies there already."""
+    from mindtuner.training import load_network, pretrain, remove_checkpoint, save_network
+
+    if not (run / BASE).exists():
+        base = pretrain(dataset, targets, config, config.seed, log, prior=prior, checkpoint=run / _CHECKPOINT)
+        save_network(run / BASE, base, card)
+    remove_checkpoint(run / _CHECKPOINT)
+    return load_network(run / BASE)

@@ -1,0 +1,77 @@
+"""Tune a base to one subject.
+
+BASE is a run of mindtuner pretrain, or its base.safetensors. Writes into RUN: fingerprint.safetensors (method mindtuner) and,
+for the report's comparisons, METHOD.safetensors for each other method, config.yaml and log.jsonl. The same command goes on
+where an earlier one was stopped; with other methods it adds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from mindtuner.cli import steps
+
+REPORTED = ("mindtuner", "ridge_only", "shuffled_brain")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", type=Path, metavar="BASE", help="run of mindtuner pretrain, or its base.safetensors")
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder to write")
+    parser.add_argument("--subject", type=int, required=True, metavar="N", help="the subject to tune to")
+    parser.add_argument("--sessions", type=int, metavar="K",
+                        help="train on sessions 1 to K (default: tuning_sessions of the config)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--method", nargs="+", default=list(REPORTED), metavar="METHOD",
+                       help=f"default: {' '.join(REPORTED)}, which a report needs; also full_finetune, from_scratch")
+    which.add_argument("--all", action="store_true", help="all five methods")
+    steps.add_config(parser, "config.yaml beside the base, else demo; the model section is the base's")
+    steps.add_towers(parser)
+    parser.add_argument("--force", action="store_true", help="replace an earlier run in RUN")
+
+
+def run(options: argparse.Namespace) -> None:
+    from mindtuner.cli import tuned
+    from mindtuner.config import load_config
+    from mindtuner.data import load
+    from mindtuner.decoding.compact import CompactGenerator, starting_prior
+    from mindtuner.errors import UserError
+    from mindtuner.evaluation.results import log_to
+    from mindtuner.training import METHODS, load_network, remove_checkpoint, subject_name, tune
+
+    methods = METHODS if options.all else options.method
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(f"--method: {method!r} is unknown; expected some of {', '.join(METHODS)}")
+    path = tuned.base_file(options.base)
+    beside = path.parent / steps.SETTINGS
+    name = options.config or (beside if beside.is_file() else "demo")
+    config = load_config(name)
+    base = load_network(path)
+    steps.check_towers(base.config, path)
+    if subject_name(options.subject) in base.ridges:
+        raise UserError(f"{path}: knows subject {options.subject} already; expected a base that has not seen it")
+    dataset = load(options.data, [options.subject])
+    sessions = config.tuning_sessions if options.sessions is None else options.sessions
+    hour = dataset.subject(options.subject).sessions(sessions)
+    config = dataclasses.replace(config, model=base.config, target_subject=options.subject, tuning_sessions=sessions,
+                                 seed=config.seed if options.seed is None else options.seed)
+    generator = CompactGenerator(config.decode, config.seed, options.generator)
+    prior = starting_prior(config.model, options.generator) if "from_scratch" in methods and base.prior is not None else None
+    steps.refuse_overlap(options.run, DATA=options.data, BASE=path)
+    command = steps.command_of("tune", options.base, options.data, options.run, "--subject", options.subject,
+                               "--sessions", sessions, "--config", name, "--seed", config.seed)
+    steps.claim(options.run, steps.settings_text(config, command), options.force)
+    log, watch = log_to(options.run), steps.Stopwatch()
+    with watch.stage("embed"):
+        targets = steps.gather(dataset, options.cache, generator).targets
+    for method in methods:
+        checkpoint = options.run / f"{method}.checkpoint"
+        with watch.stage(method):
+            if not (options.run / tuned.FILES[method]).exists():
+                network = tune(base, hour, targets, config, config.seed, method, log, prior=prior, checkpoint=checkpoint)
+                tuned.save_tuned(options.run, method, network, hour, config, path, dataset.card["simulated"])
+            remove_checkpoint(checkpoint)
+    print(f"\n{options.run}: subject {hour.number}, {len(hour.train)} training trials; next: mindtuner evaluate")

@@ -1,0 +1,240 @@
+"""What is read and what is not, and the ways around tarfile and HDF5 that make the full size quick."""
+
+import io
+import tarfile
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_data_layout_a import TRIALS, make, raw_samples
+
+from mindtuner.data import layout_a, load
+from mindtuner.data.behaviour_tar import read_behaviour
+from mindtuner.data.rows import open_rows
+from mindtuner.errors import UserError
+
+
+def in_chunks(path, field, rows, sound):
+    """Store a dataset in compressed chunks and overwrite all of them on disk but those of the rows in ``sound``."""
+    with h5py.File(path, "r") as file:
+        data = file[field][()]
+    with h5py.File(path, "w") as file:
+        chunked = file.create_dataset(field, data=data, chunks=(rows, *data.shape[1:]), compression="gzip")
+        file.flush()
+        places = [chunked.id.get_chunk_info(i) for i in range(chunked.id.get_num_chunks())]
+    with open(path, "r+b") as file:
+        for place in places:
+            if place.chunk_offset[0] // rows not in {row // rows for row in sound}:
+                file.seek(place.byte_offset)
+                file.write(b"\xee" * place.size)
+
+
+@pytest.fixture(scope="module")
+def torn(tmp_path_factory):
+    """Every trial of image 2, and images 2 and 5, can be read; most others lie in chunks that cannot."""
+    truth = make(tmp_path_factory.mktemp("torn"))
+    shown = truth.tables[1].stimulus
+    sound = np.flatnonzero(shown == 2)
+    in_chunks(truth.root / "betas_all_subj01_fp32_renorm.hdf5", "betas", 1, sound)
+    in_chunks(truth.root / "coco_images_224_float16.hdf5", "images", 1, [2, 5])
+    return truth, sound
+
+
+def test_a_batch_reads_its_rows_and_no_others(torn):
+    truth, sound = torn
+    dataset = load(truth.root)  # so opening reads no betas and no pixels
+    subject = dataset.subject(1)
+    np.testing.assert_array_equal(subject.betas(sound[::-1]), truth.betas[1][sound[::-1]])
+    other = next(row for row in range(TRIALS) if row not in sound)
+    with pytest.raises(UserError, match="betas_all_subj01.* cannot be read"):
+        subject.betas([sound[0], other])
+    assert dataset.stimuli.images([5, 2]).shape[0] == 2
+    with pytest.raises(UserError, match="coco_images.* cannot be read"):
+        dataset.stimuli.images([2, 3])
+
+
+def test_subsets_and_averages_read_nothing_until_asked(torn):
+    truth, sound = torn
+    subject = load(truth.root).subject(1)
+    mean = subject.averaged()
+    place = int(np.flatnonzero(mean.trials.stimulus == 2)[0])
+    np.testing.assert_allclose(mean.betas([place])[0], truth.betas[1][sound].mean(0, dtype=np.float64), rtol=1e-6)
+    region = subject.sessions(1).within("V1").averaged()
+    inside = [row for row in sound if row < 20]
+    place = int(np.flatnonzero(region.trials.stimulus == 2)[0])
+    np.testing.assert_allclose(region.betas([place])[0],
+                               truth.betas[1][inside][:, truth.masks[1]["V1"]].mean(0, dtype=np.float64), rtol=1e-6)
+    with pytest.raises(UserError, match="cannot be read"):
+        mean.betas([int(np.flatnonzero(mean.trials.stimulus == 3)[0])])
+
+
+@pytest.mark.parametrize("kind", ["chunk of 1", "chunk of 7", "chunk of all", "chunks across voxels", "virtual"])
+def test_chunked_rows_are_the_rows_of_the_array(tmp_path, kind):
+    data = np.arange(33 * 5, dtype=np.float32).reshape(33, 5)
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        if kind == "virtual":
+            file["part"] = data
+            layout = h5py.VirtualLayout(data.shape, data.dtype)
+            layout[:] = h5py.VirtualSource(file["part"])
+            file.create_virtual_dataset("rows", layout)
+        else:
+            chunks = {"chunk of 1": (1, 5), "chunk of 7": (7, 5), "chunk of all": (33, 5), "chunks across voxels": (10, 2)}
+            file.create_dataset("rows", data=data, chunks=chunks[kind])
+    rows = open_rows(tmp_path / "x.hdf5", "rows", 2, ("float32",))
+    assert not isinstance(rows, np.ndarray)
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(st.integers(0, 32), max_size=40))
+    def any_rows(ids):
+        got = rows[np.array(ids, np.int64)]
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, data[np.array(ids, np.int64)])
+
+    any_rows()
+    np.testing.assert_array_equal(rows[np.arange(33)], data)
+
+
+def behaviour_by_tarfile(path):
+    return np.concatenate([arrays["behav.npy"] for arrays in raw_samples(path).values()])
+
+
+def retold(path, form, **changes):
+    """The same members written by tarfile in another of its forms."""
+    with tarfile.open(path) as tar:
+        contents = [(member, tar.extractfile(member).read()) for member in tar.getmembers()]
+    with tarfile.open(path, "w", format=form) as tar:
+        for number, (member, data) in enumerate(contents):
+            for name, value in changes.items():
+                setattr(member, name, value(number, member))
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def tar(whole_tar, tmp_path):
+    path = tmp_path / "0.tar"
+    path.write_bytes(whole_tar.read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole_tar(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tars")).root / "wds/subj01/train/0.tar"
+
+
+@pytest.mark.parametrize(("form", "changes"), [
+    (tarfile.USTAR_FORMAT, {}),
+    (tarfile.PAX_FORMAT, {"mtime": lambda number, member: 1.7e9 + number / 7, "uname": lambda *_: "bigdata"}),  # webdataset
+    (tarfile.PAX_FORMAT, {"pax_headers": lambda *_: {"comment": "path=elsewhere"}}),
+    (tarfile.GNU_FORMAT, {"uid": lambda *_: 2**40}),
+    (tarfile.USTAR_FORMAT, {"name": lambda number, member: "deep/" * 25 + member.name}),
+    (tarfile.PAX_FORMAT, {"name": lambda number, member: "x" * 120 + member.name}),
+    (tarfile.GNU_FORMAT, {"name": lambda number, member: "x" * 120 + member.name}),
+    (tarfile.PAX_FORMAT, {"name": lambda number, member: "é" + member.name}),
+])
+def test_every_form_of_tar_tells_the_same(tar, form, changes):
+    expected = behaviour_by_tarfile(tar)
+    retold(tar, form, **changes)
+    np.testing.assert_array_equal(read_behaviour(tar), expected)
+    np.testing.assert_array_equal(behaviour_by_tarfile(tar), expected)
+
+
+def test_arrays_of_other_dtypes_and_npy_versions(tar):
+    """Each array by its own header, also where headers differ from one to the next."""
+    expected = behaviour_by_tarfile(tar)
+    with tarfile.open(tar) as old:
+        contents = [(member, old.extractfile(member).read()) for member in old.getmembers()]
+    with tarfile.open(tar, "w") as new:
+        for number, (member, data) in enumerate(contents):
+            array, out = np.load(io.BytesIO(data)), io.BytesIO()
+            np.lib.format.write_array(out, array.astype([">f8", "<f8", "<f4"][number % 3]), version=(1 + number % 2, 0))
+            member.size = len(out.getvalue())
+            new.addfile(member, io.BytesIO(out.getvalue()))
+    np.testing.assert_array_equal(read_behaviour(tar), expected)
+
+
+def test_no_damage_to_a_header_changes_the_trials_unseen(whole_tar, tmp_path_factory):
+    data = whole_tar.read_bytes()
+    with tarfile.open(whole_tar) as tar:
+        headers = [member.offset for member in tar.getmembers()]
+    expected = behaviour_by_tarfile(whole_tar)
+    path = tmp_path_factory.mktemp("hurt") / "0.tar"
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.sampled_from(headers), st.integers(0, 511), st.integers(1, 255))
+    def hurt(header, byte, flip):
+        wrong = bytearray(data)
+        wrong[header + byte] ^= flip
+        path.write_bytes(wrong)
+        try:
+            got = read_behaviour(path)
+        except UserError as error:
+            assert "0.tar" in str(error) and "\n" not in str(error)
+        else:
+            np.testing.assert_array_equal(got, expected)
+
+    hurt()
+    for end in (headers[8], headers[8] + 100, headers[8] + 600, len(data) // 3, 0):
+        path.write_bytes(data[:end])
+        with pytest.raises(UserError, match="0.tar: not a whole tar"):
+            read_behaviour(path)
+
+
+def test_an_empty_tar_is_a_session_without_training_trials(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w"):
+        pass
+    assert read_behaviour(tmp_path / "0.tar").shape == (0, 17)
+
+
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_repeats_are_how_often_an_image_came_before(shown):
+    expected = [shown[:i].count(image) for i, image in enumerate(shown)]
+    repeat = layout_a.count_repeats(np.array(shown, np.int64))
+    assert repeat.dtype == np.int64 and repeat.tolist() == expected
+
+
+def test_captions_of_more_than_one_block(tmp_path):
+    count = 2 * layout_a.CAPTIONS_BLOCK + 3
+    table = np.array([[f"{i} {k}" * (k != i % 6) for k in range(5)] for i in range(count)])
+    np.save(tmp_path / "captions.npy", table)
+    assert layout_a.load_captions(tmp_path / "captions.npy", count) == table.tolist()
+    with pytest.raises(UserError, match="captions.npy: has shape"):
+        layout_a.load_captions(tmp_path / "captions.npy", count + 1)
+
+
+def older_split(truth, last):
+    """``test/0.tar`` with the test trials of the first ``last`` sessions only."""
+    for subject, table in truth.tables.items():
+        folder = truth.root / f"wds/subj0{subject}"
+        (folder / "test").mkdir()
+        with tarfile.open(folder / "new_test/0.tar") as old, tarfile.open(folder / "test/0.tar", "w") as new:
+            for member in old:
+                if table.session[int(member.name[6:15])] <= last:
+                    new.addfile(member, old.extractfile(member))
+
+
+def test_the_older_test_split_leaves_out_late_test_trials_alone(tmp_path):
+    truth = make(tmp_path)
+    with pytest.raises(UserError, match=r"test/0\.tar: not found"):
+        layout_a.load(tmp_path, test_split="test")
+    older_split(truth, 1)
+    new, old = layout_a.load(tmp_path), layout_a.load(tmp_path, test_split="test")
+    for number in (1, 3):
+        one, two = new.subject(number), old.subject(number)
+        for field in ("row", "stimulus", "session", "repeat"):
+            np.testing.assert_array_equal(getattr(two.train, field), getattr(one.train, field))
+        np.testing.assert_array_equal(two.test.row, [row for row in one.test.row if row < 20])
+        np.testing.assert_array_equal(two.betas(range(TRIALS)), truth.betas[number])
+    path = tmp_path / "wds/subj01/train/1.tar"
+    lost = int(new.subject(1).train.row[-1])
+    with tarfile.open(path) as tar:
+        contents = [(member, tar.extractfile(member).read()) for member in tar if int(member.name[6:15]) != lost]
+    with tarfile.open(path, "w") as tar:
+        for member, data in contents:
+            tar.addfile(member, io.BytesIO(data))
+    for split in layout_a.TEST_SPLITS:  # a training trial is missed in either
+        with pytest.raises(UserError, match=f"row {lost} has none"):
+            layout_a.load(tmp_path, test_split=split)
+    with pytest.raises(UserError, match="test split is 'train'; expected new_test or test"):
+        layout_a.load(tmp_path, test_split="train")
