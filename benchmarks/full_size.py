@@ -54,8 +54,8 @@ def images_of(ids: np.ndarray) -> np.ndarray:
 
 def make(root: Path) -> None:
     """Write the folder; its twin beside it differs in that betas of subject 1 and images come in chunks."""
-    from mindtuner.data import layout_a
-    from mindtuner.data import layout_a_writer as writer
+    from mindtuner.data.layouts import layout_a
+    from mindtuner.data.layouts import layout_a_writer as writer
     from mindtuner.data.nsd import SESSIONS, VOXELS
     from mindtuner.files import claim_folder
 
@@ -172,7 +172,7 @@ def load(root: Path, number: int):
 
 def open_dataset(root: Path, subjects: list[int] | None = None, **more) -> Callable:
     def call() -> str:
-        from mindtuner.data import layout_a
+        from mindtuner.data.layouts import layout_a
         dataset = layout_a.load(root, subjects, **more)
         test = sum(len(subject.test) for subject in dataset.subjects.values())
         return f"{sum(len(s.trials) for s in dataset.subjects.values())} trials, {test} of them test"

@@ -15,8 +15,9 @@ from PIL import Image
 from test_data_layout_a import CAPTIONS, TRIALS, VOXELS, make, put, rewrite
 
 from mindtuner.cli import main
-from mindtuner.data import layout_a_writer, load
-from mindtuner.data.check import check
+from mindtuner.data import load
+from mindtuner.data.checks import check
+from mindtuner.data.layouts import layout_a_writer
 from mindtuner.errors import UserError
 
 BETAS_A = "betas_all_subj01_fp32_renorm.hdf5"

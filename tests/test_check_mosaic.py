@@ -12,9 +12,9 @@ from test_data_layout_d import EARLY, C, make_world, rename, replace_in, write_p
 
 from mindtuner.cli import main
 from mindtuner.data import load
-from mindtuner.data.check import check
-from mindtuner.data.layout_d import load_mosaic
+from mindtuner.data.checks import check
 from mindtuner.data.layouts import layout_of
+from mindtuner.data.layouts.layout_d import load_mosaic
 from mindtuner.errors import UserError
 
 FILE, TABLE, COCO = "sub-01_NSD.hdf5", "nsd_stiminfo.tsv", "stimuli/NSD/coco"

@@ -33,10 +33,10 @@ from test_data_layout_b import (
 )
 
 from mindtuner.cli import main
-from mindtuner.data import convert_nsd, layout_b, load
-from mindtuner.data.check import check
-from mindtuner.data.layout_b_volumes import read_mask, read_session
-from mindtuner.data.layouts import layout_of
+from mindtuner.data import load
+from mindtuner.data.checks import check
+from mindtuner.data.layouts import convert_nsd, layout_b, layout_of
+from mindtuner.data.layouts.layout_b_volumes import read_mask, read_session
 from mindtuner.errors import UserError
 
 MASK1, VISUAL2 = ROI.format(1) + "/nsdgeneral.nii.gz", ROI.format(2) + "/prf-visualrois.nii.gz"

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 import mindtuner
 from mindtuner.cli import demo, main
-from mindtuner.data import layout_a_writer as writer
 from mindtuner.data import load
+from mindtuner.data.layouts import layout_a_writer as writer
 from mindtuner.data.simulation import simulate as simulation
 from mindtuner.errors import UserError
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindtuner.data import Stimuli, Trials, build_cache, check_no_leak, dataset, open_cache
-from mindtuner.data.layout_a_writer import write_betas, write_indices, write_shared
+from mindtuner.data.layouts.layout_a_writer import write_betas, write_indices, write_shared
 from mindtuner.data.rows import open_rows
 from mindtuner.errors import UserError
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindtuner.data import layout_a_writer as writer
 from mindtuner.data import load
-from mindtuner.data.check import check
+from mindtuner.data.checks import check
+from mindtuner.data.layouts import layout_a_writer as writer
 from mindtuner.errors import UserError
 
 VOXELS, IMAGES, TRIALS = 7, 6, 40

@@ -18,10 +18,11 @@ from PIL import Image
 
 from mindtuner import files as files_module
 from mindtuner.cli import main
-from mindtuner.data import convert_nsd as module
-from mindtuner.data import layout_b, load, nsd
-from mindtuner.data.convert_nsd import convert_nsd, resize, trial_table
-from mindtuner.data.layout_b_volumes import read_session
+from mindtuner.data import load, nsd
+from mindtuner.data.layouts import convert_nsd as module
+from mindtuner.data.layouts import layout_b
+from mindtuner.data.layouts.convert_nsd import convert_nsd, resize, trial_table
+from mindtuner.data.layouts.layout_b_volumes import read_session
 from mindtuner.data.zscore import mean_and_sd, pool, zscore
 from mindtuner.errors import UserError
 

@@ -18,8 +18,9 @@ from lab import CAPTIONS, MASK_SHAPE, NAMES, TRIALS, VOXELS, make_lab, save_nift
 from PIL import Image
 from test_data_layout_a import make
 
-from mindtuner.data import layout_c_writer, load
-from mindtuner.data.check import check
+from mindtuner.data import load
+from mindtuner.data.checks import check
+from mindtuner.data.layouts import layout_c_writer
 from mindtuner.errors import UserError
 
 FORMS = ("npy", "hdf5", "packed", "nii", "nii.gz")

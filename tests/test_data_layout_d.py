@@ -18,9 +18,9 @@ from PIL import Image
 
 from mindtuner.config import Config, DecodeConfig, FingerprintConfig, FitConfig, ModelConfig, PivotConfig, SimulateConfig
 from mindtuner.data import Subject, Trials
-from mindtuner.data.layout_a import check_card
-from mindtuner.data.layout_d import KEY, load_mosaic
-from mindtuner.data.parcels import GROUPS, load_atlas, on_surface
+from mindtuner.data.layouts.layout_a import check_card
+from mindtuner.data.layouts.layout_d import KEY, load_mosaic
+from mindtuner.data.layouts.parcels import GROUPS, load_atlas, on_surface
 from mindtuner.errors import UserError
 from mindtuner.training import Targets, pretrain, tune
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data_layout_a import TRIALS, make, raw_samples
 
-from mindtuner.data import layout_a, load
-from mindtuner.data.behaviour_tar import read_behaviour
+from mindtuner.data import load
+from mindtuner.data.layouts import layout_a
+from mindtuner.data.layouts.behaviour_tar import read_behaviour
 from mindtuner.data.rows import open_rows
 from mindtuner.errors import UserError
 

@@ -20,8 +20,9 @@ from test_training_fit import QUICK, same, weights, world
 
 from mindtuner.cli import embed as verb
 from mindtuner.cli import main
-from mindtuner.data import HalfRows, build_cache, cache_build, load, open_cache
-from mindtuner.data.processes import Processes, processes
+from mindtuner.data import HalfRows, build_cache, load, open_cache
+from mindtuner.data.cache.build import Part
+from mindtuner.data.cache.processes import Processes, processes
 from mindtuner.encoders.compact import Autoencoder
 from mindtuner.encoders.embed import Tower, compact_towers, embed
 from mindtuner.errors import UserError
@@ -351,8 +352,8 @@ def test_room_that_a_part_has_already_is_not_asked_for_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, stop)
     header = read_json(tmp_path / "tokens.part.json")["header"]
-    assert cache_build.Part(tmp_path, "tokens", header, BATCH).bytes_to_write() == 0
-    assert cache_build.Part(tmp_path / "new", "tokens", header, BATCH).bytes_to_write() == COUNT * 80
+    assert Part(tmp_path, "tokens", header, BATCH).bytes_to_write() == 0
+    assert Part(tmp_path / "new", "tokens", header, BATCH).bytes_to_write() == COUNT * 80
 
 
 def test_the_verb_under_a_launcher(simulated, tmp_path):

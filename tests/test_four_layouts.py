@@ -23,11 +23,12 @@ import pytest
 import scipy.io
 
 from mindtuner.config import SimulateConfig, load_config
-from mindtuner.data import Dataset, Subject, Trials, layout_b_writer, layout_c_writer, layout_d_writer, load
-from mindtuner.data.convert_nsd import convert_nsd
-from mindtuner.data.layout_b_volumes import read_mask, read_session
-from mindtuner.data.layout_d import load_mosaic
-from mindtuner.data.parcels import load_atlas
+from mindtuner.data import Dataset, Subject, Trials, load
+from mindtuner.data.layouts import layout_b_writer, layout_c_writer, layout_d_writer
+from mindtuner.data.layouts.convert_nsd import convert_nsd
+from mindtuner.data.layouts.layout_b_volumes import read_mask, read_session
+from mindtuner.data.layouts.layout_d import load_mosaic
+from mindtuner.data.layouts.parcels import load_atlas
 from mindtuner.data.simulation import cutouts
 from mindtuner.data.simulation.simulate import simulate
 from mindtuner.decoding.compact import packaged

@@ -13,11 +13,12 @@ from safetensors.numpy import load_file
 
 from mindtuner.cli import main
 from mindtuner.config import SimulateConfig
-from mindtuner.data import Subject, Trials, layout_b_writer, layout_c_writer, layout_d_writer, load
-from mindtuner.data.convert_mosaic import convert_mosaic
-from mindtuner.data.layout_d import load_mosaic
+from mindtuner.data import Subject, Trials, load
+from mindtuner.data.layouts import layout_b_writer, layout_c_writer, layout_d_writer
+from mindtuner.data.layouts.convert_mosaic import convert_mosaic
+from mindtuner.data.layouts.layout_d import load_mosaic
+from mindtuner.data.layouts.parcels import load_atlas, on_surface
 from mindtuner.data.nsd import VOXELS
-from mindtuner.data.parcels import load_atlas, on_surface
 from mindtuner.data.simulation import brains
 from mindtuner.data.simulation import simulate as module
 from mindtuner.data.simulation.cutouts import drawn_cutouts

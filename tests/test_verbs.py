@@ -15,7 +15,8 @@ from test_cli import refused
 import mindtuner
 from mindtuner.cli import main
 from mindtuner.config import as_dict, load_config
-from mindtuner.data import layout_c_writer, load
+from mindtuner.data import load
+from mindtuner.data.layouts import layout_c_writer
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.evaluation.results import load_log, load_run
 from mindtuner.evaluation.schema import METHODS

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.data.check import check
+    from mindtuner.data.checks import check
     from mindtuner.errors import UserError
 
     findings = check(options.root)
@@ -38,7 +38,7 @@ def _as_json(findings) -> str:
 
 
 def _as_table(findings) -> str:
-    from mindtuner.data.findings import SEVERITIES
+    from mindtuner.data.checks.findings import SEVERITIES
 
     lines = [f"{findings.root}", ""]
     lines += _columns([("found", "")] + findings.facts)

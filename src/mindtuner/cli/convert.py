@@ -130,7 +130,7 @@ def run_mindeye2(options: argparse.Namespace) -> None:
 
 
 def run_mosaic(options: argparse.Namespace) -> None:
-    from mindtuner.data.convert_mosaic import convert_mosaic
+    from mindtuner.data.layouts.convert_mosaic import convert_mosaic
 
     regions = [name.strip() for name in options.regions.split(",") if name.strip()]
     convert_mosaic(options.root, options.out, regions, options.stimuli, options.split)
@@ -140,7 +140,7 @@ def run_mosaic(options: argparse.Namespace) -> None:
 def run_nsd(options: argparse.Namespace) -> None:
     subjects = _subjects(options.subjects)
 
-    from mindtuner.data.convert_nsd import convert_nsd
+    from mindtuner.data.layouts.convert_nsd import convert_nsd
 
     convert_nsd(options.root, options.out, subjects, options.captions, options.force)
     print(options.out)

@@ -69,7 +69,7 @@ def _claim(out: Path, settings: str, force: bool) -> None:
 
 
 def _dataset_is_whole(data: Path) -> bool:
-    from mindtuner.data import layout_a
+    from mindtuner.data.layouts import layout_a
 
     return (data / layout_a.MASKS).exists()  # simulate writes it last
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     import mindtuner
-    from mindtuner.data.processes import processes
+    from mindtuner.data.cache.processes import processes
     from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
     from mindtuner.encoders.embed import compact_towers
     from mindtuner.errors import UserError

@@ -1,8 +1,8 @@
 """Trials, betas and stimuli: one shape for all readers, and the cache of what frozen towers say about them."""
 
 from mindtuner.data.cache import build_cache, open_cache
+from mindtuner.data.cache.half_rows import HalfRows
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
-from mindtuner.data.half_rows import HalfRows
 from mindtuner.data.layouts import load
 from mindtuner.data.leaks import check_no_leak
 

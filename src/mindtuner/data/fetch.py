@@ -22,7 +22,7 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from mindtuner.data import layout_a
+from mindtuner.data.layouts import layout_a
 from mindtuner.errors import UserError
 from mindtuner.files import read_json, write_json
 from mindtuner.runtime import progress

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mindtuner.data.layout_a import CARD
+from mindtuner.data.layouts.layout_a import CARD
 from mindtuner.errors import UserError
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mindtuner.config import KNOB_LIMITS, SimulateConfig
-from mindtuner.data import layout_a, layout_b_writer, layout_c_writer, layout_d_writer, nsd
-from mindtuner.data import layout_a_writer as writer
-from mindtuner.data.parcels import load_atlas
+from mindtuner.data import nsd
+from mindtuner.data.layouts import layout_a, layout_b_writer, layout_c_writer, layout_d_writer
+from mindtuner.data.layouts import layout_a_writer as writer
+from mindtuner.data.layouts.parcels import load_atlas
 from mindtuner.data.simulation.brains import MIN_IMAGES, measure, simulate_brain
 from mindtuner.data.simulation.cutouts import drawn_cutouts, folder_cutouts
 from mindtuner.data.simulation.early import early_features

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mindtuner.data import layout_a, layout_b, nsd
-from mindtuner.data import layout_a_writer as writer
+from mindtuner.data import nsd
 from mindtuner.data.dataset import IMAGE_SHAPE
-from mindtuner.data.layout_b_volumes import read_mask, read_rois, read_session, session_trials
+from mindtuner.data.layouts import layout_a, layout_b
+from mindtuner.data.layouts import layout_a_writer as writer
+from mindtuner.data.layouts.layout_b_volumes import read_mask, read_rois, read_session, session_trials
 from mindtuner.data.rows import open_rows
 from mindtuner.data.zscore import FEWEST, Statistics, mean_and_sd, pool, standardise
 from mindtuner.errors import UserError

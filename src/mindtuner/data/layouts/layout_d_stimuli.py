@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from mindtuner.data.dataset import IMAGE_SHAPE
-from mindtuner.data.image_files import DAMAGED, square
-from mindtuner.data.layout_a_writer import BYTE_AS_HALF
+from mindtuner.data.layouts.image_files import DAMAGED, square
+from mindtuner.data.layouts.layout_a_writer import BYTE_AS_HALF
 from mindtuner.errors import UserError
 from mindtuner.runtime import progress
 

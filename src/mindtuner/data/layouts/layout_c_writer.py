@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from mindtuner.data import layout_c
 from mindtuner.data.dataset import Dataset, Stimuli, Subject
+from mindtuner.data.layouts import layout_c
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json, write_text
 from mindtuner.runtime import progress

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from mindtuner.data import layout_c_writer
-from mindtuner.data.layout_d import load_mosaic
-from mindtuner.data.layout_d_tables import DATASETS
-from mindtuner.data.parcels import GROUPS
+from mindtuner.data.layouts import layout_c_writer
+from mindtuner.data.layouts.layout_d import load_mosaic
+from mindtuner.data.layouts.layout_d_tables import DATASETS
+from mindtuner.data.layouts.parcels import GROUPS
 from mindtuner.data.whole_folder import filled
 from mindtuner.errors import UserError
 from mindtuner.files import claim_folder

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 from nibabel.openers import ImageOpener
 
-from mindtuner.data.layout_b import roi_folder
-from mindtuner.data.nifti import open_nifti, read_data, stream_volumes, whole
+from mindtuner.data.layouts.layout_b import roi_folder
+from mindtuner.data.layouts.nifti import open_nifti, read_data, stream_volumes, whole
 from mindtuner.data.nsd import BETA_SCALE, VISUAL_ROIS
 from mindtuner.data.rows import open_hdf5
 from mindtuner.errors import UserError

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data import layout_c, nsd, trial_table
-from mindtuner.data.check_betas import check_betas
-from mindtuner.data.check_parts import check_sizes, check_stimuli, check_trials
+from mindtuner.data import nsd
+from mindtuner.data.checks.check_betas import check_betas
+from mindtuner.data.checks.check_parts import check_sizes, check_stimuli, check_trials
+from mindtuner.data.checks.findings import Findings, some
 from mindtuner.data.dataset import Stimuli
-from mindtuner.data.findings import Findings, some
-from mindtuner.data.image_files import FolderImages, Hdf5Images
-from mindtuner.data.nifti_sessions import JoinedSessions
-from mindtuner.data.trial_table import TrialLines
+from mindtuner.data.layouts import layout_c, trial_table
+from mindtuner.data.layouts.image_files import FolderImages, Hdf5Images
+from mindtuner.data.layouts.nifti_sessions import JoinedSessions
+from mindtuner.data.layouts.trial_table import TrialLines
 from mindtuner.errors import UserError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mindtuner.data.checks.findings import Findings, some
 from mindtuner.data.dataset import Rows
-from mindtuner.data.findings import Findings, some
 from mindtuner.errors import UserError
 from mindtuner.runtime import progress
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mindtuner.data.check_d_subjects import Person, check_betas_of, check_keys, check_shown, open_person, whole
-from mindtuner.data.check_parts import check_captions, check_pictures, check_sizes
-from mindtuner.data.findings import Findings, some
-from mindtuner.data.image_files import DAMAGED, captions_beside
-from mindtuner.data.layout_d_stimuli import ImageFiles, StimulusFolder, number_by_content
-from mindtuner.data.layout_d_tables import DATASETS, SPLIT, read_split, read_tables
+from mindtuner.data.checks.check_d_subjects import Person, check_betas_of, check_keys, check_shown, open_person, whole
+from mindtuner.data.checks.check_parts import check_captions, check_pictures, check_sizes
+from mindtuner.data.checks.findings import Findings, some
 from mindtuner.data.layouts import TABLES, mosaic_files
+from mindtuner.data.layouts.image_files import DAMAGED, captions_beside
+from mindtuner.data.layouts.layout_d_stimuli import ImageFiles, StimulusFolder, number_by_content
+from mindtuner.data.layouts.layout_d_tables import DATASETS, SPLIT, read_split, read_tables
 from mindtuner.errors import UserError
 
 Table = dict[str, list[dict]]

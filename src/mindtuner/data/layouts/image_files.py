@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mindtuner.data.dataset import IMAGE_SHAPE
-from mindtuner.data.layout_a_writer import BYTE_AS_HALF
+from mindtuner.data.layouts.layout_a_writer import BYTE_AS_HALF
 from mindtuner.data.rows import open_hdf5, open_rows
 from mindtuner.errors import UserError
 

@@ -14,11 +14,12 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from mindtuner.data import layout_a, layout_b, nsd
+from mindtuner.data import nsd
 from mindtuner.data.dataset import Dataset, Stimuli, Subject
-from mindtuner.data.layout_a_writer import create_hdf5
-from mindtuner.data.layout_b_volumes import VISUAL
-from mindtuner.data.layout_c_writer import box_of, save_nifti
+from mindtuner.data.layouts import layout_a, layout_b
+from mindtuner.data.layouts.layout_a_writer import create_hdf5
+from mindtuner.data.layouts.layout_b_volumes import VISUAL
+from mindtuner.data.layouts.layout_c_writer import box_of, save_nifti
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json, write_text
 from mindtuner.runtime import progress

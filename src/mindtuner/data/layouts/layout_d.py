@@ -19,11 +19,11 @@ import h5py
 import numpy as np
 
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
-from mindtuner.data.image_files import captions_beside
-from mindtuner.data.layout_d_stimuli import ENDINGS, ImageFiles, StimulusFolder, number_by_content
-from mindtuner.data.layout_d_tables import DATASETS, read_split, read_tables
+from mindtuner.data.layouts.image_files import captions_beside
+from mindtuner.data.layouts.layout_d_stimuli import ENDINGS, ImageFiles, StimulusFolder, number_by_content
+from mindtuner.data.layouts.layout_d_tables import DATASETS, read_split, read_tables
+from mindtuner.data.layouts.parcels import CORTEX, GRAYORDINATES, GROUPS, Atlas, load_atlas
 from mindtuner.data.leaks import check_no_leak
-from mindtuner.data.parcels import CORTEX, GRAYORDINATES, GROUPS, Atlas, load_atlas
 from mindtuner.data.rows import open_hdf5
 from mindtuner.errors import UserError
 from mindtuner.runtime import progress

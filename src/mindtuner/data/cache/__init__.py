@@ -1,7 +1,7 @@
 """Feature cache: what a frozen tower says about each stimulus, computed once, then read row by row.
 
 ``NAME.bin`` holds the features, C order, one entry per stimulus; ``NAME.json`` says what they are and is written
-last, so a cache without it counts as not there. How it comes to be, in one process or many: ``cache_build.py``.
+last, so a cache without it counts as not there. How it comes to be, in one process or many: ``build.py``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data.cache_build import Part, cache_bytes
+from mindtuner.data.cache.build import Part, cache_bytes
+from mindtuner.data.cache.half_rows import HalfRows
 from mindtuner.data.dataset import Stimuli
-from mindtuner.data.half_rows import HalfRows
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 

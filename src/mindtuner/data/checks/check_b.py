@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data import convert_nsd, layout_b
-from mindtuner.data.check_b_subjects import check_subject
-from mindtuner.data.check_parts import check_captions, check_pictures
-from mindtuner.data.findings import Findings, some
-from mindtuner.data.layout_b import Design
+from mindtuner.data.checks.check_b_subjects import check_subject
+from mindtuner.data.checks.check_parts import check_captions, check_pictures
+from mindtuner.data.checks.findings import Findings, some
+from mindtuner.data.layouts import convert_nsd, layout_b
+from mindtuner.data.layouts.layout_b import Design
 from mindtuner.data.rows import open_rows
 
 IMAGES, SIDE = 73_000, 425  # of NSD's own stimuli

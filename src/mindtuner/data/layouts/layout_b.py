@@ -20,7 +20,7 @@ import numpy as np
 import scipy.io
 from scipy.io.matlab import MatReadError
 
-from mindtuner.data.layout_a import CAPTIONS_PER_IMAGE
+from mindtuner.data.layouts.layout_a import CAPTIONS_PER_IMAGE
 from mindtuner.data.rows import open_hdf5
 from mindtuner.errors import UserError
 from mindtuner.files import read_json

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data import layout_a
-from mindtuner.data.check_betas import check_betas
-from mindtuner.data.check_parts import check_stimuli, check_trials
+from mindtuner.data.checks.check_betas import check_betas
+from mindtuner.data.checks.check_parts import check_stimuli, check_trials
+from mindtuner.data.checks.findings import Findings, some
 from mindtuner.data.dataset import Rows, Stimuli, Trials
-from mindtuner.data.findings import Findings, some
+from mindtuner.data.layouts import layout_a
 from mindtuner.data.rows import open_rows
 
 UNKNOWN = np.iinfo(np.int64).max

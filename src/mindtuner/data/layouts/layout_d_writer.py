@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data import layout_a
 from mindtuner.data.dataset import Dataset, Subject
-from mindtuner.data.layout_a_writer import create_hdf5
-from mindtuner.data.layout_c_writer import write_stimuli
-from mindtuner.data.layout_d_tables import DATASETS
-from mindtuner.data.parcels import GRAYORDINATES, GROUPS, load_atlas
+from mindtuner.data.layouts import layout_a
+from mindtuner.data.layouts.layout_a_writer import create_hdf5
+from mindtuner.data.layouts.layout_c_writer import write_stimuli
+from mindtuner.data.layouts.layout_d_tables import DATASETS
+from mindtuner.data.layouts.parcels import GRAYORDINATES, GROUPS, load_atlas
 from mindtuner.errors import UserError
 from mindtuner.files import write_json, write_text
 from mindtuner.runtime import progress

@@ -19,8 +19,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data import layout_a
 from mindtuner.data.dataset import IMAGE_SHAPE
+from mindtuner.data.layouts import layout_a
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data.behaviour_tar import COLUMNS as COLUMNS
-from mindtuner.data.behaviour_tar import read_behaviour
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
+from mindtuner.data.layouts.behaviour_tar import COLUMNS as COLUMNS
+from mindtuner.data.layouts.behaviour_tar import read_behaviour
 from mindtuner.data.leaks import check_no_leak
 from mindtuner.data.rows import open_hdf5, open_rows
 from mindtuner.errors import UserError

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mindtuner.data.dataset import Trials
-from mindtuner.data.layout_a import count_repeats
+from mindtuner.data.layouts.layout_a import count_repeats
 from mindtuner.errors import UserError
 
 COLUMNS = ("stimulus", "session", "split")

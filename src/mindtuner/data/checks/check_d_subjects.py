@@ -10,14 +10,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data.check_betas import Labels, check_betas
-from mindtuner.data.check_parts import check_trials
+from mindtuner.data.checks.check_betas import Labels, check_betas
+from mindtuner.data.checks.check_parts import check_trials
+from mindtuner.data.checks.findings import Findings, some
 from mindtuner.data.dataset import Trials
-from mindtuner.data.findings import Findings, some
-from mindtuner.data.layout_d import ARTIFICIAL, KEY
-from mindtuner.data.layout_d_stimuli import ENDINGS
-from mindtuner.data.layout_d_tables import DATASETS
-from mindtuner.data.parcels import CORTEX, GRAYORDINATES, GROUPS, load_atlas
+from mindtuner.data.layouts.layout_d import ARTIFICIAL, KEY
+from mindtuner.data.layouts.layout_d_stimuli import ENDINGS
+from mindtuner.data.layouts.layout_d_tables import DATASETS
+from mindtuner.data.layouts.parcels import CORTEX, GRAYORDINATES, GROUPS, load_atlas
 from mindtuner.data.rows import open_hdf5
 from mindtuner.errors import UserError
 from mindtuner.runtime import progress

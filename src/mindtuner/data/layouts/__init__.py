@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from mindtuner.data import layout_a, layout_c, layout_d
 from mindtuner.data.dataset import Dataset
-from mindtuner.data.layout_d_tables import DATASETS
+from mindtuner.data.layouts import layout_a, layout_c, layout_d
+from mindtuner.data.layouts.layout_d_tables import DATASETS
 from mindtuner.errors import UserError
 
 SUBJECT_FILES, TABLES = "sub-*_*.hdf5", "*_stiminfo.tsv"  # of MOSAIC, in the folder itself; the pictures lie in stimuli/

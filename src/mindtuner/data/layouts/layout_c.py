@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data import trial_table
 from mindtuner.data.dataset import Dataset, Rows, Stimuli, Subject, Trials
-from mindtuner.data.image_files import FolderImages, Hdf5Images
+from mindtuner.data.layouts import trial_table
+from mindtuner.data.layouts.image_files import FolderImages, Hdf5Images
+from mindtuner.data.layouts.nifti_sessions import JoinedSessions, NiftiSession, load_mask
+from mindtuner.data.layouts.parcels import HEMISPHERE
+from mindtuner.data.layouts.session_zscore import SessionZScored
+from mindtuner.data.layouts.trial_table import TrialLines
 from mindtuner.data.leaks import check_no_leak
-from mindtuner.data.nifti_sessions import JoinedSessions, NiftiSession, load_mask
-from mindtuner.data.parcels import HEMISPHERE
 from mindtuner.data.rows import open_rows
-from mindtuner.data.session_zscore import SessionZScored
-from mindtuner.data.trial_table import TrialLines
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mindtuner.data.check_a import check_a
-from mindtuner.data.check_b import check_b, take_whole
-from mindtuner.data.check_c import check_c
-from mindtuner.data.check_d import check_d
-from mindtuner.data.findings import Findings
+from mindtuner.data.checks.check_a import check_a
+from mindtuner.data.checks.check_b import check_b, take_whole
+from mindtuner.data.checks.check_c import check_c
+from mindtuner.data.checks.check_d import check_d
+from mindtuner.data.checks.findings import Findings
 from mindtuner.data.layouts import layout_of, load
 
 LAYOUTS = {"A": "the files of the public MindEye2 release", "B": "NSD as its authors publish it", "C": "a lab's own scans",

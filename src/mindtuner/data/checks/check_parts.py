@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mindtuner.data.checks.findings import Findings, some
 from mindtuner.data.dataset import Stimuli, Trials
-from mindtuner.data.findings import Findings, some
-from mindtuner.data.image_files import SIDE
+from mindtuner.data.layouts.image_files import SIDE
 from mindtuner.errors import UserError
 from mindtuner.runtime import progress
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from mindtuner.data import layout_b, nsd
-from mindtuner.data.check_betas import Labels, check_betas
-from mindtuner.data.check_parts import check_trials
+from mindtuner.data import nsd
+from mindtuner.data.checks.check_betas import Labels, check_betas
+from mindtuner.data.checks.check_parts import check_trials
+from mindtuner.data.checks.findings import Findings, some
 from mindtuner.data.dataset import Trials
-from mindtuner.data.findings import Findings, some
-from mindtuner.data.layout_a import count_repeats
-from mindtuner.data.layout_b import Design
-from mindtuner.data.layout_b_volumes import VISUAL, read_mask, read_rois, read_session, session_trials
+from mindtuner.data.layouts import layout_b
+from mindtuner.data.layouts.layout_a import count_repeats
+from mindtuner.data.layouts.layout_b import Design
+from mindtuner.data.layouts.layout_b_volumes import VISUAL, read_mask, read_rois, read_session, session_trials
 from mindtuner.data.rows import open_hdf5
 
 PER_SESSION = 750  # trials in each of NSD's sessions

@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from mindtuner.data.nifti import open_nifti, read_data, stream_volumes, whole
+from mindtuner.data.layouts.nifti import open_nifti, read_data, stream_volumes, whole
 from mindtuner.errors import UserError
 from mindtuner.runtime import progress
 
