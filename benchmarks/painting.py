@@ -4,7 +4,8 @@
 
 Simulates, embeds and pretrains once (kept in OUT, shared with tuning_seeds.py), tunes mindtuner without a fifth of its
 training images, and paints those. Each row paints from other tokens: the true ones; those of the training image nearest to
-the backbone tokens B; B itself; and what the prior makes of B, in so many steps. Columns: how these tokens correlate with the
+the backbone tokens B; B itself; and what the prior makes of B, in so many steps, alone and drawn to the config's number of
+nearest training images. Columns: how these tokens correlate with the
 true ones, and two-way identification of the training image nearest to them, of the picture painted from them, and of its
 correction; mean (sd) over noise seeds.
 """
@@ -22,6 +23,7 @@ from mindtuner.cli.story import training_bank
 from mindtuner.config import load_config
 from mindtuner.decoding.compact import CompactGenerator, starting_prior
 from mindtuner.decoding.decoder import Decoder
+from mindtuner.decoding.recall import recall
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.evaluation.controls import nearest_training_image
 from mindtuner.evaluation.features import PooledFeatures
@@ -82,6 +84,9 @@ def main() -> None:
     for steps in options.prior_steps:
         sources[f"the prior, {steps} step{'s' * (steps > 1)}"] = (
             lambda noise, steps=steps: decoder(steps, noise).image_tokens(said.backbone_tokens))
+        sources[f"the same, and {config.decode.neighbours} neighbours"] = (
+            lambda noise, steps=steps: recall(decoder(steps, noise).image_tokens(said.backbone_tokens), training_tokens,
+                                              config.decode.neighbours))
     for name, tokens in sources.items():
         found = np.array([scores(tokens(noise), noise) for noise in range(options.noise_seeds)])
         cells = [f"{m:.3f} ({sd:.3f})" for m, sd in zip(found.mean(0), found.std(0, ddof=1), strict=True)]

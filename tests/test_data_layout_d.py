@@ -453,7 +453,7 @@ def test_mosaic_subjects_train_a_base_and_are_tuned(tmp_path):
                     mixco_share=0.33, head_trials=16)
     config = Config(simulate=SimulateConfig(), model=model, fingerprint=FingerprintConfig(rank=2, alpha=2.0), pretrain=fit,
                     tune=fit, pivot=PivotConfig(epochs=2, batch=40, lr=1e-2, weight_decay=1e-3),
-                    decode=DecodeConfig(1, 1, 1, 1, 0.5, 1.0))
+                    decode=DecodeConfig(1, 1, 1, 1, 0.5, 1.0, 0))
     base = pretrain(dataset.without(subject=1), targets, config, seed=0)
     assert list(base.ridges) == ["subj401"]
     subject = dataset.subject(1)

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mindtuner.cli.story import TestSet, first_trials
 from mindtuner.config import DecodeConfig, ModelConfig
 from mindtuner.data import Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder
+from mindtuner.decoding.recall import recall
 from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
 from mindtuner.model import BrainNetwork
@@ -15,7 +18,8 @@ from mindtuner.model import BrainNetwork
 MODEL = ModelConfig(hidden=16, blocks=1, tokens=4, width=8, text_width=6, backbone_dropout=0.3, prior_depth=1,
                     prior_heads=2, prior_head_dim=32, latent_channels=8, latent_side=16, lowlevel_channels=(8, 4),
                     lowlevel_side=4, feature_positions=16, feature_width=8)
-CONFIG = DecodeConfig(pictures=4, prior_steps=5, generator_steps=2, refine_steps=1, refine_start=0.5, guidance=2.0)
+CONFIG = DecodeConfig(pictures=4, prior_steps=5, generator_steps=2, refine_steps=1, refine_start=0.5, guidance=2.0,
+                      neighbours=0)
 VOXELS = 20
 
 
@@ -135,6 +139,21 @@ def test_nearest_training_image_against_a_loop():
         expected.append(max(range(11), key=cosines.__getitem__))
     np.testing.assert_array_equal(nearest_training_image(predicted, training), expected)
     np.testing.assert_array_equal(nearest_training_image(training[[4, 9]] * 2, training), [4, 9])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**31))
+def test_recalled_tokens_against_a_loop(n, m, neighbours, seed):
+    rng = np.random.default_rng(seed)
+    tokens, training = (rng.normal(size=(k, 4, 3)).astype(np.float32) for k in (n, m))
+    for one, got in zip(tokens, recall(tokens, training, neighbours), strict=True):
+        by_angle = sorted(training, key=lambda t, one=one: -(one * t).sum() / np.sqrt((t.astype(float)**2).sum()))
+        np.testing.assert_allclose(got, (one + sum(by_angle[:neighbours]) / min(m, neighbours)) / 2, atol=1e-5)
+
+
+def test_without_neighbours_nothing_is_recalled():
+    tokens = np.ones((2, 4, 3), np.float32)
+    np.testing.assert_array_equal(recall(tokens, np.zeros((5, 4, 3)), 0), tokens)
 
 
 def test_mean_token_is_the_same_for_every_image():

@@ -21,7 +21,8 @@ from mindtuner.model.generator import CompactDenoiser, noise_schedule
 from mindtuner.training import generator as training
 from mindtuner.training.generator import train_generator
 
-CONFIG = DecodeConfig(pictures=4, prior_steps=10, generator_steps=5, refine_steps=5, refine_start=0.5, guidance=2.0)
+CONFIG = DecodeConfig(pictures=4, prior_steps=10, generator_steps=5, refine_steps=5, refine_start=0.5, guidance=2.0,
+                      neighbours=0)
 
 
 # ---- autoencoder

@@ -29,7 +29,8 @@ from mindtuner.training import (
 MODEL = ModelConfig(hidden=16, blocks=2, tokens=4, width=8, text_width=6, backbone_dropout=0.3, prior_depth=1,
                     prior_heads=2, prior_head_dim=32, latent_channels=8, latent_side=16, lowlevel_channels=(8, 4),
                     lowlevel_side=4, feature_positions=16, feature_width=8)
-DECODE = DecodeConfig(pictures=4, prior_steps=5, generator_steps=2, refine_steps=1, refine_start=0.5, guidance=2.0)
+DECODE = DecodeConfig(pictures=4, prior_steps=5, generator_steps=2, refine_steps=1, refine_start=0.5, guidance=2.0,
+                      neighbours=0)
 DEMO = load_config("demo")
 # Brains of every kind: all of it, parts of it, a ridge alone, blocks and a projector of their own.
 KINDS = {1: FingerprintConfig(rank=2, alpha=3.0, skip_head=True), 2: FingerprintConfig(lora=False, rank=3),

@@ -46,7 +46,7 @@ FIT = FitConfig(epochs=12, batch_per_subject=20, lr=1e-2, weight_decay=1e-2, rid
 SHORT = dataclasses.replace(FIT, epochs=0.5)
 CONFIG = Config(simulate=SimulateConfig(), model=MODEL, fingerprint=FingerprintConfig(rank=2, alpha=2.0),
                 pretrain=FIT, tune=FIT, pivot=PivotConfig(epochs=20, batch=40, lr=1e-2, weight_decay=1e-3),
-                decode=DecodeConfig(1, 1, 1, 1, 0.5, 1.0))
+                decode=DecodeConfig(1, 1, 1, 1, 0.5, 1.0, 0))
 QUICK = dataclasses.replace(CONFIG, pretrain=SHORT, tune=SHORT,
                             pivot=dataclasses.replace(CONFIG.pivot, epochs=1))
 

@@ -59,7 +59,7 @@ def report(lab):
 @pytest.fixture(scope="module")
 def decoded(lab):
     out = lab.folder / "decoded"
-    assert call("decode", lab.tuned, lab.data, out, "--pictures", 2, *lab.paints) == 0
+    assert call("decode", lab.tuned, lab.data, out, "--pictures", 3, *lab.paints) == 0
     return out
 
 
@@ -132,6 +132,12 @@ def test_scores_and_predictions_are_those_of_the_library(lab, report, decoded):
                 np.testing.assert_array_equal(kept[name], getattr(found, name))
 
 
+def test_decode_and_evaluate_paint_alike(report, decoded):
+    painted = load_file(report / "pictures.safetensors")["mindtuner/corrected"]
+    for path, expected in zip(sorted((decoded / "pictures").iterdir()), painted, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)).transpose(2, 0, 1), expected)
+
+
 def test_decode_says_words_and_paints(lab, decoded, tmp_path):
     dataset, words = load(lab.data), read_json(decoded / "words.json")
     tested, every = dataset.stimuli.is_shared, dataset.stimuli.captions
@@ -140,7 +146,7 @@ def test_decode_says_words_and_paints(lab, decoded, tmp_path):
     assert all(entry["retrieved"] in training and tuple(entry["seen"]) == every[entry["image"]]
                for entry in words["images"])
     pictures = sorted((decoded / "pictures").iterdir())
-    assert [path.name for path in pictures] == [f"{words['images'][k]['image']:06d}.png" for k in (0, -1)]
+    assert [path.name for path in pictures] == [f"{words['images'][k]['image']:06d}.png" for k in (0, 4, -1)]
     assert np.asarray(Image.open(pictures[0])).shape == (128, 128, 3)
     assert call("decode", lab.tuned / "from_scratch.safetensors", lab.data, tmp_path / "out", "--trials", "train") == 0
     kept = load_file(tmp_path / "out" / "predictions.safetensors")

@@ -175,13 +175,14 @@ class DecodeConfig:
     refine_steps: int
     refine_start: float  # share of the noise schedule at which the correction starts, 1 = pure noise
     guidance: float
+    neighbours: int  # training images that decoded tokens are drawn to (decoding/recall.py), 0 for none
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "pictures", "prior_steps", "generator_steps", "refine_steps")
         _require(TIMESTEPS % self.prior_steps == 0, "prior_steps", self.prior_steps,
                  f"a divisor of the prior's {TIMESTEPS} timesteps")
         _limit(self, 0, 1, "refine_start")
-        _limit(self, 0, math.inf, "guidance")
+        _limit(self, 0, math.inf, "guidance", "neighbours")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 FINGERPRINT is a run of mindtuner tune (its method mindtuner), or one of the files there. Trials that show the same image are
 averaged. Writes into OUT predictions.safetensors (images, backbone_tokens, retrieval_tokens, latents, text; a row an image),
-words.json (the caption of a training image that is nearest to each) and, with --pictures, pictures/IMAGE.png.
+words.json (the caption of a training image that is nearest to each) and, with --pictures, pictures/IMAGE.png, for which
+the towers look at the stimuli where the cache does not hold that yet.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", choices=TRIALS, default="test", help="which trials (default test)")
     parser.add_argument("--pictures", type=int, default=0, metavar="N",
                         help="paint N of the images, evenly spaced (default 0: none)")
-    steps.add_generator(parser)
+    steps.add_towers(parser)
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
 
 
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.data import load
     from mindtuner.decoding.compact import CompactGenerator
     from mindtuner.decoding.decoder import Decoder
+    from mindtuner.decoding.recall import recall
     from mindtuner.encoders.compact import CompactTextEncoder
     from mindtuner.errors import UserError
     from mindtuner.files import claim_folder, write_json, write_text
@@ -76,10 +78,13 @@ def run(options: argparse.Namespace) -> None:
          "retrieved": None if nearest is None else bank.captions[nearest[k]]} for k, image in enumerate(found.images)]})
     if options.pictures:
         shown = story.evenly(len(found.images), options.pictures)
+        with watch.stage("embed"):
+            caches = steps.gather(dataset, options.cache, generator).caches
         with watch.stage("paint"):
+            training = np.asarray(caches["tokens"][np.flatnonzero(~dataset.stimuli.is_shared)])
+            tokens = recall(decoder.image_tokens(found.backbone_tokens[shown]), training, config.neighbours)
             latents = None if found.latents is None else found.latents[shown]
-            painted = story.paint(decoder.image_tokens(found.backbone_tokens[shown]), found.text[shown], latents,
-                                  found.images[shown], generator, bank, "pictures")
+            painted = story.paint(tokens, found.text[shown], latents, found.images[shown], generator, bank, "pictures")
         _save_pictures(options.out / "pictures", found.images[shown], list(painted["stages"].values())[-1])
     print(f"\n{options.out}: {len(np.unique(trials.stimulus))} images from {len(trials)} {options.trials} trials of subject "
           f"{number}")

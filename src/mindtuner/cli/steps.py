@@ -41,10 +41,6 @@ def add_config(parser: argparse.ArgumentParser, default: str) -> None:
 
 def add_towers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
-    add_generator(parser)
-
-
-def add_generator(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generator", type=Path, metavar="FILE",
                         help="weights of mindtuner train-generator (default: those that the package ships)")
 

@@ -16,6 +16,7 @@ from mindtuner.config import Config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
 from mindtuner.decoding.compact import CompactGenerator
 from mindtuner.decoding.decoder import Decoder, Predictions
+from mindtuner.decoding.recall import recall
 from mindtuner.decoding.words import TextBank
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.errors import UserError
@@ -97,6 +98,8 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
     ``single_trials`` of methods that read a brain."""
     name = subject_name(test.subject.number)
     voxels = test.subject.betas(test.trials.row)
+    tokens, text = caches["tokens"], caches["text"]
+    training = np.asarray(tokens[test.training])
     every: dict[str, dict] = {}
     for method, network in runtime.progress(tuned.items(), "decode", len(tuned), "method"):
         decoder = Decoder(network, name, config.decode, config.seed)
@@ -104,9 +107,8 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
         single = decoder.predict(voxels[rows], test.trials.stimulus[rows])
         every[method] = {"predictions": decoder.predict(voxels, test.trials.stimulus),
                          "single_trials": [{"retrieval_tokens": single.retrieval_tokens, "text": single.text}]}
-        every[method]["image_tokens"] = decoder.image_tokens(every[method]["predictions"].backbone_tokens[test.shown])
-    tokens, text = caches["tokens"], caches["text"]
-    training = np.asarray(tokens[test.training])
+        expected = decoder.image_tokens(every[method]["predictions"].backbone_tokens[test.shown])
+        every[method]["image_tokens"] = recall(expected, training, config.decode.neighbours)
     first = next(iter(tuned))  # mindtuner, where it was tuned
     found = test.training[nearest_training_image(every[first]["predictions"].backbone_tokens, training)]
     nearest, latents = np.asarray(tokens[found]), np.asarray(caches["latents"][found])
@@ -116,7 +118,7 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
     projected = Decoder(base, name, config.decode, config.seed).text_of(torch.from_numpy(mean))
     every["prior_only"] = {
         "predictions": Predictions(test.images, mean, mean, np.zeros_like(latents), projected),
-        "image_tokens": mean[test.shown]}
+        "image_tokens": recall(mean[test.shown], training, config.decode.neighbours)}
     return every
 
 
@@ -195,7 +197,7 @@ def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: Brai
         "n_pretraining_subjects": len(base.ridges), "fingerprint_strength": _planted_fingerprint(card),
         "prior_steps": config.decode.prior_steps, "generator_steps": config.decode.generator_steps,
         "refine_steps": config.decode.refine_steps, "refine_start": config.decode.refine_start,
-        "guidance": config.decode.guidance, "text_bank": len(bank.captions),
+        "guidance": config.decode.guidance, "neighbours": config.decode.neighbours, "text_bank": len(bank.captions),
         "bank_captions_equal_to_a_test_caption": bank.equal_to_test, "zscore": card["zscore"],
         "seed": config.seed, "dtype": str(runtime.fast_dtype()).removeprefix("torch."), "command": command,
         "versions": {name: version(name) for name in ("mindtuner", "torch", "diffusers", "timm")},

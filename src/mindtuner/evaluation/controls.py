@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from mindtuner.decoding.recall import most_similar
+
 
 def nearest_training_image(predicted: np.ndarray, training: np.ndarray) -> np.ndarray:
     """Position of the training image whose tokens are most similar to the predicted ones: int64 (n,).
 
     predicted (n, T, D), training (m, T, D); cosine of the flattened tokens, as in retrieval.
     """
-    queries = predicted.reshape(len(predicted), -1)
-    candidates = training.reshape(len(training), -1)
-    queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    candidates = candidates / np.linalg.norm(candidates, axis=1, keepdims=True)
-    return (queries @ candidates.T).argmax(1)
+    return most_similar(predicted, training, 1)[:, 0]
 
 
 def mean_token(training: np.ndarray, count: int) -> np.ndarray:
