@@ -32,7 +32,7 @@ TOKEN_DROP, TEXT_DROP = 0.12, 0.4
 KNOWN = {"prior": (0.05, 0.5), "denoiser": (0.1, 1.0)}  # share of the tokens' variance in what each is conditioned on
 EMA = {"prior": 0.999, "denoiser": 0.998}
 BATCH = {"autoencoder": 8, "prior": 128, "denoiser": 16}
-LOOKED_AT, LOOK_WEIGHT = 4, 0.2  # how many pictures of a batch the tower looks at, and what that loss counts
+LOOKED_AT, LOOK_WEIGHT = 4, 0.6  # how many pictures of a batch the tower looks at, and what that loss counts
 LR = {"autoencoder": 1.5e-3, "prior": 1e-3, "denoiser": 6e-4}
 SAVE_EVERY = 100  # steps
 
