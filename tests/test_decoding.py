@@ -154,6 +154,7 @@ def test_recalled_tokens_against_a_loop(n, m, neighbours, seed):
 def test_without_neighbours_nothing_is_recalled():
     tokens = np.ones((2, 4, 3), np.float32)
     np.testing.assert_array_equal(recall(tokens, np.zeros((5, 4, 3)), 0), tokens)
+    np.testing.assert_array_equal(recall(tokens, np.zeros((0, 4, 3)), 10), tokens)
 
 
 def test_mean_token_is_the_same_for_every_image():

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from test_cli import refused
 
 import mindtuner
-from mindtuner.cli import main
+from mindtuner.cli import main, steps
 from mindtuner.config import as_dict, load_config
 from mindtuner.data import load
 from mindtuner.data.layouts import layout_c_writer
@@ -283,6 +283,14 @@ def test_files_that_were_not_tuned(lab, tmp_path, capsys):
     refused(capsys, ["decode", lab.tuned, lab.data, out, "--pictures", -1], "--pictures is -1")
     refused(capsys, ["evaluate", lab.base, lab.data, out], "expected a run of mindtuner tune")
     assert not out.exists()
+
+
+def test_painting_wants_the_tokens_that_the_towers_give(lab, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(steps._TOWERS, "tokens", 20)
+    decode = ("decode", lab.tuned, lab.data, tmp_path / "out", *lab.paints)
+    refused(capsys, [*decode, "--pictures", 1], "base.safetensors: model.tokens is 16; expected 20")
+    assert not (tmp_path / "out").exists()
+    assert call(*decode) == 0  # words alone need no painter
 
 
 def test_a_cache_of_other_images_is_refused(lab, tmp_path, capsys):

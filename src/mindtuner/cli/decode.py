@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> None:
     if len(trials) == 0:
         raise UserError(f"{subject.where}: subject {number} has no {options.trials} trial; expected at least one")
     network = tuned.load_tuned(path, load_network(base), subject)
+    if options.pictures:
+        steps.check_towers(network.config, base)
     config, seed = DecodeConfig(**card["config"]["decode"]), card["config"]["seed"]
     generator = CompactGenerator(config, seed, options.generator)
     claim_folder(options.out, options.force)

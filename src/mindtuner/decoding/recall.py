@@ -25,9 +25,10 @@ def recall(tokens: np.ndarray, training: np.ndarray, neighbours: int) -> np.ndar
     The prior gives the tokens to expect, and where a brain says little that is the mean of all images. The mean of
     images that resemble the decoded one keeps what goes together in pictures: a kernel regression beside the linear one.
 
-    tokens (n, T, D), training (m, T, D) -> (n, T, D) float32; ``neighbours`` 0 leaves them as they are.
+    tokens (n, T, D), training (m, T, D) -> (n, T, D) float32. With ``neighbours`` 0, or no training image to resemble (a
+    subject may bring test images alone), they stay as they are.
     """
-    if neighbours == 0:
+    if neighbours == 0 or len(training) == 0:
         return tokens
     found = training[most_similar(tokens, training, neighbours)].mean(1, dtype=np.float32)
     return ((1 - SHARE) * tokens + SHARE * found).astype(np.float32)
