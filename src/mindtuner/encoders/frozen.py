@@ -70,7 +70,7 @@ def read_model(path: str | Path, field: str, expected: str) -> dict[str, torch.T
         raise UserError(f"{path}: {field} is no state dict; expected {expected}")
     for key, tensor in tensors.items():
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path}: {field} holds {key}, a {type(tensor).__name__}; expected tensors by name")
+            raise UserError(f"{path}: {field} holds {key}, a {type(tensor).__name__}; expected {expected}")
     return tensors
 
 
