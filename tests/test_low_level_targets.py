@@ -203,9 +203,12 @@ def test_maps_are_those_of_the_public_class(checkpoint, small):
     np.testing.assert_allclose(encoder.maps((images * 255).round().to(torch.uint8)), found, atol=1e-4)
 
 
-@pytest.mark.parametrize("key", sorted(parity.read_fixture()[0]))
-def test_every_tensor_of_the_release_counts_for_maps_and_identity(tmp_path, small, key, identity):
-    """So that no key can be mapped to another's place, and a cache of other weights is told apart."""
+KINDS = {re.sub(r"\.\d+(?=\.)", "", key): key for key in sorted(parity.read_fixture()[0])}  # the last tensor of each
+
+
+@pytest.mark.parametrize("key", KINDS.values(), ids=KINDS)
+def test_every_kind_of_tensor_counts_for_maps_and_identity(tmp_path, small, key, identity):
+    """None can be overlooked, and a cache of other weights is told apart."""
     weights, images, features, _ = small
     changed = {**weights, key: weights[key].flip(0) * 1.5 + 0.1}
     encoder = ConvNextMaps(parity.write_checkpoint(tmp_path / "changed.pth", changed), side=parity.SIDE)
