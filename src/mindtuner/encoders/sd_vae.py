@@ -1,0 +1,96 @@
+"""Stable Diffusion's autoencoder: the blurry picture that the low-level submodule is to predict (MindEye2 paper)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.utils import logging as diffusers_logging
+
+from mindtuner.encoders.frozen import one_line, unit_images, weights_hash
+from mindtuner.errors import UserError
+from mindtuner.runtime import device
+
+SIDE, SCALE = 224, 0.18215
+_EXPECTED = "the vae folder of Stable Diffusion image variations, as diffusers writes it"
+
+
+class StableAutoencoder:
+    """Images of 224 x 224 <-> latents (4, 28, 28): the posterior's mode times 0.18215, as MindEye2's bases learned it.
+
+    source   a folder of diffusers' with a subfolder ``vae``, that subfolder itself, or a hub id of the same form
+             (the papers' weights: lambdalabs/sd-image-variations-diffusers)
+    side     of the images; latents follow from it and from the network
+
+    ``identity`` goes into caches; ``shape`` is that of one image's latents. The mode, since a drawn latent would be another
+    one at each run. Raises UserError where there is no such autoencoder, or a key is missing, unknown or of another shape.
+    """
+
+    def __init__(self, source: str | Path, side: int = SIDE) -> None:
+        self.network = _load(source).eval().requires_grad_(False).to(device())
+        config = self.network.config
+        reduction = 2 ** (len(config.block_out_channels) - 1)
+        if side < reduction or side % reduction:
+            raise ValueError(f"side is {side}; expected a multiple of {reduction}")
+        self.side, self.shape = side, (config.latent_channels, side // reduction, side // reduction)
+        self.identity = {"encoder": "AutoencoderKL", "weights": weights_hash(self.network), "latents": list(self.shape),
+                         "side": side, "range": [-1, 1], "posterior": "mode", "scale": SCALE}
+
+    @torch.no_grad()
+    def encode(self, images) -> np.ndarray:
+        """Images (n, 3, H, W), uint8 or float 0..1 -> latents float32 (n, *shape)."""
+        posterior = self.network.encode(unit_images(images, self.side) * 2 - 1).latent_dist
+        return (posterior.mode() * SCALE).cpu().numpy()
+
+    @torch.no_grad()
+    def decode(self, latents) -> np.ndarray:
+        """Latents (n, *shape) -> images float32 (n, 3, side, side) in 0..1."""
+        latents = torch.as_tensor(np.asarray(latents), dtype=torch.float32, device=device())
+        return ((self.network.decode(latents / SCALE).sample + 1) / 2).clamp(0, 1).cpu().numpy()
+
+
+def _load(source: str | Path) -> AutoencoderKL:
+    folder = Path(source)
+    if folder.is_file():
+        raise UserError(f"{source}: is a file; expected {_EXPECTED}")
+    subfolder = None if (folder / "config.json").is_file() else "vae"
+    where = folder / (subfolder or "") if folder.is_dir() else f"{source} (subfolder vae)"
+    try:
+        with _quiet():
+            config = AutoencoderKL.load_config(str(source), subfolder=subfolder)
+            _check(config, where)
+            network, report = AutoencoderKL.from_pretrained(
+                str(source), subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True,
+                low_cpu_mem_usage=False, ignore_mismatched_sizes=True)  # so that what differs is told, by key
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError) as error:
+        raise UserError(f"{where}: cannot be read ({one_line(error)}); expected {_EXPECTED}") from error
+    for key, found, wanted in report["mismatched_keys"]:
+        raise UserError(f"{where}: weights: {key} has shape {tuple(found)}; expected {tuple(wanted)} by its config.json")
+    for kind, wrong in (("missing", report["missing_keys"]), ("unknown", report["unexpected_keys"])):
+        if wrong:
+            raise UserError(f"{where}: weights: key {sorted(wrong)[0]} is {kind}; expected those of its config.json")
+    return network
+
+
+def _check(config: dict, where: object) -> None:
+    """Other networks' folders look alike, and SDXL's autoencoder even has the same shapes."""
+    for field, wanted in (("_class_name", "AutoencoderKL"), ("scaling_factor", SCALE)):
+        found = config.get(field, wanted if field == "scaling_factor" else None)  # older configs leave the default out
+        if found != wanted:
+            raise UserError(f"{where}: config.json: {field} is {found!r}; expected {wanted!r}, {_EXPECTED}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' own warnings about keys: each becomes an error of one line."""
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before)
