@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import open_clip
 from mindtuner.data import Stimuli
 from mindtuner.encoders.openclip import OpenClipImageEncoder, OpenClipTextEncoder, openclip_towers, resized, token_forward
 from mindtuner.errors import UserError
@@ -399,7 +399,8 @@ def test_published_weights_that_cannot_be_had_say_so(tmp_path, monkeypatch):
         raise FileNotFoundError("Failed to download file (open_clip_pytorch_model.bin)\nLast error: offline")
 
     monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", unreachable)
-    refused("ViT-bigG-14, laion2b_s39b_b160k: the weights cannot be had .*or give a file", "ViT-bigG-14", "laion2b_s39b_b160k")
+    refused("ViT-bigG-14, laion2b_s39b_b160k: the weights cannot be had .*or give a file",
+            "ViT-bigG-14", "laion2b_s39b_b160k")
     refused("hf-hub:nobody/nothing: no open_clip_config.json can be read", "hf-hub:nobody/nothing")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(open_clip.pretrained.urllib.request, "urlopen", unreachable)

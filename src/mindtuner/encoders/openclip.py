@@ -98,11 +98,10 @@ class OpenClipImageEncoder:
         if images.dtype == torch.uint8:
             images = resized(images, self.preprocess, self.preprocess["fill_color"]).float() / 255
         else:
-            images = images.float()
+            images = images.float()  # half has too few digits to resample
             if len(images) and not (-1e-3 <= images.min() and images.max() <= 1 + 1e-3):
                 raise ValueError(f"float images span {images.min():g}..{images.max():g}; expected 0..1")
-            # bicubic overshoots at edges; PIL, which the tower was trained with, cuts that off
-            images = resized(images, self.preprocess, self.preprocess["fill_color"] / 255).clamp(0, 1)
+            images = resized(images, self.preprocess, self.preprocess["fill_color"] / 255)
         if self.image_range == "mindeye2":
             images = (images + 1) / 2
         mean, std = (images.new_tensor(self.preprocess[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -156,7 +155,7 @@ def token_forward(tower: torch.nn.Module, token_norm: str, name: str) -> Callabl
 
 
 def resized(images: torch.Tensor, preprocess: dict, fill: float) -> torch.Tensor:
-    """Images (n, 3, H, W) of any dtype at the tower's size, by the rules of open_clip's evaluation transform.
+    """Images (n, 3, H, W), uint8 or float 0..1, at the tower's size, by the rules of open_clip's evaluation transform.
 
     ``resize_mode``: "squash" forgets the aspect ratio; "shortest" fits the shorter edge and crops the middle; "longest"
     fits the longer edge and pads with ``fill``.
@@ -166,17 +165,21 @@ def resized(images: torch.Tensor, preprocess: dict, fill: float) -> torch.Tensor
     from torchvision.transforms.functional import resize
 
     height, width = preprocess["size"]
-    if images.shape[-2:] == (height, width):
+    have = images.shape[-2:]
+    if have == (height, width):
         return images
-    ratios = images.shape[-2] / height, images.shape[-1] / width
     if preprocess["resize_mode"] == "squash":
-        target = [height, width]
-    elif preprocess["resize_mode"] == "shortest" and height == width:
-        target = [height]  # torchvision's rounding, which the transform uses here
+        high, wide = height, width
+    elif preprocess["resize_mode"] == "shortest" and height == width:  # rounded down here, as torchvision does it
+        high, wide = (int(height * side / min(have)) for side in have)
     else:
-        ratio = max(ratios) if preprocess["resize_mode"] == "longest" else min(ratios)
-        target = [round(side / ratio) for side in images.shape[-2:]]
-    images = resize(images, target, InterpolationMode(preprocess["interpolation"]), antialias=True)
+        choose = max if preprocess["resize_mode"] == "longest" else min
+        ratio = choose(have[0] / height, have[1] / width)
+        high, wide = (round(side / ratio) for side in have)
+    # Across, then down, with what overshoots cut off after each, as PIL does it: white next to black stays white.
+    white = 255 if images.dtype == torch.uint8 else 1
+    for target in ([have[0], wide], [high, wide]):
+        images = resize(images, target, InterpolationMode(preprocess["interpolation"]), antialias=True).clamp(0, white)
     return center_crop_or_pad(images, [height, width], fill=fill)
 
 
