@@ -361,7 +361,7 @@ def test_weights_of_another_model_are_refused(plain, tmp_path):
             tmp_path / "larger" / "open_clip_model.safetensors")
     refused(r"does not fit .*visual.positional_embedding is \(17, 32\), not \(37, 32\)", larger, changed("same.safetensors"))
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2)}, tmp_path / "unclip.safetensors")
-    refused(r"unclip.*visual.* is missing; model.diffusion_model.* is unknown", plain, tmp_path / "unclip.safetensors")
+    refused(r"unclip.*positional_embedding is missing; model.diffusion_model.* is unknown", plain, tmp_path / "unclip.safetensors")
     broken = {key: torch.full_like(value, float("nan")) for key, value in weights.items()}
     save_file(broken, tmp_path / "nan.safetensors")
     refused("not finite in float32; expected sound weights", plain, tmp_path / "nan.safetensors")
@@ -404,7 +404,8 @@ def test_published_weights_that_cannot_be_had_say_so(tmp_path, monkeypatch):
     refused("hf-hub:nobody/nothing: no open_clip_config.json can be read", "hf-hub:nobody/nothing")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(open_clip.pretrained.urllib.request, "urlopen", unreachable)
-    refused("the weights cannot be had .*HF_HUB_OFFLINE is set", "RN50", "yfcc15m")
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED["ViT-bigG-14"], "elsewhere", {"url": "https://example.org/a.pt"})
+    refused("the weights cannot be had .*HF_HUB_OFFLINE is set", "ViT-bigG-14", "elsewhere")
 
 
 def test_published_weights_bring_their_own_preparation(plain, tmp_path, monkeypatch):
