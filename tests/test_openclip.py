@@ -109,7 +109,7 @@ def test_a_final_norm_after_pooling_leaves_tokens_without_norm(pool_type, tmp_pa
     images = pictures()
     model, batch = their_input(name, images)
     model.visual.output_tokens = True
-    last_block, _ = model.visual.transformer.resblocks[-1], model
+    last_block = model.visual.transformer.resblocks[-1]
     seen = []
     handle = last_block.register_forward_hook(lambda _, given, output: seen.append(output))
     with torch.no_grad():
@@ -361,7 +361,8 @@ def test_weights_of_another_model_are_refused(plain, tmp_path):
             tmp_path / "larger" / "open_clip_model.safetensors")
     refused(r"does not fit .*visual.positional_embedding is \(17, 32\), not \(37, 32\)", larger, changed("same.safetensors"))
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2)}, tmp_path / "unclip.safetensors")
-    refused(r"unclip.*positional_embedding is missing; model.diffusion_model.* is unknown", plain, tmp_path / "unclip.safetensors")
+    refused(r"unclip.*positional_embedding is missing; model.diffusion_model.* is unknown", plain,
+            tmp_path / "unclip.safetensors")
     broken = {key: torch.full_like(value, float("nan")) for key, value in weights.items()}
     save_file(broken, tmp_path / "nan.safetensors")
     refused("not finite in float32; expected sound weights", plain, tmp_path / "nan.safetensors")
