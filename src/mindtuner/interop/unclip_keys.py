@@ -117,14 +117,14 @@ def read_unet(weights: Weights, where: Path) -> dict:
 def read_vae(weights: Weights, where: Path) -> dict:
     """The arguments of ``AutoencoderKL``."""
     encoder = VAE + "encoder."
-    levels = 1 + max(numbers(weights, re.escape(encoder) + r"down\.(\d+)\."), default=-1)
+    levels = 1 + max(numbers(weights, re.escape(encoder) + r"down\.(\d+)\."), default=0)
     channels = tuple(shape(weights, f"{encoder}down.{i}.block.0.conv1.weight", 4, where)[0] for i in range(levels))
     return {
         "in_channels": shape(weights, encoder + "conv_in.weight", 4, where)[1],
         "out_channels": shape(weights, VAE + "decoder.conv_out.weight", 4, where)[0],
         "latent_channels": shape(weights, VAE + "post_quant_conv.weight", 4, where)[1],
         "block_out_channels": channels,
-        "layers_per_block": 1 + max(numbers(weights, re.escape(encoder) + r"down\.0\.block\.(\d+)\."), default=-1),
+        "layers_per_block": 1 + max(numbers(weights, re.escape(encoder) + r"down\.0\.block\.(\d+)\."), default=0),
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "sample_size": SIDE,
