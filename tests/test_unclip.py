@@ -133,7 +133,8 @@ def test_a_missing_key_is_refused(weights, tmp_path):
         "middle_block.1.transformer_blocks.1.ff.net.0.proj.bias", "label_emb.0.0.weight", "out.2.weight", "time_embed.2.bias",
         "input_blocks.0.0.bias", "output_blocks.1.2.conv.weight", "input_blocks.1.1.proj_in.weight",
         "output_blocks.3.0.skip_connection.weight"]
-    of_vae = ["quant_conv.bias", "encoder.mid.attn_1.q.weight", "decoder.up.0.block.0.nin_shortcut.bias", "encoder.conv_in.weight"]
+    of_vae = [
+        "quant_conv.bias", "encoder.mid.attn_1.q.weight", "decoder.up.0.block.0.nin_shortcut.bias", "encoder.conv_in.weight"]
     for key in [UNET + key for key in named] + [VAE + key for key in of_vae]:
         with pytest.raises(UserError, match=key.replace(".", r"\.") + " is missing"):
             match_keys({k: t for k, t in weights.items() if k != key}, tmp_path)

@@ -1,7 +1,7 @@
 """The released unCLIP checkpoint of MindEye2 -> a folder that diffusers reads: UNet, autoencoder, scheduler.
 
 The checkpoint (a Lightning .ckpt of Stability's ``sgm``, about 18 GB) stays mapped on disk; each tensor goes from
-there straight into its place in the new files, so that no second copy, nor even a first, is held in memory.
+there straight into its place in the new files, so that memory never holds two copies of it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def write_part(folder: Path, module: ModelMixin, names: dict[str, str], weights:
     folder.mkdir(parents=True)
     module.save_config(folder)
     shapes = module.state_dict()
-    write_safetensors(folder / WEIGHTS, {ours: weights[key].view(shapes[ours].shape) for ours, key in names.items()})
+    write_safetensors(folder / WEIGHTS, {ours: weights[key].reshape(shapes[ours].shape) for ours, key in names.items()})
 
 
 def write_safetensors(path: Path, tensors: Weights) -> None:
