@@ -3,6 +3,7 @@
 mindeye2: a released MindEye2 checkpoint becomes a base that equals it and that a new subject can be tuned on.
 mosaic: MOSAIC's subject files become a dataset in the files of a lab's own scans, which every other verb reads.
 nsd: NSD's files as its authors publish them become a dataset that every other verb reads.
+unclip: the released unCLIP checkpoint becomes a folder that diffusers reads, and that paints pictures from tokens.
 """
 
 from __future__ import annotations
@@ -88,6 +89,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     nsd.add_argument("--force", action="store_true", help="replace what is in OUT")
     nsd.set_defaults(convert=run_nsd)
+    unclip = kinds.add_parser(
+        "unclip",
+        help="the released unCLIP checkpoint -> a generator",
+        description="Write the generator of a released unCLIP checkpoint as a folder of diffusers: UNet, autoencoder, "
+        "scheduler (see docs/full-size.md).",
+    )
+    unclip.add_argument("checkpoint", type=Path, metavar="CKPT", help=".ckpt with state_dict")
+    unclip.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
+    unclip.set_defaults(convert=run_unclip)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -143,6 +153,17 @@ def run_nsd(options: argparse.Namespace) -> None:
     from mindtuner.data.layouts.convert_nsd import convert_nsd
 
     convert_nsd(options.root, options.out, subjects, options.captions, options.force)
+    print(options.out)
+
+
+def run_unclip(options: argparse.Namespace) -> None:
+    from mindtuner.interop.unclip import convert_unclip
+
+    card = convert_unclip(options.checkpoint, options.out)
+    weights, dropped = card["weights"], card["dropped"]
+    print(f"read: {card['checkpoint']}; tokens {card['token_width']} wide")
+    print(f"written: {weights['unet']:,} weights of the UNet, {weights['vae']:,} of the autoencoder")
+    print(f"dropped: {dropped['conditioner']:,} weights (conditioner.*): {dropped['why']}")
     print(options.out)
 
 

@@ -58,7 +58,16 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], str]:
         return _read_zero(folder)
     if path.name.endswith((MODEL, PARTITION)):
         return _read_zero(path.parent)
-    return _tensors(_field(_load(path), "model_state_dict", path), "model_state_dict", path), path.name
+    return read_state_dict(path, "model_state_dict"), path.name
+
+
+def read_state_dict(path: str | Path, field: str) -> dict[str, torch.Tensor]:
+    """The tensors by name in ``field`` of a torch file, mapped from disk where its format allows it.
+
+    Raises UserError where the file is cut short or holds code, or the field is missing or no state dict.
+    """
+    path = Path(path)
+    return _tensors(_field(_load(path), field, path), field, path)
 
 
 def _load(path: Path) -> dict:
@@ -82,7 +91,7 @@ def _load(path: Path) -> dict:
             raise UserError(f"{path}: not a checkpoint; expected a file that torch.save wrote") from error
         raise UserError(
             f"{path}: holds Python code ({code[1]}), which is never run; expected tensors and plain "
-            "containers"
+            "containers (docs/full-size.md says how to get them out of a file that you trust)"
         ) from error
     except _DAMAGED as error:
         raise UserError(
