@@ -92,7 +92,7 @@ class GitCaptioner:
         if given != wanted:
             raise UserError(f"{converter}: makes {given[0]} tokens of width {given[1]}; expected {wanted[0]} of {wanted[1]}, "
                             f"the image tokens of {source}")
-        self.model.git.image_encoder = TokensAsImage()  # its own tower, two thirds of the weights, is not needed
+        self.model.git.image_encoder = TokensAsImage()  # its own tower, most of the weights, is not needed
         self.model.to(self.where)
         self.converter.to(self.where)
 
@@ -101,12 +101,13 @@ class GitCaptioner:
         """Image tokens (n, T, D), as predicted -> n captions. Raises UserError where T or D are not the converter's."""
         expected = (self.converter.linear1.in_features, self.converter.linear2.in_features)
         if tokens.ndim != 3 or tokens.shape[1:] != expected:
-            raise UserError(f"tokens: have shape {tokens.shape}; expected (n, {expected[0]}, {expected[1]}), what the caption "
-                            "converter was made for")
+            raise UserError(f"tokens: have shape {tokens.shape}; expected (n, {expected[0]}, {expected[1]}), what the "
+                            "caption converter was made for")
         written = []
         for start in progress(range(0, len(tokens), self.batch), title, unit="batch"):
             part = torch.as_tensor(tokens[start:start + self.batch], dtype=torch.float32, device=self.where)
             features = self.converter(part).to(self.model.dtype)
-            words = self.model.generate(pixel_values=features.unsqueeze(1), max_length=MAX_LENGTH, do_sample=False, num_beams=1)
+            words = self.model.generate(pixel_values=features.unsqueeze(1), max_length=MAX_LENGTH, do_sample=False,
+                                        num_beams=1)
             written += [text.strip() for text in self.tokenizer.batch_decode(words, skip_special_tokens=True)]
         return written

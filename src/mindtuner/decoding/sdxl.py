@@ -153,4 +153,4 @@ def _check_widths(folder: Path) -> None:
     joined = 6 * (unet.get("addition_time_embed_dim") or 0) + towers[1].get("projection_dim", 0)
     if unet.get("projection_class_embeddings_input_dim") != joined:
         raise UserError(f"{folder / 'unet' / 'config.json'}: projection_class_embeddings_input_dim is "
-                        f"{unet.get('projection_class_embeddings_input_dim')}; expected {joined}, six sizes and a pooled text")
+                        f"{unet.get('projection_class_embeddings_input_dim')}; expected {joined}, six sizes and a text")
