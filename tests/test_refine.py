@@ -146,15 +146,6 @@ def test_any_subset_reproduces(folder, pictures):
     assert SdxlRefiner(folder, SHORT, seed=4, where="cpu").correct(pictures[:0], [], IMAGES[:0]).shape == (0, 3, 16, 16)
 
 
-def test_offloaded_layers_paint_the_same(folder, pictures):
-    """The offload itself, with the CPU in the GPU's place: each layer comes from where weights wait, and goes back."""
-    refiner = SdxlRefiner(folder, SHORT, seed=4, where="cpu")
-    refiner.pipeline.enable_sequential_cpu_offload(device="cpu")
-    assert next(refiner.pipeline.unet.parameters()).device.type == "meta"
-    painted = refiner.correct(pictures[:1], PROMPTS[:1], IMAGES[:1])
-    np.testing.assert_allclose(painted, refined(folder, pictures, rows=slice(1)), atol=1e-6)
-
-
 def test_guidance_pushes_away_from_the_negative_prompt(folder, pictures):
     def paint(guidance, prompt, negative):
         config = DecodeConfig(1, 20, 1, 2, 0.5, guidance)
