@@ -2,17 +2,28 @@
 
 FINGERPRINT is a run of mindtuner tune (its method mindtuner), or one of the files there. Trials that show the same image are
 averaged. Writes into OUT predictions.safetensors (images, backbone_tokens, retrieval_tokens, latents, text; a row an image),
-words.json (the caption of a training image that is nearest to each) and, with --pictures, pictures/IMAGE.png, for which
-the towers look at the stimuli where the cache does not hold that yet.
+words.json (the caption of a training image that is nearest to each) and, with --pictures or --only, pictures/IMAGE.png, for
+which the towers look at the stimuli where the cache does not hold that yet. The same command goes on where an earlier one was
+stopped; with another --pictures or --only it adds pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mindtuner.cli import steps
+from mindtuner.cli import painters, steps
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mindtuner.decoding.decoder import Decoder, Predictions
+    from mindtuner.decoding.painter import Painter
+    from mindtuner.decoding.words import TextBank
 
 TRIALS = ("test", "train", "all")
 
@@ -24,28 +35,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, metavar="BASE",
                         help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)")
     parser.add_argument("--trials", choices=TRIALS, default="test", help="which trials (default test)")
-    parser.add_argument("--pictures", type=int, default=0, metavar="N",
-                        help="paint N of the images, evenly spaced (default 0: none)")
-    steps.add_towers(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--pictures", type=int, default=0, metavar="N",
+                       help="paint N of the images, evenly spaced (default 0: none)")
+    which.add_argument("--only", metavar="N,M,...", help="paint these images, by the numbers of their stimuli")
+    parser.add_argument("--stages", action="store_true", help="keep each stage of the pictures, in pictures/STAGE/IMAGE.png")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
+    painters.add_arguments(parser)
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
 
 
 def run(options: argparse.Namespace) -> None:
+    from mindtuner.errors import UserError
+
+    if options.pictures < 0:
+        raise UserError(f"--pictures is {options.pictures}; expected 0 or more")
+    wanted = _numbers(options.only)
+    painters.check_options(options)
+
     import numpy as np
 
     from mindtuner.cli import story, tuned
     from mindtuner.config import DecodeConfig
     from mindtuner.data import load
-    from mindtuner.decoding.compact import CompactGenerator
     from mindtuner.decoding.decoder import Decoder
-    from mindtuner.decoding.recall import recall
-    from mindtuner.encoders.compact import CompactTextEncoder
-    from mindtuner.errors import UserError
-    from mindtuner.files import claim_folder, write_json, write_text
+    from mindtuner.files import write_json
     from mindtuner.training import load_network, read_card, subject_name
 
-    if options.pictures < 0:
-        raise UserError(f"--pictures is {options.pictures}; expected 0 or more")
     path = options.fingerprint / tuned.FILES["mindtuner"] if options.fingerprint.is_dir() else options.fingerprint
     card = read_card(path)
     if "subject" not in card or "config" not in card:
@@ -58,43 +74,136 @@ def run(options: argparse.Namespace) -> None:
     trials = {"test": subject.test, "train": subject.train, "all": subject.trials}[options.trials]
     if len(trials) == 0:
         raise UserError(f"{subject.where}: subject {number} has no {options.trials} trial; expected at least one")
+    images = np.unique(trials.stimulus)
+    shown = story.evenly(len(images), options.pictures) if wanted is None else _positions(images, wanted, options.trials)
     network = tuned.load_tuned(path, load_network(base), subject)
-    if options.pictures:
-        steps.check_towers(network.config, base)
     config, seed = DecodeConfig(**card["config"]["decode"]), card["config"]["seed"]
-    generator = CompactGenerator(config, seed, options.generator)
-    claim_folder(options.out, options.force)
-    command = steps.command_of("decode", options.fingerprint, options.data, options.out, "--base", base,
-                               "--trials", options.trials, "--pictures", options.pictures)
-    write_text(options.out / steps.SETTINGS, f"# {command}\n{json.dumps(card['config'], indent=2)}\n")  # JSON is YAML
+    speech = painters.Speech(card, read_card(base), base)
+    if len(shown) and options.generator != painters.SDXL:
+        steps.check_towers(network.config, base)
+    texts = painters.text_encoder(options, network, speech)
+    batch = options.batch or _automatic_batch()
+    generator = painters.painter(options, config, seed, network, speech, texts, batch)
+    steps.claim(options.out, _settings(options, base, card, path, generator), options.force)
     watch = steps.Stopwatch()
     with watch.stage("decode"):
         decoder = Decoder(network, subject_name(number), config, seed)
         found = decoder.predict(subject.betas(trials.row), trials.stimulus)
     with watch.stage("words"):
-        bank = story.training_bank(dataset, CompactTextEncoder())
+        bank = story.training_bank(dataset, texts)
         nearest = bank.nearest(found.text) if bank.captions else None
     _save(options.out / "predictions.safetensors", found)
     write_json(options.out / "words.json", {"subject": number, "trials": options.trials, "images": [
         {"image": int(image), "seen": list(dataset.stimuli.captions[image]),
          "retrieved": None if nearest is None else bank.captions[nearest[k]]} for k, image in enumerate(found.images)]})
-    if options.pictures:
-        shown = story.evenly(len(found.images), options.pictures)
+    if len(shown):
         with watch.stage("embed"):
-            caches = steps.gather(dataset, options.cache, generator).caches
+            training = _training_tokens(options, dataset, generator, speech, config.neighbours)
         with watch.stage("paint"):
-            training = np.asarray(caches["tokens"][np.flatnonzero(~dataset.stimuli.is_shared)])
-            tokens = recall(decoder.image_tokens(found.backbone_tokens[shown]), training, config.neighbours)
-            latents = None if found.latents is None else found.latents[shown]
-            painted = story.paint(tokens, found.text[shown], latents, found.images[shown], generator, bank, "pictures")
-        _save_pictures(options.out / "pictures", found.images[shown], list(painted["stages"].values())[-1])
-    print(f"\n{options.out}: {len(np.unique(trials.stimulus))} images from {len(trials)} {options.trials} trials of subject "
-          f"{number}")
+            painted = paint_missing(options.out / "pictures", found, shown, decoder, generator, bank, training, batch,
+                                    options.stages)
+        print(f"{options.out / 'pictures'}: {painted} painted, {len(shown) - painted} were there")
+    print(f"\n{options.out}: {len(images)} images from {len(trials)} {options.trials} trials of subject {number}")
 
 
-def _save(path: Path, found) -> None:
-    import dataclasses
+def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: Decoder, generator: Painter, bank: TextBank,
+                  training: np.ndarray, batch: int, keep_stages: bool) -> int:
+    """Paint the images at the positions ``shown`` of ``found`` that ``folder`` lacks, and return how many that were.
 
+    Each is written when it is there, its IMAGE.png last. Batches are cut as if all were missing, so that a run that goes on
+    paints them in the same company.
+    """
+    import numpy as np
+
+    from mindtuner.cli import story
+    from mindtuner.decoding.painter import main_picture
+    from mindtuner.decoding.recall import recall
+    from mindtuner.files import write_text
+    from mindtuner.runtime import progress
+
+    groups = [shown[start:start + batch] for start in range(0, len(shown), batch)]
+    missing = [group for group in groups if not all(_file(folder, image).exists() for image in found.images[group])]
+    sampled = [decoder.image_tokens(found.backbone_tokens[group], found.images[group]) for group in missing]
+    decoder.network.cpu()  # its part is done, and generators want the room
+    painted = 0
+    for group, drawn in zip(progress(missing, "pictures", len(missing), "batch"), sampled, strict=True):
+        images = found.images[group]
+        tokens = np.concatenate([recall(row[None], training, decoder.config.neighbours) for row in drawn])
+        lowlevel = None if found.latents is None else found.latents[group]
+        said = story.paint(tokens, found.text[group], lowlevel, images, generator, bank, "pictures")
+        write = getattr(generator, "captions", None)
+        captions = None if write is None else write(tokens)
+        for k, image in enumerate(images):
+            if _file(folder, image).exists():
+                continue
+            for stage, pictures in said["stages"].items() if keep_stages else ():
+                _write_picture(_file(folder / stage, image), pictures[k])
+            if captions is not None:
+                write_text(_file(folder, image).with_suffix(".txt"), captions[k] + "\n")
+            _write_picture(_file(folder, image), main_picture(said["stages"])[k])
+            painted += 1
+    return painted
+
+
+def _training_tokens(options: argparse.Namespace, dataset, generator: Painter, speech: painters.Speech,
+                     neighbours: int) -> np.ndarray:
+    """Tokens (m, T, D) of the training images, for ``recall``; none where it asks for none.
+
+    Raises UserError where the cache is of other towers than the network was trained with.
+    """
+    import numpy as np
+
+    from mindtuner.cli import towers
+
+    full_size, cache = options.generator == painters.SDXL, options.cache or dataset.root / "cache"
+    if full_size and neighbours == 0:
+        return np.empty((0, 1, 1), np.float32)  # what the towers say of the images is needed nowhere
+    targets, _ = steps.gather_targets(dataset, cache, None if full_size else generator)
+    towers.check_same(speech.base, speech.path, cache)
+    training = np.flatnonzero(~dataset.stimuli.is_shared if neighbours else np.zeros(len(dataset.stimuli), bool))
+    return np.asarray(targets.tokens[training])
+
+
+def _automatic_batch() -> int:
+    from mindtuner.decoding.full_size import batch_for
+    from mindtuner.runtime import device
+
+    return batch_for(device())
+
+
+def _settings(options: argparse.Namespace, base: Path, card: dict, path: Path, generator: Painter) -> str:
+    """What has to be the same for a run to go on. Which images are painted has not: each is what it is by itself."""
+    command = steps.command_of("decode", options.fingerprint, options.data, options.out, "--base", base, "--trials",
+                               options.trials, *painters.words_of(options))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    facts = {"fingerprint": digest, "generator": generator.identity, "stages": options.stages}
+    return f"# {command}\n# {json.dumps(facts)}\n{json.dumps(card['config'], indent=2)}\n"  # JSON is YAML
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    from mindtuner.errors import UserError
+
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"--only: is {text!r}; expected numbers of stimuli such as 3,14")
+    return [int(part) for part in parts]
+
+
+def _positions(images: np.ndarray, wanted: list[int], trials: str) -> np.ndarray:
+    import numpy as np
+
+    from mindtuner.errors import UserError
+
+    for image in wanted:
+        if image not in images:
+            raise UserError(f"--only: image {image} is not among the {len(images)} that the {trials} trials show; expected "
+                            f"some of {images[0]} ... {images[-1]}")
+    return np.searchsorted(images, sorted(set(wanted)))
+
+
+def _save(path: Path, found: Predictions) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -105,10 +214,13 @@ def _save(path: Path, found) -> None:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}, part)
 
 
-def _save_pictures(folder: Path, images, pictures) -> None:
+def _file(folder: Path, image: int) -> Path:
+    return folder / f"{image:06d}.png"
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
     from mindtuner.evaluation.figure import to_image
     from mindtuner.files import atomic_path
 
-    for image, picture in zip(images, pictures, strict=True):
-        with atomic_path(folder / f"{image:06d}.png") as part:
-            to_image(picture).save(part, "PNG")
+    with atomic_path(path) as part:
+        to_image(picture).save(part, "PNG")

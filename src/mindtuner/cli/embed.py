@@ -9,38 +9,53 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindtuner.cli import painters
+
+if TYPE_CHECKING:
+    from mindtuner.data import Stimuli
+    from mindtuner.encoders.embed import Tower
 
 _NAMES = ("pixels", "tokens", "latents", "features", "features_augmented", "text")
+COMPACT, PAPER = "compact", "paper"
+_WANTS = {"tokens": "clip", "text": "clip", "latents": "vae", "features": "convnext", "features_augmented": "convnext"}
+_OPTIONS = {COMPACT: ("generator",), PAPER: ("clip", "clip_weights", "vae", "convnext", "token_norm", "image_range", "dtype")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("cache", type=Path, metavar="CACHE", help="folder for the caches: new, or one that embed began")
-    parser.add_argument("--only", nargs="+", choices=_NAMES, default=_NAMES, metavar="NAME",
-                        help=f"some of {', '.join(_NAMES)} (default: all); all but text need pixels, which come along")
+    parser.add_argument("--only", nargs="+", choices=_NAMES, metavar="NAME",
+                        help=f"some of {', '.join(_NAMES)} (default: all); all compact ones but text need pixels, which come "
+                        "along, and those of the paper have none")
+    parser.add_argument("--towers", choices=(COMPACT, PAPER), default=COMPACT,
+                        help="those of this package (default), or those of the papers, from files of yours")
     parser.add_argument("--generator", type=Path, metavar="FILE",
                         help="weights of mindtuner train-generator, for latents (default: those that the package ships)")
+    paper = parser.add_argument_group("with --towers paper (see docs/full-size.md)")
+    painters.add_text_tower(paper)
+    paper.add_argument("--token-norm", metavar="WHICH", help="after (default) or before the tower's final norm")
+    paper.add_argument("--image-range", metavar="WHICH",
+                       help="clip (default), or mindeye2, for a base of mindtuner convert mindeye2")
+    paper.add_argument("--vae", metavar="DIR_OR_ID", help="Stable Diffusion's autoencoder, for latents")
+    paper.add_argument("--convnext", type=Path, metavar="FILE", help="VICRegL's full checkpoint, for features")
+    paper.add_argument("--dtype", choices=("float32", "bfloat16"), help="in which --clip computes (default float32)")
 
 
 def run(options: argparse.Namespace) -> None:
     import mindtuner
     from mindtuner.data.cache.processes import processes
-    from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
-    from mindtuner.encoders.embed import compact_towers
     from mindtuner.errors import UserError
 
     if options.cache.exists() and not options.cache.is_dir():
         raise UserError(f"{options.cache}: is a file; expected a folder for the caches")
+    for name in _OPTIONS[COMPACT if options.towers == PAPER else PAPER]:
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: is of other towers; expected it without --towers {options.towers}")
     stimuli = mindtuner.load(options.data).stimuli
     group = processes()
-    chosen = set(options.only)
-    if chosen != {"text"}:
-        chosen.add("pixels")
-    towers = compact_towers(
-        stimuli, options.cache, CompactImageEncoder() if chosen & {"tokens", "features", "features_augmented"} else None,
-        CompactTextEncoder() if "text" in chosen else None,
-        _autoencoder(options.generator) if "latents" in chosen else None)
-    towers = [tower for tower in towers if tower.name in chosen]
+    towers = (_paper_towers if options.towers == PAPER else _compact_towers)(options, stimuli)
     sizes = [tower.size(options.cache, stimuli) for tower in towers]
     if group.index == 0:
         _print_sizes(options.cache, towers, sizes, len(stimuli))
@@ -49,6 +64,50 @@ def run(options: argparse.Namespace) -> None:
         tower.build(options.cache, stimuli)
         if group.index == 0:
             print(f"{options.cache / tower.name}.bin: whole", flush=True)
+
+
+def _compact_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower]:
+    from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
+    from mindtuner.encoders.embed import compact_towers
+
+    chosen = set(options.only or _NAMES)
+    if chosen != {"text"}:
+        chosen.add("pixels")
+    towers = compact_towers(
+        stimuli, options.cache, CompactImageEncoder() if chosen & {"tokens", "features", "features_augmented"} else None,
+        CompactTextEncoder() if "text" in chosen else None,
+        _autoencoder(options.generator) if "latents" in chosen else None)
+    return [tower for tower in towers if tower.name in chosen]
+
+
+def _paper_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower]:
+    import torch
+
+    from mindtuner.encoders.convnext_maps import ConvNextMaps
+    from mindtuner.encoders.low_level import low_level_towers
+    from mindtuner.encoders.openclip import OpenClipImageEncoder, OpenClipTextEncoder, openclip_towers
+    from mindtuner.encoders.sd_vae import StableAutoencoder
+    from mindtuner.errors import UserError
+
+    chosen = set(options.only or _WANTS)
+    for name in sorted(chosen):
+        if name not in _WANTS:
+            raise UserError(f"--only: {name} is not of the paper's towers; expected some of {', '.join(_WANTS)}")
+        if getattr(options, _WANTS[name]) is None:
+            raise UserError(f"--{_WANTS[name]}: is missing; expected it, for {name}")
+    images = texts = autoencoder = maps = None
+    clip, dtype = options.clip and painters.clip_name(options.clip), getattr(torch, options.dtype or "float32")
+    if "tokens" in chosen:
+        images = OpenClipImageEncoder(clip, options.clip_weights, token_norm=options.token_norm or "after",
+                                      image_range=options.image_range or "clip", dtype=dtype)
+    if "text" in chosen:
+        texts = OpenClipTextEncoder(clip, options.clip_weights, dtype=dtype)
+    if "latents" in chosen:
+        autoencoder = StableAutoencoder(options.vae)
+    if chosen & {"features", "features_augmented"}:
+        maps = ConvNextMaps(options.convnext)
+    towers = openclip_towers(stimuli, images, texts) + low_level_towers(stimuli, autoencoder, maps)
+    return [tower for tower in towers if tower.name in chosen]
 
 
 def _autoencoder(path: Path | None):

@@ -25,13 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.cli import story, tuned
+    from mindtuner.cli import story, towers, tuned
     from mindtuner.config import load_config
     from mindtuner.data import load
     from mindtuner.decoding.compact import CompactGenerator
     from mindtuner.errors import UserError
     from mindtuner.files import claim_folder, write_text
-    from mindtuner.training import load_network
+    from mindtuner.training import load_network, read_card
 
     files = {method: options.tuned / name for method, name in tuned.FILES.items() if (options.tuned / name).is_file()}
     settings = options.tuned / steps.SETTINGS
@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
     watch = steps.Stopwatch()
     with watch.stage("embed"):
         materials = steps.gather(dataset, options.cache, generator)
+        towers.check_same(read_card(path), path, options.cache or dataset.root / "cache")
     note = "" if options.generator else story.generator_note(dataset.card)
     page = story.tell(options.out, config, materials, hour, base, networks, watch, " && ".join(filter(None, commands)), note)
     print(f"\nOpen {page}")

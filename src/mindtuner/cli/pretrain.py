@@ -27,17 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.config import load_config
+    from mindtuner.decoding.compact import starting_prior
     from mindtuner.data import load
-    from mindtuner.decoding.compact import CompactGenerator, starting_prior
     from mindtuner.errors import UserError
     from mindtuner.evaluation.results import log_to
 
     name = options.config or "demo"
     config = load_config(name)
     config = config if options.seed is None else dataclasses.replace(config, seed=options.seed)
-    steps.check_towers(config.model, f"config {name}")
-    generator = CompactGenerator(config.decode, config.seed, options.generator)
-    prior = starting_prior(config.model, options.generator)
+    cache = options.cache or options.data / "cache"
+    steps.check_towers(config.model, f"config {name}", cache)
+    generator = steps.compact_generator(cache, config, options.generator)
+    prior = None if generator is None else starting_prior(config.model, options.generator)
     dataset = load(options.data, options.subjects)
     for subject in options.without:
         dataset = dataset.without(subject)
@@ -51,11 +52,11 @@ def run(options: argparse.Namespace) -> None:
     steps.claim(options.run, steps.settings_text(config, command), options.force)
     watch = steps.Stopwatch()
     with watch.stage("embed"):
-        materials = steps.gather(dataset, options.cache, generator)
+        targets, facts = steps.gather_targets(dataset, cache, generator)
     with watch.stage("pretrain"):
         card = {"seed": config.seed, "simulated": dataset.card["simulated"], "zscore": dataset.card["zscore"],
-                "subjects": sorted(dataset.subjects)}
-        steps.pretrained(options.run, dataset, materials.targets, config, log_to(options.run), prior, card)
+                "subjects": sorted(dataset.subjects), **facts}
+        steps.pretrained(options.run, dataset, targets, config, log_to(options.run), prior, card)
     print(f"\n{options.run / steps.BASE}: {len(dataset.subjects)} subject{'s' if len(dataset.subjects) > 1 else ''}")
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mindtuner.cli import towers
 from mindtuner.errors import UserError
 
 if TYPE_CHECKING:  # what is heavy is imported only where it is used
@@ -113,12 +114,13 @@ def refuse_overlap(out: Path, **inputs: Path) -> None:
 
 # ---- data and towers
 
-def check_towers(config: ModelConfig, where: object) -> None:
-    """Raise UserError where a model is not made for the towers' outputs."""
-    for field, wanted in _TOWERS.items():
-        if getattr(config, field) != wanted:
-            raise UserError(f"{where}: model.{field} is {getattr(config, field)}; expected {wanted}, which the towers "
-                            "of this package give (as in demo.yaml)")
+def check_towers(config: ModelConfig, where: object, cache: Path | None = None) -> None:
+    """Raise UserError where a model is not made for the outputs of the towers in use: those of full size whose caches are in
+    ``cache``, else those that this package carries."""
+    if cache is not None and towers.is_full_size(cache):
+        towers.check_sizes(config, where, towers.sizes(cache), f"the towers of {cache}")
+    else:
+        towers.check_sizes(config, where, _TOWERS, "the towers of this package (as in demo.yaml)")
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,26 @@ def gather(dataset: Dataset, cache: Path | None, generator: CompactGenerator) ->
     texts = CompactTextEncoder()
     caches = embed(dataset, cache or dataset.root / "cache", CompactImageEncoder(), texts, generator.autoencoder)
     return Materials(dataset, texts, generator, caches)
+
+
+def compact_generator(cache: Path, config: Config, weights: Path | None) -> CompactGenerator | None:
+    """The package's generator, whose autoencoder is one of its towers; None where ``cache`` is of towers of full size."""
+    from mindtuner.decoding.compact import CompactGenerator
+
+    return None if towers.is_full_size(cache) else CompactGenerator(config.decode, config.seed, weights)
+
+
+def gather_targets(dataset: Dataset, cache: Path, generator: CompactGenerator | None) -> tuple[Targets, dict]:
+    """The targets in ``cache``, and what a card says of them: those of full size that are there, or, with a ``generator``,
+    those of the package's own towers, which run where they have not run yet.
+
+    Raises UserError where the cache is of other stimuli or towers, not whole, or cannot be written.
+    """
+    if generator is None:
+        targets = towers.stored_targets(cache, dataset.stimuli)
+    else:
+        targets = gather(dataset, cache, generator).targets
+    return targets, towers.facts(cache)
 
 
 # ---- the base

@@ -14,10 +14,10 @@ from mindtuner import runtime
 from mindtuner.cli.steps import Materials, Stopwatch
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
-from mindtuner.decoding.compact import CompactGenerator
 from mindtuner.decoding.decoder import Decoder, Predictions
+from mindtuner.decoding.painter import Painter
 from mindtuner.decoding.recall import recall
-from mindtuner.decoding.words import TextBank
+from mindtuner.decoding.words import TextBank, Words
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.errors import UserError
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
@@ -133,7 +133,7 @@ def training_bank(dataset: Dataset, encoder: CompactTextEncoder) -> TextBank:
     return TextBank.of(dataset.stimuli, np.flatnonzero(~dataset.stimuli.is_shared), encoder)
 
 
-def paint_all(decoded: dict[str, dict], generator: CompactGenerator, bank: TextBank,
+def paint_all(decoded: dict[str, dict], generator: Painter, bank: TextBank,
               test: TestSet) -> dict[str, dict]:
     """For each method: ``stages`` (uint8 pictures (p, 3, 128, 128)) and the ``caption`` retrieved for each."""
     images = test.images[test.shown]
@@ -149,22 +149,16 @@ def paint_all(decoded: dict[str, dict], generator: CompactGenerator, bank: TextB
     return painted
 
 
-def paint(tokens: np.ndarray, text: np.ndarray, lowlevel: np.ndarray | None, images: np.ndarray, generator: CompactGenerator,
+def paint(tokens: np.ndarray, text: np.ndarray, lowlevel: np.ndarray | None, images: np.ndarray, generator: Painter,
           bank: TextBank, title: str) -> dict:
-    """Paint n images (ids (n,)) from image tokens (n, T, D) and correct them with the caption nearest to text (n, d).
+    """Paint n images (ids (n,)) from image tokens (n, T, D) and correct them with what the bank says of text (n, d).
 
-    Returns "stages", uint8 (n, 3, 128, 128) of each: lowlevel, where its latents (n, 8, 16, 16) are given, reconstructed,
-    corrected; and "caption", the n that were retrieved. Both of the last are left out where the bank is empty.
+    Returns "stages", uint8 (n, 3, H, W) of each that ``Painter.stages`` gives; and, where the bank is not empty, "caption",
+    the n that were retrieved.
     """
-    latents = generator.generate(tokens, images, f"paint {title}")
-    stages = {} if lowlevel is None else {"lowlevel": to_uint8(generator.pictures(lowlevel))}
-    stages["reconstructed"] = to_uint8(generator.pictures(latents))
-    if not bank.captions:
-        return {"stages": stages}
-    caption = bank.nearest(text)
-    corrected = generator.correct(latents, tokens, bank.embeddings[caption], images, f"correct {title}")
-    stages["corrected"] = to_uint8(generator.pictures(corrected))
-    return {"stages": stages, "caption": [bank.captions[k] for k in caption]}
+    words = Words(text, bank)
+    stages = {stage: to_uint8(pictures) for stage, pictures in generator.stages(tokens, words, lowlevel, images, title).items()}
+    return {"stages": stages, **({"caption": words.captions} if bank.captions else {})}
 
 
 def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int) -> dict[str, MethodScores]:

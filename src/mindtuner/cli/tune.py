@@ -33,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.cli import tuned
+    from mindtuner.cli import towers, tuned
     from mindtuner.config import load_config
     from mindtuner.data import load
-    from mindtuner.decoding.compact import CompactGenerator, starting_prior
+    from mindtuner.decoding.compact import starting_prior
     from mindtuner.errors import UserError
     from mindtuner.evaluation.results import log_to
-    from mindtuner.training import METHODS, load_network, remove_checkpoint, subject_name, tune
+    from mindtuner.training import METHODS, load_network, read_card, remove_checkpoint, subject_name, tune
 
     methods = METHODS if options.all else options.method
     for method in methods:
@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> None:
     name = options.config or (beside if beside.is_file() else "demo")
     config = load_config(name)
     base = load_network(path)
-    steps.check_towers(base.config, path)
+    cache = options.cache or options.data / "cache"
+    steps.check_towers(base.config, path, cache)
     if subject_name(options.subject) in base.ridges:
         raise UserError(f"{path}: knows subject {options.subject} already; expected a base that has not seen it")
     dataset = load(options.data, [options.subject])
@@ -58,20 +59,23 @@ def run(options: argparse.Namespace) -> None:
     hour = dataset.subject(options.subject).sessions(sessions)
     config = dataclasses.replace(config, model=base.config, target_subject=options.subject, tuning_sessions=sessions,
                                  seed=config.seed if options.seed is None else options.seed)
-    generator = CompactGenerator(config.decode, config.seed, options.generator)
-    prior = starting_prior(config.model, options.generator) if "from_scratch" in methods and base.prior is not None else None
+    generator = steps.compact_generator(cache, config, options.generator)
+    scratch = generator is not None and base.prior is not None and "from_scratch" in methods
+    prior = starting_prior(config.model, options.generator) if scratch else None
     steps.refuse_overlap(options.run, DATA=options.data, BASE=path)
     command = steps.command_of("tune", options.base, options.data, options.run, "--subject", options.subject,
                                "--sessions", sessions, "--config", name, "--seed", config.seed)
     steps.claim(options.run, steps.settings_text(config, command), options.force)
     log, watch = log_to(options.run), steps.Stopwatch()
     with watch.stage("embed"):
-        targets = steps.gather(dataset, options.cache, generator).targets
+        targets, facts = steps.gather_targets(dataset, cache, generator)
+        towers.check_same(read_card(path), path, cache)
     for method in methods:
         checkpoint = options.run / f"{method}.checkpoint"
         with watch.stage(method):
             if not (options.run / tuned.FILES[method]).exists():
                 network = tune(base, hour, targets, config, config.seed, method, log, prior=prior, checkpoint=checkpoint)
-                tuned.save_tuned(options.run, method, network, hour, config, path, dataset.card["simulated"])
+                tuned.save_tuned(options.run, method, network, hour, config, path, dataset.card["simulated"],
+                                 facts)
             remove_checkpoint(checkpoint)
     print(f"\n{options.run}: subject {hour.number}, {len(hour.train)} training trials; next: mindtuner evaluate")

@@ -33,10 +33,12 @@ def base_file(given: Path) -> Path:
 
 
 def save_tuned(run: Path, method: str, network: BrainNetwork, hour: Subject, config: Config, base: Path,
-               simulated: bool) -> None:
-    """Write what ``tune`` returned for a method into ``run``, with the way from there to the base in its card."""
+               simulated: bool, facts: dict | None = None) -> None:
+    """Write what ``tune`` returned for a method into ``run``, with the way from there to the base in its card.
+
+    ``facts``: what else the card says, of the towers whose targets it was tuned to."""
     path = run / FILES[method]
-    card = {"method": method, "simulated": simulated, "base_path": os.path.relpath(base.resolve(), run.resolve())}
+    card = {**(facts or {}), "method": method, "simulated": simulated, "base_path": os.path.relpath(base.resolve(), run.resolve())}
     if method not in WHOLE:
         save_fingerprint(path, network, hour, config, card)
         return

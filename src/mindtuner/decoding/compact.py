@@ -9,7 +9,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from mindtuner.config import DecodeConfig, ModelConfig
-from mindtuner.encoders.compact import Autoencoder, load_part, packaged
+from mindtuner.decoding.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED
+from mindtuner.decoding.words import Words
+from mindtuner.encoders.compact import Autoencoder, file_digest, load_part, packaged
 from mindtuner.encoders.patch_autoencoder import CHANNELS
 from mindtuner.model.generator import LATENT_SIDE, CompactDenoiser, noise_schedule
 from mindtuner.model.prior import DiffusionPrior
@@ -45,6 +47,21 @@ class CompactGenerator:
         load_part(self.denoiser, path, "denoiser")
         self.denoiser.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)
         self.config, self.seed = config, seed
+        self.identity = {"generator": "compact", "weights": file_digest(path)}
+
+    def stages(self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray,
+               title: str = "") -> dict[str, np.ndarray]:
+        """As ``painter.Painter`` says: pictures float32 (n, 3, 128, 128) by stage, from latents (n, 8, 16, 16).
+
+        Without a caption in the bank nothing is corrected.
+        """
+        latents = self.generate(tokens, images, f"paint {title}")
+        found = {} if lowlevel is None else {LOWLEVEL: self.pictures(lowlevel)}
+        found[RECONSTRUCTED] = self.pictures(latents)
+        if words.bank.captions:
+            corrected = self.correct(latents, tokens, words.embeddings, images, f"correct {title}")
+            found[CORRECTED] = self.pictures(corrected)
+        return found
 
     def generate(self, tokens: np.ndarray, images: np.ndarray, title: str = "paint") -> np.ndarray:
         """Image tokens (n, T, D) of images ``images`` (n,) -> latents (n, 8, 16, 16), from pure noise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,3 +35,30 @@ class TextBank:
     def nearest(self, text: np.ndarray) -> np.ndarray:
         """Position in the bank of the caption most similar to each text (n, d): int64 (n,)."""
         return (text @ self.embeddings.T).argmax(1)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What brains say in words: text (n, d), and the bank that it is read with.
+
+    It carries all that a generator may correct pictures by: embeddings for one that reads those, texts and captions for one
+    that reads prompts.
+    """
+
+    text: np.ndarray
+    bank: TextBank
+
+    @functools.cached_property
+    def nearest(self) -> np.ndarray:
+        """Position in the bank of each brain's caption, int64 (n,)."""
+        return self.bank.nearest(self.text)
+
+    @property
+    def captions(self) -> list[str]:
+        """The n captions nearest to the texts."""
+        return [self.bank.captions[k] for k in self.nearest]
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """Those captions' embeddings (n, d)."""
+        return self.bank.embeddings[self.nearest]

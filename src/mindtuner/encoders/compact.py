@@ -45,7 +45,7 @@ class CompactImageEncoder:
         tensors = load_file(path)
         self.mean = tensors["mean"].to(device())  # (16, C)
         self.matrix = tensors["matrix"].to(device())  # (C, 128)
-        self.identity = {"encoder": "compact", "trunk": _digest(weights), "projection": _digest(path),
+        self.identity = {"encoder": "compact", "trunk": file_digest(weights), "projection": file_digest(path),
                          "tokens": [TOKENS, WIDTH]}
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class CompactTextEncoder:
         disable_progress_bar()  # it draws one for a load of a moment, even where stderr is no terminal
         folder = get_model_path()
         self.network = SentenceTransformer(str(folder), device=str(device()))
-        self.identity = {"encoder": "all-MiniLM-L6-v2", "weights": _digest(folder / "model.safetensors")}
+        self.identity = {"encoder": "all-MiniLM-L6-v2", "weights": file_digest(folder / "model.safetensors")}
 
     def embed(self, sentences: list[str]) -> np.ndarray:
         """Sentences (n) -> float32 (n, 384), each of unit length; an equal sentence is embedded once."""
@@ -177,5 +177,6 @@ def _as_tensor(images) -> torch.Tensor:
     return images.to(device())
 
 
-def _digest(path) -> str:
+def file_digest(path: str | Path) -> str:
+    """16 hex digits over a file's bytes."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]

@@ -83,12 +83,14 @@ class DiffusionPrior(nn.Module):
         eta: float = 0.0,
         guidance: float = 1.0,
         generator: torch.Generator | None = None,
+        start: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Image tokens (n, T, D) for backbone tokens (n, T, D), by DDIM from pure noise at the last timestep.
 
         ``eta`` 0 is deterministic after the first draw, 1 as noisy as DDPM. ``guidance`` g gives
         ``null + g (prediction - null)``, the null branch with both conditions replaced; at 1 it is not computed.
-        Call it in evaluation mode. Raises ValueError where ``steps`` does not divide 100.
+        ``start`` (n, T, D) is the noise to begin
+        with, drawn from ``generator`` when not given. Call it in evaluation mode. Raises ValueError where ``steps`` does not divide 100.
         """
         if steps < 1 or TIMESTEPS % steps:
             raise ValueError(f"prior steps is {steps}; expected a divisor of {TIMESTEPS}")
@@ -96,7 +98,7 @@ class DiffusionPrior(nn.Module):
         schedule.set_timesteps(steps)
         every = torch.ones(len(brain_tokens), dtype=torch.bool, device=brain_tokens.device)
         shape, device, dtype = brain_tokens.shape, brain_tokens.device, brain_tokens.dtype
-        x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        x = torch.randn(shape, generator=generator, device=device, dtype=dtype) if start is None else start.to(device, dtype)
         for t in schedule.timesteps.tolist():
             timestep = torch.full_like(every, t, dtype=torch.long)
             clean = self(x, timestep, brain_tokens)

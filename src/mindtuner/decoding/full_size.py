@@ -1,0 +1,138 @@
+"""The generator at full size: unCLIP paints from the tokens, SDXL paints again by the words, GIT writes captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mindtuner.config import DecodeConfig
+from mindtuner.decoding.captions import GitCaptioner
+from mindtuner.decoding.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED
+from mindtuner.decoding.pretrained import package, usable_device
+from mindtuner.decoding.prompts import build_prompts
+from mindtuner.decoding.sdxl import SdxlRefiner, blend
+from mindtuner.decoding.unclip import CARD, TRAINED_SIDE, UnclipGenerator
+from mindtuner.decoding.words import TextBank, Words
+from mindtuner.encoders.sd_vae import StableAutoencoder
+from mindtuner.errors import UserError
+from mindtuner.files import read_json
+
+BLENDED = "blended"
+GIB_PER_PICTURE = 6  # of a GPU's free memory for each picture of a batch, a guess on the safe side: nothing was measured
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the pretrained models lie: folders, or, but for ``unclip`` and ``converter``, ids on the hub.
+
+    unclip what ``mindtuner convert unclip`` wrote · sdxl any SDXL base · vae the autoencoder of the low-level latents, if
+    these are to be pictures · captions a GIT, with ``converter`` from the predicted tokens to its own
+    """
+
+    unclip: Path
+    sdxl: str
+    vae: str | None = None
+    captions: str | None = None
+    converter: Path | None = None
+
+
+class FullSizeGenerator:
+    """Paints pictures as the MindTuner paper does: unCLIP from image tokens, then SDXL with the words of the Pivot.
+
+    Parameters
+    ----------
+    config, seed : steps, guidance, and the noise, which depends on the seed and an image's id alone
+    sources : the models
+    conventions : token_norm and image_range of the base whose tokens are painted
+    latent_side : of the base's low-level latents
+    categories : what names kinds of things in prompts, ``prompts.category_bank``
+    dtype : of the large models' weights; autoencoders stay in float32 where they need it
+    offload : layers come to the GPU one by one, for small cards
+    batch : pictures that pass together
+    side : of the pictures, a multiple of 8
+
+    Raises UserError where a model is missing, damaged or another, where the base's conventions are not the generator's, or
+    where device and number format do not go together.
+    """
+
+    def __init__(self, config: DecodeConfig, seed: int, sources: Sources, conventions: dict, latent_side: int,
+                 categories: TextBank, *, dtype: torch.dtype = torch.float32, where: torch.device | str | None = None,
+                 offload: bool = False, batch: int = 1, side: int = TRAINED_SIDE):
+        if (sources.captions is None) != (sources.converter is None):
+            raise UserError("captions: is given without a converter, or a converter without captions; expected both or none")
+        where = usable_device(where, dtype)
+        if offload and where.type == "cpu":
+            raise UserError("offload: is on, but the device is the CPU; expected device cuda, or no offload")
+        check_conventions(sources.unclip, conventions)
+        self.categories = categories
+        self.unclip = UnclipGenerator(config, seed, sources.unclip, conventions["image_range"], side, batch, dtype)
+        if offload:
+            for network in (self.unclip.unet, self.unclip.vae):
+                package("accelerate").cpu_offload(network.to("cpu"), where)
+        self.refiner = SdxlRefiner(sources.sdxl, config, seed, dtype=dtype, where=where, offload=offload, batch=batch)
+        self.autoencoder = None
+        if sources.vae is not None:
+            reduction = 8  # of Stable Diffusion's autoencoders; what the network makes of it is compared below
+            self.autoencoder = StableAutoencoder(sources.vae, latent_side * reduction)
+            if self.autoencoder.shape[1] != latent_side:
+                raise UserError(f"{sources.vae}: makes latents of side {self.autoencoder.shape[1]} of pictures of "
+                                f"{self.autoencoder.side}; expected {latent_side}, as the base has")
+        self.captioner = None
+        if sources.captions is not None:
+            self.captioner = GitCaptioner(sources.captions, sources.converter, dtype=dtype, where=where, batch=batch)
+        self.identity = {"generator": "sdxl", "dtype": str(dtype).removeprefix("torch."), "side": side,
+                         "conventions": {field: conventions[field] for field in ("token_norm", "image_range")},
+                         "unclip": _files_in(sources.unclip), "sdxl": _files_in(Path(sources.sdxl)),
+                         "vae": None if self.autoencoder is None else self.autoencoder.identity,
+                         "captions": sources.captions}
+
+    def stages(self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray,
+               title: str = "") -> dict[str, np.ndarray]:
+        """As ``painter.Painter`` says, with ``blended`` too where there is a low level: .75 corrected and .25 of that.
+
+        Prompts name kinds of things even where the bank has no caption.
+        """
+        found = {}
+        if lowlevel is not None and self.autoencoder is not None:
+            found[LOWLEVEL] = self.autoencoder.decode(lowlevel)
+        found[RECONSTRUCTED] = self.unclip.pictures(self.unclip.generate(tokens, images, f"paint {title}"))
+        prompts = build_prompts(words.text, self.categories, words.bank)
+        found[CORRECTED] = self.refiner.correct(found[RECONSTRUCTED], prompts, images, f"correct {title}")
+        if LOWLEVEL in found:
+            found[BLENDED] = blend(found[CORRECTED], found[LOWLEVEL])
+        return found
+
+    def captions(self, tokens: np.ndarray) -> list[str] | None:
+        """Image tokens (n, T, D) -> n captions; None where no captioner was given."""
+        return None if self.captioner is None else self.captioner.captions(tokens)
+
+
+def check_conventions(folder: Path, conventions: dict) -> None:
+    """Raise UserError where the generator in ``folder`` was trained on tokens of another convention than a base's.
+
+    The token norm must be the same. The image range may be either: ``UnclipGenerator.pictures`` accounts for it.
+    """
+    wanted = read_json(folder / CARD).get("conventions")
+    if not isinstance(wanted, dict) or "token_norm" not in wanted:
+        raise UserError(f"{folder / CARD}: conventions.token_norm is missing; expected what 'mindtuner convert unclip' writes")
+    if conventions["token_norm"] != wanted["token_norm"]:
+        raise UserError(f"{folder / CARD}: conventions.token_norm is {wanted['token_norm']!r}; expected "
+                        f"{conventions['token_norm']!r}, on which the base was trained")
+
+
+def batch_for(where: torch.device) -> int:
+    """Pictures to paint together by the memory that is free on a GPU; 1 on a CPU, where more gain nothing."""
+    if where.type != "cuda":
+        return 1
+    free, _ = torch.cuda.mem_get_info(where)
+    return max(1, int(free / 2**30 / GIB_PER_PICTURE))
+
+
+def _files_in(folder: Path) -> dict | str:
+    """Names and sizes of the files in a folder, which tell most models from another without reading 10 GB; a hub id as it is."""
+    if not folder.is_dir():
+        return str(folder)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
