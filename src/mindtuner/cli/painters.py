@@ -26,7 +26,7 @@ _FULL_SIZE = ("unclip", "sdxl", "vae", "captions", "converter", "dtype", "offloa
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generator", default=COMPACT, metavar="WHICH",
-                        help="compact (default), sdxl, or a FILE with weights of mindtuner train-generator for the compact one")
+                        help="compact (default), sdxl, or a FILE of mindtuner train-generator for the compact one")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="where to compute (default: cuda where there is one)")
     parser.add_argument("--batch", type=int, metavar="N",
                         help="pictures painted together (default: by the free memory on cuda, 1 on a CPU)")
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     full = parser.add_argument_group("with --generator sdxl (see docs/full-size.md)")
     full.add_argument("--unclip", type=Path, metavar="DIR", help="folder of mindtuner convert unclip")
     full.add_argument("--sdxl", metavar="DIR_OR_ID", help="an SDXL base in diffusers' format")
-    full.add_argument("--vae", metavar="DIR_OR_ID", help="autoencoder of the low-level latents, for blurry and blended pictures")
+    full.add_argument("--vae", metavar="DIR_OR_ID", help="autoencoder of the low-level latents, to show and blend those")
     full.add_argument("--captions", metavar="DIR_OR_ID", help="a GIT, to write captions; with --converter")
     full.add_argument("--converter", type=Path, metavar="FILE", help="from the base's tokens to GIT's, bigG_to_L_epoch8.pth")
     full.add_argument("--dtype", choices=DTYPES, help="of the large models (default: float16 on cuda, float32 on a CPU)")

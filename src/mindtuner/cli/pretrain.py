@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.config import load_config
-    from mindtuner.decoding.compact import starting_prior
     from mindtuner.data import load
+    from mindtuner.decoding.compact import starting_prior
     from mindtuner.errors import UserError
     from mindtuner.evaluation.results import log_to
 

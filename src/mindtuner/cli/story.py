@@ -157,8 +157,9 @@ def paint(tokens: np.ndarray, text: np.ndarray, lowlevel: np.ndarray | None, ima
     the n that were retrieved.
     """
     words = Words(text, bank)
-    stages = {stage: to_uint8(pictures) for stage, pictures in generator.stages(tokens, words, lowlevel, images, title).items()}
-    return {"stages": stages, **({"caption": words.captions} if bank.captions else {})}
+    stages = generator.stages(tokens, words, lowlevel, images, title)
+    return {"stages": {stage: to_uint8(pictures) for stage, pictures in stages.items()},
+            **({"caption": words.captions} if bank.captions else {})}
 
 
 def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int) -> dict[str, MethodScores]:

@@ -74,8 +74,8 @@ def conventions_of(card: dict, where: object) -> dict[str, str]:
     """token_norm and image_range of the tokens that a base speaks. Raises UserError where its card does not say."""
     found = card.get("conventions")
     if not isinstance(found, dict) or not all(isinstance(found.get(field), str) for field in CONVENTIONS):
-        raise UserError(f"{where}: card has no conventions; expected token_norm and image_range, as a base has that was trained "
-                        "on a cache of embed --towers paper, or converted from a MindEye2 checkpoint")
+        raise UserError(f"{where}: card has no conventions; expected token_norm and image_range, as a base has that was "
+                        "trained on a cache of embed --towers paper, or converted from a MindEye2 checkpoint")
     return {field: found[field] for field in CONVENTIONS}
 
 
@@ -102,8 +102,8 @@ def check_identity(found: dict, wanted: dict, what: object, where: object) -> No
     """Raise UserError naming the first field in which a tower is not the one that ``where`` was trained with."""
     for field in sorted(set(found) | set(wanted)):
         if field not in _HOW and found.get(field) != wanted.get(field):
-            raise UserError(f"{what}: {field} is {found.get(field)!r}; expected {wanted.get(field)!r}, as {where} was trained "
-                            "with")
+            raise UserError(f"{what}: {field} is {found.get(field)!r}; expected {wanted.get(field)!r}, with which {where} "
+                            "was trained")
 
 
 def _identity(seal: Path) -> dict:

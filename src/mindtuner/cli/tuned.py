@@ -38,7 +38,8 @@ def save_tuned(run: Path, method: str, network: BrainNetwork, hour: Subject, con
 
     ``facts``: what else the card says, of the towers whose targets it was tuned to."""
     path = run / FILES[method]
-    card = {**(facts or {}), "method": method, "simulated": simulated, "base_path": os.path.relpath(base.resolve(), run.resolve())}
+    card = {**(facts or {}), "method": method, "simulated": simulated,
+            "base_path": os.path.relpath(base.resolve(), run.resolve())}
     if method not in WHOLE:
         save_fingerprint(path, network, hour, config, card)
         return

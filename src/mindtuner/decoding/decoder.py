@@ -97,9 +97,9 @@ class Decoder:
         """Backbone tokens (n, T, D) -> image tokens (n, T, D): a sample of the prior, seeded, or with one
         step the tokens to expect. All subjects share the prior, so their tokens can be joined.
 
-        With the images' ids ``images`` (n,) each image has noise of its own, drawn on the CPU, and passes the prior by itself:
-        any subset gets the same tokens, to the bit. Without them one stream of noise runs through all rows, and they pass
-        together. Raises UserError where the network has no prior."""
+        With the images' ids ``images`` (n,) each image has noise of its own, drawn on the CPU, and passes the prior by
+        itself: any subset gets the same tokens, to the bit. Without them one stream of noise runs through all rows, and
+        they pass together. Raises UserError where the network has no prior."""
         if self.network.prior is None:
             raise UserError("network: has no prior; expected one that has, to paint from")
         tokens = torch.as_tensor(backbone_tokens, dtype=torch.float32, device=device())

@@ -117,7 +117,8 @@ def check_conventions(folder: Path, conventions: dict) -> None:
     """
     wanted = read_json(folder / CARD).get("conventions")
     if not isinstance(wanted, dict) or "token_norm" not in wanted:
-        raise UserError(f"{folder / CARD}: conventions.token_norm is missing; expected what 'mindtuner convert unclip' writes")
+        raise UserError(f"{folder / CARD}: conventions.token_norm is missing; expected a folder of 'mindtuner convert "
+                        "unclip'")
     if conventions["token_norm"] != wanted["token_norm"]:
         raise UserError(f"{folder / CARD}: conventions.token_norm is {wanted['token_norm']!r}; expected "
                         f"{conventions['token_norm']!r}, on which the base was trained")
@@ -132,7 +133,7 @@ def batch_for(where: torch.device) -> int:
 
 
 def _files_in(folder: Path) -> dict | str:
-    """Names and sizes of the files in a folder, which tell most models from another without reading 10 GB; a hub id as it is."""
+    """Names and sizes of the files in a folder, which tell most models apart without reading 10 GB; a hub id as it is."""
     if not folder.is_dir():
         return str(folder)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}

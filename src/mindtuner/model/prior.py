@@ -90,7 +90,9 @@ class DiffusionPrior(nn.Module):
         ``eta`` 0 is deterministic after the first draw, 1 as noisy as DDPM. ``guidance`` g gives
         ``null + g (prediction - null)``, the null branch with both conditions replaced; at 1 it is not computed.
         ``start`` (n, T, D) is the noise to begin
-        with, drawn from ``generator`` when not given. Call it in evaluation mode. Raises ValueError where ``steps`` does not divide 100.
+        with, drawn from ``generator`` when not given. Call it in evaluation mode.
+
+        Raises ValueError where ``steps`` does not divide 100.
         """
         if steps < 1 or TIMESTEPS % steps:
             raise ValueError(f"prior steps is {steps}; expected a divisor of {TIMESTEPS}")

@@ -1,0 +1,296 @@
+"""From data to pictures at full size, through the command line, on tiny random models in the formats of the published ones."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.numpy import load_file
+from test_captions import folder as git_folder  # noqa: F401
+from test_cli import refused
+from test_openclip import TEXT, VISION, save_model
+from test_refine import folder as sdxl_folder  # noqa: F401
+from test_unclip import SMALL, save
+from test_unclip import parity as unclip_parity
+
+from mindtuner.cli import main
+from mindtuner.config import as_dict, load_config
+from mindtuner.data import load
+from mindtuner.decoding.decoder import Decoder
+from mindtuner.decoding.full_size import FullSizeGenerator, batch_for
+from mindtuner.decoding.prompts import build_prompts, category_bank
+from mindtuner.decoding.sdxl import SdxlRefiner, blend
+from mindtuner.decoding.unclip import UnclipGenerator
+from mindtuner.decoding.words import TextBank
+from mindtuner.encoders.openclip import OpenClipTextEncoder
+from mindtuner.encoders.sd_vae import StableAutoencoder
+from mindtuner.files import read_json, write_json
+from mindtuner.interop.unclip import convert_unclip
+from mindtuner.training import load_fingerprint, load_network, read_card
+
+_SPEC = importlib.util.spec_from_file_location(
+    "parity_convnext", Path(__file__).parents[1] / "benchmarks" / "parity" / "convnext.py")
+convnext_parity = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(convnext_parity)
+
+SIDE, TOKENS, WIDTH, TEXT_WIDTH, FEATURES = 16, 16, 40, 24, 10
+STAGES = ("lowlevel", "reconstructed", "corrected", "blended")
+
+
+def call(*words):
+    return main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, sdxl_folder, git_folder):  # noqa: F811
+    """The files that a user would have, in small."""
+    from diffusers import AutoencoderKL
+
+    root = tmp_path_factory.mktemp("models")
+    save_model(root / "clip", vision_cfg={**VISION, "width": WIDTH, "head_width": 20}, text_cfg=TEXT)
+    torch.manual_seed(1)
+    AutoencoderKL(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, norm_num_groups=2,
+                  block_out_channels=[4, 4, 8, 8], layers_per_block=1).save_pretrained(root / "sd" / "vae")
+    convnext_parity.write_checkpoint(root / "convnext.pth", convnext_parity.read_fixture()[0])
+    convert_unclip(save(root / "unclip.ckpt", unclip_parity.read_fixture(SMALL)[0]), root / "unclip")
+    source = torch.Generator().manual_seed(1)
+    shapes = {"linear1.weight": (5, TOKENS), "linear1.bias": (5,), "linear2.weight": (8, WIDTH), "linear2.bias": (8,)}
+    torch.save({"model_state_dict": {name: torch.randn(shape, generator=source) for name, shape in shapes.items()}},
+               root / "bigG_to_L.pth")
+    return SimpleNamespace(root=root, clip=root / "clip", vae=root / "sd", convnext=root / "convnext.pth",
+                           unclip=root / "unclip", sdxl=sdxl_folder, git=git_folder, converter=root / "bigG_to_L.pth")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, simulated, models):
+    """A cache of the paper's towers, a base of subject 2 on it, and subject 1 tuned."""
+    root = tmp_path_factory.mktemp("lab")
+    cache, base, tuned, config = root / "cache", root / "base", root / "tuned", root / "tiny.yaml"
+    quick = load_config("quick")
+    fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8, dtype="float32")
+    model = dataclasses.replace(
+        quick.model, hidden=16, blocks=1, tokens=TOKENS, width=WIDTH, text_width=TEXT_WIDTH, prior_depth=1, prior_heads=2,
+        prior_head_dim=16, latent_channels=4, latent_side=28, lowlevel_channels=(8, 4), lowlevel_side=7, feature_positions=49,
+        feature_width=FEATURES)
+    decode = dataclasses.replace(quick.decode, prior_steps=2, generator_steps=2, refine_steps=1, refine_start=0.5,
+                                 neighbours=0)
+    tiny = dataclasses.replace(quick, pretrain=fit, tune=fit, pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
+                               model=model, decode=decode)
+    config.write_text(yaml.safe_dump(as_dict(tiny)))
+    paper = ("--towers", "paper", "--clip", models.clip, "--vae", models.vae, "--convnext", models.convnext)
+    assert call("embed", simulated, cache, *paper) == 0
+    assert call("pretrain", simulated, base, "--without", 1, "--config", config, "--cache", cache) == 0
+    assert call("tune", base, simulated, tuned, "--subject", 1, "--method", "mindtuner", "--cache", cache) == 0
+    return SimpleNamespace(root=root, data=simulated, cache=cache, base=base, tuned=tuned, config=config, paper=paper,
+                           decode=decode)
+
+
+@pytest.fixture(scope="module")
+def command(lab, models):
+    """decode as a user types it, but for OUT and which images."""
+    def words(out, *others):
+        return ["decode", lab.tuned, lab.data, out, "--device", "cpu", "--generator", "sdxl", "--unclip", models.unclip,
+                "--sdxl", models.sdxl, "--vae", models.vae, "--clip", models.clip, "--captions", models.git, "--converter",
+                models.converter, "--side", SIDE, "--stages", *others]
+    return words
+
+
+@pytest.fixture(scope="module")
+def decoded(lab, command):
+    out = lab.root / "decoded"
+    assert call(*command(out, "--pictures", 4)) == 0
+    return out
+
+
+def contents(out, only=""):
+    return {path.relative_to(out): path.read_bytes() for path in sorted((out / "pictures").rglob(f"*{only}*"))
+            if path.is_file()}
+
+
+# ---- the chain
+
+def test_the_base_says_what_its_tokens_are(lab, models):
+    seals = {name: read_json(lab.cache / f"{name}.json") for name in ("tokens", "text", "latents", "features")}
+    assert {name: tuple(seal["shape"][1:]) for name, seal in seals.items()} == {
+        "tokens": (TOKENS, WIDTH), "text": (TEXT_WIDTH,), "latents": (4, 28, 28), "features": (49, FEATURES)}
+    for card in (read_card(lab.base / "base.safetensors"), read_card(lab.tuned / "fingerprint.safetensors")):
+        assert card["conventions"] == {"token_norm": "after", "image_range": "clip"}
+        assert all(card["towers"][name] == seal["identity"] for name, seal in seals.items())
+
+
+def test_pictures_are_those_of_the_parts_called_by_hand(lab, models, decoded):
+    dataset = load(lab.data, [1])
+    subject = dataset.subject(1)
+    network = load_fingerprint(lab.tuned / "fingerprint.safetensors", load_network(lab.base / "base.safetensors"), subject)
+    decoder, test = Decoder(network, "subj01", lab.decode, 0), subject.test
+    found = decoder.predict(subject.betas(test.row), test.stimulus)
+    images = sorted(int(path.stem) for path in (decoded / "pictures").glob("*.png"))
+    assert len(images) == 4
+    rows = np.searchsorted(found.images, images)
+    texts = OpenClipTextEncoder(f"local-dir:{models.clip}")
+    bank = TextBank.of(dataset.stimuli, np.flatnonzero(~dataset.stimuli.is_shared), texts)
+    prompts = build_prompts(found.text[rows], category_bank(texts), bank)
+    tokens = decoder.image_tokens(found.backbone_tokens[rows], np.array(images))
+    painter = UnclipGenerator(lab.decode, 0, models.unclip, "clip", SIDE)
+    raw = painter.pictures(painter.generate(tokens, np.array(images)))
+    corrected = SdxlRefiner(models.sdxl, lab.decode, 0, where="cpu").correct(raw, prompts, np.array(images))
+    low = StableAutoencoder(models.vae).decode(found.latents[rows])
+    expected = {"lowlevel": low, "reconstructed": raw, "corrected": corrected, "blended": blend(corrected, low)}
+    for stage, pictures in expected.items():
+        for image, picture in zip(images, pictures, strict=True):
+            shown = np.asarray(Image.open(decoded / "pictures" / stage / f"{image:06d}.png")).transpose(2, 0, 1)
+            np.testing.assert_allclose(shown, picture * 255, atol=0.51)
+    for image in images:
+        folder = decoded / "pictures"
+        assert (folder / f"{image:06d}.png").read_bytes() == (folder / "corrected" / f"{image:06d}.png").read_bytes()
+        assert (folder / f"{image:06d}.txt").read_text().endswith("\n")
+    assert np.ptp(corrected) > 0.1 and np.abs(corrected[0] - corrected[1]).max() > 0.05  # not one grey for all
+
+
+# ---- the same bytes, whatever the way
+
+def test_a_killed_run_goes_on_to_the_same_bytes(lab, command, decoded, tmp_path, monkeypatch):
+    out, real, calls = tmp_path / "out", FullSizeGenerator.stages, []
+
+    def stages(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+    monkeypatch.setattr(FullSizeGenerator, "stages", stages)
+    assert call(*command(out, "--pictures", 4)) == 130
+    there = sorted((out / "pictures").glob("*.png"))
+    times = {path: path.stat().st_mtime_ns for path in there}
+    assert len(there) == 2
+    monkeypatch.setattr("mindtuner.cli.decode._write_picture", stop_at(3))
+    assert call(*command(out, "--pictures", 4)) == 130  # between two stages of a picture
+    monkeypatch.undo()
+    assert call(*command(out, "--pictures", 4)) == 0
+    assert {path: path.stat().st_mtime_ns for path in there} == times  # what was there is not painted again
+    assert contents(out) == contents(decoded)
+    assert not list(out.rglob(".*.part"))
+
+
+def stop_at(number):
+    from mindtuner.cli import decode
+
+    real, calls = decode._write_picture, []
+
+    def write(*arguments):
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        real(*arguments)
+    return write
+
+
+def test_any_subset_gets_the_same_bytes(command, decoded, tmp_path):
+    images = sorted(int(path.stem) for path in (decoded / "pictures").glob("*.png"))
+    for image in (images[2], images[0]):  # one after the other into the same folder, in another order
+        assert call(*command(tmp_path / "out", "--only", image)) == 0
+    assert contents(tmp_path / "out") == {
+        path: content for path, content in contents(decoded).items() if int(path.stem) in (images[0], images[2])}
+    whole, part = (load_file(out / "predictions.safetensors") for out in (decoded, tmp_path / "out"))
+    assert all(np.array_equal(whole[name], part[name]) for name in whole)
+
+
+def test_in_batches_they_look_the_same(command, decoded, tmp_path):
+    assert call(*command(tmp_path / "out", "--pictures", 4, "--batch", 3)) == 0
+    for path in (decoded / "pictures").rglob("*.png"):
+        other = np.asarray(Image.open(tmp_path / "out" / path.relative_to(decoded))).astype(int)
+        assert np.abs(other - np.asarray(Image.open(path))).max() <= 1
+    assert batch_for(torch.device("cpu")) == 1
+
+
+# ---- refused, in one line
+
+def test_a_folder_of_other_settings_is_refused(command, decoded, capsys):
+    before = contents(decoded)
+    refused(capsys, [*command(decoded, "--pictures", 4), "--side", 24], "decoded: holds another run", "--force")
+    refused(capsys, [*command(decoded, "--pictures", 4), "--trials", "train"], "holds another run")
+    assert contents(decoded) == before
+
+
+def test_options_that_do_not_go_together(lab, command, models, tmp_path, capsys):
+    out = tmp_path / "out"
+    refused(capsys, command(out, "--only", "9999"), "--only: image 9999 is not among the 8")
+    refused(capsys, command(out, "--only", "3,x"), "--only: is '3,x'")
+    refused(capsys, command(out, "--pictures", 1, "--batch", 0), "--batch is 0")
+    refused(capsys, command(out, "--pictures", 1, "--offload"), "offload: is on, but the device is the CPU")
+    refused(capsys, command(out, "--pictures", 1, "--dtype", "float16"), "float16 on a CPU")
+    refused(capsys, command(out, "--pictures", 1, "--side", 20), "--side is 20; expected a multiple of 8")
+    short = ["decode", lab.tuned, lab.data, out, "--pictures", 1]
+    refused(capsys, [*short, "--unclip", models.unclip], "--unclip: is given; expected it with --generator sdxl")
+    refused(capsys, [*short, "--generator", "sdxl"], "--unclip: is missing")
+    refused(capsys, short, "base.safetensors: model.tokens" if TOKENS != 16 else "base.safetensors: model.width is 40")
+    refused(capsys, short[:4], "text_width is 384; expected 24", "--clip")
+    full = [*short, "--generator", "sdxl", "--unclip", models.unclip, "--sdxl", models.sdxl, "--clip", models.clip]
+    refused(capsys, [*full, "--captions", models.git], "--captions, --converter: only one is given")
+    refused(capsys, [*full[:-3], tmp_path / "none", *full[-2:]], "none: not found")
+    assert not out.exists()
+
+
+def test_a_generator_of_other_conventions_is_refused_by_field(lab, command, models, tmp_path, capsys):
+    unclip = shutil.copytree(models.unclip, tmp_path / "unclip")
+    card = read_json(unclip / "mindtuner.json")
+    write_json(unclip / "mindtuner.json", {**card, "conventions": {**card["conventions"], "token_norm": "before"}})
+    again = [*command(tmp_path / "out", "--pictures", 1), "--unclip", unclip]  # the last one counts
+    refused(capsys, again, "conventions.token_norm is 'before'; expected 'after'")
+    write_json(unclip / "mindtuner.json", {**card, "token_width": 1664})
+    refused(capsys, again, "token_width is 1664; expected 40")
+    write_json(unclip / "mindtuner.json", card)
+    weights = next((unclip / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(capsys, again, "unet: cannot be read")
+    other = save_model(tmp_path / "clip", seed=5, vision_cfg={**VISION, "width": WIDTH, "head_width": 20})
+    refused(capsys, [*command(tmp_path / "out", "--pictures", 1), "--clip", other.removeprefix("local-dir:")], "weights is",
+            "with which", "base.safetensors was trained")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_of_other_tokens_is_refused_by_field(lab, models, tmp_path, capsys):
+    cache = shutil.copytree(lab.cache, tmp_path / "cache")
+    shown = [path for path in cache.iterdir() if path.stem == "tokens"]
+    for path in shown:
+        path.unlink()
+    assert call("embed", lab.data, cache, "--towers", "paper", "--only", "tokens", "--clip", models.clip, "--image-range",
+                "mindeye2") == 0
+    tune = ["tune", lab.base, lab.data, tmp_path / "out", "--subject", 1, "--method", "mindtuner", "--cache", cache]
+    refused(capsys, tune, "tokens.json: image_range is 'mindeye2'; expected 'clip'")
+    (cache / "text.json").unlink()
+    refused(capsys, tune, "text.json: not found")
+    config = yaml.safe_load(lab.config.read_text())
+    config["model"]["width"] = 44
+    (tmp_path / "wide.yaml").write_text(yaml.safe_dump(config))
+    refused(capsys, ["pretrain", lab.data, tmp_path / "base", "--without", 1, "--config", tmp_path / "wide.yaml", "--cache",
+                     lab.cache], "model.width is 44; expected 40, which the towers of")
+    assert not (tmp_path / "base").exists()
+
+
+def test_towers_that_are_not_given(lab, models, tmp_path, capsys):
+    embed = ["embed", lab.data, tmp_path / "cache"]
+    refused(capsys, [*embed, "--towers", "paper", "--clip", models.clip], "--convnext: is missing; expected it, for features")
+    refused(capsys, [*embed, "--towers", "paper", "--only", "pixels"], "--only: pixels is not of the paper's towers")
+    refused(capsys, [*embed, "--clip", models.clip], "--clip: is of other towers")
+    refused(capsys, [*embed, "--towers", "paper", "--generator", "x"], "--generator: is of other towers")
+    refused(capsys, [*embed, "--towers", "paper", "--only", "text", "--clip", "ViT-none"], "ViT-none: open_clip knows")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_base_without_conventions_is_not_painted_by_sdxl(lab, command, tmp_path, capsys):
+    """A base of the package's own towers says nothing of token norms: there SDXL has no place."""
+    from mindtuner.cli.painters import Speech
+    from mindtuner.errors import UserError
+
+    with pytest.raises(UserError, match="card has no conventions"):
+        Speech({}, {"seed": 0}, Path("base.safetensors")).conventions  # noqa: B018
+    imported = {"token_norm": "after", "image_range": "mindeye2"}
+    assert Speech({}, {"conventions": {**imported, "notes": "-"}}, Path()).conventions == imported
+    assert json.loads(json.dumps(read_card(lab.base / "base.safetensors")))["conventions"]["image_range"] == "clip"
