@@ -14,6 +14,7 @@ from mindtuner.decoding.recall import recall
 from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
 from mindtuner.model import BrainNetwork
+from mindtuner.runtime import derive_seed
 
 MODEL = ModelConfig(hidden=16, blocks=1, tokens=4, width=8, text_width=6, backbone_dropout=0.3, prior_depth=1,
                     prior_heads=2, prior_head_dim=32, latent_channels=8, latent_side=16, lowlevel_channels=(8, 4),
@@ -63,6 +64,20 @@ def test_the_prior_runs_on_averaged_backbone_tokens_with_its_own_seed(decoder, t
     other = again.predict(voxels, stimulus)
     assert np.abs(again.image_tokens(other.backbone_tokens) - tokens).max() > 1e-3
     np.testing.assert_allclose(other.retrieval_tokens, found.retrieval_tokens, atol=1e-6)
+
+
+def test_with_ids_an_image_s_tokens_depend_on_nothing_else(decoder, trials):
+    """Its noise is the seed's and its own; the rest is the prior on one image."""
+    found = decoder.predict(*trials)
+    whole = decoder.image_tokens(found.backbone_tokens, found.images)
+    for rows in ([2], [3, 0], []):
+        some = decoder.image_tokens(found.backbone_tokens[rows], found.images[rows])
+        np.testing.assert_array_equal(some, whole[rows])
+    source = torch.Generator().manual_seed(derive_seed(3, "prior", 13))
+    noise, brain = torch.randn(1, 4, 8, generator=source), torch.from_numpy(found.backbone_tokens[2:3])
+    alone = decoder.network.prior.sample(brain, CONFIG.prior_steps, start=noise)
+    np.testing.assert_array_equal(whole[2:3], alone)
+    assert np.abs(whole - decoder.image_tokens(found.backbone_tokens, found.images + 1)).max() > 1e-3
 
 
 def test_texts_are_unit_vectors_of_the_projected_backbone_tokens(decoder, trials):

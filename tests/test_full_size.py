@@ -1,4 +1,4 @@
-"""From data to pictures at full size, through the command line, on tiny random models in the formats of the published ones."""
+"""From data to pictures at full size, through the command line, on tiny random models in the published ones' formats."""
 
 import dataclasses
 import importlib.util

@@ -17,11 +17,15 @@ from mindtuner.cli import main, steps
 from mindtuner.config import as_dict, load_config
 from mindtuner.data import load
 from mindtuner.data.layouts import layout_c_writer
+from mindtuner.decoding.compact import CompactGenerator
 from mindtuner.decoding.decoder import Decoder
+from mindtuner.decoding.recall import recall
+from mindtuner.decoding.words import TextBank
+from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.evaluation.results import load_log, load_run
 from mindtuner.evaluation.schema import METHODS
 from mindtuner.files import read_json, write_json
-from mindtuner.training import load_network, loop, read_card
+from mindtuner.training import load_fingerprint, load_network, loop, read_card
 
 
 def call(*words):
@@ -132,10 +136,31 @@ def test_scores_and_predictions_are_those_of_the_library(lab, report, decoded):
                 np.testing.assert_array_equal(kept[name], getattr(found, name))
 
 
-def test_decode_and_evaluate_paint_alike(report, decoded):
-    painted = load_file(report / "pictures.safetensors")["mindtuner/corrected"]
-    for path, expected in zip(sorted((decoded / "pictures").iterdir()), painted, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(path)).transpose(2, 0, 1), expected)
+def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_path):
+    """Noise depends on the image alone, so any of the pictures can be had by itself, to the byte."""
+    dataset, config = load(lab.data), load_config(lab.tuned / "config.yaml")
+    test, kept = dataset.subject(101).test, load_file(decoded / "predictions.safetensors")
+    network = load_fingerprint(lab.tuned / "fingerprint.safetensors", load_network(lab.base / "base.safetensors"))
+    decoder, generator = Decoder(network, "subj101", config.decode, 3), CompactGenerator(config.decode, 3, lab.paints[1])
+    training = np.flatnonzero(~dataset.stimuli.is_shared)
+    bank = TextBank.of(dataset.stimuli, training, CompactTextEncoder())
+    seen = np.memmap(lab.data / "cache" / "tokens.bin", np.float32, "r").reshape(
+        read_json(lab.data / "cache" / "tokens.json")["shape"])[training]
+    pictures = sorted((decoded / "pictures").iterdir())
+    assert len(pictures) == 3
+    for path in pictures:
+        image = np.array([int(path.stem)])
+        row = np.searchsorted(kept["images"], image)
+        assert kept["images"][row] == image and image in test.stimulus
+        tokens = recall(decoder.image_tokens(kept["backbone_tokens"][row], image), seen, config.decode.neighbours)
+        words = bank.embeddings[bank.nearest(kept["text"][row])]
+        painted = generator.pictures(generator.correct(generator.generate(tokens, image), tokens, words, image))
+        np.testing.assert_allclose(np.asarray(Image.open(path)).transpose(2, 0, 1), painted[0] * 255, atol=0.51)
+    again = ("decode", lab.tuned, lab.data, tmp_path / "out", *lab.paints)
+    assert call(*again) == 0 and not (tmp_path / "out" / "pictures").exists()
+    assert call(*again, "--only", int(pictures[1].stem)) == 0  # it adds to what is there
+    assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == [pictures[1].name]
+    assert (tmp_path / "out" / "pictures" / pictures[1].name).read_bytes() == pictures[1].read_bytes()
 
 
 def test_decode_says_words_and_paints(lab, decoded, tmp_path):
