@@ -131,8 +131,7 @@ def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: 
         tokens = np.concatenate([recall(row[None], training, decoder.config.neighbours) for row in drawn])
         lowlevel = None if found.latents is None else found.latents[group]
         said = story.paint(tokens, found.text[group], lowlevel, images, generator, bank, "pictures")
-        write = getattr(generator, "captions", None)
-        captions = None if write is None else write(tokens)
+        captions = generator.captions(tokens)
         for k, image in enumerate(images):
             if _file(folder, image).exists():
                 continue

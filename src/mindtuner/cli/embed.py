@@ -50,9 +50,10 @@ def run(options: argparse.Namespace) -> None:
 
     if options.cache.exists() and not options.cache.is_dir():
         raise UserError(f"{options.cache}: is a file; expected a folder for the caches")
-    for name in _OPTIONS[COMPACT if options.towers == PAPER else PAPER]:
+    other = COMPACT if options.towers == PAPER else PAPER
+    for name in _OPTIONS[other]:
         if getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')}: is of other towers; expected it without --towers {options.towers}")
+            raise UserError(f"--{name.replace('_', '-')}: is of other towers; expected it with --towers {other}")
     stimuli = mindtuner.load(options.data).stimuli
     group = processes()
     towers = (_paper_towers if options.towers == PAPER else _compact_towers)(options, stimuli)

@@ -70,10 +70,11 @@ def check_options(options: argparse.Namespace) -> None:
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts, so that nothing finds a GPU
     if options.device == "cuda":
-        from mindtuner.decoding.pretrained import usable_device
-        from mindtuner.runtime import device
+        import torch
 
-        usable_device("cuda", _dtype(options, device().type))
+        from mindtuner.decoding.pretrained import usable_device
+
+        usable_device("cuda", torch.float32)
 
 
 def words_of(options: argparse.Namespace) -> list[object]:

@@ -63,6 +63,9 @@ class CompactGenerator:
             found[CORRECTED] = self.pictures(corrected)
         return found
 
+    def captions(self, tokens: np.ndarray) -> None:
+        """It writes none."""
+
     def generate(self, tokens: np.ndarray, images: np.ndarray, title: str = "paint") -> np.ndarray:
         """Image tokens (n, T, D) of images ``images`` (n,) -> latents (n, 8, 16, 16), from pure noise."""
         schedule = noise_schedule()

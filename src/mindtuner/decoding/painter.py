@@ -29,6 +29,10 @@ class Painter(Protocol):
         """
         ...
 
+    def captions(self, tokens: np.ndarray) -> list[str] | None:
+        """What it writes of image tokens (n, T, D), a caption each; None where it writes none."""
+        ...
+
 
 def main_picture(stages: dict[str, np.ndarray]) -> np.ndarray:
     """The pictures that count: the corrected ones, or, where nothing corrects, the reconstructed."""
