@@ -92,6 +92,7 @@ def run(options: argparse.Namespace) -> None:
     with watch.stage("words"):
         bank = story.training_bank(dataset, texts)
         nearest = bank.nearest(found.text) if bank.captions else None
+        texts.network.cpu()  # its part is done
     _save(options.out / "predictions.safetensors", found)
     write_json(options.out / "words.json", {"subject": number, "trials": options.trials, "images": [
         {"image": int(image), "seen": list(dataset.stimuli.captions[image]),

@@ -88,6 +88,8 @@ class FullSizeGenerator:
                          "unclip": _files_in(sources.unclip), "sdxl": _files_in(Path(sources.sdxl)),
                          "vae": None if self.autoencoder is None else self.autoencoder.identity,
                          "captions": sources.captions}
+        self._where = None if offload else where  # offloaded layers find their way themselves
+        self._move_to(torch.device("cpu"))
 
     def stages(self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray,
                title: str = "") -> dict[str, np.ndarray]:
@@ -95,6 +97,7 @@ class FullSizeGenerator:
 
         Prompts name kinds of things even where the bank has no caption.
         """
+        self._move_to(self._where)
         found = {}
         if lowlevel is not None and self.autoencoder is not None:
             found[LOWLEVEL] = self.autoencoder.decode(lowlevel)
@@ -107,7 +110,19 @@ class FullSizeGenerator:
 
     def captions(self, tokens: np.ndarray) -> list[str] | None:
         """Image tokens (n, T, D) -> n captions; None where no captioner was given."""
+        self._move_to(self._where)
         return None if self.captioner is None else self.captioner.captions(tokens)
+
+    def _move_to(self, where: torch.device | None) -> None:
+        """Until the first picture the weights wait on the CPU: the brain's network needs the GPU before."""
+        if where is None or self._where is None:
+            return
+        networks = [self.unclip.unet, self.unclip.vae, *self.refiner.pipeline.components.values()]
+        networks += [] if self.autoencoder is None else [self.autoencoder.network]
+        networks += [] if self.captioner is None else [self.captioner.model, self.captioner.converter]
+        for network in networks:
+            if isinstance(network, torch.nn.Module):
+                network.to(where)
 
 
 def check_conventions(folder: Path, conventions: dict) -> None:
