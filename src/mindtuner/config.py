@@ -175,7 +175,7 @@ class DecodeConfig:
     refine_steps: int
     refine_start: float  # share of the noise schedule at which the correction starts, 1 = pure noise
     guidance: float
-    neighbours: int  # training images that decoded tokens are drawn to (decoding/recall.py), 0 for none
+    neighbours: int = 0  # training images that decoded tokens are drawn to (decoding/recall.py), 0 for none
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "pictures", "prior_steps", "generator_steps", "refine_steps")

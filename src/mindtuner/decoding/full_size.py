@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from mindtuner.config import DecodeConfig
 from mindtuner.decoding.captions import GitCaptioner
@@ -67,6 +68,7 @@ class FullSizeGenerator:
         if offload and where.type == "cpu":
             raise UserError("offload: is on, but the device is the CPU; expected device cuda, or no offload")
         check_conventions(sources.unclip, conventions)
+        disable_progress_bar()  # transformers draws one for a load of a moment, even where stderr is no terminal
         self.categories = categories
         self.unclip = UnclipGenerator(config, seed, sources.unclip, conventions["image_range"], side, batch, dtype)
         if offload:
