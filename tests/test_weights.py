@@ -1,5 +1,6 @@
 """Released weights: fetched from a local server that breaks off, lies and refuses, from a folder, converted, checked."""
 
+import dataclasses
 import fnmatch
 import hashlib
 import http.server
@@ -69,11 +70,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.removeprefix("/cdn")
         hub.asked.append((self.command, self.path))
         data = hub.files.get(path)
+        if path.startswith("/old/"):
+            return self.answer(307, {"Location": path.replace("/old/", "/someone/")}, b"")
         if data is None:
             return self.answer(404, {"X-Error-Code": "EntryNotFound"}, b"")
         if not self.path.startswith("/cdn") and len(data) > 1000:
             stated = {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))} if hub.states else {}
-            return self.answer(302, {"Location": f"{hub.url}/cdn{path}", **stated}, b"")
+            return self.answer(302, {"Location": f"http://localhost:{hub.server_port}/cdn{path}", **stated}, b"")
         etag = blob_id(data)
         if path in hub.wrong:
             data = data[:-1] + bytes([data[-1] ^ 1])
@@ -112,7 +115,7 @@ def hub(monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(download, "WAIT_S", 0.001)
     monkeypatch.setattr(store, "MANIFEST", (TOWER, SMALL))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield hub
     hub.shutdown()
@@ -256,6 +259,11 @@ def test_damaged_records_and_folders_are_told(hub, tmp_path, capsys):
     refused(capsys, main(["fetch", "weights"]), "OUT", "./weights")
     refused(capsys, main(["check", "weights"]), "OUT", "./weights")
     assert not hub.sent
+
+
+def test_a_repository_that_was_renamed_is_found(hub, tmp_path):
+    store.fetch(tmp_path, [dataclasses.replace(TOWER, repo="old/tower")])
+    check_files(tmp_path, {path: data for path, data in WHOLE.items() if path != "short.pth"})
 
 
 # ---- from a folder

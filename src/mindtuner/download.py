@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
-from huggingface_hub import constants, get_hf_file_metadata
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -44,11 +45,25 @@ def describe(url: str, path: str) -> HubFile:
     Raises UserError without a network or permission, where there is no such file, and where size or checksum are not
     stated.
     """
-    metadata = persist(lambda: get_hf_file_metadata(url, library_name="mindtuner",
-                                                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT), url, retries=2)
-    if metadata.size is None or not re.fullmatch(CHECKSUM, metadata.etag or ""):
+    headers = persist(lambda: _head(url), url, retries=2)
+    checksum = headers.get("X-Linked-Etag", headers.get("ETag", "")).removeprefix("W/").strip('"')
+    size = headers.get("X-Linked-Size", headers.get("Content-Length", ""))
+    if not size.isdecimal() or not re.fullmatch(CHECKSUM, checksum):
         raise UserError(f"{url}: no size or checksum is stated; expected a hub that gives both")
-    return HubFile(path, metadata.size, metadata.etag)
+    return HubFile(path, int(size), checksum)
+
+
+def _head(url: str):
+    """Headers of the answer that describes the file: of a large one the hub's, not those of the store that it refers to."""
+    for _ in range(5):
+        headers = build_hf_headers(library_name="mindtuner") | {"Accept-Encoding": "identity"}
+        response = get_session().head(url, headers=headers, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        hf_raise_for_status(response)
+        target = urljoin(url, response.headers.get("Location", url))
+        if target == url or "X-Linked-Etag" in response.headers or urlsplit(target).netloc != urlsplit(url).netloc:
+            break
+        url = target  # a repository that was renamed
+    return response.headers
 
 
 def bring(url: str, target: Path, part: Path, file: HubFile, bar) -> None:
