@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
+from mindtuner import download
 from mindtuner.cli import main
 from mindtuner.data import fetch, load
 from mindtuner.errors import UserError
@@ -157,7 +158,7 @@ def published(simulated) -> dict[str, bytes]:
 @pytest.fixture
 def hub(published, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(fetch, "_WAIT_S", 0.001)
+    monkeypatch.setattr(download, "WAIT_S", 0.001)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     hub = Hub(published | {IMAGES: published[IMAGES][:400_000]})  # no image is looked at: the less travels, the faster

@@ -10,7 +10,7 @@ import mindtuner
 from mindtuner.errors import TrainingDiverged, UserError
 
 _VERBS = ("demo", "simulate", "fetch", "check", "embed", "pretrain", "tune", "decode", "evaluate", "train-generator",
-          "report", "info", "convert")
+          "report", "info", "convert", "fetch weights", "check weights")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,12 +24,15 @@ def main(argv: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     modules = {}
     for verb in _VERBS:
-        modules[verb] = importlib.import_module(f"mindtuner.cli.{verb.replace('-', '_')}")
+        modules[verb] = importlib.import_module(f"mindtuner.cli.{verb.replace('-', '_').replace(' ', '_')}")
         text = modules[verb].__doc__
         sub = verbs.add_parser(verb, help=text.splitlines()[0], description=text,
                                formatter_class=argparse.RawDescriptionHelpFormatter)
         modules[verb].add_arguments(sub)
-    options = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if " ".join(words[:2]) in _VERBS:  # a verb of two words
+        words[:2] = [" ".join(words[:2])]
+    options = parser.parse_args(words)
     if options.verb is None:
         parser.print_help()
         return 0

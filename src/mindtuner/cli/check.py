@@ -3,6 +3,8 @@
 ROOT holds the files of the public release, NSD as its authors publish it (docs/nsd.md), a lab's own scans
 (docs/your-own-scans.md), or subjects of MOSAIC (docs/mosaic.md). All betas and images are read once. Errors make the
 dataset unusable and the exit code 2; warnings are to be looked at; notes say what is assumed.
+
+A folder of the full-size system's weights: mindtuner check weights.
 """
 
 from __future__ import annotations

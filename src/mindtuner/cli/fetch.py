@@ -2,6 +2,8 @@
 
 Only the files that the subjects and sessions asked for need, with their sizes shown first. A fetch that was stopped goes
 on where it was when the same command is given again. NSD's terms bind whoever uses the data; see docs/fetch.md.
+
+The networks that the full-size system is built on: mindtuner fetch weights.
 """
 
 from __future__ import annotations
@@ -87,10 +89,12 @@ def _agreed(question: str) -> bool:
 
 def _print_table(plan) -> str:
     """Print one line a part, and return how much is still to come, in words."""
+    from mindtuner.download import in_words
+
     rows = [("", "files", "size", "to come")]
     for label, files in [*plan.parts.items(), ("total", plan.files)]:
         size = sum(file.size for file in files)
-        rows.append((label, str(len(files)), _bytes(size), _bytes(size - plan.bytes_here(files))))
+        rows.append((label, str(len(files)), in_words(size), in_words(size - plan.bytes_here(files))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         if row[0] == "total":
@@ -99,9 +103,3 @@ def _print_table(plan) -> str:
               sep="  ")
     return rows[-1][3]
 
-
-def _bytes(number: int) -> str:
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.1f} {name}"
-    return f"{number} B"

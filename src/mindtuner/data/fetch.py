@@ -2,27 +2,23 @@
 
 While a fetch is under way, files grow in a hidden folder inside the dataset's, each named by the checksum that it must
 end with. A file moves to its place in Layout A only when its checksum is right, and the card is written last: a folder
-with this module's card is whole. (`hf_hub_download` throws a part away when it is interrupted, and its largest file
-here has 22 GB, so bytes are streamed here, over the library's own session.)
+with this module's card is whole.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RevisionNotFoundError
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
+from mindtuner import download
 from mindtuner.data.layouts import layout_a
+from mindtuner.download import CHECKSUM, HubFile, checksum_of, persist, size_of
 from mindtuner.errors import UserError
 from mindtuner.files import read_json, write_json
 from mindtuner.runtime import progress
@@ -30,19 +26,6 @@ from mindtuner.runtime import progress
 REPO = "pscotti/mindeyev2"
 SHARED_FILES = (layout_a.SHARED, layout_a.MASKS, layout_a.INDICES, layout_a.CAPTIONS, layout_a.IMAGES)
 PUBLISHED_CARD = {"simulated": False, "zscore": "publisher"}
-_WAIT_S = 1.0  # before the first retry, then twice as long each time
-_READ = 2**20
-# HTTPError is the base of all that a connection raises, in whichever HTTP library this version of huggingface_hub uses.
-_DROPPED = (HTTPError, ConnectionError)
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file as the hub describes it. ``checksum``: sha256, or for a file outside LFS its git blob id (sha1)."""
-
-    path: str
-    size: int
-    checksum: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +73,8 @@ class Plan:
 
     def bytes_here(self, files: Iterable[HubFile]) -> int:
         """How many bytes of ``files`` need not travel any more."""
-        return sum(file.size if self.target(file).exists() else min(_size(self.part_path(file)), file.size) for file in files)
+        return sum(file.size if self.target(file).exists() else min(size_of(self.part_path(file)), file.size)
+                   for file in files)
 
 
 def read_release(repo: str = REPO, revision: str = "main", endpoint: str | None = None) -> Release:
@@ -105,7 +89,7 @@ def read_release(repo: str = REPO, revision: str = "main", endpoint: str | None 
         raise UserError(f"--repo: is {repo!r}; expected OWNER/NAME")
     where = f"{endpoint}/datasets/{repo}, revision {revision}"
     try:
-        info = _persist(lambda: HfApi(endpoint=endpoint, library_name="mindtuner").dataset_info(
+        info = persist(lambda: HfApi(endpoint=endpoint, library_name="mindtuner").dataset_info(
             repo, revision=revision, files_metadata=True, timeout=3 * constants.HF_HUB_DOWNLOAD_TIMEOUT), where, retries=2)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where}: the answer is no description of a dataset repository "
@@ -115,7 +99,7 @@ def read_release(repo: str = REPO, revision: str = "main", endpoint: str | None 
     files = {}
     for item in info.siblings or ():
         checksum = item.lfs.sha256 if item.lfs else item.blob_id
-        if item.size is None or not re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", checksum or ""):
+        if item.size is None or not re.fullmatch(CHECKSUM, checksum or ""):
             raise UserError(f"{where}: no size or checksum of {item.rfilename}; expected a hub that gives both")
         files[item.rfilename] = HubFile(item.rfilename, item.size, checksum)
     return Release(repo, info.sha, endpoint, files)
@@ -161,13 +145,7 @@ def plan_fetch(release: Release, out: str | Path, subjects: Iterable[int] | None
 
 def check_space(plan: Plan) -> None:
     """Raise UserError where the disk has no room for what is still to come."""
-    folder = plan.out
-    while not folder.exists():
-        folder = folder.absolute().parent
-    free, needed = shutil.disk_usage(folder).free, sum(file.size for file in plan.files) - plan.bytes_here(plan.files)
-    if needed > free:
-        raise UserError(f"{plan.out}: {free / 1e9:.2f} GB free on its disk; expected {needed / 1e9:.2f} GB, which are "
-                        "still to come")
+    download.check_space(plan.out, sum(file.size for file in plan.files) - plan.bytes_here(plan.files))
 
 
 def fetch(plan: Plan) -> dict:
@@ -210,8 +188,8 @@ def _check_folder(plan: Plan) -> None:
                         f"{plan.release.revision}, or an empty folder")
     for file in plan.files:
         target = plan.target(file)
-        if target.exists() and _size(target) != file.size:
-            raise UserError(f"{target}: has {_size(target):,} bytes; expected {file.size:,} as in the release "
+        if target.exists() and size_of(target) != file.size:
+            raise UserError(f"{target}: has {size_of(target):,} bytes; expected {file.size:,} as in the release "
                             "(remove it to fetch it)")
 
 
@@ -219,79 +197,13 @@ def _bring(plan: Plan, file: HubFile, bar) -> None:
     """Put one file into its place, verified."""
     target, part = plan.target(file), plan.part_path(file)
     if target.exists():
-        if _checksum(target, file, bar.update) != file.checksum:
+        if checksum_of(target, file.checksum, bar.update) != file.checksum:
             raise UserError(f"{target}: is not what the release holds; expected checksum {file.checksum} "
                             "(remove it to fetch it)")
         return
-    bar.update(min(_size(part), file.size))
     release = plan.release
     url = hf_hub_url(release.repo, file.path, repo_type="dataset", revision=release.revision, endpoint=release.endpoint)
-    _persist(lambda: _receive(url, part, file.size, bar), str(target), lambda: _size(part))
-    found = _checksum(part, file)
-    if found != file.checksum:
-        part.unlink()
-        raise UserError(f"{target}: arrived with checksum {found}; expected {file.checksum} (it was removed: "
-                        "the same command fetches it again)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(part, target)
-
-
-def _receive(url: str, part: Path, size: int, bar) -> None:
-    """Append to ``part`` what it lacks."""
-    with part.open("ab") as out:
-        have = out.tell()
-        if have > size:
-            out.truncate(0)
-            have = 0
-        if have == size:
-            return
-        headers = build_hf_headers(library_name="mindtuner") | {"Accept-Encoding": "identity"}  # ranges count plain bytes
-        if have:
-            headers["Range"] = f"bytes={have}-"
-        with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
-            hf_raise_for_status(response)
-            if have and response.status_code != 206:  # the server does not do ranges: it begins again
-                out.truncate(0)
-                bar.update(-have)
-            for chunk in response.iter_bytes():
-                out.write(chunk)
-                out.flush()  # what a kill finds in the buffer would be lost
-                bar.update(len(chunk))
-    if _size(part) < size:
-        raise ConnectionError("the connection was closed early")
-
-
-def _persist(action: Callable, where: str, arrived: Callable[[], int] = lambda: 0, retries: int = 5):
-    """Do ``action``, again after a dropped connection or a busy server, up to ``retries`` times without a new byte."""
-    failures = 0
-    while True:
-        before = arrived()
-        try:
-            return action()
-        except OfflineModeIsEnabled as error:
-            raise UserError(f"{where}: HF_HUB_OFFLINE is set; expected it unset to fetch from a hub") from error
-        except HfHubHTTPError as error:
-            status, cause = error.response.status_code, error
-            if status < 500 and status not in (408, 429):
-                raise UserError(_refusal(where, status, error)) from error
-            problem = f"HTTP {status}"
-        except _DROPPED as error:
-            problem, cause = " ".join(str(error).split()) or type(error).__name__, error
-        failures = 1 if arrived() > before else failures + 1
-        if failures > retries:
-            raise UserError(f"{where}: no connection ({problem}), tried {failures} times; expected a network and a "
-                            "hub that answers (the same command goes on from here)") from cause
-        time.sleep(_WAIT_S * 2 ** (failures - 1))
-
-
-def _refusal(where: str, status: int, error: HfHubHTTPError) -> str:
-    if status in (401, 403):
-        return (f"{where}: not open to you, or not there (HTTP {status}); expected a public repository, or a login that "
-                "may read it (hf auth login, or HF_TOKEN)")
-    if status == 404:
-        what = "revision" if isinstance(error, RevisionNotFoundError) else "repository, revision or file"
-        return f"{where}: no such {what} (HTTP 404); expected one that the hub has"
-    return f"{where}: refused (HTTP {status}); expected a hub that answers"
+    download.bring(url, target, part, file, bar)
 
 
 def _make_card(plan: Plan) -> dict:
@@ -319,23 +231,6 @@ def _make_card(plan: Plan) -> dict:
 
 def _source(release: Release) -> dict:
     return {"repo": release.repo, "revision": release.revision}
-
-
-def _checksum(path: Path, file: HubFile, tick: Callable[[int], object] = lambda n: None) -> str:
-    """SHA-256, or for a file outside LFS git's blob id: the SHA-1 of a header with the size, and the bytes."""
-    if len(file.checksum) == 64:
-        digest = hashlib.sha256()
-    else:
-        digest = hashlib.sha1(f"blob {_size(path)}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as stream:
-        while data := stream.read(_READ):
-            digest.update(data)
-            tick(len(data))
-    return digest.hexdigest()
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _numbers_in(names: Iterable[str], pattern: str) -> list[int]:
