@@ -27,7 +27,8 @@ _SPEC.loader.exec_module(parity)
 CASES = sorted(parity.FIXTURES.glob("*.safetensors"))
 TOLERANCE = 1e-4
 SMALL = parity.FIXTURES / "attention_everywhere.safetensors"
-CONFIG = DecodeConfig(pictures=4, prior_steps=20, generator_steps=3, refine_steps=2, refine_start=0.5, guidance=5.0)
+CONFIG = DecodeConfig(pictures=4, prior_steps=20, generator_steps=3, refine_steps=2, refine_start=0.5, guidance=5.0,
+                      neighbours=0)
 
 
 @pytest.fixture(scope="module")
