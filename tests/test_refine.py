@@ -268,7 +268,7 @@ def test_of_the_hub_only_what_is_needed_is_asked_for(folder, pictures, monkeypat
     from fnmatch import fnmatchcase
 
     asked = {}
-    monkeypatch.setattr("mindtuner.decoding.pretrained.snapshot_download",
+    monkeypatch.setattr("huggingface_hub.snapshot_download",
                         lambda name, **options: asked.update(options, name=name) or str(folder))
     SdxlRefiner("owner/sdxl", SHORT, seed=0, where="cpu")
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
