@@ -145,12 +145,12 @@ def test_a_damaged_or_swapped_folder(folder, converter, tmp_path, spoil, message
 
 @pytest.mark.parametrize("content, message", [
     (None, "not found"),
-    ({"model_state_dict": {}}, "holds 0 tensors"),
+    ({"model_state_dict": {}}, "holds no tensors by name; expected MindEye2's converter"),
     ({"model_state_dict": {"ridge.weight": torch.zeros(2, 2)}}, "holds 1 tensors such as ridge.weight; expected linear1"),
     ({"model_state_dict": {n: torch.zeros(s) for n, s in SIZES.items() if n != "linear2.bias"}}, "holds 3 tensors"),
     ({"model_state_dict": {n: torch.zeros(s) for n, s in SIZES.items()} | {"linear1.bias": torch.zeros(4)}},
      "holds 4 tensors such as linear1.weight; expected linear1"),
-    ({"state": {}}, "model_state_dict is missing"),
+    ({"state": {}}, "field model_state_dict is missing \\(it holds state\\)"),
     ({"model_state_dict": {n: torch.zeros([3] * len(s)) for n, s in SIZES.items()}},
      "makes 3 tokens of width 3; expected 5 of 8"),
 ])

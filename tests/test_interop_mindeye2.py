@@ -442,11 +442,11 @@ def test_files_that_are_no_checkpoint_are_refused(weights, tmp_path):
         (tmp_path / "junk.pth").write_bytes(content)
         assert "checkpoint" in refused(tmp_path / "junk.pth")
     torch.save({"state_dict": weights}, tmp_path / "other.pth")
-    assert "field model_state_dict is missing; expected it beside state_dict" in refused(
+    assert "field model_state_dict is missing (it holds state_dict); expected a checkpoint" in refused(
         tmp_path / "other.pth"
     )
     torch.save({"model_state_dict": {"ridge": {}}}, tmp_path / "nested.pth")
-    assert "ridge is a dict; expected a tensor" in refused(tmp_path / "nested.pth")
+    assert "ridge is a dict, no tensor; expected a checkpoint" in refused(tmp_path / "nested.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     assert "holds a list" in refused(tmp_path / "list.pth")
     torch.save({"model_state_dict": {"a": torch.zeros(2)}}, tmp_path / "other_model.pth")

@@ -142,10 +142,10 @@ def edit_vae(folder, change):
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda state: state.pop("encoder.conv_in.weight"), ("key encoder.conv_in.weight is missing",)),
-    (lambda state: state.update(extra=torch.zeros(1)), ("key extra is unknown",)),
+    (lambda state: state.pop("encoder.conv_in.weight"), ("lacks 1 tensors such as encoder.conv_in.weight",)),
+    (lambda state: state.update(extra=torch.zeros(1)), ("holds 1 unknown tensors such as extra",)),
     (lambda state: state.update({"quant_conv.bias": torch.zeros(6)}),
-     ("quant_conv.bias has shape (6,)", "expected (8,)")),
+     ("quant_conv.bias has shape (6,), not (8,)", "by its config.json")),
 ])
 def test_an_autoencoder_s_wrong_key_is_named(vae, change, words, capfd):
     edit_vae(vae[0], change)
@@ -254,7 +254,7 @@ NORM, CONV = "backbone.stages.2.1.norm.weight", "backbone.stages.1.0.dwconv.weig
     (lambda w: [w.pop(key) for key in list(w) if ".stages.3." in key], ("backbone.stages.3.0.dwconv.weight is missing",)),
     (lambda w: w.update({"backbone.stages.1.0.gamma": torch.ones(12)}), ("key backbone.stages.1.0.gamma is unknown",)),
     (lambda w: w.update({"backbone.stages.1.999.gamma": torch.ones(12)}), ("backbone.stages.1.999 is unknown",)),
-    (lambda w: w.update({CONV: torch.zeros(12, 1, 5, 5)}), (f"{CONV} has shape (12, 1, 5, 5)", "expected (12, 1, 7, 7)")),
+    (lambda w: w.update({CONV: torch.zeros(12, 1, 5, 5)}), (f"{CONV} has shape (12, 1, 5, 5)", "not (12, 1, 7, 7)")),
     (lambda w: w.update({"maps_projector.3.weight": torch.zeros(3)}), ("maps_projector.3.weight has shape (3,)",)),
     (lambda w: w.update({NORM: torch.ones(20, dtype=torch.int32)}), (f"{NORM} is of torch.int32",)),
 ])
@@ -281,14 +281,14 @@ def test_other_cut_and_dangerous_files_are_refused(tmp_path, checkpoint, small, 
         torch.save(content, path)
         refused(lambda: ConvNextMaps(path), path, expected, *words)
 
-    given(bare, "key model is missing", "downsample_layers.0.0.weight")  # the release without its projector
-    given({"model_state_dict": bare}, "key model is missing", "model_state_dict")  # a base of MindEye2's
-    given({"state_dict": bare}, "key model is missing")
+    given(bare, "field model is missing", "downsample_layers.0.0.weight")  # the release without its projector
+    given({"model_state_dict": bare}, "field model is missing", "model_state_dict")  # a base of MindEye2's
+    given({"state_dict": bare}, "field model is missing")
     given({"model": {"module.backbone.conv1.weight": torch.zeros(8, 3, 7, 7)}}, "downsample_layers.0.0.weight is missing")
-    given({"model": [1]}, "model is no state dict")
-    given({"model": {"a": 1}}, "model holds a, a int")
-    given([bare], "key model is missing (it holds list)")
-    given({"model": small[0], "args": Code()}, "code in it is never run")
+    given({"model": [1]}, "holds no tensors by name")
+    given({"model": {"a": 1}}, "a is a int, no tensor")
+    given([bare], "holds a list")
+    given({"model": small[0], "args": Code()}, "holds Python code (print), which is never run")
     assert "this ran" not in capsys.readouterr().out
     whole = checkpoint.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 20):
@@ -341,7 +341,7 @@ def test_a_plain_convnext_s_bad_input_is_refused(plain, checkpoint, tmp_path, mo
         raise OSError("no connection\nto the hub")
 
     monkeypatch.setattr("mindtuner.encoders.convnext_maps.timm.create_model", offline)
-    refused(lambda: PlainConvNextMaps(PLAIN), PLAIN, "no connection to the hub", "safetensors file")
+    refused(lambda: PlainConvNextMaps(PLAIN), PLAIN, "no connection to the hub", "file with timm's keys")
 
 
 # ---- caches

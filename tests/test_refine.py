@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from mindtuner.decoding.sdxl import SdxlRefiner, blend
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
 
-PAPER = DecodeConfig(pictures=2, prior_steps=20, generator_steps=38, refine_steps=12, refine_start=0.48, guidance=5.0)
-SHORT = DecodeConfig(pictures=2, prior_steps=20, generator_steps=38, refine_steps=2, refine_start=0.5, guidance=5.0)
+PAPER = DecodeConfig(pictures=2, prior_steps=20, generator_steps=38, refine_steps=12, refine_start=0.48, guidance=5.0,
+                     neighbours=0)
+SHORT = replace(PAPER, refine_steps=2, refine_start=0.5)
 PROMPTS = ["a dog", "a cat on a mat", "two boats"]
 IMAGES = np.array([7, 3, 11])
 
@@ -89,7 +91,7 @@ def test_the_last_12_of_25_steps_run(folder, pictures, monkeypatch):
 
 def test_one_step_by_hand(folder, pictures):
     """One step of Euler from sigma to 0 is the guided clean latent; towers, VAE and UNet are called one by one here."""
-    config = DecodeConfig(pictures=1, prior_steps=20, generator_steps=1, refine_steps=1, refine_start=0.5, guidance=3.0)
+    config = replace(PAPER, refine_steps=1, refine_start=0.5, guidance=3.0)
     refiner = SdxlRefiner(folder, config, seed=4, where="cpu", negative="ugly")
     result = refiner.correct(pictures[:1], ["a dog"], IMAGES[:1])
 
@@ -122,7 +124,7 @@ def test_as_many_steps_as_asked_for_whatever_the_rounding(steps, more):
     """diffusers runs int(grid x strength) steps, which in floats may be one less than the product."""
     calls = []
     refiner = object.__new__(SdxlRefiner)
-    refiner.config = DecodeConfig(1, 20, 1, steps, steps / (steps + more), 5.0)
+    refiner.config = replace(PAPER, refine_steps=steps, refine_start=steps / (steps + more))
     refiner.seed, refiner.negative = 0, ""
 
     def pipeline(image, **options):
@@ -148,7 +150,7 @@ def test_any_subset_reproduces(folder, pictures):
 
 def test_guidance_pushes_away_from_the_negative_prompt(folder, pictures):
     def paint(guidance, prompt, negative):
-        config = DecodeConfig(1, 20, 1, 2, 0.5, guidance)
+        config = replace(SHORT, guidance=guidance)
         refiner = SdxlRefiner(folder, config, seed=4, where="cpu", negative=negative)
         return refiner.correct(pictures[:1], [prompt], IMAGES[:1])
 
@@ -266,7 +268,7 @@ def test_of_the_hub_only_what_is_needed_is_asked_for(folder, pictures, monkeypat
     from fnmatch import fnmatchcase
 
     asked = {}
-    monkeypatch.setattr("mindtuner.decoding.pretrained.snapshot_download",
+    monkeypatch.setattr("huggingface_hub.snapshot_download",
                         lambda name, **options: asked.update(options, name=name) or str(folder))
     SdxlRefiner("owner/sdxl", SHORT, seed=0, where="cpu")
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]

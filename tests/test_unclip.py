@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ _SPEC.loader.exec_module(parity)
 CASES = sorted(parity.FIXTURES.glob("*.safetensors"))
 TOLERANCE = 1e-4
 SMALL = parity.FIXTURES / "attention_everywhere.safetensors"
-CONFIG = DecodeConfig(pictures=4, prior_steps=20, generator_steps=3, refine_steps=2, refine_start=0.5, guidance=5.0)
+CONFIG = DecodeConfig(pictures=4, prior_steps=20, generator_steps=3, refine_steps=2, refine_start=0.5, guidance=5.0,
+                      neighbours=0)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +167,7 @@ def test_a_misshapen_key_is_refused(weights, tmp_path):
             match_keys({**weights, key: torch.zeros(shape)}, tmp_path)
         assert key in str(caught.value) and said in str(caught.value)
     with pytest.raises(UserError, match="sizes that cannot be"):
-        odd = {key: t[:33] if "encoder.down.0.block.0.conv1.weight" in key else t for key, t in weights.items()}
+        odd = {key: t[:31] if "encoder.down.0.block.0.conv1.weight" in key else t for key, t in weights.items()}
         match_keys(odd, tmp_path)
 
 
@@ -307,5 +309,41 @@ def test_a_generator_that_does_not_fit_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="kind is 'other'"):
         UnclipGenerator(CONFIG, 0, tmp_path, "clip")
     (tmp_path / "mindtuner.json").write_bytes((folder / "mindtuner.json").read_bytes())
-    with pytest.raises(UserError, match="unet: cannot be read"):
+    with pytest.raises(UserError, match="unet.config.json: not found; expected the folder of a UNet2DConditionModel"):
         UnclipGenerator(CONFIG, 0, tmp_path, "clip")
+
+
+def test_no_weight_is_left_random(folder, tmp_path):
+    """diffusers fills what a file lacks, and only warns of what it holds beside."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+
+    def refuse(match: str) -> None:
+        with pytest.raises(UserError, match=match) as caught:
+            UnclipGenerator(CONFIG, 0, copy, "clip", side=16)
+        assert str(copy) in str(caught.value) and "expected" in str(caught.value) and "\n" not in str(caught.value)
+
+    for part in ("unet", "vae"):
+        file = copy / part / unclip.WEIGHTS
+        whole, read = file.read_bytes(), load_file(file)
+        tensors = {key: tensor.clone() for key, tensor in read.items()}
+        for key in ("conv_in.weight", "conv_out.bias") if part == "unet" else ("encoder.conv_in.weight", "quant_conv.bias"):
+            write_safetensors(file, {name: tensor for name, tensor in tensors.items() if name != key})
+            refuse(f"{part}: lacks 1 tensors such as {key}")
+            write_safetensors(file, {**tensors, key: tensors[key][:2]})
+            refuse(f"{part}: not a whole ")
+        write_safetensors(file, {**tensors, "conv_between.bias": torch.zeros(2)})
+        refuse(f"{part}: holds 1 unknown tensors such as conv_between.bias")
+        file.write_bytes(whole[:len(whole) // 2])
+        refuse(f"{part}: not a whole ")
+        file.write_bytes(whole)
+    generator = UnclipGenerator(CONFIG, 0, copy, "clip", side=16)
+    for network, part in ((generator.unet, "unet"), (generator.vae, "vae")):
+        stored = load_file(folder / part / unclip.WEIGHTS)
+        state = network.state_dict()
+        assert state.keys() == stored.keys() and all(torch.equal(state[key], stored[key]) for key in stored)
+        assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "beta_schedule": "none"}))
+    refuse("scheduler_config.json: no noise schedule")
+    path.unlink()
+    refuse("scheduler_config.json: not found")

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mindtuner.decoding.pretrained import load_part, load_tokenizer, model_folder, package, usable_device
+from mindtuner.decoding.pretrained import load_tokenizer, usable_device
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.interop.torch_files import read_weights
+from mindtuner.foreign import load_part, model_folder, package, read_state_dict
 from mindtuner.runtime import progress
 
 MAX_LENGTH = 20  # tokens of a caption with its first, as in MindEye2's public code
@@ -40,7 +40,7 @@ class TokenConverter(nn.Module):
 
         Raises UserError where the file is missing, damaged, or holds anything else.
         """
-        weights, _ = read_weights(path)
+        weights = read_state_dict(path, "MindEye2's converter of tokens (bigG_to_L_epoch8.pth)", "model_state_dict")
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         matrices = [shapes.get(f"linear{k}.weight", ()) for k in (1, 2)]
         if not all(len(shape) == 2 for shape in matrices) or shapes != {

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from mindtuner.config import DecodeConfig
 from mindtuner.decoding.captions import GitCaptioner
 from mindtuner.decoding.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED
-from mindtuner.decoding.pretrained import package, usable_device
+from mindtuner.decoding.pretrained import usable_device
 from mindtuner.decoding.prompts import build_prompts
 from mindtuner.decoding.sdxl import SdxlRefiner, blend
 from mindtuner.decoding.unclip import CARD, TRAINED_SIDE, UnclipGenerator
@@ -20,6 +20,7 @@ from mindtuner.decoding.words import TextBank, Words
 from mindtuner.encoders.sd_vae import StableAutoencoder
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
+from mindtuner.foreign import package
 
 BLENDED = "blended"
 GIB_PER_PICTURE = 6  # of a GPU's free memory for each picture of a batch, a guess on the safe side: nothing was measured

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from mindtuner.config import DecodeConfig
-from mindtuner.decoding.pretrained import load_part, load_tokenizer, model_folder, one_line, package, usable_device
+from mindtuner.decoding.pretrained import load_tokenizer, usable_device
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
+from mindtuner.foreign import load_part, model_folder, one_line, package
 from mindtuner.runtime import derive_seed, progress
 
 NEGATIVE_PROMPT = (  # of MindEye2's public refinement, so that pictures can be compared with theirs

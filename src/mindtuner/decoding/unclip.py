@@ -12,10 +12,11 @@ from diffusers.models.embeddings import get_timestep_embedding
 from mindtuner.config import DecodeConfig
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
+from mindtuner.foreign import DAMAGED, load_part, one_line
 from mindtuner.runtime import derive_seed, device, progress
 
-CARD, KIND = "mindtuner.json", "unCLIP generator"
-TRAINED_SIDE = 768
+CARD, KIND = "mindtuner.json", "unCLIP generator"  # of the folder, which mindtuner.interop.unclip writes
+TRAINED_SIDE = 768  # pixels of the published pictures
 OFFSET_NOISE = 0.04
 IMAGE_RANGES = ("mindeye2", "clip")
 
@@ -46,11 +47,9 @@ class UnclipGenerator:
         if card.get("kind") != KIND:
             raise UserError(f"{folder / CARD}: kind is {card.get('kind')!r}; expected {KIND!r}, a folder of "
                             "'mindtuner convert unclip'")
-        self.unet = _load(UNet2DConditionModel, folder / "unet", torch_dtype=dtype).to(device())
-        self.vae = _load(AutoencoderKL, folder / "vae", torch_dtype=torch.float32).to(device())
-        self.scheduler = _load(EulerDiscreteScheduler, folder / "scheduler")
-        for network in (self.unet, self.vae):
-            network.eval().requires_grad_(False)
+        self.unet = load_part(UNet2DConditionModel, folder / "unet", dtype, exact=True).to(device())
+        self.vae = load_part(AutoencoderKL, folder / "vae", torch.float32, exact=True).to(device())
+        self.scheduler = _scheduler(folder / "scheduler" / "scheduler_config.json")
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         if side < factor or side % factor:
             raise ValueError(f"side is {side}; expected a multiple of {factor}")
@@ -145,11 +144,10 @@ def size_and_crop(side: int, n: int) -> torch.Tensor:
     return features.flatten().expand(n, -1)
 
 
-def _load(kind: type, folder: Path, **options):
-    """Raises UserError where the folder lacks a file, or its weights are cut short or of another form."""
+def _scheduler(path: Path) -> EulerDiscreteScheduler:
+    settings = read_json(path)
     try:
-        loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
-    except Exception as error:  # diffusers, safetensors and JSON each raise their own
-        raise UserError(f"{folder}: cannot be read ({' '.join(str(error).split())[:120]}); expected what 'mindtuner convert "
-                        "unclip' writes there") from error
-    return loaded
+        return EulerDiscreteScheduler.from_config(settings)
+    except DAMAGED as error:
+        raise UserError(f"{path}: no noise schedule ({one_line(error)}); expected what 'mindtuner convert unclip' writes "
+                        "there") from error

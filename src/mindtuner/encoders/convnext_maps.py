@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
-from mindtuner.encoders.frozen import misfits, one_line, read_model, unit_images, weights_hash
+from mindtuner.encoders.frozen import unit_images, weights_hash
 from mindtuner.errors import UserError
+from mindtuner.foreign import check_fit, one_line, read_state_dict
 from mindtuner.runtime import device
 
 SIDE, STRIDE = 224, 32
@@ -122,7 +121,7 @@ class ConvNextMaps(CellMaps):
     """
 
     def __init__(self, path: str | Path, side: int = SIDE) -> None:
-        tensors = read_model(path, "model", _RELEASE)
+        tensors = read_state_dict(path, _RELEASE, "model")
         tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(_UNUSED)}
         try:
@@ -131,8 +130,7 @@ class ConvNextMaps(CellMaps):
             raise UserError(f"{path}: {error}, as in {_RELEASE}") from error
         ours = network.by_released_key()
         state = network.state_dict()
-        for wrong in misfits(tensors, {key: state[name] for key, name in ours.items()}):
-            raise UserError(f"{path}: {wrong}, as in {_RELEASE}")
+        check_fit(tensors, {key: state[name] for key, name in ours.items()}, Path(path), _RELEASE)
         copies = {ours[key]: tensor.to(torch.float32, copy=True) for key, tensor in tensors.items()}
         network.load_state_dict(copies, assign=True)
         identity = {"encoder": "VICRegL ConvNeXt", "depths": network.depths, "dims": network.dims,
@@ -147,7 +145,7 @@ class PlainConvNextMaps(CellMaps):
     ``feature_width`` has to be set to it, and a base trained on the released features does not fit. ``identity`` says so.
 
     name      timm's, such as ``convnext_base.fb_in22k``
-    weights   a safetensors file with timm's keys; None takes timm's own from the hub
+    weights   a file with timm's keys, safetensors or by torch.save; None takes timm's own from the hub
 
     Raises UserError where timm knows no such ConvNeXt, or the weights cannot be had or are of another network.
     """
@@ -160,7 +158,7 @@ class PlainConvNextMaps(CellMaps):
             network = timm.create_model(name, pretrained=weights is None, num_classes=0)
         except (OSError, RuntimeError) as error:
             raise UserError(f"timm model {name!r}: not available ({one_line(error)}); expected a known tag and a connection "
-                            "to the hub, or a safetensors file with timm's keys") from error
+                            "to the hub, or a file with timm's keys") from error
         if weights is not None:
             _fill(network, Path(weights), name)
         network.head = nn.Identity()  # it normalises and pools, and no map passes it
@@ -179,13 +177,10 @@ class _Cells(nn.Module):
 
 
 def _fill(network: nn.Module, path: Path, name: str) -> None:
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)}); expected timm's {name} as safetensors") from error
+    expected = f"the weights of timm's {name}, as safetensors or by torch.save"
+    tensors = read_state_dict(path, expected)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("head.fc.")}  # classes
-    for wrong in misfits(tensors, network.state_dict()):
-        raise UserError(f"{path}: {wrong} of timm's {name}")
+    check_fit(tensors, network.state_dict(), path, expected)
     network.load_state_dict(tensors)
 
 

@@ -22,8 +22,10 @@ import torch
 from mindtuner.data import Stimuli
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.encoders.embed import Tower
-from mindtuner.encoders.openclip_load import config_digest, digest, load_model, plain_name, require_open_clip
+from mindtuner.encoders.frozen import weights_hash
+from mindtuner.encoders.openclip_load import config_digest, load_model, plain_name, require_open_clip
 from mindtuner.errors import UserError
+from mindtuner.foreign import one_line
 from mindtuner.runtime import device
 
 TOKEN_NORMS, IMAGE_RANGES = ("after", "before"), ("clip", "mindeye2")
@@ -58,9 +60,9 @@ class OpenClipImageEncoder:
         _check(name, "image_range", image_range, IMAGE_RANGES)
         _check(name, "dtype", DTYPES.get(dtype, dtype), tuple(DTYPES.values()))
         model = load_model(name, pretrained, preprocess)
-        open_clip = require_open_clip(name)
+        open_clip = require_open_clip()
         tower, found = model.visual, open_clip.get_model_preprocess_cfg(model)
-        weights = digest(tower)
+        weights = weights_hash(tower)
         self._forward = token_forward(tower, token_norm, name)
         self.image_range, self.dtype, self.batch = image_range, dtype, batch
         size = found["size"]
@@ -199,11 +201,11 @@ class OpenClipTextEncoder:
         if hasattr(model, "text_decoder"):
             del model.text_decoder  # CoCa's, which writes captions
         try:
-            self.tokenizer = require_open_clip(name).get_tokenizer(name)
+            self.tokenizer = require_open_clip().get_tokenizer(name)
         except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"{name}: its tokenizer cannot be had ({' '.join(str(error).split())[:160]}); expected it in the "
+            raise UserError(f"{name}: its tokenizer cannot be had ({one_line(error)}); expected it in the "
                             "hub's cache or a way to download it") from error
-        weights = digest(model)
+        weights = weights_hash(model, without=("logit_",))  # of the contrastive loss alone
         self.network, self.batch = model.to(device(), dtype), batch
         probe = self._vectors(["a"])
         if not np.isfinite(probe).all():

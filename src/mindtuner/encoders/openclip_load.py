@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import json
-import logging
-import pickle
-import struct
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from mindtuner.errors import UserError
+from mindtuner.foreign import check_fit, one_line, package, quiet, read_content, tensors_of
 
 HUB, FOLDER = "hf-hub:", "local-dir:"  # open_clip's prefixes of model names
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
-_DAMAGED = (  # what torch.load raises on bytes that are no state dict, or more than one
-    OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, struct.error,
-    pickle.UnpicklingError)
 
 
 def load_model(name: str, pretrained: str | Path | None, preprocess: dict | None = None) -> torch.nn.Module:
@@ -42,41 +33,36 @@ def load_model(name: str, pretrained: str | Path | None, preprocess: dict | None
     Position embeddings are not resized to fit, as open_clip would do: weights of another image size are refused.
     Raises UserError where the package, the model, the tag or the file is missing, or the weights do not fit.
     """
-    open_clip = require_open_clip(name)
+    open_clip = require_open_clip()
     config = model_config(name)
     unknown = set(preprocess or {}) - set(PREPROCESS)
     if unknown:
         raise UserError(f"{name}: preprocess has the field {min(unknown)}; expected only {', '.join(PREPROCESS)}")
     path = _weights_path(name, pretrained, config)
     overlay = _published_preprocess(name, pretrained, path) if preprocess is None else preprocess
-    state = read_state(path)  # before the model is built: at full size that takes a while
+    state = read_state(path, f"the weights of {name}")  # before the model is built: at full size that takes a while
     try:
-        with _quiet():
+        with quiet():
             model = open_clip.create_model(name, load_weights=False, pretrained_text=False, force_preprocess_cfg=overlay)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
-        raise UserError(f"{name}: open_clip cannot build it ({_line(error)}); expected one of its own models or a sound "
+        raise UserError(f"{name}: open_clip cannot build it ({one_line(error)}); expected one of its own models or a sound "
                         "open_clip_config.json") from error
     _fill(model, state, path, name)
     return model.eval().requires_grad_(False)
 
 
-def require_open_clip(name: str):
+def require_open_clip() -> ModuleType:
     """The module ``open_clip``. Raises UserError where it is not installed."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise UserError(f"{name}: needs the package open_clip ({_line(error)}); expected it installed, as by "
-                        "pip install open_clip_torch") from error
-    return open_clip
+    return package("open_clip", "open_clip_torch")
 
 
 def model_config(name: str) -> dict:
     """open_clip's description of the model's form. Raises UserError where there is none."""
-    open_clip = require_open_clip(name)
+    open_clip = require_open_clip()
     try:
         config = open_clip.get_model_config(name)
     except (OSError, ValueError) as error:  # of json too
-        raise UserError(f"{name}: no open_clip_config.json can be read ({_line(error)}); expected one that open_clip wrote"
+        raise UserError(f"{name}: no open_clip_config.json can be read ({one_line(error)}); expected one that open_clip wrote"
                         ) from error
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), 3) or ["ViT-bigG-14"]
@@ -86,47 +72,16 @@ def model_config(name: str) -> dict:
     return config
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a file, mapped from disk where the format allows it; training checkpoints hold it as
-    ``state_dict``, with or without ``module.`` before each name.
+def read_state(path: Path, expected: str) -> dict[str, torch.Tensor]:
+    """The state dict in a file; training checkpoints hold it as ``state_dict``, with or without ``module.`` before each name.
 
-    Raises UserError where the file is missing, cut short, holds code or anything but tensors.
+    Raises UserError as ``read_content`` does, and where there is anything but tensors.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; expected a file with the weights of an open_clip model")
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a file with the weights of an open_clip model")
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except SafetensorError as error:
-        raise UserError(f"{path}: cannot be read ({_line(error)}); expected a whole safetensors file") from error
-    except _DAMAGED as error:
-        raise UserError(f"{path}: cannot be read ({_line(error)}); expected a whole file of tensors that torch.save wrote, "
-                        "without code") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state:
-        raise UserError(f"{path}: holds no tensors by name; expected the weights of an open_clip model")
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise UserError(f"{path}: {_line(key)} is a {type(value).__name__}, no tensor; expected the weights of an "
-                            "open_clip model")
+    content = read_content(path, expected)
+    state = tensors_of(content.get("state_dict", content), path, expected)
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
-
-
-def digest(module: torch.nn.Module) -> str:
-    """Names, shapes and float32 values of a tower's tensors in 16 hex digits: the same for the same weights from any
-    file. The contrastive loss's scale and bias do not count."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if not name.startswith("logit_"):
-            sha.update(f"{name} {tuple(tensor.shape)} ".encode())
-            sha.update(tensor.detach().float().cpu().reshape(-1).numpy())
-    return sha.hexdigest()[:16]
 
 
 def config_digest(name: str, tower: str) -> str:
@@ -142,7 +97,7 @@ def plain_name(name: str) -> str:
 
 
 def _weights_path(name: str, pretrained: str | Path | None, config: dict) -> Path:
-    open_clip = require_open_clip(name)
+    open_clip = require_open_clip()
     if pretrained is not None and _is_path(pretrained):
         return Path(pretrained)
     if name.startswith((FOLDER, HUB)):
@@ -169,7 +124,7 @@ def _is_path(pretrained: str | Path) -> bool:
 def _download(open_clip, published: dict) -> str:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    if HF_HUB_OFFLINE and not published.get("hf_hub"):
+    if HF_HUB_OFFLINE and not (published.get("hf_hub") or published.get("file")):
         raise OSError("it is not on the hub, and HF_HUB_OFFLINE is set")
     return open_clip.download_pretrained(published)
 
@@ -178,8 +133,8 @@ def _downloaded(what: str, download) -> Path:
     try:
         return Path(download())
     except (OSError, RuntimeError, ValueError) as error:  # what the hub and urllib raise is of these kinds
-        raise UserError(f"{what}: the weights cannot be had ({_line(error)}); expected them in the hub's cache or a way to "
-                        "download them, or give a file") from error
+        raise UserError(f"{what}: the weights cannot be had ({one_line(error)}); expected them in the hub's cache or a way "
+                        "to download them, or give a file") from error
 
 
 def _only_weights(folder: Path) -> Path:
@@ -194,7 +149,7 @@ def _only_weights(folder: Path) -> Path:
 
 def _published_preprocess(name: str, pretrained: str | Path | None, path: Path) -> dict:
     """How images are prepared for these weights. No file says so: that stands with the published weights of the name."""
-    open_clip = require_open_clip(name)
+    open_clip = require_open_clip()
     if name.startswith((FOLDER, HUB)):
         return {}  # stands in its open_clip_config.json
     tags = open_clip.list_pretrained_tags_by_model(name) if _is_path(pretrained) else [str(pretrained)]
@@ -216,31 +171,6 @@ def _fill(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, na
     # Of the contrastive loss alone, in several forms; and a counter that older transformers stored.
     extra = {"logit_scale", "logit_bias", "text.transformer.embeddings.position_ids"}
     state = {key: value for key, value in state.items() if key not in extra}
-    wanted = {key: value.shape for key, value in model.state_dict().items() if key not in extra}
-    missing = [f"{key} is missing" for key in wanted if key not in state]
-    unknown = [f"{key} is unknown" for key in state if key not in wanted]
-    misshapen = [f"{key} is {tuple(state[key].shape)}, not {tuple(shape)}" for key, shape in wanted.items()
-                 if key in state and state[key].shape != shape]
-    wrong = [problem for problems in (missing, unknown, misshapen) for problem in problems[:1]]
-    if wrong:
-        count = len(missing) + len(unknown) + len(misshapen)
-        raise UserError(f"{path}: does not fit {name} ({count} tensors, such as: {'; '.join(map(_line, wrong))}); expected "
-                        f"the weights of {name}")
+    wanted = {key: value for key, value in model.state_dict().items() if key not in extra}
+    check_fit(state, wanted, path, f"the weights of {name}")
     model.load_state_dict(state, strict=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip warns through the root logger that a model without weights is random, which ours is for a moment."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _line(what: object) -> str:
-    """At most 160 characters of it, on one line."""
-    text = " ".join(str(what).split())
-    return text if len(text) <= 160 else f"{text[:157]}..."

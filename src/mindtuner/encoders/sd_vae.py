@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from diffusers.utils import logging as diffusers_logging
 
-from mindtuner.encoders.frozen import one_line, unit_images, weights_hash
+from mindtuner.encoders.frozen import unit_images, weights_hash
 from mindtuner.errors import UserError
+from mindtuner.files import read_json
+from mindtuner.foreign import load_part, model_folder
 from mindtuner.runtime import device
 
 SIDE, SCALE = 224, 0.18215
@@ -32,7 +30,7 @@ class StableAutoencoder:
     """
 
     def __init__(self, source: str | Path, side: int = SIDE) -> None:
-        self.network = _load(source).eval().requires_grad_(False).to(device())
+        self.network = _load(source).to(device())
         config = self.network.config
         reduction = 2 ** (len(config.block_out_channels) - 1)
         if side < reduction or side % reduction:
@@ -55,42 +53,16 @@ class StableAutoencoder:
 
 
 def _load(source: str | Path) -> AutoencoderKL:
-    folder = Path(source)
-    if folder.is_file():
-        raise UserError(f"{source}: is a file; expected {_EXPECTED}")
-    subfolder = None if (folder / "config.json").is_file() else "vae"
-    where = folder / (subfolder or "") if folder.is_dir() else f"{source} (subfolder vae)"
-    try:
-        with _quiet():
-            config = AutoencoderKL.load_config(str(source), subfolder=subfolder)
-            _check(config, where)
-            network, report = AutoencoderKL.from_pretrained(
-                str(source), subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True,
-                low_cpu_mem_usage=False, ignore_mismatched_sizes=True)  # so that what differs is told, by key
-    except (OSError, ValueError, RuntimeError, TypeError, LookupError) as error:
-        raise UserError(f"{where}: cannot be read ({one_line(error)}); expected {_EXPECTED}") from error
-    for key, found, wanted in report["mismatched_keys"]:
-        raise UserError(f"{where}: weights: {key} has shape {tuple(found)}; expected {tuple(wanted)} by its config.json")
-    for kind, wrong in (("missing", report["missing_keys"]), ("unknown", report["unexpected_keys"])):
-        if wrong:
-            raise UserError(f"{where}: weights: key {sorted(wrong)[0]} is {kind}; expected those of its config.json")
-    return network
-
-
-def _check(config: dict, where: object) -> None:
-    """Other networks' folders look alike, and SDXL's autoencoder even has the same shapes."""
+    folder = model_folder(source, [f"vae/*.{end}" for end in ("json", "safetensors", "bin")], _EXPECTED)
+    if not (folder / "config.json").is_file():
+        folder = folder / "vae"
+    path = folder / "config.json"
+    config = read_json(path)
+    # Other networks' folders look alike, and SDXL's autoencoder even has the same shapes.
     for field, wanted in (("_class_name", "AutoencoderKL"), ("scaling_factor", SCALE)):
         found = config.get(field, wanted if field == "scaling_factor" else None)  # older configs leave the default out
         if found != wanted:
-            raise UserError(f"{where}: config.json: {field} is {found!r}; expected {wanted!r}, {_EXPECTED}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' own warnings about keys: each becomes an error of one line."""
-    before = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(before)
+            raise UserError(f"{path}: {field} is {found!r}; expected {wanted!r}, {_EXPECTED}")
+    # Older folders have torch's format alone. What is misshapen is to be told by its key, which these two options allow.
+    return load_part(AutoencoderKL, folder, torch.float32, exact=True, use_safetensors=None, low_cpu_mem_usage=False,
+                     ignore_mismatched_sizes=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from diffusers import EulerDiscreteScheduler, ModelMixin
 
+from mindtuner.decoding.unclip import CARD, KIND, OFFSET_NOISE, TRAINED_SIDE
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json
-from mindtuner.interop.torch_files import read_state_dict
-from mindtuner.interop.unclip_keys import SIDE, SIGMAS, Match, Weights, match_keys
+from mindtuner.foreign import read_state_dict
+from mindtuner.interop.unclip_keys import SIGMAS, Match, Weights, match_keys
 
-CARD, KIND = "mindtuner.json", "unCLIP generator"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FORMATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 CHUNK = 2**22  # numbers that are looked at at once
@@ -38,7 +38,7 @@ def convert_unclip(checkpoint: str | Path, out: str | Path) -> dict:
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; expected a new or empty folder")
-    weights = read_state_dict(checkpoint, "state_dict")
+    weights = read_state_dict(checkpoint, "an unCLIP checkpoint, a .ckpt with state_dict", "state_dict")
     match = match_keys(weights, checkpoint)
     check_values(weights, match, checkpoint)
     scheduler = new_scheduler()
@@ -117,5 +117,6 @@ def describe(weights: Weights, match: Match, checkpoint: Path) -> dict:
         "token_width": match.unet.config.cross_attention_dim,
         "conventions": {"token_norm": "after", "image_range": "clip",
                         "notes": "trained on tokens of images as the tower's own preprocessing shows them"},
-        "public_sampling": {"side": SIDE, "steps": 38, "guidance": 5.0, "offset_noise": 0.04, "unconditional": "random"},
+        "public_sampling": {"side": TRAINED_SIDE, "steps": 38, "guidance": 5.0, "offset_noise": OFFSET_NOISE,
+                            "unconditional": "random"},
     }

@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from mindtuner.decoding.unclip import TRAINED_SIDE
 from mindtuner.errors import UserError
+from mindtuner.foreign import one_line
 
 Weights = dict[str, torch.Tensor]
 UNET, VAE, CONDITIONER, SIGMAS = "model.diffusion_model.", "first_stage_model.", "conditioner.", "denoiser.sigmas"
 HEAD_WIDTH = 64  # of the UNet's attention; no shape tells it
 FOURIER = 256  # features of each of the four numbers of size and crop
 SCALING_FACTOR = 0.13025  # latents x this have about unit variance
-SIDE = 768  # pixels of the published pictures
 
 RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
           "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}  # theirs -> diffusers
@@ -53,13 +54,14 @@ def match_keys(weights: Weights, where: Path) -> Match:
         with torch.device("meta"):
             unet, vae = UNet2DConditionModel(**unet_config), AutoencoderKL(**vae_config)
     except (ValueError, ZeroDivisionError) as error:  # channels that no group norm divides
-        raise UserError(f"{where}: sizes that cannot be ({' '.join(str(error).split())}); expected the shapes of an "
+        raise UserError(f"{where}: sizes that cannot be ({one_line(error)}); expected the shapes of an "
                         "SDXL-like UNet and autoencoder") from error
-    unet_names = {name: their_unet_name(name, unet_config) for name in unet.state_dict()}
-    vae_names = {name: their_vae_name(name, len(vae_config["block_out_channels"])) for name in vae.state_dict()}
-    expected = {theirs: unet.state_dict()[name].shape for name, theirs in unet_names.items()}
+    unet_state, vae_state = unet.state_dict(), vae.state_dict()
+    unet_names = {name: their_unet_name(name, unet_config) for name in unet_state}
+    vae_names = {name: their_vae_name(name, len(vae_config["block_out_channels"])) for name in vae_state}
+    expected = {theirs: unet_state[name].shape for name, theirs in unet_names.items()}
     for name, theirs in vae_names.items():
-        shape = vae.state_dict()[name].shape
+        shape = vae_state[name].shape
         expected[theirs] = (*shape, 1, 1) if is_projection(name) and len(shape) == 2 else shape
     for key, right in expected.items():
         if key not in weights:
@@ -98,7 +100,7 @@ def read_unet(weights: Weights, where: Path) -> dict:
                             f"head width {HEAD_WIDTH}")
     context = shape(weights, UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 2, where)[1]
     return {
-        "sample_size": SIDE // 8,
+        "sample_size": TRAINED_SIDE // 8,
         "in_channels": first[1],
         "out_channels": shape(weights, UNET + "out.2.weight", 4, where)[0],
         "block_out_channels": tuple(channels),
@@ -127,7 +129,7 @@ def read_vae(weights: Weights, where: Path) -> dict:
         "layers_per_block": 1 + max(numbers(weights, re.escape(encoder) + r"down\.0\.block\.(\d+)\."), default=0),
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "sample_size": SIDE,
+        "sample_size": TRAINED_SIDE,
         "scaling_factor": SCALING_FACTOR,
         "force_upcast": True,  # overflows in float16
     }
