@@ -23,6 +23,7 @@ from mindtuner.encoders.compact import (
     CompactImageEncoder,
     CompactTextEncoder,
 )
+from mindtuner.encoders.efficientnet import BATCH
 
 PICTURE = 128  # side of the pictures that the compact towers and the generator work with
 _PIXELS = {"side": PICTURE}
@@ -85,7 +86,8 @@ def compact_towers(stimuli: Stimuli, folder: str | Path, images: CompactImageEnc
 
     towers = [Tower("pixels", _PIXELS, (3, PICTURE, PICTURE), np.uint8, lambda ids: reduce(stimuli.images(ids)))]
     if images is not None:
-        towers.append(Tower("tokens", images.identity, (TOKENS, WIDTH), np.float32, lambda ids: images.tokens(pixels(ids))))
+        towers.append(Tower("tokens", images.identity, (TOKENS, WIDTH), np.float32, lambda ids: images.tokens(pixels(ids)),
+                            batch=BATCH))
     if autoencoder is not None:
         towers.append(Tower("latents", autoencoder.identity, (8, 16, 16), np.float32,
                             lambda ids: autoencoder.encode(pixels(ids))))

