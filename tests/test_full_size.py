@@ -245,7 +245,7 @@ def test_a_generator_of_other_conventions_is_refused_by_field(lab, command, mode
     write_json(unclip / "mindtuner.json", card)
     weights = next((unclip / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused(capsys, again, "unet: cannot be read")
+    refused(capsys, again, "unet: not a whole UNet2DConditionModel")
     other = save_model(tmp_path / "clip", seed=5, vision_cfg={**VISION, "width": WIDTH, "head_width": 20})
     refused(capsys, [*command(tmp_path / "out", "--pictures", 1), "--clip", other.removeprefix("local-dir:")], "weights is",
             "with which", "base.safetensors was trained")
