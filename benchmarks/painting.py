@@ -83,10 +83,10 @@ def main() -> None:
                "B": lambda noise: said.backbone_tokens}
     for steps in options.prior_steps:
         sources[f"the prior, {steps} step{'s' * (steps > 1)}"] = (
-            lambda noise, steps=steps: decoder(steps, noise).image_tokens(said.backbone_tokens))
+            lambda noise, steps=steps: decoder(steps, noise).image_tokens(said.backbone_tokens, said.images))
         sources[f"the same, and {config.decode.neighbours} neighbours"] = (
-            lambda noise, steps=steps: recall(decoder(steps, noise).image_tokens(said.backbone_tokens), training_tokens,
-                                              config.decode.neighbours))
+            lambda noise, steps=steps: recall(decoder(steps, noise).image_tokens(said.backbone_tokens, said.images),
+                                              training_tokens, config.decode.neighbours))
     for name, tokens in sources.items():
         found = np.array([scores(tokens(noise), noise) for noise in range(options.noise_seeds)])
         cells = [f"{m:.3f} ({sd:.3f})" for m, sd in zip(found.mean(0), found.std(0, ddof=1), strict=True)]

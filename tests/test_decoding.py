@@ -58,25 +58,25 @@ def test_the_prior_runs_on_averaged_backbone_tokens_with_its_own_seed(decoder, t
     mean = torch.stack([each[torch.from_numpy(stimulus == image)].mean(0) for image in found.images])
     torch.manual_seed(123)  # the global stream has no say
     np.testing.assert_allclose(found.backbone_tokens, mean, atol=1e-5)
-    tokens = decoder.image_tokens(found.backbone_tokens)
-    np.testing.assert_array_equal(tokens, decoder.image_tokens(found.backbone_tokens))
+    tokens = decoder.image_tokens(found.backbone_tokens, found.images)
+    np.testing.assert_array_equal(tokens, decoder.image_tokens(found.backbone_tokens, found.images))
     again = Decoder(decoder.network, "subj01", CONFIG, seed=4)
     other = again.predict(voxels, stimulus)
-    assert np.abs(again.image_tokens(other.backbone_tokens) - tokens).max() > 1e-3
+    assert np.abs(again.image_tokens(other.backbone_tokens, other.images) - tokens).max() > 1e-3
     np.testing.assert_allclose(other.retrieval_tokens, found.retrieval_tokens, atol=1e-6)
 
 
-def test_with_ids_an_image_s_tokens_depend_on_nothing_else(decoder, trials):
+def test_an_image_s_tokens_depend_on_nothing_else(decoder, trials):
     """Its noise is the seed's and its own; the rest is the prior on one image."""
     found = decoder.predict(*trials)
     whole = decoder.image_tokens(found.backbone_tokens, found.images)
-    for rows in ([2], [3, 0], []):
+    for rows in ([2], [3, 0]):
         some = decoder.image_tokens(found.backbone_tokens[rows], found.images[rows])
-        np.testing.assert_array_equal(some, whole[rows])
+        np.testing.assert_allclose(some, whole[rows], atol=1e-5)
     source = torch.Generator().manual_seed(derive_seed(3, "prior", 13))
     noise, brain = torch.randn(1, 4, 8, generator=source), torch.from_numpy(found.backbone_tokens[2:3])
     alone = decoder.network.prior.sample(brain, CONFIG.prior_steps, start=noise)
-    np.testing.assert_array_equal(whole[2:3], alone)
+    np.testing.assert_allclose(whole[2:3], alone, atol=1e-5)
     assert np.abs(whole - decoder.image_tokens(found.backbone_tokens, found.images + 1)).max() > 1e-3
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -18,6 +19,7 @@ from test_openclip import TEXT, VISION, save_model
 from test_refine import folder as sdxl_folder  # noqa: F401
 from test_unclip import SMALL, save
 from test_unclip import parity as unclip_parity
+from test_weights import sha256
 
 from mindtuner.cli import main
 from mindtuner.config import as_dict, load_config
@@ -30,8 +32,10 @@ from mindtuner.decoding.unclip import UnclipGenerator
 from mindtuner.decoding.words import TextBank
 from mindtuner.encoders.openclip import OpenClipTextEncoder
 from mindtuner.encoders.sd_vae import StableAutoencoder
+from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json, write_json
-from mindtuner.interop.unclip import convert_unclip
+from mindtuner.released import store
+from mindtuner.released.manifest import MANIFEST, WeightFile
 from mindtuner.training import load_fingerprint, load_network, read_card
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -51,19 +55,40 @@ def models(tmp_path_factory, sdxl_folder, git_folder):  # noqa: F811
     """The files that a user would have, in small."""
     from diffusers import AutoencoderKL
 
-    root = tmp_path_factory.mktemp("models")
+    root = tmp_path_factory.mktemp("released")
     save_model(root / "clip", vision_cfg={**VISION, "width": WIDTH, "head_width": 20}, text_cfg=TEXT)
     torch.manual_seed(1)
     AutoencoderKL(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, norm_num_groups=2,
                   block_out_channels=[4, 4, 8, 8], layers_per_block=1).save_pretrained(root / "sd" / "vae")
     convnext_parity.write_checkpoint(root / "convnext.pth", convnext_parity.read_fixture()[0])
-    convert_unclip(save(root / "unclip.ckpt", unclip_parity.read_fixture(SMALL)[0]), root / "unclip")
+    save(root / "unclip.ckpt", unclip_parity.read_fixture(SMALL)[0])
+    shutil.copytree(sdxl_folder, root / "sdxl")
+    shutil.copytree(git_folder, root / "git")
     source = torch.Generator().manual_seed(1)
     shapes = {"linear1.weight": (5, TOKENS), "linear1.bias": (5,), "linear2.weight": (8, WIDTH), "linear2.bias": (8,)}
     torch.save({"model_state_dict": {name: torch.randn(shape, generator=source) for name, shape in shapes.items()}},
                root / "bigG_to_L.pth")
-    return SimpleNamespace(root=root, clip=root / "clip", vae=root / "sd", convnext=root / "convnext.pth",
-                           unclip=root / "unclip", sdxl=sdxl_folder, git=git_folder, converter=root / "bigG_to_L.pth")
+    ours = fetched(root, tmp_path_factory.mktemp("models"))
+    return SimpleNamespace(root=ours, clip=ours / "clip", vae=ours / "sd", convnext=ours / "convnext.pth",
+                           unclip=ours / "unclip", sdxl=ours / "sdxl", git=ours / "git", converter=ours / "bigG_to_L.pth")
+
+
+def fetched(released, out):
+    """What ``fetch weights`` makes of a cluster's copy of the released files, by a manifest of these small ones."""
+    manifest = []
+    for weights, there in zip(MANIFEST, ("clip", "sd", "convnext.pth", "unclip.ckpt", "sdxl", "git", "bigG_to_L.pth"),
+                              strict=True):
+        paths = [released / there] if (released / there).is_file() else sorted(
+            path for path in (released / there).rglob("*") if path.is_file())
+        names = [path.relative_to(released).as_posix() for path in paths]
+        files = [WeightFile(name, name, path.stat().st_size, path.stat().st_size, sha256(path.read_bytes()))
+                 for name, path in zip(names, paths, strict=True)]
+        manifest.append(dataclasses.replace(weights, files=tuple(files), converted=weights.converted and ("unclip", 10**6)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "MANIFEST", tuple(manifest))
+        assert call("fetch", "weights", out, "--from", released) == 0
+        assert call("check", "weights", out, "--hashes") == 0
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +174,53 @@ def test_pictures_are_those_of_the_parts_called_by_hand(lab, models, decoded):
         assert (folder / f"{image:06d}.png").read_bytes() == (folder / "corrected" / f"{image:06d}.png").read_bytes()
         assert (folder / f"{image:06d}.txt").read_text().endswith("\n")
     assert np.ptp(corrected) > 0.02 and np.abs(corrected[0] - corrected[1]).max() > 0.02  # not one grey for all
+
+
+def test_evaluate_scores_and_reports_the_same_pictures(lab, models, decoded, tmp_path, monkeypatch):
+    """Stopped between two methods it goes on; pictures are those of decode, at the stimuli's size."""
+    out, real = tmp_path / "out", FullSizeGenerator.stages
+    evaluate = ["evaluate", lab.tuned, lab.data, out, "--cache", lab.cache, "--device", "cpu", "--generator", "sdxl",
+                "--unclip", models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, "--clip", models.clip, "--side", SIDE]
+    asked = []
+
+    def stages(self, tokens, words, lowlevel, images, title=""):
+        asked.append(title)
+        if asked == ["mindtuner", "prior_only"]:
+            raise KeyboardInterrupt
+        return real(self, tokens, words, lowlevel, images, title)
+    monkeypatch.setattr(FullSizeGenerator, "stages", stages)
+    assert call(*evaluate) == 130
+    assert call(*evaluate) == 0
+    assert asked == ["mindtuner", "prior_only", "prior_only"] and not (out / "painted").exists()
+    run = load_run(out)
+    assert set(run.results["methods"]) == {"mindtuner", "nearest_training_image", "prior_only"}
+    assert set(run.results["methods"]["mindtuner"]["stages"]) == {"lowlevel", "reconstructed", "blended", "corrected"}
+    assert run.results["methods"]["mindtuner"]["picture"] == "corrected"
+    assert "--generator sdxl" in run.results["setting"]["command"]
+    shown = run.pictures["mindtuner/corrected"]
+    assert shown.shape == run.pictures["seen"].shape == (len(shown), 3, 224, 224)
+    images = np.unique(load(lab.data, [1]).subject(1).test.stimulus)[run.words["picture_index"]]
+    for image, picture in zip(images, shown, strict=True):
+        path = decoded / "pictures" / f"{image:06d}.png"
+        if path.exists():
+            small = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1) / 255)[None].float()
+            large = torch.nn.functional.interpolate(small, (224, 224), mode="bilinear", antialias=True)[0].numpy()
+            np.testing.assert_allclose(picture, large * 255, atol=2)
+    pixels = load(lab.data, [1]).stimuli.images(images)
+    np.testing.assert_allclose(run.pictures["seen"], pixels * 255, atol=0.51)
+    page = (out / "report.html").read_text()
+    assert "Blended" in page and "drawn scenes, not on these" not in page
+
+
+def test_a_plain_convnext_has_another_width_and_says_so(lab, tmp_path, capsys):
+    network = timm.create_model("convnext_atto", num_classes=0)
+    torch.save(network.state_dict(), tmp_path / "atto.pth")
+    embed = ["embed", lab.data, tmp_path / "cache", "--towers", "paper", "--only", "features", "--convnext"]
+    assert call(*embed, "timm:convnext_atto", "--convnext-weights", tmp_path / "atto.pth") == 0
+    seal = read_json(tmp_path / "cache" / "features.json")
+    assert seal["shape"][1:] == [49, network.num_features] and seal["identity"]["projector"].startswith("none")
+    refused(capsys, [*embed, "timm:resnet18"], "timm model 'resnet18': unknown")
+    refused(capsys, [*embed, lab.root / "none.pth", "--convnext-weights", tmp_path / "atto.pth"], "--convnext timm:NAME")
 
 
 # ---- the same bytes, whatever the way

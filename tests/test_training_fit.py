@@ -246,7 +246,7 @@ def test_a_base_without_prior_or_low_level_module_tunes_and_decodes(trained, wit
         assert ("lowlevel" in record["validation"]) == ("lowlevel" not in without)
     if "prior" in without:
         with pytest.raises(UserError, match="network: has no prior; expected one that has"):
-            Decoder(bare, "subj02", CONFIG.decode, 0).image_tokens(part.backbone_tokens)
+            Decoder(bare, "subj02", CONFIG.decode, 0).image_tokens(part.backbone_tokens, part.images)
 
 
 def test_the_same_seed_gives_the_same_weights(quick):

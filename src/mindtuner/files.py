@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import json
 import os
 import shutil
@@ -83,9 +84,18 @@ def claim_folder(path: str | Path, force: bool = False) -> Path:
     return path
 
 
+def file_digest(path: str | Path) -> str:
+    """16 hex digits over a file's bytes, which are not held in memory together."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while some := file.read(2**22):
+            digest.update(some)
+    return digest.hexdigest()[:16]
+
+
 RUN_FILES = (
     "config.yaml", "log.jsonl", "results.json", "words.json", "report.html", "demo.png", "pictures.safetensors",
-    "base.safetensors", "fingerprint.safetensors", "pretrain.checkpoint*", "data",
+    "painted", "base.safetensors", "fingerprint.safetensors", "pretrain.checkpoint*", "data",
     *(f"{method}.{end}" for method in ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
       for end in ("safetensors", "checkpoint*")), "predictions.safetensors", "pictures",
     "dataset.json", "shared1000.npy", "coco_images_224_float16.hdf5", "COCO_73k_annots_curated.npy",

@@ -14,10 +14,25 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from mindtuner.errors import UserError
+
+_chosen: list[torch.device] = []  # by ``use``: none, or one for the whole process
+
 
 def device() -> torch.device:
-    """CUDA where it works, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where it works, else the CPU; or what ``use`` said."""
+    return _chosen[0] if _chosen else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use(where: str | None) -> None:
+    """Compute on ``where`` ("cuda", "cpu") from now on, or, with None, again on what the machine is fastest with.
+
+    Raises UserError where torch finds no CUDA.
+    """
+    if where == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: is cuda, but torch finds no CUDA here; expected cpu, or a torch built for your GPU")
+    _chosen[:] = [] if where is None else [torch.device(where)]
+    fast_dtype.cache_clear()
 
 
 @functools.cache

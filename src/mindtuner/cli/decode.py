@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindtuner.cli import painters, steps
+from mindtuner.files import file_digest
 
 if TYPE_CHECKING:
     import numpy as np
 
     from mindtuner.decoding.decoder import Decoder, Predictions
     from mindtuner.decoding.painter import Painter
+    from mindtuner.decoding.recall import Rows
     from mindtuner.decoding.words import TextBank
 
 TRIALS = ("test", "train", "all")
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
     if len(shown) and options.generator != painters.SDXL:
         steps.check_towers(network.config, base)
     texts = painters.text_encoder(options, network, speech)
-    batch = options.batch or _automatic_batch()
+    batch = painters.batch_of(options)
     generator = painters.painter(options, config, seed, network, speech, texts, batch)
     steps.claim(options.out, _settings(options, base, card, path, generator), options.force)
     watch = steps.Stopwatch()
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: Decoder, generator: Painter, bank: TextBank,
-                  training: np.ndarray, batch: int, keep_stages: bool) -> int:
+                  training: np.ndarray | Rows, batch: int, keep_stages: bool) -> int:
     """Paint the images at the positions ``shown`` of ``found`` that ``folder`` lacks, and return how many that were.
 
     Each is written when it is there, its IMAGE.png last. Batches are cut as if all were missing, so that a run that goes on
@@ -116,9 +117,10 @@ def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: 
     """
     import numpy as np
 
-    from mindtuner.cli import story
     from mindtuner.decoding.painter import main_picture
     from mindtuner.decoding.recall import recall
+    from mindtuner.decoding.words import Words
+    from mindtuner.evaluation.results import to_uint8
     from mindtuner.files import write_text
     from mindtuner.runtime import progress
 
@@ -131,22 +133,23 @@ def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: 
         images = found.images[group]
         tokens = np.concatenate([recall(row[None], training, decoder.config.neighbours) for row in drawn])
         lowlevel = None if found.latents is None else found.latents[group]
-        said = story.paint(tokens, found.text[group], lowlevel, images, generator, bank, "pictures")
+        stages = {stage: to_uint8(pictures) for stage, pictures
+                  in generator.stages(tokens, Words(found.text[group], bank), lowlevel, images, "pictures").items()}
         captions = generator.captions(tokens)
         for k, image in enumerate(images):
             if _file(folder, image).exists():
                 continue
-            for stage, pictures in said["stages"].items() if keep_stages else ():
+            for stage, pictures in stages.items() if keep_stages else ():
                 _write_picture(_file(folder / stage, image), pictures[k])
             if captions is not None:
                 write_text(_file(folder, image).with_suffix(".txt"), captions[k] + "\n")
-            _write_picture(_file(folder, image), main_picture(said["stages"])[k])
+            _write_picture(_file(folder, image), main_picture(stages)[k])
             painted += 1
     return painted
 
 
 def _training_tokens(options: argparse.Namespace, dataset, generator: Painter, speech: painters.Speech,
-                     neighbours: int) -> np.ndarray:
+                     neighbours: int) -> np.ndarray | Rows:
     """Tokens (m, T, D) of the training images, for ``recall``; none where it asks for none.
 
     Raises UserError where the cache is of other towers than the network was trained with.
@@ -154,6 +157,7 @@ def _training_tokens(options: argparse.Namespace, dataset, generator: Painter, s
     import numpy as np
 
     from mindtuner.cli import towers
+    from mindtuner.decoding.recall import Rows
 
     full_size, cache = options.generator == painters.SDXL, options.cache or dataset.root / "cache"
     if full_size and neighbours == 0:
@@ -161,22 +165,14 @@ def _training_tokens(options: argparse.Namespace, dataset, generator: Painter, s
     targets, _ = steps.gather_targets(dataset, cache, None if full_size else generator)
     towers.check_same(speech.base, speech.path, cache)
     training = np.flatnonzero(~dataset.stimuli.is_shared if neighbours else np.zeros(len(dataset.stimuli), bool))
-    return np.asarray(targets.tokens[training])
-
-
-def _automatic_batch() -> int:
-    from mindtuner.decoding.full_size import batch_for
-    from mindtuner.runtime import device
-
-    return batch_for(device())
+    return Rows(targets.tokens, training)
 
 
 def _settings(options: argparse.Namespace, base: Path, card: dict, path: Path, generator: Painter) -> str:
     """What has to be the same for a run to go on. Which images are painted has not: each is what it is by itself."""
     command = steps.command_of("decode", options.fingerprint, options.data, options.out, "--base", base, "--trials",
                                options.trials, *painters.words_of(options))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    facts = {"fingerprint": digest, "generator": generator.identity, "stages": options.stages}
+    facts = {"fingerprint": file_digest(path), "generator": generator.identity, "stages": options.stages}
     return f"# {command}\n# {json.dumps(facts)}\n{json.dumps(card['config'], indent=2)}\n"  # JSON is YAML
 
 

@@ -15,12 +15,14 @@ from mindtuner.cli import painters
 
 if TYPE_CHECKING:
     from mindtuner.data import Stimuli
+    from mindtuner.encoders.convnext_maps import CellMaps
     from mindtuner.encoders.embed import Tower
 
 _NAMES = ("pixels", "tokens", "latents", "features", "features_augmented", "text")
-COMPACT, PAPER = "compact", "paper"
+COMPACT, PAPER, TIMM = "compact", "paper", "timm:"
 _WANTS = {"tokens": "clip", "text": "clip", "latents": "vae", "features": "convnext", "features_augmented": "convnext"}
-_OPTIONS = {COMPACT: ("generator",), PAPER: ("clip", "clip_weights", "vae", "convnext", "token_norm", "image_range", "dtype")}
+_OPTIONS = {COMPACT: ("generator",), PAPER: ("clip", "clip_weights", "vae", "convnext", "convnext_weights",
+                                        "token_norm", "image_range", "dtype")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     paper.add_argument("--image-range", metavar="WHICH",
                        help="clip (default), or mindeye2, for a base of mindtuner convert mindeye2")
     paper.add_argument("--vae", metavar="DIR_OR_ID", help="Stable Diffusion's autoencoder, for latents")
-    paper.add_argument("--convnext", type=Path, metavar="FILE", help="VICRegL's full checkpoint, for features")
+    paper.add_argument("--convnext", metavar="FILE", help="VICRegL's full checkpoint, for features; or timm:NAME for a plain "
+                       "ConvNeXt of timm's, whose features have another width")
+    paper.add_argument("--convnext-weights", type=Path, metavar="FILE", help="with timm:NAME (default: from the hub)")
     paper.add_argument("--dtype", choices=("float32", "bfloat16"), help="in which --clip computes (default float32)")
 
 
@@ -84,7 +88,6 @@ def _compact_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower
 def _paper_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower]:
     import torch
 
-    from mindtuner.encoders.convnext_maps import ConvNextMaps
     from mindtuner.encoders.low_level import low_level_towers
     from mindtuner.encoders.openclip import OpenClipImageEncoder, OpenClipTextEncoder, openclip_towers
     from mindtuner.encoders.sd_vae import StableAutoencoder
@@ -106,9 +109,20 @@ def _paper_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower]:
     if "latents" in chosen:
         autoencoder = StableAutoencoder(options.vae)
     if chosen & {"features", "features_augmented"}:
-        maps = ConvNextMaps(options.convnext)
+        maps = _convnext(options)
     towers = openclip_towers(stimuli, images, texts) + low_level_towers(stimuli, autoencoder, maps)
     return [tower for tower in towers if tower.name in chosen]
+
+
+def _convnext(options: argparse.Namespace) -> CellMaps:
+    from mindtuner.encoders.convnext_maps import ConvNextMaps, PlainConvNextMaps
+    from mindtuner.errors import UserError
+
+    if options.convnext.startswith(TIMM):
+        return PlainConvNextMaps(options.convnext.removeprefix(TIMM), options.convnext_weights)
+    if options.convnext_weights is not None:
+        raise UserError("--convnext-weights: is given; expected it with --convnext timm:NAME alone")
+    return ConvNextMaps(options.convnext)
 
 
 def _autoencoder(path: Path | None):

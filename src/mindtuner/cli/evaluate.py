@@ -2,7 +2,7 @@
 
 TUNED is a run of mindtuner tune. The test images of its subject are decoded with every method found there, painted, and
 scored beside chance and beside two controls that need no tuning. Writes results.json, report.html and what belongs to them
-into OUT, and prints a table.
+into OUT, and prints a table. The same command goes on where an earlier one was stopped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from mindtuner.cli import steps
+from mindtuner.cli import painters, steps
+from mindtuner.files import file_digest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,17 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--base", type=Path, metavar="BASE",
                         help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)")
-    steps.add_towers(parser)
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
+    painters.add_arguments(parser, captions=False)
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
 
 
 def run(options: argparse.Namespace) -> None:
+    painters.check_options(options)
+
     from mindtuner.cli import story, towers, tuned
     from mindtuner.config import load_config
     from mindtuner.data import load
-    from mindtuner.decoding.compact import CompactGenerator
     from mindtuner.errors import UserError
-    from mindtuner.files import claim_folder, write_text
+    from mindtuner.files import write_text
     from mindtuner.training import load_network, read_card
 
     files = {method: options.tuned / name for method, name in tuned.FILES.items() if (options.tuned / name).is_file()}
@@ -42,23 +45,39 @@ def run(options: argparse.Namespace) -> None:
     path = tuned.base_of(next(iter(files.values())), options.base)
     steps.refuse_overlap(options.out, DATA=options.data, TUNED=options.tuned, BASE=path)
     base = load_network(path)
-    steps.check_towers(base.config, path)
+    full_size, cache = options.generator == painters.SDXL, options.cache or options.data / "cache"
+    steps.check_towers(base.config, path, cache if full_size else None)
+    if full_size:
+        towers.check_same(read_card(path), path, cache)
     dataset = load(options.data, [config.target_subject])
     hour = dataset.subject(config.target_subject).sessions(config.tuning_sessions)
     networks = {method: tuned.load_tuned(file, base, hour) for method, file in files.items()}
-    generator = CompactGenerator(config.decode, config.seed, options.generator)
-    claim_folder(options.out, options.force)
-    command = steps.command_of("evaluate", options.tuned, options.data, options.out)
+    speech = painters.Speech(read_card(next(iter(files.values()))), read_card(path), path)
+    texts = painters.text_encoder(options, base, speech)
+    generator = painters.painter(options, config.decode, config.seed, base, speech, texts, painters.batch_of(options))
+    command = steps.command_of("evaluate", options.tuned, options.data, options.out, *painters.words_of(options))
     commands = [steps.command_in(path.parent / steps.SETTINGS), steps.command_in(settings), command]
-    write_text(options.out / steps.SETTINGS, steps.settings_text(config, command))
+    said = f"{steps.settings_text(config, command)}# {json.dumps(_facts(files, path, generator))}\n"
+    steps.claim(options.out, said, options.force, "results.json")
     write_text(options.out / "log.jsonl", _joined_log(path.parent, options.tuned))
     watch = steps.Stopwatch()
     with watch.stage("embed"):
-        materials = steps.gather(dataset, options.cache, generator)
-        towers.check_same(read_card(path), path, options.cache or dataset.root / "cache")
-    note = "" if options.generator else story.generator_note(dataset.card)
-    page = story.tell(options.out, config, materials, hour, base, networks, watch, " && ".join(filter(None, commands)), note)
+        if full_size:
+            materials = steps.gather_full_size(dataset, cache, texts, generator)
+        else:
+            materials = steps.gather(dataset, cache, generator)
+            towers.check_same(read_card(path), path, cache)
+    own = options.generator == painters.COMPACT
+    note = story.generator_note(dataset.card) if own else ""
+    page = story.tell(options.out, config, materials, hour, base, networks, watch, " && ".join(filter(None, commands)), note,
+                      keep=True)
     print(f"\nOpen {page}")
+
+
+def _facts(files: dict[str, Path], base: Path, generator) -> dict:
+    """What has to be the same, beside the command and the config, for a run to go on."""
+    weights = {name: file_digest(path) for name, path in {**files, "base": base}.items()}
+    return {"weights": weights, "generator": generator.identity}
 
 
 def _joined_log(base: Path, tuned: Path) -> str:

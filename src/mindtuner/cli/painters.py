@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 _FULL_SIZE = ("unclip", "sdxl", "vae", "captions", "converter", "dtype", "offload", "side")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, captions: bool = True) -> None:
     parser.add_argument("--generator", default=COMPACT, metavar="WHICH",
                         help="compact (default), sdxl, or a FILE of mindtuner train-generator for the compact one")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="where to compute (default: cuda where there is one)")
@@ -35,8 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     full.add_argument("--unclip", type=Path, metavar="DIR", help="folder of mindtuner convert unclip")
     full.add_argument("--sdxl", metavar="DIR_OR_ID", help="an SDXL base in diffusers' format")
     full.add_argument("--vae", metavar="DIR_OR_ID", help="autoencoder of the low-level latents, to show and blend those")
-    full.add_argument("--captions", metavar="DIR_OR_ID", help="a GIT, to write captions; with --converter")
-    full.add_argument("--converter", type=Path, metavar="FILE", help="from the base's tokens to GIT's, bigG_to_L_epoch8.pth")
+    if captions:
+        full.add_argument("--captions", metavar="DIR_OR_ID", help="a GIT, to write captions; with --converter")
+        full.add_argument("--converter", type=Path, metavar="FILE",
+                          help="from the base's tokens to GIT's, bigG_to_L_epoch8.pth")
+    else:
+        parser.set_defaults(captions=None, converter=None)
     full.add_argument("--dtype", choices=DTYPES, help="of the large models (default: float16 on cuda, float32 on a CPU)")
     full.add_argument("--offload", action="store_true", help="layers come to the GPU one by one: slow, for 12 GB")
     full.add_argument("--side", type=int, metavar="N", help="of the pictures, a multiple of 8 (default 768, as trained)")
@@ -54,7 +57,7 @@ def clip_name(given: str) -> str:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise UserError where options do not go together; without a GPU from here on where --device is cpu."""
+    """Raise UserError where options do not go together; compute from here on where --device says."""
     if options.batch is not None and options.batch < 1:
         raise UserError(f"--batch is {options.batch}; expected 1 or more")
     if options.generator == SDXL:
@@ -67,14 +70,17 @@ def check_options(options: argparse.Namespace) -> None:
         for name in _FULL_SIZE:
             if getattr(options, name) not in (None, False):
                 raise UserError(f"--{name}: is given; expected it with --generator sdxl alone")
-    if options.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts, so that nothing finds a GPU
-    if options.device == "cuda":
-        import torch
+    from mindtuner.runtime import use
 
-        from mindtuner.decoding.pretrained import usable_device
+    use(options.device)
 
-        usable_device("cuda", torch.float32)
+
+def batch_of(options: argparse.Namespace) -> int:
+    """Pictures to paint together, by the free memory of a GPU where nobody says."""
+    from mindtuner.decoding.full_size import batch_for
+    from mindtuner.runtime import device
+
+    return options.batch or batch_for(device())
 
 
 def words_of(options: argparse.Namespace) -> list[object]:

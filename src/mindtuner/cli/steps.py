@@ -20,9 +20,11 @@ if TYPE_CHECKING:  # what is heavy is imported only where it is used
     import numpy as np
 
     from mindtuner.config import Config, ModelConfig
-    from mindtuner.data import Dataset
+    from mindtuner.data import Dataset, Stimuli
     from mindtuner.decoding.compact import CompactGenerator
+    from mindtuner.decoding.painter import Painter
     from mindtuner.encoders.compact import CompactTextEncoder
+    from mindtuner.encoders.openclip import OpenClipTextEncoder
     from mindtuner.model import BrainNetwork
     from mindtuner.model.prior import DiffusionPrior
     from mindtuner.training import Targets
@@ -125,11 +127,15 @@ def check_towers(config: ModelConfig, where: object, cache: Path | None = None) 
 
 @dataclass(frozen=True)
 class Materials:
-    """A dataset with what the frozen towers say about its stimuli; ``caches`` as ``encoders.embed.embed`` returns them."""
+    """A dataset with what the frozen towers say about its stimuli.
+
+    caches : rows by stimulus id, of all that training needs; and ``pixels``, uint8 (N, 3, s, s), at the side s that pictures
+        are scored at
+    """
 
     dataset: Dataset
-    texts: CompactTextEncoder
-    generator: CompactGenerator
+    texts: CompactTextEncoder | OpenClipTextEncoder
+    generator: Painter
     caches: dict[str, np.ndarray]
 
     @property
@@ -150,6 +156,25 @@ def gather(dataset: Dataset, cache: Path | None, generator: CompactGenerator) ->
     texts = CompactTextEncoder()
     caches = embed(dataset, cache or dataset.root / "cache", CompactImageEncoder(), texts, generator.autoencoder)
     return Materials(dataset, texts, generator, caches)
+
+
+def gather_full_size(dataset: Dataset, cache: Path, texts: OpenClipTextEncoder, generator: Painter) -> Materials:
+    """What ``embed --towers paper`` left in ``cache``. Raises UserError where it is of other stimuli, or not whole."""
+    stored = towers.stored_targets(cache, dataset.stimuli)
+    caches = {field.name: getattr(stored, field.name) for field in dataclasses.fields(stored)}
+    return Materials(dataset, texts, generator, caches | {"pixels": _Pixels(dataset.stimuli)})
+
+
+class _Pixels:
+    """Stimuli as they are stored, uint8 (n, 3, 224, 224) by their ids (n,)."""
+
+    def __init__(self, stimuli: Stimuli) -> None:
+        self._stimuli = stimuli
+
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        return np.round(self._stimuli.images(ids) * 255).astype(np.uint8)
 
 
 def compact_generator(cache: Path, config: Config, weights: Path | None) -> CompactGenerator | None:

@@ -3,12 +3,14 @@ plain arrays."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
 from mindtuner import runtime
 from mindtuner.cli.steps import Materials, Stopwatch
@@ -16,29 +18,34 @@ from mindtuner.config import Config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder, Predictions
 from mindtuner.decoding.painter import Painter
-from mindtuner.decoding.recall import recall
+from mindtuner.decoding.recall import Rows, recall
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.errors import UserError
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
 from mindtuner.evaluation.features import PooledFeatures
+from mindtuner.evaluation.pictures import resize
 from mindtuner.evaluation.report import write_report
 from mindtuner.evaluation.results import build_results, from_uint8, save_run, to_uint8
 from mindtuner.evaluation.retrieval import top5_ids
 from mindtuner.evaluation.scoring import MethodScores, Truth, score_method
+from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
 from mindtuner.training import subject_name
 
 THUMBNAIL = 64
+TOGETHER = 64  # pictures painted before they are kept
+PARTS = "painted"
 FOREIGN_STIMULI = "The generator was trained on the package's own drawn scenes, not on these stimuli"
 
 
 def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: BrainNetwork, tuned: dict[str, BrainNetwork],
-         watch: Stopwatch, command: str, generator_note: str) -> Path:
+         watch: Stopwatch, command: str, generator_note: str, keep: bool = False) -> Path:
     """Decode, paint and score the test images of ``hour``, the subject as it was tuned on, and write all of it into ``out``,
     which holds config.yaml and log.jsonl; returns the report's path.
 
-    tuned: method -> network; the first says what the nearest training images are. Raises UserError where the subject has no
+    tuned: method -> network; the first says what the nearest training images are. With ``keep`` a run that is stopped while
+    it paints leaves the pictures in ``out``, and the next takes them from there. Raises UserError where the subject has no
     test trial, or networks, voxels and images do not fit together.
     """
     with watch.stage("decode"):
@@ -46,7 +53,7 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
         predictions = decode_all(tuned, base, test, materials.caches, config)
     with watch.stage("paint"):
         bank = training_bank(materials.dataset, materials.texts)
-        painted = paint_all(predictions, materials.generator, bank, test)
+        painted = paint_all(predictions, materials.generator, bank, test, out / PARTS if keep else None)
     with watch.stage("score"):
         scores = score_all(predictions, painted, test, config.seed)
     setting = describe_setting(config, materials.dataset, hour, base, test, bank, command)
@@ -55,6 +62,7 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
         results = build_results(setting, scores, watch.total(), runtime.peak_memory_mb(), config.seed)
         save_run(out, results, pictures_of(painted, test), words_of(predictions, painted, scores, test))
         page = write_report(out)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
     print_table(results)
     return page
 
@@ -99,7 +107,7 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
     name = subject_name(test.subject.number)
     voxels = test.subject.betas(test.trials.row)
     tokens, text = caches["tokens"], caches["text"]
-    training = np.asarray(tokens[test.training])
+    training = Rows(tokens, test.training)
     every: dict[str, dict] = {}
     for method, network in runtime.progress(tuned.items(), "decode", len(tuned), "method"):
         decoder = Decoder(network, name, config.decode, config.seed)
@@ -107,8 +115,10 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
         single = decoder.predict(voxels[rows], test.trials.stimulus[rows])
         every[method] = {"predictions": decoder.predict(voxels, test.trials.stimulus),
                          "single_trials": [{"retrieval_tokens": single.retrieval_tokens, "text": single.text}]}
-        expected = decoder.image_tokens(every[method]["predictions"].backbone_tokens[test.shown])
+        shown = test.images[test.shown]
+        expected = decoder.image_tokens(every[method]["predictions"].backbone_tokens[test.shown], shown)
         every[method]["image_tokens"] = recall(expected, training, config.decode.neighbours)
+        network.cpu()  # a GPU holds one network of full size
     first = next(iter(tuned))  # mindtuner, where it was tuned
     found = test.training[nearest_training_image(every[first]["predictions"].backbone_tokens, training)]
     nearest, latents = np.asarray(tokens[found]), np.asarray(caches["latents"][found])
@@ -133,10 +143,12 @@ def training_bank(dataset: Dataset, encoder: CompactTextEncoder) -> TextBank:
     return TextBank.of(dataset.stimuli, np.flatnonzero(~dataset.stimuli.is_shared), encoder)
 
 
-def paint_all(decoded: dict[str, dict], generator: Painter, bank: TextBank,
-              test: TestSet) -> dict[str, dict]:
-    """For each method: ``stages`` (uint8 pictures (p, 3, 128, 128)) and the ``caption`` retrieved for each."""
+def paint_all(decoded: dict[str, dict], generator: Painter, bank: TextBank, test: TestSet,
+              parts: Path | None = None) -> dict[str, dict]:
+    """For each method: ``stages`` (uint8 pictures (p, 3, s, s), of the side s of the seen) and the ``caption`` retrieved for
+    each. What is painted is kept in the folder ``parts``, and taken from there, until the caller removes it."""
     images = test.images[test.shown]
+    side = test.caches["pixels"][images[:1]].shape[-1]
     painted: dict[str, dict] = {}
     for method, entry in decoded.items():
         if "found" in entry:
@@ -144,22 +156,31 @@ def paint_all(decoded: dict[str, dict], generator: Painter, bank: TextBank,
             painted[method] = {"stages": {"reconstructed": pictures}}
             continue
         p = entry["predictions"]
-        latents = None if method == "prior_only" or p.latents is None else p.latents[test.shown]
-        painted[method] = paint(entry["image_tokens"], p.text[test.shown], latents, images, generator, bank, method)
+        captions: list[str] = []
+        groups: list[dict[str, np.ndarray]] = []
+        for start in range(0, len(images), TOGETHER):
+            rows = slice(start, start + TOGETHER)
+            some = test.shown[rows]
+            words = Words(p.text[some], bank)
+            captions += words.captions if bank.captions else []
+            part = None if parts is None else parts / f"{method}-{start}.safetensors"
+            if part is None or not part.exists():
+                latents = None if method == "prior_only" or p.latents is None else p.latents[some]
+                stages = generator.stages(entry["image_tokens"][rows], words, latents, images[rows], method)
+                groups.append({stage: to_uint8(resize(pictures, side)) for stage, pictures in stages.items()})
+                _keep(part, groups[-1])
+            else:
+                groups.append(load_file(part))
+        painted[method] = {"stages": {stage: np.concatenate([group[stage] for group in groups]) for stage in groups[0]},
+                           **({"caption": captions} if captions else {})}
     return painted
 
 
-def paint(tokens: np.ndarray, text: np.ndarray, lowlevel: np.ndarray | None, images: np.ndarray, generator: Painter,
-          bank: TextBank, title: str) -> dict:
-    """Paint n images (ids (n,)) from image tokens (n, T, D) and correct them with what the bank says of text (n, d).
-
-    Returns "stages", uint8 (n, 3, H, W) of each that ``Painter.stages`` gives; and, where the bank is not empty, "caption",
-    the n that were retrieved.
-    """
-    words = Words(text, bank)
-    stages = generator.stages(tokens, words, lowlevel, images, title)
-    return {"stages": {stage: to_uint8(pictures) for stage, pictures in stages.items()},
-            **({"caption": words.captions} if bank.captions else {})}
+def _keep(part: Path | None, pictures: dict[str, np.ndarray]) -> None:
+    if part is not None:
+        part.parent.mkdir(exist_ok=True)
+        with atomic_path(part) as path:
+            save_file({stage: np.ascontiguousarray(array) for stage, array in pictures.items()}, path)
 
 
 def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int) -> dict[str, MethodScores]:
@@ -228,8 +249,8 @@ def captions_note(bank: TextBank, test: TestSet) -> str:
 def pictures_of(painted: dict[str, dict], test: TestSet) -> dict[str, np.ndarray]:
     """The arrays of pictures.safetensors."""
     pixels = np.asarray(test.caches["pixels"][test.images])
-    n, step = len(pixels), pixels.shape[-1] // THUMBNAIL
-    thumbnails = pixels.reshape(n, 3, THUMBNAIL, step, THUMBNAIL, step).mean((3, 5)).round().astype(np.uint8)
+    small = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(pixels).float(), THUMBNAIL)
+    thumbnails = small.round().to(torch.uint8).numpy()
     pictures = {"seen": pixels[test.shown], "thumbnails": thumbnails}
     return pictures | {f"{method}/{stage}": array for method, entry in painted.items()
                        for stage, array in entry["stages"].items()}

@@ -11,8 +11,9 @@ from diffusers import DDIMScheduler
 from mindtuner.config import DecodeConfig, ModelConfig
 from mindtuner.decoding.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED
 from mindtuner.decoding.words import Words
-from mindtuner.encoders.compact import Autoencoder, file_digest, load_part, packaged
+from mindtuner.encoders.compact import Autoencoder, load_part, packaged
 from mindtuner.encoders.patch_autoencoder import CHANNELS
+from mindtuner.files import file_digest
 from mindtuner.model.generator import LATENT_SIDE, CompactDenoiser, noise_schedule
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import autocast, derive_seed, device, progress

@@ -93,25 +93,19 @@ class Decoder:
                                   self.text_of(means["backbone_tokens"], name))
                 for name, shown, means in zip(voxels, images, averaged, strict=True)}
 
-    def image_tokens(self, backbone_tokens: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
-        """Backbone tokens (n, T, D) -> image tokens (n, T, D): a sample of the prior, seeded, or with one
-        step the tokens to expect. All subjects share the prior, so their tokens can be joined.
+    def image_tokens(self, backbone_tokens: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Backbone tokens (n, T, D) of images ``images`` (ids (n,)) -> image tokens (n, T, D): a sample of the prior, or
+        with one step the tokens to expect. All subjects share the prior, so their tokens can be joined.
 
-        With the images' ids ``images`` (n,) each image has noise of its own, drawn on the CPU, and passes the prior by
-        itself: any subset gets the same tokens, to the bit. Without them one stream of noise runs through all rows, and
-        they pass together. Raises UserError where the network has no prior."""
+        An image's noise depends on the seed and its id alone. All rows pass the prior together, which may round otherwise
+        than one by one. Raises UserError where the network has no prior.
+        """
         if self.network.prior is None:
             raise UserError("network: has no prior; expected one that has, to paint from")
         tokens = torch.as_tensor(backbone_tokens, dtype=torch.float32, device=device())
-        if images is not None:
-            return np.concatenate([np.empty_like(backbone_tokens[:0], np.float32),
-                                   *(self._sampled(tokens[k:k + 1], int(image)) for k, image in enumerate(images))])
-        source = torch.Generator(device()).manual_seed(derive_seed(self.seed, "prior"))
-        return self.network.prior.sample(tokens, self.config.prior_steps, generator=source).cpu().numpy()
-
-    def _sampled(self, tokens: torch.Tensor, image: int) -> np.ndarray:
-        source = torch.Generator().manual_seed(derive_seed(self.seed, "prior", image))
-        start = torch.randn(tokens.shape, generator=source)
+        start = torch.empty(tokens.shape)
+        for k, image in enumerate(images):
+            start[k].normal_(generator=torch.Generator().manual_seed(derive_seed(self.seed, "prior", int(image))))
         return self.network.prior.sample(tokens, self.config.prior_steps, start=start).cpu().numpy()
 
     @torch.no_grad()

@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
+from mindtuner.data import HalfRows
+
 SHARE = 0.5  # of the recalled tokens that come from the training images
+_BLOCK = 2**26  # numbers read at a time: 256 MB of float32
 
 
-def most_similar(predicted: np.ndarray, training: np.ndarray, count: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Rows:
+    """Rows ``ids`` (m,) of a cache (N, ...), read from disk when asked for: at full size all tokens of NSD are 120 GB.
+
+    Where the functions here want ``training`` they take these, or an array in memory.
+    """
+
+    cache: np.ndarray | HalfRows
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, which: slice | np.ndarray) -> np.ndarray:
+        """Rows by position, of the cache's own order: float32 (k, ...)."""
+        return np.asarray(self.cache[self.ids[which]], np.float32)
+
+
+def blocks(training: np.ndarray | Rows) -> Iterator[tuple[slice, np.ndarray]]:
+    """All of ``training`` (m, ...), as many rows at a time as memory is spent on: positions, and float32 (k, ...)."""
+    step = max(1, _BLOCK // max(1, training[:1].size))
+    for start in range(0, len(training), step):
+        some = slice(start, start + step)
+        yield some, np.asarray(training[some], np.float32)
+
+
+def most_similar(predicted: np.ndarray, training: np.ndarray | Rows, count: int) -> np.ndarray:
     """Positions of the ``count`` training images whose tokens are most similar to the predicted ones, best first.
 
     predicted (n, T, D), training (m, T, D) -> int64 (n, count), or (n, m) where there are fewer; cosine of the flattened
     tokens, as in retrieval.
     """
-    queries, candidates = (x.reshape(len(x), -1) for x in (predicted, training))
-    queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    candidates = candidates / np.linalg.norm(candidates, axis=1, keepdims=True)
-    return np.argsort(-(queries @ candidates.T), axis=1, kind="stable")[:, :count]
+    queries = _directions(predicted)
+    similarity = np.empty((len(queries), len(training)), np.float32)
+    for some, tokens in blocks(training):
+        similarity[:, some] = queries @ _directions(tokens).T
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
 
 
-def recall(tokens: np.ndarray, training: np.ndarray, neighbours: int) -> np.ndarray:
+def recall(tokens: np.ndarray, training: np.ndarray | Rows, neighbours: int) -> np.ndarray:
     """Draw decoded tokens halfway to the mean tokens of the training images most similar to them.
 
     The prior gives the tokens to expect, and where a brain says little that is the mean of all images. The mean of
@@ -30,5 +63,11 @@ def recall(tokens: np.ndarray, training: np.ndarray, neighbours: int) -> np.ndar
     """
     if neighbours == 0 or len(training) == 0:
         return tokens
-    found = training[most_similar(tokens, training, neighbours)].mean(1, dtype=np.float32)
+    similar = most_similar(tokens, training, neighbours)
+    found = np.stack([training[positions].mean(0, dtype=np.float32) for positions in similar])
     return ((1 - SHARE) * tokens + SHARE * found).astype(np.float32)
+
+
+def _directions(tokens: np.ndarray) -> np.ndarray:
+    flat = tokens.reshape(len(tokens), -1)
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True)

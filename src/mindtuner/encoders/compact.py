@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from mindtuner.encoders.efficientnet import lite_network, prepare
 from mindtuner.encoders.patch_autoencoder import PatchAutoencoder
 from mindtuner.errors import UserError
+from mindtuner.files import file_digest
 from mindtuner.runtime import device
 
 GRID = 4  # tokens lie on a 4 x 4 grid
@@ -175,8 +176,3 @@ def _as_tensor(images) -> torch.Tensor:
     """On the device; arrays are copied, since memory maps may be read-only."""
     images = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
     return images.to(device())
-
-
-def file_digest(path: str | Path) -> str:
-    """16 hex digits over a file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]

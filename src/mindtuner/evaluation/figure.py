@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_run
 
-STAGES = {"lowlevel": "Low level", "reconstructed": "Reconstructed", "corrected": "Corrected"}
+STAGES = {"lowlevel": "Low level", "reconstructed": "Reconstructed", "blended": "Blended",
+          "corrected": "Corrected"}
 MAIN_METHOD = "mindtuner"
 
 _CELL, _GAP, _LABELS = 160, 6, 124  # pixels

@@ -135,6 +135,8 @@ def _how(method: str, stage: str, setting: dict) -> str:
         return "a training image"
     if stage == "lowlevel":
         return "one pass, no sampling"
+    if stage == "blended":
+        return "three quarters corrected, one of the low level"
     if stage == "corrected":
         return f"+ {steps['refine']} steps with the text read"
     if method == "prior_only":

@@ -3,7 +3,7 @@
 ``config.yaml``            everything needed to run it again (written by the caller)
 ``log.jsonl``              one object for each epoch: {"stage", "epoch", "step", "losses": {...}, "seconds"}
 ``pictures.safetensors``   uint8: "seen" (p, 3, H, W); "{method}/{stage}" (p, 3, H, W) for each stage that the
-                           method has, out of lowlevel, reconstructed, corrected; "thumbnails" (n, 3, h, w)
+                           method has, out of lowlevel, reconstructed, blended, corrected; "thumbnails" (n, 3, h, w)
                            of all test images
 ``words.json``             {"picture_index": [p positions in the test list], "seen_captions": [p],
                            "all_captions": [n], "methods": {method: {"retrieved_caption": [p],

@@ -13,7 +13,7 @@ from mindtuner.evaluation.retrieval import brain_retrieval, image_retrieval, tex
 from mindtuner.evaluation.statistics import bootstrap_ci
 
 # In the order they are made; the last one that a method has is its picture.
-STAGES = ("lowlevel", "reconstructed", "corrected")
+STAGES = ("lowlevel", "reconstructed", "blended", "corrected")
 DIRECTIONS = ("image", "brain", "text")
 PICTURE_SCORES = ("pixcorr", "ssim", "two_way")
 
