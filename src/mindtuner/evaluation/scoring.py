@@ -12,7 +12,7 @@ from mindtuner.evaluation.pictures import as_images, pixcorr, random_pairing, ss
 from mindtuner.evaluation.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.evaluation.statistics import bootstrap_ci
 
-# In the order they are made; the last one that a method has is its picture.
+# The last one that a method has is its picture, so a blend, where there is one, stands before the corrected.
 STAGES = ("lowlevel", "reconstructed", "blended", "corrected")
 DIRECTIONS = ("image", "brain", "text")
 PICTURE_SCORES = ("pixcorr", "ssim", "two_way")
