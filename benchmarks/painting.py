@@ -26,9 +26,9 @@ from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.recall import recall
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.evaluation.controls import nearest_training_image
-from mindtuner.evaluation.features import PooledFeatures
-from mindtuner.evaluation.pictures import two_way
 from mindtuner.evaluation.results import from_uint8
+from mindtuner.evaluation.scores.features import PooledFeatures
+from mindtuner.evaluation.scores.pictures import two_way
 from mindtuner.training import subject_name, tune
 
 

@@ -25,7 +25,7 @@ from mindtuner.decoding.compact import WEIGHTS, starting_prior
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.encoders.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
 from mindtuner.encoders.embed import embed
-from mindtuner.evaluation.retrieval import brain_retrieval, image_retrieval, text_retrieval
+from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.evaluation.statistics import over_seeds, paired_over_seeds
 from mindtuner.runtime import progress
 from mindtuner.training import Targets, load_network, pretrain, save_network, subject_name, tune

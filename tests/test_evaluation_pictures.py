@@ -9,7 +9,7 @@ from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.pictures import pixcorr, random_pairing, resize, ssim, two_way
+from mindtuner.evaluation.scores.pictures import pixcorr, random_pairing, resize, ssim, two_way
 
 few = settings(max_examples=15, deadline=None)
 seeds = st.integers(0, 2**32 - 1)

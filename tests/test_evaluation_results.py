@@ -6,18 +6,19 @@ import pytest
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation import results as module
-from mindtuner.evaluation.pictures import pixcorr
 from mindtuner.evaluation.results import (
     build_results,
     from_uint8,
     load_log,
     load_run,
     log_to,
+    per_image_scores,
     rounded,
     save_run,
     to_uint8,
 )
-from mindtuner.evaluation.schema import validate_results
+from mindtuner.evaluation.schema import validate_per_image, validate_results
+from mindtuner.evaluation.scores.pictures import pixcorr
 from mindtuner.evaluation.scoring import Truth, score_method
 
 N, P, SIDE = 9, 6, 12
@@ -64,7 +65,9 @@ def run_files(truth):
                 "mindtuner/corrected": to_uint8(truth.pictures[::-1])}
     words = {"picture_index": list(range(P)), "seen_captions": ["a"] * P, "all_captions": ["a"] * N,
              "methods": {"mindtuner": {"retrieved_caption": ["b"] * P, "top5": [[0, 1, 2, 3, 8]] * P}}}
-    return pictures, words
+    per_image = {"images": np.arange(N) + 40, "shown": np.arange(P), "texts": np.arange(N),
+                 "mindtuner/reconstruction/two_way": np.linspace(0, 1, P, dtype=np.float32)}
+    return pictures, words, per_image
 
 
 def test_a_perfect_method_scores_one_everywhere(truth):
@@ -132,18 +135,29 @@ def test_rounding_reaches_every_leaf():
 
 
 def test_a_run_comes_back_as_it_was_saved(tmp_path, results, truth):
-    pictures, words = run_files(truth)
+    pictures, words, per_image = run_files(truth)
     log = log_to(tmp_path)
     log({"stage": "pretrain", "epoch": 0, "step": 9, "losses": {"clip": np.float32(1.5)}, "seconds": 0.1})
     log({"stage": "tune:mindtuner", "epoch": 1, "step": 4, "losses": {}, "seconds": 0.2})
-    save_run(tmp_path, results, pictures, words)
+    save_run(tmp_path, results, pictures, words, per_image)
     run = load_run(tmp_path)
     assert run.results == results and run.words == words
     assert [entry["stage"] for entry in run.log] == ["pretrain", "tune:mindtuner"]
     for name, array in pictures.items():
         np.testing.assert_array_equal(run.pictures[name], array)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "pictures.safetensors", "results.json",
-                                                          "words.json"]
+    for name, array in per_image.items():
+        np.testing.assert_array_equal(run.per_image[name], array)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "per_image.safetensors", "pictures.safetensors",
+                                                          "results.json", "words.json"]
+
+
+def test_scores_of_single_images_average_to_those_of_the_run(results, scores):
+    arrays = per_image_scores(scores, range(40, 40 + N), range(P), range(N))
+    validate_per_image(arrays, {"seen": np.empty(P), "thumbnails": np.empty(N)}, "per_image")
+    for method, own in results["methods"].items():
+        for part in ("retrieval", "reconstruction"):
+            for score, mean in own[part].items():
+                assert arrays[f"{method}/{part}/{score}"].mean() == pytest.approx(mean, abs=1e-5)
 
 
 def test_results_are_written_last(tmp_path, results, truth, monkeypatch):
@@ -183,21 +197,26 @@ def test_broken_results_are_refused_by_field(results, break_it, message):
 
 
 @pytest.mark.parametrize("break_it, message", [
-    (lambda p, w: p.pop("seen"), "seen is missing"),
-    (lambda p, w: p.update(seen=p["seen"].astype(np.float32)), "seen is float32"),
-    (lambda p, w: p.update({"mindtuner/corrected": p["seen"][:2]}), "expected that of seen"),
-    (lambda p, w: p.update({"mindtuner/sketch": p["seen"]}), "mindtuner/sketch is unknown"),
-    (lambda p, w: w.pop("all_captions"), "all_captions has NoneType; expected a list of 9"),
-    (lambda p, w: w["seen_captions"].pop(), "seen_captions has 5 entries; expected a list of 6"),
-    (lambda p, w: w.update(picture_index=[0, 1, 2, 3, 4, 9]),
+    (lambda p, w, i: i.pop("images"), "images is missing"),
+    (lambda p, w, i: i.update(shown=i["shown"][1:]), r"shown is int64 \(5,\); expected 6 int64"),
+    (lambda p, w, i: i.update({"other/retrieval/image": np.zeros(N, np.float32)}), "other/retrieval/image is unknown"),
+    (lambda p, w, i: i.update({"mindtuner/retrieval/image": np.zeros(P, np.float32)}),
+     r"mindtuner/retrieval/image is float32 \(6,\); expected 9 float32"),
+    (lambda p, w, i: p.pop("seen"), "seen is missing"),
+    (lambda p, w, i: p.update(seen=p["seen"].astype(np.float32)), "seen is float32"),
+    (lambda p, w, i: p.update({"mindtuner/corrected": p["seen"][:2]}), "expected that of seen"),
+    (lambda p, w, i: p.update({"mindtuner/sketch": p["seen"]}), "mindtuner/sketch is unknown"),
+    (lambda p, w, i: w.pop("all_captions"), "all_captions has NoneType; expected a list of 9"),
+    (lambda p, w, i: w["seen_captions"].pop(), "seen_captions has 5 entries; expected a list of 6"),
+    (lambda p, w, i: w.update(picture_index=[0, 1, 2, 3, 4, 9]),
      "picture_index holds 9; expected positions 0 to 8"),
-    (lambda p, w: w["methods"]["mindtuner"].update(top5=[[0, 1]] * P), "expected lists of 5 positions"),
+    (lambda p, w, i: w["methods"]["mindtuner"].update(top5=[[0, 1]] * P), "expected lists of 5 positions"),
 ])
 def test_broken_pictures_and_words_are_never_written(tmp_path, results, truth, break_it, message):
-    pictures, words = copy.deepcopy(run_files(truth))
-    break_it(pictures, words)
+    pictures, words, per_image = copy.deepcopy(run_files(truth))
+    break_it(pictures, words, per_image)
     with pytest.raises(UserError, match=message):
-        save_run(tmp_path, results, pictures, words)
+        save_run(tmp_path, results, pictures, words, per_image)
     assert not any(tmp_path.iterdir())
 
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation import retrieval
-from mindtuner.evaluation.retrieval import (
+from mindtuner.evaluation.scores import retrieval
+from mindtuner.evaluation.scores.retrieval import (
     brain_retrieval,
     image_retrieval,
     text_retrieval,

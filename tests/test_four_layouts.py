@@ -35,7 +35,7 @@ from mindtuner.decoding.compact import packaged
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.encoders.compact import Autoencoder
 from mindtuner.encoders.embed import embed
-from mindtuner.evaluation.retrieval import brain_retrieval, cosine, image_retrieval, text_retrieval
+from mindtuner.evaluation.scores.retrieval import brain_retrieval, cosine, image_retrieval, text_retrieval
 from mindtuner.training import Targets, pretrain, tune
 
 KNOBS = SimulateConfig(subjects=2, sessions=2, trials_per_session=48, shared_images=12, repeats=2, voxel_scale=0.02,

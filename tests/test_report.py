@@ -14,9 +14,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation import report_plots, report_scores
-from mindtuner.evaluation.figure import contact_sheet
-from mindtuner.evaluation.report import write_report
+from mindtuner.evaluation.report import plots, tables, write_report
+from mindtuner.evaluation.report.figure import contact_sheet
 from mindtuner.evaluation.results import load_run
 
 PICTURES, TESTS = 6, 23  # more thumbnails than one row of the sheet holds
@@ -58,9 +57,11 @@ def make_run(folder, side=64):
     words = {"picture_index": SEEN, "all_captions": captions, "seen_captions": [captions[n] for n in SEEN],
              "methods": {m: {"retrieved_caption": [f"{m} reads {n}" for n in SEEN],
                              "top5": [strip(t, r) for t, r in zip(SEEN, ranks, strict=True)]}
-                         for m, ranks in RANKS.items()},
-             "scores": {"mindtuner": [0.5, 0.1, 0.9, 0.3, 0.7, 0.2]}}
+                         for m, ranks in RANKS.items()}}
     (folder / "words.json").write_text(json.dumps(words))
+    save_file({"images": np.arange(TESTS), "shown": np.array(SEEN), "texts": np.arange(TESTS),
+               "mindtuner/reconstruction/two_way": np.array([0.5, 0.1, 0.9, 0.3, 0.7, 0.2], np.float32)},
+              folder / "per_image.safetensors")
 
     def method(level):
         retrieval = {"image": level, "brain": 0.9 * level, "text": level / 3}
@@ -278,7 +279,7 @@ def test_without_script_the_main_gallery_stands_in_the_html(page):
 
 
 def test_differences_in_words(page):
-    (pair,) = report_scores.paired(load_run(page.parent).results["paired"])
+    (pair,) = tables.paired(load_run(page.parent).results["paired"])
     image, brain, text = pair["lines"][:3]
     assert image["words"] == "MindTuner is ahead of Ridge only" and "+7.0 points" in image["numbers"]
     assert brain["words"] == "Ridge only is ahead of MindTuner" and "p < 0.001" in brain["numbers"]
@@ -288,7 +289,7 @@ def test_differences_in_words(page):
 
 def test_table_shows_scores_beside_chance(page):
     results = load_run(page.parent).results
-    retrieval, pictures = (report_scores.table(results, group) for group in report_scores.GROUPS)
+    retrieval, pictures = (tables.table(results, group) for group in tables.GROUPS)
     labels = [row["label"] for row in retrieval["rows"]]
     assert labels == ["MindTuner", "Ridge only", "Nearest training image", "Shuffled brain"]
     cell = retrieval["rows"][0]["cells"][0]
@@ -296,28 +297,28 @@ def test_table_shows_scores_beside_chance(page):
     assert retrieval["columns"][0]["chance"] == "4.3"  # 1 of 23
     chances = [column["chance"] for column in pictures["columns"]]
     assert chances == ["50.0", "0.020 to 0.050", "0.020 to 0.050"]
-    assert [figure["value"] for figure in report_scores.headline(results)] == ["62.0", "20.7", "81.0"]
-    assert report_scores.single_trials(results)[0]["cells"][0] == "31.0\N{NO-BREAK SPACE}%"
+    assert [figure["value"] for figure in tables.headline(results)] == ["62.0", "20.7", "81.0"]
+    assert tables.single_trials(results)[0]["cells"][0] == "31.0\N{NO-BREAK SPACE}%"
 
 
 def test_table_leaves_out_what_was_not_measured():
     results = {"setting": {}, "methods": {"prior_only": {"retrieval": {"image": None}}}, "chance": {}}
-    assert report_scores.table(results, "retrieval")["rows"] == []
-    assert report_scores.headline(results) == []
+    assert tables.table(results, "retrieval")["rows"] == []
+    assert tables.headline(results) == []
 
 
 def test_plots_put_numbers_in_their_place():
-    assert report_plots.axis([0.31, 0.62]) == (0.0, pytest.approx(0.65))
-    low, high = report_plots.axis([-0.02, 0.4])
+    assert plots.axis([0.31, 0.62]) == (0.0, pytest.approx(0.65))
+    low, high = plots.axis([-0.02, 0.4])
     assert low <= -0.02 and high >= 0.4
-    svg = report_plots.interval(0.5, (0.25, 0.75), 0.0, (0.0, 1.0))
+    svg = plots.interval(0.5, (0.25, 0.75), 0.0, (0.0, 1.0))
     assert 'cx="50.00%"' in svg and 'x1="26.00%" x2="74.00%"' in svg and 'class="chance" x1="2.00%"' in svg
-    svg, logarithmic = report_plots.curve([0, 1, 2], [100.0, 10.0, 1.0])
+    svg, logarithmic = plots.curve([0, 1, 2], [100.0, 10.0, 1.0])
     # On a logarithmic axis two equal ratios are two equal steps.
     heights = [float(point.split(",")[1]) for point in re.search(r'points="([^"]*)"', svg)[1].split()]
     assert logarithmic and heights[1] - heights[0] == pytest.approx(heights[2] - heights[1])
-    assert not report_plots.curve([0, 1], [2.0, 1.0])[1]
-    report_plots.curve([3], [0.0])
+    assert not plots.curve([0, 1], [2.0, 1.0])[1]
+    plots.curve([3], [0.0])
 
 
 def test_contact_sheet(page):
@@ -353,7 +354,6 @@ def edit(path, *keys, value):
 
 
 @pytest.mark.parametrize(("name", "keys", "value", "named"), [
-    ("words.json", ["scores"], {"mindtuner": [0.1]}, "scores"),
     ("words.json", ["methods", "mindtuner", "top5"], [[0, 1, 2, 3, TESTS]] * PICTURES, "top5"),
     ("results.json", ["setting"], {"subject": 1}, "setting.simulated_brains"),
 ])

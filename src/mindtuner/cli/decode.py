@@ -215,7 +215,7 @@ def _file(folder: Path, image: int) -> Path:
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:
-    from mindtuner.evaluation.figure import to_image
+    from mindtuner.evaluation.report.figure import to_image
     from mindtuner.files import atomic_path
 
     with atomic_path(path) as part:

@@ -80,7 +80,7 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     from mindtuner.data import load
     from mindtuner.data.simulation.simulate import simulate
     from mindtuner.decoding.compact import CompactGenerator, starting_prior
-    from mindtuner.evaluation.figure import contact_sheet
+    from mindtuner.evaluation.report.figure import contact_sheet
     from mindtuner.evaluation.results import load_run, log_to
     from mindtuner.files import atomic_path
     from mindtuner.training import METHODS, save_fingerprint, tune

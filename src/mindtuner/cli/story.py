@@ -23,11 +23,11 @@ from mindtuner.decoding.words import TextBank, Words
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.errors import UserError
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
-from mindtuner.evaluation.features import PooledFeatures
-from mindtuner.evaluation.pictures import resize
 from mindtuner.evaluation.report import write_report
-from mindtuner.evaluation.results import build_results, from_uint8, save_run, to_uint8
-from mindtuner.evaluation.retrieval import top5_ids
+from mindtuner.evaluation.results import build_results, from_uint8, per_image_scores, save_run, to_uint8
+from mindtuner.evaluation.scores.features import PooledFeatures
+from mindtuner.evaluation.scores.pictures import resize
+from mindtuner.evaluation.scores.retrieval import top5_ids
 from mindtuner.evaluation.scoring import MethodScores, Truth, score_method
 from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
@@ -60,7 +60,8 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
     setting["stimuli_note"] = " ".join(filter(None, [generator_note, captions_note(bank, test)]))
     with watch.stage("report"):
         results = build_results(setting, scores, watch.total(), runtime.peak_memory_mb(), config.seed)
-        save_run(out, results, pictures_of(painted, test), words_of(predictions, painted, scores, test))
+        save_run(out, results, pictures_of(painted, test), words_of(predictions, painted, test),
+                 per_image_scores(scores, test.images, test.shown, test.texts))
         page = write_report(out)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     print_table(results)
@@ -93,6 +94,13 @@ class TestSet:
         images = np.unique(trials.stimulus)
         return cls(subject, trials, images, evenly(len(images), pictures), np.flatnonzero(~stimuli.is_shared),
                    [stimuli.captions[k] for k in images], caches)
+
+
+    @property
+    def texts(self) -> np.ndarray:
+        """Positions of the test images that have a caption (t,), or of all where none has one."""
+        with_caption = np.flatnonzero([bool(group) for group in self.captions])
+        return with_caption if len(with_caption) else np.arange(len(self.images))
 
 
 def evenly(count: int, n: int) -> np.ndarray:
@@ -187,8 +195,7 @@ def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet,
     """Scores of every method against the test images. Those without a caption are left out of text retrieval; where none has
     one, all texts are the same, and the score is chance."""
     seen = from_uint8(np.asarray(test.caches["pixels"][test.images[test.shown]]))
-    texts = np.flatnonzero([bool(group) for group in test.captions])
-    texts = texts if len(texts) else np.arange(len(test.images))
+    texts = test.texts
     truth = Truth(np.asarray(test.caches["tokens"][test.images]), np.asarray(test.caches["text"][test.images[texts]]), seen,
                   PooledFeatures())
     scores = {}
@@ -207,8 +214,9 @@ def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: Brai
     card = dataset.card
     return {
         "simulated_brains": card["simulated"], "simulated_scenes": card.get("simulated_scenes", False),
-        "stimuli": card.get("stimuli"), "subject": test.subject.number, "sessions": config.tuning_sessions,
-        "voxels": test.subject.n_voxels, "n_training_trials": len(hour.train), "n_test_images": len(test.images),
+        "stimuli": card.get("stimuli"), "stimuli_hash": dataset.stimuli.hash, "subject": test.subject.number,
+        "sessions": config.tuning_sessions, "voxels": test.subject.n_voxels,
+        "n_training_trials": len(hour.train), "n_test_images": len(test.images),
         "n_test_trials": len(test.trials), "n_pictures": len(test.shown),
         "n_pretraining_subjects": len(base.ridges), "fingerprint_strength": _planted_fingerprint(card),
         "prior_steps": config.decode.prior_steps, "generator_steps": config.decode.generator_steps,
@@ -256,9 +264,8 @@ def pictures_of(painted: dict[str, dict], test: TestSet) -> dict[str, np.ndarray
                        for stage, array in entry["stages"].items()}
 
 
-def words_of(decoded: dict[str, dict], painted: dict[str, dict], scores: dict[str, MethodScores],
-             test: TestSet) -> dict:
-    """The contents of words.json: captions, retrieved lists, and a score per picture to sort by."""
+def words_of(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet) -> dict:
+    """The contents of words.json: captions and retrieved lists."""
     tokens = np.asarray(test.caches["tokens"][test.images])
     methods = {}
     for method, entry in decoded.items():
@@ -268,9 +275,7 @@ def words_of(decoded: dict[str, dict], painted: dict[str, dict], scores: dict[st
             methods[method]["retrieved_caption"] = painted[method]["caption"]
     captions = [group[0] if group else "" for group in test.captions]
     return {"picture_index": test.shown.tolist(), "seen_captions": [captions[k] for k in test.shown],
-            "all_captions": captions, "methods": methods,
-            "scores": {method: [round(float(v), 6) for v in score.reconstruction["two_way"]]
-                       for method, score in scores.items()}}
+            "all_captions": captions, "methods": methods}
 
 
 def print_table(results: dict) -> None:

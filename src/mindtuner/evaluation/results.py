@@ -9,6 +9,10 @@
                            "all_captions": [n], "methods": {method: {"retrieved_caption": [p],
                            "top5": [p lists of 5 positions in the test list]}}}
                            (either may be absent where a method has none)
+``per_image.safetensors``  the scores of single images, float32: "{method}/retrieval/{direction}" (n,), of text (t,), and
+                           "{method}/reconstruction/{score}" (p,) of the method's picture; with them int64 "images" (n,)
+                           stimulus ids of the test images, and as positions among these "shown" (p,), those painted, and
+                           "texts" (t,), those that have a caption
 ``results.json``           the scores, see ``build_results``; written last: a folder that has it is complete
 """
 
@@ -25,19 +29,22 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.pictures import as_images
 from mindtuner.evaluation.schema import (
     METHODS,
     PAIRED_SCORES,
+    PARTS,
+    validate_per_image,
     validate_pictures,
     validate_results,
     validate_words,
 )
+from mindtuner.evaluation.scores.pictures import as_images
 from mindtuner.evaluation.scoring import DIRECTIONS, MethodScores
 from mindtuner.evaluation.statistics import paired_difference
 from mindtuner.files import atomic_path, read_json, write_json, write_text
 
 DIGITS = 6
+PICTURES, PER_IMAGE = "pictures.safetensors", "per_image.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Run:
     results: dict
     pictures: dict[str, np.ndarray]
     words: dict
+    per_image: dict[str, np.ndarray]
     log: list[dict]
 
 
@@ -120,17 +128,27 @@ def from_uint8(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 255
 
 
-def save_run(folder: str | Path, results: dict, pictures: Mapping[str, np.ndarray], words: dict) -> None:
-    """Write pictures, words and, last, results into ``folder``, each file whole or not at all.
+def per_image_scores(scores: Mapping[str, MethodScores], images, shown, texts) -> dict[str, np.ndarray]:
+    """The arrays of per_image.safetensors; images (n,), shown (p,), texts (t,) as described there."""
+    arrays = {name: np.asarray(values, np.int64) for name, values in (("images", images), ("shown", shown), ("texts", texts))}
+    return arrays | {f"{method}/{part}/{score}": values.astype(np.float32) for method, own in scores.items()
+                     for part in PARTS for score, values in getattr(own, part).items()}
+
+
+def save_run(folder: str | Path, results: dict, pictures: Mapping[str, np.ndarray], words: dict,
+             per_image: Mapping[str, np.ndarray]) -> None:
+    """Write pictures, words, scores of single images and, last, results into ``folder``, each file whole or not at all.
 
     Raises UserError where one of them breaks its schema or the disk refuses.
     """
     folder = Path(folder)
     validate_results(results, str(folder / "results.json"))
-    validate_pictures(pictures, str(folder / "pictures.safetensors"))
+    validate_pictures(pictures, str(folder / PICTURES))
     validate_words(words, pictures, str(folder / "words.json"))
-    with atomic_path(folder / "pictures.safetensors") as part:
-        save_file({name: np.ascontiguousarray(array) for name, array in pictures.items()}, part)
+    validate_per_image(per_image, pictures, str(folder / PER_IMAGE))
+    for name, arrays in ((PICTURES, pictures), (PER_IMAGE, per_image)):
+        with atomic_path(folder / name) as part:
+            save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, part)
     write_json(folder / "words.json", words)
     write_json(folder / "results.json", results)
 
@@ -140,17 +158,21 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     results = read_json(folder / "results.json")
     validate_results(results, str(folder / "results.json"))
-    path = folder / "pictures.safetensors"
-    try:
-        pictures = load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; expected the run's pictures") from error
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file ({error})") from error
-    validate_pictures(pictures, str(path))
+    pictures, per_image = (_arrays(folder / name) for name in (PICTURES, PER_IMAGE))
+    validate_pictures(pictures, str(folder / PICTURES))
+    validate_per_image(per_image, pictures, str(folder / PER_IMAGE))
     words = read_json(folder / "words.json")
     validate_words(words, pictures, str(folder / "words.json"))
-    return Run(results, pictures, words, load_log(folder))
+    return Run(results, pictures, words, per_image, load_log(folder))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; expected a run that mindtuner demo or evaluate finished") from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file ({error})") from error
 
 
 def log_to(folder: str | Path) -> Callable[[dict], None]:
@@ -210,5 +232,5 @@ def _paired(scores: Mapping[str, MethodScores], seed: int) -> dict:
         f"mindtuner_minus_{name}": {
             part: {key: paired_difference(values, getattr(other, part)[key], seed)
                    for key, values in getattr(ours, part).items()}
-            for part in ("retrieval", "reconstruction")}
+            for part in PARTS}
         for name, other in scores.items() if name != "mindtuner"}

@@ -12,6 +12,7 @@ from mindtuner.evaluation.scoring import DIRECTIONS, PICTURE_SCORES, STAGES
 
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "nearest_training_image", "prior_only",
            "shuffled_brain")
+PARTS = ("retrieval", "reconstruction")  # of the scores
 PAIRED_SCORES = ("pixcorr", "ssim")  # the picture scores whose chance is measured on random pairings
 
 
@@ -103,6 +104,29 @@ def validate_words(words: Mapping, pictures: Mapping[str, np.ndarray], where: st
                 if not isinstance(row, list) or len(row) != min(5, n):
                     raise UserError(f"{at}.top5 holds {row!r}; expected lists of {min(5, n)} positions")
                 _positions(row, n, f"{at}.top5")
+
+
+def validate_per_image(per_image: Mapping[str, np.ndarray], pictures: Mapping[str, np.ndarray], where: str) -> None:
+    """Check names, types and lengths of the scores of single images. Raises UserError."""
+    p, n = len(pictures["seen"]), len(pictures["thumbnails"])
+    counts = {"images": (n, n), "shown": (p, p), "texts": (0, n)}
+    for name, (low, high) in counts.items():
+        array = per_image.get(name)
+        if array is None or array.dtype != np.int64 or array.ndim != 1 or not low <= len(array) <= high:
+            found = "missing" if array is None else f"{array.dtype} {array.shape}"
+            expected = f"{low}" if low == high else f"at most {high}"
+            raise UserError(f"{where}: {name} is {found}; expected {expected} int64 numbers")
+    lengths = {"image": n, "brain": n, "text": len(per_image["texts"])}
+    for name, array in per_image.items():
+        if name in counts:
+            continue
+        method, _, rest = name.partition("/")
+        part, _, score = rest.partition("/")
+        if method not in METHODS or part not in PARTS or not score:
+            raise UserError(f"{where}: {name} is unknown; expected METHOD/PART/SCORE with a part out of {', '.join(PARTS)}")
+        expected = lengths.get(score, n) if part == "retrieval" else p
+        if array.dtype != np.float32 or array.shape != (expected,):
+            raise UserError(f"{where}: {name} is {array.dtype} {array.shape}; expected {expected} float32 numbers")
 
 
 def _mapping(parent: Mapping, key: str, where: str) -> Mapping:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.pictures import as_images, pixcorr, random_pairing, ssim, two_way
-from mindtuner.evaluation.retrieval import brain_retrieval, image_retrieval, text_retrieval
+from mindtuner.evaluation.scores.pictures import as_images, pixcorr, random_pairing, ssim, two_way
+from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.evaluation.statistics import bootstrap_ci
 
 # The last one that a method has is its picture, so a blend, where there is one, stands before the corrected.

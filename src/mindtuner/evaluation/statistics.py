@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.arrays import as_array, as_pair
+from mindtuner.evaluation.scores.arrays import as_array, as_pair
 
 LEVELS = (2.5, 97.5)
 CHUNK = 500  # resamples drawn at a time, to bound memory

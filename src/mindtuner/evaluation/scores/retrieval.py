@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.arrays import TIE, as_array, as_pair
+from mindtuner.evaluation.scores.arrays import TIE, as_array, as_pair
 
 COLUMNS = 32768  # columns turned to float64 at a time, so that full-size tokens never exist twice in memory
 

@@ -12,7 +12,7 @@ from skimage.color import rgb2gray
 from torch.nn import functional
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.arrays import TIE, as_array, as_pair
+from mindtuner.evaluation.scores.arrays import TIE, as_array, as_pair
 
 SIGMA, RADIUS = 1.5, 5  # SSIM's Gaussian window, cut off at 3.5 sigma: 11 x 11 pixels
 C1, C2 = 0.01**2, 0.03**2  # SSIM's stabilisers for values in 0..1

