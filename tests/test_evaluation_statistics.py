@@ -147,7 +147,8 @@ def test_the_interval_over_subjects_covers_all_sources_of_variance():
         inside += low <= 0 <= high
         widths.append(high - low)
         times = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=200)
-        drawn = [rng.multinomial(times[:, s] * images, np.full(images, 1 / images)) @ values[s].mean(0) for s in range(subjects)]
+        drawn = [rng.multinomial(times[:, s] * images, np.full(images, 1 / images)) @ values[s].mean(0)
+                 for s in range(subjects)]
         low, high = np.percentile(np.sum(drawn, 0) / (subjects * images), [2.5, 97.5])
         nested += low <= 0 <= high
     assert 0.88 <= inside / 150 <= 0.99 and nested / 150 < 0.85

@@ -91,6 +91,7 @@ def run(options: argparse.Namespace) -> None:
         decoder = Decoder(network, subject_name(number), config, seed)
         found = decoder.predict(subject.betas(trials.row), trials.stimulus)
     with watch.stage("words"):
+        dataset = steps.held_out(dataset, card["config"].get("hold_out_category", ""))
         bank = story.training_bank(dataset, texts)
         nearest = bank.nearest(found.text) if bank.captions else None
         texts.network.cpu()  # its part is done
@@ -164,8 +165,7 @@ def _training_tokens(options: argparse.Namespace, dataset, generator: Painter, s
         return np.empty((0, 1, 1), np.float32)  # what the towers say of the images is needed nowhere
     targets, _ = steps.gather_targets(dataset, cache, None if full_size else generator)
     towers.check_same(speech.base, speech.path, cache)
-    training = np.flatnonzero(~dataset.stimuli.is_shared if neighbours else np.zeros(len(dataset.stimuli), bool))
-    return Rows(targets.tokens, training)
+    return Rows(targets.tokens, dataset.stimuli.training_images if neighbours else np.empty(0, np.int64))
 
 
 def _settings(options: argparse.Namespace, base: Path, card: dict, path: Path, generator: Painter) -> str:

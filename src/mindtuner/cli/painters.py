@@ -147,8 +147,9 @@ def painter(options: argparse.Namespace, config: DecodeConfig, seed: int, networ
 
     import torch
 
+    from mindtuner.data.hold_out import shows
     from mindtuner.decoding.full_size import FullSizeGenerator, Sources
-    from mindtuner.decoding.prompts import category_bank
+    from mindtuner.decoding.prompts import COCO_CATEGORIES, category_bank
     from mindtuner.decoding.unclip import TRAINED_SIDE
     from mindtuner.runtime import device
 
@@ -156,9 +157,11 @@ def painter(options: argparse.Namespace, config: DecodeConfig, seed: int, networ
     side = options.side or TRAINED_SIDE
     if side < 8 or side % 8:
         raise UserError(f"--side is {side}; expected a multiple of 8")
+    held_out = speech.tuned.get("hold_out_category")  # a prompt that names it would correct pictures towards it
+    categories = tuple(name for name in COCO_CATEGORIES if not (held_out and shows([name], held_out)))
     generator = FullSizeGenerator(
         config, seed, Sources(options.unclip, options.sdxl, options.vae, options.captions, options.converter),
-        speech.conventions, network.config.latent_side, category_bank(encoder),
+        speech.conventions, network.config.latent_side, category_bank(encoder, categories),
         dtype=getattr(torch, _dtype(options, device().type)), where=device(), offload=options.offload, batch=batch, side=side)
     wanted = speech.tower("latents")
     if generator.autoencoder is not None and wanted is not None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mindtuner.errors import UserError
+from mindtuner.evaluation.held_out import positions
 from mindtuner.evaluation.published import COLUMNS
 from mindtuner.evaluation.results import PER_IMAGE, Run
 from mindtuner.evaluation.schema import PARTS
@@ -154,11 +155,7 @@ def _chosen(which: str, runs: list[tuple[str, Run]]) -> np.ndarray | None:
 
 def _positions(run: Run, part: str, score: str, chosen: np.ndarray | None) -> np.ndarray:
     """Which values of a score count, by position in its array."""
-    images = run.per_image["images"]
-    if part == "reconstruction":
-        images = images[run.per_image["shown"]]
-    elif score.startswith("text"):
-        images = images[run.per_image["texts"]]
+    images = run.per_image["images"][positions(run.per_image, part, score)]
     return np.arange(len(images)) if chosen is None else np.flatnonzero(np.isin(images, chosen))
 
 
