@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from release import write_sdxl
 
 from mindtuner.config import DecodeConfig, load_config
 from mindtuner.decoding.prompts import COCO_CATEGORIES, build_prompts, category_bank
@@ -29,27 +28,9 @@ IMAGES = np.array([7, 3, 11])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tiny random SDXL base, saved as diffusers saves the real one."""
+    """A tiny random SDXL base, in the files of the real one."""
     root = tmp_path_factory.mktemp("sdxl")
-    torch.manual_seed(0)
-    letters = [chr(code) for code in range(97, 123)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={word: k for k, word in enumerate(words)}, merges=[], model_max_length=77)
-    text = dict(vocab_size=len(words), hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-                projection_dim=8, bos_token_id=52, eos_token_id=53, pad_token_id=53)
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=4,
-        transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=6 * 4 + 8)
-    vae = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
-                        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, scaling_factor=0.13025)
-    schedule = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-                                      timestep_spacing="leading")
-    StableDiffusionXLPipeline(
-        vae=vae, unet=unet, scheduler=schedule, tokenizer=tokenizer, tokenizer_2=tokenizer,
-        text_encoder=CLIPTextModel(CLIPTextConfig(**text)), add_watermarker=False,
-        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text))).save_pretrained(root)
+    write_sdxl(root)
     return root
 
 

@@ -55,6 +55,8 @@ def read_json(path: str | Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; expected a JSON file") from error
+    except OSError as error:  # a part of the path is a file, or it may not be read
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected a JSON file") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); expected a JSON object") from error
     if not isinstance(value, dict):
