@@ -51,29 +51,47 @@ def decoded(lab, command):
     return out
 
 
+@pytest.fixture(scope="module")
+def evaluated(lab, models):
+    """The run of ``evaluate``, stopped between two methods and then going on."""
+    out, real = lab.root / "evaluated", FullSizeGenerator.stages
+    evaluate = ["evaluate", lab.tuned, lab.data, out, "--cache", lab.cache, "--device", "cpu", "--generator", "sdxl",
+                "--unclip", models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--side", SIDE]
+    asked = []
+
+    def stages(self, tokens, words, lowlevel, images, title=""):
+        asked.append(title)
+        if asked == ["mindtuner", "prior_only"]:
+            raise KeyboardInterrupt
+        return real(self, tokens, words, lowlevel, images, title)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FullSizeGenerator, "stages", stages)
+        assert call(*evaluate) == 130
+        assert call(*evaluate) == 0
+    assert asked == ["mindtuner", "prior_only", "prior_only"] and not (out / "painted").exists()
+    return out
+
+
 def contents(out):
     return {path.relative_to(out): path.read_bytes() for path in (out / "pictures").rglob("*") if path.is_file()}
 
 
 # ---- the chain
 
-def test_every_verb_from_fetch_to_report(lab, models, decoded, tmp_path, capsys):
-    """What the fixtures did not type: ``fetch weights`` brought and converted everything, ``embed``, ``pretrain``, ``tune`` and
-    ``decode`` ran. ``convert`` makes the same generator again, and ``evaluate`` and ``report`` follow."""
+def test_every_verb_from_fetch_to_report(models, decoded, evaluated, tmp_path):
+    """``fetch weights`` brought everything from a hub and converted it, ``embed``, ``pretrain``, ``tune``, ``decode`` and
+    ``evaluate`` ran on that (the fixtures). ``convert`` makes the same generator again, and ``report`` the same page."""
     assert call("convert", "unclip", models.checkpoint, tmp_path / "unclip") == 0
     for path in (models.unclip / "unet", models.unclip / "vae", models.unclip / "scheduler"):
         for file in path.iterdir():
             assert file.read_bytes() == (tmp_path / "unclip" / path.name / file.name).read_bytes()
     assert len(list((decoded / "pictures").glob("*.png"))) == len(list((decoded / "pictures").glob("*.txt"))) == 4
     assert all(entry["retrieved"] for entry in read_json(decoded / "words.json")["images"])
-    out = tmp_path / "out"
-    assert call("evaluate", lab.tuned, lab.data, out, "--cache", lab.cache, "--device", "cpu", "--generator", "sdxl",
-                "--unclip", tmp_path / "unclip", "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--side", SIDE) == 0
-    page = (out / "report.html").read_text()
+    page = (evaluated / "report.html").read_text()
+    out = shutil.copytree(evaluated, tmp_path / "out")
     (out / "report.html").unlink()
-    assert call("report", out) == 0
-    assert (out / "report.html").read_text() == page and "Blended" in page
-    capsys.readouterr()
+    assert call("report", out) == 0 and (out / "report.html").read_text() == page
+    assert "Blended" in page and "drawn scenes, not on these" not in page
 
 
 def test_the_base_says_what_its_tokens_are(lab, models):
@@ -114,23 +132,9 @@ def test_pictures_are_those_of_the_parts_called_by_hand(lab, models, decoded):
     assert np.ptp(corrected) > 0.02 and np.abs(corrected[0] - corrected[1]).max() > 0.02  # not one grey for all
 
 
-def test_evaluate_scores_and_reports_the_same_pictures(lab, models, decoded, tmp_path, monkeypatch):
-    """Stopped between two methods it goes on; pictures are those of decode, at the stimuli's size."""
-    out, real = tmp_path / "out", FullSizeGenerator.stages
-    evaluate = ["evaluate", lab.tuned, lab.data, out, "--cache", lab.cache, "--device", "cpu", "--generator", "sdxl",
-                "--unclip", models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--side", SIDE]
-    asked = []
-
-    def stages(self, tokens, words, lowlevel, images, title=""):
-        asked.append(title)
-        if asked == ["mindtuner", "prior_only"]:
-            raise KeyboardInterrupt
-        return real(self, tokens, words, lowlevel, images, title)
-    monkeypatch.setattr(FullSizeGenerator, "stages", stages)
-    assert call(*evaluate) == 130
-    assert call(*evaluate) == 0
-    assert asked == ["mindtuner", "prior_only", "prior_only"] and not (out / "painted").exists()
-    run = load_run(out)
+def test_evaluate_scores_the_same_pictures(lab, decoded, evaluated):
+    """Pictures are those of decode, at the stimuli's size."""
+    run = load_run(evaluated)
     assert set(run.results["methods"]) == {"mindtuner", "nearest_training_image", "prior_only"}
     assert set(run.results["methods"]["mindtuner"]["stages"]) == {"lowlevel", "reconstructed", "blended", "corrected"}
     assert run.results["methods"]["mindtuner"]["picture"] == "corrected"
@@ -146,19 +150,17 @@ def test_evaluate_scores_and_reports_the_same_pictures(lab, models, decoded, tmp
             np.testing.assert_allclose(picture, large * 255, atol=2)
     pixels = load(lab.data, [1]).stimuli.images(images)
     np.testing.assert_allclose(run.pictures["seen"], pixels * 255, atol=0.51)
-    page = (out / "report.html").read_text()
-    assert "Blended" in page and "drawn scenes, not on these" not in page
 
 
 def test_a_plain_convnext_has_another_width_and_says_so(lab, tmp_path, capsys):
-    network = timm.create_model("convnext_atto", num_classes=0)
-    torch.save(network.state_dict(), tmp_path / "atto.pth")
+    network = timm.create_model("test_convnext", num_classes=0)
+    torch.save(network.state_dict(), tmp_path / "plain.pth")
     embed = ["embed", lab.data, tmp_path / "cache", "--towers", "paper", "--only", "features", "--convnext"]
-    assert call(*embed, "timm:convnext_atto", "--convnext-weights", tmp_path / "atto.pth") == 0
+    assert call(*embed, "timm:test_convnext", "--convnext-weights", tmp_path / "plain.pth") == 0
     seal = read_json(tmp_path / "cache" / "features.json")
     assert seal["shape"][1:] == [49, network.num_features] and seal["identity"]["projector"].startswith("none")
     refused(capsys, [*embed, "timm:resnet18"], "timm model 'resnet18': unknown")
-    refused(capsys, [*embed, lab.root / "none.pth", "--convnext-weights", tmp_path / "atto.pth"], "--convnext timm:NAME")
+    refused(capsys, [*embed, lab.root / "none.pth", "--convnext-weights", tmp_path / "plain.pth"], "--convnext timm:NAME")
 
 
 # ---- the same bytes, whatever the way
@@ -273,6 +275,8 @@ def test_a_cache_of_other_tokens_is_refused_by_field(lab, models, tmp_path, caps
                 "mindeye2") == 0
     tune = ["tune", lab.base, lab.data, tmp_path / "out", "--subject", 1, "--method", "mindtuner", "--cache", cache]
     refused(capsys, tune, "tokens.json: image_range is 'mindeye2'; expected 'clip'")
+    refused(capsys, ["evaluate", lab.tuned, lab.data, tmp_path / "out", "--generator", "sdxl", "--unclip", models.unclip,
+                     "--sdxl", models.sdxl, *models.clip, "--cache", cache], "tokens.json: image_range is 'mindeye2'")
     (cache / "text.json").unlink()
     refused(capsys, tune, "text.json: not found")
     config = yaml.safe_load(lab.config.read_text())

@@ -88,9 +88,12 @@ def test_one_step_by_hand(folder, pictures):
         noisy = clean + sigma * torch.randn(clean.shape, generator=source)
         said = []
         for phrase in ("ugly", "a dog"):
-            ids = pipeline.tokenizer(phrase, padding="max_length", max_length=77, return_tensors="pt").input_ids
-            first = pipeline.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
-            second = pipeline.text_encoder_2(ids, output_hidden_states=True)
+            first, second = (
+                tower(tokenizer(phrase, padding="max_length", max_length=77, return_tensors="pt").input_ids,
+                      output_hidden_states=True)
+                for tokenizer, tower in ((pipeline.tokenizer, pipeline.text_encoder),
+                                         (pipeline.tokenizer_2, pipeline.text_encoder_2)))
+            first = first.hidden_states[-2]
             said.append(pipeline.unet(
                 noisy / (sigma ** 2 + 1) ** 0.5, time, torch.cat([first, second.hidden_states[-2]], 2),
                 added_cond_kwargs={"text_embeds": second.text_embeds,
@@ -191,8 +194,8 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:1000])
+def cut(path: Path, to: int = 1000) -> None:
+    path.write_bytes(path.read_bytes()[:to])
 
 
 def lack_a_tensor(path: Path) -> None:
@@ -204,7 +207,7 @@ def lack_a_tensor(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda f: shutil.rmtree(f), "not found; expected a model's folder"),
+    (lambda f: shutil.rmtree(f), "not found; expected an SDXL base .*--only sdxl"),
     (lambda f: (f / "model_index.json").unlink(), "model_index.json: not found"),
     (lambda f: edit(f / "model_index.json", _class_name="StableDiffusionPipeline"), "_class_name is 'StableDiffusionP"),
     (lambda f: shutil.rmtree(f / "text_encoder_2"), "text_encoder_2: not found"),
@@ -217,6 +220,9 @@ def lack_a_tensor(path: Path) -> None:
     (lambda f: lack_a_tensor(f / "unet" / "diffusion_pytorch_model.safetensors"), "unet: "),
     (lambda f: shutil.copy(f / "vae" / "diffusion_pytorch_model.safetensors", f / "unet"), "unet: "),
     (lambda f: (f / "tokenizer" / "tokenizer_config.json").unlink(), "tokenizer_config.json: not found"),
+    (lambda f: (f / "tokenizer" / "vocab.json").unlink(), "tokenizer: not a whole tokenizer"),
+    (lambda f: [(f / "tokenizer" / name).unlink() for name in ("vocab.json", "merges.txt")], "has 2 words; expected the 54"),
+    (lambda f: cut(f / "tokenizer" / "vocab.json", 100), "tokenizer: not a whole tokenizer"),
     (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json: not found"),
     (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule="none"), "do not fit together"),
 ])
@@ -235,7 +241,7 @@ def test_what_this_machine_lacks(folder, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message):
             SdxlRefiner(folder, SHORT, seed=0, **options)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: is a file; expected a model's folder"):
+    with pytest.raises(UserError, match="file: is a file; expected an SDXL base"):
         SdxlRefiner(tmp_path / "file", SHORT, seed=0)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="owner/no-such-model: no such folder, and not to be had from the hub"):
