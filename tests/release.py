@@ -36,10 +36,10 @@ LETTERS = [chr(code) for code in range(97, 123)]
 WORDS = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
 
 
-def parity(name):
-    """A module of benchmarks/parity, which is no package."""
+def script(name):
+    """A module of benchmarks/, which is no package."""
     spec = importlib.util.spec_from_file_location(
-        f"parity_{name}", Path(__file__).parents[1] / "benchmarks" / "parity" / f"{name}.py")
+        name.replace("/", "_"), Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -47,7 +47,7 @@ def parity(name):
 
 def write(root):
     """Every file of the manifest, in small."""
-    unclip, convnext = parity("unclip"), parity("convnext")
+    unclip, convnext = script("parity/unclip"), script("parity/convnext")
     write_clip(root / "openclip")
     write_vae(root / "sd-image-variations" / "vae")
     convnext.write_checkpoint(root / "convnext_xlarge_alpha0.75_fullckpt.pth", convnext.read_fixture()[0])

@@ -1,5 +1,5 @@
-"""Each kind of released or trained file in the place of each other kind, cut files, and what a machine can lack: one line that
-says which file or package it is, and how to get it."""
+"""Each kind of file in the place of each other, cut files, and what a machine can lack: one line says which file or package
+it is, and how to get it."""
 
 import shutil
 import sys
@@ -105,8 +105,8 @@ def test_nothing_there_and_no_file_at_all(place, models, lab, tmp_path):
 
 @pytest.mark.parametrize("place", [place for place, (_, kinds, _) in PLACES.items() if kinds])
 def test_cut_files(place, models, lab, tmp_path):
-    """Each file of a kind that belongs there, cut to its half. (A list of merges that is cut between two lines is a shorter list:
-    there only the checksum tells.)"""
+    """Each file of a kind that belongs there, cut to its half. (A list of merges that is cut between two lines is a shorter
+    list: there only the checksum tells.)"""
     (tmp_path / "out").mkdir()
     for kind in PLACES[place][1]:
         there = KINDS[kind](models, lab)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from hypothesis import given
 from hypothesis import strategies as st
 from release import write_sdxl
@@ -130,6 +131,18 @@ def test_any_subset_reproduces(folder, pictures):
     other = SdxlRefiner(folder, SHORT, seed=5, where="cpu").correct(pictures[:1], PROMPTS[:1], IMAGES[:1])
     assert np.abs(other - together[:1]).max() > 1e-3
     assert SdxlRefiner(folder, SHORT, seed=4, where="cpu").correct(pictures[:0], [], IMAGES[:0]).shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_come_one_by_one_paint_the_same(folder, pictures, dtype):
+    """What diffusers does for sequential offload, which it refuses without a GPU; here from the CPU to the CPU."""
+    whole, offloaded = (SdxlRefiner(folder, SHORT, seed=4, where="cpu", dtype=dtype) for _ in range(2))
+    for part in offloaded.pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+            assert {parameter.device.type for parameter in part.parameters()} == {"meta"}
+    np.testing.assert_array_equal(offloaded.correct(pictures[:2], PROMPTS[:2], IMAGES[:2]),
+                                  whole.correct(pictures[:2], PROMPTS[:2], IMAGES[:2]))
 
 
 def test_guidance_pushes_away_from_the_negative_prompt(folder, pictures):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import importlib.util
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hub import blob_id, serving, sha256
 from huggingface_hub import constants
+from release import script
 
 from mindtuner import download
 from mindtuner.cli import fetch_weights, main
@@ -20,10 +20,7 @@ from mindtuner.decoding import captions, sdxl
 from mindtuner.released import store
 from mindtuner.released.manifest import MANIFEST, WeightFile, Weights
 
-_SPEC = importlib.util.spec_from_file_location(
-    "parity_unclip", Path(__file__).parents[1] / "benchmarks" / "parity" / "unclip.py")
-parity = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(parity)
+parity = script("parity/unclip")
 
 BIG, CONFIG, SHORT = bytes(range(256)) * 200, b'{"tower": 1}', b"converter" * 300
 COMMIT = "c0ffee" + "0" * 34

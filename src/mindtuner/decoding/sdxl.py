@@ -13,7 +13,7 @@ from mindtuner.config import DecodeConfig
 from mindtuner.decoding.pretrained import load_tokenizer, usable_device
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.foreign import load_part, model_folder, one_line, package, released
+from mindtuner.foreign import load_part, model_folder, one_line, package, quiet, released
 from mindtuner.runtime import derive_seed, progress
 
 NEGATIVE_PROMPT = (  # of MindEye2's public refinement, so that pictures can be compared with theirs
@@ -87,7 +87,7 @@ class SdxlRefiner:
 
     def _refine(self, pictures: np.ndarray, prompts: list[str], images: np.ndarray) -> np.ndarray:
         grid = round(self.config.refine_steps / self.config.refine_start)
-        with torch.no_grad():
+        with torch.no_grad(), quiet():  # they tell of prompts that are cut, which is known, and of formats, which is meant
             painted = self.pipeline(
                 prompt=prompts, negative_prompt=[self.negative] * len(prompts),
                 image=torch.as_tensor(pictures, dtype=torch.float32),
