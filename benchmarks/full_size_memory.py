@@ -184,7 +184,7 @@ def tower_stages(parts: dict[str, torch.nn.Module]) -> list[Need]:
 def painting_stages(parts: dict[str, torch.nn.Module]) -> list[Need]:
     """decode's generators lie on the GPU together."""
     latent = SIDE // 8
-    names = ("unclip", "sdxl", "words 1", "words 2")
+    names = ("unclip", "sdxl", "words 1", "words 2", "git")
     weights = sum(size(parts[name]) for name in names) + 3 * size(parts["autoencoder"])
     parameters = sum(count(parts[name]) for name in names) + 3 * count(parts["autoencoder"])
 
