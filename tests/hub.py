@@ -1,6 +1,7 @@
 """A local stand-in for the Hugging Face hub, which breaks off, lies and refuses when it is told to."""
 
 import contextlib
+import functools
 import hashlib
 import http.server
 import re
@@ -12,31 +13,24 @@ from huggingface_hub import constants
 from mindtuner import download
 
 
+@functools.cache
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+@functools.cache
 def blob_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-class Hub(http.server.ThreadingHTTPServer):
-    """A hub: large files (LFS) by redirect with size and SHA-256 in the headers, small ones with git's blob id."""
-
+class QuietServer(http.server.ThreadingHTTPServer):
     daemon_threads = True
-
-    def __init__(self, files):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.files = files  # path -> content
-        self.drop, self.wrong, self.states = {}, set(), True  # path -> how often it breaks off; paths with a wrong byte
-        self.asked, self.sent = [], {}
 
     def handle_error(self, request, client_address):
         pass  # a client that went away
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class QuietHandler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args):
@@ -45,6 +39,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.do_GET()
 
+
+class Hub(QuietServer):
+    """A hub: large files (LFS) by redirect with size and SHA-256 in the headers, small ones with git's blob id."""
+
+    def __init__(self, files):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.files = files  # path -> content
+        self.drop, self.wrong, self.states = {}, set(), True  # path -> how often it breaks off; paths with a wrong byte
+        self.asked, self.sent = [], {}
+
+
+class Handler(QuietHandler):
     def do_GET(self):
         hub = self.server
         path = self.path.removeprefix("/cdn")
