@@ -1,5 +1,6 @@
 """From data to pictures at full size, through the command line, on tiny random models in the published ones' formats."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -216,6 +217,18 @@ def test_in_batches_they_look_the_same(command, decoded, tmp_path):
         other = np.asarray(Image.open(tmp_path / "out" / path.relative_to(decoded))).astype(int)
         assert np.abs(other - np.asarray(Image.open(path))).max() <= 1
     assert batch_for(torch.device("cpu")) == 1
+
+
+@pytest.mark.parametrize("card", [24, 40, 80])
+def test_as_many_pictures_as_a_card_holds(card, monkeypatch):
+    """By the page's own table, which is computed: weights, a picture's passes, and 2 GiB that are nobody's."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where: (int((card - 0.5) * 2**30), card * 2**30))
+    page = (Path(__file__).parents[1] / "docs" / "full-size.md").read_text()
+    rows = re.findall(r"\| decode: [^|]*\(a picture\) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", page)
+    batch = batch_for(torch.device("cuda"))
+    assert len(rows) == 3 and batch > 1
+    for weights, one, each in rows:
+        assert float(weights) + float(one) + (batch - 1) * float(each) < card - 2
 
 
 # ---- refused, in one line
