@@ -1,0 +1,39 @@
+"""What the encoding model sees of a picture: the scoring network's features, early ones with their place."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from mindtuner.encoders.efficientnet import BATCH, SIDE, prepare
+from mindtuner.evaluation.scores.features import PooledFeatures
+from mindtuner.evaluation.scores.pictures import resize
+
+STAGE, GRID = 1, 4  # the 24 maps of stride 4, averaged to 4 x 4 places
+
+
+class EncodingFeatures:
+    """``EncodingFeatures(PooledFeatures())(images)``: float (n, 3, H, W) in 0..1 -> float32 (n, 1664).
+
+    Of EfficientNet-lite2 at 128 x 128: first 24 early maps at 4 x 4 places, (24, 4, 4) flattened, for voxels that see a
+    part of the picture; then the 1,280 of ``PooledFeatures``, for voxels that care what is in it. No decoder is trained on
+    this network.
+    """
+
+    width = 24 * GRID * GRID + 1280
+
+    def __init__(self, pooled: PooledFeatures) -> None:
+        self.network = pooled.network
+
+    @torch.inference_mode()
+    def __call__(self, images, batch: int = BATCH) -> np.ndarray:
+        """Features of the images. Raises UserError for another shape, NaN, or values outside 0..1."""
+        pixels = torch.from_numpy(resize(images, SIDE))
+        features = np.empty((len(pixels), self.width), np.float32)
+        for start in range(0, len(pixels), batch):
+            prepared = prepare(pixels[start:start + batch].to(next(self.network.parameters()).device))
+            last, (early,) = self.network.forward_intermediates(prepared, indices=[STAGE])
+            placed = functional.adaptive_avg_pool2d(early, GRID).flatten(1)
+            features[start:start + batch] = torch.cat([placed, last.mean((2, 3))], 1).cpu().numpy()
+        return features
