@@ -59,8 +59,8 @@ class BrainTruth:
         """Fit the encoding model on all training trials of ``subject`` and average its test trials of the images ``shown``
         (p,), stimulus ids. ``features`` are asked for training images alone here.
 
-        Raises UserError on a leak, where an image was not shown to the subject in a test trial, or where ``EncodingModel.fit``
-        and ``responses`` do.
+        Raises UserError on a leak, where the subject has no test trial of an image, or where ``EncodingModel.fit`` and
+        ``responses`` do.
         """
         training = responses(subject, subject.train)
         model = EncodingModel.fit(features(training.images), training.betas, training.images, seed)

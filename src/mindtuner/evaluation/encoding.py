@@ -18,10 +18,11 @@ from mindtuner.data import Subject
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.arrays import as_array
 from mindtuner.evaluation.scores.brain import VoxelNoise
+from mindtuner.runtime import device
 
 ALPHAS = np.logspace(-2, 4, 13)
 FOLDS = 5
-TOGETHER = 1000  # voxels solved at a time
+TOGETHER, ALPHAS_TOGETHER = 1000, 4  # voxels, and penalties, solved at a time
 BLOCK_BYTES = 2**26  # of betas read at a time
 
 
@@ -79,8 +80,10 @@ class EncodingModel:
         """Fit on n rows: ``features`` (n, F) and ``betas`` (n, V) of training images, ``images`` (n,) their ids.
 
         Rows are images, or single trials: all rows of one image are in one fold, so no image is predicted by itself.
-        Deterministic in the seed, which decides the folds. Computed in float32 by himalaya's RidgeCV, on the CPU, ``TOGETHER``
-        voxels at a time. Raises UserError for NaN, unequal lengths, or fewer images than folds.
+        The seed decides the folds, and nothing else is random. Computed in float32 by himalaya's RidgeCV, ``TOGETHER`` voxels
+        at a time, on the CPU or, where there is CUDA, there.
+
+        Raises UserError for NaN, unequal lengths, or fewer images than folds.
         """
         from himalaya.backend import set_backend
         from himalaya.ridge import RidgeCV
@@ -97,12 +100,12 @@ class EncodingModel:
         if x.shape[1] > len(x):  # the same solution, found among as many principal components as there are rows
             left, values, axes = np.linalg.svd(x, full_matrices=False)
             x = left * values
-        set_backend("numpy")
-        ridge = RidgeCV(ALPHAS, fit_intercept=True, cv=image_folds(images, folds, seed),
-                        solver_params={"n_targets_batch": TOGETHER, "n_targets_batch_refit": TOGETHER, "warn": False})
+        backend = set_backend(himalaya_backend())
+        ridge = RidgeCV(ALPHAS, fit_intercept=True, cv=image_folds(images, folds, seed), solver_params={
+            "n_targets_batch": TOGETHER, "n_targets_batch_refit": TOGETHER, "n_alphas_batch": ALPHAS_TOGETHER, "warn": False})
         ridge.fit(x, y)
-        weights = ridge.coef_ if axes is None else axes.T @ ridge.coef_
-        return cls(mean, scale, weights, ridge.intercept_, ridge.best_alphas_)
+        weights, intercept, alphas = map(backend.to_numpy, (ridge.coef_, ridge.intercept_, ridge.best_alphas_))
+        return cls(mean, scale, weights if axes is None else axes.T @ weights, intercept, alphas)
 
     def predict(self, features) -> np.ndarray:
         """Voxels that images with these features (n, F) should drive: float32 (n, V). UserError for NaN or another F."""
@@ -110,6 +113,11 @@ class EncodingModel:
         if x.shape[1] != len(self.mean):
             raise UserError(f"features: {x.shape[1]} an image; expected {len(self.mean)}, as the model was fitted on")
         return (x - self.mean) * self.scale @ self.weights + self.intercept
+
+
+def himalaya_backend() -> str:
+    """The library that himalaya computes with on this device."""
+    return "torch_cuda" if device().type == "cuda" else "numpy"
 
 
 def image_folds(images, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,6 +1,6 @@
 """Caption scores: a decoded caption against the captions that people wrote of the image that was seen.
 
-    meteor          unigrams that match exactly, by stem or by WordNet's synonyms (Banerjee and Lavie 2005; Lavie and Agarwal 2007)
+    meteor          unigrams that match exactly, by stem or by WordNet's synonyms (Banerjee and Lavie 2005)
     rouge_1         F1 of the words that both have (Lin 2004)
     rouge_l         F1 by the longest common subsequence of words (Lin 2004)
     sentence_bert   cosine of all-MiniLM-L6-v2's sentence embeddings
@@ -48,8 +48,9 @@ def find_wordnet() -> Path | None:
 class Meteor:
     """METEOR of a caption against one reference, by NLTK: ``Meteor(folder)(decoded, reference)`` in 0..1.
 
-    Words are those of NLTK's Treebank tokenizer, in lower case; alpha 0.9, beta 3, gamma 0.5. Without WordNet it would be
-    another score, so there is none: ``wordnet`` is a folder with its dictionary (``index.noun``, ``data.noun``, ...).
+    Words are those of NLTK's Treebank tokenizer, in lower case; alpha 0.9, beta 3, gamma 0.5 (Lavie and Agarwal 2007).
+    Without WordNet it would be another score, so there is none: ``wordnet`` is a folder with its dictionary
+    (``index.noun``, ``data.noun``, ...).
 
     Raises UserError where the folder lacks a file or holds another dictionary.
     """
@@ -86,7 +87,7 @@ class CaptionScorer:
 
         for name in texts:
             if name not in EMBEDDED:
-                raise UserError(f"caption scores: {name} is no score by a text encoder; expected some of {', '.join(EMBEDDED)}")
+                raise UserError(f"caption scores: {name} has no text encoder; expected some of {', '.join(EMBEDDED)}")
         self._texts = dict(texts)
         self._meteor = None if wordnet is None else Meteor(wordnet)
         self._rouge = RougeScorer(list(ROUGE.values()), use_stemmer=False)
@@ -125,7 +126,8 @@ class CaptionScorer:
         return np.stack([known[sentence] for sentence in sentences])
 
 
-def caption_scores(decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer) -> dict[str, np.ndarray]:
+def caption_scores(decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer
+                   ) -> dict[str, np.ndarray]:
     """Scores of p decoded captions, each against the references of its image: {score: float64 (p,)}.
 
     METEOR and ROUGE are in 0..1, cosines in -1..1. Raises UserError for unequal counts, an image without references, or
@@ -180,11 +182,7 @@ class _Synonyms:
         if missing:
             raise UserError(f"{folder}: {missing[0]} not found; expected WordNet's dictionary (Debian's wordnet-base, or "
                             "NLTK's corpora/wordnet)")
-        try:
-            self._reader = _wordnet_reader(folder.resolve())
-        except (OSError, ValueError, LookupError, AssertionError) as error:
-            raise UserError(f"{folder}: not WordNet's dictionary ({one_line(error)}); expected that of Debian's wordnet-base, "
-                            "or NLTK's corpora/wordnet") from error
+        self._reader = _wordnet_reader(folder.resolve())
         self.synsets = functools.lru_cache(maxsize=None)(self._look_up)
 
     def _look_up(self, word: str) -> list[_Synset]:
@@ -194,7 +192,7 @@ class _Synonyms:
 
 def _wordnet_reader(folder: Path):
     import nltk.data
-    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
 
     class Reader(WordNetCorpusReader):
         """Two things that NLTK reads at once and METEOR never asks for, Debian's package leaves out or NLTK downloads."""
@@ -209,6 +207,10 @@ def _wordnet_reader(folder: Path):
 
     if str(folder) not in nltk.data.path:  # NLTK reads from its data folders alone
         nltk.data.path.append(str(folder))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that other languages are not there
-        return Reader(str(folder), None)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that other languages are not there
+            return Reader(str(folder), None)
+    except (WordNetError, OSError, ValueError, LookupError, AssertionError, StopIteration) as error:
+        raise UserError(f"{folder}: not WordNet's dictionary ({one_line(error)}); expected that of Debian's wordnet-base, or "
+                        "NLTK's corpora/wordnet") from error
