@@ -140,9 +140,11 @@ def test_a_subject_is_read_block_by_block(simulated, monkeypatch):
         responses(subject, trials.select(np.zeros(len(trials), bool)))
 
 
-def plain_ridge(x, y, folds):
+def plain_ridge(x, y, folds, groups=None):
     """Ridge by the normal equations, each voxel's penalty by a loop over penalties and folds: weights, intercept, alphas."""
     x = (x - x.mean(0)) / x.std(0) / np.sqrt(x.shape[1])
+    if groups:
+        x = x * np.sqrt(x.shape[1] / np.repeat(np.multiply(groups, 2), groups))
 
     def solve(a, b, alpha):
         mean, offset = a.mean(0), b.mean(0)
@@ -159,13 +161,13 @@ def plain_ridge(x, y, folds):
     return x, np.concatenate([w for w, _ in solved], 1), np.concatenate([b for _, b in solved]), ALPHAS[best]
 
 
-@pytest.mark.parametrize("features", [8, 90])  # fewer than images, and more
-def test_the_encoding_model_is_ridge_with_each_voxel_s_best_penalty(features):
+@pytest.mark.parametrize(("features", "groups"), [(8, None), (90, None), (90, (20, 70))])  # fewer than images, and more
+def test_the_encoding_model_is_ridge_with_each_voxel_s_best_penalty(features, groups):
     x = normal(0, 60, features) * 3 + 5
     noise = np.array([0.1, 1, 10, 1, 3])
     y = (x - 5) @ normal(1, features, 5) / np.sqrt(features) + noise * normal(2, 60, 5)
-    model = EncodingModel.fit(x, y, np.arange(60), seed=4)
-    z, weights, intercept, alphas = plain_ridge(x, y, image_folds(np.arange(60), 5, 4))
+    model = EncodingModel.fit(x, y, np.arange(60), 4, groups)
+    z, weights, intercept, alphas = plain_ridge(x, y, image_folds(np.arange(60), 5, 4), groups)
     np.testing.assert_allclose(model.alphas, alphas, rtol=1e-5)
     np.testing.assert_allclose(model.predict(x), z @ weights + intercept, atol=2e-3)
     assert len(set(alphas)) > 1
@@ -228,6 +230,8 @@ def test_a_fit_is_the_same_again_and_knows_bad_input():
                                              (x, y, np.arange(30) // 10, "3 to fit an encoding model on")):
         with pytest.raises(UserError, match=message):
             EncodingModel.fit(features, betas, images, 0)
+    with pytest.raises(UserError, match="12 an image; expected 11, the sum of their groups"):
+        EncodingModel.fit(x, y, np.arange(30), 0, (5, 6))
     with pytest.raises(UserError, match="3 an image; expected 12"):
         first.predict(x[:, :3])
 

@@ -1,10 +1,14 @@
 """Caption scores. METEOR is tested on a small dictionary made here, and on Debian's wordnet-base where it is installed."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nltk.tokenize import word_tokenize
+from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 from sentence_transformers import util
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
@@ -115,6 +119,14 @@ def test_meteor_by_debian_s_wordnet_gives_nltk_s_documented_example():
     first = "It is a guide to action which ensures that the military always obeys the commands of the party"
     assert meteor(first, reference) == pytest.approx(0.6944, abs=5e-5)
     assert meteor("two hounds", "two dogs") == meteor("two dogs", "two dogs")  # a plural's synonym: morphology is WordNet's
+    # As the published evaluation calls NLTK, which looks every word up anew.
+    tokens = functools.partial(word_tokenize, preserve_line=True)
+    wordnet = meteor._synonyms._reader
+    found = caption_scores(DECODED, REFERENCES, CaptionScorer({}, folder))["meteor"]
+    published = [meteor_score([tokens(one) for one in group], tokens(text), wordnet=wordnet)
+                 for text, group in zip(DECODED, REFERENCES, strict=True)]
+    np.testing.assert_allclose(found, published, atol=1e-12)
+    assert len(set(published)) == 4
 
 
 def test_similarities_are_those_of_the_published_evaluation(text_encoder):

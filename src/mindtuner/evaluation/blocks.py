@@ -55,15 +55,16 @@ class BrainTruth:
     training_images: int
 
     @classmethod
-    def of(cls, subject: Subject, shown: np.ndarray, features: Features, seed: int) -> BrainTruth:
+    def of(cls, subject: Subject, shown: np.ndarray, features: Features, seed: int,
+           groups: tuple[int, ...] | None = None) -> BrainTruth:
         """Fit the encoding model on all training trials of ``subject`` and average its test trials of the images ``shown``
-        (p,), stimulus ids. ``features`` are asked for training images alone here.
+        (p,), stimulus ids. ``features`` are asked for training images alone here; ``groups`` are their widths by group.
 
         Raises UserError on a leak, where the subject has no test trial of an image, or where ``EncodingModel.fit`` and
         ``responses`` do.
         """
         training = responses(subject, subject.train)
-        model = EncodingModel.fit(features(training.images), training.betas, training.images, seed)
+        model = EncodingModel.fit(features(training.images), training.betas, training.images, seed, groups)
         test = subject.test
         measured = responses(subject, test.select(np.isin(test.stimulus, shown)))
         if unseen := sorted(set(map(int, shown)) - set(map(int, measured.images))):

@@ -3,9 +3,11 @@ the brain that saw the original.
 
 One ridge regression a voxel, on the betas of training images averaged over their trials:
 
-    w_v = argmin  |X w + b - y_v|^2 + alpha_v |w|^2,    X standardised over training images and divided by sqrt(F)
+    w_v = argmin  |X w + b - y_v|^2 + alpha_v |w|^2
 
-alpha_v is the one of ALPHAS whose predictions of left-out images have the smallest squared error, over 5 folds of images.
+X are the features, standardised over training images and divided by the root of their number; where they come in G groups
+(early and late maps, say), each group by the root of G times its own number, so that groups count alike. alpha_v is the one of
+ALPHAS whose predictions of left-out images have the smallest squared error, over 5 folds of images.
 """
 
 from __future__ import annotations
@@ -76,14 +78,15 @@ class EncodingModel:
     alphas: np.ndarray  # float32 (V,), the penalty of each voxel
 
     @classmethod
-    def fit(cls, features, betas, images, seed: int, folds: int = FOLDS) -> EncodingModel:
-        """Fit on n rows: ``features`` (n, F) and ``betas`` (n, V) of training images, ``images`` (n,) their ids.
+    def fit(cls, features, betas, images, seed: int, groups: tuple[int, ...] | None = None) -> EncodingModel:
+        """Fit on n rows: ``features`` (n, F) and ``betas`` (n, V) of training images, ``images`` (n,) their ids; ``groups``
+        are the widths of groups of features, F in all, or None for one.
 
         Rows are images, or single trials: all rows of one image are in one fold, so no image is predicted by itself.
         The seed decides the folds, and nothing else is random. Computed in float32 by himalaya's RidgeCV, ``TOGETHER`` voxels
         at a time, on the CPU or, where there is CUDA, there.
 
-        Raises UserError for NaN, unequal lengths, or fewer images than folds.
+        Raises UserError for NaN, unequal lengths, groups that do not fit, or fewer images than folds.
         """
         from himalaya.backend import set_backend
         from himalaya.ridge import RidgeCV
@@ -92,8 +95,12 @@ class EncodingModel:
                 for a, name in ((features, "features"), (betas, "betas")))
         if not len(x) == len(y) == len(images):
             raise UserError(f"features: {len(x)} rows for {len(y)} of betas and {len(images)} images; expected as many")
+        widths = groups or (x.shape[1],)
+        if sum(widths) != x.shape[1]:
+            raise UserError(f"features: {x.shape[1]} an image; expected {sum(widths)}, the sum of their groups {widths}")
         mean, sd = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-        scale = np.divide(1, sd * np.sqrt(x.shape[1]), out=np.zeros_like(sd), where=sd > 1e-6 * np.abs(mean))
+        roots = np.repeat(np.sqrt(np.multiply(widths, len(widths))), widths)
+        scale = np.divide(1, sd * roots, out=np.zeros_like(sd), where=sd > 1e-6 * np.abs(mean))
         mean, scale = mean.astype(np.float32), scale.astype(np.float32)
         x = (x - mean) * scale
         axes = None
@@ -101,7 +108,7 @@ class EncodingModel:
             left, values, axes = np.linalg.svd(x, full_matrices=False)
             x = left * values
         backend = set_backend(himalaya_backend())
-        ridge = RidgeCV(ALPHAS, fit_intercept=True, cv=image_folds(images, folds, seed), solver_params={
+        ridge = RidgeCV(ALPHAS, fit_intercept=True, cv=image_folds(images, FOLDS, seed), solver_params={
             "n_targets_batch": TOGETHER, "n_targets_batch_refit": TOGETHER, "n_alphas_batch": ALPHAS_TOGETHER, "warn": False})
         ridge.fit(x, y)
         weights, intercept, alphas = map(backend.to_numpy, (ridge.coef_, ridge.intercept_, ridge.best_alphas_))

@@ -21,7 +21,8 @@ class EncodingFeatures:
     this network.
     """
 
-    width = 24 * GRID * GRID + 1280
+    groups = (24 * GRID * GRID, 1280)
+    width = sum(groups)
 
     def __init__(self, pooled: PooledFeatures) -> None:
         self.network = pooled.network
