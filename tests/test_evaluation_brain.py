@@ -249,12 +249,11 @@ def test_bad_voxels_are_refused():
 
 
 def test_encoding_features_place_what_is_early_and_pool_what_is_late():
-    pooled = PooledFeatures()
-    embed = EncodingFeatures(pooled)
+    embed = EncodingFeatures()
     images = np.random.default_rng(0).random((3, 3, 128, 128), dtype=np.float32)
     found = embed(images, batch=2)
     assert found.shape == (3, embed.width) == (3, 1664) and found.dtype == np.float32
-    np.testing.assert_allclose(found[:, 384:], pooled(images), atol=1e-4)
+    np.testing.assert_allclose(found[:, 384:], PooledFeatures()(images), atol=1e-4)
     corner = images.copy()
     corner[:, :, :16, :16] = 0
     changed = np.abs(embed(corner) - found)[:, :384].reshape(3, 24, 4, 4).max((0, 1))
@@ -263,6 +262,8 @@ def test_encoding_features_place_what_is_early_and_pool_what_is_late():
     with torch.inference_mode():  # another path through the network
         early = stages(prepare(torch.from_numpy(images)))[1].reshape(3, 24, 4, 8, 4, 8).mean((3, 5))
     np.testing.assert_allclose(found[:, :384], early.flatten(1).numpy(), atol=1e-4)
+    with pytest.raises(UserError, match="expected 0 to 1"):
+        embed(images * 255)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nltk.tokenize import word_tokenize
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.scoring import BootstrapAggregator
 from sentence_transformers import util
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -90,6 +91,21 @@ def test_rouge_is_that_of_the_published_evaluation_and_of_its_definition():
         single = [peer.score(group[0], text)[key].fmeasure for text, group in zip(DECODED, first, strict=True)]
         np.testing.assert_allclose(caption_scores(DECODED, first, CaptionScorer({}))[score], single, atol=1e-12)
     assert list(found) == ["rouge_1", "rouge_l"]
+
+
+def test_the_published_mean_of_rouge_is_a_random_median_near_ours():
+    decoded, references = DECODED * 250, [group[:1] for group in REFERENCES * 250]
+    ours = caption_scores(decoded, references, CaptionScorer({}))["rouge_1"].mean()
+    peer = RougeScorer(["rouge1"], use_stemmer=False)
+    published = []
+    for seed in range(2):
+        np.random.seed(seed)
+        aggregator = BootstrapAggregator()
+        for text, group in zip(decoded, references, strict=True):
+            aggregator.add_scores(peer.score(group[0], text))
+        published.append(aggregator.aggregate()["rouge1"].mid.fmeasure)
+    assert published[0] != published[1]
+    np.testing.assert_allclose(published, ours, atol=1e-3)
 
 
 def by_hand(matches, chunks, decoded, reference):

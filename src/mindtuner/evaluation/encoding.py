@@ -6,8 +6,8 @@ One ridge regression a voxel, on the betas of training images averaged over thei
     w_v = argmin  |X w + b - y_v|^2 + alpha_v |w|^2
 
 X are the features, standardised over training images and divided by the root of their number; where they come in G groups
-(early and late maps, say), each group by the root of G times its own number, so that groups count alike. alpha_v is the one of
-ALPHAS whose predictions of left-out images have the smallest squared error, over 5 folds of images.
+(early and late maps, say), each group by the root of G times its own number, so that groups count alike. alpha_v is the
+one of ALPHAS whose predictions of left-out images have the smallest squared error, over 5 folds of images.
 """
 
 from __future__ import annotations
