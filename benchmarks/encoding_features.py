@@ -69,7 +69,8 @@ def main() -> None:
                                 for name in found[0]})
         print(f"subject {subject.number}: {subject.n_voxels} voxels, {len(train.images)} training images, "
               f"{len(test.images)} test images; {1000 * looking:.1f} ms to embed an image, {reading:.1f} s to read training "
-              f"betas, {scoring:.2f} s to score {len(some.measured)} pictures{planted(options.dataset, subject, train)}", flush=True)
+              f"betas, {scoring:.2f} s to score {len(some.measured)} pictures"
+              f"{planted(options.dataset, subject, train)}", flush=True)
     names = list(rows["ceiling"][0])
     print("\n| features | " + " | ".join(names) + " | fit, s |\n|---|" + "---:|" * (len(names) + 1))
     for kind, subjects in rows.items():

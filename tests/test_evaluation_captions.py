@@ -1,6 +1,7 @@
 """Caption scores. METEOR is tested on a small dictionary made here, and on Debian's wordnet-base where it is installed."""
 
 import functools
+import os
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_meteor_counts_words_stems_and_synonyms(dictionary):
 def test_meteor_by_debian_s_wordnet_gives_nltk_s_documented_example():
     folder = find_wordnet()
     if folder is None:
-        pytest.skip("wordnet-base is not installed")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no WordNet; expected Debian's wordnet-base")
     meteor = Meteor(folder)
     reference = "It is a guide to action that ensures that the military will forever heed Party commands"
     first = "It is a guide to action which ensures that the military always obeys the commands of the party"
