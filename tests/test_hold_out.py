@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,16 +14,17 @@ from safetensors.numpy import load_file
 from test_cli import refused
 from test_verbs import call
 
-from mindtuner.cli import story
+from mindtuner.cli import painters, story
 from mindtuner.config import as_dict, load_config
 from mindtuner.data import load
 from mindtuner.data.hold_out import mask, shows
 from mindtuner.data.simulation.drawing import KINDS
+from mindtuner.decoding.prompts import COCO_CATEGORIES
 from mindtuner.errors import UserError
 from mindtuner.evaluation.held_out import scored_apart
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json, write_json
-from mindtuner.training import batches, loop, pivot, read_card
+from mindtuner.training import batches, pivot, read_card
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +57,9 @@ def test_the_rule_finds_what_the_simulator_drew_and_nothing_else(simulated, data
 @pytest.mark.parametrize(("caption", "category", "expected"), [
     ("A dog.", "dog", True), ("Two DOGS run", "Dog", True), ("a hotdog", "dog", False), ("a hot dog", "dog", True),
     ("the dogma of cats", "dog", False), ("two buses", "bus", True), ("ponies", "pony", True), ("boys", "boy", True),
-    ("an ice cream", "ice cream", True), ("cream on ice", "ice cream", False), ("a balloon", "ball", False), ("", "dog", False),
-    ("a puppy", "dog", False), ("a dog's bowl", "dog", True), ("the naïve café", "café", True), ("fire-trucks", "fire truck", True),
+    ("an ice cream", "ice cream", True), ("cream on ice", "ice cream", False), ("a balloon", "ball", False),
+    ("", "dog", False), ("a puppy", "dog", False), ("a dog's bowl", "dog", True), ("the naïve café", "café", True),
+    ("fire-trucks", "fire truck", True),
 ])
 def test_words_and_plurals(caption, category, expected):
     assert shows([caption], category) is expected
@@ -97,7 +100,8 @@ def test_categories_that_cannot_be_held_out(dataset, category):
     stimuli.captions = [("a cat",) if test else own for own, test in zip(dataset.stimuli.captions, shared, strict=True)]
     with pytest.raises(UserError, match=f"'{category}' is shown by 0 of the 8 test images"):
         edited.without_category(category)
-    stimuli.captions = [(f"a {category}",) if test else own for own, test in zip(dataset.stimuli.captions, shared, strict=True)]
+    said = f"a {category}"
+    stimuli.captions = [(said,) if test else own for own, test in zip(dataset.stimuli.captions, shared, strict=True)]
     with pytest.raises(UserError, match=f"'{category}' is shown by 8 of the 8 test images"):
         edited.without_category(category)
     first = np.flatnonzero(shared)[0]
@@ -105,6 +109,20 @@ def test_categories_that_cannot_be_held_out(dataset, category):
     stimuli.captions = [("a gnu",) if image in own else ("a cat",) for image in range(len(stimuli))]
     with pytest.raises(UserError, match="'gnu' is shown by all training images of subject 1"):
         edited.without_category("gnu")
+
+
+def test_a_subject_who_saw_none_of_it_in_testing_is_refused(dataset, category):
+    held = dataset.without_category(category)
+    subject = held.subject(1)
+    seen = subject.trials.select(~(subject.trials.is_test & held.stimuli.of_category[subject.trials.stimulus]))
+    with pytest.raises(UserError, match=f"subject 1 saw 0 test images of '{category}'; expected one at least"):
+        story.TestSet.of(dataclasses.replace(subject, trials=seen), held.stimuli, {}, 4)
+
+
+def test_prompts_of_the_full_size_do_not_name_it():
+    assert painters.categories("") == COCO_CATEGORIES
+    left = set(COCO_CATEGORIES) - set(painters.categories("dog"))
+    assert left == {"dog", "hot dog"}  # the word decides, here too
 
 
 # ---- scored apart
@@ -177,7 +195,7 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
                     category.capitalize(), *paints) == 0
         assert call("tune", folder / "base", data, folder / "tuned", "--subject", 1, "--method", "mindtuner", *paints) == 0
         assert call("evaluate", folder / "tuned", data, folder / "report", *paints) == 0
-    return dataclasses.make_dataclass("Held", ["folder", "data", "seen", "config", "paints"])(folder, data, seen, config, paints)
+    return SimpleNamespace(folder=folder, data=data, seen=seen, config=config, paints=paints)
 
 
 def test_no_training_sees_it(held, simulated, dataset, category):

@@ -77,6 +77,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{subject.where}: subject {number} has no {options.trials} trial; expected at least one")
     images = np.unique(trials.stimulus)
     shown = story.evenly(len(images), options.pictures) if wanted is None else _positions(images, wanted, options.trials)
+    # What is looked up never shows a category held out; the subject's own trials of it are decoded like any.
+    dataset = steps.held_out(dataset, card["config"].get("hold_out_category", ""))
     network = tuned.load_tuned(path, load_network(base), subject)
     config, seed = DecodeConfig(**card["config"]["decode"]), card["config"]["seed"]
     speech = painters.Speech(card, read_card(base), base)
@@ -87,14 +89,13 @@ def run(options: argparse.Namespace) -> None:
     generator = painters.painter(options, config, seed, network, speech, texts, batch)
     steps.claim(options.out, _settings(options, base, card, path, generator), options.force)
     watch = steps.Stopwatch()
+    with watch.stage("words"):  # before the network takes its room on a GPU
+        bank = story.training_bank(dataset, texts)
+        texts.network.cpu()  # its part is done
     with watch.stage("decode"):
         decoder = Decoder(network, subject_name(number), config, seed)
         found = decoder.predict(subject.betas(trials.row), trials.stimulus)
-    with watch.stage("words"):
-        dataset = steps.held_out(dataset, card["config"].get("hold_out_category", ""))
-        bank = story.training_bank(dataset, texts)
         nearest = bank.nearest(found.text) if bank.captions else None
-        texts.network.cpu()  # its part is done
     _save(options.out / "predictions.safetensors", found)
     write_json(options.out / "words.json", {"subject": number, "trials": options.trials, "images": [
         {"image": int(image), "seen": list(dataset.stimuli.captions[image]),
@@ -130,7 +131,7 @@ def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: 
     sampled = [decoder.image_tokens(found.backbone_tokens[group], found.images[group]) for group in missing]
     decoder.network.cpu()  # its part is done, and generators want the room
     painted = 0
-    for group, drawn in zip(progress(missing, "pictures", len(missing), "batch"), sampled, strict=True):
+    for group, drawn in zip(progress(missing, "pictures", len(missing), "batch", lines=True), sampled, strict=True):
         images = found.images[group]
         tokens = np.concatenate([recall(row[None], training, decoder.config.neighbours) for row in drawn])
         lowlevel = None if found.latents is None else found.latents[group]

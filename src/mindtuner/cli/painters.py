@@ -147,9 +147,8 @@ def painter(options: argparse.Namespace, config: DecodeConfig, seed: int, networ
 
     import torch
 
-    from mindtuner.data.hold_out import shows
     from mindtuner.decoding.full_size import FullSizeGenerator, Sources
-    from mindtuner.decoding.prompts import COCO_CATEGORIES, category_bank
+    from mindtuner.decoding.prompts import category_bank
     from mindtuner.decoding.unclip import TRAINED_SIDE
     from mindtuner.runtime import device
 
@@ -157,25 +156,31 @@ def painter(options: argparse.Namespace, config: DecodeConfig, seed: int, networ
     side = options.side or TRAINED_SIDE
     if side < 8 or side % 8:
         raise UserError(f"--side is {side}; expected a multiple of 8")
-    held_out = speech.tuned.get("hold_out_category")  # a prompt that names it would correct pictures towards it
-    categories = tuple(name for name in COCO_CATEGORIES if not (held_out and shows([name], held_out)))
+    bank = category_bank(encoder, categories(speech.tuned.get("hold_out_category", "")))
     generator = FullSizeGenerator(
         config, seed, Sources(options.unclip, options.sdxl, options.vae, options.captions, options.converter),
-        speech.conventions, network.config.latent_side, category_bank(encoder, categories),
-        dtype=getattr(torch, _dtype(options, device().type)), where=device(), offload=options.offload, batch=batch, side=side)
+        speech.conventions, network.config.latent_side, bank,
+        dtype=getattr(torch, _dtype(options, device().type)), offload=options.offload, batch=batch, side=side)
     wanted = speech.tower("latents")
     if generator.autoencoder is not None and wanted is not None:
         towers.check_identity(generator.autoencoder.identity, wanted, options.vae, speech.path)
     return generator
 
 
+def categories(held_out: str) -> tuple[str, ...]:
+    """The kinds of things that prompts may name: not one held out, as a prompt of it would correct pictures towards it."""
+    from mindtuner.data.hold_out import shows
+    from mindtuner.decoding.prompts import COCO_CATEGORIES
+
+    return tuple(name for name in COCO_CATEGORIES if not (held_out and shows([name], held_out)))
+
+
 def refuse_other_tokens(folder: Path, network: BrainNetwork, speech: Speech) -> None:
     """Raise UserError, before anything large is read, where the generator in ``folder`` reads other tokens."""
     from mindtuner.decoding.full_size import check_conventions
-    from mindtuner.decoding.unclip import CARD
-    from mindtuner.files import read_json
+    from mindtuner.decoding.unclip import CARD, read_card
 
-    width = read_json(folder / CARD).get("token_width")
+    width = read_card(folder).get("token_width")
     if width != network.config.width:
         raise UserError(f"{folder / CARD}: token_width is {width}; expected {network.config.width}, as {speech.path} has")
     check_conventions(folder, speech.conventions)
