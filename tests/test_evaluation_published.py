@@ -57,14 +57,38 @@ def test_runs_stand_apart_and_are_not_sorted_by_score():
     assert [row["data"] for row in found["rows"]] == ["real"] * 14 + ["simulated"] * 2
     real, first, second = found["rows"][13:]
     assert "2 sessions (450 trials)" in real["setting"] and "not refined" in real["setting"]
-    assert "retrieval among 9" in first["setting"] and "4 pictures at 128 px" in first["setting"]
-    assert (first["cells"]["image_retrieval"], second["cells"]["image_retrieval"]["value"]) == (
+    assert "9 test images" in first["setting"] and "4 pictures at 128 px" in first["setting"]
+    assert (first["cells"]["image_retrieval_of_9"], second["cells"]["image_retrieval_of_9"]["value"]) == (
         {"value": 0.99, "ci": [0.85, 0.95]}, 0.1)
+    assert "image_retrieval" not in first["cells"]  # 1 of 9 is not 1 of 300
     assert all(cell["ci"] is not None for row in found["rows"][13:] for cell in row["cells"].values())  # no bare mean of ours
     keys = [column["key"] for column in found["columns"]]
     assert keys[:len(published.COLUMNS)] == list(published.COLUMNS)
-    assert set(keys[len(published.COLUMNS):]) == {"two_way", "text_retrieval"}  # what only this package scores
+    assert set(keys[len(published.COLUMNS):]) == {"two_way", *(f"{d}_retrieval_of_9" for d in ("image", "brain", "text"))}
     assert all(set(row["cells"]) <= set(keys) for row in found["rows"])
+
+
+@pytest.mark.parametrize("n", [300, 1000])
+def test_retrieval_among_300_stands_beside_the_published(n):
+    run = run_of(False)
+    run.pictures["thumbnails"] = np.zeros((n, 3, 1, 1), np.uint8)
+    own = run.results["methods"]["mindtuner"]
+    if n > 300:
+        own["retrieval_pools"] = {d: [{"pool": n, "top1": own["retrieval"][d]}, {"pool": 300, "top1": 0.95}]
+                                  for d in ("image", "brain", "text")}
+    cells = published.table([run])["rows"][-1]["cells"]
+    expected = {"value": 0.9, "ci": [0.85, 0.95]}
+    assert cells["image_retrieval"] == (expected if n == 300 else {"value": 0.95, "ci": None})
+    assert cells.get("image_retrieval_of_1000") == (None if n == 300 else expected)
+    assert f"text_retrieval_of_{n}" in cells and "text_retrieval" not in cells
+
+
+def test_scores_that_papers_call_otherwise_stand_in_their_columns():
+    run = run_of(False)
+    own = run.results["methods"]["mindtuner"]
+    own["reconstruction"]["efficientnet_b1"], own["ci95"]["reconstruction"]["efficientnet_b1"] = 0.6, [0.5, 0.7]
+    assert published.table([run])["rows"][-1]["cells"]["effnet"] == {"value": 0.6, "ci": [0.5, 0.7]}
+    assert published.label("reconstruction", "efficientnet_b1") == "EffNet-B1"
 
 
 def test_the_markdown_says_data_and_setting_and_neither_ranks_nor_marks():

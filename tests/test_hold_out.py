@@ -21,7 +21,7 @@ from mindtuner.data.hold_out import mask, shows
 from mindtuner.data.simulation.drawing import KINDS
 from mindtuner.decoding.prompts import COCO_CATEGORIES
 from mindtuner.errors import UserError
-from mindtuner.evaluation.held_out import scored_apart
+from mindtuner.evaluation.held_out import scored_apart, text
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json, write_json
 from mindtuner.training import batches, pivot, read_card
@@ -140,11 +140,15 @@ def test_scores_apart_are_means_over_the_images_of_each_side():
     of, others = (found[side]["mindtuner"] for side in ("of_category", "others"))
     assert of["retrieval"]["image"]["mean"] == pytest.approx(image[[2, 3, 4, 9]].mean(), abs=1e-6)
     assert others["retrieval"]["image"]["mean"] == pytest.approx(image[[0, 1, 5, 6, 7, 8]].mean(), abs=1e-6)
-    text = per_image["mindtuner/retrieval/text"]
-    assert of["retrieval"]["text"] == {"mean": pytest.approx(text[[2, 3]].mean(), abs=1e-6), "n": 2,
-                                       "ci": [pytest.approx(text[[2, 3]].min()), pytest.approx(text[[2, 3]].max())]}
+    texts = per_image["mindtuner/retrieval/text"]
+    assert of["retrieval"]["text"] == {"mean": pytest.approx(texts[[2, 3]].mean(), abs=1e-6), "n": 2,
+                                       "ci": [pytest.approx(texts[[2, 3]].min()), pytest.approx(texts[[2, 3]].max())]}
     assert of["reconstruction"]["ssim"]["mean"] == pytest.approx(0.3, abs=1e-6) and of["reconstruction"]["ssim"]["n"] == 2
     assert "reconstruction" not in others  # one picture is left that has a score
+    said = text(found, "mindtuner").splitlines()
+    assert "'dog' held out of training (7 images)" in said[0] and "4 test images that show it" in said[1]
+    line = next(line for line in said if line.startswith("image retrieval"))
+    assert f"{image[[2, 3, 4, 9]].mean():.3f} [" in line and line.endswith("(6)") and len(set(map(len, said[1:]))) == 1
 
 
 # ---- the verbs

@@ -23,14 +23,14 @@ from mindtuner.decoding.words import TextBank, Words
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.errors import UserError
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
-from mindtuner.evaluation.held_out import lines as held_out_lines
 from mindtuner.evaluation.held_out import scored_apart
+from mindtuner.evaluation.held_out import text as held_out_text
 from mindtuner.evaluation.report import write_report
 from mindtuner.evaluation.results import build_results, from_uint8, per_image_scores, save_run, to_uint8
 from mindtuner.evaluation.scores.features import PooledFeatures
 from mindtuner.evaluation.scores.pictures import resize
 from mindtuner.evaluation.scores.retrieval import top5_ids
-from mindtuner.evaluation.scoring import DIRECTIONS, PICTURE_SCORES, MethodScores, Truth, score_method
+from mindtuner.evaluation.scoring import MethodScores, Truth, score_method
 from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
 from mindtuner.training import subject_name
@@ -70,6 +70,8 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
         page = write_report(out)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     print_table(results)
+    if "held_out" in results:
+        print(f"\n{held_out_text(results['held_out'], next(iter(results['methods'])))}")
     return page
 
 
@@ -315,5 +317,3 @@ def print_table(results: dict) -> None:
     pixcorr, ssim = (results["chance"]["reconstruction"][k].get("mindtuner", float("nan")) for k in ("pixcorr", "ssim"))
     print(f"{'chance':<24}{chance['image']:>8.3f}{chance['brain']:>8.3f}{chance['text']:>8.3f}{pixcorr:>9.3f}{ssim:>7.3f}"
           f"{results['chance']['two_way']:>9.3f}")
-    if "held_out" in results:
-        print("\n".join(held_out_lines(results["held_out"], {"retrieval": DIRECTIONS, "reconstruction": PICTURE_SCORES})))

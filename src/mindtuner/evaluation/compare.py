@@ -12,7 +12,7 @@ import numpy as np
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.held_out import positions
-from mindtuner.evaluation.published import COLUMNS
+from mindtuner.evaluation.published import label
 from mindtuner.evaluation.results import PER_IMAGE, Run
 from mindtuner.evaluation.schema import PARTS
 from mindtuner.evaluation.statistics import bootstrap_ci, holm, over_seeds, over_subjects, sign_flips
@@ -76,11 +76,6 @@ def compare(a: Mapping[str, Run], b: Mapping[str, Run], method_a: str = "mindtun
                      "pictures": int(len(_positions(first, "reconstruction", "", chosen)))},
         "subjects": sorted({run.results["setting"]["subject"] for run in a.values()}),
         "runs_per_side": per_side, "seed": seed, "how": _how(len(pairs), per_side, len(rows)), "scores": rows, "notes": notes}
-
-
-def label(part: str, score: str) -> str:
-    """A score's name for people."""
-    return f"{score} retrieval" if part == "retrieval" else COLUMNS.get(score, score.replace("_", " "))
 
 
 def check_test_sets(runs: list[tuple[str, Run]]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mindtuner.evaluation.published import label
 from mindtuner.evaluation.results import rounded
 from mindtuner.evaluation.statistics import bootstrap_ci
 
@@ -46,16 +47,15 @@ def positions(per_image: Mapping[str, np.ndarray], part: str, score: str) -> np.
     return per_image["texts"] if score.startswith("text") else np.arange(len(per_image["images"]))
 
 
-def lines(held_out: Mapping, scores: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The block in a few aligned lines. scores: part -> those to show."""
-    rows = [f"\n{held_out['category']!r}, held out of training ({held_out['left_out']} images): "
-            f"the {len(held_out['images'])} test images that show it / the others"]
-    names = [(part, score) for part, own in scores.items() for score in own]
-    rows.append(f"{'method':<24}" + "".join(f"{score:>16}" for _, score in names))
-    for method in held_out["others"]:
-        cells = []
-        for part, score in names:
-            pair = [held_out[side].get(method, {}).get(part, {}).get(score) for side in SIDES]
-            cells.append(" / ".join("-" if cell is None else f"{cell['mean']:.3f}" for cell in pair))
-        rows.append(f"{method:<24}" + "".join(f"{cell:>16}" for cell in cells))
-    return rows
+def text(held_out: Mapping, method: str) -> str:
+    """The block of one method in a few aligned lines, with intervals; a dash where fewer than two images have the score."""
+    shown, left_out = len(held_out["images"]), held_out["left_out"]
+    lines = [f"{method}, {held_out['category']!r} held out of training ({left_out} images):",
+             f"{'':<18}{f'{shown} test images that show it':>38}{'the others':>38}"]
+    for part, scores in held_out["others"].get(method, {}).items():
+        for score in scores:
+            cells = [held_out[side].get(method, {}).get(part, {}).get(score) for side in SIDES]
+            said = ("-" if cell is None else "{:.3f} [{:.3f}, {:.3f}] ({})".format(cell["mean"], *cell["ci"], cell["n"])
+                    for cell in cells)
+            lines.append(f"{label(part, score):<18}" + "".join(cell.rjust(38) for cell in said))
+    return "\n".join(lines)

@@ -14,9 +14,11 @@ from mindtuner.evaluation.results import Run
 
 COLUMNS = {  # key -> label, in the order of the table; "down": lower is better
     "pixcorr": "PixCorr", "ssim": "SSIM", "alexnet2": "AlexNet(2)", "alexnet5": "AlexNet(5)", "inception": "Inception",
-    "clip": "CLIP", "effnet": "EffNet-B1", "swav": "SwAV", "image_retrieval": "image retrieval",
-    "brain_retrieval": "brain retrieval"}
+    "clip": "CLIP", "effnet": "EffNet-B1", "swav": "SwAV",
+    "image_retrieval": "image retrieval (of 300)", "brain_retrieval": "brain retrieval (of 300)"}
 LOWER_IS_BETTER = ("effnet", "swav")
+POOL = 300  # candidates of published retrieval
+_COLUMN_OF = {"efficientnet_b1": "effnet"}  # scores of a run that papers call otherwise
 _FACTS = ("method", "venue", "hours", "subjects", "refined", "seen_in")
 
 
@@ -61,9 +63,10 @@ def table(runs: list[Run], method: str = "mindtuner") -> dict:
 
     Returns {"columns": [{"key", "label", "lower_is_better"}], "rows": [{"label", "data": "real" or "simulated", "group",
     "setting", "cells": {key: {"value", "ci"}}, "source"}]}. ``ci`` is the 95 % interval over images, None where only a mean
-    was published; a score that a row does not have is not among its cells. ``group`` is "published", "real" or "simulated":
-    only rows of one group may be read against each other, so groups stand apart, and within one the order is that of time,
-    hours or the arguments, never that of a score.
+    is known (what was published, and retrieval among 300 of more test images); a score that a row does not have is not
+    among its cells. Retrieval stands in the published columns where it is among 300 and else in columns of its own.
+    ``group`` is "published", "real" or "simulated": only rows of one group may be read against each other, so groups stand
+    apart, and within one the order is that of the file or the arguments, never that of a score.
 
     Raises UserError where a run does not have the method.
     """
@@ -80,6 +83,13 @@ def table(runs: list[Run], method: str = "mindtuner") -> dict:
     return {"columns": columns, "rows": published + ours}
 
 
+def label(part: str, score: str) -> str:
+    """The name for people of a score of a run."""
+    if part == "retrieval":
+        return f"{score} retrieval"
+    return COLUMNS.get(_COLUMN_OF.get(score, score), score.replace("_", " "))
+
+
 def _row_of(run: Run, method: str, where: str) -> dict:
     setting = run.results["setting"]
     for field in ("simulated_brains", "subject", "sessions"):
@@ -90,21 +100,34 @@ def _row_of(run: Run, method: str, where: str) -> dict:
                         f"{', '.join(run.results['methods'])}")
     own = run.results["methods"][method]
     data = "simulated" if setting["simulated_brains"] else "real"
-    cells = {}
-    for part, suffix in (("retrieval", "_retrieval"), ("reconstruction", "")):
-        for score, value in own[part].items():
-            if isinstance(value, float):
-                cells[score + suffix] = {"value": value, "ci": own["ci95"][part].get(score)}
+    cells = _retrieval_cells(own, len(run.pictures["thumbnails"]))
+    for score, value in own["reconstruction"].items():
+        cells[_COLUMN_OF.get(score, score)] = {"value": value, "ci": own["ci95"]["reconstruction"].get(score)}
     said = [f"{setting['sessions']} session{'s' if setting['sessions'] != 1 else ''}"]
     if "n_training_trials" in setting:
         said[0] += f" ({setting['n_training_trials']} trials)"
     said += [f"subject {setting['subject']}", "refined" if own["picture"] == "corrected" else "not refined",
-             f"retrieval among {len(run.pictures['thumbnails'])}",
+             f"{len(run.pictures['thumbnails'])} test images",
              f"{len(run.pictures['seen'])} pictures at {run.pictures['seen'].shape[-1]} px"]
+    if setting.get("scores", {}).get("as_published"):
+        said.append("scored as published")
     version = setting.get("versions", {}).get("mindtuner")
     source = " ".join(filter(None, ["this package", version]))
     return {"label": f"{method}, this package", "data": data, "group": data, "setting": ", ".join(said), "cells": cells,
             "source": source + (f", seed {setting['seed']}" if "seed" in setting else "")}
+
+
+def _retrieval_cells(own: dict, n: int) -> dict[str, dict]:
+    """Top-1 among all n test images, and of images and brains among 300 of them where there are more."""
+    cells = {}
+    for direction, value in own["retrieval"].items():
+        published = f"{direction}_retrieval" in COLUMNS
+        key = f"{direction}_retrieval" if published and n == POOL else f"{direction}_retrieval_of_{n}"
+        cells[key] = {"value": value, "ci": own["ci95"]["retrieval"].get(direction)}
+        for entry in own.get("retrieval_pools", {}).get(direction, ()) if published and n != POOL else ():
+            if entry["pool"] == POOL:
+                cells[f"{direction}_retrieval"] = {"value": entry["top1"], "ci": None}
+    return cells
 
 
 def markdown(found: dict) -> str:
