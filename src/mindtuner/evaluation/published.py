@@ -72,7 +72,8 @@ def table(runs: list[Run], method: str = "mindtuner") -> dict:
     """
     published = [{
         "label": f"{row['method']} ({row['venue']})", "data": "real", "group": "published",
-        "setting": ", ".join([f"NSD, {_hours(row['hours'])}", f"subjects {row['subjects']}", _refined(row["refined"])]),
+        "setting": ", ".join([f"NSD, {_hours(row['hours'])}", row["subjects"].replace("mean ", "mean of subjects "),
+                              _refined(row["refined"])]),
         "cells": {key: {"value": value, "ci": None} for key, value in row["scores"].items()}, "source": row["seen_in"],
     } for row in rows()]
     ours = [_row_of(run, method, f"run {number}") for number, run in enumerate(runs, 1)]
