@@ -167,16 +167,18 @@ def load_run(folder: str | Path) -> Run:
 
 
 class _Arrays(Mapping):
-    """The arrays of a safetensors file by name, in its order."""
+    """The arrays of a safetensors file by name. It is open only while one is read, so that no more of it is in memory."""
 
     def __init__(self, path: Path) -> None:
-        self._file = safe_open(path, "numpy")
-        self._names = sorted(self._file.keys())
+        self._path = path
+        with safe_open(path, "numpy") as file:
+            self._names = sorted(file.keys())
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:
             raise KeyError(name)
-        return self._file.get_tensor(name)
+        with safe_open(self._path, "numpy") as file:
+            return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

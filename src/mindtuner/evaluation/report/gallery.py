@@ -19,15 +19,15 @@ from mindtuner.evaluation.results import Run
 
 ORDINALS = ("1st", "2nd", "3rd", "4th", "5th")
 ORDER_BY = "reconstruction/two_way"  # at first
-CARD_BYTES = 4000  # of a card that is written out, pictures apart: more than it takes
+CARD_BYTES, CAPTIONS = 3600, 16  # of a card that is written out: without pictures and captions, and these in it, at most
 
 
 def gallery(runs: list[Told], labels: list[str], budget: int) -> dict:
     """All that the gallery shows, in at most about ``budget`` bytes. Raises UserError where the pictures are too many."""
     sheets: list[tuple[str, int]] = []
     store_runs = [_run(told, label, sheets) for told, label in zip(runs, labels, strict=True)]
-    written = sum(len(sheet) for sheet, _ in sheets) + len(json.dumps(store_runs))
-    room = budget - written - CARD_BYTES * len(store_runs[0]["captions"])
+    room = budget - sum(len(sheet) for sheet, _ in sheets) - len(json.dumps(store_runs))
+    room -= sum(CARD_BYTES + CAPTIONS * len(caption) for caption in store_runs[0]["captions"])
     for form in images.forms_within(room, [told.run.pictures for told in runs]):
         album = images.Album(form)
         blocks = _paint(runs, store_runs, album)

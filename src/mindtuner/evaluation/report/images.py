@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -41,21 +42,23 @@ class Album:
 
     def add(self, pictures: np.ndarray) -> list[int]:
         """Ids of pictures (n, 3, H, W) uint8."""
-        found = []
+        found, new = [], []
         for picture in pictures:
             key = hashlib.blake2b(picture.tobytes() + repr(picture.shape).encode(), digest_size=16).digest()
             if key not in self._ids:
-                self._ids[key] = len(self.encoded)
-                self.encoded.append(encode(to_image(picture), self.form))
-                self.bytes += len(self.encoded[-1])
+                self._ids[key] = len(self._ids)
+                new.append(picture)
             found.append(self._ids[key])
+        with ThreadPoolExecutor() as threads:  # Pillow works outside Python's lock
+            self.encoded += threads.map(lambda picture: encode(to_image(picture), self.form), new)
+        self.bytes += sum(map(len, self.encoded[len(self.encoded) - len(new):]))
         return found
 
 
 def encode(image: Image.Image, form: Form) -> str:
     """Base64 of a picture in this form."""
     if max(image.size) > form.side:
-        image.thumbnail((form.side, form.side), Image.Resampling.LANCZOS)
+        image.thumbnail((form.side, form.side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=form.quality, method=2)
     return base64.b64encode(buffer.getvalue()).decode()

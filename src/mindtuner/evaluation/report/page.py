@@ -19,7 +19,7 @@ from mindtuner.evaluation.report.labels import in_order, main_of
 from mindtuner.files import write_text
 
 LIMIT = 40_000_000  # bytes of the page
-WRITTEN = 1_500_000  # bytes kept for everything but the gallery
+WRITTEN = 250_000  # bytes a run that are kept for everything but the gallery: about three times what the demo takes
 STYLES = ("page.css", "gallery.css", "figures.css")
 SCRIPTS = ("store.js", "card.js", "viewer.js", "browse.js")  # in this order, as one script
 
@@ -62,7 +62,7 @@ def render(told: list[runs.Told]) -> str:
         runs=[{"label": label, "setting": _setting(one), "scores": tables.of_run(one.run.results),
                "facts": facts.facts(one.run.results), "config": one.config, "folder": one.folder.name}
               for one, label in zip(told, labels, strict=True)],
-        gallery=gallery(told, labels, LIMIT - WRITTEN),
+        gallery=gallery(told, labels, LIMIT - WRITTEN * len(told)),
         headline=tables.headline(told[0].run.results) if len(told) == 1 else [],
         beside=[runs.table(told, name) for name in sorted(methods, key=lambda name: name != main_of(methods))]
         if len(told) > 1 else [],
