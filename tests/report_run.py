@@ -87,7 +87,7 @@ def make_run(folder, side=64, subject=1, sessions=1, seed=0, level=0.62):
     (folder / "config.yaml").write_text(f"simulate:\n  subjects: 8\n  seed: {seed}\nseed: {seed}\n")
     log = [{"stage": stage, "epoch": e, "step": 9 * e, "seconds": 1.0,
             "losses": {"prior": 20 * np.exp(-e / 4), "clip": 5 - e / 10}}
-           for stage in ("pretrain", "tune:mindtuner", "tune:ridge_only") for e in range(12)]
+           for stage in ("pretrain", "mindtuner", "ridge_only") for e in range(12)]
     (folder / "log.jsonl").write_text("\n".join(json.dumps(entry) for entry in log))
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mindtuner.evaluation.report import plots
 from mindtuner.evaluation.report.labels import is_number, label_of
 
+STAGES = {"pivot": "Pivot", "pretrain": "Pretraining on the other subjects"}  # of training; the others are methods
 APART = ("command", "stimuli_note", "simulated_brains", "simulated_scenes", "versions")  # of the setting: said elsewhere
 
 
@@ -27,9 +28,7 @@ def curves(logs: list[list[dict]]) -> list[dict]:
                           "first": _range([line[0][1] for line in lines.values()]),
                           "last": _range([line[-1][1] for line in lines.values()]),
                           "epochs": f"{min(epochs):g} to {max(epochs):g}"})
-        kind, _, method = stage.partition(":")
-        title = {"pretrain": "Pretraining on the other subjects", "tune": "Tuning"}.get(kind, kind)
-        groups.append({"title": f"{title}: {label_of(method)[0]}" if method else title, "plots": drawn})
+        groups.append({"title": STAGES.get(stage) or f"Tuning: {label_of(stage)[0]}", "plots": drawn})
     return groups
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from mindtuner.errors import UserError
 from mindtuner.evaluation.report.figure import to_image
 
-SAMPLE = 96  # pictures that say how large the others will be
+SAMPLE, MARGIN = 96, 1.05  # pictures that say how large the others will be, and how far that may be from the truth
 SPRITE_COLUMNS, SPRITE_QUALITY, LONGEST_SIDE = 20, 80, 16383  # the last is WEBP's
 
 
@@ -77,7 +77,7 @@ def forms_within(budget: int, runs: list[Mapping[str, np.ndarray]]) -> list[Form
         count += len(array)
         sample += list(array[np.unique(np.linspace(0, len(array) - 1, each).round().astype(int))])
     for k, form in enumerate(FORMS):
-        if count * np.mean([len(encode(to_image(picture), form)) for picture in sample]) <= budget:
+        if MARGIN * count * np.mean([len(encode(to_image(picture), form)) for picture in sample]) <= budget:
             return list(FORMS[k:])
     raise UserError(f"report: {count:,} pictures do not fit on one page of bearable size, not even at {FORMS[-1].side} "
                     "pixels; expected fewer runs, or runs of fewer pictures")
