@@ -150,8 +150,8 @@ def test_plots_put_numbers_in_their_place():
 
 def test_runs_are_grouped_by_all_but_their_seed(tmp_path):
     told = [runs.load(folder) for folder in several(tmp_path)]
-    assert runs.labels(told) == ["subject 1, 1 session, seed 0", "subject 1, 1 session, seed 1",
-                                 "subject 1, 2 sessions, seed 0", "subject 2, 1 session, seed 0"]
+    assert runs.labels(told) == ["Subject 1, 1 session, seed 0", "Subject 1, 1 session, seed 1",
+                                 "Subject 1, 2 sessions, seed 0", "Subject 2, 1 session, seed 0"]
     assert [[one.folder.name for one in group] for group in runs.groups(told)] == [["a", "b"], ["c"], ["d"]]
     table = runs.table(told, "mindtuner")
     image = [row["cells"][0] for row in table["rows"]]

@@ -279,8 +279,8 @@ def test_several_runs(chrome, several):
     chrome.execute_script("document.querySelector('#cards .pictures').click()")
     titles = chrome.execute_script("return [...document.querySelectorAll('#viewer h3')].map(h => h.textContent)")
     assert titles[0] == "MindTuner" and titles[-3:] == [
-        "MindTuner, subject 1, 1 session, seed 0", "MindTuner, subject 1, 1 session, seed 1",
-        "MindTuner, subject 1, 2 sessions, seed 0"]
+        "MindTuner, Subject 1, 1 session, seed 0", "MindTuner, Subject 1, 1 session, seed 1",
+        "MindTuner, Subject 1, 2 sessions, seed 0"]
 
 
 def test_of_many_images_few_are_made_at_once(chrome, large):

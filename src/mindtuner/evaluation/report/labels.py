@@ -63,7 +63,7 @@ def main_of(methods) -> str:
 
 def score_of(part: str, name: str) -> Score:
     """A score's label; one that this module does not know is called by its own name."""
-    return GROUPS[part].get(name) or Score(name.replace("_", " "), "")
+    return GROUPS.get(part, {}).get(name) or Score(name.replace("_", " "), "")
 
 
 def scores_in(results: dict, part: str) -> dict[str, Score]:

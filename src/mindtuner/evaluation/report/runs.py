@@ -33,6 +33,7 @@ from mindtuner.evaluation.results import Run, load_run
 FOLLOWS = ("seed", "command", "versions", "stimuli_note", "stimuli_hash", "voxels", "n_training_trials", "n_test_trials",
            "text_bank", "bank_captions_equal_to_a_test_caption")
 MEASURES = ("subject", "sessions")  # what the table of runs always shows
+FEW = 3  # differing settings that a run's name can hold
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _choices(setting: dict, config: str, path: Path) -> dict[str, str]:
         what = " ".join(str(error).split())
         raise UserError(f"{path}: not YAML ({what}); expected the configuration of the run") from error
     told = dict(flat({key: value for key, value in setting.items() if key not in FOLLOWS}, str))
-    told_twice = ("seed", *(f" {name}" for name in told), "target subject", "tuning sessions")
+    told_twice = ("seed", *(f" {name}" for name in told if name not in MEASURES), "target subject", "tuning sessions")
     return told | {name: text for name, text in flat(tree if isinstance(tree, dict) else {}, json.dumps)
                    if not name.endswith(told_twice)}
 
@@ -105,13 +106,20 @@ def labels(runs: list[Told]) -> list[str]:
     subjects, sessions, seeds = ({told.setting.get(key) for told in runs} for key in ("subject", "sessions", "seed"))
     found = []
     for told in runs:
-        words = [f"subject {told.setting['subject']}"] if len(subjects) > 1 or len(runs) == 1 else []
+        words = [f"Subject {told.setting['subject']}"] if len(subjects) > 1 or len(runs) == 1 else []
         words += [_sessions(told.setting["sessions"])] if len(sessions) > 1 else []
-        words += [f"{name} {told.choices.get(name, 'unset')}" for name in apart[:2]]
+        words += _said(told, apart)
         words += [f"seed {told.setting.get('seed', 'unknown')}"] if len(seeds) > 1 else []
         found.append(", ".join(words))
     return [label if label and found.count(label) == 1 else f"{label}{', ' if label else ''}{told.folder.name}"
             for label, told in zip(found, runs, strict=True)]
+
+
+def _said(told: Told, apart: list[str]) -> list[str]:
+    """A run's choices of those names, the first few of them."""
+    rest = len(apart) - FEW
+    return [*(f"{name} {told.choices.get(name, 'unset')}" for name in apart[:FEW]),
+            *([f"and {rest} other settings"] if rest > 0 else [])]
 
 
 def _sessions(count) -> str:
@@ -161,8 +169,7 @@ def _row(group: list[Told], method: str, scores: dict, apart: list[str]) -> dict
     amount = _sessions(setting["sessions"]) + (f", {_range(trials)} trials" if trials else "")
     seeds = [str(told.setting.get("seed", "unknown")) for told in group]
     return {"subject": f"Subject {setting['subject']}", "amount": (amount, setting["sessions"], *map(choices.get, apart)),
-            "said": [amount, *(f"{name} {choices.get(name, 'unset')}" for name in apart),
-                     f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"],
+            "said": [amount, *_said(group[0], apart), f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"],
             "values": {at: _values(group, method, at) for at in scores},
             "ends": {at: pick(group[0].run.results["methods"], method, "ci95", *at) if len(group) == 1 else None
                      for at in scores},
@@ -221,8 +228,8 @@ def efficiency(runs: list[Told]) -> list[dict]:
         if len(ticks) < 2 or len(ticks) != len(members):
             continue
         first = members[0][0]
-        said = [f"subject {first.setting['subject']}", *(f"{name} {first.choices.get(name, 'unset')}" for name in apart)]
-        figures.append({"title": ", ".join(said).capitalize(), **_growth(members, ticks)})
+        title = ", ".join([f"Subject {first.setting['subject']}", *_said(first, apart)])
+        figures.append({"title": title, **_growth(members, ticks)})
     return figures
 
 
