@@ -108,12 +108,12 @@ def unit(score: Score) -> str:
 
 
 def chance_of(results: dict, part: str, name: str, method: str) -> float | None:
-    """Chance level of a score, where the run holds one."""
+    """Chance level of a score, where the run holds one; of a two-way identification it stands once for all networks."""
     chance = results.get("chance")
     if part == "retrieval":
         return pick(chance, "retrieval", name)
     own = pick(chance, "reconstruction", name, method)
-    return pick(chance, "two_way") if name == "two_way" and own is None else own
+    return pick(chance, "two_way") if own is None and score_of(part, name).share else own
 
 
 def spread(score: Score, values) -> str | None:
