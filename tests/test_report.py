@@ -72,8 +72,8 @@ def test_table_shows_scores_beside_chance(page):
     cell = retrieval["rows"][0]["cells"][0]
     assert (cell["value"], cell["ci"]) == ("62.0", "57.0 to 67.0")
     assert retrieval["columns"][0]["chance"] == "4.3"  # 1 of 23
-    chances = [column["chance"] for column in pictures["columns"]]
-    assert chances == ["50.0", "0.020 to 0.050", "0.020 to 0.050"]
+    chances = {column["label"]: column["chance"] for column in pictures["columns"]}
+    assert chances == {"Two-way": "50.0", "PixCorr": "0.020 to 0.050", "SSIM": "0.020 to 0.050"}
     assert [figure["value"] for figure in tables.headline(results)] == ["62.0", "20.7", "81.0"]
     assert tables.single_trials(results)["rows"][0]["cells"][0] == "31.0\N{NO-BREAK SPACE}%"
 
