@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.schema import (
@@ -49,10 +49,10 @@ PICTURES, PER_IMAGE = "pictures.safetensors", "per_image.safetensors"
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run folder in memory."""
+    """A complete run folder. Pictures may be gigabytes: an array of them is read from disk each time that it is asked for."""
 
     results: dict
-    pictures: dict[str, np.ndarray]
+    pictures: Mapping[str, np.ndarray]
     words: dict
     per_image: dict[str, np.ndarray]
     log: list[dict]
@@ -158,7 +158,7 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     results = read_json(folder / "results.json")
     validate_results(results, str(folder / "results.json"))
-    pictures, per_image = (_arrays(folder / name) for name in (PICTURES, PER_IMAGE))
+    pictures, per_image = _arrays(folder / PICTURES), dict(_arrays(folder / PER_IMAGE))
     validate_pictures(pictures, str(folder / PICTURES))
     validate_per_image(per_image, pictures, str(folder / PER_IMAGE))
     words = read_json(folder / "words.json")
@@ -166,9 +166,30 @@ def load_run(folder: str | Path) -> Run:
     return Run(results, pictures, words, per_image, load_log(folder))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+class _Arrays(Mapping):
+    """The arrays of a safetensors file by name. It is open only while one is read, so that no more of it is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with safe_open(path, "numpy") as file:
+            self._names = sorted(file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._path, "numpy") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     try:
-        return load_file(path)
+        return _Arrays(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; expected a run that mindtuner demo or evaluate finished") from error
     except SafetensorError as error:
