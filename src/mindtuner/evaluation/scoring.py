@@ -11,6 +11,7 @@ from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.catalogue import ALWAYS
 from mindtuner.evaluation.scores.images import score_images
 from mindtuner.evaluation.scores.networks import Network
+from mindtuner.evaluation.scores.pictures import FLAT
 from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images
 from mindtuner.evaluation.scores.retrieval import POOL, Retrieval, brain_retrieval, image_retrieval, pools, text_retrieval
 from mindtuner.evaluation.statistics import bootstrap_ci
@@ -111,7 +112,7 @@ def _stages(predicted: Mapping, truth: Truth) -> dict[str, np.ndarray]:
 
 def _flat(pictures: np.ndarray) -> list[int]:
     """Positions of the pictures that have one value everywhere."""
-    return np.flatnonzero(np.ptp(pictures.reshape(len(pictures), -1), axis=1) < 1e-7).tolist()
+    return np.flatnonzero(np.ptp(pictures.reshape(len(pictures), -1), axis=1) < FLAT).tolist()
 
 
 def defined(values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ WINDOW = torch.exp(-(torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64) ** 2
 WINDOW = (WINDOW / WINDOW.sum()).tolist()
 C1, C2 = 0.01**2, 0.03**2  # SSIM's stabilisers for values in 0..1
 GREY = torch.tensor([0.2125, 0.7154, 0.0721], dtype=torch.float64)  # skimage.color.rgb2gray's
+FLAT = 1e-7  # values of an image that differ by less are one value
+IN_CACHE = 200_000  # pixels of images looked at together
 ROUNDING = 4e-6  # beyond what a product of float32 rows of unit length is off by
 SAME = 1e-12  # what float64 makes of one and the same row in two places
 BLOCK = 32  # rows turned to float64 at a time
@@ -81,19 +83,22 @@ def pixel_scores(predicted: np.ndarray, true: np.ndarray, choices: Choices = OUR
                  j: np.ndarray | None = None, only: str | None = None) -> dict[str, np.ndarray]:
     """PixCorr and SSIM of pairs of checked images, predicted[i] with true[j]: float64 (k,) each; see ``pixcorr``, ``ssim``.
 
-    One pair at a time: its few arrays then stay in the processor's cache, which is several times faster than a batch.
+    Few pairs at a time, one of large images: their arrays then stay in the processor's cache, which is several times faster.
     """
     every = np.arange(len(predicted))
-    pairs = list(zip(every if i is None else i, every if j is None else j, strict=True))
-    found = {name: np.empty(len(pairs)) for name in ("pixcorr", "ssim") if only in (None, name)}
-    for k, (x, y) in enumerate(pairs):
-        a, b = (prepare(images[n:n + 1], choices.pixel_side, choices, torch.float64)[0]
-                for images, n in ((predicted, x), (true, y)))
-        if "ssim" in found:
-            found["ssim"][k] = _ssim(*(torch.einsum("chw,c->hw", image, GREY) for image in (a, b)))
-        if "pixcorr" in found:
-            found["pixcorr"][k] = _correlation(a, b)
-    return found
+    i, j = every if i is None else i, every if j is None else j
+    side = choices.pixel_side or choices.first_side
+    pixels = side * side if side else predicted.shape[2] * predicted.shape[3]
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in ("pixcorr", "ssim") if only in (None, name)}
+    for start in range(0, len(i), step := max(1, IN_CACHE // pixels)):
+        some = slice(start, start + step)
+        a, b = (prepare(images[rows[some]], choices.pixel_side, choices, torch.float64)
+                for images, rows in ((predicted, i), (true, j)))
+        if "ssim" in parts:
+            parts["ssim"].append(_ssim(*(torch.einsum("nchw,c->nhw", images, GREY) for images in (a, b))))
+        if "pixcorr" in parts:
+            parts["pixcorr"].append(_correlation(a, b))
+    return {name: torch.cat(found).numpy() for name, found in parts.items()}
 
 
 def standardised(rows: torch.Tensor) -> torch.Tensor:
@@ -162,24 +167,19 @@ def _pair(predicted, true) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def is_flat(image: torch.Tensor) -> bool:
-    """Whether an image (3, H, W) has one and the same value everywhere: no correlation with it is defined."""
-    return bool(image.max() - image.min() < 1e-7)
+def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of two stacks of images (k, 3, H, W), whose memory it uses: (k,)."""
+    a, b = a.flatten(1), b.flatten(1)
+    flat_a, flat_b = ((rows.amax(1) - rows.amin(1)) < FLAT for rows in (a, b))
+    a, b = (rows.sub_(rows.mean(1, keepdim=True)) for rows in (a, b))
+    dots, squares_a, squares_b = (torch.linalg.vecdot(x, y) for x, y in ((a, b), (a, a), (b, b)))
+    r = dots / (squares_a * squares_b).sqrt()
+    return r.masked_fill_(flat_a, 0).masked_fill_(flat_b, float("nan"))
 
 
-def _correlation(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of two images (3, H, W), whose memory it uses."""
-    if is_flat(b):
-        return float("nan")
-    if is_flat(a):
-        return 0.0
-    a, b = (image.view(-1).sub_(image.mean()) for image in (a, b))
-    return float((a @ b) / ((a @ a) * (b @ b)).sqrt())
-
-
-def _ssim(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of two grey images (H, W). In place where it can be: new memory costs more here than the sums."""
-    height, width = a.shape
+def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of two stacks of grey images (k, H, W): (k,). In place where it can be: new memory costs more here than the sums."""
+    height, width = a.shape[-2:]
     if min(height, width) < 2 * RADIUS + 1:
         raise UserError(f"predicted images: {height} x {width} pixels; expected at least "
                         f"{2 * RADIUS + 1} x {2 * RADIUS + 1} for SSIM")
@@ -188,13 +188,12 @@ def _ssim(a: torch.Tensor, b: torch.Tensor) -> float:
     product, squares = mean_a * mean_b, mean_a.square_().add_(mean_b.square_())
     covariance.sub_(product).mul_(2).add_(C2)
     variances.sub_(squares).add_(C2)
-    similarity = product.mul_(2).add_(C1).mul_(covariance).div_(squares.add_(C1).mul_(variances))
-    return float(similarity.mean())
+    return product.mul_(2).add_(C1).mul_(covariance).div_(squares.add_(C1).mul_(variances)).mean((1, 2))
 
 
 def _local_mean(grey: torch.Tensor) -> torch.Tensor:
-    """The window's mean at every place where it fits: (H - 2 RADIUS, W - 2 RADIUS)."""
-    for axis in (0, 1):
+    """The window's mean at every place where it fits: (k, H - 2 RADIUS, W - 2 RADIUS)."""
+    for axis in (1, 2):
         size = grey.shape[axis] - 2 * RADIUS
         mean = grey.narrow(axis, 0, size) * WINDOW[0]
         for offset, weight in enumerate(WINDOW[1:], 1):
