@@ -110,6 +110,7 @@ def networks() -> dict[str, torch.nn.Module]:
                                "num_attention_heads": 16, "image_size": 224, "patch_size": 14})).half()}
         found["git"].git.image_encoder = torch.nn.Identity()  # the predicted tokens stand in its place
         clip.visual = torch.nn.Identity()
+        found["autoencoder"].enable_slicing()  # as the generators do it: pictures pass one by one
         found["text tower of ViT-bigG/14"] = clip
         for k, (width, layers, heads, inner, projection) in enumerate(TEXT_TOWERS):
             form = transformers.CLIPTextConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
@@ -183,7 +184,7 @@ def tower_stages(parts: dict[str, torch.nn.Module]) -> list[Need]:
 def painting_stages(parts: dict[str, torch.nn.Module]) -> list[Need]:
     """decode's generators lie on the GPU together."""
     latent = SIDE // 8
-    names = ("unclip", "sdxl", "words 1", "words 2")
+    names = ("unclip", "sdxl", "words 1", "words 2", "git")
     weights = sum(size(parts[name]) for name in names) + 3 * size(parts["autoencoder"])
     parameters = sum(count(parts[name]) for name in names) + 3 * count(parts["autoencoder"])
 
@@ -199,7 +200,7 @@ def painting_stages(parts: dict[str, torch.nn.Module]) -> list[Need]:
 
     stages = [Need(f"decode: {stage}", parameters, weights, *of_batch(run, parts[name]), "a picture")
               for stage, run, name in (("unCLIP's UNet", unclip, "unclip"), ("SDXL's UNet", sdxl, "sdxl"),
-                                       ("their autoencoders, one picture at a time", decoded, "autoencoder"))]
+                                       ("an autoencoder, one picture at a time", decoded, "autoencoder"))]
     return stages
 
 

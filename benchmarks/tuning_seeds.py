@@ -82,9 +82,10 @@ def changed(config, setting: str, parser: argparse.ArgumentParser):
     section, _, field = name.partition(".")
     part = getattr(config, section) if section in ("tune", "fingerprint") else None
     if not hasattr(part, field):
-        parser.error(f"--set {setting}: expected tune.FIELD=NUMBER or fingerprint.FIELD=NUMBER")
+        parser.error(f"--set {setting}: expected tune.FIELD=VALUE or fingerprint.FIELD=VALUE")
+    kind = type(getattr(part, field))
     return dataclasses.replace(config, **{section: dataclasses.replace(
-        part, **{field: type(getattr(part, field))(float(value))})})
+        part, **{field: value if kind is str else kind(float(value))})})
 
 
 def prepare(out: Path, config):

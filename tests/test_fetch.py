@@ -1,8 +1,6 @@
 """Fetching Layout A from a hub: a local server stands in for it, drops connections, lies, and refuses."""
 
 import functools
-import hashlib
-import http.server
 import json
 import os
 import re
@@ -18,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub
 import numpy as np
 import pytest
+from hub import QuietHandler, QuietServer, blob_id, sha256
 from huggingface_hub import constants
 
 from mindtuner import download
@@ -33,10 +32,8 @@ TERMS = ("https://cvnlab.slite.page/p/dC~rBTjqjb/How-to-get-the-data", "https://
          "NSD Data Access Agreement")
 
 
-class Hub(http.server.ThreadingHTTPServer):
+class Hub(QuietServer):
     """A hub with one dataset repository at one commit: the list of its files, and the files, large ones by redirect."""
-
-    daemon_threads = True
 
     def __init__(self, files: dict[str, bytes]):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -51,9 +48,6 @@ class Hub(http.server.ThreadingHTTPServer):
         self.stalled, self.go_on = threading.Event(), threading.Event()
         self.started, self.sent = [], {}  # [(path, first byte)], path -> bytes sent
 
-    def handle_error(self, request, client_address):
-        pass  # a client that went away
-
     def describe(self) -> dict:
         siblings = []
         for path, data in self.files.items():
@@ -65,15 +59,7 @@ class Hub(http.server.ThreadingHTTPServer):
                 "siblings": siblings}
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
+class Handler(QuietHandler):
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         if path.startswith("/api/datasets/"):
@@ -135,16 +121,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif self.server.how == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
-
-
-@functools.cache
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-@functools.cache
-def blob_id(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @pytest.fixture(scope="session")

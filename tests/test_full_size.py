@@ -1,10 +1,8 @@
 """From data to pictures at full size, through the command line, on tiny random models in the published ones' formats."""
 
-import dataclasses
-import importlib.util
+import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,17 +10,11 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from release import CLIP, FEATURES, TEXT_WIDTH, TOKENS, WIDTH
 from safetensors.numpy import load_file
-from test_captions import folder as git_folder  # noqa: F401
 from test_cli import refused
-from test_openclip import TEXT, VISION, save_model
-from test_refine import folder as sdxl_folder  # noqa: F401
-from test_unclip import SMALL, save
-from test_unclip import parity as unclip_parity
-from test_weights import sha256
 
 from mindtuner.cli import main
-from mindtuner.config import as_dict, load_config
 from mindtuner.data import load
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.full_size import FullSizeGenerator, batch_for
@@ -34,16 +26,9 @@ from mindtuner.encoders.openclip import OpenClipTextEncoder
 from mindtuner.encoders.sd_vae import StableAutoencoder
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json, write_json
-from mindtuner.released import store
-from mindtuner.released.manifest import MANIFEST, WeightFile
 from mindtuner.training import load_fingerprint, load_network, read_card
 
-_SPEC = importlib.util.spec_from_file_location(
-    "parity_convnext", Path(__file__).parents[1] / "benchmarks" / "parity" / "convnext.py")
-convnext_parity = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(convnext_parity)
-
-SIDE, TOKENS, WIDTH, TEXT_WIDTH, FEATURES = 16, 16, 40, 24, 10
+SIDE = 16
 
 
 def call(*words):
@@ -51,76 +36,11 @@ def call(*words):
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, sdxl_folder, git_folder):  # noqa: F811
-    """The files that a user would have, in small."""
-    from diffusers import AutoencoderKL
-
-    root = tmp_path_factory.mktemp("released")
-    save_model(root / "clip", vision_cfg={**VISION, "width": WIDTH, "head_width": 20}, text_cfg=TEXT)
-    torch.manual_seed(1)
-    AutoencoderKL(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, norm_num_groups=2,
-                  block_out_channels=[4, 4, 8, 8], layers_per_block=1).save_pretrained(root / "sd" / "vae")
-    convnext_parity.write_checkpoint(root / "convnext.pth", convnext_parity.read_fixture()[0])
-    save(root / "unclip.ckpt", unclip_parity.read_fixture(SMALL)[0])
-    shutil.copytree(sdxl_folder, root / "sdxl")
-    shutil.copytree(git_folder, root / "git")
-    source = torch.Generator().manual_seed(1)
-    shapes = {"linear1.weight": (5, TOKENS), "linear1.bias": (5,), "linear2.weight": (8, WIDTH), "linear2.bias": (8,)}
-    torch.save({"model_state_dict": {name: torch.randn(shape, generator=source) for name, shape in shapes.items()}},
-               root / "bigG_to_L.pth")
-    ours = fetched(root, tmp_path_factory.mktemp("models"))
-    return SimpleNamespace(root=ours, clip=ours / "clip", vae=ours / "sd", convnext=ours / "convnext.pth",
-                           unclip=ours / "unclip", sdxl=ours / "sdxl", git=ours / "git", converter=ours / "bigG_to_L.pth")
-
-
-def fetched(released, out):
-    """What ``fetch weights`` makes of a cluster's copy of the released files, by a manifest of these small ones."""
-    manifest = []
-    for weights, there in zip(MANIFEST, ("clip", "sd", "convnext.pth", "unclip.ckpt", "sdxl", "git", "bigG_to_L.pth"),
-                              strict=True):
-        paths = [released / there] if (released / there).is_file() else sorted(
-            path for path in (released / there).rglob("*") if path.is_file())
-        names = [path.relative_to(released).as_posix() for path in paths]
-        files = [WeightFile(name, name, path.stat().st_size, path.stat().st_size, sha256(path.read_bytes()))
-                 for name, path in zip(names, paths, strict=True)]
-        manifest.append(dataclasses.replace(weights, files=tuple(files), converted=weights.converted and ("unclip", 10**6)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "MANIFEST", tuple(manifest))
-        assert call("fetch", "weights", out, "--from", released) == 0
-        assert call("check", "weights", out, "--hashes") == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory, simulated, models):
-    """A cache of the paper's towers, a base of subject 2 on it, and subject 1 tuned."""
-    root = tmp_path_factory.mktemp("lab")
-    cache, base, tuned, config = root / "cache", root / "base", root / "tuned", root / "tiny.yaml"
-    quick = load_config("quick")
-    fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8, dtype="float32")
-    model = dataclasses.replace(
-        quick.model, hidden=16, blocks=1, tokens=TOKENS, width=WIDTH, text_width=TEXT_WIDTH, prior_depth=1, prior_heads=2,
-        prior_head_dim=16, latent_channels=4, latent_side=28, lowlevel_channels=(8, 4), lowlevel_side=7, feature_positions=49,
-        feature_width=FEATURES)
-    decode = dataclasses.replace(quick.decode, prior_steps=2, generator_steps=2, refine_steps=1, refine_start=0.5,
-                                 neighbours=0)
-    tiny = dataclasses.replace(quick, pretrain=fit, tune=fit, pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
-                               model=model, decode=decode)
-    config.write_text(yaml.safe_dump(as_dict(tiny)))
-    paper = ("--towers", "paper", "--clip", models.clip, "--vae", models.vae, "--convnext", models.convnext)
-    assert call("embed", simulated, cache, *paper) == 0
-    assert call("pretrain", simulated, base, "--without", 1, "--config", config, "--cache", cache) == 0
-    assert call("tune", base, simulated, tuned, "--subject", 1, "--method", "mindtuner", "--cache", cache) == 0
-    return SimpleNamespace(root=root, data=simulated, cache=cache, base=base, tuned=tuned, config=config, paper=paper,
-                           decode=decode)
-
-
-@pytest.fixture(scope="module")
 def command(lab, models):
     """decode as a user types it, but for OUT and which images."""
     def words(out, *others):
         return ["decode", lab.tuned, lab.data, out, "--device", "cpu", "--generator", "sdxl", "--unclip", models.unclip,
-                "--sdxl", models.sdxl, "--vae", models.vae, "--clip", models.clip, "--captions", models.git, "--converter",
+                "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--captions", models.git, "--converter",
                 models.converter, "--side", SIDE, "--stages", *others]
     return words
 
@@ -132,11 +52,48 @@ def decoded(lab, command):
     return out
 
 
+@pytest.fixture(scope="module")
+def evaluated(lab, models):
+    """The run of ``evaluate``, stopped between two methods and then going on."""
+    out, real = lab.root / "evaluated", FullSizeGenerator.stages
+    evaluate = ["evaluate", lab.tuned, lab.data, out, "--cache", lab.cache, "--device", "cpu", "--generator", "sdxl",
+                "--unclip", models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--side", SIDE]
+    asked = []
+
+    def stages(self, tokens, words, lowlevel, images, title=""):
+        asked.append(title)
+        if asked == ["mindtuner", "prior_only"]:
+            raise KeyboardInterrupt
+        return real(self, tokens, words, lowlevel, images, title)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FullSizeGenerator, "stages", stages)
+        assert call(*evaluate) == 130
+        assert call(*evaluate) == 0
+    assert asked == ["mindtuner", "prior_only", "prior_only"] and not (out / "painted").exists()
+    return out
+
+
 def contents(out):
     return {path.relative_to(out): path.read_bytes() for path in (out / "pictures").rglob("*") if path.is_file()}
 
 
 # ---- the chain
+
+def test_every_verb_from_fetch_to_report(models, decoded, evaluated, tmp_path):
+    """``fetch weights`` brought everything from a hub and converted it, ``embed``, ``pretrain``, ``tune``, ``decode`` and
+    ``evaluate`` ran on that (the fixtures). ``convert`` makes the same generator again, and ``report`` the same page."""
+    assert call("convert", "unclip", models.checkpoint, tmp_path / "unclip") == 0
+    for path in (models.unclip / "unet", models.unclip / "vae", models.unclip / "scheduler"):
+        for file in path.iterdir():
+            assert file.read_bytes() == (tmp_path / "unclip" / path.name / file.name).read_bytes()
+    assert len(list((decoded / "pictures").glob("*.png"))) == len(list((decoded / "pictures").glob("*.txt"))) == 4
+    assert all(entry["retrieved"] for entry in read_json(decoded / "words.json")["images"])
+    page = (evaluated / "report.html").read_text()
+    out = shutil.copytree(evaluated, tmp_path / "out")
+    (out / "report.html").unlink()
+    assert call("report", out) == 0 and (out / "report.html").read_text() == page
+    assert "Blended" in page and "drawn scenes, not on these" not in page
+
 
 def test_the_base_says_what_its_tokens_are(lab, models):
     seals = {name: read_json(lab.cache / f"{name}.json") for name in ("tokens", "text", "latents", "features")}
@@ -156,7 +113,7 @@ def test_pictures_are_those_of_the_parts_called_by_hand(lab, models, decoded):
     images = sorted(int(path.stem) for path in (decoded / "pictures").glob("*.png"))
     assert len(images) == 4
     rows = np.searchsorted(found.images, images)
-    texts = OpenClipTextEncoder(f"local-dir:{models.clip}")
+    texts = OpenClipTextEncoder(CLIP, models.clip_weights)
     bank = TextBank.of(dataset.stimuli, np.flatnonzero(~dataset.stimuli.is_shared), texts)
     prompts = build_prompts(found.text[rows], category_bank(texts), bank)
     tokens = decoder.image_tokens(found.backbone_tokens[rows], np.array(images))
@@ -176,23 +133,9 @@ def test_pictures_are_those_of_the_parts_called_by_hand(lab, models, decoded):
     assert np.ptp(corrected) > 0.02 and np.abs(corrected[0] - corrected[1]).max() > 0.02  # not one grey for all
 
 
-def test_evaluate_scores_and_reports_the_same_pictures(lab, models, decoded, tmp_path, monkeypatch):
-    """Stopped between two methods it goes on; pictures are those of decode, at the stimuli's size."""
-    out, real = tmp_path / "out", FullSizeGenerator.stages
-    evaluate = ["evaluate", lab.tuned, lab.data, out, "--cache", lab.cache, "--device", "cpu", "--generator", "sdxl",
-                "--unclip", models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, "--clip", models.clip, "--side", SIDE]
-    asked = []
-
-    def stages(self, tokens, words, lowlevel, images, title=""):
-        asked.append(title)
-        if asked == ["mindtuner", "prior_only"]:
-            raise KeyboardInterrupt
-        return real(self, tokens, words, lowlevel, images, title)
-    monkeypatch.setattr(FullSizeGenerator, "stages", stages)
-    assert call(*evaluate) == 130
-    assert call(*evaluate) == 0
-    assert asked == ["mindtuner", "prior_only", "prior_only"] and not (out / "painted").exists()
-    run = load_run(out)
+def test_evaluate_scores_the_same_pictures(lab, decoded, evaluated):
+    """Pictures are those of decode, at the stimuli's size."""
+    run = load_run(evaluated)
     assert set(run.results["methods"]) == {"mindtuner", "nearest_training_image", "prior_only"}
     assert set(run.results["methods"]["mindtuner"]["stages"]) == {"lowlevel", "reconstructed", "blended", "corrected"}
     assert run.results["methods"]["mindtuner"]["picture"] == "corrected"
@@ -208,19 +151,17 @@ def test_evaluate_scores_and_reports_the_same_pictures(lab, models, decoded, tmp
             np.testing.assert_allclose(picture, large * 255, atol=2)
     pixels = load(lab.data, [1]).stimuli.images(images)
     np.testing.assert_allclose(run.pictures["seen"], pixels * 255, atol=0.51)
-    page = (out / "report.html").read_text()
-    assert "Blended" in page and "drawn scenes, not on these" not in page
 
 
 def test_a_plain_convnext_has_another_width_and_says_so(lab, tmp_path, capsys):
-    network = timm.create_model("convnext_atto", num_classes=0)
-    torch.save(network.state_dict(), tmp_path / "atto.pth")
+    network = timm.create_model("test_convnext", num_classes=0)
+    torch.save(network.state_dict(), tmp_path / "plain.pth")
     embed = ["embed", lab.data, tmp_path / "cache", "--towers", "paper", "--only", "features", "--convnext"]
-    assert call(*embed, "timm:convnext_atto", "--convnext-weights", tmp_path / "atto.pth") == 0
+    assert call(*embed, "timm:test_convnext", "--convnext-weights", tmp_path / "plain.pth") == 0
     seal = read_json(tmp_path / "cache" / "features.json")
     assert seal["shape"][1:] == [49, network.num_features] and seal["identity"]["projector"].startswith("none")
     refused(capsys, [*embed, "timm:resnet18"], "timm model 'resnet18': unknown")
-    refused(capsys, [*embed, lab.root / "none.pth", "--convnext-weights", tmp_path / "atto.pth"], "--convnext timm:NAME")
+    refused(capsys, [*embed, lab.root / "none.pth", "--convnext-weights", tmp_path / "plain.pth"], "--convnext timm:NAME")
 
 
 # ---- the same bytes, whatever the way
@@ -278,6 +219,18 @@ def test_in_batches_they_look_the_same(command, decoded, tmp_path):
     assert batch_for(torch.device("cpu")) == 1
 
 
+@pytest.mark.parametrize("card", [24, 40, 80])
+def test_as_many_pictures_as_a_card_holds(card, monkeypatch):
+    """By the page's own table, which is computed: weights, a picture's passes, and 2 GiB that are nobody's."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where: (int((card - 0.5) * 2**30), card * 2**30))
+    page = (Path(__file__).parents[1] / "docs" / "full-size.md").read_text()
+    rows = re.findall(r"\| decode: [^|]*\(a picture\) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", page)
+    batch = batch_for(torch.device("cuda"))
+    assert len(rows) == 3 and batch > 1
+    for weights, one, each in rows:
+        assert float(weights) + float(one) + (batch - 1) * float(each) < card - 2
+
+
 # ---- refused, in one line
 
 def test_a_folder_of_other_settings_is_refused(command, decoded, capsys):
@@ -300,9 +253,9 @@ def test_options_that_do_not_go_together(lab, command, models, tmp_path, capsys)
     refused(capsys, [*short, "--generator", "sdxl"], "--unclip: is missing")
     refused(capsys, short, "base.safetensors: model.width is 40; expected 128")
     refused(capsys, short[:4], "text_width is 384; expected 24", "--clip")
-    full = [*short, "--generator", "sdxl", "--unclip", models.unclip, "--sdxl", models.sdxl, "--clip", models.clip]
+    full = [*short, "--generator", "sdxl", "--unclip", models.unclip, "--sdxl", models.sdxl, *models.clip]
     refused(capsys, [*full, "--captions", models.git], "--captions, --converter: only one is given")
-    refused(capsys, [*full[:-3], tmp_path / "none", *full[-2:]], "none: not found")
+    refused(capsys, [*full, "--sdxl", tmp_path / "none"], "none: not found")
     assert not out.exists()
 
 
@@ -318,8 +271,10 @@ def test_a_generator_of_other_conventions_is_refused_by_field(lab, command, mode
     weights = next((unclip / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
     refused(capsys, again, "unet: not a whole UNet2DConditionModel")
-    other = save_model(tmp_path / "clip", seed=5, vision_cfg={**VISION, "width": WIDTH, "head_width": 20})
-    refused(capsys, [*command(tmp_path / "out", "--pictures", 1), "--clip", other.removeprefix("local-dir:")], "weights is",
+    other = {key: tensor + 0.01 if tensor.is_floating_point() else tensor
+             for key, tensor in torch.load(models.clip_weights).items()}
+    torch.save(other, tmp_path / "other.bin")
+    refused(capsys, [*command(tmp_path / "out", "--pictures", 1), "--clip-weights", tmp_path / "other.bin"], "weights is",
             "with which", "base.safetensors was trained")
     assert not (tmp_path / "out").exists()
 
@@ -329,10 +284,12 @@ def test_a_cache_of_other_tokens_is_refused_by_field(lab, models, tmp_path, caps
     shown = [path for path in cache.iterdir() if path.stem == "tokens"]
     for path in shown:
         path.unlink()
-    assert call("embed", lab.data, cache, "--towers", "paper", "--only", "tokens", "--clip", models.clip, "--image-range",
+    assert call("embed", lab.data, cache, "--towers", "paper", "--only", "tokens", *models.clip, "--image-range",
                 "mindeye2") == 0
     tune = ["tune", lab.base, lab.data, tmp_path / "out", "--subject", 1, "--method", "mindtuner", "--cache", cache]
     refused(capsys, tune, "tokens.json: image_range is 'mindeye2'; expected 'clip'")
+    refused(capsys, ["evaluate", lab.tuned, lab.data, tmp_path / "out", "--generator", "sdxl", "--unclip", models.unclip,
+                     "--sdxl", models.sdxl, *models.clip, "--cache", cache], "tokens.json: image_range is 'mindeye2'")
     (cache / "text.json").unlink()
     refused(capsys, tune, "text.json: not found")
     config = yaml.safe_load(lab.config.read_text())
@@ -345,9 +302,9 @@ def test_a_cache_of_other_tokens_is_refused_by_field(lab, models, tmp_path, caps
 
 def test_towers_that_are_not_given(lab, models, tmp_path, capsys):
     embed = ["embed", lab.data, tmp_path / "cache"]
-    refused(capsys, [*embed, "--towers", "paper", "--clip", models.clip], "--convnext: is missing; expected it, for features")
+    refused(capsys, [*embed, "--towers", "paper", *models.clip], "--convnext: is missing; expected it, for features")
     refused(capsys, [*embed, "--towers", "paper", "--only", "pixels"], "--only: pixels is not of the paper's towers")
-    refused(capsys, [*embed, "--clip", models.clip], "--clip: is of other towers")
+    refused(capsys, [*embed, *models.clip], "--clip: is of other towers")
     refused(capsys, [*embed, "--towers", "paper", "--generator", "x"], "--generator: is of other towers")
     refused(capsys, [*embed, "--towers", "paper", "--only", "text", "--clip", "ViT-none"], "ViT-none: open_clip knows")
     assert not (tmp_path / "cache").exists()

@@ -1,15 +1,14 @@
 """Low-level targets at paper size: SD's autoencoder against diffusers' own, ConvNeXt maps against the public class."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 from diffusers import AutoencoderKL
+from release import script
 from safetensors.torch import load_file, save_file
 
 from mindtuner.config import load_config
@@ -19,10 +18,7 @@ from mindtuner.encoders.low_level import PaperView, low_level_towers
 from mindtuner.encoders.sd_vae import StableAutoencoder
 from mindtuner.errors import UserError
 
-_SPEC = importlib.util.spec_from_file_location(
-    "parity_convnext", Path(__file__).parents[1] / "benchmarks" / "parity" / "convnext.py")
-parity = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(parity)
+parity = script("parity/convnext")
 
 SIDE = 32
 VAE_FILE = "diffusion_pytorch_model.safetensors"

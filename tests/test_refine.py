@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from accelerate import cpu_offload
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from release import write_sdxl
 
 from mindtuner.config import DecodeConfig, load_config
 from mindtuner.decoding.prompts import COCO_CATEGORIES, build_prompts, category_bank
@@ -29,27 +29,9 @@ IMAGES = np.array([7, 3, 11])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tiny random SDXL base, saved as diffusers saves the real one."""
+    """A tiny random SDXL base, in the files of the real one."""
     root = tmp_path_factory.mktemp("sdxl")
-    torch.manual_seed(0)
-    letters = [chr(code) for code in range(97, 123)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={word: k for k, word in enumerate(words)}, merges=[], model_max_length=77)
-    text = dict(vocab_size=len(words), hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-                projection_dim=8, bos_token_id=52, eos_token_id=53, pad_token_id=53)
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=4,
-        transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=6 * 4 + 8)
-    vae = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
-                        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, scaling_factor=0.13025)
-    schedule = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-                                      timestep_spacing="leading")
-    StableDiffusionXLPipeline(
-        vae=vae, unet=unet, scheduler=schedule, tokenizer=tokenizer, tokenizer_2=tokenizer,
-        text_encoder=CLIPTextModel(CLIPTextConfig(**text)), add_watermarker=False,
-        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text))).save_pretrained(root)
+    write_sdxl(root)
     return root
 
 
@@ -107,9 +89,12 @@ def test_one_step_by_hand(folder, pictures):
         noisy = clean + sigma * torch.randn(clean.shape, generator=source)
         said = []
         for phrase in ("ugly", "a dog"):
-            ids = pipeline.tokenizer(phrase, padding="max_length", max_length=77, return_tensors="pt").input_ids
-            first = pipeline.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
-            second = pipeline.text_encoder_2(ids, output_hidden_states=True)
+            first, second = (
+                tower(tokenizer(phrase, padding="max_length", max_length=77, return_tensors="pt").input_ids,
+                      output_hidden_states=True)
+                for tokenizer, tower in ((pipeline.tokenizer, pipeline.text_encoder),
+                                         (pipeline.tokenizer_2, pipeline.text_encoder_2)))
+            first = first.hidden_states[-2]
             said.append(pipeline.unet(
                 noisy / (sigma ** 2 + 1) ** 0.5, time, torch.cat([first, second.hidden_states[-2]], 2),
                 added_cond_kwargs={"text_embeds": second.text_embeds,
@@ -146,6 +131,18 @@ def test_any_subset_reproduces(folder, pictures):
     other = SdxlRefiner(folder, SHORT, seed=5, where="cpu").correct(pictures[:1], PROMPTS[:1], IMAGES[:1])
     assert np.abs(other - together[:1]).max() > 1e-3
     assert SdxlRefiner(folder, SHORT, seed=4, where="cpu").correct(pictures[:0], [], IMAGES[:0]).shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_come_one_by_one_paint_the_same(folder, pictures, dtype):
+    """What diffusers does for sequential offload, which it refuses without a GPU; here from the CPU to the CPU."""
+    whole, offloaded = (SdxlRefiner(folder, SHORT, seed=4, where="cpu", dtype=dtype) for _ in range(2))
+    for part in offloaded.pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+            assert {parameter.device.type for parameter in part.parameters()} == {"meta"}
+    np.testing.assert_array_equal(offloaded.correct(pictures[:2], PROMPTS[:2], IMAGES[:2]),
+                                  whole.correct(pictures[:2], PROMPTS[:2], IMAGES[:2]))
 
 
 def test_guidance_pushes_away_from_the_negative_prompt(folder, pictures):
@@ -210,8 +207,8 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:1000])
+def cut(path: Path, to: int = 1000) -> None:
+    path.write_bytes(path.read_bytes()[:to])
 
 
 def lack_a_tensor(path: Path) -> None:
@@ -223,7 +220,7 @@ def lack_a_tensor(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda f: shutil.rmtree(f), "not found; expected a model's folder"),
+    (lambda f: shutil.rmtree(f), "not found; expected an SDXL base .*--only sdxl"),
     (lambda f: (f / "model_index.json").unlink(), "model_index.json: not found"),
     (lambda f: edit(f / "model_index.json", _class_name="StableDiffusionPipeline"), "_class_name is 'StableDiffusionP"),
     (lambda f: shutil.rmtree(f / "text_encoder_2"), "text_encoder_2: not found"),
@@ -236,6 +233,9 @@ def lack_a_tensor(path: Path) -> None:
     (lambda f: lack_a_tensor(f / "unet" / "diffusion_pytorch_model.safetensors"), "unet: "),
     (lambda f: shutil.copy(f / "vae" / "diffusion_pytorch_model.safetensors", f / "unet"), "unet: "),
     (lambda f: (f / "tokenizer" / "tokenizer_config.json").unlink(), "tokenizer_config.json: not found"),
+    (lambda f: (f / "tokenizer" / "vocab.json").unlink(), "tokenizer: not a whole tokenizer"),
+    (lambda f: [(f / "tokenizer" / name).unlink() for name in ("vocab.json", "merges.txt")], "has 2 words; expected the 54"),
+    (lambda f: cut(f / "tokenizer" / "vocab.json", 100), "tokenizer: not a whole tokenizer"),
     (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json: not found"),
     (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule="none"), "do not fit together"),
 ])
@@ -254,7 +254,7 @@ def test_what_this_machine_lacks(folder, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message):
             SdxlRefiner(folder, SHORT, seed=0, **options)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: is a file; expected a model's folder"):
+    with pytest.raises(UserError, match="file: is a file; expected an SDXL base"):
         SdxlRefiner(tmp_path / "file", SHORT, seed=0)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="owner/no-such-model: no such folder, and not to be had from the hub"):

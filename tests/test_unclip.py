@@ -1,15 +1,16 @@
 """The unCLIP generator: equal to the public classes (fixtures) and to diffusers' own renaming; what is refused; sampling."""
 
-import importlib.util
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
+from release import script
 from safetensors.torch import load_file
 
 from mindtuner.cli import main
@@ -20,11 +21,7 @@ from mindtuner.interop import unclip
 from mindtuner.interop.unclip import convert_unclip, new_scheduler, write_safetensors
 from mindtuner.interop.unclip_keys import UNET, VAE, match_keys
 
-_SPEC = importlib.util.spec_from_file_location(
-    "parity_unclip", Path(__file__).parents[1] / "benchmarks" / "parity" / "unclip.py")
-parity = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(parity)
-
+parity, memory = script("parity/unclip"), script("convert_memory")
 CASES = sorted(parity.FIXTURES.glob("*.safetensors"))
 TOLERANCE = 1e-4
 SMALL = parity.FIXTURES / "attention_everywhere.safetensors"
@@ -199,6 +196,14 @@ def test_written_tensors_are_read_back(tmp_path, monkeypatch):
     assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_checkpoint_is_not_in_memory_as_a_whole(tmp_path):
+    """A few pieces of it are the process's own at a time; what is mapped from the file is not."""
+    peaks = memory.measure(tmp_path, 32)
+    assert 150 < peaks["checkpoint_mb"] < 1.1 * peaks["load_all_mb"]  # the measure sees a whole copy
+    assert peaks["convert_mb"] < 0.5 * peaks["checkpoint_mb"], peaks
+
+
 class Harmful:
     def __reduce__(self):
         return os.mkdir, (self.path,)
@@ -256,6 +261,23 @@ def test_any_subset_in_any_batch_paints_the_same_picture(folder):
                   UnclipGenerator(CONFIG, 1, folder, "clip", side=16).generate(tokens[1:2], images[1:2])):
         assert np.abs(other - three[1:2]).max() > 0.1
     assert alone.generate(tokens[:0], images[:0]).shape == (0, 4, 8, 8)
+
+
+def test_layers_that_come_one_by_one_paint_the_same(folder):
+    """Offloading, here from the CPU to the CPU: weights are nowhere between their turns."""
+    tokens, images = tokens_of(2), np.array([7, 3])
+    whole, offloaded = (UnclipGenerator(CONFIG, 0, folder, "clip", side=16, offload=offload) for offload in (False, True))
+    assert {p.device.type for network in (offloaded.unet, offloaded.vae) for p in network.parameters()} == {"meta"}
+    latents = whole.generate(tokens, images)
+    np.testing.assert_array_equal(offloaded.generate(tokens, images), latents)
+    np.testing.assert_array_equal(offloaded.pictures(latents), whole.pictures(latents))
+
+
+def test_overflow_is_not_a_black_picture(folder):
+    generator = UnclipGenerator(CONFIG, 0, folder, "clip", side=16)
+    generator.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite in float32; expected dtype bfloat16 or float32"):
+        generator.generate(tokens_of(1), np.array([0]))
 
 
 def test_range_of_pictures_follows_the_base(folder):

@@ -24,7 +24,7 @@ from mindtuner.decoding.words import TextBank
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.evaluation.results import load_log, load_run
 from mindtuner.evaluation.schema import METHODS
-from mindtuner.files import read_json, write_json
+from mindtuner.files import read_json, refuse_foreign, write_json
 from mindtuner.training import load_fingerprint, load_network, loop, read_card
 
 
@@ -91,8 +91,11 @@ def test_each_verb_leaves_its_files(lab, report, decoded):
     assert names(lab.base) == {"config.yaml", "log.jsonl", "base.safetensors"}
     assert names(lab.tuned) == {"config.yaml", "log.jsonl", "fingerprint.safetensors", "ridge_only.safetensors",
                                 "full_finetune.safetensors", "from_scratch.safetensors", "shuffled_brain.safetensors"}
-    assert names(report) == {"config.yaml", "log.jsonl", "results.json", "words.json", "pictures.safetensors", "report.html"}
+    assert names(report) == {"config.yaml", "log.jsonl", "results.json", "words.json", "pictures.safetensors",
+                             "per_image.safetensors", "report.html"}
     assert names(decoded) == {"config.yaml", "predictions.safetensors", "words.json", "pictures"}
+    for run in (lab.base, lab.tuned, report, decoded):
+        refuse_foreign(run)  # --force may replace each of them
     assert (lab.data / "cache" / "tokens.json").is_file()
     card = read_card(lab.base / "base.safetensors")
     assert card["subjects"] == [102] and card["seed"] == 3 and card["simulated"] is True

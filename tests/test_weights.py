@@ -2,19 +2,17 @@
 
 import dataclasses
 import fnmatch
-import hashlib
-import http.server
-import importlib.util
 import json
 import os
 import re
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
 import torch
+from hub import blob_id, serving, sha256
 from huggingface_hub import constants
+from release import script
 
 from mindtuner import download
 from mindtuner.cli import fetch_weights, main
@@ -22,81 +20,10 @@ from mindtuner.decoding import captions, sdxl
 from mindtuner.released import store
 from mindtuner.released.manifest import MANIFEST, WeightFile, Weights
 
-_SPEC = importlib.util.spec_from_file_location(
-    "parity_unclip", Path(__file__).parents[1] / "benchmarks" / "parity" / "unclip.py")
-parity = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(parity)
+parity = script("parity/unclip")
 
 BIG, CONFIG, SHORT = bytes(range(256)) * 200, b'{"tower": 1}', b"converter" * 300
 COMMIT = "c0ffee" + "0" * 34
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def blob_id(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-class Hub(http.server.ThreadingHTTPServer):
-    """A hub: large files (LFS) by redirect with size and SHA-256 in the headers, small ones with git's blob id."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.files = {"/someone/tower/resolve/main/big.bin": BIG, "/someone/tower/resolve/main/sub/config.json": CONFIG,
-                      f"/datasets/else/data/resolve/{COMMIT}/short.pth": SHORT}
-        self.drop, self.wrong, self.states = {}, set(), True  # path -> how often it breaks off; paths with a wrong byte
-        self.asked, self.sent = [], {}
-
-    def handle_error(self, request, client_address):
-        pass  # a client that went away
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        hub = self.server
-        path = self.path.removeprefix("/cdn")
-        hub.asked.append((self.command, self.path))
-        data = hub.files.get(path)
-        if path.startswith("/old/"):
-            return self.answer(307, {"Location": path.replace("/old/", "/someone/")}, b"")
-        if data is None:
-            return self.answer(404, {"X-Error-Code": "EntryNotFound"}, b"")
-        if not self.path.startswith("/cdn") and len(data) > 1000:
-            stated = {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))} if hub.states else {}
-            return self.answer(302, {"Location": f"http://localhost:{hub.server_port}/cdn{path}", **stated}, b"")
-        etag = blob_id(data)
-        if path in hub.wrong:
-            data = data[:-1] + bytes([data[-1] ^ 1])
-        first = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
-        self.answer(206 if first else 200, {"ETag": f'"{etag}"'}, data[first:], path)
-
-    def answer(self, status, headers, body, path=None):
-        hub = self.server
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if hub.drop.get(path, 0):
-            hub.drop[path] -= 1
-            body, self.close_connection = body[:len(body) // 2], True
-        self.wfile.write(body)
-        if path:
-            hub.sent[path] = hub.sent.get(path, 0) + len(body)
 
 
 TOWER = Weights("tower", "a tower", "no tokens", "someone/tower", "model", "main", "MIT", (
@@ -109,17 +36,10 @@ BIG_AT, CONFIG_AT = "/someone/tower/resolve/main/big.bin", "/someone/tower/resol
 
 @pytest.fixture
 def hub(monkeypatch):
-    hub = Hub()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # what HF_ENDPOINT becomes when the library is imported
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(download, "WAIT_S", 0.001)
-    monkeypatch.setattr(store, "MANIFEST", (TOWER, SMALL))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield hub
-    hub.shutdown()
-    hub.server_close()
+    with serving({"/someone/tower/resolve/main/big.bin": BIG, "/someone/tower/resolve/main/sub/config.json": CONFIG,
+                  f"/datasets/else/data/resolve/{COMMIT}/short.pth": SHORT}) as hub:
+        monkeypatch.setattr(store, "MANIFEST", (TOWER, SMALL))
+        yield hub
 
 
 def fetch(out, *words):
@@ -309,6 +229,24 @@ def test_without_a_network_known_files_still_come(tmp_path, cluster, hub, monkey
     assert not hub.asked
     capsys.readouterr()
     refused(capsys, fetch(tmp_path / "out", "--from", tmp_path / "nowhere"), "--from", "nowhere")
+
+
+def test_a_cluster_without_a_network_needs_its_hubs_cache_alone(released, tmp_path, monkeypatch, capsys):
+    """All files, with those whose checksum no manifest has: the cache names what the hub stated."""
+    import release
+
+    release.as_hub_cache(released, tmp_path / "hub")
+    monkeypatch.setattr(store, "MANIFEST", release.manifest(released))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    vae = tmp_path / "hub" / "models--lambdalabs--sd-image-variations-diffusers"
+    [config] = vae.glob("snapshots/*/vae/config.json")
+    whole = config.read_bytes()
+    config.resolve().write_bytes(whole[::-1])
+    refused(capsys, fetch(tmp_path / "out", "--from", tmp_path / "hub"), "config.json", "HF_HUB_OFFLINE")
+    config.resolve().write_bytes(whole)
+    assert fetch(tmp_path / "out", "--from", tmp_path / "hub") == 0 and check(tmp_path / "out", "--hashes") == 0
+    assert "to fetch in all: about 0 B" in capsys.readouterr().out
+    assert (tmp_path / "out" / "sd-image-variations/vae/config.json").read_bytes() == whole
 
 
 # ---- what is there

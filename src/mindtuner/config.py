@@ -41,6 +41,7 @@ KNOB_LIMITS = {  # smallest and largest value of each field
 
 BACKBONES = ("residual", "affine")
 TIMESTEPS = 100  # of the diffusion prior
+STARTS = ("random", "closed_form")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -136,6 +137,7 @@ class FitConfig:
     ema: float = 0.0  # share that the running average of the weights, which is what comes out, keeps at a step; 0: none
     patience: int = 0  # epochs without a better retrieval of held-out training images after which to stop; 0: never
     checkpoint_steps: int = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
+    start: str = "random"  # of a new subject's ridge in tuning: "random", or "closed_form" (training/start.py)
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "batch_per_subject", "head_trials", "accumulate", "checkpoint_steps")
@@ -143,6 +145,7 @@ class FitConfig:
         _limit(self, 0, math.inf, "epochs", "lr", "weight_decay", "ridge_weight_decay", "prior_weight", "clip_weight",
                "lowlevel_weight", "softcont_weight", "skip_weight", "regression_weight", "grad_clip", "patience")
         _limit(self, 0, 0.999999, "ema")
+        _require(self.start in STARTS, "start", repr(self.start), " or ".join(STARTS))
         _require(self.dtype in DTYPES, "dtype", repr(self.dtype), f"one of {', '.join(DTYPES)}")
 
 

@@ -55,6 +55,8 @@ def read_json(path: str | Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; expected a JSON file") from error
+    except OSError as error:  # a part of the path is a file, or it may not be read
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected a JSON file") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); expected a JSON object") from error
     if not isinstance(value, dict):
@@ -95,7 +97,7 @@ def file_digest(path: str | Path) -> str:
 
 RUN_FILES = (
     "config.yaml", "log.jsonl", "results.json", "words.json", "report.html", "demo.png", "pictures.safetensors",
-    "painted", "base.safetensors", "fingerprint.safetensors", "pretrain.checkpoint*", "data",
+    "per_image.safetensors", "painted", "base.safetensors", "fingerprint.safetensors", "pretrain.checkpoint*", "data",
     *(f"{method}.{end}" for method in ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
       for end in ("safetensors", "checkpoint*")), "predictions.safetensors", "pictures",
     "dataset.json", "shared1000.npy", "coco_images_224_float16.hdf5", "COCO_73k_annots_curated.npy",

@@ -49,6 +49,16 @@ def package(name: str, install: str | None = None) -> ModuleType:
 
 
 @contextlib.contextmanager
+def released(name: str) -> Iterator[None]:
+    """Errors about a file that others released end with the command that gets it: ``name`` is its name in
+    ``released.manifest``, which this room must not know."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} (the released one: mindtuner fetch weights OUT --only {name})") from error
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without what other libraries log about a model's tensors: that becomes an error of one line, or is as it should be."""
     before = logging.root.manager.disable

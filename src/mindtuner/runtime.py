@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from mindtuner.errors import UserError
 
+LINES_EVERY_S = 60  # between two lines on how far a long work is, where no bar can be drawn
+
 _chosen: list[torch.device] = []  # by ``use``: none, or one for the whole process
 
 
@@ -72,9 +74,25 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def progress(items: Iterable, title: str, total: int | None = None, unit: str = "it"):
-    """A progress bar on stderr, silent where stderr is not a terminal."""
+def progress(items: Iterable, title: str, total: int | None = None, unit: str = "it", lines: bool = False):
+    """A progress bar on stderr with an estimate of the time left; silent where stderr is not a terminal.
+
+    ``lines``: where it is not, such as in a cluster's log, a line at most once in ``LINES_EVERY_S``; wants ``total``.
+    """
+    if lines and not sys.stderr.isatty():
+        return _Lines(items, desc=title, total=total, unit=unit, leave=False, mininterval=LINES_EVERY_S, miniters=1)
     return tqdm(items, desc=title, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+
+
+class _Lines(tqdm):
+    """Says how far it is in lines, each a new one."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None and self.n:
+            said = self.format_dict
+            left = (self.total - self.n) * said["elapsed"] / self.n
+            print(f"{self.desc}: {self.n} of {self.total} in {self.format_interval(said['elapsed'])}, about "
+                  f"{self.format_interval(left)} left", file=sys.stderr, flush=True)
 
 
 def peak_memory_mb() -> float:

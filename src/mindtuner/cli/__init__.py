@@ -13,8 +13,8 @@ _VERBS = ("demo", "simulate", "fetch", "check", "embed", "pretrain", "tune", "de
           "report", "info", "convert", "fetch weights", "check weights")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return the exit code."""
+def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser, dict]:
+    """The options in ``argv``, the parser, and each verb's module. Exits with 2 where the line is none of ours."""
     import importlib
 
     parser = argparse.ArgumentParser(
@@ -29,10 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         sub = verbs.add_parser(verb, help=text.splitlines()[0], description=text,
                                formatter_class=argparse.RawDescriptionHelpFormatter)
         modules[verb].add_arguments(sub)
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = list(argv)
     if " ".join(words[:2]) in _VERBS:  # a verb of two words
         words[:2] = [" ".join(words[:2])]
-    options = parser.parse_args(words)
+    return parser.parse_args(words), parser, modules
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return the exit code."""
+    options, parser, modules = parse(sys.argv[1:] if argv is None else argv)
     if options.verb is None:
         parser.print_help()
         return 0
@@ -41,6 +46,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except UserError as error:
         print(f"mindtuner: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
+        print(f"mindtuner: the GPU's memory is full ({str(error).partition('. ')[0]}); expected a smaller batch, a larger "
+              "card, or --offload where a verb has it", file=sys.stderr)
         return 2
     except TrainingDiverged as error:
         print(f"mindtuner: {error}", file=sys.stderr)

@@ -87,13 +87,13 @@ def run(options: argparse.Namespace) -> None:
     generator = painters.painter(options, config, seed, network, speech, texts, batch)
     steps.claim(options.out, _settings(options, base, card, path, generator), options.force)
     watch = steps.Stopwatch()
+    with watch.stage("words"):  # before the network takes its room on a GPU
+        bank = story.training_bank(dataset, texts)
+        texts.network.cpu()  # its part is done
     with watch.stage("decode"):
         decoder = Decoder(network, subject_name(number), config, seed)
         found = decoder.predict(subject.betas(trials.row), trials.stimulus)
-    with watch.stage("words"):
-        bank = story.training_bank(dataset, texts)
         nearest = bank.nearest(found.text) if bank.captions else None
-        texts.network.cpu()  # its part is done
     _save(options.out / "predictions.safetensors", found)
     write_json(options.out / "words.json", {"subject": number, "trials": options.trials, "images": [
         {"image": int(image), "seen": list(dataset.stimuli.captions[image]),
@@ -129,7 +129,7 @@ def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: 
     sampled = [decoder.image_tokens(found.backbone_tokens[group], found.images[group]) for group in missing]
     decoder.network.cpu()  # its part is done, and generators want the room
     painted = 0
-    for group, drawn in zip(progress(missing, "pictures", len(missing), "batch"), sampled, strict=True):
+    for group, drawn in zip(progress(missing, "pictures", len(missing), "batch", lines=True), sampled, strict=True):
         images = found.images[group]
         tokens = np.concatenate([recall(row[None], training, decoder.config.neighbours) for row in drawn])
         lowlevel = None if found.latents is None else found.latents[group]

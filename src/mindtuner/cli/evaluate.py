@@ -80,6 +80,7 @@ def run(options: argparse.Namespace) -> None:
     speech = painters.Speech(read_card(next(iter(files.values()))), read_card(path), path)
     texts = painters.text_encoder(options, base, speech)
     generator = painters.painter(options, config.decode, config.seed, base, speech, texts, painters.batch_of(options))
+    texts.network.cpu()  # the brain's networks have the GPU first
     command = steps.command_of("evaluate", options.tuned, options.data, options.out, *painters.words_of(options),
                                *scoring_words(options))
     commands = [steps.command_in(path.parent / steps.SETTINGS), steps.command_in(settings), command]

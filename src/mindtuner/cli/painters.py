@@ -159,7 +159,7 @@ def painter(options: argparse.Namespace, config: DecodeConfig, seed: int, networ
     generator = FullSizeGenerator(
         config, seed, Sources(options.unclip, options.sdxl, options.vae, options.captions, options.converter),
         speech.conventions, network.config.latent_side, category_bank(encoder),
-        dtype=getattr(torch, _dtype(options, device().type)), where=device(), offload=options.offload, batch=batch, side=side)
+        dtype=getattr(torch, _dtype(options, device().type)), offload=options.offload, batch=batch, side=side)
     wanted = speech.tower("latents")
     if generator.autoencoder is not None and wanted is not None:
         towers.check_identity(generator.autoencoder.identity, wanted, options.vae, speech.path)
@@ -169,10 +169,9 @@ def painter(options: argparse.Namespace, config: DecodeConfig, seed: int, networ
 def refuse_other_tokens(folder: Path, network: BrainNetwork, speech: Speech) -> None:
     """Raise UserError, before anything large is read, where the generator in ``folder`` reads other tokens."""
     from mindtuner.decoding.full_size import check_conventions
-    from mindtuner.decoding.unclip import CARD
-    from mindtuner.files import read_json
+    from mindtuner.decoding.unclip import CARD, read_card
 
-    width = read_json(folder / CARD).get("token_width")
+    width = read_card(folder).get("token_width")
     if width != network.config.width:
         raise UserError(f"{folder / CARD}: token_width is {width}; expected {network.config.width}, as {speech.path} has")
     check_conventions(folder, speech.conventions)

@@ -160,6 +160,7 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
         "predictions": Predictions(test.images, nearest, nearest, latents, np.asarray(text[found])), "found": found}
     mean = mean_token(training, len(test.images))
     projected = Decoder(base, name, config.decode, config.seed).text_of(torch.from_numpy(mean))
+    base.cpu()  # generators want the room
     every["prior_only"] = {
         "predictions": Predictions(test.images, mean, mean, np.zeros_like(latents), projected),
         "image_tokens": recall(mean[test.shown], training, config.decode.neighbours)}
@@ -184,6 +185,8 @@ def paint_all(decoded: dict[str, dict], generator: Painter, bank: TextBank, test
     images = test.images[test.shown]
     side = test.caches["pixels"][images[:1]].shape[-1]
     painted: dict[str, dict] = {}
+    total = len(images) * sum("found" not in entry for entry in decoded.values())
+    bar = runtime.progress((), "paint", total, "picture", lines=True)
     for method, entry in decoded.items():
         if "found" in entry:
             pictures = np.asarray(test.caches["pixels"][entry["found"][test.shown]])
@@ -205,8 +208,10 @@ def paint_all(decoded: dict[str, dict], generator: Painter, bank: TextBank, test
                 _keep(part, groups[-1])
             else:
                 groups.append(load_file(part))
+            bar.update(len(some))
         painted[method] = {"stages": {stage: np.concatenate([group[stage] for group in groups]) for stage in groups[0]},
                            **({"caption": captions} if captions else {})}
+    bar.close()
     return painted
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from mindtuner.decoding.pretrained import load_tokenizer, usable_device
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.foreign import load_part, model_folder, package, read_state_dict
+from mindtuner.foreign import load_part, model_folder, package, read_state_dict, released
 from mindtuner.runtime import progress
 
 MAX_LENGTH = 20  # tokens of a caption with its first, as in MindEye2's public code
@@ -79,13 +79,16 @@ class GitCaptioner:
     def __init__(self, source: str | Path, converter: str | Path, *, dtype: torch.dtype = torch.float32,
                  where: torch.device | str | None = None, batch: int = 8):
         self.where, self.batch = usable_device(where, dtype), batch
-        self.converter = TokenConverter.read(converter)
-        transformers, folder = package("transformers"), model_folder(source, FILES)
-        kind = read_json(folder / "config.json").get("model_type")
-        if kind != "git":
-            raise UserError(f"{folder / 'config.json'}: model_type is {kind!r}; expected 'git'")
-        self.model = load_part(transformers.GitForCausalLM, folder, dtype)
-        self.tokenizer = load_tokenizer(transformers.AutoTokenizer, folder, self.model)
+        transformers = package("transformers")
+        with released("converter"):
+            self.converter = TokenConverter.read(converter)
+        with released("git"):
+            folder = model_folder(source, FILES, "a GIT in transformers' format")
+            kind = read_json(folder / "config.json").get("model_type")
+            if kind != "git":
+                raise UserError(f"{folder / 'config.json'}: model_type is {kind!r}; expected 'git'")
+            self.model = load_part(transformers.GitForCausalLM, folder, dtype)
+            self.tokenizer = load_tokenizer(transformers.AutoTokenizer, folder, self.model)
         vision = self.model.config.vision_config
         wanted = ((vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
         given = (self.converter.linear1.out_features, self.converter.linear2.out_features)

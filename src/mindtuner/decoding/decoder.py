@@ -16,7 +16,8 @@ from mindtuner.runtime import derive_seed, device
 from mindtuner.training.batches import refuse_constant_voxels
 from mindtuner.training.fingerprint import Fingerprint
 
-CHUNK = 512  # trials that go through the network together
+CHUNK = 512  # trials that go through the network together,
+NUMBERS = 2**21  # and at most so many numbers of their tokens: 4 trials at paper size, where a GPU has no room for 512
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,10 @@ class Decoder:
         """
         for name, betas in voxels.items():
             self._refuse_bad_voxels(name, betas, stimulus[name])
-        parts = [self._outputs({name: torch.from_numpy(betas).to(device()) for name, betas in chunk.items()})
-                 for chunk in _chunks(voxels)]
+        parts = [_on_the_cpu(self._outputs({name: torch.from_numpy(betas).to(device()) for name, betas in chunk.items()}))
+                 for chunk in _chunks(voxels, self._together)]
         sizes = [len(betas) for betas in voxels.values()]
-        found = {field: torch.cat([getattr(part, field).float() for part in parts]).cpu().split(sizes)
-                 for field in ("backbone_tokens", "retrieval_tokens", "latents") if getattr(parts[0], field) is not None}
+        found = {field: torch.cat([part[field] for part in parts]).split(sizes) for field in parts[0]}
         averaged, images = [], []
         for k, name in enumerate(voxels):
             numbers, group = np.unique(stimulus[name], return_inverse=True)
@@ -97,16 +97,19 @@ class Decoder:
         """Backbone tokens (n, T, D) of images ``images`` (ids (n,)) -> image tokens (n, T, D): a sample of the prior, or
         with one step the tokens to expect. All subjects share the prior, so their tokens can be joined.
 
-        An image's noise depends on the seed and its id alone. All rows pass the prior together, which may round otherwise
+        An image's noise depends on the seed and its id alone. Many rows pass the prior together, which may round otherwise
         than one by one. Raises UserError where the network has no prior.
         """
         if self.network.prior is None:
             raise UserError("network: has no prior; expected one that has, to paint from")
-        tokens = torch.as_tensor(backbone_tokens, dtype=torch.float32, device=device())
+        tokens = torch.as_tensor(backbone_tokens, dtype=torch.float32)
         start = torch.empty(tokens.shape)
         for k, image in enumerate(images):
             start[k].normal_(generator=torch.Generator().manual_seed(derive_seed(self.seed, "prior", int(image))))
-        return self.network.prior.sample(tokens, self.config.prior_steps, start=start).cpu().numpy()
+        room = self._together
+        drawn = [self.network.prior.sample(some.to(device()), self.config.prior_steps, start=noise).cpu()
+                 for some, noise in zip(tokens.split(room), start.split(room), strict=True)]
+        return torch.cat(drawn).numpy()
 
     @torch.no_grad()
     def text_of(self, tokens: torch.Tensor, subject: str | None = None) -> np.ndarray:
@@ -117,6 +120,11 @@ class Decoder:
         """
         projector = self._network_of(self._named(subject)).projector
         return projector(tokens.to(device())).float().cpu().numpy()
+
+    @property
+    def _together(self) -> int:
+        """Rows that pass the network at a time."""
+        return max(1, min(CHUNK, NUMBERS // (self.network.config.tokens * self.network.config.width)))
 
     def _named(self, subject: str | None) -> str:
         known = [self._one] if self._mixed is None else list(self._mixed.subjects)
@@ -152,8 +160,14 @@ class Decoder:
         refuse_constant_voxels([voxels], name)
 
 
-def _chunks(voxels: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """The joined batch in pieces of at most CHUNK trials, each again by subject."""
+def _on_the_cpu(outputs: BrainOutputs) -> dict[str, torch.Tensor]:
+    """Tokens and latents as far as there are any, float32: those of all trials would fill a GPU."""
+    fields = ("backbone_tokens", "retrieval_tokens", "latents")
+    return {field: getattr(outputs, field).float().cpu() for field in fields if getattr(outputs, field) is not None}
+
+
+def _chunks(voxels: Mapping[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
+    """The joined batch in pieces of at most ``size`` trials, each again by subject."""
     chunks: list[dict[str, np.ndarray]] = []
     room = 0
     for name, betas in voxels.items():
@@ -161,7 +175,7 @@ def _chunks(voxels: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         while start < len(betas):
             if room == 0:
                 chunks.append({})
-                room = CHUNK
+                room = size
             chunks[-1][name] = betas[start:start + room]
             start += len(chunks[-1][name])
             room -= len(chunks[-1][name])

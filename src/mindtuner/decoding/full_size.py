@@ -15,12 +15,10 @@ from mindtuner.decoding.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED
 from mindtuner.decoding.pretrained import usable_device
 from mindtuner.decoding.prompts import build_prompts
 from mindtuner.decoding.sdxl import SdxlRefiner, blend
-from mindtuner.decoding.unclip import CARD, TRAINED_SIDE, UnclipGenerator
+from mindtuner.decoding.unclip import CARD, TRAINED_SIDE, UnclipGenerator, read_card
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.encoders.sd_vae import StableAutoencoder
 from mindtuner.errors import UserError
-from mindtuner.files import read_json
-from mindtuner.foreign import package
 
 BLENDED = "blended"
 GIB_PER_PICTURE = 6  # of a GPU's free memory for each picture of a batch, a guess on the safe side: nothing was measured
@@ -61,20 +59,17 @@ class FullSizeGenerator:
     """
 
     def __init__(self, config: DecodeConfig, seed: int, sources: Sources, conventions: dict, latent_side: int,
-                 categories: TextBank, *, dtype: torch.dtype = torch.float32, where: torch.device | str | None = None,
-                 offload: bool = False, batch: int = 1, side: int = TRAINED_SIDE):
+                 categories: TextBank, *, dtype: torch.dtype = torch.float32, offload: bool = False, batch: int = 1,
+                 side: int = TRAINED_SIDE):
         if (sources.captions is None) != (sources.converter is None):
             raise UserError("captions: is given without a converter, or a converter without captions; expected both or none")
-        where = usable_device(where, dtype)
+        where = usable_device(None, dtype)
         if offload and where.type == "cpu":
             raise UserError("offload: is on, but the device is the CPU; expected device cuda, or no offload")
         check_conventions(sources.unclip, conventions)
         disable_progress_bar()  # transformers draws one for a load of a moment, even where stderr is no terminal
         self.categories = categories
-        self.unclip = UnclipGenerator(config, seed, sources.unclip, conventions["image_range"], side, batch, dtype)
-        if offload:
-            for network in (self.unclip.unet, self.unclip.vae):
-                package("accelerate").cpu_offload(network.to("cpu"), where)
+        self.unclip = UnclipGenerator(config, seed, sources.unclip, conventions["image_range"], side, batch, dtype, offload)
         self.refiner = SdxlRefiner(sources.sdxl, config, seed, dtype=dtype, where=where, offload=offload, batch=batch)
         self.autoencoder = None
         if sources.vae is not None:
@@ -90,7 +85,8 @@ class FullSizeGenerator:
                          "conventions": {field: conventions[field] for field in ("token_norm", "image_range")},
                          "unclip": _files_in(sources.unclip), "sdxl": _files_in(Path(sources.sdxl)),
                          "vae": None if self.autoencoder is None else self.autoencoder.identity,
-                         "captions": sources.captions}
+                         "captions": None if sources.captions is None else _files_in(Path(sources.captions)),
+                         "converter": None if sources.converter is None else sources.converter.stat().st_size}
         self._where = None if offload else where  # offloaded layers find their way themselves
         self._move_to(torch.device("cpu"))
 
@@ -133,7 +129,7 @@ def check_conventions(folder: Path, conventions: dict) -> None:
 
     The token norm must be the same. The image range may be either: ``UnclipGenerator.pictures`` accounts for it.
     """
-    wanted = read_json(folder / CARD).get("conventions")
+    wanted = read_card(folder).get("conventions")
     if not isinstance(wanted, dict) or "token_norm" not in wanted:
         raise UserError(f"{folder / CARD}: conventions.token_norm is missing; expected a folder of 'mindtuner convert "
                         "unclip'")

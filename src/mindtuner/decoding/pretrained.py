@@ -8,7 +8,7 @@ import torch
 
 from mindtuner import runtime
 from mindtuner.errors import UserError
-from mindtuner.foreign import DAMAGED, one_line
+from mindtuner.foreign import one_line
 
 
 def usable_device(where: torch.device | str | None, dtype: torch.dtype) -> torch.device:
@@ -28,15 +28,15 @@ def usable_device(where: torch.device | str | None, dtype: torch.dtype) -> torch
 
 
 def load_tokenizer(kind: type, folder: Path, owner: torch.nn.Module):
-    """The tokenizer in a folder. Raises UserError where there is none, or it knows more words than ``owner`` does."""
-    if not (folder / "tokenizer_config.json").is_file():  # without one the libraries make an empty tokenizer
+    """The tokenizer in a folder. Raises UserError where there is none, or it knows not as many words as ``owner`` does."""
+    if not (folder / "tokenizer_config.json").is_file():
         raise UserError(f"{folder / 'tokenizer_config.json'}: not found; expected a tokenizer's folder")
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
-    except DAMAGED as error:
+    except Exception as error:  # on a vocabulary that is cut short, the tokenizers' library raises nothing more special
         raise UserError(f"{folder}: not a whole tokenizer ({one_line(error)}); expected its vocabulary beside "
                         "tokenizer_config.json") from error
-    if len(tokenizer) > owner.config.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words; expected at most the "
-                        f"{owner.config.vocab_size} of its model")
+    if len(tokenizer) != owner.config.vocab_size:  # without a vocabulary the libraries make an empty one
+        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words; expected the {owner.config.vocab_size} of its "
+                        "model")
     return tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from mindtuner.config import DecodeConfig
 from mindtuner.decoding.pretrained import load_tokenizer, usable_device
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.foreign import load_part, model_folder, one_line, package
+from mindtuner.foreign import load_part, model_folder, one_line, package, quiet, released
 from mindtuner.runtime import derive_seed, progress
 
 NEGATIVE_PROMPT = (  # of MindEye2's public refinement, so that pictures can be compared with theirs
@@ -56,7 +57,9 @@ class SdxlRefiner:
         if offload and where.type == "cpu":
             raise UserError("offload: is on, but the device is the CPU; expected device cuda, or no offload")
         self.source, self.config, self.seed, self.negative, self.batch = source, config, seed, negative, batch
-        self.pipeline = _pipeline(model_folder(source, FILES), dtype)
+        libraries = {name: package(name) for name in ("diffusers", "transformers")}
+        with released("sdxl"):
+            self.pipeline = _pipeline(model_folder(source, FILES, "an SDXL base in diffusers' format"), dtype, libraries)
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.vae.enable_slicing()  # pictures pass the VAE one by one: it needs the most memory
         if offload:
@@ -84,7 +87,7 @@ class SdxlRefiner:
 
     def _refine(self, pictures: np.ndarray, prompts: list[str], images: np.ndarray) -> np.ndarray:
         grid = round(self.config.refine_steps / self.config.refine_start)
-        with torch.no_grad():
+        with torch.no_grad(), quiet():  # they tell of prompts that are cut, which is known, and of formats, which is meant
             painted = self.pipeline(
                 prompt=prompts, negative_prompt=[self.negative] * len(prompts),
                 image=torch.as_tensor(pictures, dtype=torch.float32),
@@ -118,9 +121,8 @@ def blend(pictures: np.ndarray, lowlevel: np.ndarray, share: float = 0.25) -> np
     return (1 - share) * pictures.astype(np.float32) + share * resized.numpy()
 
 
-def _pipeline(folder: Path, dtype: torch.dtype):
+def _pipeline(folder: Path, dtype: torch.dtype, libraries: dict[str, ModuleType]):
     """The pipeline in a folder, each part checked to be whole before the next is read."""
-    libraries = {name: package(name) for name in ("diffusers", "transformers")}
     index = folder / "model_index.json"
     kind = read_json(index).get("_class_name")
     if not isinstance(kind, str) or not kind.startswith("StableDiffusionXL"):

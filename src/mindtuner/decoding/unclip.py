@@ -12,7 +12,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from mindtuner.config import DecodeConfig
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.foreign import DAMAGED, load_part, one_line
+from mindtuner.foreign import DAMAGED, load_part, one_line, package, released
 from mindtuner.runtime import derive_seed, device, progress
 
 CARD, KIND = "mindtuner.json", "unCLIP generator"  # of the folder, which mindtuner.interop.unclip writes
@@ -34,22 +34,28 @@ class UnclipGenerator:
     side : of the pictures, in pixels, a multiple of the autoencoder's factor (8)
     batch : images that pass through the networks together
     dtype : of the UNet's weights; the autoencoder stays in float32, for it overflows in float16
+    offload : keep weights on the CPU and bring each layer to the device for its turn, slow, for small cards
 
     Raises UserError where the folder is not a whole one, or the image range is unknown.
     """
 
     def __init__(self, config: DecodeConfig, seed: int, folder: str | Path, image_range: str, side: int = TRAINED_SIDE,
-                 batch: int = 1, dtype: torch.dtype = torch.float32):
+                 batch: int = 1, dtype: torch.dtype = torch.float32, offload: bool = False):
         folder = Path(folder)
         if image_range not in IMAGE_RANGES:
             raise UserError(f"{folder}: image_range is {image_range!r}; expected one of {', '.join(IMAGE_RANGES)}")
-        card = read_json(folder / CARD)
-        if card.get("kind") != KIND:
-            raise UserError(f"{folder / CARD}: kind is {card.get('kind')!r}; expected {KIND!r}, a folder of "
-                            "'mindtuner convert unclip'")
-        self.unet = load_part(UNet2DConditionModel, folder / "unet", dtype, exact=True).to(device())
-        self.vae = load_part(AutoencoderKL, folder / "vae", torch.float32, exact=True).to(device())
-        self.scheduler = _scheduler(folder / "scheduler" / "scheduler_config.json")
+        accelerate = package("accelerate") if offload else None
+        read_card(folder)
+        with released("unclip"):
+            self.unet = load_part(UNet2DConditionModel, folder / "unet", dtype, exact=True)
+            self.vae = load_part(AutoencoderKL, folder / "vae", torch.float32, exact=True)
+            self.scheduler = _scheduler(folder / "scheduler" / "scheduler_config.json")
+        for network in (self.unet, self.vae):
+            if accelerate is None:
+                network.to(device())
+            else:
+                accelerate.cpu_offload(network, device())
+        self.vae.enable_slicing()  # pictures pass it one by one: for each it needs more than the UNet does
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         if side < factor or side % factor:
             raise ValueError(f"side is {side}; expected a multiple of {factor}")
@@ -77,6 +83,9 @@ class UnclipGenerator:
             latents = sample(self.unet, self.scheduler, noisy, some.to(device()), null,
                              size_and_crop(self.side, len(some)).to(device()), self.config.generator_steps,
                              self.config.guidance)
+            if not latents.isfinite().all():
+                raise UserError(f"{self.folder}: painted numbers that are not finite in "
+                                f"{str(self.unet.dtype).removeprefix('torch.')}; expected dtype bfloat16 or float32")
             painted.append(latents.cpu().numpy())
         return np.concatenate(painted)
 
@@ -102,6 +111,22 @@ class UnclipGenerator:
         offset = torch.randn((), generator=source)
         null = torch.randn(token_shape, generator=source)
         return (1 + sigma**2) ** 0.5 * noise + sigma * OFFSET_NOISE * offset, null
+
+
+def read_card(folder: str | Path) -> dict:
+    """What ``mindtuner convert unclip`` noted in its folder. Raises UserError where the folder is none of that kind."""
+    folder = Path(folder)
+    with released("unclip"):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: {'is a file' if folder.exists() else 'not found'}; expected a folder of 'mindtuner "
+                            "convert unclip'")
+        if not (folder / CARD).is_file():
+            raise UserError(f"{folder / CARD}: not found; expected a folder of 'mindtuner convert unclip'")
+        card = read_json(folder / CARD)
+        if card.get("kind") != KIND:
+            raise UserError(f"{folder / CARD}: kind is {card.get('kind')!r}; expected {KIND!r}, a folder of 'mindtuner "
+                            "convert unclip'")
+    return card
 
 
 def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, noisy: torch.Tensor, tokens: torch.Tensor,

@@ -18,7 +18,7 @@ from torch import nn
 
 from mindtuner.encoders.frozen import unit_images, weights_hash
 from mindtuner.errors import UserError
-from mindtuner.foreign import check_fit, one_line, read_state_dict
+from mindtuner.foreign import check_fit, one_line, read_state_dict, released
 from mindtuner.runtime import device
 
 SIDE, STRIDE = 224, 32
@@ -121,21 +121,27 @@ class ConvNextMaps(CellMaps):
     """
 
     def __init__(self, path: str | Path, side: int = SIDE) -> None:
-        tensors = read_state_dict(path, _RELEASE, "model")
-        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
-        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(_UNUSED)}
-        try:
-            network = MapsNetwork.like(tensors)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}, as in {_RELEASE}") from error
-        ours = network.by_released_key()
-        state = network.state_dict()
-        check_fit(tensors, {key: state[name] for key, name in ours.items()}, Path(path), _RELEASE)
-        copies = {ours[key]: tensor.to(torch.float32, copy=True) for key, tensor in tensors.items()}
-        network.load_state_dict(copies, assign=True)
+        with released("convnext"):
+            network = _read_release(path)
         identity = {"encoder": "VICRegL ConvNeXt", "depths": network.depths, "dims": network.dims,
                     "projector": network.widths}
         super().__init__(network, network.widths[-1], side, MEAN, STD, identity)
+
+
+def _read_release(path: str | Path) -> MapsNetwork:
+    tensors = read_state_dict(path, _RELEASE, "model")
+    tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(_UNUSED)}
+    try:
+        network = MapsNetwork.like(tensors)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}, as in {_RELEASE}") from error
+    ours = network.by_released_key()
+    state = network.state_dict()
+    check_fit(tensors, {key: state[name] for key, name in ours.items()}, Path(path), _RELEASE)
+    copies = {ours[key]: tensor.to(torch.float32, copy=True) for key, tensor in tensors.items()}
+    network.load_state_dict(copies, assign=True)
+    return network
 
 
 class PlainConvNextMaps(CellMaps):

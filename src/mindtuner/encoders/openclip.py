@@ -216,7 +216,11 @@ class OpenClipTextEncoder:
             "weights": weights, "width": self.width, "dtype": DTYPES[dtype]}
 
     def embed(self, sentences: list[str]) -> np.ndarray:
-        """Sentences (n) -> float32 (n, d), each of unit length; an equal sentence is embedded once."""
+        """Sentences (n) -> float32 (n, d), each of unit length; an equal sentence is embedded once.
+
+        A tower that was moved to the CPU to make room comes back for it.
+        """
+        self.network.to(device())
         distinct = sorted(set(sentences))
         vectors = np.empty((len(distinct), self.width), np.float32)
         for start in range(0, len(distinct), self.batch):

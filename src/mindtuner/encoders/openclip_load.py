@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -11,10 +12,11 @@ from types import ModuleType
 import torch
 
 from mindtuner.errors import UserError
-from mindtuner.foreign import check_fit, one_line, package, quiet, read_content, tensors_of
+from mindtuner.foreign import check_fit, one_line, package, quiet, read_content, released, tensors_of
 
 HUB, FOLDER = "hf-hub:", "local-dir:"  # open_clip's prefixes of model names
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+PAPERS = "ViT-bigG-14"  # whose weights mindtuner fetch weights gets
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -38,9 +40,10 @@ def load_model(name: str, pretrained: str | Path | None, preprocess: dict | None
     unknown = set(preprocess or {}) - set(PREPROCESS)
     if unknown:
         raise UserError(f"{name}: preprocess has the field {min(unknown)}; expected only {', '.join(PREPROCESS)}")
-    path = _weights_path(name, pretrained, config)
-    overlay = _published_preprocess(name, pretrained, path) if preprocess is None else preprocess
-    state = read_state(path, f"the weights of {name}")  # before the model is built: at full size that takes a while
+    with released("openclip") if name == PAPERS else contextlib.nullcontext():
+        path = _weights_path(name, pretrained, config)
+        overlay = _published_preprocess(name, pretrained, path) if preprocess is None else preprocess
+        state = read_state(path, f"the weights of {name}")  # before the model is built: at full size that takes a while
     try:
         with quiet():
             model = open_clip.create_model(name, load_weights=False, pretrained_text=False, force_preprocess_cfg=overlay)

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from mindtuner.encoders.frozen import unit_images, weights_hash
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.foreign import load_part, model_folder
+from mindtuner.foreign import load_part, model_folder, released
 from mindtuner.runtime import device
 
 SIDE, SCALE = 224, 0.18215
@@ -30,7 +30,8 @@ class StableAutoencoder:
     """
 
     def __init__(self, source: str | Path, side: int = SIDE) -> None:
-        self.network = _load(source).to(device())
+        with released("vae"):
+            self.network = _load(source).to(device())
         config = self.network.config
         reduction = 2 ** (len(config.block_out_channels) - 1)
         if side < reduction or side % reduction:

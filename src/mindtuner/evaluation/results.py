@@ -131,8 +131,9 @@ def rounded(value, where: str = "results.json"):
 
 
 def to_uint8(images) -> np.ndarray:
-    """Float images (n, 3, H, W) in 0..1 as uint8, rounded to the nearest. UserError as for the scores."""
-    return np.round(np.clip(as_images(images, "pictures"), 0, 1) * 255).astype(np.uint8)
+    """Float images (n, 3, H, W) in 0..1 as uint8, rounded to the nearest; of uint8 the same. UserError as for the scores."""
+    checked = as_images(images, "pictures")
+    return checked if checked.dtype == np.uint8 else np.round(np.clip(checked, 0, 1) * 255).astype(np.uint8)
 
 
 def from_uint8(images: np.ndarray) -> np.ndarray:

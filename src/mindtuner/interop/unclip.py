@@ -15,7 +15,7 @@ from diffusers import EulerDiscreteScheduler, ModelMixin
 from mindtuner.decoding.unclip import CARD, KIND, OFFSET_NOISE, TRAINED_SIDE
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json
-from mindtuner.foreign import read_state_dict
+from mindtuner.foreign import read_state_dict, released
 from mindtuner.interop.unclip_keys import SIGMAS, Match, Weights, match_keys
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -38,11 +38,12 @@ def convert_unclip(checkpoint: str | Path, out: str | Path) -> dict:
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; expected a new or empty folder")
-    weights = read_state_dict(checkpoint, "an unCLIP checkpoint, a .ckpt with state_dict", "state_dict")
-    match = match_keys(weights, checkpoint)
-    check_values(weights, match, checkpoint)
     scheduler = new_scheduler()
-    check_schedule(weights, scheduler, checkpoint)
+    with released("unclip"):
+        weights = read_state_dict(checkpoint, "an unCLIP checkpoint, a .ckpt with state_dict", "state_dict")
+        match = match_keys(weights, checkpoint)
+        check_values(weights, match, checkpoint)
+        check_schedule(weights, scheduler, checkpoint)
     card = describe(weights, match, checkpoint)
     with atomic_path(out) as part:
         write_part(part / "unet", match.unet, match.unet_names, weights)

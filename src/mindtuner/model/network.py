@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mindtuner.config import FingerprintConfig, ModelConfig
+from mindtuner.model.expectation import ExpectedHidden
 from mindtuner.model.lora import SkipLoRA, add_lora
 from mindtuner.model.lowlevel import LowLevel
 from mindtuner.model.pivot import AdaptiveProjector
@@ -56,6 +57,7 @@ class BrainNetwork(nn.Module):
         self.projector = AdaptiveProjector(config.width, config.text_width)
         self.skips = nn.ModuleList()  # at x0, after each block, and perhaps at the token head
         self.new_blocks = nn.ModuleList()  # after the blocks, a fingerprint's own
+        self.expectation: ExpectedHidden | None = None  # a base's, from which a new subject's ridge starts
 
     def forward(self, voxels: torch.Tensor, subject: str) -> BrainOutputs:
         """Betas (n, V) of one subject -> BrainOutputs; call ``prior`` and ``projector`` on its tokens.

@@ -7,6 +7,7 @@ is the one noted there is not read again, unless ``check`` is told to. Files gro
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -75,8 +76,9 @@ def fetch(out: str | Path, chosen: Iterable[Weights], source: str | Path | None 
     folder, chosen = _Folder.open(Path(out)), list(chosen)
     found = _index(source) if source is not None else {}
     for weights, file in _wanted(folder.path, chosen):
-        if not folder.verified(weights, file) and file.sha256:
-            folder.adopt(weights, file, file.sha256, found, say)
+        checksum = file.sha256 or _cached_checksum(weights, file, found)
+        if not folder.verified(weights, file) and checksum:
+            folder.adopt(weights, file, checksum, found, say)
     described = []
     for weights, file in _wanted(folder.path, chosen):
         if (folder.path / file.path).exists():
@@ -176,6 +178,19 @@ def _index(source: str | Path) -> dict[str, list[Path]]:
         for name in names:
             found.setdefault(name, []).append(Path(folder) / name)
     return found
+
+
+def _cached_checksum(weights: Weights, file: WeightFile, found: dict[str, list[Path]]) -> str | None:
+    """The checksum that the hub stated when it gave the file to its own cache, where one of those found lies in such a cache:
+    ``models--OWNER--NAME/snapshots/COMMIT/FILE`` is a link there to ``blobs/CHECKSUM``. None where none does."""
+    repo = f"{weights.kind}s--{weights.repo.replace('/', '--')}"
+    for path in found.get(Path(file.name).name, ()):
+        blob = path.resolve()
+        inside = path.absolute().as_posix().rpartition(f"/{repo}/snapshots/")[2].partition("/")
+        right = inside[2] == file.name and weights.revision in ("main", inside[0])
+        if right and blob.parent.name == "blobs" and re.fullmatch(download.CHECKSUM, blob.name):
+            return blob.name
+    return None
 
 
 @dataclass

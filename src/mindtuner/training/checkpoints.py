@@ -17,6 +17,7 @@ from mindtuner.config import FingerprintConfig, ModelConfig
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
+from mindtuner.model.expectation import ExpectedHidden
 
 
 def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
@@ -31,6 +32,7 @@ def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
         "model": dataclasses.asdict(network.config),
         "voxels": {name: ridge.in_features for name, ridge in network.ridges.items()},
         "without": list(network.without),
+        "expectation": network.expectation is not None,
         "fingerprint": None if subject is None else fingerprint_header(network),
         "card": card,
     }
@@ -52,6 +54,8 @@ def load_network(path: str | Path) -> BrainNetwork:
         network = BrainNetwork(config, voxels, tuple(header.get("without", ())))
         if tuned is not None:
             network.add_fingerprint(tuned["subject"], tuned["voxels"], FingerprintConfig(**tuned["config"]))
+        if header.get("expectation"):
+            network.expectation = ExpectedHidden(config.hidden)
         network.load_state_dict(tensors)
     return network.eval()
 

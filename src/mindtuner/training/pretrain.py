@@ -15,6 +15,7 @@ from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.loop import Log, fit
 from mindtuner.training.pivot import train_pivot
+from mindtuner.training.start import learn_expectation
 from mindtuner.training.state import pivot_checkpoint
 from mindtuner.training.targets import Targets
 
@@ -22,7 +23,8 @@ from mindtuner.training.targets import Targets
 def pretrain(dataset: Dataset, targets: Targets, config: Config, seed: int, log: Log | None = None,
              holdout: float = 0.0, prior: DiffusionPrior | None = None,
              checkpoint: str | Path | None = None) -> BrainNetwork:
-    """Train a network on every subject of ``dataset`` and the projector on their training images.
+    """Train a network on every subject of ``dataset`` and the projector on their training images, and keep with it what
+    hidden features to expect of an image, from which a new subject's ridge starts.
 
     The caller leaves the target subject out (``dataset.without(subject=1)``). ``holdout``: share of the
     training images kept for validation scores in the log. ``prior``: what the network's prior starts from.
@@ -49,4 +51,5 @@ def pretrain(dataset: Dataset, targets: Targets, config: Config, seed: int, log:
     network.projector.requires_grad_(False)
     feeds = make_feeds(subjects, trials, seed)
     fit(network, feeds, targets, config.pretrain, seed, "pretrain", log, held_out, checkpoint)
+    learn_expectation(network, subjects, trials, targets, seed)
     return network

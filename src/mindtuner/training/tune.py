@@ -14,6 +14,7 @@ from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.loop import Log, fit
 from mindtuner.training.pivot import train_pivot
+from mindtuner.training.start import solve_ridge
 from mindtuner.training.state import pivot_checkpoint
 from mindtuner.training.targets import Targets
 
@@ -33,9 +34,12 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
       With ``tune_projector`` the projector first trains on, on images and captions of the subject's trials.
     - ``ridge_only``: new ridge on the frozen base.
     - ``full_finetune``: new ridge, and everything but the projector trains on from the base.
-    - ``from_scratch``: the same architecture with fresh weights; the projector, which needs no brain, is the base's,
-      and the prior starts from ``prior`` where pretraining did.
+    - ``from_scratch``: the same architecture with fresh weights, trained as pretraining trains; the projector, which needs no
+      brain, is the base's, and the prior starts from ``prior`` where pretraining did.
     - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at chance.
+
+    With ``start: closed_form`` in the config's tune section the new ridge begins where ``start.solve_ridge`` puts it, for
+    every method on a base.
 
     ``checkpoint``: a file from which the same call goes on after it was stopped (see ``fit``), another one for each
     method; give it to ``remove_checkpoint`` when the network is saved.
@@ -56,7 +60,14 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
     feeds = make_feeds({name: subject}, trials, seed)
     if method == "shuffled_brain":
         feeds[0].permute_brains(seed)
-    fit(network, feeds, targets, config.tune, seed, method, log, held_out, checkpoint)
+    if config.tune.start == "closed_form" and method != "from_scratch":
+        if base.expectation is None:
+            raise UserError("base: does not hold what hidden features to expect of an image, which pretrain adds; expected "
+                            "such a base, or start: random in the config's tune section")
+        solve_ridge(network, base, feeds[0], targets, seed)
+    # From scratch, the subject's trials have to teach all that pretraining would have.
+    fitting = config.pretrain if method == "from_scratch" else config.tune
+    fit(network, feeds, targets, fitting, seed, method, log, held_out, checkpoint)
     return network
 
 

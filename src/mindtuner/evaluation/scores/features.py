@@ -35,17 +35,17 @@ LITE2 = Network("efficientnet_lite2", "EfficientNet-lite2", SIDE, (127 / 255,) *
 
 
 @torch.inference_mode()
-def features(network: Network, images, choices: Choices = OURS, batch: int = BATCH) -> dict[str, np.ndarray]:
+def features_of(network: Network, images, choices: Choices = OURS, batch: int = BATCH) -> dict[str, np.ndarray]:
     """What ``network`` makes of images (n, 3, H, W), floats in 0..1 or uint8: {score: float32 (n, F)}.
 
     Raises UserError for another shape, NaN, or values outside 0..1.
     """
     checked, module = as_images(images, "images"), network.load().to(device())
-    parts = [read([(network, module)], checked[start:start + batch], choices) for start in range(0, len(checked), batch)]
+    parts = [read_batch([(network, module)], checked[start:start + batch], choices) for start in range(0, len(checked), batch)]
     return {score: torch.cat([part[score] for part in parts]).cpu().numpy() for score in network.layers}
 
 
-def read(loaded: list[tuple[Network, nn.Module]], images: np.ndarray, choices: Choices) -> dict[str, torch.Tensor]:
+def read_batch(loaded: list[tuple[Network, nn.Module]], images: np.ndarray, choices: Choices) -> dict[str, torch.Tensor]:
     """One batch of checked images through networks of one and the same side: {score: float32 (n, F)} on their device."""
     pixels = prepare(images, loaded[0][0].side, choices).clamp(0, 1).to(device())
     found = {}

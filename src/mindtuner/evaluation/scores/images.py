@@ -16,9 +16,10 @@ import torch
 from mindtuner import runtime
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores import catalogue
-from mindtuner.evaluation.scores.features import read
+from mindtuner.evaluation.scores.features import read_batch
 from mindtuner.evaluation.scores.networks import Network
-from mindtuner.evaluation.scores.pictures import Lineup, pixel_scores, random_pairs, standardised
+from mindtuner.evaluation.scores.pairing import random_pairs
+from mindtuner.evaluation.scores.pictures import Lineup, pixel_scores, standardised
 from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images
 
 BATCH, GROUP = 32, 128  # pictures that a network sees together; that are compared with all originals together
@@ -98,7 +99,7 @@ def _grouped(loaded: list, images: np.ndarray, choices: Choices) -> Iterator[dic
     """Features of GROUP images at a time."""
     for start in range(0, len(images), GROUP):
         group = images[start:start + GROUP]
-        parts = [read(loaded, group[at:at + BATCH], choices) for at in range(0, len(group), BATCH)]
+        parts = [read_batch(loaded, group[at:at + BATCH], choices) for at in range(0, len(group), BATCH)]
         yield {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 

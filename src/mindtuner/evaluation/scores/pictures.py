@@ -69,16 +69,6 @@ def distance(features_predicted, features_true) -> np.ndarray:
     return 1 - (standardised(torch.from_numpy(a)) * standardised(torch.from_numpy(b))).sum(1).numpy()
 
 
-def random_pairs(count: int, seed: int, pairs: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Indices i, j (pairs,) of (picture_i, original_j) with i != j, drawn with replacement: what chance is measured on.
-
-    They depend only on the seed and on how many images there are, so every method meets the same ones.
-    """
-    rng = np.random.default_rng(seed)
-    i = rng.integers(count, size=pairs)
-    return i, (i + rng.integers(1, count, size=pairs)) % count
-
-
 def pixel_scores(predicted: np.ndarray, true: np.ndarray, choices: Choices = OURS, i: np.ndarray | None = None,
                  j: np.ndarray | None = None, only: str | None = None) -> dict[str, np.ndarray]:
     """PixCorr and SSIM of pairs of checked images, predicted[i] with true[j]: float64 (k,) each; see ``pixcorr``, ``ssim``.

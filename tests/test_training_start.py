@@ -1,0 +1,166 @@
+"""The closed-form start: ridges against scikit-learn, folds by image, and a planted world where the answer is known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge as PlainRidge
+from test_training_fit import CONFIG, QUICK, top1, weights, world
+
+from mindtuner.errors import UserError
+from mindtuner.training import load_network, pretrain, save_network, tune
+from mindtuner.training.batches import make_feeds, training_trials
+from mindtuner.training.start import PENALTIES, image_folds, ridge_regression, solve_ridge
+
+CLOSED = dataclasses.replace(CONFIG, tune=dataclasses.replace(CONFIG.tune, start="closed_form"))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    dataset, targets = world()
+    return pretrain(dataset.without(subject=1), targets, CONFIG, seed=0), dataset.subject(1), targets
+
+
+def planted(rows, columns, seed=0, outputs=3):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, rows // 2, rows)
+    x = rng.standard_normal((rows, columns))
+    y = x @ rng.standard_normal((columns, outputs)) + 2 * rng.standard_normal((rows, outputs)) + 5
+    return x, y, images
+
+
+def by_hand(x, y, images, seed):
+    """Penalty by the summed squared error over the same folds, one at a time, with scikit-learn's ridge."""
+    alphas = PENALTIES * np.square(x - x.mean(0)).sum(1).mean()
+    xc, yc = x - x.mean(0), y - y.mean(0)
+    errors = [sum(np.square(yc[out] - xc[out] @ PlainRidge(alpha, fit_intercept=False).fit(xc[fit], yc[fit]).coef_.T).mean()
+                  for fit, out in image_folds(images, seed)) for alpha in alphas]
+    return PlainRidge(alphas[int(np.argmin(errors))]).fit(x, y)
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (24, 60)], ids=["more trials", "more voxels"])
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_the_cross_validated_ridge(shape, seed):
+    x, y, images = planted(*shape, seed)
+    ours, theirs = ridge_regression(x, y, images, seed), by_hand(x, y, images, seed)
+    np.testing.assert_allclose(ours.weight.T, theirs.coef_, atol=1e-8)
+    np.testing.assert_allclose(ours.intercept, theirs.intercept_, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (24, 60)], ids=["more trials", "more voxels"])
+def test_a_prediction_never_saw_its_image(shape):
+    """Whatever an image's own rows say, what is predicted for them stays, but for the common mean."""
+    x, y, images = planted(*shape)
+    other = y.copy()
+    own = images == images[0]
+    other[own] += 100 * np.random.default_rng(1).standard_normal(other[own].shape)
+    alphas = [ridge_regression(x, target - target.mean(0), images, 0) for target in (y, other)]
+    folds = image_folds(images, 0)
+    (rows, held), = [fold for fold in folds if own[fold[1]].any()]
+    assert own[held].sum() == own.sum() and not own[rows].any()
+    for fit, target in zip(alphas, (y, other), strict=True):
+        again = PlainRidge(1.0, fit_intercept=False)
+        centred, x_centred = target - target.mean(0), x - x.mean(0)
+        found = [np.allclose(fit.predicted[held], x_centred[held] @ again.set_params(alpha=alpha).fit(
+            x_centred[rows], centred[rows]).coef_.T, atol=1e-6) for alpha in PENALTIES * np.square(x_centred).sum(1).mean()]
+        assert any(found)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_folds_part_images_and_cover_all_rows(images, seed):
+    images = np.array(images)
+    folds = image_folds(images, seed)
+    if len(np.unique(images)) < 2:
+        assert folds == []
+        return
+    assert sorted(np.concatenate([out for _, out in folds]).tolist()) == list(range(len(images)))
+    for fit, out in folds:
+        assert len(fit) and len(out) and not set(images[fit]) & set(images[out])
+        assert sorted([*fit, *out]) == list(range(len(images)))
+
+
+def test_one_image_alone_gives_its_mean():
+    x, y, _ = planted(6, 4)
+    fit = ridge_regression(x, y, np.zeros(6, int), 0)
+    assert np.isfinite(fit.weight).all()
+    np.testing.assert_allclose(fit.predicted, np.tile(y.mean(0), (6, 1)))
+
+
+def test_the_base_learns_what_its_subjects_say_of_an_image(trained):
+    """Of images that no subject's expectation was fitted to, the mean response over subjects and trials is explained."""
+    base, _, targets = trained
+    dataset, _ = world()
+    held = np.flatnonzero(dataset.stimuli.is_shared)
+    truth = np.zeros((len(held), CONFIG.model.hidden))
+    spread = []
+    for number in (2, 3, 4):
+        subject = dataset.subject(number)
+        with torch.no_grad():
+            x0 = base.embed(torch.from_numpy(subject.betas(subject.test.row)), f"subj{number:02d}").numpy()
+            spread.append(base.embed(torch.from_numpy(subject.betas(subject.train.row)), f"subj{number:02d}").var(
+                0, correction=0).sum().item())
+        for k, image in enumerate(held):
+            truth[k] += x0[subject.test.stimulus == image].mean(0) / 3
+    said = base.expectation(targets.rows("tokens", held), base.head.linear).detach().numpy()
+    assert np.corrcoef((said - said.mean(0)).ravel(), (truth - truth.mean(0)).ravel())[0, 1] > 0.95
+    assert float(base.expectation.spread) == pytest.approx(np.mean(spread), rel=1e-4)
+
+
+def test_the_start_alone_decodes_and_adapters_start_silent(trained):
+    """Before a step of training the new subject is decoded nearly as well as after a whole cold tuning."""
+    base, subject, targets = trained
+    still = dataclasses.replace(CLOSED, tune=dataclasses.replace(CLOSED.tune, epochs=0, lr=0.0, weight_decay=0.0,
+                                                                 ridge_weight_decay=0.0))
+    networks = {method: tune(base, subject, targets, still, 0, method) for method in ("mindtuner", "ridge_only")}
+    betas = torch.from_numpy(subject.betas(subject.test.row))
+    with torch.no_grad():
+        outputs = [network(betas, "subj01").backbone_tokens for network in networks.values()]
+    torch.testing.assert_close(*outputs)
+    cold = tune(base, subject, targets, CONFIG, 0, "ridge_only")
+    image, text = top1(networks["ridge_only"], subject, targets)
+    assert image >= 0.9 * top1(cold, subject, targets)[0] and image > 20 / 40
+    shuffled = tune(base, subject, targets, still, 0, "shuffled_brain")
+    assert top1(shuffled, subject, targets)[0] < 0.2
+
+
+def test_predicted_features_spread_as_the_base_is_used_to(trained):
+    base, subject, targets = trained
+    trials = training_trials(subject, len(targets))
+    network = tune(base, subject, targets, dataclasses.replace(QUICK, tune=dataclasses.replace(
+        QUICK.tune, start="closed_form")), 0, "ridge_only")
+    [feed] = make_feeds({"subj01": subject}, {"subj01": trials}, 0)
+    solve_ridge(network, base, feed, targets, 0)
+    with torch.no_grad():
+        x0 = network.embed(torch.from_numpy(feed.betas), "subj01")
+    # Predictions for the trials it was fitted to vary a little more than cross-validated ones.
+    assert 0.9 < float(x0.var(0, correction=0).sum() / base.expectation.spread) < 1.5
+
+
+def test_tokens_of_test_images_change_nothing(trained):
+    base, subject, targets = trained
+    first = tune(base, subject, targets, CLOSED, 0, "ridge_only")
+    changed = targets.tokens.copy()
+    changed[subject.is_shared] = 0  # what test images look like
+    second = tune(base, subject, dataclasses.replace(targets, tokens=changed), CLOSED, 0, "ridge_only")
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
+
+
+def test_it_is_saved_with_the_base_and_asked_for_by_name(trained, tmp_path):
+    base, subject, targets = trained
+    save_network(tmp_path / "base.safetensors", base, {})
+    again = load_network(tmp_path / "base.safetensors")
+    assert torch.equal(again.expectation.matrix, base.expectation.matrix)
+    one, other = (weights(tune(b, subject, targets, CLOSED, 0, "mindtuner")) for b in (base, again))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    again.expectation = None
+    save_network(tmp_path / "bare.safetensors", again, {})
+    bare = load_network(tmp_path / "bare.safetensors")
+    with pytest.raises(UserError, match="expected such a base, or start: random"):
+        tune(bare, subject, targets, CLOSED, 0)
+    tune(bare, subject, targets, QUICK, 0)
+    with pytest.raises(ValueError, match="start is 'warm'; expected random or closed_form"):
+        dataclasses.replace(CONFIG.tune, start="warm")
