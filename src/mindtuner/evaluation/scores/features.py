@@ -41,7 +41,8 @@ def features_of(network: Network, images, choices: Choices = OURS, batch: int = 
     Raises UserError for another shape, NaN, or values outside 0..1.
     """
     checked, module = as_images(images, "images"), network.load().to(device())
-    parts = [read_batch([(network, module)], checked[start:start + batch], choices) for start in range(0, len(checked), batch)]
+    starts = range(0, len(checked), batch)
+    parts = [read_batch([(network, module)], checked[start:start + batch], choices) for start in starts]
     return {score: torch.cat([part[score] for part in parts]).cpu().numpy() for score in network.layers}
 
 

@@ -6,6 +6,7 @@ Nothing else of the project may use them, so that no method is scored by what it
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,9 @@ def _path(folder: Path, form: _Form) -> Path | None:
 def _layers_of(module: nn.Module, layers: dict[str, str]) -> nn.Module:
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    return create_feature_extractor(module.eval(), {layer: score for score, layer in layers.items()})
+    with warnings.catch_warnings():  # that training would take other branches
+        warnings.simplefilter("ignore")
+        return create_feature_extractor(module.eval(), {layer: score for score, layer in layers.items()})
 
 
 def _filled(module: nn.Module, state: dict[str, torch.Tensor], path: Path, expected: str) -> nn.Module:
