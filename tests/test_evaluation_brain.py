@@ -24,7 +24,7 @@ from mindtuner.evaluation.blocks import BrainTruth, brain_block
 from mindtuner.evaluation.encoding import ALPHAS, EncodingModel, responses
 from mindtuner.evaluation.scores.brain import VoxelNoise, brain_chance, brain_scores
 from mindtuner.evaluation.scores.encoding_features import EncodingFeatures
-from mindtuner.evaluation.scores.features import PooledFeatures
+from mindtuner.evaluation.scores.features import LITE2, features_of
 
 ROIS = {"V1": np.arange(30) < 12, "higher": np.arange(30) >= 12, "one": np.arange(30) == 3, "none": np.zeros(30, bool)}
 
@@ -254,7 +254,7 @@ def test_encoding_features_place_what_is_early_and_pool_what_is_late():
     images = np.random.default_rng(0).random((3, 3, 128, 128), dtype=np.float32)
     found = embed(images, batch=2)
     assert found.shape == (3, embed.width) == (3, 1664) and found.dtype == np.float32
-    np.testing.assert_allclose(found[:, 384:], PooledFeatures()(images), atol=1e-4)
+    np.testing.assert_allclose(found[:, 384:], features_of(LITE2, images)["two_way"], atol=1e-4)
     corner = images.copy()
     corner[:, :, :16, :16] = 0
     changed = np.abs(embed(corner) - found)[:, :384].reshape(3, 24, 4, 4).max((0, 1))
