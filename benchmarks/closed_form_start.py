@@ -84,7 +84,7 @@ def straight(subject, hour, caches, base, seed: int) -> dict[str, list[float]]:
     images, row = np.unique(test.stimulus, return_inverse=True)
     total = np.zeros((len(images), fit.weight.shape[1]), np.float32)
     np.add.at(total, row, subject.betas(test.row) @ fit.weight + fit.intercept)
-    said = (total / np.bincount(row)[:, None]).reshape(-1, *tokens.shape[1:])
+    said = (total / np.bincount(row)[:, None]).astype(np.float32).reshape(-1, *tokens.shape[1:])
     with torch.no_grad():
         text = base.projector(torch.from_numpy(said)).numpy()
     hits = {"image": image_retrieval(said, tokens[images]), "brain": brain_retrieval(said, tokens[images]),

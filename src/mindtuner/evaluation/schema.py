@@ -64,6 +64,13 @@ def validate_results(results: Mapping, where: str = "results.json") -> None:
                 at = f"{where}: chance.reconstruction"
                 of_score = _mapping(_mapping(chance, "reconstruction", f"{where}: chance"), score.name, at)
                 _number(of_score, name, f"{at}.{score.name}")
+    if "held_out" in results:
+        held_out = _mapping(results, "held_out", where)
+        if not isinstance(held_out.get("category"), str) or not held_out["category"]:
+            raise UserError(f"{where}: held_out.category is {held_out.get('category', 'missing')!r}; expected a name")
+        images = held_out.get("images")
+        if not isinstance(images, list) or not images or not all(type(image) is int and image >= 0 for image in images):
+            raise UserError(f"{where}: held_out.images is {images!r:.60}; expected a list of stimulus ids")
     for comparison, parts in results["paired"].items():
         for part, keys in ALWAYS.items():
             at = f"{where}: paired.{comparison}.{part}"
