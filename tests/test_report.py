@@ -84,28 +84,42 @@ def test_table_leaves_out_what_was_not_measured():
     assert tables.headline(results) == []
 
 
-def test_further_scores_are_shown_by_name_and_by_image(tmp_path):
+def test_further_scores_are_shown_by_label_and_by_image(tmp_path):
     run = make_run(tmp_path / "run")
-    for k in range(4):
-        edit(run / "results.json", "methods", "ridge_only", "reconstruction", f"new_score_{k}", value=0.125)
-    edit(run / "results.json", "setting", "scores", value={"not_scored": ["swav"]})
-    write_per_image(run, mindtuner__reconstruction__new_score_0=[1, np.nan, 3, 4, 5, 6],
-                    mindtuner__retrieval__image=np.arange(TESTS), mindtuner__retrieval__text=np.arange(1, TESTS))
+    for name in ("alexnet2", "swav", "inception", "clip"):
+        for at in (["reconstruction"], ["stages", "corrected"]):
+            edit(run / "results.json", "methods", "ridge_only", *at, name, value=0.125)
+        edit(run / "results.json", "methods", "ridge_only", "ci95", "reconstruction", name, value=[0.1, 0.2])
+    edit(run / "results.json", "chance", "reconstruction", "swav", value={"ridge_only": 0.9})
+    edit(run / "results.json", "setting", "scores", value={"not_scored": ["alexnet5"]})
+    write_per_image(run, mindtuner__reconstruction__swav=[1, np.nan, 0.3, 0.4, 0.5, 0.6],
+                    mindtuner__retrieval__image=np.arange(TESTS) / TESTS,
+                    mindtuner__retrieval__text=np.arange(1, TESTS) / TESTS)
     first, second = tables.tables(load_run(run).results, "reconstruction")  # 7 scores are 4 and 3
-    assert [column["label"] for column in second["columns"]] == ["new score 1", "new score 2", "new score 3"]
-    assert [row["label"] for row in second["rows"]] == ["Ridge only"]
-    assert second["rows"][0]["cells"][0]["value"] == "0.125"
-    assert [cell is None for cell in first["rows"][0]["cells"]] == [False, False, False, True]
+    assert [column["label"] for column in second["columns"]] == ["CLIP", "SwAV", "Two-way"]
+    assert [column["lower"] for column in second["columns"]] == [False, True, False]
+    assert [column["chance"] for column in second["columns"]] == ["50.0", "0.900", "50.0"]
+    assert [row["cells"][0] and row["cells"][0]["value"] for row in second["rows"]] == [None, "12.5", None, None]
+    assert [cell is None for cell in first["rows"][0]["cells"]] == [False, False, True, True]
     (told,) = shown = [runs.load(run)]
     held = gallery(shown, runs.labels(shown), PLENTY)
-    assert list(held["scores"]) == ["reconstruction/two_way", "reconstruction/new_score_0", "retrieval/image",
-                                    "retrieval/text"]
+    assert list(held["scores"]) == ["reconstruction/two_way", "reconstruction/swav", "retrieval/image", "retrieval/text"]
+    assert [score["lower"] for score in held["scores"].values()] == [False, True, False, False]
     scores = held["runs"][0]["methods"]["mindtuner"]["scores"]
     assert scores["reconstruction/two_way"] == pytest.approx(TWO_WAY, abs=1e-4)
-    assert scores["reconstruction/new_score_0"] == [1, None, 3, 4, 5, 6]
-    assert scores["retrieval/image"] == SEEN  # the score of an image was its position in the test list
-    assert scores["retrieval/text"] == [3, None, 21, 7, 22, 11]  # image 0 has no text
-    assert "Not scored, because their networks were not there: swav." in write_report(run).read_text(encoding="utf-8")
+    assert scores["reconstruction/swav"] == [1, None, 0.3, 0.4, 0.5, 0.6]
+    assert scores["retrieval/image"] == [round(n / TESTS, 4) for n in SEEN]  # the position in the test list
+    assert scores["retrieval/text"] == [round(n / TESTS, 4) if n else None for n in SEEN]  # image 0 has no text
+    assert "Not scored, because their networks were not there: AlexNet(5)." in write_report(run).read_text(encoding="utf-8")
+
+
+def test_published_numbers_stand_apart(page, tmp_path):
+    html = page.read_text(encoding="utf-8")
+    section = html[html.index('<section id="published"'):]
+    groups = re.findall(r"<tbody>.*?</tbody>", section[:section.index("</section>")], re.DOTALL)
+    assert ["MindEye2 (ICML 2024)" in group for group in groups] == [True, False]
+    assert ["<td>simulated</td>" in group for group in groups] == [False, True] and "0.310" in groups[1]
+    assert "<td>simulated</td>" not in groups[0]
 
 
 def test_regions(tmp_path):

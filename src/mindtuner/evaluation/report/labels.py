@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from mindtuner.evaluation.report.figure import MAIN_METHOD
+from mindtuner.evaluation.scores.catalogue import Score, of_part
 
 METHODS = {
     "mindtuner": ("MindTuner", "The base is frozen; a new ridge, LoRA and Skip-LoRA train on the subject."),
@@ -20,29 +20,7 @@ METHODS = {
 }
 PARTS = {"retrieval": "Retrieval", "reconstruction": "Pictures"}
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-
-
-class Score(NamedTuple):
-    """A score for people. A ``share`` is shown in percent."""
-
-    label: str
-    meaning: str
-    share: bool = False
-    higher_is_better: bool = True
-
-
-GROUPS = {
-    "retrieval": {
-        "image": Score("Image", "the image, from the brain", share=True),
-        "brain": Score("Brain", "the brain, from the image", share=True),
-        "text": Score("Text", "the caption, from the brain", share=True),
-    },
-    "reconstruction": {
-        "two_way": Score("Two-way", "which of two images is it", share=True),
-        "pixcorr": Score("PixCorr", "pixel correlation"),
-        "ssim": Score("SSIM", "structural similarity"),
-    },
-}
+GROUPS = {part: of_part(part) for part in PARTS}
 
 
 def label_of(method: str) -> tuple[str, str]:
@@ -63,7 +41,7 @@ def main_of(methods) -> str:
 
 def score_of(part: str, name: str) -> Score:
     """A score's label; one that this module does not know is called by its own name."""
-    return GROUPS.get(part, {}).get(name) or Score(name.replace("_", " "), "")
+    return GROUPS.get(part, {}).get(name) or Score(part, name, name.replace("_", " "), "")
 
 
 def scores_in(results: dict, part: str) -> dict[str, Score]:

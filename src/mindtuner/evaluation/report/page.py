@@ -13,7 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mindtuner.errors import UserError
+from mindtuner.evaluation import published
 from mindtuner.evaluation.report import facts, runs, tables
+from mindtuner.evaluation.report.figure import MAIN_METHOD
 from mindtuner.evaluation.report.gallery import gallery
 from mindtuner.evaluation.report.labels import in_order, main_of
 from mindtuner.files import write_text
@@ -67,6 +69,8 @@ def render(told: list[runs.Told]) -> str:
         beside=[runs.table(told, name) for name in sorted(methods, key=lambda name: name != main_of(methods))]
         if len(told) > 1 else [],
         efficiency=runs.efficiency(told),
+        published=published.table([one.run for one in told], MAIN_METHOD)
+        if all(MAIN_METHOD in one.run.results["methods"] for one in told) else None,
         curves=facts.curves([one.run.log for one in told]),
     )
 
