@@ -83,7 +83,7 @@ def one_run(whole: Materials, targets, config, shown: np.ndarray, checkpoint: Pa
     decoded = {"mindtuner": story.decode_all({"mindtuner": network}, base, test, whole.caches, config)["mindtuner"]}
     bank = story.training_bank(whole.dataset, whole.texts)
     painted = story.paint_all(decoded, whole.generator, bank, test)
-    found = story.score_all(decoded, painted, test, config.seed)["mindtuner"]
+    found = story.score_all(decoded, painted, test, config.seed, story.Scoring())["mindtuner"]
     values = {**found.retrieval, "two_way": found.reconstruction["two_way"]}
     return {"pretraining_trials": sum(len(other.train) for other in others.subjects.values()),
             "tuning_trials": len(hour.train),

@@ -27,7 +27,7 @@ from mindtuner.decoding.recall import recall
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.evaluation.controls import nearest_training_image
 from mindtuner.evaluation.results import from_uint8
-from mindtuner.evaluation.scores.features import PooledFeatures
+from mindtuner.evaluation.scores.features import LITE2, features_of
 from mindtuner.evaluation.scores.pictures import two_way
 from mindtuner.training import subject_name, tune
 
@@ -58,8 +58,8 @@ def main() -> None:
     said = decoder(1, 0).predict(subject.betas(trials.row), trials.stimulus)
     training = np.setdiff1d(np.flatnonzero(~dataset.stimuli.is_shared), said.images)
     training_tokens, true = np.asarray(caches["tokens"][training]), np.asarray(caches["tokens"][said.images])
-    mean, features, bank = training_tokens.mean(0), PooledFeatures(), training_bank(dataset, CompactTextEncoder())
-    seen = features(from_uint8(np.asarray(caches["pixels"][said.images])))
+    mean, bank = training_tokens.mean(0), training_bank(dataset, CompactTextEncoder())
+    seen = features_of(LITE2, np.asarray(caches["pixels"][said.images]))["two_way"]
     caption = bank.embeddings[bank.nearest(said.text)]
 
     def nearest(tokens: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def main() -> None:
         pictures = (from_uint8(np.asarray(caches["pixels"][nearest(tokens)])), generator.pictures(latents),
                     generator.pictures(corrected))
         r = np.corrcoef((tokens - mean).ravel(), (true - mean).ravel())[0, 1]
-        return [r, *(two_way(features(p), seen).mean() for p in pictures)]
+        return [r, *(two_way(features_of(LITE2, p)["two_way"], seen).mean() for p in pictures)]
 
     print(f"simulator seed {options.seed}, {len(said.images)} held-out training images, {options.noise_seeds} noise seeds, "
           f"guidance {options.guidance:g}\n")

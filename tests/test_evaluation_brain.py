@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from scipy.stats import pearsonr
 
 from mindtuner.data import Subject, Trials, load
+from mindtuner.data.folds import image_folds
 from mindtuner.data.simulation.brains import simulate_brain
 from mindtuner.data.simulation.calibration import estimated_ceiling, random_scenes, repeats_of
 from mindtuner.data.simulation.early import early_features
@@ -20,10 +21,10 @@ from mindtuner.encoders.efficientnet import lite_network, prepare
 from mindtuner.errors import UserError
 from mindtuner.evaluation import encoding
 from mindtuner.evaluation.blocks import BrainTruth, brain_block
-from mindtuner.evaluation.encoding import ALPHAS, EncodingModel, image_folds, responses
+from mindtuner.evaluation.encoding import ALPHAS, EncodingModel, responses
 from mindtuner.evaluation.scores.brain import VoxelNoise, brain_chance, brain_scores
 from mindtuner.evaluation.scores.encoding_features import EncodingFeatures
-from mindtuner.evaluation.scores.features import PooledFeatures
+from mindtuner.evaluation.scores.features import LITE2, features_of
 
 ROIS = {"V1": np.arange(30) < 12, "higher": np.arange(30) >= 12, "one": np.arange(30) == 3, "none": np.zeros(30, bool)}
 
@@ -227,7 +228,7 @@ def test_a_fit_is_the_same_again_and_knows_bad_input():
     np.testing.assert_array_equal(model.predict(constant), model.predict(moved))
     for features, betas, images, message in ((x, y[:5], np.arange(30), "30 rows for 5 of betas"),
                                              (x, np.full_like(y, np.nan), np.arange(30), "betas: holds NaN"),
-                                             (x, y, np.arange(30) // 10, "3 to fit an encoding model on")):
+                                             (x, y, np.arange(30) // 10, "3 to cross-validate over")):
         with pytest.raises(UserError, match=message):
             EncodingModel.fit(features, betas, images, 0)
     with pytest.raises(UserError, match="12 an image; expected 11, the sum of their groups"):
@@ -253,7 +254,7 @@ def test_encoding_features_place_what_is_early_and_pool_what_is_late():
     images = np.random.default_rng(0).random((3, 3, 128, 128), dtype=np.float32)
     found = embed(images, batch=2)
     assert found.shape == (3, embed.width) == (3, 1664) and found.dtype == np.float32
-    np.testing.assert_allclose(found[:, 384:], PooledFeatures()(images), atol=1e-4)
+    np.testing.assert_allclose(found[:, 384:], features_of(LITE2, images)["two_way"], atol=1e-4)
     corner = images.copy()
     corner[:, :, :16, :16] = 0
     changed = np.abs(embed(corner) - found)[:, :384].reshape(3, 24, 4, 4).max((0, 1))

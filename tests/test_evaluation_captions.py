@@ -26,8 +26,9 @@ from mindtuner.evaluation.scores.captions import (
     find_wordnet,
 )
 from mindtuner.evaluation.scores.clip_text import ClipTextEncoder
+from mindtuner.evaluation.scores.images import score_images
 from mindtuner.evaluation.scores.pairing import random_pairs
-from mindtuner.evaluation.scores.pictures import pixcorr, random_pairing
+from mindtuner.evaluation.scores.pictures import pixcorr
 
 DECODED = ["a man rides a wave on a surfboard", "two dogs sleep on a couch", "a plate of food", "a red bus in the city"]
 REFERENCES = [("A surfer riding a big wave.", "a person on a surfboard in the ocean", "Man surfing."),
@@ -236,7 +237,7 @@ def test_random_pairs_are_those_of_the_picture_scores():
     i, j = random_pairs(7, seed=5)
     assert (i != j).all() and len(i) == 1000 and set(zip(i, j, strict=True)) == {(a, b) for a in range(7) for b in range(7)
                                                                                 if a != b}
-    expected = random_pairing(*pictures, seed=5)["pixcorr"]
+    expected = score_images(pictures[1], {"p": pictures[0]}, [], chance_of=["p"], seed=5)[1]["p"]["pixcorr"]
     assert pixcorr(pictures[0][i], pictures[1][j]).mean() == pytest.approx(expected, abs=1e-9)
 
 

@@ -1,15 +1,17 @@
-import time
-
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import correlation
 from scipy.stats import pearsonr
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.pictures import pixcorr, random_pairing, resize, ssim, two_way
+from mindtuner.evaluation.scores.images import score_images
+from mindtuner.evaluation.scores.pictures import Lineup, distance, pixcorr, ssim, two_way
+from mindtuner.evaluation.scores.preparation import resize
 
 few = settings(max_examples=15, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -55,7 +57,9 @@ def test_a_perfect_picture_scores_one_and_its_negative_minus_one():
 def test_a_flat_picture_counts_zero_correlation():
     true = images(1)
     flat = np.full_like(true, 0.3)
-    assert (pixcorr(flat, true) == 0).all() and (pixcorr(true, flat) == 0).all()
+    assert (pixcorr(flat, true) == 0).all() and np.isnan(pixcorr(true, flat)).all()
+    one_colour = flat * np.array([0.2, 0.5, 1.0])[:, None, None]  # not one value: its channels vary together with others
+    assert (np.abs(pixcorr(one_colour, true)) > 1e-4).all()
     assert (ssim(flat, true) < 0.5).all()
 
 
@@ -113,31 +117,61 @@ def test_scores_move_with_a_permutation_of_the_images(seed):
     np.testing.assert_allclose(two_way(a, b)[order], two_way(a[order], b[order]))
 
 
-def test_random_pairing_is_the_mean_over_wrong_pairs():
+def chance(predicted, true, seed=0):
+    return score_images(true, {"p": predicted}, [], chance_of=["p"], seed=seed)[1]["p"]
+
+
+def test_chance_is_the_mean_over_wrong_pairs():
     true = images(3, 8, 14)
     predicted = 0.7 * true + 0.3 * images(4, 8, 14)
     wrong = [(i, j) for i in range(8) for j in range(8) if i != j]
     expected = {"pixcorr": [pearsonr(predicted[i].ravel(), true[j].ravel())[0] for i, j in wrong],
                 "ssim": [published_ssim(predicted[i].astype(float), true[j].astype(float)) for i, j in wrong]}
-    found = random_pairing(predicted, true, seed=0)
+    found = chance(predicted, true)
     for score, values in expected.items():
         assert abs(found[score] - np.mean(values)) < 4 * np.std(values) / np.sqrt(1000)
     assert found["pixcorr"] < pixcorr(predicted, true).min()  # no right pair slipped in
-    assert found == random_pairing(predicted, true, seed=0)
-    assert found != random_pairing(predicted, true, seed=1)
+    assert found == chance(predicted, true) != chance(predicted, true, seed=1)
 
 
-def test_random_pairing_of_two_images_only_draws_the_two_wrong_pairs():
+def test_chance_of_two_images_only_draws_the_two_wrong_pairs():
     true = images(5, 2, 12)
     values = [pixcorr(true[:1], true[1:])[0], pixcorr(true[1:], true[:1])[0]]
-    assert random_pairing(true, true, seed=0)["pixcorr"] == pytest.approx(np.mean(values), abs=1e-9)
+    assert chance(true, true)["pixcorr"] == pytest.approx(np.mean(values), abs=1e-9)
 
 
-def test_random_pairing_of_a_demo_method_is_quick():
-    true = images(6, 64, 128)
-    start = time.process_time()
-    random_pairing(true, true[::-1], seed=0)
-    assert time.process_time() - start < 6
+@few
+@given(seeds)
+def test_distance_is_that_of_scipy(seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(5, 9)), rng.normal(size=(5, 9))
+    np.testing.assert_allclose(distance(a, b), [correlation(x, y) for x, y in zip(a, b, strict=True)], atol=1e-12)
+    assert distance(np.ones((1, 9)), b[:1]).tolist() == [1.0]  # no correlation with constant features
+
+
+@few
+@given(seeds, st.sampled_from(["half", "lost"]), st.floats(0, 1))
+def test_two_way_in_blocks_settles_near_ties_as_float64_does(seed, ties, alike):
+    """Features so alike that float32 cannot tell their correlations apart, some equal, in three blocks of originals."""
+    rng = np.random.default_rng(seed)
+    base = rng.normal(size=400)
+    true = (base + 10.0 ** (-3 * alike) * rng.normal(size=(9, 400))).astype(np.float32)
+    predicted = (base + 0.1 * rng.normal(size=(9, 400))).astype(np.float32)
+    true[4] = true[1]
+    lineup = Lineup(ties)
+    for rows in torch.from_numpy(true).split(3):
+        lineup.add(rows)
+    found = np.concatenate([lineup(rows, at) for at, rows in enumerate(torch.from_numpy(predicted).split(3))])
+    r = np.corrcoef(predicted.astype(float), true.astype(float))[:9, 9:]
+    ahead = np.diag(r)[:, None] - r
+    tie = 1e-6 if ties == "half" else 1e-12
+    points = (ahead > tie) + (0.5 * (np.abs(ahead) <= tie) if ties == "half" else 0)
+    unsure = np.abs(np.abs(ahead) - tie) < 2e-8  # rounding of float32 rows decides these
+    for table in (points, unsure):
+        np.fill_diagonal(table, 0)
+    assert (np.abs(found - points.sum(1) / 8) * 8 <= unsure.sum(1) + 1e-9).all()
+    assert unsure.sum() <= 4
+    np.testing.assert_allclose(found, two_way(predicted, true, ties), atol=1e-12)
 
 
 def test_resize_keeps_means_and_does_not_alias():
@@ -164,7 +198,9 @@ def test_bad_pictures_are_refused():
     with pytest.raises(UserError, match="10 x 10 pixels; expected at least 11 x 11"):
         ssim(good[..., :10, :10], good[..., :10, :10])
     with pytest.raises(UserError, match="expected at least 2"):
-        random_pairing(good[:1], good[:1], seed=0)
+        chance(good[:1], good[:1])
+    with pytest.raises(UserError, match="3 of them; expected one for each of the 6 seen"):
+        chance(good[:3], good)
     with pytest.raises(UserError, match="expected at least 2"):
         two_way(np.ones((1, 4)), np.ones((1, 4)))
     with pytest.raises(UserError, match="true features: holds NaN"):

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation import results as module
@@ -18,20 +19,29 @@ from mindtuner.evaluation.results import (
     to_uint8,
 )
 from mindtuner.evaluation.schema import validate_per_image, validate_results
+from mindtuner.evaluation.scores.networks import Network
 from mindtuner.evaluation.scores.pictures import pixcorr
-from mindtuner.evaluation.scoring import Truth, score_method
+from mindtuner.evaluation.scoring import Truth, score_methods
 
 N, P, SIDE = 9, 6, 12
 
 
-def embed(images):
-    return np.asarray(images).reshape(len(images), -1)[:, ::7]
+class Pixels(torch.nn.Module):
+    def forward(self, images):
+        return {"two_way": images.flatten(1)[:, ::7]}
+
+
+PIXELS = Network("pixels", "some pixels", SIDE, (0.0,) * 3, (1.0,) * 3, {"two_way": "pixels"}, Pixels, "none")
+
+
+def score_method(name, predicted, truth, seed):
+    return score_methods({name: predicted}, truth, seed)[name]
 
 
 @pytest.fixture(scope="module")
 def truth():
     rng = np.random.default_rng(0)
-    return Truth(rng.normal(size=(N, 2, 4)), rng.normal(size=(N, 5)), rng.random((P, 3, SIDE, SIDE)), embed)
+    return Truth(rng.normal(size=(N, 2, 4)), rng.normal(size=(N, 5)), rng.random((P, 3, SIDE, SIDE)), [PIXELS])
 
 
 def prediction(truth, noise, stages=("lowlevel", "reconstructed", "corrected"), seed=1):
@@ -248,14 +258,14 @@ def test_bad_predictions_are_refused_by_method_and_field(truth, scores):
                             ({"retrieval_tokens": truth.tokens[:3]}, "method mindtuner: predicted tokens"),
                             ({"stages": {}}, r"method mindtuner: stages \[\]"),
                             ({"stages": {"sketch": truth.pictures}}, r"mindtuner: stages \['sketch'\]"),
-                            ({"stages": {"corrected": truth.pictures[:2]}}, "that of the true images")):
+                            ({"stages": {"corrected": truth.pictures[:2]}}, "that of the seen")):
         with pytest.raises(UserError, match=message):
             score_method("mindtuner", {**guess, **change}, truth, seed=0)
     with pytest.raises(UserError, match="unknown method other"):
         build_results({}, {"other": scores["mindtuner"]}, {}, 1.0, seed=0)
     with pytest.raises(UserError, match="no methods"):
         build_results({}, {}, {}, 1.0, seed=0)
-    fewer = Truth(truth.tokens[:5], truth.text[:5], truth.pictures, embed)
+    fewer = Truth(truth.tokens[:5], truth.text[:5], truth.pictures, [PIXELS])
     with pytest.raises(UserError, match="different numbers of images"):
         build_results({}, {"mindtuner": scores["mindtuner"],
                            "ridge_only": score_method("ridge_only", prediction(fewer, 0.1), fewer, seed=0)},

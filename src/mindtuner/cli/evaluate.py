@@ -23,7 +23,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
     painters.add_arguments(parser, captions=False)
+    add_scoring(parser)
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("scores (see docs/scores.md)")
+    group.add_argument("--networks", type=Path, metavar="DIR",
+                       help="weights of AlexNet, Inception, CLIP, EfficientNet-B1 and SwAV, under their published names: "
+                            "alexnet-owt-7be5be79.pth (233 MB), inception_v3_google-0cc3c7bd.pth (104 MB), "
+                            "efficientnet_b1-c27df63c.pth (30 MB), all from download.pytorch.org/models; "
+                            "swav_800ep_pretrain.pth.tar (from dl.fbaipublicfiles.com/deepcluster); folder "
+                            "clip-vit-large-patch14 (the hub's openai/clip-vit-large-patch14, 1.7 GB, or mindtuner fetch "
+                            "weights DIR --only clip); a score whose file is not there is left out by name")
+    group.add_argument("--as-published", action="store_true",
+                       help="the choices of the published evaluation: pictures resized without antialiasing, by way of 256, "
+                            "PixCorr and SSIM at 425, ties lost")
+    group.add_argument("--pool", type=int, default=300, metavar="N",
+                       help="candidates of a second retrieval, where there are more test images (default 300, as published)")
+
+
+def scoring_words(options: argparse.Namespace) -> list[object]:
+    """The options of the scores, as one would type them again."""
+    networks = [] if options.networks is None else ["--networks", options.networks]
+    pool = [] if options.pool == 300 else ["--pool", options.pool]
+    return [*networks, *(["--as-published"] if options.as_published else []), *pool]
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.files import write_text
     from mindtuner.training import load_network, read_card
 
+    scoring = story.Scoring(options.networks, options.as_published, options.pool)
     files = {method: options.tuned / name for method, name in tuned.FILES.items() if (options.tuned / name).is_file()}
     settings = options.tuned / steps.SETTINGS
     if not files or not settings.is_file():
@@ -56,7 +81,8 @@ def run(options: argparse.Namespace) -> None:
     texts = painters.text_encoder(options, base, speech)
     generator = painters.painter(options, config.decode, config.seed, base, speech, texts, painters.batch_of(options))
     texts.network.cpu()  # the brain's networks have the GPU first
-    command = steps.command_of("evaluate", options.tuned, options.data, options.out, *painters.words_of(options))
+    command = steps.command_of("evaluate", options.tuned, options.data, options.out, *painters.words_of(options),
+                               *scoring_words(options))
     commands = [steps.command_in(path.parent / steps.SETTINGS), steps.command_in(settings), command]
     said = f"{steps.settings_text(config, command)}# {json.dumps(_facts(files, path, generator))}\n"
     steps.claim(options.out, said, options.force, "results.json")
@@ -71,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     own = options.generator == painters.COMPACT
     note = story.generator_note(dataset.card) if own else ""
     page = story.tell(options.out, config, materials, hour, base, networks, watch, " && ".join(filter(None, commands)), note,
-                      keep=True)
+                      keep=True, scoring=scoring)
     print(f"\nOpen {page}")
 
 

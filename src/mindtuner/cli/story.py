@@ -26,11 +26,13 @@ from mindtuner.evaluation.controls import mean_token, nearest_training_image
 from mindtuner.evaluation.held_out import scored_apart
 from mindtuner.evaluation.held_out import text as held_out_text
 from mindtuner.evaluation.report import write_report
-from mindtuner.evaluation.results import build_results, from_uint8, per_image_scores, save_run, to_uint8
-from mindtuner.evaluation.scores.features import PooledFeatures
-from mindtuner.evaluation.scores.pictures import resize
-from mindtuner.evaluation.scores.retrieval import top5_ids
-from mindtuner.evaluation.scoring import MethodScores, Truth, score_method
+from mindtuner.evaluation.results import build_results, per_image_scores, save_run, to_uint8
+from mindtuner.evaluation.scores.catalogue import HALF, ONE_IN_N, Score, of_part
+from mindtuner.evaluation.scores.features import LITE2
+from mindtuner.evaluation.scores.networks import find_networks, not_scored
+from mindtuner.evaluation.scores.preparation import OURS, PUBLISHED, resize
+from mindtuner.evaluation.scores.retrieval import POOL, top5_ids
+from mindtuner.evaluation.scoring import MethodScores, Truth, score_methods
 from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
 from mindtuner.training import subject_name
@@ -42,14 +44,16 @@ FOREIGN_STIMULI = "The generator was trained on the package's own drawn scenes, 
 
 
 def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: BrainNetwork, tuned: dict[str, BrainNetwork],
-         watch: Stopwatch, command: str, generator_note: str, keep: bool = False) -> Path:
+         watch: Stopwatch, command: str, generator_note: str, keep: bool = False, scoring: Scoring | None = None) -> Path:
     """Decode, paint and score the test images of ``hour``, the subject as it was tuned on, and write all of it into ``out``,
     which holds config.yaml and log.jsonl; returns the report's path.
 
     tuned: method -> network; the first says what the nearest training images are. With ``keep`` a run that is stopped while
-    it paints leaves the pictures in ``out``, and the next takes them from there. Raises UserError where the subject has no
+    it paints leaves the pictures in ``out``, and the next takes them from there. ``scoring``: by which networks and choices,
+    by default by the package's own network. Raises UserError where the subject has no
     test trial, or networks, voxels and images do not fit together.
     """
+    scoring = scoring or Scoring()
     with watch.stage("decode"):
         test = TestSet.of(hour, materials.dataset.stimuli, materials.caches, config.decode.pictures)
         predictions = decode_all(tuned, base, test, materials.caches, config)
@@ -57,12 +61,14 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
         bank = training_bank(materials.dataset, materials.texts)
         painted = paint_all(predictions, materials.generator, bank, test, out / PARTS if keep else None)
     with watch.stage("score"):
-        scores = score_all(predictions, painted, test, config.seed)
+        scores = score_all(predictions, painted, test, config.seed, scoring)
     setting = describe_setting(config, materials.dataset, hour, base, test, bank, command)
+    setting["scores"] = scoring.described()
     setting["stimuli_note"] = " ".join(filter(None, [generator_note, captions_note(bank, test),
                                                     hold_out_note(config.hold_out_category)]))
     with watch.stage("report"):
-        results = build_results(setting, scores, watch.total(), runtime.peak_memory_mb(), config.seed)
+        results = build_results(setting, scores, watch.total(), runtime.peak_memory_mb(), config.seed,
+                                test.images[test.shown])
         per_image = per_image_scores(scores, test.images, test.shown, test.texts)
         if config.hold_out_category:
             results["held_out"] = scores_apart(per_image, materials.dataset.stimuli, config.seed)
@@ -73,6 +79,26 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
     if "held_out" in results:
         print(f"\n{held_out_text(results['held_out'], next(iter(results['methods'])))}")
     return page
+
+
+class Scoring:
+    """By which networks and choices pictures are scored, and among how many candidates retrieval is, beside all of them.
+
+    networks : folder with weights, see ``find_networks``; scores of those that are not there are left out, by name
+    Raises UserError where there is no such folder, or ``pool`` is below 1.
+    """
+
+    def __init__(self, networks: Path | None = None, as_published: bool = False, pool: int = POOL):
+        if pool < 1:
+            raise UserError(f"--pool is {pool}; expected 1 or more candidates")
+        found, self.missing = find_networks(networks)
+        self.networks = [*found, LITE2]
+        self.choices, self.pool = PUBLISHED if as_published else OURS, pool
+
+    def described(self) -> dict:
+        """For the setting of a run."""
+        return {**self.choices.described(), "networks": {network.name: network.described() for network in self.networks},
+                "not_scored": self.missing, "retrieval_pool": self.pool}
 
 
 @dataclass(frozen=True)
@@ -206,21 +232,20 @@ def _keep(part: Path | None, pictures: dict[str, np.ndarray]) -> None:
             save_file({stage: np.ascontiguousarray(array) for stage, array in pictures.items()}, path)
 
 
-def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int) -> dict[str, MethodScores]:
+def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int,
+              scoring: Scoring) -> dict[str, MethodScores]:
     """Scores of every method against the test images. Those without a caption are left out of text retrieval; where none has
     one, all texts are the same, and the score is chance."""
-    seen = from_uint8(np.asarray(test.caches["pixels"][test.images[test.shown]]))
-    texts = test.texts
+    seen, texts = np.asarray(test.caches["pixels"][test.images[test.shown]]), test.texts
     truth = Truth(np.asarray(test.caches["tokens"][test.images]), np.asarray(test.caches["text"][test.images[texts]]), seen,
-                  PooledFeatures())
-    scores = {}
-    for method, entry in runtime.progress(decoded.items(), "score", len(decoded), "method"):
+                  scoring.networks, scoring.choices, scoring.pool)
+    predicted = {}
+    for method, entry in decoded.items():
         p = entry["predictions"]
         single = [{**draw, "text": draw["text"][texts]} for draw in entry.get("single_trials", ())]
-        predicted = {"retrieval_tokens": p.retrieval_tokens, "text": p.text[texts], "single_trials": single,
-                     "stages": {stage: from_uint8(pictures) for stage, pictures in painted[method]["stages"].items()}}
-        scores[method] = score_method(method, predicted, truth, seed)
-    return scores
+        predicted[method] = {"retrieval_tokens": p.retrieval_tokens, "text": p.text[texts], "single_trials": single,
+                             "stages": painted[method]["stages"]}
+    return score_methods(predicted, truth, seed)
 
 
 def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: BrainNetwork, test: TestSet, bank: TextBank,
@@ -307,13 +332,48 @@ def words_of(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet) 
 
 
 def print_table(results: dict) -> None:
-    """The methods' scores in a few aligned lines."""
-    print(f"\n{'method':<24}{'image':>8}{'brain':>8}{'text':>8}{'pixcorr':>9}{'ssim':>7}{'two-way':>9}")
+    """The methods' scores in a few aligned lines, and in words what they leave out."""
+    first = next(iter(results["methods"].values()))
+    scores = [score for part in ("retrieval", "reconstruction") for score in of_part(part).values()
+              if score.name in first[part]]
+    widths = [max(8, len(score.label) + 2) for score in scores]
+
+    def line(name: str, values: list[float | None]) -> str:
+        cells = ("-".rjust(width) if value is None else f"{value:.3f}".rjust(width)
+                 for value, width in zip(values, widths, strict=True))
+        return f"{name:<24}{''.join(cells)}"
+
+    labels = (score.label.rjust(width) for score, width in zip(scores, widths, strict=True))
+    print(f"\n{'method':<24}{''.join(labels)}")
     for method, entry in results["methods"].items():
-        r, p = entry["retrieval"], entry["reconstruction"]
-        print(f"{method:<24}{r['image']:>8.3f}{r['brain']:>8.3f}{r['text']:>8.3f}{p['pixcorr']:>9.3f}{p['ssim']:>7.3f}"
-              f"{p['two_way']:>9.3f}")
-    chance = results["chance"]["retrieval"]
-    pixcorr, ssim = (results["chance"]["reconstruction"][k].get("mindtuner", float("nan")) for k in ("pixcorr", "ssim"))
-    print(f"{'chance':<24}{chance['image']:>8.3f}{chance['brain']:>8.3f}{chance['text']:>8.3f}{pixcorr:>9.3f}{ssim:>7.3f}"
-          f"{results['chance']['two_way']:>9.3f}")
+        print(line(method, [entry[score.part][score.name] for score in scores]))
+    print(line("chance", [chance_of(results["chance"], score) for score in scores]))
+    for text in remarks(results):
+        print(text)
+
+
+def chance_of(chance: dict, score: Score, method: str = "mindtuner") -> float | None:
+    """The chance level of a score in a run's results; None where it was measured for other methods only."""
+    if score.chance == ONE_IN_N:
+        return chance["retrieval"][score.name]
+    return chance["two_way"] if score.chance == HALF else chance["reconstruction"][score.name].get(method)
+
+
+def remarks(results: dict) -> list[str]:
+    """What a reader of the table has to know: scores where less is better, networks, what is left out, smaller pools."""
+    own, undefined = results["setting"]["scores"], results["undefined"]["pixcorr"]
+    by = [f"{', '.join(network['layers'])} by {network['network']}" for network in own["networks"].values()]
+    said = [f"networks: {'; '.join(by)}", not_scored(own["not_scored"])]
+    lower = [score.label for score in of_part("reconstruction").values() if not score.higher_is_better
+             and score.name in next(iter(results["methods"].values()))["reconstruction"]]
+    said.append(f"lower is better: {', '.join(lower)}" if lower else "")
+    if undefined["left_out"]["count"]:
+        said.append(f"PixCorr leaves out {undefined['left_out']['count']} seen images of one value everywhere: "
+                    f"{undefined['left_out']['images']}")
+    said += [f"PixCorr of {method} counts 0 for {some['count']} pictures of one value everywhere, of the images "
+             f"{some['images']}" for method, some in undefined["counted_zero"].items()]
+    for method, entry in results["methods"].items():
+        pools = [f"{direction} {small[-1]['top1']:.3f}" for direction, small in entry["retrieval_pools"].items()
+                 if len(small) > 1]
+        said.append(f"top-1 of {own['retrieval_pool']}, {method}: {', '.join(pools)}" if pools else "")
+    return [text for text in said if text]

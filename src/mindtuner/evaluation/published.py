@@ -11,6 +11,7 @@ from importlib import resources
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import Run
+from mindtuner.evaluation.scores.catalogue import of_part
 
 COLUMNS = {  # key -> label, in the order of the table; "down": lower is better
     "pixcorr": "PixCorr", "ssim": "SSIM", "alexnet2": "AlexNet(2)", "alexnet5": "AlexNet(5)", "inception": "Inception",
@@ -85,10 +86,13 @@ def table(runs: list[Run], method: str = "mindtuner") -> dict:
 
 
 def label(part: str, score: str) -> str:
-    """The name for people of a score of a run."""
+    """The name for people of a score of a run, in the catalogue or not; of a distance also which way is better."""
+    known = of_part(part).get(score)
     if part == "retrieval":
-        return f"{score} retrieval"
-    return COLUMNS.get(_COLUMN_OF.get(score, score), score.replace("_", " "))
+        return f"{known.label if known else score.replace('_', ' ')} retrieval"
+    if known is None:
+        return score.replace("_", " ")
+    return known.label if known.higher_is_better else f"{known.label} (lower is better)"
 
 
 def _row_of(run: Run, method: str, where: str) -> dict:

@@ -12,7 +12,8 @@
 ``per_image.safetensors``  the scores of single images, float32: "{method}/retrieval/{direction}" (n,), of text (t,), and
                            "{method}/reconstruction/{score}" (p,) of the method's picture; with them int64 "images" (n,)
                            stimulus ids of the test images, and as positions among these "shown" (p,), those painted, and
-                           "texts" (t,), those that have a caption
+                           "texts" (t,), those that have a caption. A score is NaN where it is undefined: PixCorr of an
+                           image that has one value everywhere
 ``results.json``           the scores, see ``build_results``; written last: a folder that has it is complete
 """
 
@@ -20,26 +21,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.schema import (
     METHODS,
-    PAIRED_SCORES,
     PARTS,
     validate_per_image,
     validate_pictures,
     validate_results,
     validate_words,
 )
-from mindtuner.evaluation.scores.pictures import as_images
-from mindtuner.evaluation.scoring import DIRECTIONS, MethodScores
+from mindtuner.evaluation.scores.catalogue import RANDOM_PAIRS, of_part
+from mindtuner.evaluation.scores.preparation import as_images
+from mindtuner.evaluation.scores.retrieval import chance_of_pools
+from mindtuner.evaluation.scoring import DIRECTIONS, MethodScores, defined
 from mindtuner.evaluation.statistics import paired_difference
 from mindtuner.files import atomic_path, read_json, write_json, write_text
 
@@ -49,25 +51,30 @@ PICTURES, PER_IMAGE = "pictures.safetensors", "per_image.safetensors"
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run folder in memory."""
+    """A complete run folder. Pictures may be gigabytes: an array of them is read from disk each time that it is asked for."""
 
     results: dict
-    pictures: dict[str, np.ndarray]
+    pictures: Mapping[str, np.ndarray]
     words: dict
     per_image: dict[str, np.ndarray]
     log: list[dict]
 
 
 def build_results(setting: dict, scores: Mapping[str, MethodScores], timing_s: dict, peak_memory_mb: float,
-                  seed: int) -> dict:
+                  seed: int, shown=None) -> dict:
     """Assemble results.json, floats rounded to 6 digits so that equal runs give equal files.
 
     {"setting", "methods": {name: MethodScores.summary},
-     "chance": {"retrieval": {direction: 1/candidates}, "two_way": 0.5, "reconstruction": {score: {method: float}}},
+     "chance": {"retrieval": {direction: 1/candidates}, "retrieval_pools": {direction: [...]}, "two_way": 0.5,
+                "reconstruction": {score: {method: float}}},
+     "undefined": {"pixcorr": {"left_out": {"count", "images"}, "counted_zero": {method: {"count", "images"}}}},
      "paired": {"mindtuner_minus_X": {"retrieval": {direction: {"mean", "ci", "p"}}, "reconstruction": ...}},
      "timing_s", "peak_memory_mb"}
 
-    Methods stand in the order of METHODS. "paired" is empty where mindtuner was not scored. Raises UserError
+    shown : (p,) stimulus ids of the painted images, which "undefined" names (default: their positions)
+
+    Two-way identifications by any network have the chance that stands at "two_way". Methods stand in the order of METHODS.
+    "paired" is empty where mindtuner was not scored. Raises UserError
     for an unknown method, methods scored on different numbers of images, or a number that is not finite.
     """
     for name in scores:
@@ -80,16 +87,21 @@ def build_results(setting: dict, scores: Mapping[str, MethodScores], timing_s: d
     if len(counts) > 1:
         raise UserError(f"results.json: methods scored on different numbers of images {sorted(counts)}; "
                         "expected one set of test images for all")
-    candidates = {direction: len(next(iter(ordered.values())).retrieval[direction]) for direction in DIRECTIONS}
+    first = next(iter(ordered.values()))
+    candidates = {direction: len(first.retrieval[direction]) for direction in DIRECTIONS}
+    measured = [score.name for score in of_part("reconstruction").values()
+                if score.chance == RANDOM_PAIRS and score.name in first.reconstruction]
     results = rounded({
         "setting": setting,
         "methods": {name: s.summary for name, s in ordered.items()},
         "chance": {
             "retrieval": {direction: 1 / candidates[direction] for direction in DIRECTIONS},
+            "retrieval_pools": {direction: chance_of_pools(first.summary["retrieval_pools"][direction])
+                                for direction in DIRECTIONS},
             "two_way": 0.5,
-            "reconstruction": {score: {name: s.chance[score] for name, s in ordered.items()}
-                               for score in PAIRED_SCORES},
+            "reconstruction": {score: {name: s.chance[score] for name, s in ordered.items()} for score in measured},
         },
+        "undefined": {"pixcorr": _undefined(ordered, shown)},
         "paired": _paired(ordered, seed),
         "timing_s": timing_s,
         "peak_memory_mb": peak_memory_mb,
@@ -119,8 +131,9 @@ def rounded(value, where: str = "results.json"):
 
 
 def to_uint8(images) -> np.ndarray:
-    """Float images (n, 3, H, W) in 0..1 as uint8, rounded to the nearest. UserError as for the scores."""
-    return np.round(np.clip(as_images(images, "pictures"), 0, 1) * 255).astype(np.uint8)
+    """Float images (n, 3, H, W) in 0..1 as uint8, rounded to the nearest; of uint8 the same. UserError as for the scores."""
+    checked = as_images(images, "pictures")
+    return checked if checked.dtype == np.uint8 else np.round(np.clip(checked, 0, 1) * 255).astype(np.uint8)
 
 
 def from_uint8(images: np.ndarray) -> np.ndarray:
@@ -158,7 +171,7 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     results = read_json(folder / "results.json")
     validate_results(results, str(folder / "results.json"))
-    pictures, per_image = (_arrays(folder / name) for name in (PICTURES, PER_IMAGE))
+    pictures, per_image = _arrays(folder / PICTURES), dict(_arrays(folder / PER_IMAGE))
     validate_pictures(pictures, str(folder / PICTURES))
     validate_per_image(per_image, pictures, str(folder / PER_IMAGE))
     words = read_json(folder / "words.json")
@@ -166,9 +179,30 @@ def load_run(folder: str | Path) -> Run:
     return Run(results, pictures, words, per_image, load_log(folder))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+class _Arrays(Mapping):
+    """The arrays of a safetensors file by name. It is open only while one is read, so that no more of it is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with safe_open(path, "numpy") as file:
+            self._names = sorted(file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._path, "numpy") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     try:
-        return load_file(path)
+        return _Arrays(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; expected a run that mindtuner demo or evaluate finished") from error
     except SafetensorError as error:
@@ -224,13 +258,24 @@ def load_log(folder: str | Path) -> list[dict]:
     return entries
 
 
+def _undefined(scores: Mapping[str, MethodScores], shown) -> dict:
+    """Which images PixCorr leaves out, their original being flat, and where it counts 0, the picture being flat."""
+    left_out = np.flatnonzero(np.isnan(next(iter(scores.values())).reconstruction["pixcorr"])).tolist()
+
+    def named(positions) -> dict:
+        return {"count": len(positions), "images": [k if shown is None else int(shown[k]) for k in positions]}
+
+    flat = {name: sorted(set(s.flat) - set(left_out)) for name, s in scores.items()}
+    return {"left_out": named(left_out), "counted_zero": {name: named(some) for name, some in flat.items() if some}}
+
+
 def _paired(scores: Mapping[str, MethodScores], seed: int) -> dict:
     if "mindtuner" not in scores:
         return {}
     ours = scores["mindtuner"]
     return {
         f"mindtuner_minus_{name}": {
-            part: {key: paired_difference(values, getattr(other, part)[key], seed)
+            part: {key: paired_difference(defined(values), defined(getattr(other, part)[key]), seed)
                    for key, values in getattr(ours, part).items()}
             for part in PARTS}
         for name, other in scores.items() if name != "mindtuner"}

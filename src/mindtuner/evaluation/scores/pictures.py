@@ -1,106 +1,153 @@
-"""Picture scores, one number for each image: PixCorr, SSIM and two-way identification.
+"""Scores of pictures against their originals, one number for each: PixCorr, SSIM, and what is made of networks' features.
 
-Images are float (n, 3, H, W) in 0..1. They are scored at the size they come in: 128 x 128 in the demo, 425 x
-425 in the published pipelines, so numbers of the two are not comparable.
+Images are (n, 3, H, W), floats in 0..1 or uint8, and are scored here at the size they come in; ``images.score_images``
+brings them to the sizes that are wanted and holds all scores of a run together.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from skimage.color import rgb2gray
-from torch.nn import functional
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.arrays import TIE, as_array, as_pair
+from mindtuner.evaluation.scores.arrays import TIE, as_pair
+from mindtuner.evaluation.scores.preparation import HALF, OURS, Choices, as_images, prepare
 
 SIGMA, RADIUS = 1.5, 5  # SSIM's Gaussian window, cut off at 3.5 sigma: 11 x 11 pixels
+WINDOW = torch.exp(-(torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64) ** 2) / (2 * SIGMA**2))
+WINDOW = (WINDOW / WINDOW.sum()).tolist()
 C1, C2 = 0.01**2, 0.03**2  # SSIM's stabilisers for values in 0..1
-
-
-def as_images(images, name: str) -> np.ndarray:
-    """Checked images (n, 3, H, W). Raises UserError for another shape, NaN, or values outside 0..1."""
-    array = as_array(images, name, 4)
-    if array.shape[1] != 3:
-        raise UserError(f"{name}: has shape {array.shape}; expected (n, 3, H, W)")
-    if array.min() < -1e-4 or array.max() > 1 + 1e-4:
-        raise UserError(f"{name}: values from {array.min():.3g} to {array.max():.3g}; expected 0 to 1")
-    return array
-
-
-def resize(images, side: int) -> np.ndarray:
-    """Images (n, 3, H, W) as float32 (n, 3, side, side): bilinear with antialiasing, clipped to 0..1."""
-    array = as_images(images, "images")
-    pixels = torch.from_numpy(np.array(array, dtype=np.float32))
-    if pixels.shape[-2:] == (side, side):
-        return pixels.numpy()
-    pixels = functional.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True,
-                                    align_corners=False)
-    return pixels.clamp(0, 1).numpy()
-
-
-def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson r (n, m) of every row of a (n, F) with every row of b (m, F); 0 where either row is constant.
-
-    A constant row has no correlation. It counts 0, chance level, so that a method that paints one flat colour
-    is scored like any other.
-    """
-    return _standardised(a) @ _standardised(b).T
+GREY = torch.tensor([0.2125, 0.7154, 0.0721], dtype=torch.float64)  # skimage.color.rgb2gray's
+FLAT = 1e-7  # values of an image that differ by less are one value
+IN_CACHE = 200_000  # pixels of images looked at together
+ROUNDING = 4e-6  # beyond what a product of float32 rows of unit length is off by
+SAME = 1e-12  # what float64 makes of one and the same row in two places
+BLOCK = 32  # rows turned to float64 at a time
 
 
 def pixcorr(predicted, true) -> np.ndarray:
     """Pearson r over all pixels and channels of each image with its original: float64 (n,) in -1..1.
 
-    A constant picture counts 0. Raises UserError for NaN, values outside 0..1 or unequal shapes.
+    A flat picture, one value everywhere, has no correlation. It counts 0, no relation, so that a method cannot gain by
+    painting nothing. Where the original is flat, no method can have a correlation: NaN, which means leave out.
+    Raises UserError for NaN, values outside 0..1 or unequal shapes.
     """
-    a, b = _pair(predicted, true)
-    return (_standardised(a.reshape(len(a), -1)) * _standardised(b.reshape(len(b), -1))).sum(1)
+    return pixel_scores(*_pair(predicted, true), only="pixcorr")["pixcorr"]
 
 
 def ssim(predicted, true) -> np.ndarray:
     """Structural similarity (Wang et al. 2004) of the grey images: float64 (n,), 1 for equal images.
 
     Gaussian window of sigma 1.5, population covariance, data range 1, mean over all places where the window
-    fits: ``skimage.metrics.structural_similarity`` with these settings, computed for many images at once.
+    fits: ``skimage.metrics.structural_similarity`` with these settings.
     Raises UserError for NaN, values outside 0..1, unequal shapes, or images smaller than the window.
     """
-    a, b = _pair(predicted, true)
-    every = np.arange(len(a))
-    return _ssim_of_pairs(a, b, every, every)
+    return pixel_scores(*_pair(predicted, true), only="ssim")["ssim"]
 
 
-def two_way(features_predicted, features_true) -> np.ndarray:
+def two_way(features_predicted, features_true, ties: str = HALF) -> np.ndarray:
     """Two-way identification from features (n, F), n > 1: float64 (n,) in 0..1, chance 0.5.
 
     For picture i: the share of the other originals j with r(predicted_i, true_i) > r(predicted_i, true_j),
-    r being Pearson over features; equal r counts half. The picture is held fixed and originals compete, as in
-    the MindEye papers. Raises UserError for NaN, unequal shapes, or a single image.
+    r being Pearson over features; equal r counts half (within 1e-6), or with ``ties="lost"`` nothing. The picture is held
+    fixed and originals compete, as in the MindEye papers. Raises UserError for NaN, unequal shapes, or a single image.
     """
     a, b = as_pair(features_predicted, features_true, ("predicted features", "true features"), 2)
     if len(a) < 2:
         raise UserError("predicted features: 1 row; expected at least 2, to compare between")
-    r = correlations(a, b)
-    ahead = np.diag(r)[:, None] - r
-    points = np.where(np.abs(ahead) <= TIE, 0.5, ahead > 0)
-    return (points.sum(1) - 0.5) / (len(a) - 1)  # each picture ties with itself: take that half point away
+    lineup = Lineup(ties)
+    lineup.add(torch.from_numpy(b))
+    return lineup(torch.from_numpy(a), 0)
 
 
-def random_pairing(predicted, true, seed: int, pairs: int = 1000) -> dict[str, float]:
-    """Chance level of PixCorr and SSIM: their means over ``pairs`` random pairs of unlike index.
+def distance(features_predicted, features_true) -> np.ndarray:
+    """1 - r of each row of features (n, F) with its original's, r being Pearson over features: float64 (n,) in 0..2.
 
-    A pair is (predicted_i, true_j) with i != j. Pairs are drawn with replacement and depend only on the seed
-    and the number of images, so every method meets the same ones. Raises UserError as the scores do, and for
-    fewer than 2 images.
+    Features that are all equal have no correlation: r = 0, distance 1. Raises UserError for NaN or unequal shapes.
     """
-    a, b = _pair(predicted, true)
-    n = len(a)
-    if n < 2:
-        raise UserError("predicted images: 1 image; expected at least 2 to draw wrong pairs from")
-    rng = np.random.default_rng(seed)
-    i = rng.integers(n, size=pairs)
-    j = (i + rng.integers(1, n, size=pairs)) % n
-    r = correlations(a.reshape(n, -1), b.reshape(n, -1))
-    return {"pixcorr": float(r[i, j].mean()), "ssim": float(_ssim_of_pairs(a, b, i, j).mean())}
+    a, b = as_pair(features_predicted, features_true, ("predicted features", "true features"), 2)
+    return 1 - (standardised(torch.from_numpy(a)) * standardised(torch.from_numpy(b))).sum(1).numpy()
+
+
+def pixel_scores(predicted: np.ndarray, true: np.ndarray, choices: Choices = OURS, i: np.ndarray | None = None,
+                 j: np.ndarray | None = None, only: str | None = None) -> dict[str, np.ndarray]:
+    """PixCorr and SSIM of pairs of checked images, predicted[i] with true[j]: float64 (k,) each; see ``pixcorr``, ``ssim``.
+
+    Few pairs at a time, one of large images: their arrays then stay in the processor's cache, which is several times faster.
+    """
+    every = np.arange(len(predicted))
+    i, j = every if i is None else i, every if j is None else j
+    side = choices.pixel_side or choices.first_side
+    pixels = side * side if side else predicted.shape[2] * predicted.shape[3]
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in ("pixcorr", "ssim") if only in (None, name)}
+    for start in range(0, len(i), step := max(1, IN_CACHE // pixels)):
+        some = slice(start, start + step)
+        a, b = (prepare(images[rows[some]], choices.pixel_side, choices, torch.float64)
+                for images, rows in ((predicted, i), (true, j)))
+        if "ssim" in parts:
+            parts["ssim"].append(_ssim(*(torch.einsum("nchw,c->nhw", images, GREY) for images in (a, b))))
+        if "pixcorr" in parts:
+            parts["pixcorr"].append(_correlation(a, b))
+    return {name: torch.cat(found).numpy() for name, found in parts.items()}
+
+
+def standardised(rows: torch.Tensor) -> torch.Tensor:
+    """Rows (n, F) with mean 0 and length 1, float64; 0 where a row is constant."""
+    rows = rows.double()
+    size = rows.norm(dim=1, keepdim=True)
+    centred = rows - rows.mean(1, keepdim=True)
+    norms = centred.norm(dim=1, keepdim=True)
+    varies = norms > 1e-9 * size  # below it there is only rounding
+    return torch.where(varies, centred / torch.where(varies, norms, 1), 0)
+
+
+class Lineup:
+    """Two-way identification among fixed originals, whose features are added in blocks of rows, as they come.
+
+    ``lineup(features (k, F), at) -> (k,)`` scores k pictures whose originals are the k rows of block ``at``. Blocks are
+    standardised once and stay on their device in float32; products that float32 cannot tell from a tie are done again in
+    float64, so the answer is that of float64 at the speed of float32.
+    """
+
+    def __init__(self, ties: str = HALF):
+        self.ties = ties
+        self.blocks: list[torch.Tensor] = []
+
+    def add(self, features: torch.Tensor) -> None:
+        self.blocks.append(_standardised32(features))
+
+    def __call__(self, features: torch.Tensor, at: int) -> np.ndarray:
+        rows = _standardised32(features)
+        own = torch.cat([(a.double() * b.double()).sum(1) for a, b in
+                         zip(rows.split(BLOCK), self.blocks[at].split(BLOCK), strict=True)])
+        tie = TIE if self.ties == HALF else SAME
+        points = torch.zeros_like(own)
+        for number, block in enumerate(self.blocks):
+            ahead = own[:, None] - (rows @ block.T).double()
+            _settle(ahead, own, rows, block, tie + ROUNDING)
+            if number == at:
+                ahead.fill_diagonal_(-2)  # the original itself does not compete
+            points += (ahead > tie).sum(1)
+            if self.ties == HALF:
+                points += 0.5 * (ahead.abs() <= tie).sum(1)
+        return (points / (sum(map(len, self.blocks)) - 1)).cpu().numpy()
+
+
+def _settle(ahead: torch.Tensor, own: torch.Tensor, rows: torch.Tensor, block: torch.Tensor, slack: float) -> None:
+    """Do again in float64 what is as close to a tie as ``slack``: ahead (k, m) = own (k,) - rows (k, F) x block (m, F)."""
+    for k, row in enumerate(rows):
+        near = torch.nonzero(ahead[k].abs() <= slack)[:, 0]
+        if len(near) and row.any():  # a constant row is exactly 0 to all
+            for some in near.split(BLOCK):
+                ahead[k, some] = own[k] - block[some].double() @ row.double()
+
+
+def _standardised32(features: torch.Tensor) -> torch.Tensor:
+    """``standardised`` rounded to float32, with the memory of a few rows in float64."""
+    rows = torch.empty(features.shape, device=features.device)
+    for part, out in zip(features.split(BLOCK), rows.split(BLOCK), strict=True):
+        out.copy_(standardised(part))
+    return rows
 
 
 def _pair(predicted, true) -> tuple[np.ndarray, np.ndarray]:
@@ -110,43 +157,36 @@ def _pair(predicted, true) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def _standardised(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float64)
-    centred = rows - rows.mean(1, keepdims=True)
-    norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    varies = norms > 1e-9 * np.linalg.norm(rows, axis=1, keepdims=True)  # below it there is only rounding
-    return np.divide(centred, norms, out=np.zeros_like(centred), where=varies)
+def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of two stacks of images (k, 3, H, W), whose memory it uses: (k,)."""
+    a, b = a.flatten(1), b.flatten(1)
+    flat_a, flat_b = ((rows.amax(1) - rows.amin(1)) < FLAT for rows in (a, b))
+    a, b = (rows.sub_(rows.mean(1, keepdim=True)) for rows in (a, b))
+    dots, squares_a, squares_b = (torch.linalg.vecdot(x, y) for x, y in ((a, b), (a, a), (b, b)))
+    r = dots / (squares_a * squares_b).sqrt()
+    return r.masked_fill_(flat_a, 0).masked_fill_(flat_b, float("nan"))
 
 
-def _ssim_of_pairs(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """SSIM (k,) of a[i] with b[j]. Means and variances are taken once an image, covariances by pair."""
+def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of two stacks of grey images (k, H, W): (k,). In place where it can be: new memory costs more here than the sums."""
     height, width = a.shape[-2:]
     if min(height, width) < 2 * RADIUS + 1:
         raise UserError(f"predicted images: {height} x {width} pixels; expected at least "
                         f"{2 * RADIUS + 1} x {2 * RADIUS + 1} for SSIM")
-    down, across = _window(height), _window(width).T
-
-    def local_mean(grey: np.ndarray) -> np.ndarray:
-        return down @ grey @ across
-
-    a, b = (rgb2gray(images.astype(np.float64), channel_axis=1) for images in (a, b))
-    mean_a, mean_b = local_mean(a), local_mean(b)
-    var_a, var_b = local_mean(a * a) - mean_a**2, local_mean(b * b) - mean_b**2
-    scores = np.empty(len(i))
-    for k, (x, y) in enumerate(zip(i, j, strict=True)):
-        means = mean_a[x] * mean_b[y]
-        covariance = local_mean(a[x] * b[y]) - means
-        similarity = (2 * means + C1) * (2 * covariance + C2)
-        similarity /= (mean_a[x] ** 2 + mean_b[y] ** 2 + C1) * (var_a[x] + var_b[y] + C2)
-        scores[k] = similarity.mean()
-    return scores
+    mean_a, mean_b = _local_mean(a), _local_mean(b)
+    covariance, variances = _local_mean(a * b), _local_mean(a.square_().add_(b.square_()))  # the variances' sum
+    product, squares = mean_a * mean_b, mean_a.square_().add_(mean_b.square_())
+    covariance.sub_(product).mul_(2).add_(C2)
+    variances.sub_(squares).add_(C2)
+    return product.mul_(2).add_(C1).mul_(covariance).div_(squares.add_(C1).mul_(variances)).mean((1, 2))
 
 
-def _window(size: int) -> np.ndarray:
-    """The Gaussian window at every place where it fits, as a matrix (size - 2 RADIUS, size)."""
-    weights = np.exp(-(np.arange(-RADIUS, RADIUS + 1) ** 2) / (2 * SIGMA**2))
-    rows = size - 2 * RADIUS
-    matrix = np.zeros((rows, size))
-    for offset, weight in enumerate(weights / weights.sum()):
-        matrix[np.arange(rows), np.arange(rows) + offset] = weight
-    return matrix
+def _local_mean(grey: torch.Tensor) -> torch.Tensor:
+    """The window's mean at every place where it fits: (k, H - 2 RADIUS, W - 2 RADIUS)."""
+    for axis in (1, 2):
+        size = grey.shape[axis] - 2 * RADIUS
+        mean = grey.narrow(axis, 0, size) * WINDOW[0]
+        for offset, weight in enumerate(WINDOW[1:], 1):
+            mean.add_(grey.narrow(axis, offset, size), alpha=weight)
+        grey = mean
+    return grey

@@ -2,7 +2,7 @@
 
 Directions as in the MindEye2 paper: *image* retrieval goes from brain to image, *brain* retrieval from image
 to brain. The MindTuner paper adds *text* retrieval, from brain to text. All n test images are candidates at
-once.
+once; ``pools`` says from that what smaller sets of candidates give, such as the published 300.
 
 Ties count 1/k: a query whose true candidate shares the highest similarity with k - 1 others scores 1/k. With
 it the chance level is 1/n whatever duplicates there are: if the top is shared by k candidates, a true
@@ -14,18 +14,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import hypergeom
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.arrays import TIE, as_array, as_pair
 
+POOL, SUBSETS, TOP = 300, 30, (1, 5)  # the published evaluation: 30 random subsets of 300 images
 COLUMNS = 32768  # columns turned to float64 at a time, so that full-size tokens never exist twice in memory
 
 
 class Retrieval(NamedTuple):
-    """Scores of each of n queries."""
+    """Scores of each of n queries among n candidates."""
 
     top1: np.ndarray  # float64 (n,): 1 for a hit, 1/k for a k-fold tie at the top, else 0
     ranks: np.ndarray  # float64 (n,): 1 is best; the middle rank where candidates tie
+    ahead: np.ndarray  # bool (n, n): candidate j is more like query i than the true one
+    tied: np.ndarray  # bool (n, n): candidate j, not the true one itself, is as like
 
 
 def cosine(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -44,10 +48,74 @@ def cosine(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 
 def score(similarity: np.ndarray, correct: np.ndarray) -> Retrieval:
     """Scores from similarities (n, m), where ``correct`` (n,) gives each query's true candidate."""
-    own = similarity[np.arange(len(similarity)), correct][:, None]
-    above = (similarity > own + TIE).sum(1)
-    tied = (np.abs(similarity - own) <= TIE).sum(1)  # counts the true candidate itself
-    return Retrieval(np.where(above == 0, 1.0 / tied, 0.0), 1.0 + above + (tied - 1) / 2)
+    every = np.arange(len(similarity))
+    own = similarity[every, correct][:, None]
+    ahead, tied = similarity > own + TIE, np.abs(similarity - own) <= TIE
+    tied[every, correct] = False
+    above, equal = ahead.sum(1), tied.sum(1)
+    return Retrieval(top_k(above, equal, 1), 1.0 + above + equal / 2, ahead, tied)
+
+
+def top_k(ahead, tied, k: int) -> np.ndarray:
+    """Probability of the true candidate to be among the first k, where ``ahead`` others are more like the query and
+    ``tied`` as like, in random order: (k - ahead) / (1 + tied), kept within 0 and 1. For k = 1, 1/(1 + tied) or 0."""
+    return np.clip((k - np.asarray(ahead)) / (1.0 + np.asarray(tied)), 0, 1)
+
+
+def expected_top_k(ahead, tied, n: int, pool: int, k: int) -> np.ndarray:
+    """The mean of ``top_k`` over all sets of ``pool`` out of n candidates that hold the true one: float64 (q,), exact.
+
+    Ordered with ties broken at random, a + u of the other n - 1 candidates stand before the true one, u uniform on
+    0..tied. Of these, a set that takes pool - 1 of the n - 1 holds a hypergeometric number H(n - 1, a + u, pool - 1), and
+    the true one is among the first k where H < k. So the answer is the mean over u of P(H <= k - 1).
+
+    ahead, tied : int (q,), for each query how many of all others are more like it than the true one, and as like
+    """
+    positions = np.arange(n)
+    reached = hypergeom.cdf(k - 1, n - 1, positions, pool - 1)  # by the number before the true one
+    summed = np.concatenate([[0.0], np.cumsum(reached)])
+    ahead, tied = np.asarray(ahead), np.asarray(tied)
+    return (summed[ahead + tied + 1] - summed[ahead]) / (tied + 1)
+
+
+def pools(found: Retrieval, pool: int, seed: int) -> list[dict]:
+    """Retrieval among all n candidates and, where there are more than ``pool``, among random sets of that many.
+
+    One entry a size: {"pool", "top1", "top5", "median_rank"}, and of a smaller one "subsets": mean and sd of the same over
+    SUBSETS random subsets, in each of which queries and candidates are the subset's images, as published. There top1 and
+    top5 are exact, the expectation over all subsets, and median_rank is the median over queries of the expected rank.
+    """
+    n, above, tied = len(found.ranks), found.ahead.sum(1), found.tied.sum(1)
+    entries = [_entry(n, [top_k(above, tied, k) for k in TOP], found.ranks)]
+    if pool < n:
+        share = (pool - 1) / (n - 1)  # of the others, how many a subset takes
+        exact = _entry(pool, [expected_top_k(above, tied, n, pool, k) for k in TOP], 1 + (found.ranks - 1) * share)
+        drawn = np.array(_drawn(found, pool, seed))
+        entries.append({**exact, "subsets": {
+            "count": SUBSETS, **{name: {"mean": float(values.mean()), "sd": float(values.std(ddof=1))}
+                                 for name, values in zip(("top1", "top5", "median_rank"), drawn.T, strict=True)}}})
+    return entries
+
+
+def chance_of_pools(entries: list[dict]) -> list[dict]:
+    """What guessing gives, for each of the sizes in ``pools``: exact."""
+    return [{"pool": size, "top1": 1 / size, "top5": min(5, size) / size, "median_rank": (size + 1) / 2}
+            for size in (entry["pool"] for entry in entries)]
+
+
+def _drawn(found: Retrieval, pool: int, seed: int) -> list[tuple[float, float, float]]:
+    rng = np.random.default_rng(seed)
+    scores = []
+    for _ in range(SUBSETS):
+        chosen = rng.choice(len(found.ranks), pool, replace=False)
+        above, tied = (table[np.ix_(chosen, chosen)].sum(1) for table in (found.ahead, found.tied))
+        scores.append((*(top_k(above, tied, k).mean() for k in TOP), np.median(1 + above + tied / 2)))
+    return scores
+
+
+def _entry(pool: int, tops: list[np.ndarray], ranks: np.ndarray) -> dict:
+    return {"pool": pool, **{f"top{k}": float(top.mean()) for k, top in zip(TOP, tops, strict=True)},
+            "median_rank": float(np.median(ranks))}
 
 
 def image_retrieval(predicted_tokens, target_tokens) -> Retrieval:

@@ -1,0 +1,77 @@
+"""How pictures are brought to a size before they are scored: one place, because others differ exactly here.
+
+The published evaluation resized tensors with torchvision 0.16, bilinear and without antialiasing (the default became the
+other in 0.17), brought everything to 256 x 256 first, and took PixCorr and SSIM at 425 x 425. PUBLISHED does so. OURS
+antialiases, resizes once, from the size that pictures come in, and takes PixCorr and SSIM at that size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from mindtuner.errors import UserError
+from mindtuner.evaluation.scores.arrays import as_array
+
+HALF, LOST = "half", "lost"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """``antialias``: when a picture is reduced · ``first_side``: every picture is brought to this side before anything else,
+    None for no such step · ``pixel_side``: of PixCorr and SSIM, None for the side that pictures come in · ``ties``: of
+    two-way identification, HALF a point or LOST
+    """
+
+    antialias: bool = True
+    first_side: int | None = None
+    pixel_side: int | None = None
+    ties: str = HALF
+
+    def described(self) -> dict:
+        """Each choice in words, for the setting of a run."""
+        return {
+            "as_published": self == PUBLISHED,
+            "resize": f"bilinear, {'with' if self.antialias else 'without'} antialiasing, the whole picture (no crop)",
+            "first_brought_to": self.first_side, "pixel_side": self.pixel_side or "as the pictures come",
+            "value_range": "0 to 1", "grey": "0.2125 R + 0.7154 G + 0.0721 B",
+            "ssim_window": "Gaussian, sigma 1.5, 11 x 11, population covariance, places where it fits",
+            "two_way_ties": {HALF: "half a point (within 1e-6)", LOST: "lost"}[self.ties],
+        }
+
+
+OURS = Choices()
+PUBLISHED = Choices(antialias=False, first_side=256, pixel_side=425, ties=LOST)
+
+
+def as_images(images, name: str) -> np.ndarray:
+    """Checked images (n, 3, H, W): uint8, or floating and in 0..1. Raises UserError for another shape, NaN, or values
+    outside 0..1."""
+    array = images if isinstance(images, np.ndarray) and images.dtype == np.uint8 else as_array(images, name, 4)
+    if array.ndim != 4 or array.shape[1] != 3 or array.size == 0:
+        raise UserError(f"{name}: has shape {array.shape}; expected (n, 3, H, W)")
+    if array.dtype != np.uint8 and (array.min() < -1e-4 or array.max() > 1 + 1e-4):
+        raise UserError(f"{name}: values from {array.min():.3g} to {array.max():.3g}; expected 0 to 1")
+    return array
+
+
+def resize(images, side: int) -> np.ndarray:
+    """Images (n, 3, H, W) as float32 (n, 3, side, side): bilinear with antialiasing, clipped to 0..1."""
+    return prepare(as_images(images, "images"), side, OURS).clamp(0, 1).numpy()
+
+
+def prepare(images: np.ndarray, side: int | None, choices: Choices, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Checked images (n, 3, H, W) as a tensor (n, 3, side, side) of values 0..1, its own memory; of None as large as
+    they are."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(dtype, copy=True)
+    if images.dtype == np.uint8:
+        pixels /= 255
+    planes = pixels.flatten(0, 1)[:, None]  # each channel for itself, which torch resizes twice as fast
+    for wanted in (choices.first_side, side):
+        if wanted is not None and planes.shape[-2:] != (wanted, wanted):
+            planes = functional.interpolate(planes, (wanted, wanted), mode="bilinear", align_corners=False,
+                                            antialias=choices.antialias)
+    return planes.view(len(images), 3, *planes.shape[-2:])
