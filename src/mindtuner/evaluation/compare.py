@@ -14,7 +14,7 @@ from mindtuner.errors import UserError
 from mindtuner.evaluation.held_out import positions
 from mindtuner.evaluation.published import label
 from mindtuner.evaluation.results import PER_IMAGE, Run
-from mindtuner.evaluation.schema import PARTS
+from mindtuner.evaluation.schema import ALL_PARTS
 from mindtuner.evaluation.statistics import bootstrap_ci, holm, over_seeds, over_subjects, sign_flips
 
 LEVEL = 0.05
@@ -158,7 +158,7 @@ def _shared_scores(runs: list[tuple[Run, str]]) -> tuple[list[tuple[str, str]], 
     """(part, score) that all runs have, in the first one's order within a part; and labels of those that only some have."""
     every = [[tuple(key.split("/", 2)[1:]) for key in run.per_image if key.startswith(f"{method}/")] for run, method in runs]
     known = list(dict.fromkeys(name for names in every for name in names))
-    known.sort(key=lambda name: PARTS.index(name[0]))
+    known.sort(key=lambda name: ALL_PARTS.index(name[0]))
     shared = [name for name in known if all(name in names for names in every)]
     return shared, [label(*name) for name in known if name not in shared]
 
