@@ -81,7 +81,7 @@ class DiffusionPrior(nn.Module):
         noisy = self.schedule.add_noise(tokens, noise, timestep)
 
         def error(brain_tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            nulls = () if null_brain is None else (null_brain[rows], null_image[rows])
+            nulls = (None, None) if null_brain is None else (null_brain[rows], null_image[rows])
             clean = self(noisy[rows], timestep[rows], brain_tokens[rows], *nulls)
             return F.mse_loss(clean, tokens[rows], reduction="sum") / tokens.numel()
 
@@ -94,8 +94,8 @@ class DiffusionPrior(nn.Module):
         return sum_in_parts(error, brain_tokens, rows, weights, self._rows_at_once(device))
 
     def _rows_at_once(self, device: torch.device) -> int:
-        """How many samples pass together in training: on a CPU so few that what they leave for the way back is small and
-        its memory can be used again, elsewhere all."""
+        """How many samples pass together: on a CPU so few that their activations are small and the next samples use the same
+        memory, elsewhere all."""
         tokens, width = self.positions.shape
         return max(1, PART_BYTES // (4 * (2 * tokens + 1) * 8 * width)) if device.type == "cpu" else sys.maxsize
 
@@ -113,8 +113,7 @@ class DiffusionPrior(nn.Module):
 
         ``eta`` 0 is deterministic after the first draw, 1 as noisy as DDPM. ``guidance`` g gives
         ``null + g (prediction - null)``, the null branch with both conditions replaced; at 1 it is not computed.
-        ``start`` (n, T, D) is the noise to begin
-        with, drawn from ``generator`` when not given. Call it in evaluation mode.
+        ``start`` (n, T, D) is the noise to begin with, drawn from ``generator`` when not given. Call it in evaluation mode.
 
         Raises ValueError where ``steps`` does not divide 100.
         """
@@ -125,11 +124,12 @@ class DiffusionPrior(nn.Module):
         every = torch.ones(len(brain_tokens), dtype=torch.bool, device=brain_tokens.device)
         shape, device, dtype = brain_tokens.shape, brain_tokens.device, brain_tokens.dtype
         x = torch.randn(shape, generator=generator, device=device, dtype=dtype) if start is None else start.to(device, dtype)
+        parts = torch.arange(len(x), device=device).split(self._rows_at_once(device))
         for t in schedule.timesteps.tolist():
             timestep = torch.full_like(every, t, dtype=torch.long)
-            clean = self(x, timestep, brain_tokens)
-            if guidance != 1.0:
-                null = self(x, timestep, brain_tokens, every, every)
+            clean = torch.cat([self(x[rows], timestep[rows], brain_tokens[rows]) for rows in parts])
+            if guidance != 1.0:  # the null branch knows neither brain nor noisy tokens: it is the same for all samples
+                null = self(x[:1], timestep[:1], brain_tokens[:1], every[:1], every[:1])
                 clean = null + guidance * (clean - null)
             x = schedule.step(clean, t, x, eta=eta, generator=generator).prev_sample
         return x
