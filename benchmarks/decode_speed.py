@@ -2,11 +2,11 @@
 
     python benchmarks/decode_speed.py --peer CLONE [--rounds 6] [--threads 2] [--write docs/performance.md]
 
-From voxels through ridge, backbone and prior to image tokens, at the sizes and with the clone of ``train_step.py``, fp32. Ours is
-``Decoder.predict`` and ``Decoder.image_tokens`` with 20 DDIM steps and a tuned subject; the public side is ``model.ridge``,
-``model.backbone`` and ``diffusion_prior.p_sample_loop`` with timesteps=20, as in the public notebook, which evaluates the prior
-19 times. A batch gives trials a second, a batch of one the latency of real-time scanning.
-One batch of each side, then the next; each side in a process of its own.
+From voxels through ridge, backbone and prior to image tokens, at the sizes and with the clone of ``train_step.py``, fp32.
+Ours is ``Decoder.predict`` and ``Decoder.image_tokens`` with 20 DDIM steps and a tuned subject; the public side is
+``model.ridge``, ``model.backbone`` and ``diffusion_prior.p_sample_loop`` with timesteps=20, as in the public notebook,
+which evaluates the prior 19 times. A batch gives trials a second, a batch of one the latency of real-time scanning. One
+batch of each side, then the next; each side in a process of its own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
-    lines = [f"{datetime.date.today()}, {machine()}, {options.threads} threads, {options.rounds} rounds; seconds are medians, ratios "
-             "median (lowest to highest round)\n",
+    lines = [f"{datetime.date.today()}, {machine()}, {options.threads} threads, {options.rounds} rounds; seconds are "
+             "medians, ratios median (lowest to highest round)\n",
              "| decoding | trials | s | trials per s | times as fast | the same in CPU seconds | GFLOP |",
              "|---|---:|---:|---:|---:|---:|---:|"]
     for count in (options.batch, 1):

@@ -1,8 +1,8 @@
 """Implementations measured in turn, each in a process of its own: what ``train_step.py`` and ``decode_speed.py`` share.
 
-On a machine that others use too, seconds say little and ratios of neighbours much: side A does one piece of work, then B, then
-A again. Sides live in processes of their own, so that each has its own peak memory and versions of modules; all but the one
-whose turn it is sleep. The sizes are those of ``SIZES`` for everybody.
+On a machine that others use too, seconds say little and ratios of neighbours much: side A does one piece of work, then B,
+then A again. Sides live in processes of their own, so that each has its own peak memory and versions of modules; all but
+the one whose turn it is sleep. The sizes are those of ``SIZES`` for everybody.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def peak_mb() -> float:
 
 def _start(side: Side, connection, threads: int) -> None:
     sys.path.insert(0, str(side.source))
-    os.environ.update(side.environment)
+    os.environ.update(side.environment, TQDM_DISABLE="1")  # the public sampler has a progress bar
     side.work(Turns(connection, threads), *side.arguments)
 
 
@@ -136,8 +136,9 @@ def matmul_peak(turns: Turns, dtype: str) -> None:
 
 
 def machine() -> str:
-    name = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown CPU")
-    flags = next((line for line in open("/proc/cpuinfo") if line.startswith("flags")), "")
+    about = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":")[1].strip() for line in about if line.startswith("model name")), "unknown CPU")
+    flags = next((line for line in about if line.startswith("flags")), "")
     units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {unit}" in flags]
     return f"{name} ({', '.join(units)}), {os.cpu_count()} cores"
 

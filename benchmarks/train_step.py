@@ -2,30 +2,38 @@
 
     python benchmarks/train_step.py --peer CLONE [--before SRC] [--rounds 10] [--threads 2] [--write docs/performance.md]
 
-CLONE is a checkout of MedARC-AI/MindEyeV2; its models.py needs what parity/mindeye2.py says, on PYTHONPATH. SRC is the ``src``
-folder of another revision of this project, which is then measured beside this one. Sizes: one ridge 15,724 -> 1,024, 4 blocks,
-64 x 512 tokens, prior of depth 6, low-level decoder to 4 x 28 x 28, batch 24, all of which go through prior and low-level
-module on both sides (SoftCLIP; ``--mixco`` measures the first third of training, where ours leaves mixed trials out of them).
-Losses on both sides: prior, CLIP, low-level L1 and contrastive (tuning adds L_skip); AdamW. Targets are random numbers.
+CLONE is a checkout of MedARC-AI/MindEyeV2; its models.py needs what parity/mindeye2.py says, on PYTHONPATH. SRC is the
+``src`` folder of another revision of this project, which is then measured beside this one. Sizes: one ridge 15,724 ->
+1,024, 4 blocks, 64 x 512 tokens, prior of depth 6, low-level decoder to 4 x 28 x 28, batch 24, all of which go through
+prior and low-level module on both sides (SoftCLIP; ``--mixco`` measures the first third of training, where ours leaves
+mixed trials out of them). Losses on both sides: prior, CLIP, low-level L1 and contrastive (tuning adds L_skip); AdamW.
+Targets are random numbers.
 
-The public step trains everything, in pretraining and in tuning, in fp32. Ours is that of ``training.fit`` itself, with clipping
-of gradients and the reading of batches. One step of each side, then the next, ``--rounds`` times; each side in a process of
-its own. FLOPs are those of matrix products, convolutions and attention; "of peak" is FLOPs a second over what products of
-square matrices reach in the same run.
+The public step trains everything, in pretraining and in tuning, in fp32. Ours is that of ``training.fit`` itself, with
+clipping of gradients and the reading of batches. One step of each side, then the next, ``--rounds`` times; each side in a
+process of its own. FLOPs are those of matrix products, convolutions and attention; "of peak" is FLOPs a second over what
+products of square matrices reach in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import multiprocessing
 import sys
 from pathlib import Path
 
 import numpy as np
-from sides import SIZES, SOURCE, Measured, Side, Turns, in_turn, machine, matmul_peak, ratios, write_between
+from sides import SIZES, Measured, Side, Turns, in_turn, machine, matmul_peak, ratios, write_between
 
 TRIALS = 96
 ENDLESS = 100_000
+KINDS = {  # of operations in a profile, by what stands in their names; the first that fits
+    "products of matrices": ("::mm", "::addmm", "::bmm", "::baddbmm"), "convolutions": ("conv",),
+    "fused attention": ("scaled_dot_product", "flash"), "AdamW": ("adamw",), "norms": ("_norm",),
+    "GELU, SiLU, softmax": ("gelu", "silu", "softmax"), "copies and joins": ("copy_", "::cat", "fill_", "zero_"),
+    "element by element": ("::mul", "::add", "::div", "::sub", "::neg", "::sum", "::where", "bernoulli"),
+}
 
 
 def main() -> None:
@@ -38,8 +46,12 @@ def main() -> None:
     parser.add_argument("--mixco", action="store_true")
     parser.add_argument("--bfloat16", action="store_true", help="measure bf16 too where the machine only emulates it")
     parser.add_argument("--stages", nargs="+", default=["pretraining", "tuning"], choices=["pretraining", "tuning"])
+    parser.add_argument("--profile", action="store_true", help="where our two steps spend their time, and nothing else")
     parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
+    if options.profile:
+        print(profile_table(options))
+        return
     text = "\n\n".join([
         f"{datetime.date.today()}, {machine()}, batch {options.batch}, {options.threads} threads, {options.rounds} rounds, "
         f"{'BiMixCo' if options.mixco else 'SoftCLIP'}; seconds are medians, ratios median (lowest to highest round)",
@@ -50,17 +62,18 @@ def main() -> None:
 
 
 def stage_table(stage: str, options: argparse.Namespace) -> str:
-    sides = [Side("public, fp32", public_step, (options.peer, options.mixco, options.batch))] if options.peer else []
+    asked = options.mixco, options.batch
+    sides = [Side("public, fp32", public_step, (options.peer, *asked))] if options.peer else []
     if options.before:
-        sides.append(Side("before, fp32", our_step, (stage, "float32", options.mixco, options.batch), options.before.resolve()))
-    sides.append(Side("ours, fp32", our_step, (stage, "float32", options.mixco, options.batch)))
+        sides.append(Side("before, fp32", our_step, (stage, "float32", *asked), options.before.resolve()))
+    sides.append(Side("ours, fp32", our_step, (stage, "float32", *asked)))
     if options.bfloat16:
-        sides.append(Side("ours, bf16", our_step, (stage, "bfloat16", options.mixco, options.batch)))
+        sides.append(Side("ours, bf16", our_step, (stage, "bfloat16", *asked)))
     sides += [Side(f"products, {dtype}", matmul_peak, (dtype,)) for dtype in ("float32", "bfloat16")]
     found = in_turn(sides, options.rounds, options.threads)
     speed = {name: rate(measured) for name, measured in found.items()}
     first = next(iter(found))
-    lines = [f"| {stage} | s per step | times as fast | the same in CPU seconds | peak MB, all | beyond imports | GFLOP | of peak |",
+    lines = [f"| {stage} | s per step | times as fast | the same in CPU s | peak MB | beyond imports | GFLOP | of peak |",
              "|---|---:|---:|---:|---:|---:|---:|---:|"]
     for name, of in found.items():
         if name.startswith("products"):
@@ -74,6 +87,52 @@ def stage_table(stage: str, options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def profile_table(options: argparse.Namespace) -> str:
+    """Shares of the time of two steps of each stage, by kind of operation (torch.profiler, self time)."""
+    found = {}
+    for stage in options.stages:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[stage] = pool.apply(profile_steps, (stage, options.batch, options.threads))
+    lines = [f"| share of a step, batch {options.batch}, fp32, {options.threads} threads | {' | '.join(found)} |",
+             "|---|" + "---:|" * len(found)]
+    for kind in (*KINDS, "all else"):
+        shares = (f"{100 * of[kind] / sum(of.values()):.1f} %" for of in found.values())
+        lines.append(f"| {kind} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def profile_steps(stage: str, batch: int, threads: int) -> dict[str, float]:
+    """Microseconds by kind of operation in the third and fourth step."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from mindtuner import runtime
+    from mindtuner.training import loop
+
+    torch.set_num_threads(threads)
+    runtime.seed_everything(0)
+    model, take, steps = our_model(), loop.take_step, 0
+    network, (feeds, targets) = our_network(stage, model, SIZES["voxels"]), random_world(model, SIZES["voxels"])
+    watch = profile(activities=[ProfilerActivity.CPU])
+
+    def taken(*arguments):
+        nonlocal steps
+        result, steps = take(*arguments), steps + 1
+        if steps == 2:
+            watch.start()
+        if steps == 4:
+            watch.stop()
+        return result
+
+    loop.take_step = taken
+    loop.fit(network, feeds, targets, fit_config(4, "float32", False, batch), 0, stage)
+    found = dict.fromkeys((*KINDS, "all else"), 0.0)
+    for event in watch.key_averages():
+        kind = next((kind for kind, words in KINDS.items() if any(word in event.key for word in words)), "all else")
+        found[kind] += event.self_cpu_time_total
+    return found
+
+
 def rate(measured: Measured) -> float:
     """GFLOP a second at the median."""
     return measured.flops / 1e9 / np.median(measured.seconds)
@@ -82,7 +141,7 @@ def rate(measured: Measured) -> float:
 # ours
 
 
-def our_model(width: float = 1.0):
+def our_model():
     """The config of the model at ``SIZES``."""
     from mindtuner.config import ModelConfig
 
@@ -107,21 +166,19 @@ def our_network(stage: str, model, voxels: int):
     return network
 
 
-def random_world(model, voxels: int):
+def random_world(model, voxels: int, trials: int = TRIALS):
     """One subject's feed and the targets, all random numbers; no image stands twice in a batch of the first pass."""
-    import torch  # noqa: F401
-
     from mindtuner.data import Subject, Trials
     from mindtuner.training import Targets
     from mindtuner.training.batches import Feed
 
-    rng, order, none = np.random.default_rng(0), np.arange(TRIALS), np.zeros(TRIALS)
+    rng, order, none = np.random.default_rng(0), np.arange(trials), np.zeros(trials)
     low = (model.feature_positions, model.feature_width)
-    targets = Targets(*(rng.standard_normal((TRIALS, *shape), np.float32) for shape in (
+    targets = Targets(*(rng.standard_normal((trials, *shape), np.float32) for shape in (
         (model.tokens, model.width), (model.text_width,), (model.latent_channels, model.latent_side, model.latent_side),
         low, low)))
-    betas = rng.standard_normal((TRIALS, voxels), np.float32)
-    subject = Subject(1, Trials(order, order, none + 1, none, none), {}, betas, np.zeros(TRIALS, bool), "random")
+    betas = rng.standard_normal((trials, voxels), np.float32)
+    subject = Subject(1, Trials(order, order, none + 1, none, none), {}, betas, np.zeros(trials, bool), "random")
     return [Feed(subject, subject.trials, 0, True)], targets
 
 
@@ -197,7 +254,7 @@ def public_model(clone: Path):
 
 
 def public_step(turns: Turns, clone: Path, mixco: bool, batch: int) -> None:
-    """The step of Train.ipynb: its optimiser, schedule and losses, without the towers and the scores that it also computes."""
+    """The step of Train.ipynb: its optimiser, schedule and losses, without its towers and scores."""
     import torch
     from torch.nn.functional import l1_loss, normalize
 

@@ -5,8 +5,8 @@
 
 CLONE is a checkout of MedARC-AI/MindEyeV2. Its models.py needs dalle2_pytorch, rotary_embedding_torch,
 einops, beartype and diffusers (0.23 with its `diffusers.models.vae`; fixtures are written with it); they may stand
-in a folder of their own on PYTHONPATH. What it imports but does not run here (image libraries, CLIP, trainers) is replaced by empty
-modules. With --peer only the public side runs, because our package needs a newer diffusers than theirs.
+in a folder of their own on PYTHONPATH. What it imports but does not run here (image libraries, CLIP, trainers) is
+replaced by empty modules. With --peer only the public side runs, because our package needs a newer diffusers than theirs.
 
 All weights are random, the dead ones, norms and biases too. A fixture holds weights by the released keys,
 inputs and outputs; a large tensor of the low-level case has weights of one size and random sign, one bit
