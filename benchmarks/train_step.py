@@ -18,6 +18,7 @@ products of square matrices reach in the same run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import multiprocessing
 import sys
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--mixco", action="store_true")
     parser.add_argument("--bfloat16", action="store_true", help="measure bf16 too where the machine only emulates it")
     parser.add_argument("--stages", nargs="+", default=["pretraining", "tuning"], choices=["pretraining", "tuning"])
+    parser.add_argument("--demo", action="store_true", help="ours alone at the sizes of the demo: 7 subjects, then 1")
     parser.add_argument("--profile", action="store_true", help="where our two steps spend their time, and nothing else")
     parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -53,7 +55,8 @@ def main() -> None:
         print(profile_table(options))
         return
     text = "\n\n".join([
-        f"{datetime.date.today()}, {machine()}, batch {options.batch}, {options.threads} threads, {options.rounds} rounds, "
+        f"{datetime.date.today()}, {machine()}, {'sizes of the demo' if options.demo else f'batch {options.batch}'}, "
+        f"{options.threads} threads, {options.rounds} rounds, "
         f"{'BiMixCo' if options.mixco else 'SoftCLIP'}; seconds are medians, ratios median (lowest to highest round)",
         *(stage_table(stage, options) for stage in options.stages)])
     print(text)
@@ -63,12 +66,12 @@ def main() -> None:
 
 def stage_table(stage: str, options: argparse.Namespace) -> str:
     asked = options.mixco, options.batch
-    sides = [Side("public, fp32", public_step, (options.peer, *asked))] if options.peer else []
+    sides = [Side("public, fp32", public_step, (options.peer, *asked))] if options.peer and not options.demo else []
     if options.before:
-        sides.append(Side("before, fp32", our_step, (stage, "float32", *asked), options.before.resolve()))
-    sides.append(Side("ours, fp32", our_step, (stage, "float32", *asked)))
+        sides.append(Side("before, fp32", our_step, (stage, "float32", *asked, options.demo), options.before.resolve()))
+    sides.append(Side("ours, fp32", our_step, (stage, "float32", *asked, options.demo)))
     if options.bfloat16:
-        sides.append(Side("ours, bf16", our_step, (stage, "bfloat16", *asked)))
+        sides.append(Side("ours, bf16", our_step, (stage, "bfloat16", *asked, options.demo)))
     sides += [Side(f"products, {dtype}", matmul_peak, (dtype,)) for dtype in ("float32", "bfloat16")]
     found = in_turn(sides, options.rounds, options.threads)
     speed = {name: rate(measured) for name, measured in found.items()}
@@ -77,7 +80,7 @@ def stage_table(stage: str, options: argparse.Namespace) -> str:
              "|---|---:|---:|---:|---:|---:|---:|---:|"]
     for name, of in found.items():
         if name.startswith("products"):
-            lines.append(f"| {name}, 1024 x 1024 | | | | | | | {speed[name]:.0f} GFLOP/s |")
+            lines.append(f"| {name}, 1024 x 1024 | | | | | | | {speed[name]:.3g} GFLOP/s |")
             continue
         peak = speed["products, bfloat16" if "bf16" in name else "products, float32"]
         lines.append(
@@ -191,7 +194,7 @@ def fit_config(steps: int, dtype: str, mixco: bool, batch: int):
         warmup=0.01, mixco_share=float(mixco), head_trials=batch, regression_weight=0.0, dtype=dtype)
 
 
-def our_step(turns: Turns, stage: str, dtype: str, mixco: bool, batch: int) -> None:
+def our_step(turns: Turns, stage: str, dtype: str, mixco: bool, batch: int, demo: bool) -> None:
     """``fit`` itself, which takes its turn before each step."""
     import torch
 
@@ -200,8 +203,7 @@ def our_step(turns: Turns, stage: str, dtype: str, mixco: bool, batch: int) -> N
 
     turns.imported()
     runtime.seed_everything(0)
-    model = our_model()
-    network, (feeds, targets) = our_network(stage, model, SIZES["voxels"]), random_world(model, SIZES["voxels"])
+    network, feeds, targets, config = (demo_world if demo else one_subject)(stage, dtype, mixco, batch)
     compute, take, step = loop.compute_losses, loop.take_step, 0
 
     def counted(*arguments, **named):
@@ -222,7 +224,37 @@ def our_step(turns: Turns, stage: str, dtype: str, mixco: bool, batch: int) -> N
 
     loop.compute_losses, loop.take_step = counted, taken
     turns()
-    loop.fit(network, feeds, targets, fit_config(ENDLESS, dtype, mixco, batch), 0, stage)
+    loop.fit(network, feeds, targets, config, 0, stage)
+
+
+def one_subject(stage: str, dtype: str, mixco: bool, batch: int) -> tuple:
+    """Network, feeds, targets and config at ``SIZES``."""
+    model = our_model()
+    return (our_network(stage, model, SIZES["voxels"]), *random_world(model, SIZES["voxels"]),
+            fit_config(ENDLESS, dtype, mixco, batch))
+
+
+def demo_world(stage: str, dtype: str, mixco: bool, _) -> tuple:
+    """The same at the sizes of the demo, its own batches and losses."""
+    from mindtuner.config import load_config
+    from mindtuner.data.nsd import VOXELS
+    from mindtuner.model import BrainNetwork
+    from mindtuner.training.batches import Feed
+
+    config = load_config("demo")
+    voxels = {number: round(config.simulate.voxel_scale * count) for number, count in enumerate(VOXELS, 1)}
+    feeds, targets = [], None
+    for number in [1] if stage == "tuning" else range(2, 9):
+        [feed], targets = random_world(config.model, voxels[number])
+        feeds.append(Feed(dataclasses.replace(feed.subject, number=number), feed.trials, 0, True))
+    if stage == "tuning":
+        network, fit = BrainNetwork(config.model, {}), config.tune
+        network.add_fingerprint("subj01", voxels[1], config.fingerprint)
+    else:
+        network, fit = BrainNetwork(config.model, {feed.name: feed.subject.n_voxels for feed in feeds}), config.pretrain
+        network.projector.requires_grad_(False)
+    epochs = ENDLESS * fit.batch_per_subject / TRIALS
+    return network, feeds, targets, dataclasses.replace(fit, epochs=epochs, dtype=dtype, mixco_share=float(mixco))
 
 
 # theirs
