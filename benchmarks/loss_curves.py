@@ -40,8 +40,9 @@ def main() -> None:
 
 
 def compare_formats(stage: str, seeds: int, steps: int) -> None:
-    found = {dtype: [fresh(SOURCE, stage, dtype, seed, steps)[0] for seed in range(seeds)]
-             for dtype in ("float32", "bfloat16")}
+    formats = "float32", "bfloat16"
+    runs = fresh(SOURCE, [(stage, dtype, seed, steps) for dtype in formats for seed in range(seeds)])
+    found = {dtype: [losses for losses, _ in runs[k * seeds:(k + 1) * seeds]] for k, dtype in enumerate(formats)}
     print(f"\n| {stage}, {steps} steps, {seeds} seeds | fp32 (sd) | bf16 (sd) | bf16 - fp32 of a seed (sd) |")
     print("|---|---:|---:|---:|")
     for name in found["float32"][0]:
@@ -51,7 +52,8 @@ def compare_formats(stage: str, seeds: int, steps: int) -> None:
 
 
 def compare_revisions(stage: str, before: Path) -> None:
-    (losses, weights), (old_losses, old_weights) = (fresh(source, stage, "float32", 0, 20) for source in (SOURCE, before))
+    (losses, weights), (old_losses, old_weights) = (
+        fresh(source, [(stage, "float32", 0, 20)])[0] for source in (SOURCE, before))
     if stage == "tuning":
         del losses["prior"]
 
@@ -63,10 +65,10 @@ def compare_revisions(stage: str, before: Path) -> None:
           f"weights by {largest(weights, old_weights):.1e}")
 
 
-def fresh(source: Path, *arguments) -> tuple[dict, dict]:
-    """``curves`` in a process of its own."""
+def fresh(source: Path, runs: list[tuple]) -> list[tuple[dict, dict]]:
+    """``curves`` of all runs in one new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(curves, (source, *arguments))
+        return [pool.apply(curves, (source, *run)) for run in runs]
 
 
 def curves(source: Path, stage: str, dtype: str, seed: int, steps: int) -> tuple[dict, dict]:
@@ -96,6 +98,7 @@ def curves(source: Path, stage: str, dtype: str, seed: int, steps: int) -> tuple
 
     loop.compute_losses = noting
     loop.fit(network, [feed], targets, config, seed, stage)
+    loop.compute_losses = compute
     return ({name: [losses[name] for losses in seen] for name in seen[0]},
             {name: p.detach().numpy() for name, p in network.named_parameters() if p.requires_grad})
 
