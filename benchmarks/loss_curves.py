@@ -77,7 +77,10 @@ def curves(source: Path, stage: str, dtype: str, seed: int, steps: int) -> tuple
     from train_step import fit_config, our_model, our_network, random_world
 
     from mindtuner import runtime
+    from mindtuner.model import prior
     from mindtuner.training import loop
+
+    prior.PART_BYTES = 2**16  # three samples at once, where a revision knows parts: a small prior would pass whole
 
     model = dataclasses.replace(our_model(), hidden=64, tokens=8, width=32, text_width=8, prior_depth=2, prior_heads=2,
                                 prior_head_dim=16, latent_side=8, lowlevel_channels=(16, 8), lowlevel_side=4,
