@@ -149,11 +149,18 @@ def test_any_score_of_the_files_is_compared_and_one_that_a_run_lacks_is_named():
 
 def test_the_images_of_a_category_or_the_others():
     a, b = run_of(seed=0), run_of(seed=1)
+    for run in (a, b):  # of pictures too: their captions, and the brain that they predict
+        for name in ("captions/rouge_1", "brain/V1"):
+            run.per_image[f"mindtuner/{name}"] = np.random.default_rng(len(name)).random(P).astype(np.float32)
     held = [6, 9, 12, 18]  # ids; positions 2, 3, 4, 6, of which 2, 4, 6 are painted, as 1, 2 and 3
     b.results["held_out"] = {"category": "dog", "images": held}
     whole, of, others = (compare({"a": a}, {"b": b}, which=which) for which in ("all", "category", "others"))
-    for score, positions in (("image", [2, 3, 4, 6]), ("text", [1, 2, 3, 5]), ("pixcorr", [1, 2, 3])):
-        key = f"mindtuner/{'reconstruction' if score == 'pixcorr' else 'retrieval'}/{score}"
+    assert [row["score"] for row in whole["scores"]] == [*DIRECTIONS, *PICTURES, "rouge_1", "V1"]
+    assert "ROUGE-1 of the caption" in text(of) and "V1 brain correlation" in text(of)
+    for part, score, positions in (("retrieval", "image", [2, 3, 4, 6]), ("retrieval", "text", [1, 2, 3, 5]),
+                                   ("reconstruction", "pixcorr", [1, 2, 3]), ("captions", "rouge_1", [1, 2, 3]),
+                                   ("brain", "V1", [1, 2, 3])):
+        key = f"mindtuner/{part}/{score}"
         difference = a.per_image[key].astype(float) - b.per_image[key]
         rest = np.setdiff1d(np.arange(len(difference)), positions)
         assert row_of(of, score)["difference"] == pytest.approx(difference[positions].mean())

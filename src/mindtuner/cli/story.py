@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from mindtuner import runtime
 from mindtuner.cli.steps import Materials, Stopwatch
+from mindtuner.cli.words_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder, Predictions
@@ -26,7 +27,7 @@ from mindtuner.evaluation.controls import mean_token, nearest_training_image
 from mindtuner.evaluation.held_out import scored_apart
 from mindtuner.evaluation.held_out import text as held_out_text
 from mindtuner.evaluation.report import write_report
-from mindtuner.evaluation.results import build_results, per_image_scores, save_run, to_uint8
+from mindtuner.evaluation.results import build_results, per_image_scores, rounded, save_run, to_uint8
 from mindtuner.evaluation.scores.catalogue import HALF, ONE_IN_N, Score, of_part
 from mindtuner.evaluation.scores.features import LITE2
 from mindtuner.evaluation.scores.networks import find_networks, not_scored
@@ -66,12 +67,18 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
     setting["scores"] = scoring.described()
     setting["stimuli_note"] = " ".join(filter(None, [generator_note, captions_note(bank, test),
                                                     hold_out_note(config.hold_out_category)]))
-    with watch.stage("report"):
-        results = build_results(setting, scores, watch.total(), runtime.peak_memory_mb(), config.seed,
-                                test.images[test.shown])
+    with watch.stage("words and brain"):
+        results = build_results(setting, scores, {}, 0, config.seed, test.images[test.shown])
         per_image = per_image_scores(scores, test.images, test.shown, test.texts)
+        shown = test.images[test.shown]
+        score_captions(results, per_image, painted, [test.captions[k] for k in test.shown],
+                       caption_scorer(scoring.folder, CompactTextEncoder()), config.seed)
+        score_brain(results, per_image, painted, materials.dataset.subject(hour.number), shown, test.caches["pixels"],
+                    config.seed)
         if config.hold_out_category:
             results["held_out"] = scores_apart(per_image, materials.dataset.stimuli, config.seed)
+    with watch.stage("report"):
+        results |= rounded({"timing_s": watch.total(), "peak_memory_mb": runtime.peak_memory_mb()})
         save_run(out, results, pictures_of(painted, test), words_of(predictions, painted, test), per_image)
         page = write_report(out)
     shutil.rmtree(out / PARTS, ignore_errors=True)
@@ -91,6 +98,7 @@ class Scoring:
     def __init__(self, networks: Path | None = None, as_published: bool = False, pool: int = POOL):
         if pool < 1:
             raise UserError(f"--pool is {pool}; expected 1 or more candidates")
+        self.folder = networks
         found, self.missing = find_networks(networks)
         self.networks = [*found, LITE2]
         self.choices, self.pool = PUBLISHED if as_published else OURS, pool

@@ -42,7 +42,7 @@ def scored_apart(per_image: Mapping[str, np.ndarray], category: str, of_category
 
 def positions(per_image: Mapping[str, np.ndarray], part: str, score: str) -> np.ndarray:
     """Of which test images, as positions in "images", the values of a score are."""
-    if part == "reconstruction":
+    if part != "retrieval":  # of pictures, of captions and of the brain that pictures predict
         return per_image["shown"]
     return per_image["texts"] if score.startswith("text") else np.arange(len(per_image["images"]))
 

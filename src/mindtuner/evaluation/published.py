@@ -88,11 +88,9 @@ def table(runs: list[Run], method: str = "mindtuner") -> dict:
 def label(part: str, score: str) -> str:
     """The name for people of a score of a run, in the catalogue or not; of a distance also which way is better."""
     known = of_part(part).get(score)
-    if part == "retrieval":
-        return f"{known.label if known else score.replace('_', ' ')} retrieval"
-    if known is None:
-        return score.replace("_", " ")
-    return known.label if known.higher_is_better else f"{known.label} (lower is better)"
+    name = known.label if known else score if part == "brain" else score.replace("_", " ")  # regions are called what they are
+    about = {"retrieval": " retrieval", "captions": " of the caption", "brain": " brain correlation"}.get(part, "")
+    return name + about + (" (lower is better)" if known and not known.higher_is_better else "")
 
 
 def _row_of(run: Run, method: str, where: str) -> dict:

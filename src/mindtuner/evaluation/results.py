@@ -12,8 +12,9 @@
 ``per_image.safetensors``  the scores of single images, float32: "{method}/retrieval/{direction}" (n,), of text (t,), and
                            "{method}/reconstruction/{score}" (p,) of the method's picture; with them int64 "images" (n,)
                            stimulus ids of the test images, and as positions among these "shown" (p,), those painted, and
-                           "texts" (t,), those that have a caption. A score is NaN where it is undefined: PixCorr of an
-                           image that has one value everywhere
+                           "texts" (t,), those that have a caption. Also "{method}/captions/{score}" (p,) of the retrieved
+                           caption, and "{method}/brain/{region}" (p,). A score is NaN where it is undefined: PixCorr of an
+                           image that has one value everywhere, words of an image that has no caption
 ``results.json``           the scores, see ``build_results``; written last: a folder that has it is complete
 """
 
@@ -70,6 +71,8 @@ def build_results(setting: dict, scores: Mapping[str, MethodScores], timing_s: d
      "undefined": {"pixcorr": {"left_out": {"count", "images"}, "counted_zero": {method: {"count", "images"}}}},
      "paired": {"mindtuner_minus_X": {"retrieval": {direction: {"mean", "ci", "p"}}, "reconstruction": ...}},
      "timing_s", "peak_memory_mb"}
+    ``cli/words_and_brain.py`` adds the scores of captions, to methods, ci95 and chance, and brain correlations, to methods
+    and as "brain".
 
     shown : (p,) stimulus ids of the painted images, which "undefined" names (default: their positions)
 

@@ -15,7 +15,8 @@ from mindtuner.foreign import one_line
 
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "nearest_training_image", "prior_only",
            "shuffled_brain")
-PARTS = ("retrieval", "reconstruction")  # of the scores
+PARTS = ("retrieval", "reconstruction")  # of the scores that every method has
+ALL_PARTS = (*PARTS, "captions", "brain")  # those of single images; regions of the brain have any names
 
 
 def validate_results(results: Mapping, where: str = "results.json") -> None:
@@ -137,9 +138,10 @@ def validate_per_image(per_image: Mapping[str, np.ndarray], pictures: Mapping[st
             continue
         method, _, rest = name.partition("/")
         part, _, score = rest.partition("/")
-        if method not in METHODS or part not in PARTS or not score:
-            raise UserError(f"{where}: {name} is unknown; expected METHOD/PART/SCORE with a part out of {', '.join(PARTS)}")
-        if part == "reconstruction":
+        if method not in METHODS or part not in ALL_PARTS or not score:
+            raise UserError(f"{where}: {name} is unknown; expected METHOD/PART/SCORE with a part out of "
+                            f"{', '.join(ALL_PARTS)}")
+        if part in ("reconstruction", "captions"):
             catalogue.find(part, score, f"{where}: {name}")
         expected = lengths.get(score, n) if part == "retrieval" else p
         if array.dtype != np.float32 or array.shape != (expected,):

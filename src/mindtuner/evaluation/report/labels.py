@@ -18,7 +18,7 @@ METHODS = {
     "shuffled_brain": (
         "Shuffled brain", "A control: tuned on permuted brains; what it gets right is not read from them."),
 }
-PARTS = {"retrieval": "Retrieval", "reconstruction": "Pictures"}
+PARTS = {"retrieval": "Retrieval", "reconstruction": "Pictures", "captions": "Captions"}
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 GROUPS = {part: of_part(part) for part in PARTS}
 
@@ -90,7 +90,7 @@ def chance_of(results: dict, part: str, name: str, method: str) -> float | None:
     chance = results.get("chance")
     if part == "retrieval":
         return pick(chance, "retrieval", name)
-    own = pick(chance, "reconstruction", name, method)
+    own = pick(chance, part, name, method)
     return pick(chance, "two_way") if own is None and score_of(part, name).share else own
 
 

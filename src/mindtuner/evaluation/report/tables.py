@@ -137,7 +137,7 @@ def paired(differences: dict) -> list[dict]:
     for name, parts in differences.items():
         first, second = (label_of(method)[0] for method in name.split("_minus_"))
         lines = [_difference(first, second, part, key, parts[part][key])
-                 for part in GROUPS for key in dict.fromkeys([*GROUPS[part], *parts[part]]) if key in parts[part]]
+                 for part in parts for key in dict.fromkeys([*GROUPS[part], *parts[part]]) if key in parts[part]]
         groups.append({"title": f"{first} minus {second}", "lines": lines})
     return groups
 
