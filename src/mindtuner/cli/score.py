@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.evaluation.scores.images import score_images
     from mindtuner.evaluation.scores.networks import not_scored
     from mindtuner.evaluation.scores.picture_files import read_pairs
+    from mindtuner.evaluation.scores.pictures import is_flat
     from mindtuner.evaluation.scoring import defined
     from mindtuner.evaluation.statistics import bootstrap_ci
     from mindtuner.files import write_json
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
                            "pictures": {key: None if value != value else value
                                         for key, value in zip(names, values, strict=True)}}
             print(f"{table[name].label:<16}{found[name]['mean']:>8.3f}{f'{low:.3f} to {high:.3f}':>20}{level:>9.3f}")
-    flat = {where: [name for name, picture in zip(names, pictures, strict=True) if picture.min() == picture.max()]
+    flat = {where: [name for name, found_flat in zip(names, is_flat(pictures), strict=True) if found_flat]
             for where, pictures in (("seen", seen), ("painted", painted))}
     for where, what in (("seen", "leaves out"), ("painted", "counts 0 for")):
         if flat[where]:
