@@ -88,14 +88,19 @@ def changed(config, setting: str, parser: argparse.ArgumentParser):
         part, **{field: value if kind is str else kind(float(value))})})
 
 
-def prepare(out: Path, config):
-    """The dataset, its caches and the pretrained base, made where they are missing."""
+def materials(out: Path, config):
+    """The dataset, its caches and the targets in them, made where they are missing."""
     if not (out / "data" / "brain_region_masks.hdf5").exists():
         simulate(out / "data", config.simulate)
     dataset = load(out / "data")
     caches = embed(dataset, out / "data" / "cache", CompactImageEncoder(), CompactTextEncoder(),
                    Autoencoder(packaged(WEIGHTS)))
-    targets = Targets(**{field.name: caches[field.name] for field in dataclasses.fields(Targets)})
+    return dataset, caches, Targets(**{field.name: caches[field.name] for field in dataclasses.fields(Targets)})
+
+
+def prepare(out: Path, config):
+    """``materials`` and the pretrained base, made where they are missing."""
+    dataset, caches, targets = materials(out, config)
     path = out / "base.safetensors"
     if not path.exists():
         save_network(path, pretrain(dataset.without(subject=config.target_subject), targets, config, config.seed,

@@ -175,8 +175,8 @@ def test_demo_refuses_before_it_writes(tmp_path, capsys, untrained_generator):
 # ---- report and train-generator
 
 def test_report_of_a_folder_without_a_run(tmp_path, capsys):
-    refused(capsys, ["report", tmp_path], "results.json: not found")
-    refused(capsys, ["report", tmp_path / "none"], "results.json: not found")
+    refused(capsys, ["report", tmp_path], "holds no results.json")
+    refused(capsys, ["report", tmp_path / "none"], "not found; expected the folder of a run")
 
 
 @pytest.mark.parametrize("option, value", [("--scenes", 299), ("--denoiser-steps", -1), ("--autoencoder-steps", -1)])

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from scipy.stats import pearsonr
 
 from mindtuner.data import Subject, Trials, load
+from mindtuner.data.folds import image_folds
 from mindtuner.data.simulation.brains import simulate_brain
 from mindtuner.data.simulation.calibration import estimated_ceiling, random_scenes, repeats_of
 from mindtuner.data.simulation.early import early_features
@@ -20,7 +21,7 @@ from mindtuner.encoders.efficientnet import lite_network, prepare
 from mindtuner.errors import UserError
 from mindtuner.evaluation import encoding
 from mindtuner.evaluation.blocks import BrainTruth, brain_block
-from mindtuner.evaluation.encoding import ALPHAS, EncodingModel, image_folds, responses
+from mindtuner.evaluation.encoding import ALPHAS, EncodingModel, responses
 from mindtuner.evaluation.scores.brain import VoxelNoise, brain_chance, brain_scores
 from mindtuner.evaluation.scores.encoding_features import EncodingFeatures
 from mindtuner.evaluation.scores.features import LITE2, features_of
@@ -227,7 +228,7 @@ def test_a_fit_is_the_same_again_and_knows_bad_input():
     np.testing.assert_array_equal(model.predict(constant), model.predict(moved))
     for features, betas, images, message in ((x, y[:5], np.arange(30), "30 rows for 5 of betas"),
                                              (x, np.full_like(y, np.nan), np.arange(30), "betas: holds NaN"),
-                                             (x, y, np.arange(30) // 10, "3 to fit an encoding model on")):
+                                             (x, y, np.arange(30) // 10, "3 to cross-validate over")):
         with pytest.raises(UserError, match=message):
             EncodingModel.fit(features, betas, images, 0)
     with pytest.raises(UserError, match="12 an image; expected 11, the sum of their groups"):

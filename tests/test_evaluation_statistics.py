@@ -3,7 +3,15 @@ import pytest
 from scipy import stats
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.statistics import bootstrap_ci, over_seeds, paired_difference, paired_over_seeds
+from mindtuner.evaluation.statistics import (
+    bootstrap_ci,
+    holm,
+    over_seeds,
+    over_subjects,
+    paired_difference,
+    paired_over_seeds,
+    sign_flips,
+)
 
 
 def test_bootstrap_interval_is_close_to_the_normal_one():
@@ -44,7 +52,29 @@ def test_paired_p_equals_the_exact_one_of_all_sign_flips():
     d = np.array([0.3, -0.1, 0.4, 0.2, -0.3, 0.5, 0.1, 0.25])
     flips = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1)
     exact = np.mean(np.abs(d @ flips) >= abs(d.sum()) - 1e-12)
-    assert paired_difference(d, np.zeros(8), seed=0)["p"] == pytest.approx(exact, abs=0.02)
+    assert paired_difference(d, np.zeros(8), seed=0)["p"] == pytest.approx(exact, abs=1e-12)  # all 256 are gone through
+    assert sign_flips(d, seed=0, n_flips=200) == pytest.approx(exact, abs=0.1)  # 200 at random
+
+
+@pytest.mark.parametrize(("n", "tolerance"), [(2, 1e-12), (7, 1e-12), (12, 1e-12), (40, 0.02)])
+def test_sign_flips_agree_with_scipy(n, tolerance):
+    rng = np.random.default_rng(n)
+    for values in (rng.normal(0.2, 1, size=n), rng.choice([-1.0, 0, 0, 1], size=n)):  # continuous, and hits with many ties
+        expected = stats.permutation_test((values, np.zeros(n)), lambda x, y, axis: (x - y).mean(axis), vectorized=True,
+                                          permutation_type="samples", n_resamples=9999, random_state=np.random.default_rng(0))
+        # scipy doubles the smaller tail; a null of sign flips is symmetric, so that is the share with a |mean| as large
+        assert sign_flips(values, seed=0) == pytest.approx(expected.pvalue, abs=tolerance)
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([0.2]) == [0.2]
+
+
+def test_holm_keeps_the_chance_of_any_false_rejection():
+    rng = np.random.default_rng(8)
+    p = stats.norm.sf(0.6 * rng.normal(size=(4000, 1)) + 0.8 * rng.normal(size=(4000, 6)))  # six scores that go together
+    assert np.mean([min(holm(row)) <= 0.05 for row in p]) <= 0.06 < np.mean(p.min(1) <= 0.05)
 
 
 def test_pairing_finds_an_effect_that_the_spread_over_images_hides():
@@ -97,7 +127,40 @@ def test_paired_over_seeds_removes_what_methods_share():
     assert over_seeds(a, seed=0)["ci"][1] - over_seeds(a, seed=0)["ci"][0] > 2
 
 
+def test_spread_over_subjects_by_hand():
+    first, second = np.array([[1.0, 2, 3], [3, 4, 5], [2, 3, 4]]), np.array([[5.0, 6, 10]])
+    found = over_subjects([first, second], seed=0)
+    assert (found["mean"], found["subjects"], found["sd_seeds"]) == (5.0, 2, 1.0)  # subjects weigh alike
+    assert found["sd"] == pytest.approx(np.sqrt(8))
+    assert over_subjects([second, second], seed=0)["sd_seeds"] is None
+
+
+def test_the_interval_over_subjects_covers_all_sources_of_variance():
+    """Images are as hard for every subject. Drawn anew within each, they would average out, and intervals fall short."""
+    rng = np.random.default_rng(9)
+    inside, nested, widths = 0, 0, []
+    subjects, runs, images = 8, 2, 40
+    for trial in range(150):
+        values = (0.2 * rng.normal(size=(subjects, 1, 1)) + 0.2 * rng.normal(size=(subjects, runs, 1))
+                  + rng.normal(size=(1, 1, images)) + 0.3 * rng.normal(size=(subjects, runs, images)))
+        low, high = over_subjects(list(values), seed=trial, n_boot=300)["ci"]
+        inside += low <= 0 <= high
+        widths.append(high - low)
+        times = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=200)
+        drawn = [rng.multinomial(times[:, s] * images, np.full(images, 1 / images)) @ values[s].mean(0)
+                 for s in range(subjects)]
+        low, high = np.percentile(np.sum(drawn, 0) / (subjects * images), [2.5, 97.5])
+        nested += low <= 0 <= high
+    assert 0.88 <= inside / 150 <= 0.99 and nested / 150 < 0.85
+    true_sd = np.sqrt(0.2**2 / 8 + 0.2**2 / 16 + 1 / 40 + 0.3**2 / 640)
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * true_sd, rel=0.12)
+
+
 def test_bad_values_are_refused():
+    with pytest.raises(UserError, match="1 subject; expected at least 2"):
+        over_subjects([np.ones((2, 5))], seed=0)
+    with pytest.raises(UserError, match=r"values\[1\]: has 4 images; expected 5"):
+        over_subjects([np.ones((2, 5)), np.ones((1, 4))], seed=0)
     with pytest.raises(UserError, match="values: holds NaN"):
         bootstrap_ci(np.array([1, np.nan]), seed=0)
     with pytest.raises(UserError, match="at least one row"):

@@ -254,3 +254,51 @@ def test_shapes_at_several_sizes(tokens, width, depth, heads, head_dim):
     assert prior.loss(brain, brain).shape == ()
     assert prior.sample(brain, 2).shape == brain.shape
     assert prior.transformer.rotary.dims == min(32, head_dim // 2 * 2)
+
+
+def value_and_gradients(prior, brain, tokens, seed=4):
+    brain = brain.clone().requires_grad_()
+    prior.zero_grad()
+    loss = prior.loss(brain, tokens, torch.Generator().manual_seed(seed))
+    (3 * loss).backward()
+    return loss.detach(), brain.grad, {name: p.grad for name, p in prior.named_parameters()}
+
+
+def test_loss_in_parts_has_the_value_and_gradients_of_the_whole(monkeypatch):
+    torch.manual_seed(5)
+    prior = DiffusionPrior(tiny()).double().train()
+    brain, tokens = torch.randn(2, 7, 3, 8, dtype=torch.float64)
+    whole = value_and_gradients(prior, brain, tokens)
+    monkeypatch.setattr("mindtuner.model.prior.PART_BYTES", 2 * 4 * 7 * 8 * 8)  # two samples at once, and one in the end
+    sizes = []
+    prior.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    parts = value_and_gradients(prior, brain, tokens)
+    assert sizes == [2, 2, 2, 1]
+    torch.testing.assert_close(parts, whole)
+    with torch.no_grad():  # nothing wants a gradient: one pass
+        torch.testing.assert_close(prior.loss(brain, tokens, torch.Generator().manual_seed(4)), whole[0])
+    assert sizes[4:] == [7]
+
+
+def test_a_frozen_prior_leaves_out_dropped_brains_and_gives_the_same_gradient():
+    torch.manual_seed(6)
+    prior = DiffusionPrior(tiny()).train()
+    brain, tokens = torch.randn(2, 40, 3, 8)
+    sizes = []
+    prior.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    value, gradient, _ = value_and_gradients(prior, brain, tokens)
+    prior.requires_grad_(False)
+    frozen_value, frozen_gradient, _ = value_and_gradients(prior, brain, tokens)
+    dropped = (gradient == 0).all((1, 2))
+    assert 0 < dropped.sum() < 40 and sizes == [40, 40 - dropped.sum()]
+    torch.testing.assert_close(frozen_gradient, gradient)
+    assert frozen_value < value  # what was left out counts as 0
+    prior.eval()
+    assert prior.loss(brain, tokens) > 0 and sizes[-1] == 40  # evaluation drops nothing
+
+
+def test_a_frozen_prior_that_sees_dropped_brains_alone_teaches_nothing():
+    prior = DiffusionPrior(tiny()).train().requires_grad_(False)
+    brain, tokens = torch.randn(2, 1, 3, 8)
+    seed = next(seed for seed in range(100) if value_and_gradients(prior, brain, tokens, seed)[0] == 0)
+    assert (value_and_gradients(prior, brain, tokens, seed)[1] == 0).all()

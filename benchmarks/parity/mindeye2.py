@@ -4,9 +4,9 @@
     python benchmarks/parity/mindeye2.py --peer CLONE    run the public classes and write the fixtures anew
 
 CLONE is a checkout of MedARC-AI/MindEyeV2. Its models.py needs dalle2_pytorch, rotary_embedding_torch,
-einops, beartype and diffusers with `diffusers.models.vae` (0.23); they may stand in a folder of their own on
-PYTHONPATH. What it imports but does not run here (image libraries, CLIP, trainers) is replaced by empty
-modules. With --peer only the public side runs, because our package needs a newer diffusers than theirs.
+einops, beartype and diffusers (0.23 with its `diffusers.models.vae`; fixtures are written with it); they may stand
+in a folder of their own on PYTHONPATH. What it imports but does not run here (image libraries, CLIP, trainers) is
+replaced by empty modules. With --peer only the public side runs, because our package needs a newer diffusers than theirs.
 
 All weights are random, the dead ones, norms and biases too. A fixture holds weights by the released keys,
 inputs and outputs; a large tensor of the low-level case has weights of one size and random sign, one bit
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import importlib
 import importlib.machinery
 import json
 import math
@@ -196,6 +198,8 @@ def import_peer(clone: Path) -> types.SimpleNamespace:
         module = Empty(name)
         module.__path__, module.__spec__ = [], importlib.machinery.ModuleSpec(name, None)
         sys.modules[name] = module
+    with contextlib.suppress(ImportError):  # where diffusers keeps it today
+        sys.modules.setdefault("diffusers.models.vae", importlib.import_module("diffusers.models.autoencoders.vae"))
     sys.path.insert(0, str(clone / "src"))
     import models
 

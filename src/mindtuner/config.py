@@ -202,6 +202,7 @@ class Config:
     target_subject: int = 1
     tuning_sessions: int = 1
     seed: int = 0
+    hold_out_category: str = ""  # no training sees an image that shows it; "" for none
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "target_subject", "tuning_sessions")  # a lab's own may have any numbers

@@ -77,6 +77,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{subject.where}: subject {number} has no {options.trials} trial; expected at least one")
     images = np.unique(trials.stimulus)
     shown = story.evenly(len(images), options.pictures) if wanted is None else _positions(images, wanted, options.trials)
+    # What is looked up never shows a category held out; the subject's own trials of it are decoded like any.
+    dataset = steps.held_out(dataset, card["config"].get("hold_out_category", ""))
     network = tuned.load_tuned(path, load_network(base), subject)
     config, seed = DecodeConfig(**card["config"]["decode"]), card["config"]["seed"]
     speech = painters.Speech(card, read_card(base), base)
@@ -164,8 +166,7 @@ def _training_tokens(options: argparse.Namespace, dataset, generator: Painter, s
         return np.empty((0, 1, 1), np.float32)  # what the towers say of the images is needed nowhere
     targets, _ = steps.gather_targets(dataset, cache, None if full_size else generator)
     towers.check_same(speech.base, speech.path, cache)
-    training = np.flatnonzero(~dataset.stimuli.is_shared if neighbours else np.zeros(len(dataset.stimuli), bool))
-    return Rows(targets.tokens, training)
+    return Rows(targets.tokens, dataset.stimuli.training_images if neighbours else np.empty(0, np.int64))
 
 
 def _settings(options: argparse.Namespace, base: Path, card: dict, path: Path, generator: Painter) -> str:

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fingerprint", type=float, metavar="N",
                         help="strength of the subjects' own non-linear recoding (default 0.5)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything (default 0)")
+    steps.add_hold_out(parser)
     parser.add_argument("--keep-data", action="store_true", help="keep the simulated dataset in OUT/data")
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
 
@@ -44,9 +45,26 @@ def run(options: argparse.Namespace) -> None:
     if options.fingerprint is not None:
         knobs = dataclasses.replace(knobs, fingerprint=options.fingerprint)
     check_inputs(knobs, options.cutouts, options.stimuli)
-    config = dataclasses.replace(config, simulate=knobs, seed=options.seed)
+    category = _category(options)
+    config = dataclasses.replace(config, simulate=knobs, seed=options.seed, hold_out_category=category)
     page = run_demo(options.out, config, options)
     print(f"\nOpen {page}")
+
+
+def _category(options: argparse.Namespace) -> str:
+    """The category to hold out, "" for none. Raises UserError where scenes of the package's drawings never show it, which
+    would otherwise be known only when they are made."""
+    from mindtuner.data.hold_out import shows
+    from mindtuner.data.simulation.drawing import KINDS
+    from mindtuner.data.simulation.scenes import PLACES
+    from mindtuner.errors import UserError
+
+    if options.hold_out_category is None:
+        return ""
+    category = steps.category_of(options.hold_out_category)
+    if not (options.cutouts or options.stimuli or shows([*KINDS, *PLACES], category)):
+        raise UserError(f"--hold-out-category: {category!r} is in no scene; expected one of {', '.join([*KINDS, *PLACES])}")
+    return category
 
 
 def _claim(out: Path, settings: str, force: bool) -> None:
@@ -94,18 +112,19 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     with watch.stage("simulate"):
         if not _dataset_is_whole(out / "data"):
             simulate(out / "data", config.simulate, options.cutouts, options.stimuli)
-        dataset = load(out / "data")
+        dataset = steps.held_out(load(out / "data"), config.hold_out_category)
     with watch.stage("embed"):
         materials = steps.gather(dataset, None, generator)
         targets = materials.targets
     with watch.stage("pretrain"):
         others = dataset.without(subject=config.target_subject)
-        base = steps.pretrained(out, others, targets, config, log, prior, {"seed": config.seed, "simulated": True})
+        base = steps.pretrained(out, others, targets, config, log, prior, {
+            "seed": config.seed, "simulated": True, "hold_out_category": config.hold_out_category})
     hour = dataset.subject(config.target_subject).sessions(config.tuning_sessions)
     with watch.stage("tune"):
         tuned = {method: tune(base, hour, targets, config, config.seed, method, log, prior=prior) for method in METHODS}
         save_fingerprint(out / "fingerprint.safetensors", tuned["mindtuner"], hour, config,
-                         {"simulated": True, "base_path": steps.BASE})
+                         {"simulated": True, "base_path": steps.BASE, "hold_out_category": config.hold_out_category})
     note = "" if options.generator else story.generator_note(dataset.card)
     page = story.tell(out, config, materials, hour, base, tuned, watch, command, note)
     with atomic_path(out / "demo.png") as part:

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     steps.check_towers(base.config, path, cache if full_size else None)
     if full_size:
         towers.check_same(read_card(path), path, cache)
-    dataset = load(options.data, [config.target_subject])
+    dataset = steps.held_out(load(options.data, [config.target_subject]), config.hold_out_category)
     hour = dataset.subject(config.target_subject).sessions(config.tuning_sessions)
     networks = {method: tuned.load_tuned(file, base, hour) for method, file in files.items()}
     speech = painters.Speech(read_card(next(iter(files.values()))), read_card(path), path)

@@ -156,14 +156,23 @@ def painter(options: argparse.Namespace, config: DecodeConfig, seed: int, networ
     side = options.side or TRAINED_SIDE
     if side < 8 or side % 8:
         raise UserError(f"--side is {side}; expected a multiple of 8")
+    bank = category_bank(encoder, categories(speech.tuned.get("hold_out_category", "")))
     generator = FullSizeGenerator(
         config, seed, Sources(options.unclip, options.sdxl, options.vae, options.captions, options.converter),
-        speech.conventions, network.config.latent_side, category_bank(encoder),
+        speech.conventions, network.config.latent_side, bank,
         dtype=getattr(torch, _dtype(options, device().type)), offload=options.offload, batch=batch, side=side)
     wanted = speech.tower("latents")
     if generator.autoencoder is not None and wanted is not None:
         towers.check_identity(generator.autoencoder.identity, wanted, options.vae, speech.path)
     return generator
+
+
+def categories(held_out: str) -> tuple[str, ...]:
+    """The kinds of things that prompts may name: not one held out, as a prompt of it would correct pictures towards it."""
+    from mindtuner.data.hold_out import shows
+    from mindtuner.decoding.prompts import COCO_CATEGORIES
+
+    return tuple(name for name in COCO_CATEGORIES if not (held_out and shows([name], held_out)))
 
 
 def refuse_other_tokens(folder: Path, network: BrainNetwork, speech: Speech) -> None:

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--without", type=int, nargs="+", default=[], metavar="N", help="train on all but these")
     steps.add_config(parser, "demo")
     steps.add_towers(parser)
+    steps.add_hold_out(parser, ", and score those that the test images hold of it apart")
     parser.add_argument("--force", action="store_true", help="replace an earlier run in RUN")
 
 
@@ -35,11 +36,13 @@ def run(options: argparse.Namespace) -> None:
     name = options.config or "demo"
     config = load_config(name)
     config = config if options.seed is None else dataclasses.replace(config, seed=options.seed)
+    if options.hold_out_category is not None:
+        config = dataclasses.replace(config, hold_out_category=steps.category_of(options.hold_out_category))
     cache = options.cache or options.data / "cache"
     steps.check_towers(config.model, f"config {name}", cache)
     generator = steps.compact_generator(cache, config, options.generator)
     prior = None if generator is None else starting_prior(config.model, options.generator)
-    dataset = load(options.data, options.subjects)
+    dataset = steps.held_out(load(options.data, options.subjects), config.hold_out_category)
     for subject in options.without:
         dataset = dataset.without(subject)
     if not dataset.subjects:
@@ -47,6 +50,7 @@ def run(options: argparse.Namespace) -> None:
     refuse_without_captions(dataset)
     steps.refuse_overlap(options.run, DATA=options.data)
     words = [] if options.generator is None else ["--generator", options.generator]
+    words += ["--hold-out-category", config.hold_out_category] if config.hold_out_category else []
     command = steps.command_of("pretrain", options.data, options.run, "--subjects", *sorted(dataset.subjects),
                                "--config", name, "--seed", config.seed, *words)
     steps.claim(options.run, steps.settings_text(config, command), options.force)
@@ -55,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
         targets, facts = steps.gather_targets(dataset, cache, generator)
     with watch.stage("pretrain"):
         card = {"seed": config.seed, "simulated": dataset.card["simulated"], "zscore": dataset.card["zscore"],
-                "subjects": sorted(dataset.subjects), **facts}
+                "subjects": sorted(dataset.subjects), "hold_out_category": config.hold_out_category, **facts}
         steps.pretrained(options.run, dataset, targets, config, log_to(options.run), prior, card)
     print(f"\n{options.run / steps.BASE}: {len(dataset.subjects)} subject{'s' if len(dataset.subjects) > 1 else ''}")
 

@@ -48,6 +48,23 @@ def add_towers(parser: argparse.ArgumentParser) -> None:
                         help="weights of mindtuner train-generator (default: those that the package ships)")
 
 
+def add_hold_out(parser: argparse.ArgumentParser, also: str = "") -> None:
+    parser.add_argument("--hold-out-category", metavar="NAME",
+                        help=f"train on no image whose captions name it{also} (docs/hold-out.md)")
+
+
+def category_of(name: str) -> str:
+    """A category as configs and cards have it: its words in lower case. Raises UserError where there are none."""
+    from mindtuner.data.hold_out import category_words
+
+    return " ".join(category_words(name))
+
+
+def held_out(dataset: Dataset, category: str) -> Dataset:
+    """The dataset without the category's training images, or as it is where none is held out."""
+    return dataset.without_category(category) if category else dataset
+
+
 class Stopwatch:
     """Seconds of each stage, said aloud as they end."""
 

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from mindtuner import runtime
 from mindtuner.cli.score_table import print_table
 from mindtuner.cli.steps import Materials, Stopwatch
+from mindtuner.cli.words_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder, Predictions
@@ -24,8 +25,10 @@ from mindtuner.decoding.words import TextBank, Words
 from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.errors import UserError
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
+from mindtuner.evaluation.held_out import scored_apart
+from mindtuner.evaluation.held_out import text as held_out_text
 from mindtuner.evaluation.report import write_report
-from mindtuner.evaluation.results import build_results, per_image_scores, save_run, to_uint8
+from mindtuner.evaluation.results import build_results, per_image_scores, rounded, save_run, to_uint8
 from mindtuner.evaluation.scores.features import LITE2
 from mindtuner.evaluation.scores.networks import find_networks
 from mindtuner.evaluation.scores.preparation import OURS, PUBLISHED, resize
@@ -62,15 +65,26 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
         scores = score_all(predictions, painted, test, config.seed, scoring)
     setting = describe_setting(config, materials.dataset, hour, base, test, bank, command)
     setting["scores"] = scoring.described()
-    setting["stimuli_note"] = " ".join(filter(None, [generator_note, captions_note(bank, test)]))
+    setting["stimuli_note"] = " ".join(filter(None, [generator_note, captions_note(bank, test),
+                                                    hold_out_note(config.hold_out_category)]))
+    with watch.stage("words and brain"):
+        results = build_results(setting, scores, {}, 0, config.seed, test.images[test.shown])
+        per_image = per_image_scores(scores, test.images, test.shown, test.texts)
+        shown = test.images[test.shown]
+        score_captions(results, per_image, painted, [test.captions[k] for k in test.shown],
+                       caption_scorer(scoring.folder, CompactTextEncoder()), config.seed)
+        score_brain(results, per_image, painted, materials.dataset.subject(hour.number), shown, test.caches["pixels"],
+                    config.seed)
+        if config.hold_out_category:
+            results["held_out"] = scores_apart(per_image, materials.dataset.stimuli, config.seed)
     with watch.stage("report"):
-        results = build_results(setting, scores, watch.total(), runtime.peak_memory_mb(), config.seed,
-                                test.images[test.shown])
-        save_run(out, results, pictures_of(painted, test), words_of(predictions, painted, test),
-                 per_image_scores(scores, test.images, test.shown, test.texts))
+        results |= rounded({"timing_s": watch.total(), "peak_memory_mb": runtime.peak_memory_mb()})
+        save_run(out, results, pictures_of(painted, test), words_of(predictions, painted, test), per_image)
         page = write_report(out)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     print_table(results)
+    if "held_out" in results:
+        print(f"\n{held_out_text(results['held_out'], next(iter(results['methods'])))}")
     return page
 
 
@@ -84,6 +98,7 @@ class Scoring:
     def __init__(self, networks: Path | None = None, as_published: bool = False, pool: int = POOL):
         if pool < 1:
             raise UserError(f"--pool is {pool}; expected 1 or more candidates")
+        self.folder = networks
         found, self.missing = find_networks(networks)
         self.networks = [*found, LITE2]
         self.choices, self.pool = PUBLISHED if as_published else OURS, pool
@@ -118,7 +133,10 @@ class TestSet:
         if len(trials) == 0:
             raise UserError(f"{subject.where}: subject {subject.number} has no test trial; expected trials of test images")
         images = np.unique(trials.stimulus)
-        return cls(subject, trials, images, evenly(len(images), pictures), np.flatnonzero(~stimuli.is_shared),
+        if stimuli.category and not stimuli.of_category[images].any():
+            raise UserError(f"{subject.where}: subject {subject.number} saw 0 test images of {stimuli.category!r}; expected "
+                            "one at least")
+        return cls(subject, trials, images, evenly(len(images), pictures), stimuli.training_images,
                    [stimuli.captions[k] for k in images], caches)
 
 
@@ -174,8 +192,8 @@ def first_trials(trials: Trials) -> np.ndarray:
 
 
 def training_bank(dataset: Dataset, encoder: CompactTextEncoder) -> TextBank:
-    """Captions of all training images."""
-    return TextBank.of(dataset.stimuli, np.flatnonzero(~dataset.stimuli.is_shared), encoder)
+    """Captions of all training images; none of a category held out."""
+    return TextBank.of(dataset.stimuli, dataset.stimuli.training_images, encoder)
 
 
 def paint_all(decoded: dict[str, dict], generator: Painter, bank: TextBank, test: TestSet,
@@ -253,6 +271,7 @@ def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: Brai
         "refine_steps": config.decode.refine_steps, "refine_start": config.decode.refine_start,
         "guidance": config.decode.guidance, "neighbours": config.decode.neighbours, "text_bank": len(bank.captions),
         "bank_captions_equal_to_a_test_caption": bank.equal_to_test, "zscore": card["zscore"],
+        "hold_out_category": config.hold_out_category or None,
         "seed": config.seed, "dtype": str(runtime.fast_dtype()).removeprefix("torch."), "command": command,
         "versions": {name: version(name) for name in ("mindtuner", "torch", "diffusers", "timm")},
     }
@@ -282,6 +301,18 @@ def captions_note(bank: TextBank, test: TestSet) -> str:
     elif without:
         notes.append(f"{without} of {n} test images have no caption: text retrieval is among the others.")
     return " ".join(notes)
+
+
+def hold_out_note(category: str) -> str:
+    """What holding a category out does not reach; nothing where none is."""
+    return "" if not category else (f"No training on brains, no text of the bank and no training image looked up shows "
+                                    f"{category!r}; the towers, the generator and what the prior starts from may know it.")
+
+
+def scores_apart(per_image: dict[str, np.ndarray], stimuli: Stimuli, seed: int) -> dict:
+    """The test images that show the category held out, and the others, each scored by themselves."""
+    left_out = int((stimuli.of_category & ~stimuli.is_shared).sum())
+    return scored_apart(per_image, stimuli.category, stimuli.of_category[per_image["images"]], left_out, seed)
 
 
 def pictures_of(painted: dict[str, dict], test: TestSet) -> dict[str, np.ndarray]:

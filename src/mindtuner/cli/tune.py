@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--all", action="store_true", help="all five methods")
     steps.add_config(parser, "config.yaml beside the base, else demo; the model section is the base's")
     steps.add_towers(parser)
+    steps.add_hold_out(parser, "; a base that held it out goes on doing so without being told")
     parser.add_argument("--force", action="store_true", help="replace an earlier run in RUN")
 
 
@@ -54,17 +55,22 @@ def run(options: argparse.Namespace) -> None:
     steps.check_towers(base.config, path, cache)
     if subject_name(options.subject) in base.ridges:
         raise UserError(f"{path}: knows subject {options.subject} already; expected a base that has not seen it")
-    dataset = load(options.data, [options.subject])
+    category = read_card(path).get("hold_out_category", "")
+    wanted = category if options.hold_out_category is None else steps.category_of(options.hold_out_category)
+    if wanted != category:
+        raise UserError(f"{path}: hold_out_category is {category!r}; expected {wanted!r}, a base that never saw it either")
+    dataset = steps.held_out(load(options.data, [options.subject]), category)
     sessions = config.tuning_sessions if options.sessions is None else options.sessions
     hour = dataset.subject(options.subject).sessions(sessions)
     config = dataclasses.replace(config, model=base.config, target_subject=options.subject, tuning_sessions=sessions,
-                                 seed=config.seed if options.seed is None else options.seed)
+                                 seed=config.seed if options.seed is None else options.seed, hold_out_category=category)
     generator = steps.compact_generator(cache, config, options.generator)
     scratch = generator is not None and base.prior is not None and "from_scratch" in methods
     prior = starting_prior(config.model, options.generator) if scratch else None
     steps.refuse_overlap(options.run, DATA=options.data, BASE=path)
     command = steps.command_of("tune", options.base, options.data, options.run, "--subject", options.subject,
-                               "--sessions", sessions, "--config", name, "--seed", config.seed)
+                               "--sessions", sessions, "--config", name, "--seed", config.seed,
+                               *(["--hold-out-category", category] if category else []))
     steps.claim(options.run, steps.settings_text(config, command), options.force)
     log, watch = log_to(options.run), steps.Stopwatch()
     with watch.stage("embed"):

@@ -38,7 +38,7 @@ def save_tuned(run: Path, method: str, network: BrainNetwork, hour: Subject, con
 
     ``facts``: what else the card says, of the towers whose targets it was tuned to."""
     path = run / FILES[method]
-    card = {**(facts or {}), "method": method, "simulated": simulated,
+    card = {**(facts or {}), "method": method, "simulated": simulated, "hold_out_category": config.hold_out_category,
             "base_path": os.path.relpath(base.resolve(), run.resolve())}
     if method not in WHOLE:
         save_fingerprint(path, network, hour, config, card)

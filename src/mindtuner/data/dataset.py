@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindtuner.data.hold_out import without_category
 from mindtuner.data.leaks import check_no_leak
 from mindtuner.data.rows import ChunkedRows, as_rows
 from mindtuner.data.views import Columns, RowMeans
@@ -156,6 +157,8 @@ class Stimuli:
     source     (N, 3, 224, 224) float16 or float32 in 0..1, usually a memory map
     captions   for each image its non-empty captions, possibly none
     is_shared  bool (N,), the images that all subjects see and that only test uses
+    category   the category that no training sees, "" where there is none
+    of_category  bool (N,), the images that show it
     """
 
     def __init__(self, source: Rows, captions: Sequence[Sequence[str]], is_shared: np.ndarray, where: str):
@@ -171,9 +174,15 @@ class Stimuli:
         self._where = where
         self.captions = [tuple(text for text in texts if text.strip()) for texts in captions]
         self.is_shared = np.asarray(is_shared, bool)
+        self.category, self.of_category = "", np.zeros(count, bool)
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    @property
+    def training_images(self) -> np.ndarray:
+        """Ids of all images that training may show, ascending: neither shared nor of a category held out."""
+        return np.flatnonzero(~(self.is_shared | self.of_category))
 
     def images(self, ids) -> np.ndarray:
         """Images (n, 3, 224, 224) in 0..1, of the dtype they are stored in, in the order asked for.
@@ -244,3 +253,8 @@ class Dataset:
         self.subject(subject)
         others = {number: other for number, other in self.subjects.items() if number != subject}
         return dataclasses.replace(self, subjects=others)
+
+    def without_category(self, category: str) -> Dataset:
+        """This dataset without the training trials of images whose captions name the category (``hold_out.shows`` has the
+        rule); test trials stay whole. Raises UserError as ``hold_out.without_category``."""
+        return without_category(self, category)

@@ -15,6 +15,7 @@ from mindtuner.evaluation.scores.brain import VoxelNoise, brain_chance, brain_sc
 from mindtuner.evaluation.scores.captions import CaptionScorer, caption_chance, caption_scores
 from mindtuner.evaluation.statistics import bootstrap_ci
 
+MOST = 2000  # training images of an encoding model: what more of them add costs minutes on a laptop
 Features = Callable[[np.ndarray], np.ndarray]  # stimulus ids (n,) -> (n, F)
 
 
@@ -57,13 +58,17 @@ class BrainTruth:
     @classmethod
     def of(cls, subject: Subject, shown: np.ndarray, features: Features, seed: int,
            groups: tuple[int, ...] | None = None) -> BrainTruth:
-        """Fit the encoding model on all training trials of ``subject`` and average its test trials of the images ``shown``
-        (p,), stimulus ids. ``features`` are asked for training images alone here; ``groups`` are their widths by group.
+        """Fit the encoding model on the training trials of ``subject``, of MOST images at most, spread evenly over their ids,
+        and average its test trials of the images ``shown`` (p,), stimulus ids. ``features`` are asked for training images
+        alone here; ``groups`` are their widths by group.
 
         Raises UserError on a leak, where the subject has no test trial of an image, or where ``EncodingModel.fit`` and
         ``responses`` do.
         """
-        training = responses(subject, subject.train)
+        train, images = subject.train, np.unique(subject.train.stimulus)
+        if len(images) > MOST:
+            train = train.select(np.isin(train.stimulus, images[np.linspace(0, len(images) - 1, MOST).round().astype(int)]))
+        training = responses(subject, train)
         model = EncodingModel.fit(features(training.images), training.betas, training.images, seed, groups)
         test = subject.test
         measured = responses(subject, test.select(np.isin(test.stimulus, shown)))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindtuner.data import Subject
+from mindtuner.data.folds import image_folds
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.arrays import as_array
 from mindtuner.evaluation.scores.brain import VoxelNoise
@@ -125,19 +126,3 @@ class EncodingModel:
 def himalaya_backend() -> str:
     """The library that himalaya computes with on this device."""
     return "torch_cuda" if device().type == "cuda" else "numpy"
-
-
-def image_folds(images, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """``folds`` splits of rows into (fitted, left out), int64 positions, by image: all rows of an image are on one side.
-
-    Raises UserError for fewer images than folds.
-    """
-    images = np.asarray(images)
-    distinct = np.unique(images)
-    if len(distinct) < folds:
-        raise UserError(f"images: {len(distinct)} to fit an encoding model on; expected at least {folds}")
-    splits = []
-    for out in np.array_split(np.random.default_rng(seed).permutation(distinct), folds):
-        left = np.isin(images, out)
-        splits.append((np.flatnonzero(~left), np.flatnonzero(left)))
-    return splits

@@ -12,8 +12,9 @@
 ``per_image.safetensors``  the scores of single images, float32: "{method}/retrieval/{direction}" (n,), of text (t,), and
                            "{method}/reconstruction/{score}" (p,) of the method's picture; with them int64 "images" (n,)
                            stimulus ids of the test images, and as positions among these "shown" (p,), those painted, and
-                           "texts" (t,), those that have a caption. A score is NaN where it is undefined: PixCorr of an
-                           image that has one value everywhere
+                           "texts" (t,), those that have a caption. Also "{method}/captions/{score}" (p,) of the retrieved
+                           caption, and "{method}/brain/{region}" (p,). A score is NaN where it is undefined: PixCorr of an
+                           image that has one value everywhere, words of an image that has no caption
 ``results.json``           the scores, see ``build_results``; written last: a folder that has it is complete
 """
 
@@ -21,13 +22,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.schema import (
@@ -51,10 +52,10 @@ PICTURES, PER_IMAGE = "pictures.safetensors", "per_image.safetensors"
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run folder in memory."""
+    """A complete run folder. Pictures may be gigabytes: an array of them is read from disk each time that it is asked for."""
 
     results: dict
-    pictures: dict[str, np.ndarray]
+    pictures: Mapping[str, np.ndarray]
     words: dict
     per_image: dict[str, np.ndarray]
     log: list[dict]
@@ -70,6 +71,8 @@ def build_results(setting: dict, scores: Mapping[str, MethodScores], timing_s: d
      "undefined": {"pixcorr": {"left_out": {"count", "images"}, "counted_zero": {method: {"count", "images"}}}},
      "paired": {"mindtuner_minus_X": {"retrieval": {direction: {"mean", "ci", "p"}}, "reconstruction": ...}},
      "timing_s", "peak_memory_mb"}
+    ``cli/words_and_brain.py`` adds the scores of captions, to methods, ci95 and chance, and brain correlations, to methods
+    and as "brain".
 
     shown : (p,) stimulus ids of the painted images, which "undefined" names (default: their positions)
 
@@ -171,7 +174,7 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     results = read_json(folder / "results.json")
     validate_results(results, str(folder / "results.json"))
-    pictures, per_image = (_arrays(folder / name) for name in (PICTURES, PER_IMAGE))
+    pictures, per_image = _arrays(folder / PICTURES), dict(_arrays(folder / PER_IMAGE))
     validate_pictures(pictures, str(folder / PICTURES))
     validate_per_image(per_image, pictures, str(folder / PER_IMAGE))
     words = read_json(folder / "words.json")
@@ -179,9 +182,30 @@ def load_run(folder: str | Path) -> Run:
     return Run(results, pictures, words, per_image, load_log(folder))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+class _Arrays(Mapping):
+    """The arrays of a safetensors file by name. It is open only while one is read, so that no more of it is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with safe_open(path, "numpy") as file:
+            self._names = sorted(file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._path, "numpy") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     try:
-        return load_file(path)
+        return _Arrays(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; expected a run that mindtuner demo or evaluate finished") from error
     except SafetensorError as error:

@@ -15,7 +15,8 @@ from mindtuner.foreign import one_line
 
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "nearest_training_image", "prior_only",
            "shuffled_brain")
-PARTS = ("retrieval", "reconstruction")  # of the scores
+PARTS = ("retrieval", "reconstruction")  # of the scores that every method has
+ALL_PARTS = (*PARTS, "captions", "brain")  # those of single images; regions of the brain have any names
 
 
 def validate_results(results: Mapping, where: str = "results.json") -> None:
@@ -64,6 +65,13 @@ def validate_results(results: Mapping, where: str = "results.json") -> None:
                 at = f"{where}: chance.reconstruction"
                 of_score = _mapping(_mapping(chance, "reconstruction", f"{where}: chance"), score.name, at)
                 _number(of_score, name, f"{at}.{score.name}")
+    if "held_out" in results:
+        held_out = _mapping(results, "held_out", where)
+        if not isinstance(held_out.get("category"), str) or not held_out["category"]:
+            raise UserError(f"{where}: held_out.category is {held_out.get('category', 'missing')!r}; expected a name")
+        images = held_out.get("images")
+        if not isinstance(images, list) or not images or not all(type(image) is int and image >= 0 for image in images):
+            raise UserError(f"{where}: held_out.images is {images!r:.60}; expected a list of stimulus ids")
     for comparison, parts in results["paired"].items():
         for part, keys in ALWAYS.items():
             at = f"{where}: paired.{comparison}.{part}"
@@ -130,9 +138,10 @@ def validate_per_image(per_image: Mapping[str, np.ndarray], pictures: Mapping[st
             continue
         method, _, rest = name.partition("/")
         part, _, score = rest.partition("/")
-        if method not in METHODS or part not in PARTS or not score:
-            raise UserError(f"{where}: {name} is unknown; expected METHOD/PART/SCORE with a part out of {', '.join(PARTS)}")
-        if part == "reconstruction":
+        if method not in METHODS or part not in ALL_PARTS or not score:
+            raise UserError(f"{where}: {name} is unknown; expected METHOD/PART/SCORE with a part out of "
+                            f"{', '.join(ALL_PARTS)}")
+        if part in ("reconstruction", "captions"):
             catalogue.find(part, score, f"{where}: {name}")
         expected = lengths.get(score, n) if part == "retrieval" else p
         if array.dtype != np.float32 or array.shape != (expected,):

@@ -1,10 +1,12 @@
 """Intervals and paired comparisons. Every function is deterministic in its seed.
 
-The units that are resampled are test images (and tuning seeds). The simulated or scanned subject is one
-subject, so no interval here says how a method would do on other people.
+The units that are resampled are test images, and where there are several, runs (seeds) and subjects. An interval of one
+subject says nothing of how a method would do on other people.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,46 +27,108 @@ def bootstrap_ci(values, seed: int, n_boot: int = 2000) -> tuple[float, float]:
 
 
 def paired_difference(a, b, seed: int, n_boot: int = 2000, n_flips: int = 4999) -> dict:
-    """Mean of a - b over the same images (both (n,)), its 95 % interval, and a two-sided p.
+    """Mean of a - b over the same images (both (n,)), its 95 % interval, and the two-sided p of ``sign_flips``.
 
-    p by sign-flip permutation: under the null each image's difference is as likely to have the other sign;
-    p = (1 + number of flips with |mean| >= observed) / (1 + n_flips). Raises UserError for NaN or unequal
-    lengths. Returns {"mean": float, "ci": [lo, hi], "p": float}.
+    Raises UserError for NaN or unequal lengths. Returns {"mean": float, "ci": [lo, hi], "p": float}.
     """
     x, y = as_pair(a, b, ("a", "b"), 1)
     difference = x.astype(np.float64) - y
     rng = np.random.default_rng(seed)
     low, high = _interval(_resampled_means(difference, rng, n_boot))
-    observed = abs(difference.sum())
-    slack = 1e-9 * np.abs(difference).sum()  # sums that differ only by rounding count as equal
+    return {"mean": float(difference.mean()), "ci": [low, high], "p": _sign_flips(difference, rng, n_flips)}
+
+
+def sign_flips(difference, seed: int, n_flips: int = 4999) -> float:
+    """Two-sided p of the mean of ``difference`` (n,) by permutation: under the null each of the n, an image's difference say,
+    is as likely to have the other sign.
+
+    Where all 2**n flips are no more than ``n_flips`` + 1 they are gone through, and p is the share with a |mean| as large as
+    the observed. Else p = (1 + number of ``n_flips`` random flips that have) / (1 + n_flips), which is never 0
+    (Phipson and Smyth 2010). Raises UserError for NaN.
+    """
+    return _sign_flips(as_array(difference, "difference", 1).astype(np.float64), np.random.default_rng(seed), n_flips)
+
+
+def _sign_flips(difference: np.ndarray, rng: np.random.Generator, n_flips: int) -> float:
+    n = len(difference)
+    limit = abs(difference.sum()) - 1e-9 * np.abs(difference).sum()  # sums that differ only by rounding count as equal
+    if n < 63 and 2**n <= n_flips + 1:
+        signs = 1.0 - 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
+        return float((np.abs(signs @ difference) >= limit).mean())
     extreme = 0
     for start in range(0, n_flips, CHUNK):
-        signs = rng.choice([-1.0, 1.0], size=(min(CHUNK, n_flips - start), len(difference)))
-        extreme += int((np.abs(signs @ difference) >= observed - slack).sum())
-    return {"mean": float(difference.mean()), "ci": [low, high], "p": (1 + extreme) / (1 + n_flips)}
+        signs = rng.choice([-1.0, 1.0], size=(min(CHUNK, n_flips - start), n))
+        extreme += int((np.abs(signs @ difference) >= limit).sum())
+    return (1 + extreme) / (1 + n_flips)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment of the p values of one family: with k tests, the r-th smallest is multiplied by k - r + 1,
+    made monotone and cut at 1. Rejecting those at most 0.05 keeps the chance of any false rejection at most 0.05, however the
+    tests depend on each other (Holm 1979)."""
+    order = np.argsort(p, kind="stable")
+    steps = np.asarray(p, float)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return adjusted.tolist()
 
 
 def over_seeds(values, seed: int, n_boot: int = 2000) -> dict:
     """Spread of a score over S >= 2 runs on the same n images; ``values`` (S, n).
 
-    ``sd`` is the standard deviation (ddof 1) of the S per-run means. ``ci`` is a 95 % bootstrap interval of
-    the grand mean in which runs and images are resampled at once: images are the same in every run (crossed,
-    not nested), so one draw of images serves all runs. Raises UserError for NaN or fewer than two runs.
-    Returns {"mean": float, "sd": float, "ci": [lo, hi], "seeds": S}.
+    ``sd`` is the standard deviation (ddof 1) of the S per-run means. ``ci`` is that of ``over_subjects`` for the one subject.
+    Raises UserError for NaN or fewer than two runs. Returns {"mean": float, "sd": float, "ci": [lo, hi], "seeds": S}.
     """
     x = as_array(values, "values", 2).astype(np.float64)
-    seeds, images = x.shape
-    if seeds < 2:
+    if len(x) < 2:
         raise UserError("values: 1 run; expected at least 2 seeds to measure a spread")
+    return {"mean": float(x.mean()), "sd": float(x.mean(1).std(ddof=1)), "ci": _crossed_interval([x], seed, n_boot),
+            "seeds": len(x)}
+
+
+def over_subjects(values: Sequence, seed: int, n_boot: int = 2000) -> dict:
+    """Spread of a score over G >= 2 subjects, all on the same n images; ``values[g]`` (S_g, n), one row a run of the subject.
+
+    ``mean`` weighs subjects equally, whatever their numbers of runs. ``sd`` is the standard deviation (ddof 1) of the
+    subjects' means; ``sd_seeds`` that of runs within a subject, pooled over the subjects that have several, None where none
+    has. ``ci`` is a 95 % bootstrap interval of the mean: subjects are resampled, within each subject drawn its runs, and
+    images once for all of them. Subjects and runs saw the same images, so these are crossed with them and not nested in
+    them: drawn anew within each subject, the share of a difference that belongs to the image would average out over
+    subjects, and the interval would be too narrow (tests/test_evaluation_statistics.py shows both).
+
+    Raises UserError for NaN, fewer than two subjects, or unequal numbers of images.
+    Returns {"mean", "sd", "sd_seeds", "ci": [lo, hi], "subjects": G}.
+    """
+    groups = [as_array(x, f"values[{g}]", 2).astype(np.float64) for g, x in enumerate(values)]
+    if len(groups) < 2:
+        raise UserError(f"values: {len(groups)} subject; expected at least 2 to measure a spread")
+    for g, x in enumerate(groups):
+        if x.shape[1] != groups[0].shape[1]:
+            raise UserError(f"values[{g}]: has {x.shape[1]} images; expected {groups[0].shape[1]}, as the first has")
+    means = np.array([x.mean() for x in groups])
+    several = [x.mean(1) for x in groups if len(x) > 1]
+    pooled = np.sqrt(sum(((m - m.mean())**2).sum() for m in several) / sum(len(m) - 1 for m in several)) if several else None
+    return {"mean": float(means.mean()), "sd": float(means.std(ddof=1)),
+            "sd_seeds": None if pooled is None else float(pooled), "ci": _crossed_interval(groups, seed, n_boot),
+            "subjects": len(groups)}
+
+
+def _crossed_interval(groups: list[np.ndarray], seed: int, n_boot: int) -> list[float]:
+    """See ``over_subjects``; ``groups`` (S_g, n) each. With one group, runs and images are resampled."""
     rng = np.random.default_rng(seed)
+    count, images = len(groups), groups[0].shape[1]
     means = []
     for start in range(0, n_boot, CHUNK):
         size = min(CHUNK, n_boot - start)
-        runs = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
+        times = rng.multinomial(count, np.full(count, 1 / count), size=size) if count > 1 else np.ones((size, 1), int)
+        total = np.zeros((size, images))
+        for g, x in enumerate(groups):
+            # A subject drawn k times has its runs drawn k times, independently: k * S draws in all.
+            runs = rng.multinomial(times[:, g] * len(x), np.full(len(x), 1 / len(x)))
+            total += runs @ x / len(x)
         shown = rng.multinomial(images, np.full(images, 1 / images), size=size)
-        means.append(((runs @ x) * shown).sum(1) / (seeds * images))
-    low, high = _interval(np.concatenate(means))
-    return {"mean": float(x.mean()), "sd": float(x.mean(1).std(ddof=1)), "ci": [low, high], "seeds": seeds}
+        means.append((total * shown).sum(1) / (count * images))
+    return list(_interval(np.concatenate(means)))
 
 
 def paired_over_seeds(a, b, seed: int, n_boot: int = 2000) -> dict:

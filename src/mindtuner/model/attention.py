@@ -71,9 +71,11 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Fewer than L rows are taken to be the last ones."""
+        cos, sin = self.cos[-x.shape[-2] :], self.sin[-x.shape[-2] :]
         turned, rest = x[..., : self.dims], x[..., self.dims :]
         even, odd = turned[..., 0::2], turned[..., 1::2]
-        pairs = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), dim=-1)
+        pairs = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
         return torch.cat((pairs.flatten(-2), rest), dim=-1)
 
 
@@ -95,10 +97,14 @@ class MultiQueryAttention(nn.Module):
         self.to_out = nn.Linear(heads * head_dim, width, bias=False)
         self.out_norm = GainNorm(width)
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, bias: torch.Tensor, rotary: Rotary, keep: int | None = None) -> torch.Tensor:
+        """``keep``: only the last so many rows ask and come out, (n, keep, D); all rows by default."""
         n, length, _ = x.shape
         x = self.norm(x)
-        q = rotary(self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))
+        asking = x
+        if keep is not None and keep < length:
+            asking, bias, length = x[:, -keep:], bias[:, -keep:], keep
+        q = rotary(self.to_q(asking).unflatten(-1, (self.heads, -1)).transpose(1, 2))
         k, v = self.to_kv(x).chunk(2, dim=-1)
         null_k, null_v = self.null_kv.expand(n, 2, -1).unsqueeze(2).unbind(1)
         k, v = torch.cat((null_k, rotary(k)), dim=1), torch.cat((null_v, v), dim=1)
@@ -147,8 +153,8 @@ class PriorTransformer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = self.bias()
         for index, (attention, feed_forward) in enumerate(self.layers):
-            x = x + attention(x, bias, self.rotary)
-            if index == len(self.layers) - 1:
-                x = x[:, -self.keep :]  # nothing after this mixes positions, and only these are asked for
+            # After the last layer's attention nothing mixes positions, and only the last rows are asked for.
+            keep = self.keep if index == len(self.layers) - 1 else x.shape[1]
+            x = x[:, -keep:] + attention(x, bias, self.rotary, keep)
             x = x + feed_forward(x)
         return self.project(self.norm(x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
@@ -10,8 +12,10 @@ from torch import nn
 
 from mindtuner.config import TIMESTEPS, ModelConfig
 from mindtuner.model.attention import PriorTransformer
+from mindtuner.model.parts import sum_in_parts
 
 NULL_PROBABILITY = 0.2  # of each of the two conditions, in training
+PART_BYTES = 2**24  # of the widest activation of the samples that pass together on a CPU
 
 
 class DiffusionPrior(nn.Module):
@@ -64,7 +68,9 @@ class DiffusionPrior(nn.Module):
     ) -> torch.Tensor:
         """Mean squared error of the predicted clean tokens at random timesteps (MindEye2's L_prior); a scalar.
 
-        In training mode each of the two conditions is dropped with probability 0.2, sample by sample.
+        In training mode each of the two conditions is dropped with probability 0.2, sample by sample. Where only the
+        brain tokens want a gradient (a frozen prior), samples whose brain is dropped teach nothing: they are left out of
+        the pass and count 0 in the mean, so that every gradient is what it would be with them.
         """
         n, device = len(tokens), tokens.device
         timestep = torch.randint(TIMESTEPS, (n,), generator=generator, device=device)
@@ -73,7 +79,25 @@ class DiffusionPrior(nn.Module):
         if self.training:
             null_brain, null_image = torch.rand(2, n, generator=generator, device=device) < NULL_PROBABILITY
         noisy = self.schedule.add_noise(tokens, noise, timestep)
-        return F.mse_loss(self(noisy, timestep, brain_tokens, null_brain, null_image), tokens)
+
+        def error(brain_tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            nulls = (None, None) if null_brain is None else (null_brain[rows], null_image[rows])
+            clean = self(noisy[rows], timestep[rows], brain_tokens[rows], *nulls)
+            return F.mse_loss(clean, tokens[rows], reduction="sum") / tokens.numel()
+
+        rows = torch.arange(n, device=device)
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        if null_brain is not None and brain_tokens.requires_grad and not weights and device.type != "meta":
+            rows = rows[~null_brain]
+            if len(rows) == 0:
+                return 0 * brain_tokens.sum()
+        return sum_in_parts(error, brain_tokens, rows, weights, self._rows_at_once(device))
+
+    def _rows_at_once(self, device: torch.device) -> int:
+        """How many samples pass together: on a CPU so few that their activations are small and the next samples use the same
+        memory, elsewhere all."""
+        tokens, width = self.positions.shape
+        return max(1, PART_BYTES // (4 * (2 * tokens + 1) * 8 * width)) if device.type == "cpu" else sys.maxsize
 
     @torch.no_grad()
     def sample(
@@ -89,8 +113,7 @@ class DiffusionPrior(nn.Module):
 
         ``eta`` 0 is deterministic after the first draw, 1 as noisy as DDPM. ``guidance`` g gives
         ``null + g (prediction - null)``, the null branch with both conditions replaced; at 1 it is not computed.
-        ``start`` (n, T, D) is the noise to begin
-        with, drawn from ``generator`` when not given. Call it in evaluation mode.
+        ``start`` (n, T, D) is the noise to begin with, drawn from ``generator`` when not given. Call it in evaluation mode.
 
         Raises ValueError where ``steps`` does not divide 100.
         """
@@ -101,11 +124,12 @@ class DiffusionPrior(nn.Module):
         every = torch.ones(len(brain_tokens), dtype=torch.bool, device=brain_tokens.device)
         shape, device, dtype = brain_tokens.shape, brain_tokens.device, brain_tokens.dtype
         x = torch.randn(shape, generator=generator, device=device, dtype=dtype) if start is None else start.to(device, dtype)
+        parts = torch.arange(len(x), device=device).split(self._rows_at_once(device))
         for t in schedule.timesteps.tolist():
             timestep = torch.full_like(every, t, dtype=torch.long)
-            clean = self(x, timestep, brain_tokens)
-            if guidance != 1.0:
-                null = self(x, timestep, brain_tokens, every, every)
+            clean = torch.cat([self(x[rows], timestep[rows], brain_tokens[rows]) for rows in parts])
+            if guidance != 1.0:  # the null branch knows neither brain nor noisy tokens: it is the same for all samples
+                null = self(x[:1], timestep[:1], brain_tokens[:1], every[:1], every[:1])
                 clean = null + guidance * (clean - null)
             x = schedule.step(clean, t, x, eta=eta, generator=generator).prev_sample
         return x

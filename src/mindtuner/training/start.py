@@ -18,6 +18,7 @@ from himalaya.kernel_ridge import solve_kernel_ridge_cv_eigenvalues, solve_kerne
 from himalaya.ridge import solve_ridge_cv_svd, solve_ridge_svd
 
 from mindtuner.data import Subject, Trials
+from mindtuner.data.folds import image_folds
 from mindtuner.model import BrainNetwork
 from mindtuner.model.expectation import ExpectedHidden, said_by_head
 from mindtuner.runtime import derive_seed, progress
@@ -49,7 +50,8 @@ def ridge_regression(x: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int
     x_mean, y_mean = x.mean(0), y.mean(0)
     x, y = x - x_mean, y - y_mean
     alphas = (PENALTIES * max(float(np.square(x).sum(1).mean()), 1e-12)).astype(x.dtype)
-    folds = image_folds(images, seed)
+    count = min(FOLDS, len(np.unique(images)))
+    folds = image_folds(images, count, derive_seed(seed, "folds")) if count > 1 else []
     kernel = x @ x.T if len(x) <= x.shape[1] else None
 
     def fitted(rows: np.ndarray, alpha: float) -> np.ndarray:
@@ -58,7 +60,7 @@ def ridge_regression(x: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int
         return x[rows].T @ solve_kernel_ridge_eigenvalues(kernel[np.ix_(rows, rows)], y[rows], alpha=alpha)
 
     every = np.arange(len(x))
-    if len(folds) < 2:
+    if not folds:
         return Ridge(weight := fitted(every, alphas[-1]), y_mean - x_mean @ weight, np.tile(y_mean, (len(x), 1)))
     if kernel is None:
         best, weight, _ = solve_ridge_cv_svd(x, y, alphas, cv=folds, local_alpha=False, warn=False)
@@ -69,17 +71,6 @@ def ridge_regression(x: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int
     for rows, others in folds:
         predicted[others] = x[others] @ fitted(rows, float(best[0]))
     return Ridge(weight, y_mean - x_mean @ weight, predicted + y_mean)
-
-
-def image_folds(images: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows to fit and rows to validate, fold by fold; all rows of an image are on one side. Fewer than two images: no
-    folds."""
-    found, image = np.unique(images, return_inverse=True)
-    count = min(FOLDS, len(found))
-    if count < 2:
-        return []
-    fold = (np.random.default_rng(derive_seed(seed, "folds")).permutation(len(found)) % count)[image]
-    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(count)]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The numbers of the report in words and small plots: scores beside chance, differences, curves, facts."""
+"""The scores of one run in words and small plots: beside chance, by stage, by region, and differences."""
 
 from __future__ import annotations
 
@@ -6,145 +6,129 @@ import math
 
 from mindtuner.evaluation.report import plots
 from mindtuner.evaluation.report.figure import STAGES
+from mindtuner.evaluation.report.labels import (
+    DASH,
+    GROUPS,
+    PARTS,
+    chance_of,
+    in_order,
+    label_of,
+    main_of,
+    pick,
+    score_of,
+    scores_in,
+    show,
+    show_difference,
+    spread,
+    tick,
+    unit,
+)
 
-METHODS = {
-    "mindtuner": ("MindTuner", "The base is frozen; a new ridge, LoRA and Skip-LoRA train on the subject."),
-    "ridge_only": ("Ridge only", "The base is frozen; only a new ridge trains on the subject."),
-    "full_finetune": ("Full fine-tuning", "Every weight of the base trains on the subject."),
-    "from_scratch": ("From scratch", "No base: every weight trains on the subject alone."),
-    "nearest_training_image": (
-        "Nearest training image", "No painting: the training image closest to the decoded tokens is shown."),
-    "prior_only": ("Prior only", "A control: the generator sees the mean token, never the brain."),
-    "shuffled_brain": (
-        "Shuffled brain", "A control: tuned on permuted brains; what it gets right is not read from them."),
-}
-GROUPS = {
-    "retrieval": {
-        "image": ("Image", "the image, from the brain"),
-        "brain": ("Brain", "the brain, from the image"),
-        "text": ("Text", "the caption, from the brain"),
-    },
-    "reconstruction": {
-        "two_way": ("Two-way", "which of two images is it"),
-        "pixcorr": ("PixCorr", "pixel correlation"),
-        "ssim": ("SSIM", "structural similarity"),
-    },
-}
-METRICS = {name: label for group in GROUPS.values() for name, (label, _) in group.items()}
-SHARES = ("image", "brain", "text", "two_way")  # shown in percent
+COLUMNS = 5  # of scores that stand side by side and can still be read
 
 
-def label_of(name: str) -> tuple[str, str]:
-    """A method's name for people, and a sentence on it (empty for one this module does not know)."""
-    return METHODS.get(name, (name.replace("_", " ").capitalize(), ""))
-
-
-def is_number(value) -> bool:
-    """Whether ``value`` is a finite number (a bool is not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _pick(tree, *path):
-    """The number or pair of numbers at ``path``, or None where the run has none."""
-    for key in path:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    if isinstance(tree, list) and len(tree) == 2 and all(map(is_number, tree)):
-        return tuple(tree)
-    return tree if is_number(tree) else None
-
-
-def _show(metric: str, value: float) -> str:
-    """A score as text: percent for shares, three decimals for correlations."""
-    if metric in SHARES:
-        return f"{100 * value:.1f}" if abs(value) >= 0.01 or value == 0 else f"{100 * value:.2f}"
-    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _unit(metric: str) -> str:
-    return "\N{NO-BREAK SPACE}%" if metric in SHARES else ""
-
-
-def _chance(results: dict, group: str, metric: str, method: str) -> float | None:
-    chance = results.get("chance")
-    if group == "retrieval":
-        return _pick(chance, "retrieval", metric)
-    own = _pick(chance, "reconstruction", metric, method)
-    return _pick(chance, "two_way") if metric == "two_way" and own is None else own
+def of_run(results: dict) -> dict:
+    """Everything that the page says of one run's scores."""
+    return {"tables": [table for part in PARTS for table in tables(results, part)], "not_scored": not_scored(results),
+            "single_trials": single_trials(results), "stages": stage_scores(results), "regions": regions(results),
+            "paired": paired(results["paired"])}
 
 
 def headline(results: dict) -> list[dict]:
     """The three numbers of ``mindtuner`` at the top, each beside chance; none where it was not run."""
     tests = results["setting"].get("n_test_images", "all")
     rows = []
-    for group, metric, text in (("retrieval", "image", f"of images found among {tests}"),
-                                ("retrieval", "text", f"of captions found among {tests}"),
-                                ("reconstruction", "two_way", "two-way identification of the pictures")):
-        value = _pick(results["methods"], "mindtuner", group, metric)
-        chance = _chance(results, group, metric, "mindtuner")
+    for part, name, text in (("retrieval", "image", f"of images found among {tests}"),
+                             ("retrieval", "text", f"of captions found among {tests}"),
+                             ("reconstruction", "two_way", "two-way identification of the pictures")):
+        value, score = pick(results["methods"], "mindtuner", part, name), score_of(part, name)
+        chance = chance_of(results, part, name, "mindtuner")
         if value is not None:
-            rows.append({"value": _show(metric, value), "text": text,
-                         "chance": None if chance is None else _show(metric, chance)})
+            rows.append({"value": show(score, value), "text": text,
+                         "chance": None if chance is None else show(score, chance)})
     return rows
 
 
-def table(results: dict, group: str) -> dict:
-    """One table of scores: a row per method, a column per metric, a last row with chance."""
-    names = [name for name in METHODS if name in results["methods"]]
+def tables(results: dict, part: str) -> list[dict]:
+    """Tables of scores: a row per method, a column per score, a last row with chance; COLUMNS scores in one at most."""
+    scores = list(scores_in(results, part).items())
+    count = math.ceil(len(scores) / COLUMNS)
+    width = math.ceil(len(scores) / max(count, 1))
+    return [_table(results, part, f"{PARTS[part]}{f', {k + 1} of {count}' if count > 1 else ''}",
+                   dict(scores[k * width:(k + 1) * width])) for k in range(count)]
+
+
+def _table(results: dict, part: str, title: str, scores: dict) -> dict:
+    names = in_order(results["methods"])
     columns = []
     rows = [{"label": label_of(name)[0], "about": label_of(name)[1], "cells": []} for name in names]
-    for metric, (label, meaning) in GROUPS[group].items():
-        values = [_pick(results["methods"], name, group, metric) for name in names]
-        intervals = [_pick(results["methods"], name, "ci95", group, metric) for name in names]
-        chances = [_chance(results, group, metric, name) for name in names]
+    for key, score in scores.items():
+        values = [pick(results["methods"], name, part, key) for name in names]
+        intervals = [pick(results["methods"], name, "ci95", part, key) for name in names]
+        chances = [chance_of(results, part, key, name) for name in names]
         known = [number for number in [*values, *chances] if number is not None]
         limits = plots.axis(known + [end for ends in intervals if ends for end in ends])
         for row, value, ci, chance in zip(rows, values, intervals, chances, strict=True):
             row["cells"].append(None if value is None else {
-                "value": _show(metric, value),
-                "ci": f"{_show(metric, ci[0])} to {_show(metric, ci[1])}" if ci else None,
+                "value": show(score, value),
+                "ci": f"{show(score, ci[0])} to {show(score, ci[1])}" if ci else None,
                 "plot": plots.interval(value, ci, chance, limits)})
-        columns.append({"label": label, "meaning": meaning, "unit": _unit(metric).strip(),
-                        "chance": _spread(metric, chances),
-                        "limits": [f"{_tick(metric, limit)}{_unit(metric)}" for limit in limits]})
-    return {"title": "Retrieval" if group == "retrieval" else "Pictures", "columns": columns,
-            "rows": [row for row in rows if any(row["cells"])]}
+        columns.append({"label": score.label, "meaning": score.meaning, "unit": unit(score).strip(),
+                        "lower": not score.higher_is_better, "chance": spread(score, chances),
+                        "limits": [tick(score, limit) for limit in limits]})
+    return {"title": title, "columns": columns, "rows": [row for row in rows if any(row["cells"])]}
 
 
-def _spread(metric: str, chances: list[float | None]) -> str | None:
-    """Chance as text: one number, or lowest to highest where each method has its own."""
-    known = [chance for chance in chances if chance is not None]
-    if not known:
+def not_scored(results: dict) -> str:
+    """Names of the scores that the run had no network for."""
+    scores = results["setting"].get("scores")
+    names = scores.get("not_scored") if isinstance(scores, dict) else None
+    return ", ".join(score_of("reconstruction", str(name)).label for name in names or ())
+
+
+def _plain(results: dict, part: str, rows: list[tuple[list[str], dict]]) -> dict | None:
+    """A table of numbers alone: each row its heads and its scores; None where there is no row."""
+    scores = scores_in(results, part)
+    if not rows:
         return None
-    low, high = _show(metric, min(known)), _show(metric, max(known))
-    return low if low == high else f"{low} to {high}"
+    return {"columns": [score.label for score in scores.values()], "rows": [
+        {"heads": heads, "cells": [DASH if pick(own, key) is None else show(score, own[key]) + unit(score)
+                                   for key, score in scores.items()]} for heads, own in rows]}
 
 
-def _tick(metric: str, value: float) -> str:
-    return f"{100 * value if metric in SHARES else value:.3g}".replace("-", "\N{MINUS SIGN}")
-
-
-def stage_scores(results: dict) -> list[dict]:
+def stage_scores(results: dict) -> dict | None:
     """Picture scores of each stage of each method, as text."""
-    rows = []
-    for name, own in results["methods"].items():
-        for stage, label in STAGES.items():
-            values = {metric: _pick(own, "stages", stage, metric) for metric in GROUPS["reconstruction"]}
-            if any(value is not None for value in values.values()):
-                rows.append({"method": label_of(name)[0], "stage": label, "cells": [
-                    "\N{EN DASH}" if value is None else _show(metric, value) + _unit(metric)
-                    for metric, value in values.items()]})
-    return rows
+    return _plain(results, "reconstruction", [
+        ([label_of(name)[0], label], results["methods"][name]["stages"][stage])
+        for name in in_order(results["methods"]) for stage, label in STAGES.items()
+        if stage in results["methods"][name].get("stages", {})])
 
 
-def single_trials(results: dict) -> list[dict]:
-    """Retrieval from single trials beside that from the average over repeats, as text."""
-    rows = []
-    for name in METHODS:
-        single = results["methods"].get(name, {}).get("single_trial_retrieval")
-        if single:
-            rows.append({"method": label_of(name)[0], "cells": [
-                f"{_show(metric, single[metric])}{_unit(metric)}" for metric in GROUPS["retrieval"]]})
-    return rows
+def single_trials(results: dict) -> dict | None:
+    """Retrieval from single trials, as text."""
+    return _plain(results, "retrieval", [
+        ([label_of(name)[0]], single) for name in in_order(results["methods"])
+        if (single := results["methods"][name].get("single_trial_retrieval"))])
+
+
+def regions(results: dict) -> list[dict]:
+    """Brain correlation by region, for each method that has it: the brain predicted from the method's picture beside the one
+    predicted from the seen picture, and the ceiling that noise sets."""
+    methods = {name: own["brain"] for name, own in results["methods"].items() if own.get("brain")}
+    if not methods:
+        return []
+    marks = ("correlation", "seen", "ceiling")
+    held = [pick(entry, mark) for own in methods.values() for entry in own.values() for mark in marks]
+    ends = [end for own in methods.values() for entry in own.values() for end in pick(entry, "ci") or ()]
+    limits = plots.axis([value for value in held if value is not None] + ends)
+    score = score_of("reconstruction", "correlation")
+    first = main_of(methods)
+    return [{"label": label_of(name)[0], "limits": [tick(score, limit) for limit in limits], "open": name == first, "rows": [
+        {"region": region, "ci": f"{show(score, ci[0])} to {show(score, ci[1])}" if (ci := pick(entry, "ci")) else None,
+         **{mark: None if pick(entry, mark) is None else show(score, entry[mark]) for mark in marks},
+         "plot": plots.bar(pick(entry, "correlation"), ci, pick(entry, "seen"), pick(entry, "ceiling"), limits)}
+        for region, entry in methods[name].items() if pick(entry, "correlation") is not None]}
+        for name in sorted(in_order(methods), key=lambda name: name != first)]
 
 
 def paired(differences: dict) -> list[dict]:
@@ -152,76 +136,19 @@ def paired(differences: dict) -> list[dict]:
     groups = []
     for name, parts in differences.items():
         first, second = (label_of(method)[0] for method in name.split("_minus_"))
-        lines = [_difference(first, second, metric, parts[group][metric])
-                 for group, metrics in GROUPS.items() for metric in metrics]
+        lines = [_difference(first, second, part, key, parts[part][key])
+                 for part in parts for key in dict.fromkeys([*GROUPS[part], *parts[part]]) if key in parts[part]]
         groups.append({"title": f"{first} minus {second}", "lines": lines})
     return groups
 
 
-def _difference(first: str, second: str, metric: str, entry: dict) -> dict:
+def _difference(first: str, second: str, part: str, key: str, entry: dict) -> dict:
     mean, (low, high), p = entry["mean"], entry["ci"], entry["p"]
+    score = score_of(part, key)
     clear = low > 0 or high < 0
-    ahead, behind = (first, second) if mean > 0 else (second, first)
-    unit = " points" if metric in SHARES else ""
-    interval = f"95 % interval {_signed(metric, low)} to {_signed(metric, high)}"
+    ahead, behind = (first, second) if (mean > 0) == score.higher_is_better else (second, first)
+    interval = f"95 % interval {show_difference(score, low)} to {show_difference(score, high)}"
     p_value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return {"metric": METRICS[metric], "is_clear": clear,
+    return {"metric": score.label, "is_clear": clear,
             "words": f"{ahead} is ahead of {behind}" if clear else "no clear difference",
-            "numbers": f"{_signed(metric, mean)}{unit}, {interval}, {p_value}"}
-
-
-def _signed(metric: str, value: float) -> str:
-    text = f"{100 * value:+.1f}" if metric in SHARES else f"{value:+.3f}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def curves(entries: list[dict]) -> list[dict]:
-    """One group of plots per stage of training, one plot per loss, in the order of the log."""
-    stages: dict[str, dict[str, list]] = {}
-    for entry in entries:
-        for name, value in entry["losses"].items():
-            if is_number(value):
-                stages.setdefault(entry["stage"], {}).setdefault(name, []).append((entry["epoch"], value))
-    groups = []
-    for stage, losses in stages.items():
-        drawn = []
-        for name, points in losses.items():
-            epochs, values = zip(*points, strict=True)
-            plot, logarithmic = plots.curve(epochs, values)
-            drawn.append({"name": name, "plot": plot, "logarithmic": logarithmic, "first": f"{values[0]:.3g}",
-                          "last": f"{values[-1]:.3g}", "epochs": f"{min(epochs):g} to {max(epochs):g}"})
-        kind, _, method = stage.partition(":")
-        title = {"pretrain": "Pretraining on the other subjects", "tune": "Tuning"}.get(kind, kind)
-        groups.append({"title": f"{title}: {label_of(method)[0]}" if method else title, "plots": drawn})
-    return groups
-
-
-def facts(results: dict) -> dict[str, list[tuple[str, str]]]:
-    """Settings, times and versions as label and text; the command and the notes have places of their own."""
-    setting = results["setting"]
-    apart = ("command", "stimuli_note", "simulated_brains", "simulated_scenes", "versions")
-    facts = {"Setting": _flat({key: value for key, value in setting.items() if key not in apart}, str)}
-    facts["Time"] = _flat(results.get("timing_s") or {}, _duration)
-    if is_number(results.get("peak_memory_mb")):
-        facts["Time"].append(("peak memory", f"{results['peak_memory_mb']:,.0f} MB"))
-    facts["Versions"] = _flat(setting.get("versions") or {}, str)
-    return {title: rows for title, rows in facts.items() if rows}
-
-
-def _flat(tree: dict, show, prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            rows += _flat(value, show, f"{prefix}{key} ")
-        elif value is not None:
-            rows.append((f"{prefix}{key}".replace("_", " ").removeprefix("n "), show(value)))
-    return rows
-
-
-def _duration(seconds) -> str:
-    if not is_number(seconds):
-        return str(seconds)
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
+            "numbers": f"{show_difference(score, mean)}{' points' if score.share else ''}, {interval}, {p_value}"}

@@ -1,0 +1,82 @@
+"""The scores that need more than pictures and tokens: of the words that were read, and of the brain that pictures predict.
+
+Both put their means into results.json and their values for single images into the arrays of per_image.safetensors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mindtuner.data import Subject
+from mindtuner.encoders.compact import CompactTextEncoder
+from mindtuner.evaluation.blocks import BrainTruth, brain_block, caption_block
+from mindtuner.evaluation.encoding import FOLDS
+from mindtuner.evaluation.results import rounded
+from mindtuner.evaluation.scores.captions import CaptionScorer, find_wordnet
+from mindtuner.evaluation.scores.encoding_features import EncodingFeatures
+from mindtuner.runtime import progress
+
+CLIP_FOLDERS = {"clip_b": "clip-vit-base-patch32", "clip_l": "clip-vit-large-patch14"}  # in the folder of networks
+
+
+def caption_scorer(networks: Path | None, sentences: CompactTextEncoder) -> CaptionScorer:
+    """Sentence-BERT is the package's own all-MiniLM-L6-v2; CLIP's towers come from the folder of networks, METEOR's WordNet
+    from where systems keep it. Raises UserError for a CLIP folder that is damaged or another model's."""
+    from mindtuner.evaluation.scores.clip_text import ClipTextEncoder
+
+    texts = {"sentence_bert": sentences}
+    for score, name in CLIP_FOLDERS.items():
+        if networks is not None and (networks / name).is_dir():
+            texts[score] = ClipTextEncoder(networks / name)
+    return CaptionScorer(texts, find_wordnet())
+
+
+def score_captions(results: dict, per_image: dict[str, np.ndarray], painted: dict[str, dict],
+                   references: list[tuple[str, ...]], scorer: CaptionScorer, seed: int) -> None:
+    """Score the captions that correct the pictures against ``references``, those of the p images painted. Where fewer than
+    two of these have any, there is nothing to score."""
+    results["setting"]["scores"]["captions_not_scored"] = dict(scorer.missing)
+    if sum(bool(group) for group in references) < 2:
+        return
+    chance = results["chance"].setdefault("captions", {score: {} for score in scorer.scores})
+    for method, entry in progress(painted.items(), "captions", len(painted), "method"):
+        if "caption" not in entry:
+            continue
+        block, values = caption_block(entry["caption"], references, scorer, seed)
+        found = rounded(block["scores"])
+        own = results["methods"][method]
+        own["captions"] = {score: about["mean"] for score, about in found.items()}
+        own["ci95"]["captions"] = {score: about["ci95"] for score, about in found.items()}
+        for score, about in found.items():
+            chance[score][method] = about["chance"]
+        per_image |= {f"{method}/captions/{score}": array for score, array in values.items()}
+
+
+def score_brain(results: dict, per_image: dict[str, np.ndarray], painted: dict[str, dict], subject: Subject,
+                shown: np.ndarray, pixels: np.ndarray, seed: int) -> None:
+    """Correlate the brain that each method's picture predicts with the measured one, by region.
+
+    ``subject`` with all its sessions, for the encoding model learns from its training trials · shown (p,) stimulus ids ·
+    pixels (N, 3, H, W) of all stimuli, uint8. With too few images to fit or to compare, the run says so instead.
+    """
+    images = len(np.unique(subject.train.stimulus))
+    if images < FOLDS or len(shown) < 2:
+        results["setting"]["scores"]["brain_not_scored"] = (
+            f"needs {FOLDS} training images and 2 pictures; there are {images} and {len(shown)}")
+        return
+    features = EncodingFeatures()
+    truth = BrainTruth.of(subject, shown, lambda images: features(pixels[images]), seed, EncodingFeatures.groups)
+    reference = rounded(truth.reference_block(features(pixels[shown]), seed))
+    results["brain"] = reference
+    for method, entry in progress(painted.items(), "brain", len(painted), "method"):
+        own = results["methods"][method]
+        block, values = brain_block(features(entry["stages"][own["picture"]]), truth, seed)
+        own["brain"] = {
+            region: {"correlation": found["pattern"]["mean"], "ci": found["pattern"]["ci95"],
+                     "chance": found["pattern"]["chance"], "voxelwise": found["voxelwise"],
+                     "seen": reference["seen"][region]["pattern"]["mean"],
+                     "ceiling": reference["regions"][region]["pattern_ceiling"]}
+            for region, found in rounded(block).items()}
+        per_image |= {f"{method}/brain/{region}": array for region, array in values.items()}

@@ -1,0 +1,50 @@
+"""A sum over samples whose way back is gone before the next samples come: the memory of few, the gradient of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Term = Callable[[Tensor, Tensor], Tensor]  # (inputs (n, ...), rows (m,)) -> the sum's share of these rows, a scalar
+
+
+def sum_in_parts(term: Term, inputs: Tensor, rows: Tensor, weights: list[nn.Parameter], at_once: int) -> Tensor:
+    """``sum of term(inputs, part)`` over parts of ``rows``, at most ``at_once`` each.
+
+    Value and gradients (of ``inputs`` and ``weights``, which must be all of what ``term`` uses that requires one) are
+    those of ``term(inputs, rows)`` up to the order of summation. With several parts each goes forth and back at once, so
+    that the activations of one part only are ever held. Such a sum can be differentiated once, not twice.
+    """
+    wanted = torch.is_grad_enabled() and (inputs.requires_grad or weights)
+    if len(rows) <= at_once or not wanted:
+        return term(inputs, rows)
+    return _ForthAndBack.apply(term, rows.split(at_once), inputs, *weights)
+
+
+class _ForthAndBack(torch.autograd.Function):
+    """The gradients are computed in ``forward``, and multiplied by that of the sum in ``backward``."""
+
+    @staticmethod
+    def forward(ctx, term: Term, parts: tuple[Tensor, ...], inputs: Tensor, *weights: Tensor) -> Tensor:
+        own = inputs.detach().requires_grad_(ctx.needs_input_grad[2])
+        leaves = [leaf for leaf in (own, *weights) if leaf.requires_grad]
+        total, gradients = None, None
+        for part in parts:
+            with torch.enable_grad():
+                value = term(own, part)
+            found = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+            total = value.detach() if total is None else total + value.detach()
+            if gradients is None:
+                gradients = found
+            else:
+                torch._foreach_add_(gradients, found)
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = iter(torch._foreach_mul(ctx.saved_tensors, gradient))
+        return None, None, *(next(scaled) if wanted else None for wanted in ctx.needs_input_grad[2:])
