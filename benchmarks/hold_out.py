@@ -83,7 +83,7 @@ def one_run(whole: Materials, targets, config, shown: np.ndarray, checkpoint: Pa
     decoded = {"mindtuner": story.decode_all({"mindtuner": network}, base, test, whole.caches, config)["mindtuner"]}
     bank = story.training_bank(whole.dataset, whole.texts)
     painted = story.paint_all(decoded, whole.generator, bank, test)
-    found = story.score_all(decoded, painted, test, config.seed)["mindtuner"]
+    found = story.score_all(decoded, painted, test, config.seed, story.Scoring())["mindtuner"]
     values = {**found.retrieval, "two_way": found.reconstruction["two_way"]}
     return {"pretraining_trials": sum(len(other.train) for other in others.subjects.values()),
             "tuning_trials": len(hour.train),
@@ -102,18 +102,26 @@ def summarise(done: dict, of: dict, images: np.ndarray, shown: np.ndarray, datas
             at = images[shown] if score == "two_way" else images
             with_it, without = (np.array([done[name, seed]["scores"][score] for seed in range(options.seeds)])
                                 for name in ("", category))
-            sides = [(with_it[:, chosen], without[:, chosen]) for chosen in (mine[at], ~mine[at])]
-            pooled[score].append(sides)
-            print_row(category, title, sides)
+            sides = mine[at], ~mine[at]
+            pooled[score].append((with_it, without, sides))
+            print_row(category, title, [(with_it[:, chosen], without[:, chosen]) for chosen in sides])
     for score, title in SCORES.items():
-        print_row("all of them", title, [tuple(np.concatenate([sides[k][j] for sides in pooled[score]], axis=1)
-                                               for j in range(2)) for k in range(2)])
+        print_row("all of them", title, [over_categories(pooled[score], side) for side in range(2)])
     whole = done["", 0]
     print("\ntraining images that show it:", ", ".join(
         f"{category} {int((mine & ~dataset.stimuli.is_shared).sum())} of {int((~dataset.stimuli.is_shared).sum())}"
         for category, mine in of.items()))
     print(f"trials of pretraining and tuning: {whole['pretraining_trials']} and {whole['tuning_trials']}; without", ", ".join(
         f"{category}: {done[category, 0]['pretraining_trials']} and {done[category, 0]['tuning_trials']}" for category in of))
+
+
+def over_categories(runs: list[tuple], side: int) -> tuple[np.ndarray, np.ndarray]:
+    """(with, without), (seeds, images): each image once, averaged over the categories for which it is on this side, because
+    most images are among the others of all of them."""
+    chosen = np.array([sides[side] for _, _, sides in runs], float)[:, None]  # (categories, 1, images)
+    some = chosen.any(axis=(0, 1))
+    return tuple(((np.array([run[k] for run in runs]) * chosen).sum(0) / np.maximum(chosen.sum(0), 1))[:, some]
+                 for k in range(2))
 
 
 def print_row(category: str, title: str, sides) -> None:

@@ -136,7 +136,7 @@ def test_undefined_scores_are_left_out_and_counted():
     row = row_of(found, "ssim")
     assert (row["n"], row["undefined"]) == (4, 2) and row["difference"] == pytest.approx(difference[keep].mean(), abs=1e-7)
     assert "two_way" not in [row["score"] for row in found["scores"]]
-    assert any("two way: defined on fewer than 2" in note for note in found["notes"])
+    assert any("Two-way: defined on fewer than 2" in note for note in found["notes"])
     assert "SSIM is undefined on 2 images" in text(found)
 
 
@@ -144,16 +144,23 @@ def test_any_score_of_the_files_is_compared_and_one_that_a_run_lacks_is_named():
     a, b = run_of(scores=(*PICTURES, "alexnet2", "swav")), run_of(seed=1, scores=(*PICTURES, "alexnet2"))
     found = compare({"a": a}, {"b": b})
     assert "alexnet2" in [row["score"] for row in found["scores"]]
-    assert any("left out: SwAV" in note for note in found["notes"])
+    assert any("left out: SwAV (lower is better)" in note for note in found["notes"])
 
 
 def test_the_images_of_a_category_or_the_others():
     a, b = run_of(seed=0), run_of(seed=1)
+    for run in (a, b):  # of pictures too: their captions, and the brain that they predict
+        for name in ("captions/rouge_1", "brain/V1"):
+            run.per_image[f"mindtuner/{name}"] = np.random.default_rng(len(name)).random(P).astype(np.float32)
     held = [6, 9, 12, 18]  # ids; positions 2, 3, 4, 6, of which 2, 4, 6 are painted, as 1, 2 and 3
     b.results["held_out"] = {"category": "dog", "images": held}
     whole, of, others = (compare({"a": a}, {"b": b}, which=which) for which in ("all", "category", "others"))
-    for score, positions in (("image", [2, 3, 4, 6]), ("text", [1, 2, 3, 5]), ("pixcorr", [1, 2, 3])):
-        key = f"mindtuner/{'reconstruction' if score == 'pixcorr' else 'retrieval'}/{score}"
+    assert [row["score"] for row in whole["scores"]] == [*DIRECTIONS, *PICTURES, "rouge_1", "V1"]
+    assert "ROUGE-1 of the caption" in text(of) and "V1 brain correlation" in text(of)
+    for part, score, positions in (("retrieval", "image", [2, 3, 4, 6]), ("retrieval", "text", [1, 2, 3, 5]),
+                                   ("reconstruction", "pixcorr", [1, 2, 3]), ("captions", "rouge_1", [1, 2, 3]),
+                                   ("brain", "V1", [1, 2, 3])):
+        key = f"mindtuner/{part}/{score}"
         difference = a.per_image[key].astype(float) - b.per_image[key]
         rest = np.setdiff1d(np.arange(len(difference)), positions)
         assert row_of(of, score)["difference"] == pytest.approx(difference[positions].mean())
@@ -216,10 +223,10 @@ def test_the_verb_prints_a_table_and_writes_the_numbers(tmp_path, capsys):
     lines = printed.splitlines()
     assert lines[0] == f"A  mindtuner of {a}" and "12 test images, 6 painted; subject 1, 1 run a side" in printed
     image = row_of(found, "image")
-    line = next(line for line in lines if line.startswith("image retrieval"))
+    line = next(line for line in lines if line.startswith("Image retrieval"))
     assert line.endswith("A is higher") and f"{image['difference']:+.3f}" in line and f"{image['p_holm']:.4f}" in line
     assert "Holm's method over the 6 scores" in printed and "Note: setting.sessions is 1 in A and 2 in B." in printed
-    assert len({line.index("[") for line in lines if line.startswith(("image r", "brain r", "PixCorr"))}) == 1  # aligned
+    assert len({line.index("[") for line in lines if line.startswith(("Image r", "Brain r", "PixCorr"))}) == 1  # aligned
 
 
 def test_the_verb_takes_sides_of_several_runs(tmp_path, capsys):

@@ -88,7 +88,7 @@ def test_scores_that_papers_call_otherwise_stand_in_their_columns():
     own = run.results["methods"]["mindtuner"]
     own["reconstruction"]["efficientnet_b1"], own["ci95"]["reconstruction"]["efficientnet_b1"] = 0.6, [0.5, 0.7]
     assert published.table([run])["rows"][-1]["cells"]["effnet"] == {"value": 0.6, "ci": [0.5, 0.7]}
-    assert published.label("reconstruction", "efficientnet_b1") == "EffNet-B1"
+    assert published.label("reconstruction", "efficientnet_b1") == "EffNet-B1 (lower is better)"
 
 
 def test_the_markdown_says_data_and_setting_and_neither_ranks_nor_marks():

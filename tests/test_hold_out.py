@@ -147,7 +147,7 @@ def test_scores_apart_are_means_over_the_images_of_each_side():
     assert "reconstruction" not in others  # one picture is left that has a score
     said = text(found, "mindtuner").splitlines()
     assert "'dog' held out of training (7 images)" in said[0] and "4 test images that show it" in said[1]
-    line = next(line for line in said if line.startswith("image retrieval"))
+    line = next(line for line in said if line.startswith("Image retrieval"))
     assert f"{image[[2, 3, 4, 9]].mean():.3f} [" in line and line.endswith("(6)") and len(set(map(len, said[1:]))) == 1
 
 

@@ -15,6 +15,7 @@ from mindtuner.evaluation.held_out import positions
 from mindtuner.evaluation.published import label
 from mindtuner.evaluation.results import PER_IMAGE, Run
 from mindtuner.evaluation.schema import ALL_PARTS
+from mindtuner.evaluation.scores.catalogue import of_part
 from mindtuner.evaluation.statistics import bootstrap_ci, holm, over_seeds, over_subjects, sign_flips
 
 LEVEL = 0.05
@@ -155,10 +156,11 @@ def _positions(run: Run, part: str, score: str, chosen: np.ndarray | None) -> np
 
 
 def _shared_scores(runs: list[tuple[Run, str]]) -> tuple[list[tuple[str, str]], list[str]]:
-    """(part, score) that all runs have, in the first one's order within a part; and labels of those that only some have."""
+    """(part, score) that all runs have, in the order of the tables; and labels of those that only some have."""
     every = [[tuple(key.split("/", 2)[1:]) for key in run.per_image if key.startswith(f"{method}/")] for run, method in runs]
     known = list(dict.fromkeys(name for names in every for name in names))
-    known.sort(key=lambda name: ALL_PARTS.index(name[0]))
+    order = [score for part in ALL_PARTS for score in of_part(part)]
+    known.sort(key=lambda name: (ALL_PARTS.index(name[0]), order.index(name[1]) if name[1] in order else len(order), name[1]))
     shared = [name for name in known if all(name in names for names in every)]
     return shared, [label(*name) for name in known if name not in shared]
 

@@ -42,7 +42,7 @@ def scored_apart(per_image: Mapping[str, np.ndarray], category: str, of_category
 
 def positions(per_image: Mapping[str, np.ndarray], part: str, score: str) -> np.ndarray:
     """Of which test images, as positions in "images", the values of a score are."""
-    if part == "reconstruction":
+    if part != "retrieval":  # of pictures, of captions and of the brain that pictures predict
         return per_image["shown"]
     return per_image["texts"] if score.startswith("text") else np.arange(len(per_image["images"]))
 
@@ -51,11 +51,11 @@ def text(held_out: Mapping, method: str) -> str:
     """The block of one method in a few aligned lines, with intervals; a dash where fewer than two images have the score."""
     shown, left_out = len(held_out["images"]), held_out["left_out"]
     lines = [f"{method}, {held_out['category']!r} held out of training ({left_out} images):",
-             f"{'':<18}{f'{shown} test images that show it':>38}{'the others':>38}"]
+             f"{'':<28}{f'{shown} test images that show it':>38}{'the others':>38}"]
     for part, scores in held_out["others"].get(method, {}).items():
         for score in scores:
             cells = [held_out[side].get(method, {}).get(part, {}).get(score) for side in SIDES]
             said = ("-" if cell is None else "{:.3f} [{:.3f}, {:.3f}] ({})".format(cell["mean"], *cell["ci"], cell["n"])
                     for cell in cells)
-            lines.append(f"{label(part, score):<18}" + "".join(cell.rjust(38) for cell in said))
+            lines.append(f"{label(part, score):<28}" + "".join(cell.rjust(38) for cell in said))
     return "\n".join(lines)

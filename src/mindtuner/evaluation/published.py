@@ -11,6 +11,7 @@ from importlib import resources
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import Run
+from mindtuner.evaluation.scores.catalogue import of_part
 
 COLUMNS = {  # key -> label, in the order of the table; "down": lower is better
     "pixcorr": "PixCorr", "ssim": "SSIM", "alexnet2": "AlexNet(2)", "alexnet5": "AlexNet(5)", "inception": "Inception",
@@ -72,7 +73,8 @@ def table(runs: list[Run], method: str = "mindtuner") -> dict:
     """
     published = [{
         "label": f"{row['method']} ({row['venue']})", "data": "real", "group": "published",
-        "setting": ", ".join([f"NSD, {_hours(row['hours'])}", f"subjects {row['subjects']}", _refined(row["refined"])]),
+        "setting": ", ".join([f"NSD, {_hours(row['hours'])}", row["subjects"].replace("mean ", "mean of subjects "),
+                              _refined(row["refined"])]),
         "cells": {key: {"value": value, "ci": None} for key, value in row["scores"].items()}, "source": row["seen_in"],
     } for row in rows()]
     ours = [_row_of(run, method, f"run {number}") for number, run in enumerate(runs, 1)]
@@ -84,10 +86,11 @@ def table(runs: list[Run], method: str = "mindtuner") -> dict:
 
 
 def label(part: str, score: str) -> str:
-    """The name for people of a score of a run."""
-    if part == "retrieval":
-        return f"{score} retrieval"
-    return COLUMNS.get(_COLUMN_OF.get(score, score), score.replace("_", " "))
+    """The name for people of a score of a run, in the catalogue or not; of a distance also which way is better."""
+    known = of_part(part).get(score)
+    name = known.label if known else score if part == "brain" else score.replace("_", " ")  # regions are called what they are
+    about = {"retrieval": " retrieval", "captions": " of the caption", "brain": " brain correlation"}.get(part, "")
+    return name + about + (" (lower is better)" if known and not known.higher_is_better else "")
 
 
 def _row_of(run: Run, method: str, where: str) -> dict:
