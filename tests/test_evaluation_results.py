@@ -270,3 +270,58 @@ def test_bad_predictions_are_refused_by_method_and_field(truth, scores):
         build_results({}, {"mindtuner": scores["mindtuner"],
                            "ridge_only": score_method("ridge_only", prediction(fewer, 0.1), fewer, seed=0)},
                       {}, 1.0, seed=0)
+
+
+def test_flat_images_are_left_out_or_counted_and_named(truth):
+    """A flat original has no PixCorr under any method; a flat picture counts 0, so that painting nothing earns nothing."""
+    pictures = np.array(truth.pictures)
+    pictures[2] = 0.5
+    flat = Truth(truth.tokens, truth.text, pictures, [PIXELS])
+    guess, other = prediction(flat, 0.3), prediction(flat, 0.6, seed=4)
+    guess["stages"]["corrected"][4] = 0.0
+    scores = score_methods({"mindtuner": guess, "ridge_only": other}, flat, seed=0)
+    found = build_results({}, scores, {}, 1.0, seed=0, shown=np.arange(P) + 70)
+    assert found["undefined"] == {"pixcorr": {"left_out": {"count": 1, "images": [72]},
+                                              "counted_zero": {"mindtuner": {"count": 1, "images": [74]}}}}
+    kept = [0, 1, 3, 4, 5]
+    own = pixcorr(guess["stages"]["corrected"], pictures)
+    assert np.isnan(own[2]) and own[4] == 0
+    mean = found["methods"]["mindtuner"]["reconstruction"]["pixcorr"]
+    assert mean == pytest.approx(own[kept].mean(), abs=1e-6)
+    difference = found["paired"]["mindtuner_minus_ridge_only"]["reconstruction"]["pixcorr"]["mean"]
+    assert difference == pytest.approx(mean - found["methods"]["ridge_only"]["reconstruction"]["pixcorr"], abs=2e-6)
+    assert np.isnan(per_image_scores(scores, range(N), range(P), range(N))["mindtuner/reconstruction/pixcorr"][2])
+    with pytest.raises(UserError, match="each has one value everywhere"):
+        empty = Truth(truth.tokens, truth.text, np.full_like(pictures, 0.5), [PIXELS])
+        score_methods({"mindtuner": prediction(empty, 0.3)}, empty, seed=0)
+
+
+def test_scores_beyond_those_of_every_run_are_known_ones_in_their_range(results):
+    more = copy.deepcopy(results)
+    for own in more["methods"].values():
+        for table in (own["reconstruction"], *own["stages"].values()):
+            table["swav"] = 1.4
+        own["ci95"]["reconstruction"]["swav"] = [1.3, 1.5]
+    with pytest.raises(UserError, match="chance.reconstruction: swav is 'missing'"):
+        validate_results(more)
+    more["chance"]["reconstruction"]["swav"] = dict.fromkeys(more["methods"], 1.6)
+    validate_results(more)
+    more["methods"]["mindtuner"]["reconstruction"]["swav"] = 2.1
+    with pytest.raises(UserError, match="reconstruction: swav is 2.1; expected 0 to 2"):
+        validate_results(more)
+    del more["methods"]["mindtuner"]["reconstruction"]["swav"]
+    more["methods"]["mindtuner"]["reconstruction"]["lpips"] = 0.1
+    with pytest.raises(UserError, match="methods.mindtuner.reconstruction: lpips is an unknown reconstruction score"):
+        validate_results(more)
+
+
+def test_smaller_pools_stand_beside_all_candidates(truth):
+    small = Truth(truth.tokens, truth.text, truth.pictures, [PIXELS], pool=4)
+    found = build_results({}, score_methods({"mindtuner": prediction(small, 0.9)}, small, 0), {}, 1.0, seed=0)
+    for direction, entries in found["methods"]["mindtuner"]["retrieval_pools"].items():
+        assert [entry["pool"] for entry in entries] == [N, 4] and entries[1]["subsets"]["count"] == 30
+        assert entries[0]["top1"] == found["methods"]["mindtuner"]["retrieval"][direction]
+        assert found["chance"]["retrieval_pools"][direction][1] == {"pool": 4, "top1": 0.25, "top5": 1.0, "median_rank": 2.5}
+    found["methods"]["mindtuner"]["retrieval_pools"]["text"] = []
+    with pytest.raises(UserError, match=r"retrieval_pools: text is \[\]; expected a list of pools"):
+        validate_results(found)

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,11 @@ from mindtuner.errors import UserError
 from mindtuner.evaluation.scores import retrieval
 from mindtuner.evaluation.scores.retrieval import (
     brain_retrieval,
+    chance_of_pools,
+    expected_top_k,
     image_retrieval,
+    pools,
+    score,
     text_retrieval,
     top5_ids,
 )
@@ -150,3 +156,61 @@ def test_bad_tokens_are_refused(direction):
         direction(good, np.ones((3, 4)))
     with pytest.raises(UserError, match="at least one row"):
         direction(good[:0], good[:0])
+
+
+def in_a_pool(similarity, query, pool, k):
+    """Top-k of one query among the candidates ``pool``, its own among them, by the definition: ties in random order."""
+    own = similarity[query, query]
+    ahead = sum(similarity[query, other] > own + 1e-6 for other in pool)
+    tied = sum(abs(similarity[query, other] - own) <= 1e-6 for other in pool if other != query)
+    return min(1.0, max(0.0, (k - ahead) / (1 + tied)))
+
+
+@few
+@given(seeds, st.integers(2, 7), st.integers(1, 7), st.sampled_from([1, 2, 5]), st.integers(2, 9))
+def test_the_expectation_is_the_mean_over_all_subsets(seed, n, pool, k, levels):
+    """By enumeration; few levels of similarity make many ties."""
+    pool = min(n, pool)
+    similarity = np.random.default_rng(seed).integers(levels, size=(n, n)).astype(float)
+    found = score(similarity, np.arange(n))
+    expected = [np.mean([in_a_pool(similarity, query, (query, *others), k)
+                         for others in combinations([other for other in range(n) if other != query], pool - 1)])
+                for query in range(n)]
+    np.testing.assert_allclose(expected_top_k(found.ahead.sum(1), found.tied.sum(1), n, pool, k), expected, atol=1e-12)
+
+
+def test_the_mean_over_many_subsets_converges_to_the_closed_form(monkeypatch):
+    rng = np.random.default_rng(1)
+    found = score(np.round(rng.normal(size=(60, 60)) + 1.5 * np.eye(60), 1), np.arange(60))
+    assert found.tied.any()
+    monkeypatch.setattr(retrieval, "SUBSETS", 4000)
+    every, small = pools(found, 20, seed=0)
+    assert every["pool"] == 60 and small["pool"] == 20 and small["subsets"]["count"] == 4000
+    for name in ("top1", "top5"):
+        drawn = small["subsets"][name]
+        assert abs(drawn["mean"] - small[name]) < 4 * drawn["sd"] / 4000**0.5
+        assert drawn["sd"] > 0 and every[name] < small[name]  # a smaller pool is easier
+    assert every["top1"] == found.top1.mean() and every["median_rank"] == np.median(found.ranks)
+    # a query's expected rank: its share of the others come along
+    assert small["median_rank"] == pytest.approx(np.median(1 + (found.ranks - 1) * 19 / 59))
+    assert small["subsets"]["median_rank"]["mean"] == pytest.approx(small["median_rank"], abs=0.5)
+
+
+def test_pools_of_guessing_are_at_their_chance():
+    rng = np.random.default_rng(2)
+    found = [pools(score(rng.normal(size=(80, 80)), np.arange(80)), 30, seed) for seed in range(40)]
+    for at, expected in enumerate(chance_of_pools(found[0])):
+        assert expected == {"pool": (80, 30)[at], "top1": 1 / expected["pool"], "top5": 5 / expected["pool"],
+                            "median_rank": (expected["pool"] + 1) / 2}
+        for name in ("top1", "top5", "median_rank"):
+            values = [entries[at][name] for entries in found]
+            assert abs(np.mean(values) - expected[name]) < 4 * np.std(values) / 40**0.5 + 1e-9
+    constant = pools(score(np.zeros((80, 80)), np.arange(80)), 30, 0)  # all tie: chance exactly, not 0 and not 1
+    for entry, expected in zip(constant, chance_of_pools(constant), strict=True):
+        assert {name: entry[name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_pool_as_large_as_all_is_all():
+    found = score(np.eye(6), np.arange(6))
+    assert pools(found, 6, 0) == pools(found, 300, 0) == [{"pool": 6, "top1": 1.0, "top5": 1.0, "median_rank": 1.0}]
+    assert expected_top_k(*(table.sum(1) for table in (found.ahead, found.tied)), 6, 1, 1).tolist() == [1.0] * 6

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 from test_cli import refused
+from torchvision.models import alexnet
 
 import mindtuner
 from mindtuner.cli import main, steps
@@ -113,6 +116,31 @@ def test_the_report_says_what_was_done(lab, report):
     assert [word for word in setting["command"].split() if word in ("pretrain", "tune", "evaluate")] == [
         "pretrain", "tune", "evaluate"]
     assert "subject 101" in (report / "report.html").read_text()
+
+
+def test_scores_by_the_networks_that_are_there_and_among_few_candidates(lab, report, tmp_path, capsys):
+    """An AlexNet without weights sees no difference anywhere, and is at chance, exactly."""
+    folder = tmp_path / "networks"
+    folder.mkdir()
+    state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in alexnet().state_dict().items()}
+    torch.save(state, folder / "alexnet-owt-7be5be79.pth")
+    words = ["--networks", folder, "--pool", 3]
+    assert call("evaluate", lab.tuned, lab.data, tmp_path / "out", *words, *lab.paints) == 0
+    said, run, before = capsys.readouterr().out, load_run(tmp_path / "out"), load_run(report).results["methods"]
+    assert f"not scored: clip (no clip-vit-large-patch14 file in {folder})" in said
+    assert "alexnet2, alexnet5 by AlexNet" in said
+    for method, own in run.results["methods"].items():
+        assert own["reconstruction"]["alexnet2"] == own["reconstruction"]["alexnet5"] == 0.5
+        assert "clip" not in own["reconstruction"]
+        assert own["reconstruction"]["two_way"] == before[method]["reconstruction"]["two_way"]
+        np.testing.assert_array_equal(run.per_image[f"{method}/reconstruction/alexnet5"], 0.5)
+        assert [entry["pool"] for entry in own["retrieval_pools"]["image"]] == [len(run.per_image["images"]), 3]
+        assert own["retrieval_pools"]["image"][0]["top1"] == own["retrieval"]["image"] == before[method]["retrieval"]["image"]
+    setting = run.results["setting"]
+    assert shlex.join(map(str, words)) in setting["command"] and setting["scores"]["not_scored"]["swav"]
+    assert setting["scores"]["networks"]["alexnet"]["weights"].startswith("alexnet-owt-7be5be79.pth ")
+    for bad, message in ((["--pool", 0], "--pool is 0; expected 1 or more"), (["--networks", folder / "no"], "is no folder")):
+        refused(capsys, ["evaluate", lab.tuned, lab.data, tmp_path / "no", *bad, *lab.paints], message)
 
 
 def test_scores_and_predictions_are_those_of_the_library(lab, report, decoded):

@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from mindtuner import runtime
+from mindtuner.cli.score_table import print_table
 from mindtuner.cli.steps import Materials, Stopwatch
 from mindtuner.cli.words_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.config import Config
@@ -28,9 +29,8 @@ from mindtuner.evaluation.held_out import scored_apart
 from mindtuner.evaluation.held_out import text as held_out_text
 from mindtuner.evaluation.report import write_report
 from mindtuner.evaluation.results import build_results, per_image_scores, rounded, save_run, to_uint8
-from mindtuner.evaluation.scores.catalogue import HALF, ONE_IN_N, Score, of_part
 from mindtuner.evaluation.scores.features import LITE2
-from mindtuner.evaluation.scores.networks import find_networks, not_scored
+from mindtuner.evaluation.scores.networks import find_networks
 from mindtuner.evaluation.scores.preparation import OURS, PUBLISHED, resize
 from mindtuner.evaluation.scores.retrieval import POOL, top5_ids
 from mindtuner.evaluation.scoring import MethodScores, Truth, score_methods
@@ -337,51 +337,3 @@ def words_of(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet) 
     captions = [group[0] if group else "" for group in test.captions]
     return {"picture_index": test.shown.tolist(), "seen_captions": [captions[k] for k in test.shown],
             "all_captions": captions, "methods": methods}
-
-
-def print_table(results: dict) -> None:
-    """The methods' scores in a few aligned lines, and in words what they leave out."""
-    first = next(iter(results["methods"].values()))
-    scores = [score for part in ("retrieval", "reconstruction") for score in of_part(part).values()
-              if score.name in first[part]]
-    widths = [max(8, len(score.label) + 2) for score in scores]
-
-    def line(name: str, values: list[float | None]) -> str:
-        cells = ("-".rjust(width) if value is None else f"{value:.3f}".rjust(width)
-                 for value, width in zip(values, widths, strict=True))
-        return f"{name:<24}{''.join(cells)}"
-
-    labels = (score.label.rjust(width) for score, width in zip(scores, widths, strict=True))
-    print(f"\n{'method':<24}{''.join(labels)}")
-    for method, entry in results["methods"].items():
-        print(line(method, [entry[score.part][score.name] for score in scores]))
-    print(line("chance", [chance_of(results["chance"], score) for score in scores]))
-    for text in remarks(results):
-        print(text)
-
-
-def chance_of(chance: dict, score: Score, method: str = "mindtuner") -> float | None:
-    """The chance level of a score in a run's results; None where it was measured for other methods only."""
-    if score.chance == ONE_IN_N:
-        return chance["retrieval"][score.name]
-    return chance["two_way"] if score.chance == HALF else chance["reconstruction"][score.name].get(method)
-
-
-def remarks(results: dict) -> list[str]:
-    """What a reader of the table has to know: scores where less is better, networks, what is left out, smaller pools."""
-    own, undefined = results["setting"]["scores"], results["undefined"]["pixcorr"]
-    by = [f"{', '.join(network['layers'])} by {network['network']}" for network in own["networks"].values()]
-    said = [f"networks: {'; '.join(by)}", not_scored(own["not_scored"])]
-    lower = [score.label for score in of_part("reconstruction").values() if not score.higher_is_better
-             and score.name in next(iter(results["methods"].values()))["reconstruction"]]
-    said.append(f"lower is better: {', '.join(lower)}" if lower else "")
-    if undefined["left_out"]["count"]:
-        said.append(f"PixCorr leaves out {undefined['left_out']['count']} seen images of one value everywhere: "
-                    f"{undefined['left_out']['images']}")
-    said += [f"PixCorr of {method} counts 0 for {some['count']} pictures of one value everywhere, of the images "
-             f"{some['images']}" for method, some in undefined["counted_zero"].items()]
-    for method, entry in results["methods"].items():
-        pools = [f"{direction} {small[-1]['top1']:.3f}" for direction, small in entry["retrieval_pools"].items()
-                 if len(small) > 1]
-        said.append(f"top-1 of {own['retrieval_pool']}, {method}: {', '.join(pools)}" if pools else "")
-    return [text for text in said if text]

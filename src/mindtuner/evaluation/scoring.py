@@ -11,7 +11,7 @@ from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.catalogue import ALWAYS
 from mindtuner.evaluation.scores.images import score_images
 from mindtuner.evaluation.scores.networks import Network
-from mindtuner.evaluation.scores.pictures import FLAT
+from mindtuner.evaluation.scores.pictures import is_flat
 from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images
 from mindtuner.evaluation.scores.retrieval import POOL, Retrieval, brain_retrieval, image_retrieval, pools, text_retrieval
 from mindtuner.evaluation.statistics import bootstrap_ci
@@ -72,7 +72,8 @@ def score_methods(predicted: Mapping[str, Mapping], truth: Truth, seed: int) -> 
         summary |= {"reconstruction": _means(shown), "picture": picture[name],
                     "stages": {stage: _means(values) for stage, values in own.items()},
                     "ci95": {"retrieval": _intervals(top1, seed), "reconstruction": _intervals(shown, seed)}}
-        found[name] = MethodScores(summary, top1, shown, chance[name, picture[name]], _flat(sets[name, picture[name]]))
+        flat = np.flatnonzero(is_flat(sets[name, picture[name]])).tolist()
+        found[name] = MethodScores(summary, top1, shown, chance[name, picture[name]], flat)
     return found
 
 
@@ -108,11 +109,6 @@ def _stages(predicted: Mapping, truth: Truth) -> dict[str, np.ndarray]:
         if as_images(pictures, f"{stage} pictures").shape != truth.pictures.shape:
             raise UserError(f"{stage} pictures: shape {pictures.shape}; expected that of the seen, {truth.pictures.shape}")
     return {stage: given[stage] for stage in STAGES if stage in given}
-
-
-def _flat(pictures: np.ndarray) -> list[int]:
-    """Positions of the pictures that have one value everywhere."""
-    return np.flatnonzero(np.ptp(pictures.reshape(len(pictures), -1), axis=1) < FLAT).tolist()
 
 
 def defined(values: np.ndarray) -> np.ndarray:

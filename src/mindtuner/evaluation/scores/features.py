@@ -48,9 +48,10 @@ def features_of(network: Network, images, choices: Choices = OURS, batch: int = 
 
 def read_batch(loaded: list[tuple[Network, nn.Module]], images: np.ndarray, choices: Choices) -> dict[str, torch.Tensor]:
     """One batch of checked images through networks of one and the same side: {score: float32 (n, F)} on their device."""
-    pixels = prepare(images, loaded[0][0].side, choices).clamp(0, 1).to(device())
+    pixels = prepare(images, loaded[0][0].side, choices).clamp_(0, 1).to(device())
     found = {}
     for network, module in loaded:
         mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (network.mean, network.std))
-        found |= {score: out.float().flatten(1) for score, out in module((pixels - mean) / std).items()}
+        shown = pixels.sub_(mean).div_(std) if network is loaded[-1][0] else (pixels - mean).div_(std)
+        found |= {score: out.float().flatten(1) for score, out in module(shown).items()}
     return found

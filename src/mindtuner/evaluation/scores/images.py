@@ -45,6 +45,7 @@ def score_images(originals, sets: Mapping[Hashable, np.ndarray], networks: Seque
     if len(true) < 2:
         raise UserError("seen pictures: 1 image; expected at least 2, to compare between")
     pairs = random_pairs(len(true), seed)
+    distinct, drawn = np.unique(pairs, axis=1, return_inverse=True)
     sided = choices.pixel_side or choices.first_side
     scores: dict = {}
     chance: dict = {key: {} for key in chance_of}
@@ -53,7 +54,8 @@ def score_images(originals, sets: Mapping[Hashable, np.ndarray], networks: Seque
             raise UserError(f"predicted images: shape {pictures.shape}; expected that of the seen, {true.shape}")
         scores[key] = pixel_scores(pictures, true, choices)
         if key in chance:
-            chance[key] = {name: _mean(values) for name, values in pixel_scores(pictures, true, choices, *pairs).items()}
+            found = pixel_scores(pictures, true, choices, *distinct)  # of few images the same pairs are drawn again and again
+            chance[key] = {name: _mean(values[drawn]) for name, values in found.items()}
     by_side = sorted(networks, key=lambda network: network.side)
     for _, group in groupby(by_side, key=lambda network: network.side):
         for key, found, by_chance in _by_networks(list(group), true, checked, choices, pairs):

@@ -56,8 +56,8 @@ def two_way(features_predicted, features_true, ties: str = HALF) -> np.ndarray:
     if len(a) < 2:
         raise UserError("predicted features: 1 row; expected at least 2, to compare between")
     lineup = Lineup(ties)
-    lineup.add(torch.from_numpy(b))
-    return lineup(torch.from_numpy(a), 0)
+    lineup.add(torch.from_numpy(b.astype(np.float32)))
+    return lineup(torch.from_numpy(a.astype(np.float32)), 0)
 
 
 def distance(features_predicted, features_true) -> np.ndarray:
@@ -88,7 +88,16 @@ def pixel_scores(predicted: np.ndarray, true: np.ndarray, choices: Choices = OUR
             parts["ssim"].append(_ssim(*(torch.einsum("nchw,c->nhw", images, GREY) for images in (a, b))))
         if "pixcorr" in parts:
             parts["pixcorr"].append(_correlation(a, b))
-    return {name: torch.cat(found).numpy() for name, found in parts.items()}
+    scores = {name: torch.cat(found).numpy() for name, found in parts.items()}
+    if "pixcorr" in scores:
+        scores["pixcorr"][is_flat(predicted)[i]] = 0.0
+        scores["pixcorr"][is_flat(true)[j]] = np.nan
+    return scores
+
+
+def is_flat(images: np.ndarray) -> np.ndarray:
+    """Which of the images (n, 3, H, W) have one value everywhere, and so no correlation with any other: bool (n,)."""
+    return np.ptp(images.reshape(len(images), -1), axis=1) < FLAT
 
 
 def standardised(rows: torch.Tensor) -> torch.Tensor:
@@ -104,9 +113,9 @@ def standardised(rows: torch.Tensor) -> torch.Tensor:
 class Lineup:
     """Two-way identification among fixed originals, whose features are added in blocks of rows, as they come.
 
-    ``lineup(features (k, F), at) -> (k,)`` scores k pictures whose originals are the k rows of block ``at``. Blocks are
-    standardised once and stay on their device in float32; products that float32 cannot tell from a tie are done again in
-    float64, so the answer is that of float64 at the speed of float32.
+    ``lineup(features (k, F), at) -> (k,)`` scores k pictures whose originals are the k rows of block ``at``. Features are
+    standardised in place, once, and stay on their device, in float32; comparisons that float32 cannot tell from a tie are
+    done again in float64, so the answer is that of float64 at the speed of float32.
     """
 
     def __init__(self, ties: str = HALF):
@@ -114,40 +123,40 @@ class Lineup:
         self.blocks: list[torch.Tensor] = []
 
     def add(self, features: torch.Tensor) -> None:
-        self.blocks.append(_standardised32(features))
+        self.blocks.append(_standardise_in_place(features))
 
     def __call__(self, features: torch.Tensor, at: int) -> np.ndarray:
-        rows = _standardised32(features)
-        own = torch.cat([(a.double() * b.double()).sum(1) for a, b in
-                         zip(rows.split(BLOCK), self.blocks[at].split(BLOCK), strict=True)])
+        rows, true = _standardise_in_place(features), self.blocks[at]
+        own = torch.linalg.vecdot(rows, true)
         tie = TIE if self.ties == HALF else SAME
-        points = torch.zeros_like(own)
+        points = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         for number, block in enumerate(self.blocks):
-            ahead = own[:, None] - (rows @ block.T).double()
-            _settle(ahead, own, rows, block, tie + ROUNDING)
+            ahead = (own[:, None] - rows @ block.T).double()
             if number == at:
                 ahead.fill_diagonal_(-2)  # the original itself does not compete
+            _settle(ahead, rows, true, block, tie + ROUNDING)
             points += (ahead > tie).sum(1)
             if self.ties == HALF:
                 points += 0.5 * (ahead.abs() <= tie).sum(1)
         return (points / (sum(map(len, self.blocks)) - 1)).cpu().numpy()
 
 
-def _settle(ahead: torch.Tensor, own: torch.Tensor, rows: torch.Tensor, block: torch.Tensor, slack: float) -> None:
-    """Do again in float64 what is as close to a tie as ``slack``: ahead (k, m) = own (k,) - rows (k, F) x block (m, F)."""
-    for k, row in enumerate(rows):
-        near = torch.nonzero(ahead[k].abs() <= slack)[:, 0]
-        if len(near) and row.any():  # a constant row is exactly 0 to all
-            for some in near.split(BLOCK):
-                ahead[k, some] = own[k] - block[some].double() @ row.double()
+def _settle(ahead: torch.Tensor, rows: torch.Tensor, true: torch.Tensor, block: torch.Tensor, slack: float) -> None:
+    """Do again in float64 what is as close to a tie as ``slack``: ahead (k, m) = rows (k, F) . true - rows x block (m, F)."""
+    close = ahead.abs() <= slack
+    for k in torch.nonzero(close.any(1))[:, 0].tolist():
+        row = standardised(rows[k:k + 1])[0]
+        for some in torch.nonzero(close[k])[:, 0].split(BLOCK):
+            both = standardised(torch.cat([true[k:k + 1], block[some]])) @ row
+            ahead[k, some] = both[0] - both[1:]
 
 
-def _standardised32(features: torch.Tensor) -> torch.Tensor:
-    """``standardised`` rounded to float32, with the memory of a few rows in float64."""
-    rows = torch.empty(features.shape, device=features.device)
-    for part, out in zip(features.split(BLOCK), rows.split(BLOCK), strict=True):
-        out.copy_(standardised(part))
-    return rows
+def _standardise_in_place(rows: torch.Tensor) -> torch.Tensor:
+    """Float32 rows (n, F) become of mean 0 and length 1, a constant one 0."""
+    mean = rows.mean(1, keepdim=True)
+    norms = torch.linalg.vector_norm(rows.sub_(mean), dim=1, keepdim=True)
+    varies = norms > 1e-6 * mean.abs() * rows.shape[1] ** 0.5  # below it there is only rounding
+    return rows.mul_(torch.where(varies, 1 / norms, 0))
 
 
 def _pair(predicted, true) -> tuple[np.ndarray, np.ndarray]:
@@ -158,13 +167,11 @@ def _pair(predicted, true) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of two stacks of images (k, 3, H, W), whose memory it uses: (k,)."""
+    """Of two stacks of images (k, 3, H, W) that are not flat: (k,), from sums, products and squares in float64."""
     a, b = a.flatten(1), b.flatten(1)
-    flat_a, flat_b = ((rows.amax(1) - rows.amin(1)) < FLAT for rows in (a, b))
-    a, b = (rows.sub_(rows.mean(1, keepdim=True)) for rows in (a, b))
-    dots, squares_a, squares_b = (torch.linalg.vecdot(x, y) for x, y in ((a, b), (a, a), (b, b)))
-    r = dots / (squares_a * squares_b).sqrt()
-    return r.masked_fill_(flat_a, 0).masked_fill_(flat_b, float("nan"))
+    mean_a, mean_b, size = a.mean(1), b.mean(1), a.shape[1]
+    product, square_a, square_b = (torch.linalg.vecdot(x, y) / size for x, y in ((a, b), (a, a), (b, b)))
+    return (product - mean_a * mean_b) / ((square_a - mean_a**2) * (square_b - mean_b**2)).sqrt()
 
 
 def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

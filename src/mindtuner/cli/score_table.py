@@ -1,0 +1,54 @@
+"""The scores of a run as lines of text: a row a method, one of chance, and what a reader has to know besides."""
+
+from __future__ import annotations
+
+from mindtuner.evaluation.scores.catalogue import HALF, ONE_IN_N, Score, of_part
+from mindtuner.evaluation.scores.networks import not_scored
+
+
+def print_table(results: dict) -> None:
+    """The methods' scores in a few aligned lines, and in words what they leave out."""
+    first = next(iter(results["methods"].values()))
+    scores = [score for part in ("retrieval", "reconstruction") for score in of_part(part).values()
+              if score.name in first[part]]
+    widths = [max(8, len(score.label) + 2) for score in scores]
+
+    def line(name: str, values: list[float | None]) -> str:
+        cells = ("-".rjust(width) if value is None else f"{value:.3f}".rjust(width)
+                 for value, width in zip(values, widths, strict=True))
+        return f"{name:<24}{''.join(cells)}"
+
+    labels = (score.label.rjust(width) for score, width in zip(scores, widths, strict=True))
+    print(f"\n{'method':<24}{''.join(labels)}")
+    for method, entry in results["methods"].items():
+        print(line(method, [entry[score.part][score.name] for score in scores]))
+    print(line("chance", [chance_of(results["chance"], score) for score in scores]))
+    for text in remarks(results):
+        print(text)
+
+
+def chance_of(chance: dict, score: Score, method: str = "mindtuner") -> float | None:
+    """The chance level of a score in a run's results; None where it was measured for other methods only."""
+    if score.chance == ONE_IN_N:
+        return chance["retrieval"][score.name]
+    return chance["two_way"] if score.chance == HALF else chance["reconstruction"][score.name].get(method)
+
+
+def remarks(results: dict) -> list[str]:
+    """What a reader of the table has to know: scores where less is better, networks, what is left out, smaller pools."""
+    own, undefined = results["setting"]["scores"], results["undefined"]["pixcorr"]
+    by = [f"{', '.join(network['layers'])} by {network['network']}" for network in own["networks"].values()]
+    said = [f"networks: {'; '.join(by)}", not_scored(own["not_scored"])]
+    lower = [score.label for score in of_part("reconstruction").values() if not score.higher_is_better
+             and score.name in next(iter(results["methods"].values()))["reconstruction"]]
+    said.append(f"lower is better: {', '.join(lower)}" if lower else "")
+    if undefined["left_out"]["count"]:
+        said.append(f"PixCorr leaves out {undefined['left_out']['count']} seen images of one value everywhere: "
+                    f"{undefined['left_out']['images']}")
+    said += [f"PixCorr of {method} counts 0 for {some['count']} pictures of one value everywhere, of the images "
+             f"{some['images']}" for method, some in undefined["counted_zero"].items()]
+    for method, entry in results["methods"].items():
+        pools = [f"{direction} {small[-1]['top1']:.3f}" for direction, small in entry["retrieval_pools"].items()
+                 if len(small) > 1]
+        said.append(f"top-1 of {own['retrieval_pool']}, {method}: {', '.join(pools)}" if pools else "")
+    return [text for text in said if text]
