@@ -190,6 +190,7 @@ class _Synonyms:
         return [_Synset(_Lemma(name) for name in sorted(names))]
 
 
+@functools.cache  # to read it takes seconds
 def _wordnet_reader(folder: Path):
     import nltk.data
     from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
