@@ -55,6 +55,12 @@ def test_results_have_the_fields_of_the_schema(results):
         for score in ("pixcorr", "ssim", "two_way"):
             low, high = method["ci95"]["reconstruction"][score]
             assert low <= method["reconstruction"][score] <= high
+    for name, method in results["methods"].items():
+        assert set(method["brain"]) == set(results["brain"]["regions"]) and "nsd_general" in method["brain"]
+        assert ("captions" in method) == (name != "nearest_training_image")
+        if "captions" in method:
+            assert set(method["captions"]) == set(method["ci95"]["captions"]) == set(results["chance"]["captions"])
+            assert all(name in levels for levels in results["chance"]["captions"].values())
     n = load_config("quick").simulate.shared_images
     assert results["chance"]["retrieval"] == {d: pytest.approx(1 / n, abs=1e-6) for d in ("image", "brain", "text")}
     assert results["chance"]["two_way"] == 0.5 and set(results["chance"]["reconstruction"]) == {"pixcorr", "ssim"}

@@ -272,7 +272,7 @@ def test_a_generator_of_other_conventions_is_refused_by_field(lab, command, mode
     weights.write_bytes(weights.read_bytes()[:-100])
     refused(capsys, again, "unet: not a whole UNet2DConditionModel")
     other = {key: tensor + 0.01 if tensor.is_floating_point() else tensor
-             for key, tensor in torch.load(models.clip_weights).items()}
+             for key, tensor in torch.load(models.clip_weights, weights_only=True).items()}
     torch.save(other, tmp_path / "other.bin")
     refused(capsys, [*command(tmp_path / "out", "--pictures", 1), "--clip-weights", tmp_path / "other.bin"], "weights is",
             "with which", "base.safetensors was trained")

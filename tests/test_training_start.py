@@ -155,3 +155,5 @@ def test_it_is_saved_with_the_base_and_asked_for_by_name(trained, tmp_path):
     tune(bare, subject, targets, QUICK, 0)
     with pytest.raises(ValueError, match="start is 'warm'; expected random or closed_form"):
         dataclasses.replace(CONFIG.tune, start="warm")
+    with pytest.raises(ValueError, match="pretrain.start is 'closed_form'; expected random"):
+        dataclasses.replace(CONFIG, pretrain=CLOSED.tune)

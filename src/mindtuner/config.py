@@ -206,6 +206,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "target_subject", "tuning_sessions")  # a lab's own may have any numbers
+        _require(self.pretrain.start == "random", "pretrain.start", repr(self.pretrain.start),
+                 "random: there is no base yet to solve a ridge against")
 
 
 def load_config(name: str | Path) -> Config:

@@ -68,11 +68,12 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
     setting["stimuli_note"] = " ".join(filter(None, [generator_note, captions_note(bank, test),
                                                     hold_out_note(config.hold_out_category)]))
     with watch.stage("words and brain"):
+        # How long it took, and how much memory, is known at the end.
         results = build_results(setting, scores, {}, 0, config.seed, test.images[test.shown])
         per_image = per_image_scores(scores, test.images, test.shown, test.texts)
         shown = test.images[test.shown]
         score_captions(results, per_image, painted, [test.captions[k] for k in test.shown],
-                       caption_scorer(scoring.folder, CompactTextEncoder()), config.seed)
+                       caption_scorer(scoring.folder, materials.texts), config.seed)
         score_brain(results, per_image, painted, materials.dataset.subject(hour.number), shown, test.caches["pixels"],
                     config.seed)
         if config.hold_out_category:
@@ -138,7 +139,6 @@ class TestSet:
                             "one at least")
         return cls(subject, trials, images, evenly(len(images), pictures), stimuli.training_images,
                    [stimuli.captions[k] for k in images], caches)
-
 
     @property
     def texts(self) -> np.ndarray:

@@ -6,6 +6,7 @@ Both put their means into results.json and their values for single images into t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,19 +19,26 @@ from mindtuner.evaluation.scores.captions import CaptionScorer, find_wordnet
 from mindtuner.evaluation.scores.encoding_features import EncodingFeatures
 from mindtuner.runtime import progress
 
+if TYPE_CHECKING:
+    from mindtuner.encoders.openclip import OpenClipTextEncoder
+
 CLIP_FOLDERS = {"clip_b": "clip-vit-base-patch32", "clip_l": "clip-vit-large-patch14"}  # in the folder of networks
 
 
-def caption_scorer(networks: Path | None, sentences: CompactTextEncoder) -> CaptionScorer:
-    """Sentence-BERT is the package's own all-MiniLM-L6-v2; CLIP's towers come from the folder of networks, METEOR's WordNet
-    from where systems keep it. Raises UserError for a CLIP folder that is damaged or another model's."""
+def caption_scorer(networks: Path | None, texts: CompactTextEncoder | OpenClipTextEncoder) -> CaptionScorer:
+    """Sentence-BERT is the package's own all-MiniLM-L6-v2, ``texts`` where that is the run's text tower; CLIP's towers come
+    from the folder of networks, METEOR's WordNet from where systems keep it.
+
+    A CLIP folder without a tokenizer is there for the score of pictures, and leaves that of captions out, by name. Raises
+    UserError for one that is damaged or another model's.
+    """
     from mindtuner.evaluation.scores.clip_text import ClipTextEncoder
 
-    texts = {"sentence_bert": sentences}
+    encoders = {"sentence_bert": texts if isinstance(texts, CompactTextEncoder) else CompactTextEncoder()}
     for score, name in CLIP_FOLDERS.items():
-        if networks is not None and (networks / name).is_dir():
-            texts[score] = ClipTextEncoder(networks / name)
-    return CaptionScorer(texts, find_wordnet())
+        if networks is not None and (networks / name / "tokenizer_config.json").is_file():
+            encoders[score] = ClipTextEncoder(networks / name)
+    return CaptionScorer(encoders, find_wordnet())
 
 
 def score_captions(results: dict, per_image: dict[str, np.ndarray], painted: dict[str, dict],
