@@ -112,7 +112,8 @@ def lab(tmp_path_factory, simulated, models) -> SimpleNamespace:
         feature_width=FEATURES)
     decode = dataclasses.replace(quick.decode, prior_steps=2, generator_steps=2, refine_steps=1, refine_start=0.5,
                                  neighbours=0)
-    tiny = dataclasses.replace(quick, pretrain=fit, tune=fit, pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
+    tiny = dataclasses.replace(quick, pretrain=dataclasses.replace(fit, start="random"), tune=fit,
+                               pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
                                model=model, decode=decode)
     config.write_text(yaml.safe_dump(as_dict(tiny)))
     paper = ("--towers", "paper", *models.clip, "--vae", models.vae, "--convnext", models.convnext)

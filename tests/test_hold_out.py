@@ -162,7 +162,8 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
     quick = load_config("quick")
     fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8)
     tiny = dataclasses.replace(
-        quick, pretrain=fit, tune=fit, pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
+        quick, pretrain=dataclasses.replace(fit, start="random"), tune=fit,
+        pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         fingerprint=dataclasses.replace(quick.fingerprint, tune_projector=True),
         model=dataclasses.replace(quick.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
         decode=dataclasses.replace(quick.decode, pictures=8, prior_steps=1, generator_steps=1, refine_steps=1, neighbours=2))
