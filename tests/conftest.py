@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 from mindtuner.config import SimulateConfig, load_config
 from mindtuner.data.simulation import cutouts
@@ -15,10 +14,6 @@ from mindtuner.encoders.patch_autoencoder import PatchAutoencoder
 from mindtuner.model.generator import CompactDenoiser
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.training.generator import save_generator
-
-# How long an example takes says how busy the machine is: no test fails for it.
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")
 
 TINY = SimulateConfig(subjects=2, sessions=2, trials_per_session=48, shared_images=8, repeats=2, voxel_scale=0.01)
 
