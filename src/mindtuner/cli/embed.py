@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     import mindtuner
-    from mindtuner.data.cache.processes import processes
+    from mindtuner.processes import processes
     from mindtuner.errors import UserError
 
     if options.cache.exists() and not options.cache.is_dir():
