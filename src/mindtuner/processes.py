@@ -43,10 +43,11 @@ def ended_early() -> Iterator[None]:
     """Around what needs all processes: a UserError where one of them has ended instead."""
     try:
         yield
-    except (dist.DistError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except RuntimeError as error:
         group = processes()
+        talking = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+        if group.count == 1 or not talking:
+            raise
         raise UserError(f"process {group.index} of {group.count}: another process of this launch has ended early; expected "
                         "all to come to the end (what is done is kept: give the same command again)") from error
 

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.model.parts import Dropout
-from mindtuner.processes import ended_early, processes
+from mindtuner.processes import processes
 
 BUCKET_BYTES = 2**28  # of gradients that travel together
 
@@ -51,23 +51,21 @@ def from_first(value: object) -> object:
     """Process 0's ``value``, plain, on all: what was measured must be the same everywhere."""
     if processes().count == 1:
         return value
-    with ended_early():
-        dist.broadcast_object_list(box := [value], src=0)
+    dist.broadcast_object_list(box := [value], src=0)
     return box[0]
 
 
 def add_up(tensor: Tensor) -> Tensor:
     """``tensor`` summed over all processes, in place."""
     if processes().count > 1:
-        with ended_early():
-            dist.all_reduce(tensor, group=_group(tensor.device.type))
+        dist.all_reduce(tensor, group=_group(tensor.device.type))
     return tensor
 
 
 def prepare(network: BrainNetwork, device: torch.device) -> BrainNetwork:
     """What to train in place of ``network``: itself on ``device``, with process 0's weights, or a sharded copy of it."""
     if processes().count > 1:
-        with torch.no_grad(), ended_early():
+        with torch.no_grad():
             for tensor in (*network.parameters(), *network.buffers()):
                 sent = tensor.to(device)
                 dist.broadcast(sent, 0, group=_group(device.type))
@@ -80,12 +78,12 @@ def _in_shards(network: BrainNetwork, device: torch.device) -> BrainNetwork:
     shards = copy.deepcopy(network)
     mesh = _mesh(device.type)
     layers = [] if shards.prior is None else [part for layer in shards.prior.transformer.layers for part in layer]
-    for part in (*shards.ridges.values(), *shards.blocks, *shards.new_blocks, shards.head, shards.lowlevel, *layers,
-                 shards.prior, shards):
-        if part is not None and any(True for _ in part.parameters()):
-            fully_shard(part, mesh=mesh).set_gradient_divide_factor(1.0)
-    register_fsdp_forward_method(shards, "embed")
-    register_fsdp_forward_method(shards, "decode_hidden")
+    for part in (*shards.ridges.values(), *shards.blocks, *shards.new_blocks, *shards.skips, shards.head, shards.retrieval,
+                 shards.lowlevel, *layers, shards.prior, shards.projector):
+        if part is not None:
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+            part.set_gradient_divide_factor(1.0)  # the terms add up, they are no means
+            part.set_force_sum_reduction_for_comms(True)  # gloo can do nothing else
     if shards.prior is not None:
         register_fsdp_forward_method(shards.prior, "loss")
     return shards.to(device)
@@ -94,8 +92,7 @@ def _in_shards(network: BrainNetwork, device: torch.device) -> BrainNetwork:
 def whole(value: object) -> object:
     """``value`` with every sharded tensor in it gathered; all processes must ask."""
     if isinstance(value, DTensor):
-        with ended_early():
-            return value.detach().full_tensor()
+        return value.detach().full_tensor()
     if isinstance(value, dict):
         return {key: whole(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -18,6 +18,7 @@ from mindtuner.config import FitConfig
 from mindtuner.data import Trials
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork, BrainOutputs
+from mindtuner.processes import ended_early
 from mindtuner.training import distributed, objectives
 from mindtuner.training.batches import Batch, Feed, batches, steps_per_epoch
 from mindtuner.training.state import Checkpoint, Progress, RandomStreams, Weights, run_settings
@@ -28,6 +29,7 @@ Log = Callable[[dict], None]
 LOWLEVEL = ("latents", "features", "features_augmented")  # the targets of the low-level module
 
 
+@ended_early()
 def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitConfig, seed: int, title: str,
         log: Log | None = None, held_out: dict[str, Trials] | None = None,
         checkpoint: str | Path | None = None) -> None:
