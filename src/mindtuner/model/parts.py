@@ -1,4 +1,5 @@
-"""Dropout for a batch that several processes share; and a sum over samples whose way back is gone before the next samples come: the memory of few, the gradient of all."""
+"""Dropout for a batch that several processes share; and a sum over samples whose way back is gone before the next samples
+come: the memory of few, the gradient of all."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def training_memory(network: BrainNetwork, voxels: dict[str, int], fit: FitConfi
 class Spread:
     """Bytes of one of ``count`` GPUs in a step of training, computed, numbers in float32.
 
-    ``state``: weights, gradients and AdamW's moments that it holds. ``sent``: what it sends in a step for weights and gradients.
+    ``state``: weights, gradients and AdamW's moments that it holds. ``sent``: what it sends for weights and gradients.
     """
 
     count: int
