@@ -22,11 +22,11 @@ from mindtuner.cli import embed as verb
 from mindtuner.cli import main
 from mindtuner.data import HalfRows, build_cache, load, open_cache
 from mindtuner.data.cache.build import Part
-from mindtuner.data.cache.processes import Processes, processes
 from mindtuner.encoders.compact import Autoencoder
 from mindtuner.encoders.embed import Tower, compact_towers, embed
 from mindtuner.errors import UserError
 from mindtuner.files import read_json, write_json
+from mindtuner.processes import Processes, processes
 from mindtuner.training import Targets, pretrain
 
 COUNT, BATCH = 23, 3

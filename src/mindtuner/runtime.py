@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from mindtuner.errors import UserError
+from mindtuner.processes import processes
 
 LINES_EVERY_S = 60  # between two lines on how far a long work is, where no bar can be drawn
 
@@ -79,9 +80,10 @@ def progress(items: Iterable, title: str, total: int | None = None, unit: str = 
 
     ``lines``: where it is not, such as in a cluster's log, a line at most once in ``LINES_EVERY_S``; wants ``total``.
     """
-    if lines and not sys.stderr.isatty():
+    silent = not sys.stderr.isatty() or processes().index > 0
+    if lines and not sys.stderr.isatty() and processes().index == 0:
         return _Lines(items, desc=title, total=total, unit=unit, leave=False, mininterval=LINES_EVERY_S, miniters=1)
-    return tqdm(items, desc=title, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+    return tqdm(items, desc=title, total=total, unit=unit, disable=silent, leave=False)
 
 
 class _Lines(tqdm):

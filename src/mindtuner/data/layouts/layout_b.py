@@ -95,7 +95,7 @@ def read_design(root: Path, count: int) -> Design:
         fields = scipy.io.loadmat(path, variable_names=names)
     # scipy parses as it goes, so a damaged file shows as whichever of these comes first.
     except (MatReadError, ValueError, TypeError, OSError, EOFError, LookupError, OverflowError, MemoryError,
-            NotImplementedError, struct.error, zlib.error) as error:
+            NameError, NotImplementedError, struct.error, zlib.error) as error:
         raise UserError(f"{path}: not a whole MATLAB file ({_one_line(error)}); expected NSD's experimental design, "
                         "MATLAB 5 format") from error
     if missing := [name for name in names if name not in fields]:
