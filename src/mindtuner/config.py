@@ -99,6 +99,7 @@ class FingerprintConfig:
     lora: bool = True
     skip: bool = True
     skip_head: bool = False  # Skip-LoRA at the token head too
+    skip_blocks: int = -1  # first blocks of the base after which Skip-LoRA enters, beside at x0; -1: after all of them
     rank: int = 8
     alpha: float = 8.0
     new_blocks: int = 0  # residual blocks of the subject's own between the base's backbone and the heads
@@ -107,7 +108,9 @@ class FingerprintConfig:
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "rank")
         _limit(self, 0, math.inf, "alpha", "new_blocks")
+        _limit(self, -1, math.inf, "skip_blocks")
         _require(self.skip or not self.skip_head, "skip_head", self.skip_head, "false where skip is false")
+        _require(self.skip_blocks == -1 or not self.skip_head, "skip_head", self.skip_head, "false with skip_blocks")
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "target_subject", "tuning_sessions")  # a lab's own may have any numbers
+        _require(self.fingerprint.skip_blocks <= self.model.blocks, "fingerprint.skip_blocks", self.fingerprint.skip_blocks,
+                 f"at most {self.model.blocks}, the model's blocks")
         _require(self.pretrain.start == "random", "pretrain.start", repr(self.pretrain.start),
                  "random: there is no base yet to solve a ridge against")
 

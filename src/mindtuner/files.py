@@ -96,7 +96,8 @@ def file_digest(path: str | Path) -> str:
 
 
 RUN_FILES = (
-    "config.yaml", "log.jsonl", "results.json", "words.json", "report.html", "demo.png", "pictures.safetensors", "results.csv", "runs", "bases",
+    "config.yaml", "log.jsonl", "results.json", "words.json", "report.html", "demo.png", "pictures.safetensors",
+    "results.csv", "runs", "bases",
     "per_image.safetensors", "painted", "base.safetensors", "fingerprint.safetensors", "pretrain.checkpoint*", "data",
     *(f"{method}.{end}" for method in ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
       for end in ("safetensors", "checkpoint*")), "predictions.safetensors", "pictures",

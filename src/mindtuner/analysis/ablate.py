@@ -2,79 +2,120 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mindtuner.analysis.runs import SCORES, Run
+from mindtuner.analysis.runs import REGRESSION, Chance, Run, Scores
 from mindtuner.config import Config
 from mindtuner.evaluation.statistics import holm, over_seeds, paired_over_seeds, sign_flips
 
 FULL = "full"
 RANKS = (2, 4, 8, 16, 32)
-BASES = (1, 3, 5, 7)
+BASES = (1, 3, 5, 7)  # pretraining subjects
+ALPHA = 0.05
 
 
-class Variant(NamedTuple):
-    """``changes``: section -> the config's fields that differ. ``base``: pretraining subjects, 0 for all."""
+@dataclass(frozen=True)
+class Variant:
+    """``changes``: section -> the fields of the config that differ. ``base``: pretraining subjects, 0 for all. ``same``:
+    scores that the part cannot touch."""
 
     name: str
     title: str
-    changes: dict = {}
+    changes: dict = field(default_factory=dict)
     method: str = "mindtuner"
     base: int = 0
     pivot: bool = True
+    same: tuple[str, ...] = ()
 
     def of(self, config: Config) -> Config:
-        return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **fields)
-                                              for section, fields in self.changes.items()})
+        return replace(config, **{section: replace(getattr(config, section), **fields)
+                                  for section, fields in self.changes.items()})
 
 
 def variants(config: Config, others: int) -> list[Variant]:
-    """The whole table on a base of ``others`` subjects; what ``config`` says already is the full method and not named again.
+    """The table, where a base has ``others`` subjects. What ``config`` says already is the full method, and no row of its own.
 
     LoRA's scale, alpha over rank, stays the config's at every rank, so that only the rank differs.
     """
-    own = config.fingerprint
-    rows = [Variant(FULL, "both: the full method"),
-            Variant("ridge_only", "ridge only", method="ridge_only"),
-            Variant("lora", "ridge + LoRA", {"fingerprint": {"lora": True, "skip": False, "skip_head": False}}),
+    own, every = config.fingerprint, {"skip_head": False, "skip_blocks": -1}
+
+    def entering(name: str, title: str, **where) -> Variant:
+        return Variant(name, f"Skip-LoRA enters at {title}", {"fingerprint": {"skip": True, **every, **where}})
+
+    rows = [Variant("ridge_only", "ridge only", method="ridge_only"),
+            Variant("lora", "ridge + LoRA", {"fingerprint": {"lora": True, "skip": False, **every}}),
             Variant("skip", "ridge + Skip-LoRA", {"fingerprint": {"lora": False, "skip": True}}),
             Variant("no_l_skip", "without L_skip", {"tune": {"skip_weight": 0.0}}),
-            Variant("no_pivot", "without the Pivot: captions of the nearest training image", pivot=False),
-            Variant("skip_head", "Skip-LoRA enters at the token head too", {"fingerprint": {"skip": True, "skip_head": True}})]
-    rows += [Variant(f"rank{rank}", f"rank {rank}", {"fingerprint": {"rank": rank, "alpha": own.alpha * rank / own.rank}})
-             for rank in RANKS]
-    rows += [Variant(f"base{count}", f"base of {count} subject{'s' * (count > 1)}", base=count)
-             for count in BASES if count < others]
-    return [row for row in rows if row.name == FULL or row.method != "mindtuner" or row.base or not row.pivot
-            or row.of(config) != config]
+            Variant("no_pivot", "without the Pivot: words of the nearest training image, pictures not corrected", pivot=False,
+                    same=("image", "brain")),
+            entering("skip_x0", "x0 alone", skip_blocks=0),
+            entering("skip_half", "x0 and the first half of the blocks", skip_blocks=config.model.blocks // 2),
+            entering("skip_head", "the token head too", skip_head=True),
+            *(Variant(f"rank{rank}", f"rank {rank}", {"fingerprint": {"rank": rank, "alpha": own.alpha * rank / own.rank}})
+              for rank in RANKS),
+            *(Variant(f"base{count}", f"base of {count} subject{'s' * (count > 1)}", base=count)
+              for count in BASES if count < others),
+            Variant(REGRESSION, "baseline: ridge regression from voxels to tokens, no base", method=REGRESSION),
+            Variant("shuffled_brain", "control: brains shuffled over training trials", method="shuffled_brain")]
+    return [Variant(FULL, "both: the full method"),
+            *(row for row in rows if not row.changes or row.of(config) != config)]
 
 
-def runs_of(rows: list[Variant], config: Config, seeds: int, others: int) -> list[Run]:
+def runs_of(rows: Sequence[Variant], config: Config, seeds: int, others: int) -> list[Run]:
     """Every variant with the tuning seeds config.seed, config.seed + 1, ..."""
-    return [Run(row.name, seed, dataclasses.replace(row.of(config), seed=seed), config.tuning_sessions, row.method,
-                row.base or others, row.pivot)
+    return [Run(row.name, seed, replace(row.of(config), seed=seed), config.tuning_sessions, row.method, row.base or others,
+                row.pivot)
             for seed in range(config.seed, config.seed + seeds) for row in rows]
 
 
-def compared(rows: list[Variant], hits: dict[str, dict[str, np.ndarray]], seed: int) -> list[dict]:
-    """For each variant and score the mean, sd over seeds and 95 % interval (images and seeds resampled), and the variant
-    minus the full method, paired by image and seed: mean, interval, p by sign flips of images, Holm's p over the table, and
-    the verdict in words."""
-    found = []
+def compared(rows: Sequence[Variant], found: dict[str, Scores], seed: int) -> list[dict]:
+    """An entry a variant and score: ``over_seeds`` of its values, and as ``difference`` the variant minus the full method,
+    paired by image and seed: mean, sd and interval of ``paired_over_seeds``, p by sign flips of the images' differences, p_holm
+    over the whole table, and the verdict in words. None where the variant cannot differ.
+
+    Images on which a score is undefined in a run of either are left out.
+    """
+    table = []
     for row in rows:
-        for score in SCORES:
-            values, full = hits[row.name][score], hits[FULL][score]
-            entry = {"variant": row.name, "title": row.title, "score": score, **over_seeds(values, seed), "difference": None}
-            if row.name != FULL:
-                difference = paired_over_seeds(values, full, seed)
-                entry["difference"] = {**difference, "p": sign_flips((values - full).mean(0), seed)}
-            found.append(entry)
-    against = [entry["difference"] for entry in found if entry["difference"]]
-    for difference, p in zip(against, holm([d["p"] for d in against]), strict=True):
+        for score, values in found[row.name].items():
+            full = found[FULL][score]
+            kept = ~np.isnan(values + full).any(0)
+            values, full = values[:, kept], full[:, kept]
+            difference = None
+            if row.name != FULL and score not in row.same:
+                difference = paired_over_seeds(values, full, seed) | {"p": sign_flips((values - full).mean(0), seed)}
+            table.append({"variant": row.name, "title": row.title, "score": score, **over_seeds(values, seed),
+                          "images": int(kept.sum()), "difference": difference})
+    differences = [entry["difference"] for entry in table if entry["difference"] is not None]
+    for difference, p in zip(differences, holm([one["p"] for one in differences]), strict=True):
         low, high = difference["ci"]
-        shown = p <= 0.05 and not low <= 0 <= high
+        shown = p <= ALPHA and not low <= 0 <= high
         difference |= {"p_holm": p, "verdict": ("higher" if low > 0 else "lower") if shown else "no difference shown"}
-    return found
+    return table
+
+
+def text(table: list[dict], chance: Chance) -> str:
+    """``compared`` as a Markdown table: a row a variant; of each score mean ± sd over seeds, and the difference."""
+    scores = list(dict.fromkeys(entry["score"] for entry in table))
+    lines = ["| variant | " + " | ".join(f"{score} | minus full" for score in scores) + " |", "|---|" + "---:|---|" * len(scores)]
+    for name in dict.fromkeys(entry["variant"] for entry in table):
+        own = {entry["score"]: entry for entry in table if entry["variant"] == name}
+        cells = [f"{said(own[score])} | {difference(own[score])}" if score in own else " | " for score in scores]
+        lines.append(f"| {next(iter(own.values()))['title']} | " + " | ".join(cells) + " |")
+    lines.append("| chance | " + " | ".join(f"{chance[score]:.4f} | " for score in scores) + " |")
+    return "\n".join(lines)
+
+
+def said(entry: dict) -> str:
+    return f"{entry['mean']:.3f} ± {entry['sd']:.3f}"
+
+
+def difference(entry: dict) -> str:
+    found = entry["difference"]
+    if found is None:
+        return "" if entry["variant"] == FULL else "the same by construction"
+    low, high = found["ci"]
+    return f"{found['mean']:+.3f} [{low:+.3f}, {high:+.3f}], p {found['p_holm']:.2g}: {found['verdict']}"

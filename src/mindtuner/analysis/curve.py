@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from mindtuner.analysis.runs import REGRESSION, SCORES, Run
+from mindtuner.analysis.runs import REGRESSION, RETRIEVAL, Chance, Run, Scores
 from mindtuner.config import Config
 from mindtuner.evaluation.statistics import over_seeds
 
-AMOUNTS = (0.25, 0.5, 1.0, 2.0, 4.0, 10.0)  # sessions, an hour each
-METHODS = {"mindtuner": "tuned", "from_scratch": "from scratch", "full_finetune": "full fine-tuning",
-           REGRESSION: "ridge regression, voxels to tokens"}
+AMOUNTS = (0.25, 0.5, 1.0, 2.0, 4.0, 10.0)  # sessions, an hour of scanning each
+TUNED, SCRATCH = "mindtuner", "from_scratch"
+METHODS = {TUNED: "tuned", SCRATCH: "from scratch", "full_finetune": "full fine-tuning",
+           REGRESSION: "ridge regression, no base"}
 RESAMPLES = 2000
-GOAL = 0.9
+GOAL = 0.9  # of what all hours give, from one
 
 
 def amounts(last: int) -> list[float]:
@@ -22,83 +25,118 @@ def amounts(last: int) -> list[float]:
     return sorted({amount for amount in AMOUNTS if amount <= last} | {float(last)})
 
 
-def runs_of(config: Config, hours: list[float], seeds: int, others: int) -> list[Run]:
-    """Every method with every amount of data and tuning seed."""
-    return [Run(f"{method}.{amount:g}", seed, dataclasses.replace(config, seed=seed), amount, method, others)
+def variant(method: str, hours: float) -> str:
+    return f"{method}-{hours:g}"
+
+
+def runs_of(config: Config, hours: Sequence[float], seeds: int, others: int) -> list[Run]:
+    """Every method with every amount of data and the tuning seeds config.seed, config.seed + 1, ..."""
+    return [Run(variant(method, amount), seed, replace(config, seed=seed), amount, method, others)
             for seed in range(config.seed, config.seed + seeds) for amount in hours for method in METHODS]
 
 
-def summary(hits: dict[str, dict[str, np.ndarray]], hours: list[float], seed: int) -> dict:
-    """``rows``: one a method, amount and score, with mean, sd over seeds and interval. ``worth`` and ``share``: by score, what
-    ``worth`` and ``share`` say, with intervals."""
-    rows = [{"method": method, "hours": amount, "score": score, **over_seeds(hits[f"{method}.{amount:g}"][score], seed)}
-            for method in METHODS for amount in hours for score in SCORES]
-
+def summary(found: dict[str, Scores], hours: Sequence[float], seed: int) -> dict:
+    """``rows``: an entry a method, amount and score, with its ``over_seeds``. By score: ``worth``, hours from scratch that one
+    hour of tuning is worth, and for the tuned and the regression the ``share`` of all hours' score that one hour gives."""
     def curve(method: str, score: str) -> np.ndarray:
-        return np.stack([hits[f"{method}.{amount:g}"][score] for amount in hours])
+        return np.stack([found[variant(method, amount)][score] for amount in hours])
 
-    one = hours.index(1.0)
-    return {"rows": rows,
-            "worth": {score: worth(curve("mindtuner", score)[one], curve("from_scratch", score), hours, seed) for score in SCORES},
-            "share": {score: share(curve("mindtuner", score)[one], curve("mindtuner", score)[-1], seed) for score in SCORES}}
+    one = list(hours).index(1.0)
+    return {"rows": [{"method": method, "hours": amount, "score": score, **over_seeds(curve(method, score)[k], seed)}
+                     for score in RETRIEVAL for method in METHODS for k, amount in enumerate(hours)],
+            "worth": {score: worth(curve(TUNED, score)[one], curve(SCRATCH, score), hours, seed) for score in RETRIEVAL},
+            "share": {score: {method: share(curve(method, score)[one], curve(method, score)[-1], seed)
+                              for method in (TUNED, REGRESSION)} for score in RETRIEVAL}}
 
 
-def hours_to_reach(goal: float, scores: np.ndarray, hours: list[float]) -> float:
-    """Where the line through (hours, scores) first reaches ``goal``; the first of ``hours`` where it starts there, inf where it
-    never does."""
+def hours_to_reach(goal: float, scores: Sequence[float], hours: Sequence[float]) -> float:
+    """Where the line through (hours, scores) first reaches ``goal``: the first of ``hours`` where it is there from the start,
+    inf where it never does."""
     if scores[0] >= goal:
-        return hours[0]
+        return float(hours[0])
     for k in range(1, len(hours)):
         if scores[k] >= goal:
-            return hours[k - 1] + (goal - scores[k - 1]) / (scores[k] - scores[k - 1]) * (hours[k] - hours[k - 1])
-    return float("inf")
+            part = (goal - scores[k - 1]) / (scores[k] - scores[k - 1])
+            return float(hours[k - 1] + part * (hours[k] - hours[k - 1]))
+    return math.inf
 
 
-def worth(tuned: np.ndarray, scratch: np.ndarray, hours: list[float], seed: int) -> dict:
-    """Hours from scratch that reach what one hour of tuning does.
+def worth(tuned: np.ndarray, scratch: np.ndarray, hours: Sequence[float], seed: int) -> dict:
+    """Hours from scratch with which it scores as one hour of tuning does.
 
-    tuned (S, n), scratch (A, S, n), S seeds and n images. The interval resamples images and seeds, the same for both.
-    Returns {"hours", "ci"}; inf where all hours are not enough.
+    tuned (S, n), scratch (A, S, n): A amounts, S seeds, n images. The 95 % interval resamples images and seeds, those of all
+    curves together. Returns {"hours", "ci"}; None stands for more than all hours.
     """
-    found = [hours_to_reach(t, s, hours) for t, s in _resampled(tuned[None], scratch, seed)]
-    low, high = np.quantile(found, (0.025, 0.975), method="inverted_cdf")  # never between a number and inf
-    return {"hours": hours_to_reach(tuned.mean(), scratch.mean((1, 2)), hours), "ci": [float(low), float(high)]}
+    reached = [hours_to_reach(means[0], means[1:], hours) for means in _resampled(np.stack([tuned, *scratch]), seed)]
+    low, high = np.quantile(reached, (0.025, 0.975), method="inverted_cdf")  # never between a number and inf
+    middle = hours_to_reach(tuned.mean(), scratch.mean((1, 2)), hours)
+    return {"hours": _finite(middle), "ci": [_finite(low), _finite(high)]}
 
 
 def share(hour: np.ndarray, whole: np.ndarray, seed: int) -> dict:
-    """Score of one hour over that of all hours, both (S, n). Returns {"share", "ci", "reached"}: whether the goal lies below
-    the whole interval ("yes"), above it ("no"), or in it ("open"). The share is None where all hours score 0."""
-    if whole.mean() == 0:
-        return {"share": None, "ci": None, "reached": "open"}
-    found = [t / s[0] for t, s in _resampled(hour[None], whole[None], seed) if s[0] > 0]
-    low, high = np.quantile(found, (0.025, 0.975))
-    return {"share": float(hour.mean() / whole.mean()), "ci": [float(low), float(high)],
-            "reached": "yes" if low >= GOAL else "no" if high < GOAL else "open"}
+    """Score of one hour over that of all hours, both (S, n), as a ratio of means, with its 95 % interval over images and
+    seeds. ``goal`` is "reached" where that lies above GOAL, "not reached" where it lies below, else "not decided".
+
+    Where a resample of all hours scores 0 there is no ratio, and all three are None.
+    """
+    means = np.array(list(_resampled(np.stack([hour, whole]), seed)))
+    if (means[:, 1] == 0).any():
+        return {"share": None, "ci": None, "goal": None}
+    low, high = map(float, np.quantile(means[:, 0] / means[:, 1], (0.025, 0.975)))
+    goal = "reached" if low >= GOAL else "not reached" if high < GOAL else "not decided"
+    return {"share": float(hour.mean() / whole.mean()), "ci": [low, high], "goal": goal}
 
 
-def _resampled(one: np.ndarray, several: np.ndarray, seed: int):
-    """Means of one (1, S, n) and several (A, S, n) over resampled seeds and images, crossed: pairs (float, (A,))."""
+def _resampled(values: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Means (K,) of values (K, S, n) over S seeds and n images drawn anew, the same for all K."""
     rng = np.random.default_rng(seed)
-    every = np.concatenate([one, several])
-    seeds, images = every.shape[1:]
+    seeds, images = values.shape[1:]
     for _ in range(RESAMPLES):
         drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds)) / seeds
         shown = rng.multinomial(images, np.full(images, 1 / images)) / images
-        means = drawn @ every @ shown
-        yield float(means[0]), means[1:]
+        yield drawn @ values @ shown
 
 
-def said(value: float, hours: list[float]) -> str:
-    """Hours in words."""
-    if value == float("inf"):
-        return f"more than all {hours[-1]:g} hours"
-    return f"at most {hours[0]:g}" if value <= hours[0] else f"{value:.2g}"
+def _finite(hours: float) -> float | None:
+    return float(hours) if math.isfinite(hours) else None
 
 
-def plain(found: dict) -> dict:
-    """``summary`` for JSON, which has no inf: None in its place."""
-    def number(value: float) -> float | None:
-        return None if value == float("inf") else value
+def text(summed: dict, hours: Sequence[float], chance: Chance) -> str:
+    """A Markdown table, a row a method and amount, and below it ``sentences``."""
+    lines = ["| method | hours | " + " | ".join(f"{score} | 95 %" for score in RETRIEVAL) + " |",
+             "|---|---:|" + "---:|---|" * len(RETRIEVAL)]
+    for method, title in METHODS.items():
+        for amount in hours:
+            own = [row for row in summed["rows"] if (row["method"], row["hours"]) == (method, amount)]
+            lines.append(f"| {title} | {amount:g} | " + " | ".join(f"{said(row)} | {ends(row)}" for row in own) + " |")
+    lines.append("| chance | | " + " | ".join(f"{chance[score]:.4f} | " for score in RETRIEVAL) + " |")
+    return "\n".join([*lines, "", *(f"- {line}" for line in sentences(summed, hours))])
 
-    return {**found, "worth": {score: {"hours": number(w["hours"]), "ci": [number(v) for v in w["ci"]]}
-                               for score, w in found["worth"].items()}}
+
+def said(row: dict) -> str:
+    return f"{row['mean']:.3f} ± {row['sd']:.3f}"
+
+
+def ends(row: dict) -> str:
+    return f"[{row['ci'][0]:.3f}, {row['ci'][1]:.3f}]"
+
+
+def sentences(summed: dict, hours: Sequence[float]) -> list[str]:
+    """What an hour is worth, and what share of all hours' score it gives, in words."""
+    def amount(value: float | None) -> str:
+        if value is None:
+            return f"more than all {hours[-1]:g}"
+        return f"at most {value:g}" if value == hours[0] else f"{value:.2f}"
+
+    lines = []
+    for score in RETRIEVAL:
+        found = summed["worth"][score]
+        lines.append(f"{score}: one hour of tuning is worth {amount(found['hours'])} hours from scratch "
+                     f"[{', '.join(map(amount, found['ci']))}]")
+        for method, one in summed["share"][score].items():
+            if hours[-1] > 1 and one["share"] is not None:
+                low, high = one["ci"]
+                lines.append(f"{score}, {METHODS[method]}: one hour gives {one['share']:.1%} of what all {hours[-1]:g} hours "
+                             f"give [{low:.1%}, {high:.1%}]" + (f"; the goal, {GOAL:.0%}, is {one['goal']}"
+                                                                if method == TUNED else ""))
+    return lines

@@ -1,116 +1,77 @@
-"""The studies' tables, as Markdown, and their pages: self-contained, with every number in words beside its plot."""
+"""The studies' pages: self-contained, each plot with its numbers in words beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mindtuner.analysis.curve import GOAL, METHODS, said
-from mindtuner.analysis.runs import SCORES, Bench
+from mindtuner.analysis import ablate, curve
+from mindtuner.analysis.runs import REGRESSION, RETRIEVAL, Bench, Chance
 from mindtuner.evaluation.report import plots
 from mindtuner.files import write_text
 
-LABELS = {"image": "image retrieval", "brain": "brain retrieval", "text": "text retrieval"}
-STYLES = ("page.css", "figures.css")
+NAMES = {"image": "Image retrieval", "brain": "Brain retrieval", "text": "Text retrieval", "two_way": "Two-way identification",
+         "pixcorr": "PixCorr", "ssim": "SSIM"}
+STYLES = (("evaluation.report", "page.css"), ("evaluation.report", "figures.css"), ("analysis", "study.css"))
 
 
-def setting_of(bench: Bench, seeds: int, chance: dict[str, float]) -> dict:
-    config, subject = bench.config, bench.dataset.subject(bench.config.target_subject)
-    return {"simulated_brains": bench.dataset.card["simulated"], "subject": subject.number, "voxels": subject.n_voxels,
-            "sessions": config.tuning_sessions, "first_seed": config.seed, "seeds": seeds, "chance": chance,
-            "pretraining_subjects": bench.others}
+def setting_of(bench: Bench, seeds: int, chance: Chance) -> dict:
+    """What a reader must know to judge the numbers."""
+    return {"simulated_brains": bench.dataset.card["simulated"], "subject": bench.subject.number,
+            "voxels": bench.subject.n_voxels, "sessions": bench.config.tuning_sessions, "seed": bench.config.seed,
+            "seeds": seeds, "test_images": len(set(bench.subject.test.stimulus)), "pretraining_subjects": bench.others,
+            "chance": chance}
 
 
-def ablation_text(rows: list[dict]) -> str:
-    """A Markdown table: a row a variant; per score the mean and its difference from the full method, [95 %], p, verdict."""
-    lines = ["| variant | " + " | ".join(f"{LABELS[s]} | minus full" for s in SCORES) + " |", "|---|" + 6 * "---:|"]
-    for title, cells in _grouped(rows):
-        lines.append(f"| {title} | " + " | ".join(f"{spread(c)} | {difference(c)}" for c in cells) + " |")
-    return "\n".join(lines)
+def write_ablation(out: Path, setting: dict, table: list[dict]) -> Path:
+    """``report.html`` on ``ablate.compared``."""
+    tables = []
+    for score in dict.fromkeys(entry["score"] for entry in table):
+        own = [entry for entry in table if entry["score"] == score]
+        ends = [abs(end) for entry in own if entry["difference"] for end in entry["difference"]["ci"]]
+        limits = (-max(ends, default=1.0), max(ends, default=1.0))
+        rows = [{"title": entry["title"], "value": ablate.said(entry), "text": ablate.difference(entry),
+                 "plot": plots.interval(entry["difference"]["mean"], entry["difference"]["ci"], 0.0, limits)
+                 if entry["difference"] else ""} for entry in own]
+        tables.append({"title": NAMES[score], "chance": setting["chance"][score], "rows": rows,
+                       "column": "Minus the full method", "limits": [f"{end:+.3f}" for end in (limits[0], 0.0, limits[1])]})
+    return _write(out, "What each part is worth", setting, tables=tables,
+                  sentences=["Dashed: no difference. The wide line is the 95 % interval; p is corrected (Holm) for all "
+                             "differences on this page."])
 
 
-def spread(row: dict) -> str:
-    return f"{row['mean']:.3f} ± {row['sd']:.3f}"
-
-
-def difference(row: dict) -> str:
-    d = row["difference"]
-    return "" if d is None else (f"{d['mean']:+.3f} [{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}], p {d['p_holm']:.3g}: "
-                                 f"{d['verdict']}")
-
-
-def _grouped(rows: list[dict]) -> list[tuple[str, list[dict]]]:
-    titles = {row["variant"]: row["title"] for row in rows}
-    return [(title, [row for row in rows if row["variant"] == name]) for name, title in titles.items()]
-
-
-def curve_text(found: dict, hours: list[float]) -> str:
-    """A Markdown table, a row a method and amount, and what an hour is worth in words."""
-    lines = ["| method | hours | " + " | ".join(LABELS[s] for s in SCORES) + " |", "|---|---:|" + 3 * "---:|"]
-    for method, title in METHODS.items():
-        for amount in hours:
-            cells = [row for row in found["rows"] if row["method"] == method and row["hours"] == amount]
-            lines.append(f"| {title} | {amount:g} | " + " | ".join(
-                f"{spread(c)} [{c['ci'][0]:.3f}, {c['ci'][1]:.3f}]" for c in cells) + " |")
-    return "\n".join([*lines, "", *(f"- {line}" for line in sentences(found, hours))])
-
-
-def sentences(found: dict, hours: list[float]) -> list[str]:
-    lines = []
-    for score in SCORES:
-        worth, share = found["worth"][score], found["share"][score]
-        lines.append(f"{LABELS[score]}: one hour of tuning is worth {said(worth['hours'], hours)} from scratch "
-                     f"[{said(worth['ci'][0], hours)}, {said(worth['ci'][1], hours)}]")
-        if share["share"] is not None:
-            low, high = share["ci"]
-            lines.append(f"{LABELS[score]}: one hour gives {share['share']:.1%} of what all {hours[-1]:g} hours give "
-                         f"[{low:.1%}, {high:.1%}]; goal {GOAL:.0%}: "
-                         + {"yes": "reached", "no": "not reached", "open": "not decided by these data"}[share["reached"]])
-    return lines
-
-
-def write_ablation(out: Path, setting: dict, rows: list[dict]) -> Path:
-    limits = {}
-    for score in SCORES:
-        ends = [end for row in rows if row["score"] == score and row["difference"] for end in row["difference"]["ci"]]
-        most = max([abs(end) for end in ends], default=0.0) or 1.0
-        limits[score] = (-most, most)
-    tables = [{"label": LABELS[score], "limits": [f"{end:+.3f}" for end in limits[score]],
-               "rows": [{"title": row["title"], "value": spread(row), "text": difference(row),
-                         "plot": "" if row["difference"] is None else plots.interval(
-                             row["difference"]["mean"], row["difference"]["ci"], 0.0, limits[score])}
-                        for row in rows if row["score"] == score]} for score in SCORES]
-    return _write(out, "Ablations", setting, tables=tables, figures=[], sentences=[])
-
-
-def write_curve(out: Path, setting: dict, found: dict, hours: list[float]) -> Path:
-    figures, classes = [], dict(zip(METHODS, ("mindtuner", "from_scratch", "full_finetune", "ridge_only"), strict=True))
-    for score in SCORES:
-        own = [row for row in found["rows"] if row["score"] == score]
+def write_curve(out: Path, setting: dict, summed: dict, hours: Sequence[float]) -> Path:
+    """``report.html`` on ``curve.summary``."""
+    drawn_as = {method: "ridge_only" if method == REGRESSION else method for method in curve.METHODS}  # a mark and a colour
+    figures, tables = [], []
+    for score in RETRIEVAL:
+        own = [row for row in summed["rows"] if row["score"] == score]
         limits = plots.axis(row["ci"][1] for row in own)
-        lines = {classes[m]: [(r["hours"], r["mean"], *r["ci"]) for r in own if r["method"] == m] for m in METHODS}
-        drawn = plots.growth(lines, setting["chance"][score], hours if len(hours) < 4 else [h for h in hours if h >= 1], limits,
-                             (f"{limits[0]:g}", f"{limits[1]:g}"))
-        figures.append({"label": LABELS[score], "plot": drawn, "alt": f"{LABELS[score]} by hours of data: " + "; ".join(
-            f"{METHODS[m]} " + ", ".join(f"{r['mean']:.3f} at {r['hours']:g}" for r in own if r["method"] == m)
-            for m in METHODS)})
-    legend = [{"label": title, "kind": classes[m], "mark": plots.marker(classes[m], 10, 7)} for m, title in METHODS.items()]
-    tables = [{"label": LABELS[score], "limits": None,
-               "rows": [{"title": f"{METHODS[r['method']]}, {r['hours']:g} h", "value": spread(r),
-                         "text": f"[{r['ci'][0]:.3f}, {r['ci'][1]:.3f}]", "plot": ""}
-                        for r in found["rows"] if r["score"] == score]} for score in SCORES]
+        lines = {drawn_as[method]: [(row["hours"], row["mean"], *row["ci"]) for row in own if row["method"] == method]
+                 for method in curve.METHODS}
+        said = [f"{title} " + ", ".join(f"{row['mean']:.3f} from {row['hours']:g}" for row in own if row["method"] == method)
+                for method, title in curve.METHODS.items()]
+        figures.append({"title": NAMES[score], "alt": f"{NAMES[score]} by hours of data: {'; '.join(said)}",
+                        "plot": plots.growth(lines, setting["chance"][score], hours, limits,
+                                             tuple(f"{end:g}" for end in limits), logarithmic=True)})
+        tables.append({"title": NAMES[score], "chance": setting["chance"][score], "column": "95 % interval", "limits": [],
+                       "rows": [{"title": f"{curve.METHODS[row['method']]}, {row['hours']:g} h", "value": curve.said(row),
+                                 "text": curve.ends(row), "plot": ""} for row in own]})
+    legend = [(title, drawn_as[method], plots.marker(drawn_as[method], 12, 7)) for method, title in curve.METHODS.items()]
     return _write(out, "How much data", setting, tables=tables, figures=figures, legend=legend,
-                  sentences=sentences(found, hours))
+                  sentences=curve.sentences(summed, hours))
 
 
-def _write(out: Path, title: str, setting: dict, legend: list[dict] = (), **told) -> Path:
-    assets = resources.files("mindtuner.evaluation.report")
-    style = Markup("\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in STYLES))
-    environment = Environment(loader=PackageLoader("mindtuner", "analysis"), autoescape=True, undefined=StrictUndefined,
+def _write(out: Path, title: str, setting: dict, figures: Sequence[dict] = (), legend: Sequence[tuple] = (), **told) -> Path:
+    style = Markup("\n".join(resources.files(f"mindtuner.{room}").joinpath(name).read_text(encoding="utf-8")
+                             for room, name in STYLES))
+    environment = Environment(loader=PackageLoader("mindtuner.analysis", ""), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    text = environment.get_template("study.html.j2").render(title=title, setting=setting, style=style, legend=legend, **told)
-    write_text(out / "report.html", text)
-    return out / "report.html"
+    path = out / "report.html"
+    write_text(path, environment.get_template("study.html.j2").render(
+        title=title, setting=setting, style=style, figures=figures, legend=legend, **told))
+    return path

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindtuner.cli import steps
 
 if TYPE_CHECKING:  # what is heavy is imported only where it is used
-    from mindtuner.analysis.runs import Bench
+    from mindtuner.analysis.runs import Bench, Chance, Run, Scores
     from mindtuner.config import Config
+    from mindtuner.data import Dataset
+    from mindtuner.model import BrainNetwork
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,66 +23,105 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DATA",
                         help="folder of a dataset (default: one is simulated into OUT/data, as the config says)")
     parser.add_argument("--base", type=Path, metavar="BASE",
-                        help="run of mindtuner pretrain on all other subjects, or its base.safetensors (default: pretrained here)")
+                        help="run of mindtuner pretrain on all other subjects, or its base.safetensors (default: made here)")
     parser.add_argument("--subject", type=int, metavar="N", help="the subject to tune to (default: the config's)")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="tunings of each kind (default 5); more go on")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="tunings of each kind (default 5)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each (default 1)")
     parser.add_argument("--force", action="store_true", help="replace an earlier study in OUT")
-    steps.add_config(parser, "demo")
+    steps.add_config(parser, "config.yaml beside the base, else demo; the model section is the base's")
     steps.add_towers(parser)
 
 
-def prepare(options: argparse.Namespace, verb: str, sessions: int | None = None):
-    """The bench, and how a worker opens it for itself. Raises UserError for options that cannot be."""
+def prepare(options: argparse.Namespace, verb: str, sessions: int | None = None,
+            pictures: bool = False) -> tuple[Bench, Callable[[], Bench]]:
+    """The bench, and how a process opens it for itself; OUT is claimed. Raises UserError for options that cannot be."""
     from mindtuner.cli import tuned
     from mindtuner.config import load_config
     from mindtuner.data.layouts import layout_a
     from mindtuner.data.simulation.simulate import check_inputs, simulate
     from mindtuner.errors import UserError
-    from mindtuner.training import load_network, subject_name
+    from mindtuner.training import load_network, read_card
 
     for name, least in (("seeds", 2), ("jobs", 1)):
         if getattr(options, name) < least:
             raise UserError(f"--{name}: is {getattr(options, name)}; expected at least {least}")
-    config = load_config(options.config or "demo")
-    seed = config.seed if options.seed is None else options.seed
-    config = dataclasses.replace(config, seed=seed, target_subject=options.subject or config.target_subject,
-                                 tuning_sessions=config.tuning_sessions if sessions is None else sessions)
-    base = None if options.base is None else tuned.base_file(options.base)
-    if base is not None:
-        network = load_network(base)
-        if subject_name(config.target_subject) in network.ridges:
-            raise UserError(f"{base}: knows subject {config.target_subject} already; expected a base that has not seen it")
-        config = dataclasses.replace(config, model=network.config)
-    data = options.data or options.out / "data"
-    steps.refuse_overlap(options.out, **({"DATA": options.data} if options.data else {}),
-                         **({"BASE": base} if base else {}))
-    words = [item for name in ("data", "base", "cache", "generator", "subject", "config", "seed")
-             if (value := getattr(options, name)) is not None for item in (f"--{name}", value)]
-    if sessions is not None:
-        words += ["--sessions", sessions]
+    path = None if options.base is None else tuned.base_file(options.base)
+    config = load_config(options.config or "demo" if path is None else tuned.settings_for(path, options.config))
+    changed = {"seed": options.seed, "target_subject": options.subject, "tuning_sessions": sessions}
+    if path is not None:
+        base = load_network(path)
+        tuned.refuse_known(base, path, config.target_subject if options.subject is None else options.subject)
+        changed |= {"model": base.config, "hold_out_category": read_card(path).get("hold_out_category", "")}
+    config = dataclasses.replace(config, **{name: value for name, value in changed.items() if value is not None})
+    own = options.out / "data"
+    data = options.data or own
+    steps.refuse_overlap(options.out, **{name: given for name, given in (("DATA", options.data), ("BASE", path)) if given})
     if options.data is None:
         check_inputs(config.simulate)
-    steps.claim(options.out, steps.settings_text(config, steps.command_of(verb, options.out, *words)), options.force)
-    if options.data is None and not (data / layout_a.MASKS).exists():
-        simulate(data, config.simulate)
-    opens = functools.partial(open_bench, data, options.cache or data / "cache", config, options.out, base, options.generator)
+    given = {name: getattr(options, name) for name in ("data", "base", "cache", "generator", "config")}
+    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
+    command = steps.command_of(verb, options.out, *words, "--subject", config.target_subject, "--seed", config.seed,
+                               *(() if sessions is None else ("--sessions", sessions)), *["--pictures"] * pictures)
+    steps.claim(options.out, steps.settings_text(config, command), options.force)
+    if options.data is None and not (own / layout_a.MASKS).exists():  # simulate writes it last
+        simulate(own, config.simulate)
+    opens = functools.partial(open_bench, data, options.cache or data / "cache", config, options.out, path, options.generator,
+                              pictures)
     return opens(), opens
 
 
-def open_bench(data: Path, cache: Path, config: Config, out: Path, base: Path | None, generator: Path | None) -> Bench:
-    """Raises UserError where data and config do not fit."""
+def open_bench(data: Path, cache: Path, config: Config, out: Path, base: Path | None, generator: Path | None,
+               pictures: bool) -> Bench:
+    """Raises UserError where data, towers, base and config do not fit."""
     from mindtuner.analysis.runs import Bench
+    from mindtuner.cli import towers
+    from mindtuner.cli.pretrain import refuse_without_captions
     from mindtuner.data import load
+    from mindtuner.decoding.compact import starting_prior
     from mindtuner.errors import UserError
+    from mindtuner.training import read_card
 
-    dataset = load(data)
+    dataset = steps.held_out(load(data), config.hold_out_category)
     subject = dataset.subject(config.target_subject)
     if len(subject.test) == 0:
         raise UserError(f"{subject.where}: subject {subject.number} has no test trial; expected trials of test images")
-    steps.check_towers(config.model, cache, cache)
-    targets, _ = steps.gather_targets(dataset, cache, steps.compact_generator(cache, config, generator))
-    bench = Bench(dataset, targets, config, out, base, generator)
-    if not bench.others and base is None:
-        raise UserError(f"{data}: holds subject {subject.number} alone; expected others to pretrain on, or --base")
-    return bench
+    if base is None:
+        if len(dataset.subjects) == 1:
+            raise UserError(f"{data}: holds subject {subject.number} alone; expected others to pretrain on, or --base")
+        refuse_without_captions(dataset.without(subject.number))
+    steps.check_towers(config.model, base or cache, cache)
+    compact = steps.compact_generator(cache, config, generator)
+    if pictures and compact is None:
+        raise UserError(f"{cache}: is of towers of full size, whose pictures are too dear to paint in a study; expected no "
+                        "--pictures")
+    targets, facts = steps.gather_targets(dataset, cache, compact)
+    if base is not None:
+        towers.check_same(read_card(base), base, cache)
+    card = {"seed": config.seed, "simulated": dataset.card["simulated"], "hold_out_category": config.hold_out_category, **facts}
+    prior = None if compact is None else starting_prior(config.model, generator)
+    return Bench(dataset, targets, config, out, base, prior, card, Painting(dataset, cache, config, generator) if pictures else None)
+
+
+class Painting:
+    """A bench's ``paint``: the pictures of ``evaluate``, before the semantic correction where a run is without the Pivot."""
+
+    def __init__(self, dataset: Dataset, cache: Path, config: Config, generator: Path | None):
+        from mindtuner.cli import story
+
+        self.weights = generator
+        self.materials = steps.gather(dataset, cache, steps.compact_generator(cache, config, generator))
+        self.bank = story.training_bank(dataset, self.materials.texts)
+        self.test = story.TestSet.of(dataset.subject(config.target_subject), dataset.stimuli, self.materials.caches,
+                                     config.decode.pictures)
+
+    def __call__(self, network: BrainNetwork, base: BrainNetwork, run: Run) -> tuple[Scores, Chance]:
+        from mindtuner.cli import story
+        from mindtuner.decoding.compact import CompactGenerator
+
+        decoded = story.decode_all({run.method: network}, base, self.test, self.materials.caches, run.config)
+        generator = CompactGenerator(run.config.decode, run.seed, self.weights)
+        painted = story.paint_all({run.method: decoded[run.method]}, generator, self.bank, self.test)
+        if not run.pivot:
+            painted[run.method]["stages"].pop("corrected", None)
+        found = story.score_all({run.method: decoded[run.method]}, painted, self.test, run.seed, story.Scoring())[run.method]
+        return found.reconstruction, {"two_way": 0.5, **found.chance}

@@ -40,21 +40,19 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.decoding.compact import starting_prior
     from mindtuner.errors import UserError
     from mindtuner.processes import processes
-    from mindtuner.training import METHODS, load_network, read_card, remove_checkpoint, subject_name, tune
+    from mindtuner.training import METHODS, load_network, read_card, remove_checkpoint, tune
 
     methods = METHODS if options.all else options.method
     for method in methods:
         if method not in METHODS:
             raise UserError(f"--method: {method!r} is unknown; expected some of {', '.join(METHODS)}")
     path = tuned.base_file(options.base)
-    beside = path.parent / steps.SETTINGS
-    name = options.config or (beside if beside.is_file() else "demo")
+    name = tuned.settings_for(path, options.config)
     config = load_config(name)
     base = load_network(path)
     cache = options.cache or options.data / "cache"
     steps.check_towers(base.config, path, cache)
-    if subject_name(options.subject) in base.ridges:
-        raise UserError(f"{path}: knows subject {options.subject} already; expected a base that has not seen it")
+    tuned.refuse_known(base, path, options.subject)
     category = read_card(path).get("hold_out_category", "")
     wanted = category if options.hold_out_category is None else steps.category_of(options.hold_out_category)
     if wanted != category:

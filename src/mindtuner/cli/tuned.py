@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mindtuner.cli.steps import BASE
+from mindtuner.cli.steps import BASE, SETTINGS
 from mindtuner.config import Config, as_dict
 from mindtuner.data import Subject
 from mindtuner.errors import UserError
@@ -30,6 +30,18 @@ def base_file(given: Path) -> Path:
     if not path.is_file():
         raise UserError(f"{path}: not found; expected a run of mindtuner pretrain, or its {BASE}")
     return path
+
+
+def settings_for(base: Path, given: str | None) -> str | Path:
+    """The config to tune with on this file: ``given``, else the one beside it, else the demo's."""
+    beside = base.parent / SETTINGS
+    return given or (beside if beside.is_file() else "demo")
+
+
+def refuse_known(base: BrainNetwork, path: Path, subject: int) -> None:
+    """Raise UserError where the base has seen the subject to tune."""
+    if subject_name(subject) in base.ridges:
+        raise UserError(f"{path}: knows subject {subject} already; expected a base that has not seen it")
 
 
 def save_tuned(run: Path, method: str, network: BrainNetwork, hour: Subject, config: Config, base: Path,

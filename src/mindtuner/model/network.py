@@ -110,9 +110,10 @@ class BrainNetwork(nn.Module):
         """Freeze everything and add what trains for a new subject: a ridge, and what ``config`` asks for.
 
         LoRA goes around every Linear of the residual blocks, the token head and the retrieval projector; Skip-LoRA
-        enters at x0, after each block of the base and, with ``skip_head``, at the token head. ``new_blocks`` residual
-        blocks follow those of the base (on an affine base, the ridge) and train whole. ``tune_projector`` lets the
-        Adaptive Projector train on. Before the first step the function is bit for bit the base's with the new ridge.
+        enters at x0, after each block of the base (or the first ``skip_blocks`` of them) and, with ``skip_head``, at the
+        token head. ``new_blocks`` residual blocks follow those of the base (on an affine base, the ridge) and train whole.
+        ``tune_projector`` lets the Adaptive Projector train on. Before the first step the function is bit for bit the base's
+        with the new ridge.
 
         Frozen is meant of the weights only: in training mode the backbone's dropout stays on, as it was when these
         weights were trained, and the prior goes on dropping its conditions. All starting values come from torch's
@@ -126,7 +127,8 @@ class BrainNetwork(nn.Module):
             for part in (self.blocks, self.head, self.retrieval):
                 add_lora(part, config.rank, config.alpha)
         if config.skip:
-            widths = [self.config.hidden] * (1 + len(self.blocks))
+            entered = len(self.blocks) if config.skip_blocks < 0 else config.skip_blocks
+            widths = [self.config.hidden] * (1 + entered)
             if config.skip_head:
                 widths.append(self.config.tokens * self.config.width)
             for width in widths:

@@ -94,17 +94,19 @@ def _drawing(kind: str, width: float, height: float, marks: list[str]) -> Markup
 
 
 def growth(lines: dict[str, list[tuple[float, float, float, float]]], chance: float | None, ticks: Sequence[float],
-           limits: tuple[float, float], labels: tuple[str, str]) -> Markup:
+           limits: tuple[float, float], labels: tuple[str, str], logarithmic: bool = False) -> Markup:
     """Scores against an amount of data, one line per method.
 
     ``lines``: method -> (amount, score, lower end, upper end), amounts ascending. ``labels`` are those of ``limits``. A line
     has the CSS class of its method, so that a legend can show it; the first method is drawn last, on top.
+    ``logarithmic``: the axis of amounts.
     """
     width, height, left, right, over, under = 320.0, 190.0, 46.0, 10.0, 8.0, 24.0
-    least, most = min(ticks), max(ticks)
+    scale = math.log if logarithmic else float
+    least, most = scale(min(ticks)), scale(max(ticks))
 
     def x(amount: float) -> float:
-        return left + 12 + (amount - least) / (most - least or 1) * (width - left - right - 24)
+        return left + 12 + (scale(amount) - least) / (most - least or 1) * (width - left - right - 24)
 
     def y(score: float) -> float:
         return over + (limits[1] - score) / (limits[1] - limits[0]) * (height - over - under)
