@@ -1,5 +1,7 @@
 """What several test files need and is slow to make: a small simulated dataset, the towers, untrained generator weights."""
 
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,6 +56,31 @@ def untrained_generator(tmp_path_factory) -> Path:
     prior = DiffusionPrior(load_config("quick").model)
     save_generator(path, autoencoder, prior, dict(denoiser.named_parameters()), denoiser, 0)
     return path
+
+
+# ---- pages
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        message = "needs Chromium and its driver (Debian: chromium chromium-driver)"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-quic",
+                 "no-first-run", "disable-component-update", "disable-sync", "disable-dev-shm-usage",
+                 "window-size=1280,900", f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield chrome
+        assert [entry for entry in chrome.get_log("browser") if entry["level"] == "SEVERE"] == []
+    finally:
+        chrome.quit()
 
 
 # ---- full size, in small

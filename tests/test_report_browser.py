@@ -2,17 +2,14 @@
 fault. Absent Chromium fails in CI and skips elsewhere."""
 
 import base64
-import importlib.util
 import io
 import json
-import os
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import report_run
+from browser import SIZES, open_page, serious_faults
 from PIL import Image
 from report_run import EVIL, PICTURES, RANKS, SEEN, TESTS, make_run, scene, strip, write_per_image
 from safetensors.numpy import save_file
@@ -21,7 +18,6 @@ from mindtuner.evaluation.report import write_report
 from mindtuner.evaluation.results import load_run
 
 MANY = 1000
-SIZES = {"desktop": (1280, 900), "phone": (360, 780)}
 
 
 @pytest.fixture(scope="module")
@@ -53,36 +49,9 @@ def large(tmp_path_factory):
     return write_report(run)
 
 
-@pytest.fixture(scope="module")
-def chrome(tmp_path_factory):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        message = "needs Chromium and its driver (Debian: chromium chromium-driver)"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-quic",
-                 "no-first-run", "disable-component-update", "disable-sync", "disable-dev-shm-usage",
-                 "window-size=1280,900", f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        yield chrome
-        assert [entry for entry in chrome.get_log("browser") if entry["level"] == "SEVERE"] == []
-    finally:
-        chrome.quit()
-
-
 def show(chrome, page, size=(1280, 900), dark=False):
     """Open a page, with the gallery in the window."""
-    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-        "width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600})
-    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {
-        "features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]})
-    chrome.get(page.as_uri())
+    open_page(chrome, page, size, dark)
     chrome.execute_script("document.getElementById('cards').scrollIntoView({behavior: 'instant'})")
     settle(chrome)
 
@@ -324,20 +293,13 @@ def test_without_scripts_the_first_gallery_is_there(chrome, several):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_axe_finds_no_serious_fault_and_nothing_is_cut_off(chrome, page, several, size, dark):
-    # The package that carries axe-core also drives playwright, which is not needed to read a file of it.
-    axe = Path(importlib.util.find_spec("axe_playwright_python").origin).parent / "axe.min.js"
     for one in (page, several):
         show(chrome, one, SIZES[size], dark)
         chrome.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
         for opened in (False, True)[:1 if one == page else 2]:
             if opened:
                 chrome.execute_script("document.querySelector('#cards .open').click()")
-            chrome.execute_script(axe.read_text(encoding="utf-8"))
-            faults = chrome.execute_async_script("""
-                const done = arguments[0];
-                axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations.map(
-                    v => [v.impact, v.id, ...v.nodes.map(n => n.html.slice(0, 200))])))""")
-            assert [fault for fault in faults if fault[0] in ("serious", "critical")] == []
+            assert serious_faults(chrome) == []
             width = "return [document.documentElement.scrollWidth, document.getElementById('viewer').scrollWidth]"
             assert max(chrome.execute_script(width)) <= SIZES[size][0]
             alts = "return [...document.querySelectorAll('img')].filter(i => i.src && !i.alt).length"

@@ -9,6 +9,7 @@ import numpy as np
 
 from mindtuner.analysis.runs import REGRESSION, Chance, Run, Scores
 from mindtuner.config import Config
+from mindtuner.errors import UserError
 from mindtuner.evaluation.statistics import holm, over_seeds, paired_over_seeds, sign_flips
 
 FULL = "full"
@@ -36,7 +37,7 @@ class Variant:
 
 
 def variants(config: Config, others: int) -> list[Variant]:
-    """The table, where a base has ``others`` subjects. What ``config`` says already is the full method, and no row of its own.
+    """The table, where a base has ``others`` subjects. What ``config`` says already is the full method, no other row.
 
     LoRA's scale, alpha over rank, stays the config's at every rank, so that only the rank differs.
     """
@@ -64,6 +65,15 @@ def variants(config: Config, others: int) -> list[Variant]:
             *(row for row in rows if not row.changes or row.of(config) != config)]
 
 
+def chosen(rows: Sequence[Variant], names: Sequence[str] | None) -> list[Variant]:
+    """The full method and the variants of these names, or all. Raises UserError for a name that is none of them."""
+    known = [row.name for row in rows]
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"--variants: {name!r} is unknown; expected some of {', '.join(known)}")
+    return [row for row in rows if names is None or row.name in (FULL, *names)]
+
+
 def runs_of(rows: Sequence[Variant], config: Config, seeds: int, others: int) -> list[Run]:
     """Every variant with the tuning seeds config.seed, config.seed + 1, ..."""
     return [Run(row.name, seed, replace(row.of(config), seed=seed), config.tuning_sessions, row.method, row.base or others,
@@ -73,8 +83,8 @@ def runs_of(rows: Sequence[Variant], config: Config, seeds: int, others: int) ->
 
 def compared(rows: Sequence[Variant], found: dict[str, Scores], seed: int) -> list[dict]:
     """An entry a variant and score: ``over_seeds`` of its values, and as ``difference`` the variant minus the full method,
-    paired by image and seed: mean, sd and interval of ``paired_over_seeds``, p by sign flips of the images' differences, p_holm
-    over the whole table, and the verdict in words. None where the variant cannot differ.
+    paired by image and seed: mean, sd and interval of ``paired_over_seeds``, p by sign flips of the images' differences,
+    p_holm over the whole table, and the verdict in words. None where the variant cannot differ.
 
     Images on which a score is undefined in a run of either are left out.
     """
@@ -100,7 +110,8 @@ def compared(rows: Sequence[Variant], found: dict[str, Scores], seed: int) -> li
 def text(table: list[dict], chance: Chance) -> str:
     """``compared`` as a Markdown table: a row a variant; of each score mean ± sd over seeds, and the difference."""
     scores = list(dict.fromkeys(entry["score"] for entry in table))
-    lines = ["| variant | " + " | ".join(f"{score} | minus full" for score in scores) + " |", "|---|" + "---:|---|" * len(scores)]
+    lines = ["| variant | " + " | ".join(f"{score} | minus full" for score in scores) + " |",
+             "|---|" + "---:|---|" * len(scores)]
     for name in dict.fromkeys(entry["variant"] for entry in table):
         own = {entry["score"]: entry for entry in table if entry["variant"] == name}
         cells = [f"{said(own[score])} | {difference(own[score])}" if score in own else " | " for score in scores]

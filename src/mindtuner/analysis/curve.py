@@ -36,8 +36,8 @@ def runs_of(config: Config, hours: Sequence[float], seeds: int, others: int) -> 
 
 
 def summary(found: dict[str, Scores], hours: Sequence[float], seed: int) -> dict:
-    """``rows``: an entry a method, amount and score, with its ``over_seeds``. By score: ``worth``, hours from scratch that one
-    hour of tuning is worth, and for the tuned and the regression the ``share`` of all hours' score that one hour gives."""
+    """``rows``: an entry a method, amount and score, with its ``over_seeds``. By score: ``worth``, hours from scratch that
+    one hour of tuning is worth, and of the tuned and the regression the ``share`` of all hours' score that one gives."""
     def curve(method: str, score: str) -> np.ndarray:
         return np.stack([found[variant(method, amount)][score] for amount in hours])
 

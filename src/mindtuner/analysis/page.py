@@ -14,8 +14,8 @@ from mindtuner.analysis.runs import REGRESSION, RETRIEVAL, Bench, Chance
 from mindtuner.evaluation.report import plots
 from mindtuner.files import write_text
 
-NAMES = {"image": "Image retrieval", "brain": "Brain retrieval", "text": "Text retrieval", "two_way": "Two-way identification",
-         "pixcorr": "PixCorr", "ssim": "SSIM"}
+NAMES = {"image": "Image retrieval", "brain": "Brain retrieval", "text": "Text retrieval",
+         "two_way": "Two-way identification", "pixcorr": "PixCorr", "ssim": "SSIM"}
 STYLES = (("evaluation.report", "page.css"), ("evaluation.report", "figures.css"), ("analysis", "study.css"))
 
 
@@ -33,7 +33,8 @@ def write_ablation(out: Path, setting: dict, table: list[dict]) -> Path:
     for score in dict.fromkeys(entry["score"] for entry in table):
         own = [entry for entry in table if entry["score"] == score]
         ends = [abs(end) for entry in own if entry["difference"] for end in entry["difference"]["ci"]]
-        limits = (-max(ends, default=1.0), max(ends, default=1.0))
+        most = max(ends, default=0.0) or 1.0
+        limits = (-most, most)
         rows = [{"title": entry["title"], "value": ablate.said(entry), "text": ablate.difference(entry),
                  "plot": plots.interval(entry["difference"]["mean"], entry["difference"]["ci"], 0.0, limits)
                  if entry["difference"] else ""} for entry in own]

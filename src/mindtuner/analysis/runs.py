@@ -62,7 +62,7 @@ class Bench:
     """What all runs of a study share.
 
     out : the study's folder · base : file of a given base of all other subjects, None where the study pretrains it ·
-    prior : that pretraining and from_scratch start from, None at full size · card : what the study's bases say of themselves ·
+    prior : that pretraining and from_scratch start from, None at full size · card : what its own bases say of themselves ·
     paint : paints with a tuned network and scores that: (network, base, run) -> (scores, chance); None for no pictures
     """
 
@@ -139,8 +139,8 @@ def work(bench: Bench, run: Run, base: BrainNetwork) -> tuple[Scores, Chance]:
 
 
 def regression(hour: Subject, targets: Targets, base: BrainNetwork, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Test images (n,), their tokens (n, T, D) by one cross-validated ridge regression from the hour's voxels, and text (n, d)
-    of these by the base's projector, the only part of the base that is used."""
+    """Test images (n,), their tokens (n, T, D) by one cross-validated ridge regression from the hour's voxels, and text
+    (n, d) of these by the base's projector, the only part of the base that is used."""
     train, test = hour.train, hour.test
     tokens = targets.rows("tokens", train.stimulus).numpy()
     fit = ridge_regression(hour.betas(train.row), tokens.reshape(len(train), -1), train.stimulus, seed)
@@ -167,7 +167,7 @@ def do(bench: Bench, runs: Sequence[Run], jobs: int, opens: Callable[[], Bench])
     todo = [run for run in runs if not bench.run_file(run).exists()]
     bases = [count for count in sorted({run.base for run in todo}, reverse=True) if not bench.base_file(count).exists()]
     if todo:
-        with _one_thread(), ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _open, (opens,)) as pool:
+        with _one_thread(), ProcessPoolExecutor(jobs, _processes(), _open, (opens,)) as pool:
             try:
                 for title, task, items in (("bases", _pretrain, bases), ("runs", _work, todo)):
                     waiting = [pool.submit(task, item) for item in items]
@@ -179,6 +179,15 @@ def do(bench: Bench, runs: Sequence[Run], jobs: int, opens: Callable[[], Bench])
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     return collect(bench, runs)
+
+
+def _processes() -> multiprocessing.context.BaseContext:
+    """Processes that know nothing of this one. Where the system can, they come of one that has done the imports."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 @contextlib.contextmanager

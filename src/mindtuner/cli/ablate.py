@@ -1,8 +1,9 @@
 """Measure what each part of the method is worth: one subject tuned with and without it, over seeds.
 
 Tunes with the full method, with parts left out or of another size, and on bases of fewer people; scores the retrieval of the
-test images, and says of each variant what it has more or less, paired over images and seeds. Writes results.csv, results.json
-and report.html into OUT. The same command goes on where an earlier one was stopped; --seeds, --jobs and --variants may change.
+test images, and says of each variant what it has more or less, paired over images and seeds. Writes results.csv,
+results.json and report.html into OUT. The same command goes on where an earlier one was stopped; --seeds, --jobs and
+--variants may change.
 """
 
 from __future__ import annotations
@@ -24,18 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.analysis import ablate, page, runs
-    from mindtuner.errors import UserError
     from mindtuner.files import write_json
 
-    bench, opens = studies.prepare(options, "ablate", options.sessions, options.pictures)
-    others, config = len(bench.others), bench.config
-    rows = ablate.variants(config, others)
-    for name in options.variants or ():
-        if name not in [row.name for row in rows]:
-            raise UserError(f"--variants: {name!r} is unknown; expected some of {', '.join(row.name for row in rows)}")
-    rows = [row for row in rows if not options.variants or row.name in (ablate.FULL, *options.variants)]
-    if options.pictures:  # a regression has no latents to paint from
-        rows = [row for row in rows if row.method != runs.REGRESSION]
+    config, base = studies.settled(options, options.sessions)
+    ablate.chosen(ablate.variants(config, max(ablate.BASES) + 1), options.variants)  # before anything is made
+    bench, opens = studies.bench_of(options, "ablate", config, base, options.pictures)
+    others = len(bench.others)
+    rows = ablate.chosen(ablate.variants(config, others), options.variants)
     found, chance = runs.do(bench, ablate.runs_of(rows, config, options.seeds, others), options.jobs, opens)
     table, setting = ablate.compared(rows, found, config.seed), page.setting_of(bench, options.seeds, chance)
     write_json(options.out / "results.json", {"setting": setting, "rows": table})

@@ -32,13 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps.add_towers(parser)
 
 
-def prepare(options: argparse.Namespace, verb: str, sessions: int | None = None,
-            pictures: bool = False) -> tuple[Bench, Callable[[], Bench]]:
-    """The bench, and how a process opens it for itself; OUT is claimed. Raises UserError for options that cannot be."""
+def settled(options: argparse.Namespace, sessions: int | None = None) -> tuple[Config, Path | None]:
+    """The config, and the file of the base where one is given. Raises UserError for options that cannot be."""
     from mindtuner.cli import tuned
     from mindtuner.config import load_config
-    from mindtuner.data.layouts import layout_a
-    from mindtuner.data.simulation.simulate import check_inputs, simulate
+    from mindtuner.data.simulation.simulate import check_inputs
     from mindtuner.errors import UserError
     from mindtuner.training import load_network, read_card
 
@@ -46,26 +44,36 @@ def prepare(options: argparse.Namespace, verb: str, sessions: int | None = None,
         if getattr(options, name) < least:
             raise UserError(f"--{name}: is {getattr(options, name)}; expected at least {least}")
     path = None if options.base is None else tuned.base_file(options.base)
-    config = load_config(options.config or "demo" if path is None else tuned.settings_for(path, options.config))
+    config = load_config((options.config or "demo") if path is None else tuned.settings_for(path, options.config))
     changed = {"seed": options.seed, "target_subject": options.subject, "tuning_sessions": sessions}
+    config = dataclasses.replace(config, **{name: value for name, value in changed.items() if value is not None})
     if path is not None:
         base = load_network(path)
-        tuned.refuse_known(base, path, config.target_subject if options.subject is None else options.subject)
-        changed |= {"model": base.config, "hold_out_category": read_card(path).get("hold_out_category", "")}
-    config = dataclasses.replace(config, **{name: value for name, value in changed.items() if value is not None})
-    own = options.out / "data"
-    data = options.data or own
-    steps.refuse_overlap(options.out, **{name: given for name, given in (("DATA", options.data), ("BASE", path)) if given})
+        tuned.refuse_known(base, path, config.target_subject)
+        category = read_card(path).get("hold_out_category", "")
+        config = dataclasses.replace(config, model=base.config, hold_out_category=category)
     if options.data is None:
         check_inputs(config.simulate)
+    return config, path
+
+
+def bench_of(options: argparse.Namespace, verb: str, config: Config, base: Path | None,
+             pictures: bool = False) -> tuple[Bench, Callable[[], Bench]]:
+    """The bench, and how a process opens it for itself. Claims OUT, and simulates the data where none are given."""
+    from mindtuner.data.layouts import layout_a
+    from mindtuner.data.simulation.simulate import simulate
+
+    own = options.out / "data"
+    data = options.data or own
+    steps.refuse_overlap(options.out, **{name: path for name, path in (("DATA", options.data), ("BASE", base)) if path})
     given = {name: getattr(options, name) for name in ("data", "base", "cache", "generator", "config")}
-    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
-    command = steps.command_of(verb, options.out, *words, "--subject", config.target_subject, "--seed", config.seed,
-                               *(() if sessions is None else ("--sessions", sessions)), *["--pictures"] * pictures)
+    command = steps.command_of(
+        verb, options.out, *(word for name, value in given.items() if value is not None for word in (f"--{name}", value)),
+        "--subject", config.target_subject, "--seed", config.seed, *(["--pictures"] if pictures else []))
     steps.claim(options.out, steps.settings_text(config, command), options.force)
     if options.data is None and not (own / layout_a.MASKS).exists():  # simulate writes it last
         simulate(own, config.simulate)
-    opens = functools.partial(open_bench, data, options.cache or data / "cache", config, options.out, path, options.generator,
+    opens = functools.partial(open_bench, data, options.cache or data / "cache", config, options.out, base, options.generator,
                               pictures)
     return opens(), opens
 
@@ -97,9 +105,10 @@ def open_bench(data: Path, cache: Path, config: Config, out: Path, base: Path | 
     targets, facts = steps.gather_targets(dataset, cache, compact)
     if base is not None:
         towers.check_same(read_card(base), base, cache)
-    card = {"seed": config.seed, "simulated": dataset.card["simulated"], "hold_out_category": config.hold_out_category, **facts}
+    card = {"seed": config.seed, "simulated": dataset.card["simulated"], "hold_out_category": config.hold_out_category}
     prior = None if compact is None else starting_prior(config.model, generator)
-    return Bench(dataset, targets, config, out, base, prior, card, Painting(dataset, cache, config, generator) if pictures else None)
+    paint = Painting(dataset, cache, config, generator) if pictures else None
+    return Bench(dataset, targets, config, out, base, prior, {**card, **facts}, paint)
 
 
 class Painting:
