@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from hypothesis import given
 from hypothesis import strategies as st
 from test_training_fit import QUICK, same, weights, world
@@ -196,6 +197,7 @@ def test_a_process_alone_says_what_it_misses(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(PartialState, "_shared_state", {})  # which is left half made, and other tests' children would inherit
     processes.cache_clear()
     with pytest.raises(UserError, match="WORLD_SIZE: is 2, but .*expected accelerate launch"):
         processes()

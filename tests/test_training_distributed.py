@@ -11,9 +11,10 @@ from test_embed import free_port
 from test_training_fit import world
 from test_training_resume import CHILDREN, PLAIN, SMALL
 
+from mindtuner.cli import main
 from mindtuner.errors import UserError
-from mindtuner.processes import processes
-from mindtuner.training import pretrain, tune
+from mindtuner.processes import Processes, processes
+from mindtuner.training import distributed, pretrain, tune
 
 FIT = dataclasses.replace(PLAIN.tune, epochs=2, batch_per_subject=5, head_trials=7, ema=0.9, checkpoint_steps=7)
 CONFIG = dataclasses.replace(SMALL, pretrain=FIT, tune=FIT, pivot=dataclasses.replace(SMALL.pivot, epochs=1))
@@ -106,3 +107,25 @@ def test_killed_and_gone_on_alone(small, alone, tmp_path, shards):
     codes, found = launch(1, "mindtuner", small, tmp_path)  # from step 7, the epoch's losses so far among its own
     assert codes == [0]
     same_curve(found, alone["mindtuner"])
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_killed_alone_and_gone_on_by_two(small, alone, tmp_path, shards):
+    codes, _ = launch(1, "mindtuner", small, tmp_path, kill=20)
+    assert codes == [-signal.SIGKILL]
+    codes, found = launch(2, "mindtuner", small, tmp_path, shards)
+    assert codes == [0, 0]
+    same_curve(found, alone["mindtuner"])
+
+
+def test_a_process_without_a_trial_of_a_subject_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "processes", lambda: Processes(0, 6))
+    distributed.refuse_few(6)
+    with pytest.raises(UserError, match="batch_per_subject: is 5; expected at least one trial for each of the 6 processes"):
+        distributed.refuse_few(5)
+
+
+def test_verbs_for_one_process_are_refused_to_several(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "report: runs in one process; expected embed, pretrain or tune under a launcher" in capsys.readouterr().err

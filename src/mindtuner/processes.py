@@ -56,9 +56,9 @@ def ended_early() -> Iterator[None]:
 def processes() -> Processes:
     """The processes that this one was launched with, as RANK and WORLD_SIZE say; by itself where they do not.
 
-    They talk over the CPU (gloo), since all they tell one another is that they are there, for which a GPU's own way of
-    talking would be in the way; each takes a GPU of its own where there are any. Raises UserError where they do not find
-    one another.
+    Here they talk over the CPU (gloo): that they are there, and plain values. Each takes a GPU of its own where there are
+    any; for tensors on these, training opens another channel (``training/distributed.py``). Raises UserError where they do
+    not find one another.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return Processes()

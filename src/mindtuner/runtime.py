@@ -80,10 +80,10 @@ def progress(items: Iterable, title: str, total: int | None = None, unit: str = 
 
     ``lines``: where it is not, such as in a cluster's log, a line at most once in ``LINES_EVERY_S``; wants ``total``.
     """
-    silent = not sys.stderr.isatty() or processes().index > 0
-    if lines and not sys.stderr.isatty() and processes().index == 0:
+    terminal, first = sys.stderr.isatty(), processes().index == 0  # of several processes the first speaks
+    if lines and first and not terminal:
         return _Lines(items, desc=title, total=total, unit=unit, leave=False, mininterval=LINES_EVERY_S, miniters=1)
-    return tqdm(items, desc=title, total=total, unit=unit, disable=silent, leave=False)
+    return tqdm(items, desc=title, total=total, unit=unit, disable=not (first and terminal), leave=False)
 
 
 class _Lines(tqdm):

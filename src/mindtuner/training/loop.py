@@ -137,7 +137,8 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
             break
     trained.load_state_dict(best or average or trained)
     if result is not network:  # in shards
-        Weights(result.named_parameters()).load_state_dict(distributed.whole(trained.state_dict()), partly=True)
+        weights = dict(result.named_parameters())
+        Weights({name: weights[name] for name in trained}).load_state_dict(distributed.whole(trained.state_dict()))
     result.to(device).eval()
 
 

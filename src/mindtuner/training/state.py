@@ -146,11 +146,10 @@ class Weights(dict[str, Tensor]):
     def state_dict(self) -> dict:
         return {name: tensor.detach() for name, tensor in self.items()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor], partly: bool = False) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, tensor in self.items():
-                if name in state or not partly:
-                    tensor.copy_(like(state[name], tensor))
+                tensor.copy_(like(state[name], tensor))
 
     def clone(self) -> Weights:
         """The same values in tensors of their own."""
