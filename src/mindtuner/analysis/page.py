@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mindtuner.analysis import ablate, curve
-from mindtuner.analysis.runs import REGRESSION, RETRIEVAL, Bench, Chance
+from mindtuner.analysis.runs import REGRESSION, Bench, Chance
 from mindtuner.evaluation.report import plots
 from mindtuner.files import write_text
 
@@ -49,13 +49,14 @@ def write_curve(out: Path, setting: dict, summed: dict, hours: Sequence[float]) 
     """``report.html`` on ``curve.summary``."""
     drawn_as = {method: "ridge_only" if method == REGRESSION else method for method in curve.METHODS}  # a mark and a colour
     figures, tables = [], []
-    for score in RETRIEVAL:
+    for score in curve.scores_of(summed):
         own = [row for row in summed["rows"] if row["score"] == score]
-        limits = plots.axis(row["ci"][1] for row in own)
-        lines = {drawn_as[method]: [(row["hours"], row["mean"], *row["ci"]) for row in own if row["method"] == method]
-                 for method in curve.METHODS}
-        said = [f"{title} " + ", ".join(f"{row['mean']:.3f} from {row['hours']:g}" for row in own if row["method"] == method)
-                for method, title in curve.METHODS.items()]
+        limits = plots.axis(end for row in own for end in row["ci"])
+        by_method = {method: rows for method in curve.METHODS if (rows := [row for row in own if row["method"] == method])}
+        lines = {drawn_as[method]: [(row["hours"], row["mean"], *row["ci"]) for row in rows]
+                 for method, rows in by_method.items()}
+        said = [f"{curve.METHODS[method]} " + ", ".join(f"{row['mean']:.3f} from {row['hours']:g}" for row in rows)
+                for method, rows in by_method.items()]
         figures.append({"title": NAMES[score], "alt": f"{NAMES[score]} by hours of data: {'; '.join(said)}",
                         "plot": plots.growth(lines, setting["chance"][score], hours, limits,
                                              tuple(f"{end:g}" for end in limits), logarithmic=True)})

@@ -19,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="train on sessions 1 to K (default: tuning_sessions of the config)")
     parser.add_argument("--variants", nargs="+", metavar="NAME",
                         help="these alone, beside the full method (default: all; a wrong name lists them)")
-    parser.add_argument("--pictures", action="store_true",
-                        help="paint and score pictures too: about ten times as long (docs/science.md)")
+    studies.add_pictures(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps.add_towers(parser)
 
 
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pictures", action="store_true",
+                        help="paint and score pictures too, which takes several times as long (docs/science.md)")
+
+
 def settled(options: argparse.Namespace, sessions: int | None = None) -> tuple[Config, Path | None]:
     """The config, and the file of the base where one is given. Raises UserError for options that cannot be."""
     from mindtuner.cli import tuned
