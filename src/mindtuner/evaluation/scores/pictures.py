@@ -207,8 +207,8 @@ def _ssim(a: np.ndarray, b: np.ndarray) -> torch.Tensor:
 def _local_mean(grey: np.ndarray) -> np.ndarray:
     """The window's mean at every place where it fits, rows and columns exchanged: (k, W - 2 RADIUS, H - 2 RADIUS).
 
-    The window is separable. Along columns it is a product of matrices that BLAS does without copying anything, so the images are turned
-    over between one direction and the other.
+    The window is separable. Along columns it is a matrix product that copies nothing, so the images are turned over between
+    one direction and the other.
     """
     for _ in range(2):
         down = sliding_window_view(grey, len(WINDOW), axis=1) @ WINDOW
