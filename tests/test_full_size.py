@@ -15,7 +15,9 @@ from safetensors.numpy import load_file
 from test_cli import refused
 
 from mindtuner.cli import main
+from mindtuner.cli.towers import stored_targets
 from mindtuner.data import load
+from mindtuner.decoding.captions import GitCaptioner
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.full_size import FullSizeGenerator, batch_for
 from mindtuner.decoding.prompts import build_prompts, category_bank
@@ -57,7 +59,8 @@ def evaluated(lab, models):
     """The run of ``evaluate``, stopped between two methods and then going on."""
     out, real = lab.root / "evaluated", FullSizeGenerator.stages
     evaluate = ["evaluate", lab.tuned, lab.data, out, "--cache", lab.cache, "--device", "cpu", "--generator", "sdxl",
-                "--unclip", models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--side", SIDE]
+                "--unclip", models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--captions", models.git,
+                "--converter", models.converter, "--side", SIDE]
     asked = []
 
     def stages(self, tokens, words, lowlevel, images, title=""):
@@ -151,6 +154,30 @@ def test_evaluate_scores_the_same_pictures(lab, decoded, evaluated):
             np.testing.assert_allclose(picture, large * 255, atol=2)
     pixels = load(lab.data, [1]).stimuli.images(images)
     np.testing.assert_allclose(run.pictures["seen"], pixels * 255, atol=0.51)
+
+
+def test_evaluate_scores_what_git_writes(lab, models, decoded, evaluated):
+    """The captions of decode, beside the retrieved ones; those of a control by the captioner called by hand."""
+    run, words = load_run(evaluated), load_run(evaluated).words["methods"]
+    dataset = load(lab.data, [1])
+    images = np.unique(dataset.subject(1).test.stimulus)[run.words["picture_index"]]
+    there = {image: decoded / "pictures" / f"{image:06d}.txt" for image in images}
+    assert any(path.exists() for path in there.values())  # decode painted fewer
+    for image, caption in zip(images, words["mindtuner"]["written_caption"], strict=True):
+        assert not there[image].exists() or there[image].read_text() == caption + "\n"
+    for method, own in run.results["methods"].items():
+        assert set(own["written"]) == set(own["captions"]) == set(run.results["chance"]["written"])
+        for score, mean in own["written"].items():
+            low, high = own["ci95"]["written"][score]
+            assert low <= mean <= high and method in run.results["chance"]["written"][score]
+            assert run.per_image[f"{method}/written/{score}"].shape == (len(images),)
+    pixels = np.round(dataset.stimuli.images(dataset.stimuli.training_images) * 255)
+    nearest = [dataset.stimuli.training_images[(pixels == shown).all((1, 2, 3)).argmax()]
+               for shown in run.pictures["nearest_training_image/reconstructed"]]
+    tokens = stored_targets(lab.cache, dataset.stimuli).tokens[np.array(nearest)]
+    captioner = GitCaptioner(models.git, models.converter, where="cpu", batch=1)
+    assert captioner.captions(tokens) == words["nearest_training_image"]["written_caption"]
+    assert "Captions written" in (evaluated / "report.html").read_text()
 
 
 def test_a_plain_convnext_has_another_width_and_says_so(lab, tmp_path, capsys):

@@ -110,7 +110,31 @@ def test_further_scores_are_shown_by_label_and_by_image(tmp_path):
     assert scores["reconstruction/swav"] == [1, None, 0.3, 0.4, 0.5, 0.6]
     assert scores["retrieval/image"] == [round(n / TESTS, 4) for n in SEEN]  # the position in the test list
     assert scores["retrieval/text"] == [round(n / TESTS, 4) if n else None for n in SEEN]  # image 0 has no text
+    assert not held["written"]
     assert "Not scored, because their networks were not there: AlexNet(5)." in write_report(run).read_text(encoding="utf-8")
+
+
+def test_captions_read_and_written_stand_apart(tmp_path):
+    run = make_run(tmp_path / "run")
+    for part, value in (("captions", 0.25), ("written", 0.5)):
+        edit(run / "results.json", "methods", "mindtuner", part, value={"meteor": value})
+        edit(run / "results.json", "methods", "mindtuner", "ci95", part, value={"meteor": [value - 0.125, value + 0.125]})
+        edit(run / "results.json", "chance", part, value={"meteor": {"mindtuner": value / 5}})
+    edit(run / "words.json", "methods", "mindtuner", "written_caption", value=[f"git writes {n} & more" for n in SEEN])
+    write_per_image(run, mindtuner__captions__meteor=[0.1] * PICTURES, mindtuner__written__meteor=[0.2] * PICTURES)
+    results = load_run(run).results
+    for part, title, value, ci, chance in (("captions", "Captions retrieved", "0.250", "0.125 to 0.375", "0.050"),
+                                           ("written", "Captions written", "0.500", "0.375 to 0.625", "0.100")):
+        (table,) = tables.tables(results, part)
+        assert table["title"] == title and table["columns"][0]["chance"] == chance
+        assert [(row["label"], row["cells"][0]["value"], row["cells"][0]["ci"]) for row in table["rows"]] == [
+            ("MindTuner", value, ci)]
+    told = [runs.load(run)]
+    held = gallery(told, runs.labels(told), PLENTY)
+    assert held["scores"]["written/meteor"]["label"] == "METEOR of the caption written"
+    assert held["runs"][0]["methods"]["ridge_only"]["written"] is None
+    body = re.search(r"<noscript>.*</noscript>", write_report(run).read_text(encoding="utf-8"), re.DOTALL)[0]
+    assert body.count('class="written">git writes ') == PICTURES and "git writes 21 &amp; more" in body
 
 
 def test_published_numbers_stand_apart(page, tmp_path):

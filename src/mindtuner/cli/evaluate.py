@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, metavar="BASE",
                         help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
-    painters.add_arguments(parser, captions=False)
+    painters.add_arguments(parser)
     add_scoring(parser)
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
 

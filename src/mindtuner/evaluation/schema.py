@@ -16,7 +16,7 @@ from mindtuner.foreign import one_line
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "nearest_training_image", "prior_only",
            "shuffled_brain")
 PARTS = ("retrieval", "reconstruction")  # of the scores that every method has
-ALL_PARTS = (*PARTS, "captions", "brain")  # those of single images; regions of the brain have any names
+ALL_PARTS = (*PARTS, "captions", "written", "brain")  # those of single images; regions of the brain have any names
 
 
 def validate_results(results: Mapping, where: str = "results.json") -> None:
@@ -112,8 +112,9 @@ def validate_words(words: Mapping, pictures: Mapping[str, np.ndarray], where: st
         at = f"{where}: methods.{name}"
         if name not in METHODS or not isinstance(method, Mapping):
             raise UserError(f"{at} is unknown or no mapping; expected methods out of {', '.join(METHODS)}")
-        if "retrieved_caption" in method:
-            _list(method, "retrieved_caption", p, at)
+        for key in ("retrieved_caption", "written_caption"):
+            if key in method:
+                _list(method, key, p, at)
         if "top5" in method:
             _list(method, "top5", p, at)
             for row in method["top5"]:
@@ -141,7 +142,7 @@ def validate_per_image(per_image: Mapping[str, np.ndarray], pictures: Mapping[st
         if method not in METHODS or part not in ALL_PARTS or not score:
             raise UserError(f"{where}: {name} is unknown; expected METHOD/PART/SCORE with a part out of "
                             f"{', '.join(ALL_PARTS)}")
-        if part in ("reconstruction", "captions"):
+        if part in ("reconstruction", "captions", "written"):
             catalogue.find(part, score, f"{where}: {name}")
         expected = lengths.get(score, n) if part == "retrieval" else p
         if array.dtype != np.float32 or array.shape != (expected,):

@@ -18,7 +18,8 @@ METHODS = {
     "shuffled_brain": (
         "Shuffled brain", "A control: tuned on permuted brains; what it gets right is not read from them."),
 }
-PARTS = {"retrieval": "Retrieval", "reconstruction": "Pictures", "captions": "Captions"}
+PARTS = {"retrieval": "Retrieval", "reconstruction": "Pictures", "captions": "Captions retrieved",
+         "written": "Captions written"}
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 GROUPS = {part: of_part(part) for part in PARTS}
 
