@@ -15,6 +15,7 @@ from mindtuner.foreign import one_line
 
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "nearest_training_image", "prior_only",
            "shuffled_brain")
+HELD_OUT_SIDES = ("of_category", "others")  # test images that show a category held out, and those that do not
 PARTS = ("retrieval", "reconstruction")  # of the scores that every method has
 ALL_PARTS = (*PARTS, "captions", "written", "brain")  # those of single images; regions of the brain have any names
 
@@ -72,6 +73,16 @@ def validate_results(results: Mapping, where: str = "results.json") -> None:
         images = held_out.get("images")
         if not isinstance(images, list) or not images or not all(type(image) is int and image >= 0 for image in images):
             raise UserError(f"{where}: held_out.images is {images!r:.60}; expected a list of stimulus ids")
+        _number(held_out, "left_out", f"{where}: held_out")
+        for side in HELD_OUT_SIDES:
+            for name, parts in _mapping(held_out, side, f"{where}: held_out").items():
+                for part, scores in parts.items():
+                    for score in scores:
+                        at = f"{where}: held_out.{side}.{name}.{part}"
+                        entry = _mapping(scores, score, at)
+                        _interval(entry, "ci", f"{at}.{score}")
+                        for field in ("mean", "n"):
+                            _number(entry, field, f"{at}.{score}")
     for comparison, parts in results["paired"].items():
         for part, keys in ALWAYS.items():
             at = f"{where}: paired.{comparison}.{part}"
@@ -188,6 +199,9 @@ def _pools(parent: Mapping, direction: str, where: str) -> None:
             _share(entry, name, f"{where}.{direction}", 0)
         for name in ("pool", "median_rank"):
             _number(entry, name, f"{where}.{direction}")
+        if "ci95" in entry:
+            for name in ("top1", "top5", "median_rank"):
+                _interval(_mapping(entry, "ci95", f"{where}.{direction}"), name, f"{where}.{direction}.ci95")
 
 
 def _interval(parent: Mapping, key: str, where: str) -> None:

@@ -66,10 +66,10 @@ def pick(tree, *path):
 
 
 def show(score: Score, value: float) -> str:
-    """A score as text: percent for shares, three decimals for correlations."""
+    """A score as text: percent for shares, three decimals for correlations, one for ranks."""
     if score.share:
         return f"{100 * value:.1f}" if abs(value) >= 0.01 or value == 0 else f"{100 * value:.2f}"
-    return f"{value:.3f}".replace("-", MINUS)
+    return f"{value:.{1 if score.high > 2 else 3}f}".replace("-", MINUS)
 
 
 def show_difference(score: Score, value: float) -> str:
