@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindtuner.data import HalfRows
+from mindtuner.data import FileRows, HalfRows
 
 SHARE = 0.5  # of the recalled tokens that come from the training images
 _BLOCK = 2**26  # numbers read at a time: 256 MB of float32
@@ -20,7 +20,7 @@ class Rows:
     Where the functions here want ``training`` they take these, or an array in memory.
     """
 
-    cache: np.ndarray | HalfRows
+    cache: np.ndarray | FileRows | HalfRows
     ids: np.ndarray
 
     def __len__(self) -> int:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from mindtuner.data import Subject, Trials, check_no_leak
+from mindtuner.data import FileRows, Subject, Trials, check_no_leak
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 from mindtuner.training.targets import Targets
 
 ENOUGH_TRIALS = 8  # to say that a voxel is constant
-IN_MEMORY_BYTES = 2**30  # betas of all training trials together; above this they are read batch by batch
+IN_MEMORY_BYTES = 2**30  # betas of all training trials together that are held where reading them again is dear
 
 
 def subject_name(number: int) -> str:
@@ -139,9 +139,11 @@ class Feed:
 
 
 def make_feeds(subjects: dict[str, Subject], trials: dict[str, Trials], seed: int) -> list[Feed]:
-    """One feed per subject; betas are held in memory where those of all subjects together are small."""
+    """One feed per subject. Betas that lie row by row in a file are read batch by batch; others, which may have to be unpacked,
+    averaged or z-scored each time, are held in memory where those of all subjects together are small."""
     size = sum(4 * len(trials[name]) * subject.n_voxels for name, subject in subjects.items())
-    return [Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES) for name, subject in subjects.items()]
+    return [Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES and not isinstance(subject.source, FileRows))
+            for name, subject in subjects.items()]
 
 
 def steps_per_epoch(feeds: list[Feed], per_step: int) -> int:

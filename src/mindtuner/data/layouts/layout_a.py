@@ -16,11 +16,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mindtuner.data.captions import StoredCaptions
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
 from mindtuner.data.layouts.behaviour_tar import COLUMNS as COLUMNS
 from mindtuner.data.layouts.behaviour_tar import read_behaviour
 from mindtuner.data.leaks import check_no_leak
-from mindtuner.data.rows import open_hdf5, open_rows
+from mindtuner.data.rows import open_hdf5, open_rows, unmapped
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 
@@ -33,7 +34,6 @@ CARD = "dataset.json"
 ROIS = ("nsd_general", "V1", "V2", "V3", "V4", "higher_vis")
 ZSCORES = ("publisher", "train_trials", "session_all")
 CAPTIONS_PER_IMAGE = 5
-CAPTIONS_BLOCK = 4096
 TEST_SPLITS = ("new_test", "test")
 STIMULUS, SUBJECT, SESSION, RUN, TRIAL, ROW, TIME, IS_OLD = range(8)
 IS_OLD_IN_SESSION, IS_SHARED = 11, 16
@@ -110,17 +110,9 @@ def _load_stimuli(root: Path) -> Stimuli:
     return Stimuli(images, load_captions(root / CAPTIONS, count), np.array(shared), str(root / IMAGES))
 
 
-def load_captions(path: Path, count: int) -> list[list[str]]:
-    """Five captions of each image, some empty. Raises UserError where the file is something else.
-
-    Each is stored as wide as the longest, 4 bytes a character, so the 73,000 x 5 of the release are far larger as a
-    table than as strings: the file is mapped anew for every block, to hold only a block of it.
-    """
-    captions = []
-    for start in range(0, count, CAPTIONS_BLOCK):
-        table = load_npy(path, "U", (count, CAPTIONS_PER_IMAGE), "fixed-width unicode captions")
-        captions += table[start:start + CAPTIONS_BLOCK].tolist()
-    return captions
+def load_captions(path: Path, count: int) -> StoredCaptions:
+    """Up to five captions of each image. Raises UserError where the file is something else."""
+    return StoredCaptions(unmapped(path, load_npy(path, "U", (count, CAPTIONS_PER_IMAGE), "fixed-width unicode captions")))
 
 
 def load_npy(path: Path, kind: str, shape: tuple[int | None, ...], what: str) -> np.ndarray:

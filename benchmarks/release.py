@@ -1,0 +1,103 @@
+"""A folder of the public release's files, of any number of sessions up to NSD's: for ``full_size.py`` and ``scale.py``.
+
+Trials, captions, masks and lists are all there. Betas and images are declared at their full size; rows that nobody asked for
+are holes that take no room on the disk. Rows that are written tell which they are (``betas_of``, ``images_of``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+TRIALS = 750  # of a session
+IMAGE = (3, 224, 224)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large a release is: sessions of each subject, and images that all see and that each alone sees, three times each.
+
+    betas, images : how many rows a file has -> the runs of neighbouring rows that are written, each an array (n,)
+    """
+
+    sessions: tuple[int, ...]
+    shared: int
+    own: int
+    betas: Callable[[int], Iterable[np.ndarray]]
+    images: Callable[[int], Iterable[np.ndarray]]
+
+    @property
+    def n_images(self) -> int:
+        return self.shared + self.own * len(self.sessions)
+
+
+def betas_of(subject: int, rows: np.ndarray, voxels: int) -> np.ndarray:
+    """What is written, float32 (n, V): each row tells subject, row and voxel."""
+    return np.sin(np.arange(voxels) * (subject + 0.5)).astype(np.float32) + (rows * 1e-3).astype(np.float32)[:, None]
+
+
+def images_of(ids: np.ndarray) -> np.ndarray:
+    """What is written, float16 (n, 3, 224, 224): each image tells its id."""
+    ramp = np.linspace(0, 0.5, int(np.prod(IMAGE)), dtype=np.float32).reshape(IMAGE)
+    return (ramp + (ids / 150_000).astype(np.float32)[:, None, None, None]).astype(np.float16)
+
+
+def make(root: Path, plan: Plan) -> dict[int, object]:
+    """Write the folder; returns the table of trials of each subject by number."""
+    from mindtuner.data.layouts import layout_a
+    from mindtuner.data.layouts import layout_a_writer as writer
+    from mindtuner.data.nsd import VOXELS
+
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(plan.n_images)
+    shared, own = ids[:plan.shared], ids[plan.shared:].reshape(-1, plan.own)
+    is_shared = np.isin(np.arange(plan.n_images), shared)
+    words = np.array("a man dog red bus on the green street near two large old trees in front of it".split())
+    writer.write_captions(root, [[" ".join(line) for line in words[rng.integers(0, len(words), (5, 11))]]
+                                 for _ in range(plan.n_images - 1)] + [["w" * 250]])  # one long caption widens them all
+    writer.write_shared(root, is_shared)
+    tables, masks = {}, {}
+    for subject, (voxels, sessions) in enumerate(zip(VOXELS, plan.sessions, strict=True), 1):
+        stimulus = rng.permutation(np.repeat(np.concatenate([shared, own[subject - 1]]), 3))[:sessions * TRIALS]
+        trial = np.arange(len(stimulus))
+        tables[subject] = writer.TrialTable(stimulus, trial // TRIALS + 1, trial % TRIALS // 63 + 1, trial % 63 + 1,
+                                            trial * 4.0, is_shared[stimulus])
+        writer.write_behaviour(root, subject, tables[subject])
+        parts = rng.integers(0, 5, voxels)
+        masks[subject] = dict(zip(layout_a.ROIS, [parts >= 0, *(parts == part for part in range(5))], strict=True))
+        write_betas(layout_a.betas_path(root, subject), subject, (len(stimulus), voxels), plan)
+        print(f"subject {subject}: {len(stimulus)} trials, {voxels} voxels", file=sys.stderr)
+    writer.write_indices(root, {subject: table.stimulus for subject, table in tables.items()})
+    writer.write_masks(root, masks)
+    write_images(root / layout_a.IMAGES, plan)
+    return tables
+
+
+def write_betas(path: Path, subject: int, shape: tuple[int, int], plan: Plan, chunks: tuple | None = None) -> None:
+    _write_runs(path, "betas", shape, np.float32, chunks, plan.betas(shape[0]),
+                lambda rows: betas_of(subject, rows, shape[1]))
+
+
+def write_images(path: Path, plan: Plan, chunks: tuple | None = None) -> None:
+    _write_runs(path, "images", (plan.n_images, *IMAGE), np.float16, chunks, plan.images(plan.n_images), images_of)
+
+
+def _write_runs(path: Path, field: str, shape: tuple, dtype, chunks: tuple | None, runs: Iterable[np.ndarray],
+                rows_of: Callable) -> None:
+    """A dataset of full size of which only ``runs`` of rows are on disk."""
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    if chunks:
+        plan.set_chunk(chunks)
+    else:
+        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # else a contiguous dataset would be filled when first written to
+        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5py.File(path, "w") as file:
+        space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
+        data = h5py.Dataset(h5py.h5d.create(file.id, field.encode(), kind, space, plan))
+        for rows in runs:
+            data[rows[0]:rows[-1] + 1] = rows_of(rows)
