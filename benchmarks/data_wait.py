@@ -26,10 +26,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from release import make_targets
 
 from mindtuner import runtime
 from mindtuner.config import load_config
-from mindtuner.data import HalfRows, Subject, Trials, build_cache, open_cache
+from mindtuner.data import HalfRows, Subject, Trials, open_cache
 from mindtuner.data.cache import cache_header
 from mindtuner.data.rows import open_rows
 from mindtuner.files import claim_folder, write_json
@@ -62,7 +63,7 @@ def main() -> None:
         parser.error("--steps and --runs: expected at least 2, to see how they spread")
     config = load_config(options.config)
     claim_folder(options.out)
-    targets = make_targets(options.out, config.model, options.stimuli)
+    targets = make_targets(options.out, config.model, Count(options.stimuli))
     subjects = {f"subj{n:02d}": make_subject(options.out, n, options) for n in range(1, options.subjects + 1)}
     batches.IN_MEMORY_BYTES = 0
     print(f"config {options.config}, {options.subjects} subjects of {options.voxels} voxels, {options.stimuli} stimuli, "
@@ -80,21 +81,6 @@ def main() -> None:
               f"({1000 * wait.std(ddof=1):.2f}) | {share.mean():.2f} % ({share.min():.2f} to {share.max():.2f}) "
               f"| {runtime.peak_memory_mb():.0f} MB |", flush=True)
     full_size(options.out)
-
-
-def make_targets(folder: Path, model, count: int) -> Targets:
-    """Caches of random numbers in the shapes that ``model`` wants."""
-    low = (model.feature_positions, model.feature_width)
-    shapes = {"tokens": (model.tokens, model.width), "text": (model.text_width,),
-              "latents": (model.latent_channels, model.latent_side, model.latent_side), "features": low,
-              "features_augmented": low}
-
-    def draw(shape):
-        return lambda ids: np.random.default_rng(int(ids[0])).standard_normal((len(ids), *shape), np.float32)
-
-    return Targets(**{name: build_cache(folder, name, shape, "bfloat16" if name == "tokens" else np.float32, {},
-                                        Count(count), draw(shape), 64, name, inputs=lambda ids: ids)
-                      for name, shape in shapes.items()})
 
 
 def make_subject(folder: Path, number: int, options: argparse.Namespace) -> Subject:

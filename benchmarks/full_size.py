@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -25,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from release import IMAGE, TRIALS, Plan, betas_of, images_of, make, write_betas, write_images
+from release import IMAGE, TRIALS, Plan, as_webdataset_writes, betas_of, forget, images_of, make, write_betas, write_images
 
 from mindtuner.data.nsd import SESSIONS, VOXELS
 
@@ -55,6 +54,8 @@ def make_folders(root: Path) -> None:
     tables = make(root, PLAN)
     for subject, table in tables.items():
         older_split(layout_a.behaviour_folder(root, subject), table, SESSIONS[subject - 1] - LATER)
+    for tar in (root / "wds").rglob("*.tar"):
+        as_webdataset_writes(tar)
     chunked = root / "chunked"
     chunked.mkdir()
     for path in root.iterdir():
@@ -167,19 +168,8 @@ CALLS = {  # label -> (folder below OUT, what prepares the call, with the files'
     "betas of a session, chunked file": ("chunked", read_session, True),
     f"{BATCH} random images": (".", read_images, True),
     f"{BATCH} random images, chunked file": ("chunked", read_images, True),
-    "`stimuli.hash` (2,048 images)": (".", hash_of, False),
+    "`stimuli.hash` (2,048 images)": (".", hash_of, True),
 }
-
-
-def forget(root: Path) -> None:
-    """Let the system drop the files' pages (Linux), so that they are read from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        os.sync()
-        for path in root.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                descriptor = os.open(path, os.O_RDONLY)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                os.close(descriptor)
 
 
 def measure(root: Path, label: str) -> None:

@@ -1,4 +1,5 @@
-"""A folder of the public release's files, of any number of sessions up to NSD's: for ``full_size.py`` and ``scale.py``.
+"""A folder of the public release's files, of any number of sessions up to NSD's, and caches of its stimuli: for
+``full_size.py``, ``scale.py`` and ``data_wait.py``.
 
 Trials, captions, masks and lists are all there. Betas and images are declared at their full size; rows that nobody asked for
 are holes that take no room on the disk. Rows that are written tell which they are (``betas_of``, ``images_of``).
@@ -6,13 +7,17 @@ are holes that take no room on the disk. Rows that are written tell which they a
 
 from __future__ import annotations
 
+import os
 import sys
+import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
+
+from mindtuner.files import atomic_path
 
 TRIALS = 750  # of a session
 IMAGE = (3, 224, 224)
@@ -101,3 +106,42 @@ def _write_runs(path: Path, field: str, shape: tuple, dtype, chunks: tuple | Non
         data = h5py.Dataset(h5py.h5d.create(file.id, field.encode(), kind, space, plan))
         for rows in runs:
             data[rows[0]:rows[-1] + 1] = rows_of(rows)
+
+
+def as_webdataset_writes(tar: Path) -> None:
+    """Put the extended header in front of each member that the release's own tars have, for fractions of a second."""
+    with tarfile.open(tar) as old, atomic_path(tar) as part, open(part, "wb") as new:
+        for number, member in enumerate(old):
+            member.mtime = 1.69e9 + number / 7
+            data = old.extractfile(member).read()
+            new.write(member.tobuf(tarfile.PAX_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE))
+        new.write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+def forget(root: Path) -> None:
+    """Let the system drop the pages of the files below ``root`` (Linux), so that they are read from the disk."""
+    if hasattr(os, "posix_fadvise"):
+        os.sync()
+        for path in root.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                descriptor = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
+
+
+def make_targets(folder: Path, model, stimuli):
+    """Caches of random numbers in the shapes that ``model``'s config wants, image tokens in bfloat16; the Targets in them."""
+    from mindtuner.data import build_cache
+    from mindtuner.training import Targets
+
+    low = (model.feature_positions, model.feature_width)
+    shapes = {"tokens": (model.tokens, model.width), "text": (model.text_width,),
+              "latents": (model.latent_channels, model.latent_side, model.latent_side), "features": low,
+              "features_augmented": low}
+
+    def draw(shape):
+        return lambda ids: np.random.default_rng(int(ids[0])).standard_normal((len(ids), *shape), np.float32)
+
+    return Targets(**{name: build_cache(folder, name, shape, "bfloat16" if name == "tokens" else np.float32, {}, stimuli,
+                                        draw(shape), 64, name, inputs=lambda ids: ids)
+                      for name, shape in shapes.items()})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindtuner.data.ahead import ahead
 from mindtuner.data.captions import BLOCK, StoredCaptions, non_empty
 from mindtuner.data.hold_out import without_category
 from mindtuner.data.leaks import check_no_leak
@@ -221,8 +222,8 @@ class Stimuli:
             return digest.hexdigest()
         size = int(np.prod(self._source.shape)) * dtype.itemsize
         ids = np.arange(count) if size <= HASH_ALL_BYTES else np.linspace(0, count - 1, HASH_SAMPLE).astype(np.int64)
-        for block in _blocks(ids, 32):
-            digest.update(np.ascontiguousarray(self._source[block], dtype.newbyteorder("<")).data)
+        for images in ahead(self._source.__getitem__, _blocks(ids, 32)):
+            digest.update(np.ascontiguousarray(images, dtype.newbyteorder("<")).data)
         return digest.hexdigest()
 
 

@@ -139,8 +139,8 @@ class Feed:
 
 
 def make_feeds(subjects: dict[str, Subject], trials: dict[str, Trials], seed: int) -> list[Feed]:
-    """One feed per subject. Betas that lie row by row in a file are read batch by batch; others, which may have to be unpacked,
-    averaged or z-scored each time, are held in memory where those of all subjects together are small."""
+    """One feed per subject. Betas that lie row by row in a file are read batch by batch; others, which may have to be
+    unpacked, averaged or z-scored each time, are held in memory where those of all subjects together are small."""
     size = sum(4 * len(trials[name]) * subject.n_voxels for name, subject in subjects.items())
     return [Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES and not isinstance(subject.source, FileRows))
             for name, subject in subjects.items()]

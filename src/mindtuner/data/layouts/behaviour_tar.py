@@ -20,7 +20,6 @@ from mindtuner.errors import UserError
 COLUMNS = 17
 _BLOCK = tarfile.BLOCKSIZE
 _OCTAL = 8 ** np.arange(10, -1, -1)
-_MAGIC = np.frombuffer(b"ustar", np.uint8)
 _BEHAVIOUR = np.frombuffer(b".behav.npy\0", np.uint8)
 # Extended headers, which webdataset writes for fractions of a second, may also rename or resize a member: not these.
 _TIMES_AND_OWNERS = re.compile(rb"(\d+ (?:[acm]time|[ug]id|[ug]name)=[^\n]*\n)+")
@@ -60,9 +59,10 @@ def read_behaviour(path: Path) -> np.ndarray:
 
 def _plain_members(data: bytes) -> Members | None:
     """Members of a whole tar of plain files with short names; None where it is not whole or not as plain as that."""
-    blocks = np.frombuffer(data, np.uint8, len(data) // _BLOCK * _BLOCK).reshape(-1, _BLOCK)
+    count = len(data) // _BLOCK
+    blocks = np.frombuffer(data, np.uint8, count * _BLOCK).reshape(-1, _BLOCK)
     # A header says "ustar". Data may say so too, but each header must lie where the one before it says that its data end.
-    at = np.flatnonzero((blocks[:, 257:262] == _MAGIC).all(axis=1))
+    at = np.flatnonzero(np.ndarray((count,), "S5", data, 257, (_BLOCK,)) == b"ustar") if count else np.empty(0, np.int64)
     headers = blocks[at]
     sizes, sums = _octal(headers[:, 124:135]), _octal(headers[:, 148:154])
     if sizes is None or sums is None or len(at) and at[0] != 0:
@@ -72,15 +72,26 @@ def _plain_members(data: bytes) -> Members | None:
     if (ends[:-1] != at[1:]).any() or end >= len(blocks) or blocks[end].any():
         return None
     kinds = headers[:, 156]
-    counted = headers.sum(axis=1, dtype=np.int64) - headers[:, 148:156].sum(axis=1, dtype=np.int64) + 8 * ord(" ")
+    counted = headers.sum(axis=1, dtype=np.uint32) - headers[:, 148:156].sum(axis=1, dtype=np.uint32) + 8 * ord(" ")
     if not np.isin(kinds, list(b"0\0x")).all() or headers[:, 345].any() or (counted != sums).any():
         return None
-    starts, extended = (at + 1) * _BLOCK, kinds == ord("x")
-    for start, size in zip(starts[extended].tolist(), sizes[extended].tolist(), strict=True):
-        if not _TIMES_AND_OWNERS.fullmatch(data, start, start + size):
-            return None
+    extended = kinds == ord("x")
+    if not _times_and_owners_alone(blocks[at[extended] + 1], sizes[extended]):
+        return None
     names = np.ascontiguousarray(headers[:, :100]).view("S100")[:, 0]
-    return Members(names, starts, sizes).select(~extended)
+    return Members(names, (at + 1) * _BLOCK, sizes).select(~extended)
+
+
+def _times_and_owners_alone(records: np.ndarray, sizes: np.ndarray) -> bool:
+    """Whether extended headers of these sizes (k,), each in a block of its own (k, 512), say nothing else of a member."""
+    if len(sizes) == 0:
+        return True
+    width = int(sizes.max())
+    if sizes.min() == 0 or width > _BLOCK or (records[np.arange(len(sizes)), sizes - 1] != ord("\n")).any():
+        return False
+    records = np.where(np.arange(width) < sizes[:, None], records[:, :width], np.uint8(0))
+    records[(records >= ord("0")) & (records <= ord("9"))] = ord("0")  # so that few differ
+    return all(map(_TIMES_AND_OWNERS.fullmatch, np.unique(records.view(f"S{width}")).tolist()))
 
 
 def _octal(digits: np.ndarray) -> np.ndarray | None:

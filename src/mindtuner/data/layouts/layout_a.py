@@ -16,6 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mindtuner.data.ahead import ahead
 from mindtuner.data.captions import StoredCaptions
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
 from mindtuner.data.layouts.behaviour_tar import COLUMNS as COLUMNS
@@ -34,6 +35,7 @@ CARD = "dataset.json"
 ROIS = ("nsd_general", "V1", "V2", "V3", "V4", "higher_vis")
 ZSCORES = ("publisher", "train_trials", "session_all")
 CAPTIONS_PER_IMAGE = 5
+TARS_AT_ONCE = 3
 TEST_SPLITS = ("new_test", "test")
 STIMULUS, SUBJECT, SESSION, RUN, TRIAL, ROW, TIME, IS_OLD = range(8)
 IS_OLD_IN_SESSION, IS_SHARED = 11, 16
@@ -152,8 +154,8 @@ def _load_trials(root: Path, number: int, shown: np.ndarray, is_shared: np.ndarr
         sessions = range(1, len(list((folder / "train").glob("*.tar"))) + 1)
     if len(sessions) == 0:
         raise UserError(f"{folder / 'train'}: no behaviour; expected 0.tar, 1.tar, ... one per session")
-    tables = [load_behaviour(folder / "train" / f"{i - 1}.tar", number, rows, images, i) for i in sessions]
-    tables.append(load_behaviour(folder / test_split / "0.tar", number, rows, images, None))
+    tars = [(folder / "train" / f"{i - 1}.tar", i) for i in sessions] + [(folder / test_split / "0.tar", None)]
+    tables = list(ahead(lambda tar: load_behaviour(tar[0], number, rows, images, tar[1]), tars, TARS_AT_ONCE))
     is_test = np.repeat([False, True], [sum(map(len, tables[:-1])), len(tables[-1])])
     table = np.concatenate(tables)
     order = np.argsort(table[:, ROW], kind="stable")
