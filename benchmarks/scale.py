@@ -10,7 +10,7 @@ notes
 
 - when it has imported what it needs, opened the dataset, opened the caches (which hashes the stimuli), and done the first
   step of training; the Pivot, which trains before brains do, takes one step only;
-- the median of ``--steps`` further training steps;
+- the median of ``--steps`` further training steps, in seconds and in CPU seconds, which other work on the machine moves less;
 - the peak resident memory once the dataset is open, after these steps, and in the end, when ``pretrain`` has read all
   betas and all tokens once more, for what it expects of an image.
 
@@ -34,7 +34,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-START = time.perf_counter()
+import numpy as np
+from sides import machine, write_between
 
 SUBJECTS, SCALES, COUNTS = 8, (2, 5, 10, 20, 40), (1, 2, 4, 8, 16)
 CONFIG, WARM_UP = "quick", 3  # steps after the first that do not count
@@ -44,8 +45,8 @@ STAGES = {"imports": "imports", "dataset": "dataset opened", "caches": "caches o
 
 # ---- one point
 
-def measure(root: Path, subjects: int, steps: int, seed: int) -> dict:
-    """Seconds since the start at which each stage was over, seconds of each step, and peaks of memory in MB."""
+def measure(root: Path, subjects: int, steps: int, seed: int, started: float) -> dict:
+    """(Seconds, CPU seconds) from ``started`` to the end of each stage, medians of them over the steps, and peaks in MB."""
     from mindtuner import runtime
     from mindtuner.config import load_config
     from mindtuner.data import load, open_cache
@@ -54,19 +55,22 @@ def measure(root: Path, subjects: int, steps: int, seed: int) -> dict:
 
     training = importlib.import_module("mindtuner.training.pretrain")
 
-    reached, peaks, ends = {"imports": time.perf_counter() - START}, {"imports": runtime.peak_memory_mb()}, []
+    def now() -> tuple[float, float]:
+        return time.time() - started, time.process_time()
+
+    reached, peaks, ends = {"imports": now()}, {}, []
     dataset = load(root, range(1, min(subjects, SUBJECTS) + 1))
-    reached["dataset"], peaks["dataset"] = time.perf_counter() - START, runtime.peak_memory_mb()
+    reached["dataset"], peaks["dataset"] = now(), runtime.peak_memory_mb()
     names = [field.name for field in dataclasses.fields(Targets)]
     targets = Targets(**{name: open_cache(root, name, {}, dataset.stimuli.hash) for name in names})
-    reached["caches"] = time.perf_counter() - START
+    reached["caches"] = now()
     for number in range(SUBJECTS + 1, subjects + 1):
         dataset.subjects[number] = dataclasses.replace(dataset.subjects[number - SUBJECTS], number=number)
     step = loop.take_step
 
     def timed(*arguments):
         norm = step(*arguments)
-        ends.append(time.perf_counter() - START)
+        ends.append(now())
         return norm
 
     loop.take_step = timed
@@ -86,15 +90,14 @@ def measure(root: Path, subjects: int, steps: int, seed: int) -> dict:
     peaks["end"] = runtime.peak_memory_mb()
     remove_checkpoint(root / "checkpoint")
     return {"trials": sum(len(subject.trials) for subject in dataset.subjects.values()), "images": len(dataset.stimuli),
-            "reached": reached | {"first step": ends[0]}, "end": time.perf_counter() - START, "peaks": peaks,
-            "steps": [after - before for before, after in zip(ends[WARM_UP:], ends[WARM_UP + 1:], strict=False)]}
+            "reached": reached | {"first step": ends[0]}, "end": now(), "peaks": peaks,
+            "step": np.median(np.diff(ends[WARM_UP:], axis=0), axis=0).tolist()}
 
 
 # ---- all points
 
 def make(root: Path, scale: int) -> None:
     """A release of ``scale`` sessions of each subject, and caches of its stimuli."""
-    import numpy as np
     import release
 
     from mindtuner.config import load_config
@@ -135,20 +138,14 @@ class Points:
         root = self.out / str(key["scale"])
         release.forget(root)
         command = [sys.executable, __file__, str(root), "--point", str(key["subjects"]), "--steps", str(self.steps), "--seed",
-                   str(key["round"])]
+                   str(key["round"]), "--started", str(time.time())]
         said = subprocess.run(command, capture_output=True, text=True)
         if said.returncode:
             raise SystemExit(f"{key}: {said.stderr.strip().splitlines()[-1]}")
         self.all.append({**key, **json.loads(said.stdout.splitlines()[-1])})
         with self.path.open("a") as file:
             file.write(json.dumps(self.all[-1]) + "\n")
-        print(key, f"{1000 * median(self.all[-1]['steps']):.0f} ms", file=sys.stderr, flush=True)
-
-
-def median(values) -> float:
-    import numpy as np
-
-    return float(np.median(values))
+        print(key, self.all[-1]["step"], file=sys.stderr, flush=True)
 
 
 def measure_all(points: Points, rounds: int) -> None:
@@ -174,22 +171,20 @@ def measure_all(points: Points, rounds: int) -> None:
 # ---- what they say
 
 def fit_line(points: list[dict], rounds: int) -> dict:
-    """Milliseconds of a step by the number of subjects: a line through each round's points. Means and standard deviations of
-    slope and intercept over rounds, and how far the mean of a point lies off the mean line at most, in percent."""
-    import numpy as np
-
-    alone = {(p["subjects"], p["round"]): 1000 * median(p["steps"]) for p in points if not p["beside"]}
-    times = np.array([[alone[n, r] for n in COUNTS] for r in range(rounds)])
-    slope, intercept = np.polyfit(COUNTS, times.T, 1)
+    """CPU milliseconds of a step by the number of subjects: a line through each round's points, and how far the mean of a
+    point lies off the mean line, in percent."""
+    wall, cpu = (np.array([[next(1000 * p["step"][k] for p in points if (p["beside"], p["subjects"], p["round"]) == (0, n, r))
+                            for n in COUNTS] for r in range(rounds)]) for k in range(2))
+    slope, intercept = np.polyfit(COUNTS, cpu.T, 1)
     line = intercept.mean() + slope.mean() * np.array(COUNTS)
-    off = 100 * (times.mean(0) / line - 1)
-    return {"times": times, "slope": slope, "intercept": intercept, "line": line, "off": off}
+    return {"wall": wall, "cpu": cpu, "slope": slope, "intercept": intercept, "off": 100 * (cpu.mean(0) / line - 1)}
 
 
-def pairs(points: list[dict], scale: int) -> list[tuple[dict, dict]]:
-    """(smallest dataset, larger one) of each round."""
+def ratios(points: list[dict], scale: int, kind: int) -> np.ndarray:
+    """Of each round: a step with this dataset beside one with the smallest; ``kind`` 0 of seconds, 1 of CPU seconds."""
     turns = [p for p in points if p["beside"] == scale]
-    return list(zip([p for p in turns if p["scale"] == 1], [p for p in turns if p["scale"] == scale], strict=True))
+    small, large = ([p["step"][kind] for p in turns if p["scale"] == which] for which in (1, scale))
+    return np.array(large) / small
 
 
 def of_scale(points: list[dict], scale: int) -> list[dict]:
@@ -197,71 +192,56 @@ def of_scale(points: list[dict], scale: int) -> list[dict]:
     return [p for p in points if p["scale"] == scale and p["subjects"] == SUBJECTS]
 
 
-def spread(values) -> str:
-    import numpy as np
+def stages(points: list[dict], kind: int) -> np.ndarray:
+    """Seconds (``kind`` 0) or CPU seconds (1) of each stage on the way to the first step, (points, stages)."""
+    return np.diff([[0.0] + [p["reached"][name][kind] for name in STAGES] for p in points], axis=1)
 
-    return f"{np.mean(values):.0f} ({np.std(values, ddof=1):.0f})"
+
+def spread(values, digits: int = 0) -> str:
+    return f"{np.mean(values):.{digits}f} ({np.std(values, ddof=1):.{digits}f})"
 
 
 def table(points: list[dict], rounds: int, steps: int) -> str:
-    import numpy as np
-    from sides import machine
-
     fit = fit_line(points, rounds)
     lines = [f"`python benchmarks/scale.py OUT --rounds {rounds} --steps {steps}`, {datetime.date.today():%Y-%m-%d}, "
-             f"{machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, config {CONFIG}; mean (sd) over {rounds} "
-             "rounds or more",
-             "", "| subjects | a step, ms | off the line |", "|---:|---:|---:|"]
-    lines += [f"| {n} | {spread(t)} | {off:+.1f} % |" for n, t, off in zip(COUNTS, fit["times"].T, fit["off"], strict=True)]
-    lines += ["", f"The line: {spread(fit['intercept'])} ms and {spread(fit['slope'])} ms a subject.", "",
-              "| trials | images | a step beside one of 6,000 trials | peak MB: opened | after the steps | in the end | "
-              "s to the first step | of them imports | dataset | caches and hash | the rest |",
-              "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
-    for scale in (1, *SCALES):
-        own = of_scale(points, scale)
-        ratio = "1" if scale == 1 else "{:.3f} ({:.3f})".format(*mean_sd([ratio_of(*pair) for pair in pairs(points, scale)]))
-        peaks = " | ".join(spread([p["peaks"][stage] for p in own]) for stage in ("dataset", "steps", "end"))
-        first = "{:.1f} ({:.1f})".format(*mean_sd([p["reached"]["first step"] for p in own]))
-        parts = " | ".join(f"{np.mean(part):.1f}" for part in stages(own))
-        lines.append(f"| {own[0]['trials']:,} | {own[0]['images']:,} | {ratio} | {peaks} | {first} | {parts} |")
+             f"{machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, config {CONFIG}; mean (sd) over rounds", "",
+             "| subjects | a step, ms | of them CPU | off the line |", "|---:|---:|---:|---:|"]
+    lines += [f"| {n} | {spread(fit['wall'][:, k])} | {spread(fit['cpu'][:, k])} | {fit['off'][k]:+.1f} % |"
+              for k, n in enumerate(COUNTS)]
+    lines += ["", f"The line: {spread(fit['intercept'])} CPU ms and {spread(fit['slope'], 1)} a subject.", "",
+              "| trials | images | a step beside one of 6,000 trials | the same in CPU s | peak MB, opened | after steps | "
+              "in the end |", "|---:|---:|---:|---:|---:|---:|---:|"]
+    sizes = {scale: f"{of_scale(points, scale)[0]['trials']:,} | {of_scale(points, scale)[0]['images']:,}"
+             for scale in (1, *SCALES)}
+    for scale, size in sizes.items():
+        ratio = "1 | 1" if scale == 1 else " | ".join(spread(ratios(points, scale, kind), 2) for kind in range(2))
+        peaks = " | ".join(spread([p["peaks"][at] for p in of_scale(points, scale)]) for at in ("dataset", "steps", "end"))
+        lines.append(f"| {size} | {ratio} | {peaks} |")
+    lines += ["", f"| trials | images | s to the first step | the same in CPU s | {' | '.join(STAGES.values())} |",
+              "|---:|---:|---:|---:|" + "---:|" * len(STAGES)]
+    for scale, size in sizes.items():
+        wall, cpu = (stages(of_scale(points, scale), kind) for kind in range(2))
+        parts = " | ".join(f"{part:.1f}" for part in wall.mean(0))
+        lines.append(f"| {size} | {spread(wall.sum(1), 1)} | {spread(cpu.sum(1), 1)} | {parts} |")
     return "\n".join(lines)
 
 
-def mean_sd(values) -> tuple[float, float]:
-    import numpy as np
-
-    return float(np.mean(values)), float(np.std(values, ddof=1))
-
-
-def ratio_of(small: dict, large: dict) -> float:
-    return median(large["steps"]) / median(small["steps"])
-
-
-def stages(points: list[dict]) -> list[list[float]]:
-    """Seconds that each stage on the way to the first step took, of each point."""
-    reached = [[0.0] + [p["reached"][name] for name in STAGES] for p in points]
-    return [[r[k + 1] - r[k] for r in reached] for k in range(len(STAGES))]
-
-
 def plot(points: list[dict], rounds: int, path: Path) -> None:
-    import matplotlib
-    import numpy as np
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, ((subjects, length), (memory, first)) = pyplot.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    (subjects, length), (memory, first) = figure.subplots(2, 2)
     fit = fit_line(points, rounds)
     subjects.plot((0, *COUNTS), fit["intercept"].mean() + fit["slope"].mean() * np.array((0, *COUNTS)), color="0.6")
-    subjects.plot(COUNTS, fit["times"].T, "o", color="C0", alpha=0.6)
-    subjects.set(xlabel="subjects", ylabel="ms a step", title="A step by number of subjects", ylim=(0, None), xlim=(0, None))
+    subjects.plot(COUNTS, fit["cpu"].T, "o", color="C0", alpha=0.6)
+    subjects.set(xlabel="subjects", ylabel="CPU ms", title="A step by number of subjects", ylim=(0, None), xlim=(0, None))
     scales = (1, *SCALES)
     trials = {scale: of_scale(points, scale)[0]["trials"] for scale in scales}
     for scale in SCALES:
-        ratio = [ratio_of(*pair) for pair in pairs(points, scale)]
+        ratio = ratios(points, scale, 1)
         length.plot([trials[scale]] * len(ratio), ratio, "o", color="C0", alpha=0.6)
     length.axhline(1, color="0.6")
-    length.set(ylabel="ratio to a step of 6,000 trials", title="A step by length of the dataset", ylim=(0, 2))
+    length.set(ylabel="CPU time beside that of 6,000 trials", title="A step by length of the dataset", ylim=(0, 2))
     names = {"dataset": "dataset opened", "steps": "after training steps", "end": "in the end"}
     for color, (stage, label) in zip(("C2", "C0", "C1"), names.items(), strict=True):
         for scale in scales:
@@ -270,12 +250,12 @@ def plot(points: list[dict], rounds: int, path: Path) -> None:
     memory.set(ylabel="peak resident MB", title="Memory by length of the dataset", ylim=(0, None))
     memory.legend()
     below = np.zeros(len(scales))
-    parts = np.array([[np.mean(part) for part in stages(of_scale(points, scale))] for scale in scales])
+    parts = np.array([stages(of_scale(points, scale), 0).mean(0) for scale in scales])
     for k, label in enumerate(STAGES.values()):
         first.bar(range(len(scales)), parts[:, k], bottom=below, label=label)
         below += parts[:, k]
     for k, scale in enumerate(scales):
-        found = [p["reached"]["first step"] for p in of_scale(points, scale)]
+        found = [p["reached"]["first step"][0] for p in of_scale(points, scale)]
         first.plot([k] * len(found), found, ".", color="black")
     first.axhline(10, color="0.6", linestyle="--")
     first.set(ylabel="s", title="From the start of the process to the first step", xlabel="trials", xticks=range(len(scales)),
@@ -295,10 +275,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="that are timed (default 30)")
     parser.add_argument("--docs", type=Path, help="folder of performance.md and scale.png")
     parser.add_argument("--point", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point:
-        print(json.dumps(measure(options.out, options.point, options.steps, options.seed)))
+        print(json.dumps(measure(options.out, options.point, options.steps, options.seed, options.started)))
         return
     if options.rounds < 2:
         parser.error("--rounds: expected at least 2, to see how they spread")
@@ -308,8 +289,6 @@ def main() -> None:
     text = table(points.all, options.rounds, options.steps)
     print(text)
     if options.docs:
-        from sides import write_between
-
         write_between(options.docs / "performance.md", "scale", text)
         plot(points.all, options.rounds, options.docs / "scale.png")
 
