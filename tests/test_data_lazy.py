@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+import threading
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from test_data_layout_a import TRIALS, make, raw_samples
 
 from mindtuner.data import Stimuli, dataset, load
+from mindtuner.data.ahead import ahead
 from mindtuner.data.captions import BLOCK
 from mindtuner.data.layouts import layout_a
 from mindtuner.data.layouts.behaviour_tar import read_behaviour
@@ -125,6 +127,45 @@ def test_an_array_in_fortran_order_is_read_as_well(tmp_path):
     data = np.asfortranarray(np.arange(12.0).reshape(3, 4))
     np.save(tmp_path / "x.npy", data)
     np.testing.assert_array_equal(unmapped(tmp_path / "x.npy", np.load(tmp_path / "x.npy", mmap_mode="r")), data)
+
+
+def test_what_comes_next_is_read_while_the_rest_is_used():
+    asked, lock = [], threading.Event()
+
+    def items():
+        for k in range(9):
+            asked.append(k)
+            yield k
+
+    def slow_at_first(k):
+        if k == 0:
+            lock.wait(10)
+        elif k == 2:
+            lock.set()  # so 1 and 2 are read while 0 is not there yet
+        return k * k
+
+    found = ahead(slow_at_first, items(), threads=3)
+    assert next(found) == 0 and asked == [0, 1, 2, 3]
+    assert next(found) == 1 and asked == [0, 1, 2, 3, 4]
+    assert list(found) == [k * k for k in range(2, 9)] and list(ahead(str, [])) == []
+
+
+def test_an_error_comes_where_its_item_would_and_ends_the_reading():
+    read = []
+
+    def fails(k):
+        read.append(k)
+        return 1 / (3 - k)
+
+    found = ahead(fails, range(100))
+    assert [next(found) for _ in range(3)] == [1 / 3, 1 / 2, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+    assert max(read) <= 4
+    stopped = ahead(fails, range(10, 100))
+    next(stopped)
+    stopped.close()
+    assert len(read) <= 5 + 2
 
 
 def behaviour_by_tarfile(path):

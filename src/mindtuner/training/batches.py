@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from mindtuner.data import FileRows, Subject, Trials, check_no_leak
+from mindtuner.data.ahead import ahead
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 from mindtuner.training.targets import Targets
@@ -167,14 +167,8 @@ def batches(feeds: list[Feed], batch_per_subject: int, count: int, targets: Targ
         return Batch({name: betas for name, (betas, _) in drawn.items()}, stimulus,
                      {name: targets.rows(name, stimulus) for name in names})
 
-    with ThreadPoolExecutor(1, "batches") as reader:
-        ahead = None
-        for k in range(count):
-            if ahead is None:
-                ahead = reader.submit(read, [feed.plan(batch_per_subject) for feed in feeds])
-            batch, ahead = ahead.result(), None
-            for feed in feeds:
-                feed.drop(batch_per_subject)
-            if k + 1 < count:
-                ahead = reader.submit(read, [feed.plan(batch_per_subject) for feed in feeds])
-            yield batch
+    plans = ([feed.plan(batch_per_subject) for feed in feeds] for _ in range(count))
+    for batch in ahead(read, plans):
+        for feed in feeds:
+            feed.drop(batch_per_subject)
+        yield batch
