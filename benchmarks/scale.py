@@ -180,10 +180,10 @@ def fit_line(points: list[dict], rounds: int) -> dict:
     return {"wall": wall, "cpu": cpu, "slope": slope, "intercept": intercept, "off": 100 * (cpu.mean(0) / line - 1)}
 
 
-def ratios(points: list[dict], scale: int, kind: int) -> np.ndarray:
-    """Of each round: a step with this dataset beside one with the smallest; ``kind`` 0 of seconds, 1 of CPU seconds."""
+def ratios(points: list[dict], scale: int) -> np.ndarray:
+    """Of each round: CPU time of a step with this dataset beside that with the smallest."""
     turns = [p for p in points if p["beside"] == scale]
-    small, large = ([p["step"][kind] for p in turns if p["scale"] == which] for which in (1, scale))
+    small, large = ([p["step"][1] for p in turns if p["scale"] == which] for which in (1, scale))
     return np.array(large) / small
 
 
@@ -197,6 +197,11 @@ def stages(points: list[dict], kind: int) -> np.ndarray:
     return np.diff([[0.0] + [p["reached"][name][kind] for name in STAGES] for p in points], axis=1)
 
 
+def quietest(walls: np.ndarray) -> np.ndarray:
+    """Of seconds (points, stages), those of the point with the smallest sum."""
+    return walls[walls.sum(1).argmin()]
+
+
 def spread(values, digits: int = 0) -> str:
     return f"{np.mean(values):.{digits}f} ({np.std(values, ddof=1):.{digits}f})"
 
@@ -204,25 +209,26 @@ def spread(values, digits: int = 0) -> str:
 def table(points: list[dict], rounds: int, steps: int) -> str:
     fit = fit_line(points, rounds)
     lines = [f"`python benchmarks/scale.py OUT --rounds {rounds} --steps {steps}`, {datetime.date.today():%Y-%m-%d}, "
-             f"{machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, config {CONFIG}; mean (sd) over rounds", "",
-             "| subjects | a step, ms | of them CPU | off the line |", "|---:|---:|---:|---:|"]
-    lines += [f"| {n} | {spread(fit['wall'][:, k])} | {spread(fit['cpu'][:, k])} | {fit['off'][k]:+.1f} % |"
+             f"{machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, config {CONFIG}; CPU time and memory are means "
+             "(sd) over rounds, seconds those of the quietest round", "",
+             "| subjects | a step, CPU ms | off the line | ms |", "|---:|---:|---:|---:|"]
+    lines += [f"| {n} | {spread(fit['cpu'][:, k])} | {fit['off'][k]:+.1f} % | {fit['wall'][:, k].min():.0f} |"
               for k, n in enumerate(COUNTS)]
     lines += ["", f"The line: {spread(fit['intercept'])} CPU ms and {spread(fit['slope'], 1)} a subject.", "",
-              "| trials | images | a step beside one of 6,000 trials | the same in CPU s | peak MB, opened | after steps | "
-              "in the end |", "|---:|---:|---:|---:|---:|---:|---:|"]
+              "| trials | images | a step beside one of 6,000 trials, CPU time | peak MB, opened | after steps | in the end |",
+              "|---:|---:|---:|---:|---:|---:|"]
     sizes = {scale: f"{of_scale(points, scale)[0]['trials']:,} | {of_scale(points, scale)[0]['images']:,}"
              for scale in (1, *SCALES)}
     for scale, size in sizes.items():
-        ratio = "1 | 1" if scale == 1 else " | ".join(spread(ratios(points, scale, kind), 2) for kind in range(2))
+        ratio = "1" if scale == 1 else spread(ratios(points, scale), 2)
         peaks = " | ".join(spread([p["peaks"][at] for p in of_scale(points, scale)]) for at in ("dataset", "steps", "end"))
         lines.append(f"| {size} | {ratio} | {peaks} |")
-    lines += ["", f"| trials | images | s to the first step | the same in CPU s | {' | '.join(STAGES.values())} |",
+    lines += ["", f"| trials | images | CPU s to the first step | s | {' | '.join(f's, {name}' for name in STAGES.values())} |",
               "|---:|---:|---:|---:|" + "---:|" * len(STAGES)]
     for scale, size in sizes.items():
         wall, cpu = (stages(of_scale(points, scale), kind) for kind in range(2))
-        parts = " | ".join(f"{part:.1f}" for part in wall.mean(0))
-        lines.append(f"| {size} | {spread(wall.sum(1), 1)} | {spread(cpu.sum(1), 1)} | {parts} |")
+        parts = " | ".join(f"{part:.1f}" for part in quietest(wall))
+        lines.append(f"| {size} | {spread(cpu.sum(1), 1)} | {quietest(wall).sum():.1f} | {parts} |")
     return "\n".join(lines)
 
 
@@ -238,7 +244,7 @@ def plot(points: list[dict], rounds: int, path: Path) -> None:
     scales = (1, *SCALES)
     trials = {scale: of_scale(points, scale)[0]["trials"] for scale in scales}
     for scale in SCALES:
-        ratio = ratios(points, scale, 1)
+        ratio = ratios(points, scale)
         length.plot([trials[scale]] * len(ratio), ratio, "o", color="C0", alpha=0.6)
     length.axhline(1, color="0.6")
     length.set(ylabel="CPU time beside that of 6,000 trials", title="A step by length of the dataset", ylim=(0, 2))
@@ -250,15 +256,12 @@ def plot(points: list[dict], rounds: int, path: Path) -> None:
     memory.set(ylabel="peak resident MB", title="Memory by length of the dataset", ylim=(0, None))
     memory.legend()
     below = np.zeros(len(scales))
-    parts = np.array([stages(of_scale(points, scale), 0).mean(0) for scale in scales])
+    parts = np.array([quietest(stages(of_scale(points, scale), 0)) for scale in scales])
     for k, label in enumerate(STAGES.values()):
         first.bar(range(len(scales)), parts[:, k], bottom=below, label=label)
         below += parts[:, k]
-    for k, scale in enumerate(scales):
-        found = [p["reached"]["first step"][0] for p in of_scale(points, scale)]
-        first.plot([k] * len(found), found, ".", color="black")
     first.axhline(10, color="0.6", linestyle="--")
-    first.set(ylabel="s", title="From the start of the process to the first step", xlabel="trials", xticks=range(len(scales)),
+    first.set(ylabel="s", title="To the first step, in the quietest round", xlabel="trials", xticks=range(len(scales)),
               xticklabels=[f"{trials[scale]:,}" for scale in scales])
     first.legend(fontsize="small")
     for axis in (length, memory):
