@@ -42,6 +42,8 @@ CONFIG, WARM_UP = "quick", 3  # steps after the first that do not count
 STAGES = {"imports": "imports", "dataset": "dataset opened", "caches": "caches opened, stimuli hashed",
           "first step": "the rest of the way to the first step"}
 
+PEAKS = {"dataset": "dataset opened", "steps": "after training steps", "end": "in the end"}
+
 
 # ---- one point
 
@@ -209,21 +211,21 @@ def spread(values, digits: int = 0) -> str:
 def table(points: list[dict], rounds: int, steps: int) -> str:
     fit = fit_line(points, rounds)
     lines = [f"`python benchmarks/scale.py OUT --rounds {rounds} --steps {steps}`, {datetime.date.today():%Y-%m-%d}, "
-             f"{machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, config {CONFIG}; CPU time and memory are means "
-             "(sd) over rounds, seconds those of the quietest round", "",
+             f"{machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, config {CONFIG}; CPU time and memory are "
+             "means (sd) over rounds, seconds those of the quietest round", "",
              "| subjects | a step, CPU ms | off the line | ms |", "|---:|---:|---:|---:|"]
     lines += [f"| {n} | {spread(fit['cpu'][:, k])} | {fit['off'][k]:+.1f} % | {fit['wall'][:, k].min():.0f} |"
               for k, n in enumerate(COUNTS)]
     lines += ["", f"The line: {spread(fit['intercept'])} CPU ms and {spread(fit['slope'], 1)} a subject.", "",
-              "| trials | images | a step beside one of 6,000 trials, CPU time | peak MB, opened | after steps | in the end |",
+              "| trials | images | CPU time of a step beside 6,000 trials | peak MB, opened | after steps | in the end |",
               "|---:|---:|---:|---:|---:|---:|"]
     sizes = {scale: f"{of_scale(points, scale)[0]['trials']:,} | {of_scale(points, scale)[0]['images']:,}"
              for scale in (1, *SCALES)}
     for scale, size in sizes.items():
         ratio = "1" if scale == 1 else spread(ratios(points, scale), 2)
-        peaks = " | ".join(spread([p["peaks"][at] for p in of_scale(points, scale)]) for at in ("dataset", "steps", "end"))
+        peaks = " | ".join(spread([p["peaks"][at] for p in of_scale(points, scale)]) for at in PEAKS)
         lines.append(f"| {size} | {ratio} | {peaks} |")
-    lines += ["", f"| trials | images | CPU s to the first step | s | {' | '.join(f's, {name}' for name in STAGES.values())} |",
+    lines += ["", f"| trials | images | CPU s to the first step | s | {' | '.join(STAGES.values())} |",
               "|---:|---:|---:|---:|" + "---:|" * len(STAGES)]
     for scale, size in sizes.items():
         wall, cpu = (stages(of_scale(points, scale), kind) for kind in range(2))
@@ -248,8 +250,7 @@ def plot(points: list[dict], rounds: int, path: Path) -> None:
         length.plot([trials[scale]] * len(ratio), ratio, "o", color="C0", alpha=0.6)
     length.axhline(1, color="0.6")
     length.set(ylabel="CPU time beside that of 6,000 trials", title="A step by length of the dataset", ylim=(0, 2))
-    names = {"dataset": "dataset opened", "steps": "after training steps", "end": "in the end"}
-    for color, (stage, label) in zip(("C2", "C0", "C1"), names.items(), strict=True):
+    for color, (stage, label) in zip(("C2", "C0", "C1"), PEAKS.items(), strict=True):
         for scale in scales:
             found = [p["peaks"][stage] for p in of_scale(points, scale)]
             memory.plot([trials[scale]] * len(found), found, "o", color=color, alpha=0.6, label=label if scale == 1 else None)

@@ -79,13 +79,14 @@ class FileRows:
     def __getitem__(self, index) -> np.ndarray:
         """Raises UserError where the file ends early or cannot be read, IndexError where a row is out of range."""
         ids = np.arange(len(self))[index]
-        # Ascending, which disks like best, each once, and neighbours together.
-        ascending, places = np.unique(ids, return_inverse=True)
-        found = np.empty((len(ascending), *self.shape[1:]), self.dtype)
-        starts = np.flatnonzero(np.diff(ascending, prepend=-2) != 1)
-        for start, run in zip(starts, np.split(ascending, starts)[1:], strict=True):
-            self._read(found[start:start + len(run)], int(run[0]))
-        return found if np.array_equal(ascending, ids) else found[places.reshape(np.shape(ids))]
+        found = np.empty((ids.size, *self.shape[1:]), self.dtype)
+        # Ascending, which disks like best, and neighbours together where they are neighbours in the result too.
+        order = np.argsort(ids, axis=None, kind="stable")
+        ascending = ids.reshape(-1)[order]
+        starts = np.flatnonzero((np.diff(ascending, prepend=-2) != 1) | (np.diff(order, prepend=-2) != 1))
+        for start, stop in zip(starts, np.append(starts[1:], ids.size), strict=True):
+            self._read(found[order[start]:order[start] + stop - start], int(ascending[start]))
+        return found.reshape(*ids.shape, *self.shape[1:])
 
     def _read(self, rows: np.ndarray, first: int) -> None:
         left = memoryview(rows.reshape(-1).view(np.uint8))
