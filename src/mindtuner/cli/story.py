@@ -269,7 +269,7 @@ def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: Brai
         "n_pretraining_subjects": len(base.ridges), "fingerprint_strength": _planted_fingerprint(card),
         "prior_steps": config.decode.prior_steps, "generator_steps": config.decode.generator_steps,
         "refine_steps": config.decode.refine_steps, "refine_start": config.decode.refine_start,
-        "guidance": config.decode.guidance, "neighbours": config.decode.neighbours,
+        "corrections": config.decode.corrections, "guidance": config.decode.guidance, "neighbours": config.decode.neighbours,
         "retrieval_tokens": config.decode.retrieval_tokens, "text_bank": len(bank.captions),
         "bank_captions_equal_to_a_test_caption": bank.equal_to_test, "zscore": card["zscore"],
         "hold_out_category": config.hold_out_category or None,
