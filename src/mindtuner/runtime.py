@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from mindtuner.errors import UserError
+from mindtuner.processes import processes
 
 LINES_EVERY_S = 60  # between two lines on how far a long work is, where no bar can be drawn
 
@@ -81,9 +82,10 @@ def progress(items: Iterable, title: str, total: int | None = None, unit: str = 
 
     ``lines``: where it is not, such as in a cluster's log, a line at most once in ``LINES_EVERY_S``; wants ``total``.
     """
-    if lines and not sys.stderr.isatty():
+    terminal, first = sys.stderr.isatty(), processes().index == 0  # of several processes the first speaks
+    if lines and first and not terminal:
         return _Lines(items, desc=title, total=total, unit=unit, leave=False, mininterval=LINES_EVERY_S, miniters=1)
-    return tqdm(items, desc=title, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+    return tqdm(items, desc=title, total=total, unit=unit, disable=not (first and terminal), leave=False)
 
 
 class _Lines(tqdm):
