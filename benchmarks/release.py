@@ -35,6 +35,7 @@ class Plan:
     own: int
     betas: Callable[[int], Iterable[np.ndarray]]
     images: Callable[[int], Iterable[np.ndarray]]
+    width: float = 1.0  # voxels as a share of NSD's
 
     @property
     def n_images(self) -> int:
@@ -68,6 +69,7 @@ def make(root: Path, plan: Plan) -> dict[int, object]:
     writer.write_shared(root, is_shared)
     tables, masks = {}, {}
     for subject, (voxels, sessions) in enumerate(zip(VOXELS, plan.sessions, strict=True), 1):
+        voxels = round(voxels * plan.width)
         stimulus = rng.permutation(np.repeat(np.concatenate([shared, own[subject - 1]]), 3))[:sessions * TRIALS]
         trial = np.arange(len(stimulus))
         tables[subject] = writer.TrialTable(stimulus, trial // TRIALS + 1, trial % TRIALS // 63 + 1, trial % 63 + 1,

@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py OUT [--rounds 3] [--steps 30] [--docs docs]
 
-Datasets of 8 subjects with NSD's voxels and 1 to 40 sessions of 750 trials each, so 6,000 to 240,000 trials of 1,825 to
+Datasets of 8 subjects with a quarter of NSD's voxels and 1 to 40 sessions of 750 trials each, so 6,000 to 240,000 trials of 1,825 to
 73,000 images: the files of the public release with every beta written, and the caches of ``quick.yaml``'s towers, random
-numbers. One after the other they are made in OUT (20 GB at most), measured and removed. Each point is a process of its own
+numbers. One after the other they are made in OUT (10 GB at most), measured and removed. Each point is a process of its own
 that the system has forgotten all files for. It calls ``pretrain`` as the command line does, on the config's network, and
 notes
 
@@ -37,7 +37,8 @@ from types import SimpleNamespace
 import numpy as np
 from sides import machine, write_between
 
-SUBJECTS, SCALES, COUNTS = 8, (2, 5, 10, 20, 40), (1, 2, 4, 8, 16)
+SUBJECTS, SCALES, COUNTS = 8, (4, 12, 40), (1, 2, 4, 8, 16)
+WIDTH = 0.25  # voxels as a share of NSD's, or the largest dataset would take 14 GB of betas
 CONFIG, WARM_UP = "quick", 3  # steps after the first that do not count
 STAGES = {"imports": "imports", "dataset": "dataset opened", "caches": "caches opened, stimuli hashed",
           "first step": "the rest of the way to the first step"}
@@ -115,7 +116,7 @@ def make(root: Path, scale: int) -> None:
         return every(count) if size <= HASH_ALL_BYTES else np.linspace(0, count - 1, HASH_SAMPLE).astype(np.int64)[:, None]
 
     claim_folder(root)
-    release.make(root, release.Plan((scale,) * SUBJECTS, 25 * scale, 225 * scale, betas=every, images=hashed))
+    release.make(root, release.Plan((scale,) * SUBJECTS, 25 * scale, 225 * scale, betas=every, images=hashed, width=WIDTH))
     for tar in (root / "wds").rglob("*.tar"):
         release.as_webdataset_writes(tar)
     release.make_targets(root, load_config(CONFIG).model, load(root, [1]).stimuli)
@@ -161,7 +162,7 @@ def measure_all(points: Points, rounds: int) -> None:
     for r in range(rounds):
         for count in COUNTS:
             points.take(scale=1, subjects=count, beside=0, round=r)
-    for scale in SCALES:
+    for scale in reversed(SCALES):  # a run that is cut short has the largest
         if any(points.missing(scale=scale, beside=scale, round=r) for r in range(rounds)):
             ready(scale)
         for r in range(rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class FileRows:
         order = np.argsort(ids, axis=None, kind="stable")
         ascending = ids.reshape(-1)[order]
         starts = np.flatnonzero((np.diff(ascending, prepend=-2) != 1) | (np.diff(order, prepend=-2) != 1))
-        for start, stop in zip(starts, np.append(starts[1:], ids.size), strict=True):
+        for start, stop in itertools.pairwise([*starts, ids.size]):
             self._read(found[order[start]:order[start] + stop - start], int(ascending[start]))
         return found.reshape(*ids.shape, *self.shape[1:])
 
