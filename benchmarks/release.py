@@ -57,7 +57,7 @@ def make(root: Path, plan: Plan) -> dict[int, object]:
     """Write the folder; returns the table of trials of each subject by number."""
     from mindtuner.data.layouts import layout_a
     from mindtuner.data.layouts import layout_a_writer as writer
-    from mindtuner.data.nsd import VOXELS
+    from mindtuner.data.nsd import voxel_count
 
     rng = np.random.default_rng(0)
     ids = rng.permutation(plan.n_images)
@@ -68,8 +68,8 @@ def make(root: Path, plan: Plan) -> dict[int, object]:
                                  for _ in range(plan.n_images - 1)] + [["w" * 250]])  # one long caption widens them all
     writer.write_shared(root, is_shared)
     tables, masks = {}, {}
-    for subject, (voxels, sessions) in enumerate(zip(VOXELS, plan.sessions, strict=True), 1):
-        voxels = round(voxels * plan.width)
+    for subject, sessions in enumerate(plan.sessions, 1):
+        voxels = voxel_count(subject, plan.width)
         stimulus = rng.permutation(np.repeat(np.concatenate([shared, own[subject - 1]]), 3))[:sessions * TRIALS]
         trial = np.arange(len(stimulus))
         tables[subject] = writer.TrialTable(stimulus, trial // TRIALS + 1, trial % TRIALS // 63 + 1, trial % 63 + 1,

@@ -2,10 +2,10 @@
 
     python benchmarks/scale.py OUT [--rounds 3] [--steps 30] [--docs docs]
 
-Datasets of 8 subjects with a quarter of NSD's voxels and 1 to 40 sessions of 750 trials each, so 6,000 to 240,000 trials of 1,825 to
-73,000 images: the files of the public release with every beta written, and the caches of ``quick.yaml``'s towers, random
-numbers. One after the other they are made in OUT (10 GB at most), measured and removed. Each point is a process of its own
-that the system has forgotten all files for. It calls ``pretrain`` as the command line does, on the config's network, and
+Datasets of 8 subjects with a quarter of NSD's voxels and 1 to 40 sessions of 750 trials each, so 6,000 to 240,000 trials of
+1,825 to 73,000 images: the files of the public release with every beta written, and the caches of ``quick.yaml``'s towers,
+random numbers. One after the other they are made in OUT (10 GB at most), measured and removed. Each point is a process of its
+own that the system has forgotten all files for. It calls ``pretrain`` as the command line does, on the config's network, and
 notes
 
 - when it has imported what it needs, opened the dataset, opened the caches (which hashes the stimuli), and done the first
