@@ -111,7 +111,8 @@ def test_rows_of_a_file_are_those_of_the_array(tmp_path, shape):
     np.testing.assert_array_equal(rows, data)
     np.testing.assert_array_equal(np.asarray(rows, np.float64), data)
     ids = np.array([7, 2, 18, 7, 0, 1])
-    for index in (ids, slice(3, 17, 4), slice(None, None, -1), slice(4, 4), 5, -1, np.arange(19) % 2 == 0, ids.reshape(2, 3)):
+    for index in (ids, [], ids[:0], slice(3, 17, 4), slice(None, None, -1), slice(4, 4), 5, -1, np.arange(19) % 2 == 0,
+                  ids.reshape(2, 3)):
         got = rows[index]
         assert got.dtype == data[index].dtype and np.array_equal(got, data[index]), index
     with pytest.raises(IndexError):
