@@ -87,7 +87,7 @@ class FileRows:
         starts = np.flatnonzero((np.diff(ascending, prepend=-2) != 1) | (np.diff(order, prepend=-2) != 1))
         for start, stop in itertools.pairwise([*starts, ids.size]):
             self._read(found[order[start]:order[start] + stop - start], int(ascending[start]))
-        return found.reshape((*ids.shape, *self.shape[1:]))
+        return found.reshape((*ids.shape, *self.shape[1:]))[()]  # a number where an array would give one
 
     def _read(self, rows: np.ndarray, first: int) -> None:
         left = memoryview(rows.reshape(-1).view(np.uint8))
