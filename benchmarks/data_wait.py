@@ -2,8 +2,8 @@
 
     python benchmarks/data_wait.py OUT [--config quick] [--stimuli 2000] [--trials 3000] [--voxels 4000] [--subjects 2]
                                        [--steps 40] [--runs 5] [--paces S ...]
-    python benchmarks/data_wait.py OUT --config paper --hidden 64 --prior-depth 1 --head-trials 2 --subjects 7 --voxels 15724
-                                       --stimuli 4000 --steps 10 --runs 3 --paces 0 0.1 0.2 0.5 1
+    python benchmarks/data_wait.py OUT --config paper --subjects 7 --voxels 15724 --trials 800 --stimuli 3000
+                                       --steps 10 --runs 3 --paces 0 0.2 0.5 1
 
 Targets are random rows of caches (image tokens in bfloat16, the rest in float32), betas random rows of HDF5 files, none of
 them held in memory. Every run trains ``--steps`` steps of the config's pretraining; "from disk" asks the system to forget
@@ -11,10 +11,9 @@ all files first, "from memory" does not. Waiting is what the loop spends in aski
 targets; reading that goes on beside a step costs it nothing. The aim is a share of at most 5 %. The first batch of a run,
 which nothing can hide, counts.
 
-The second command is of the paper's sizes in all that is read: 63 trials a step with 256 x 1664 tokens. What is computed is
-smaller, by the three options after the config, or a step would take a CPU half an hour. ``--paces`` asks the other way round:
-how much would a step of so many seconds wait that leaves the CPU free, as one on a GPU does? It sleeps instead of training.
-Here the first batch is told apart. Pace 0 is how long a batch takes to read.
+The second command is of the paper's sizes in all that is read: 63 trials a step with 256 x 1664 tokens. Such a step keeps a
+CPU far too long, so nothing is trained: how much would a step of so many seconds (``--paces``) wait that leaves the CPU free,
+as one on a GPU does? It sleeps. Here the first batch is told apart. Pace 0 is how long a batch takes to read.
 
 Then a cache of 73,000 x 256 x 1664 bfloat16 (62 GB), a hole on disk that takes no room: opened, 50 batches of 63 random
 rows read, in a process of its own. Prints two tables in Markdown.
@@ -65,60 +64,55 @@ def main() -> None:
     parser.add_argument("--config", default="quick")
     for name, default in (("stimuli", 2000), ("trials", 3000), ("voxels", 4000), ("subjects", 2), ("steps", 40), ("runs", 5)):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
-    for name in ("hidden", "prior-depth", "head-trials"):
-        parser.add_argument(f"--{name}", type=int, metavar="N", help="default: the config's")
-    parser.add_argument("--paces", type=float, nargs="+", default=[], metavar="S", help="seconds of steps that only sleep")
+    parser.add_argument("--paces", type=float, nargs="+", metavar="S", help="seconds of steps that sleep; none is trained")
     options = parser.parse_args()
     if min(options.steps, options.runs) < 2:
         parser.error("--steps and --runs: expected at least 2, to see how they spread")
-    config = smaller(load_config(options.config), options)
+    config = load_config(options.config)
     claim_folder(options.out)
     targets = make_targets(options.out, config.model, Count(options.stimuli))
     subjects = {f"subj{n:02d}": make_subject(options.out, n, options) for n in range(1, options.subjects + 1)}
-    print(f"config {described(options)}, {options.subjects} subjects of {options.voxels} voxels, {options.stimuli} stimuli, "
+    print(f"config {options.config}, {options.subjects} subjects of {options.voxels} voxels, {options.stimuli} stimuli, "
           f"{options.runs} runs of {options.steps} steps, {torch.get_num_threads()} threads, {runtime.device()}\n")
+    if options.paces:
+        sleeping(subjects, targets, config, options)
+    else:
+        training(subjects, targets, config, options)
+    full_size(options.out)
+
+
+def repeated(options: argparse.Namespace, where: str, run) -> np.ndarray:
+    """What ``run(seed)`` returns of each run, (runs, values); all files are forgotten first where data come from the disk."""
+    found = []
+    for seed in range(options.runs):
+        if where == "from disk":
+            forget(options.out)
+        found.append(run(seed))
+    return np.array(found)
+
+
+def training(subjects: dict[str, Subject], targets: Targets, config, options: argparse.Namespace) -> None:
+    """Print how long steps of training wait."""
     print("| data come | step, ms | wait, ms | share (lowest to highest run) | peak memory |\n|---|---:|---:|---:|---:|")
     for where in ("from disk", "from memory"):
-        runs = []
-        for seed in range(options.runs):
-            if where == "from disk":
-                forget(options.out)
-            runs.append(train(subjects, targets, config, options.steps, seed))
-        step, wait = np.array(runs).T
+        step, wait = repeated(options, where, lambda seed: train(subjects, targets, config, options.steps, seed)).T
         share = 100 * wait / step
         print(f"| {where} | {1000 * step.mean():.1f} ({1000 * step.std(ddof=1):.1f}) | {1000 * wait.mean():.2f} "
               f"({1000 * wait.std(ddof=1):.2f}) | {share.mean():.2f} % ({share.min():.2f} to {share.max():.2f}) "
               f"| {runtime.peak_memory_mb():.0f} MB |", flush=True)
-    if options.paces:
-        print("\n| a step takes | data come | first batch, ms | wait, ms | share (lowest to highest run) |")
-        print("|---|---|---:|---:|---:|")
+
+
+def sleeping(subjects: dict[str, Subject], targets: Targets, config, options: argparse.Namespace) -> None:
+    """Print how long steps wait that take so many seconds and no CPU."""
+    print("| a step takes | data come | first batch, ms | wait, ms | share (lowest to highest run) |")
+    print("|---|---|---:|---:|---:|")
     for pace in options.paces:
         for where in ("from disk", "from memory"):
-            runs = []
-            for seed in range(options.runs):
-                if where == "from disk":
-                    forget(options.out)
-                runs.append(sleep(subjects, targets, config, options.steps, seed, pace))
-            first, wait = 1000 * np.array(runs).T
+            first, wait = 1000 * repeated(
+                options, where, lambda seed, pace=pace: sleep(subjects, targets, config, options.steps, seed, pace)).T
             share = 100 * wait / (wait + 1000 * pace)
             print(f"| {pace} s | {where} | {first.mean():.0f} ({first.std(ddof=1):.0f}) | {wait.mean():.1f} "
                   f"({wait.std(ddof=1):.1f}) | {share.mean():.2f} % ({share.min():.2f} to {share.max():.2f}) |", flush=True)
-    full_size(options.out)
-
-
-def smaller(config, options: argparse.Namespace):
-    """The config with what the options say instead of the sizes of what is computed."""
-    changed = {"hidden": options.hidden, "prior_depth": options.prior_depth}
-    model = dataclasses.replace(config.model, **{name: value for name, value in changed.items() if value is not None})
-    heads = config.pretrain.head_trials if options.head_trials is None else options.head_trials
-    fit = dataclasses.replace(config.pretrain, head_trials=heads)
-    return dataclasses.replace(config, model=model, pretrain=fit)
-
-
-def described(options: argparse.Namespace) -> str:
-    told = {"hidden": options.hidden, "prior depth": options.prior_depth, "head trials": options.head_trials}
-    changes = ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
-    return f"{options.config} (but {changes})" if changes else options.config
 
 
 def make_subject(folder: Path, number: int, options: argparse.Namespace) -> Subject:
