@@ -37,7 +37,7 @@ from types import SimpleNamespace
 import numpy as np
 from sides import machine, write_between
 
-SUBJECTS, SCALES, COUNTS = 8, (4, 12, 40), (1, 2, 4, 8, 16)
+SUBJECTS, SCALES, COUNTS = 8, (12, 40), (1, 2, 4, 8, 16)
 WIDTH = 0.25  # voxels as a share of NSD's, or the largest dataset would take 14 GB of betas
 CONFIG, WARM_UP = "quick", 3  # steps after the first that do not count
 STAGES = {"imports": "imports", "dataset": "dataset opened", "caches": "caches opened, stimuli hashed",
