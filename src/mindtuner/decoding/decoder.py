@@ -168,7 +168,7 @@ class Decoder:
 
 def both(backbone_tokens: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
     """B / |B| + C / |C|, each (n, T, D) and of one length as a whole: among the same images, its cosine ranks as the sum of
-    the two cosines does. B is trained to be the image's tokens, C to be told from other images' (docs/science.md)."""
+    the two cosines does. B is trained to be the image's tokens, C to be told from other images' (docs/demo.md)."""
     return sum(F.normalize(tokens.flatten(1), dim=1).view_as(tokens) for tokens in (backbone_tokens, projected))
 
 
