@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import scipy.io
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -506,6 +506,10 @@ def test_damage_is_named_in_one_line(copy, tmp_path, name):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 255))
+@example(144, 0)  # SciPy's reader raises UnboundLocalError here,
+@example(144, 5)  # and ends the process at these: the class,
+@example(145, 9)  # the flags,
+@example(192, 0)  # and the kind of numbers
 def test_a_damaged_design_never_shows_as_a_traceback(whole, place, value):
     data = bytearray((whole.root / DESIGN).read_bytes())
     data[place % len(data)] = value

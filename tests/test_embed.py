@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from hypothesis import given
 from hypothesis import strategies as st
 from test_training_fit import QUICK, same, weights, world
@@ -22,11 +23,11 @@ from mindtuner.cli import embed as verb
 from mindtuner.cli import main
 from mindtuner.data import HalfRows, build_cache, load, open_cache
 from mindtuner.data.cache.build import Part
-from mindtuner.data.cache.processes import Processes, processes
 from mindtuner.encoders.compact import Autoencoder
 from mindtuner.encoders.embed import Tower, compact_towers, embed
 from mindtuner.errors import UserError
 from mindtuner.files import read_json, write_json
+from mindtuner.processes import Processes, processes
 from mindtuner.training import Targets, pretrain
 
 COUNT, BATCH = 23, 3
@@ -196,6 +197,7 @@ def test_a_process_alone_says_what_it_misses(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(PartialState, "_shared_state", {})  # which is left half made, and other tests' children would inherit
     processes.cache_clear()
     with pytest.raises(UserError, match="WORLD_SIZE: is 2, but .*expected accelerate launch"):
         processes()
@@ -294,6 +296,7 @@ class Lengths:
 
 def test_an_image_without_a_caption_has_the_text_0(simulated, tmp_path):
     stimuli = load(simulated).stimuli
+    stimuli.captions = list(stimuli.captions)
     expected = np.array([np.mean([len(caption) for caption in group]) for group in stimuli.captions])
     stimuli.captions[2], expected[2] = (), 0
     [_, text] = compact_towers(stimuli, tmp_path, None, Lengths(), None)

@@ -1,5 +1,6 @@
 """From data to pictures at full size, through the command line, on tiny random models in the published ones' formats."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -16,16 +17,18 @@ from test_cli import refused
 
 from mindtuner.cli import main
 from mindtuner.cli.towers import stored_targets
+from mindtuner.config import load_config
 from mindtuner.data import load
 from mindtuner.decoding.captions import GitCaptioner
 from mindtuner.decoding.decoder import Decoder
-from mindtuner.decoding.full_size import FullSizeGenerator, batch_for
+from mindtuner.decoding.full_size import FullSizeGenerator, Sources, batch_for
 from mindtuner.decoding.prompts import build_prompts, category_bank
 from mindtuner.decoding.sdxl import SdxlRefiner, blend
 from mindtuner.decoding.unclip import UnclipGenerator
 from mindtuner.decoding.words import TextBank
 from mindtuner.encoders.openclip import OpenClipTextEncoder
 from mindtuner.encoders.sd_vae import StableAutoencoder
+from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json, write_json
 from mindtuner.training import load_fingerprint, load_network, read_card
@@ -258,6 +261,12 @@ def test_as_many_pictures_as_a_card_holds(card, monkeypatch):
         assert float(weights) + float(one) + (batch - 1) * float(each) < card - 2
 
 
+def test_several_corrections_are_refused_before_anything_is_loaded(tmp_path):
+    decode = dataclasses.replace(load_config("paper").decode, corrections=3)
+    with pytest.raises(UserError, match=r"decode\.corrections: is 3; expected 1 with the generator at full size"):
+        FullSizeGenerator(decode, 0, Sources(tmp_path / "none", str(tmp_path / "none")), {}, 8, None)
+
+
 # ---- refused, in one line
 
 def test_a_folder_of_other_settings_is_refused(command, decoded, capsys):
@@ -340,8 +349,6 @@ def test_towers_that_are_not_given(lab, models, tmp_path, capsys):
 def test_a_base_without_conventions_is_not_painted_by_sdxl():
     """A base of the package's own towers says nothing of token norms: there SDXL has no place."""
     from mindtuner.cli.painters import Speech
-    from mindtuner.errors import UserError
-
     with pytest.raises(UserError, match="card has no conventions"):
         Speech({}, {"seed": 0}, Path("base.safetensors")).conventions  # noqa: B018
     imported = {"token_norm": "after", "image_range": "mindeye2"}

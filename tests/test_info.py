@@ -156,3 +156,11 @@ def test_info_refuses_a_size_that_does_not_divide(capsys, tmp_path):
     path.write_text(yaml.safe_dump(raw))
     assert main(["info", str(path)]) == 2
     assert capsys.readouterr().err.startswith(f"mindtuner: {path}: model.latent_side is 32; expected 28 or 56")
+
+
+def test_what_a_gpu_holds_and_sends():
+    """Against the textbook's costs of ring all-reduce, all-gather and reduce-scatter, in round numbers."""
+    memory = sizes.Memory(batch=1, weights=800, gradients=400, optimizer=800, activations=7)
+    assert sizes.spread(memory, 1, False) == sizes.Spread(1, 2000, 0)
+    assert sizes.spread(memory, 8, False) == sizes.Spread(8, 2000, 700)
+    assert sizes.spread(memory, 8, True) == sizes.Spread(8, 250, 1750)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import resource
 import sys
 import time
 import zlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from mindtuner.errors import UserError
+from mindtuner.processes import processes
 
 LINES_EVERY_S = 60  # between two lines on how far a long work is, where no bar can be drawn
 
@@ -79,9 +82,10 @@ def progress(items: Iterable, title: str, total: int | None = None, unit: str = 
 
     ``lines``: where it is not, such as in a cluster's log, a line at most once in ``LINES_EVERY_S``; wants ``total``.
     """
-    if lines and not sys.stderr.isatty():
+    terminal, first = sys.stderr.isatty(), processes().index == 0  # of several processes the first speaks
+    if lines and first and not terminal:
         return _Lines(items, desc=title, total=total, unit=unit, leave=False, mininterval=LINES_EVERY_S, miniters=1)
-    return tqdm(items, desc=title, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+    return tqdm(items, desc=title, total=total, unit=unit, disable=not (first and terminal), leave=False)
 
 
 class _Lines(tqdm):
@@ -97,5 +101,8 @@ class _Lines(tqdm):
 
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far, in MB (Linux counts KiB, macOS bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # where getrusage would begin with the size of whatever started this process
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024**2 if sys.platform == "darwin" else 1024)

@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            _one_of_several(options.verb)
         modules[options.verb].run(options)
         return 0
     except UserError as error:
@@ -64,6 +66,14 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _one_of_several(verb: str) -> None:
+    """Of the processes of one launch only the first speaks. Raises UserError where the verb is none for several."""
+    if verb not in ("embed", "pretrain", "tune"):
+        raise UserError(f"{verb}: runs in one process; expected embed, pretrain or tune under a launcher")
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     import mindtuner
-    from mindtuner.data.cache.processes import processes
     from mindtuner.errors import UserError
+    from mindtuner.processes import processes
 
     if options.cache.exists() and not options.cache.is_dir():
         raise UserError(f"{options.cache}: is a file; expected a folder for the caches")

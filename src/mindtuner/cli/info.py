@@ -49,14 +49,36 @@ def run(options: argparse.Namespace) -> None:
           f"{sizes.count_full_finetune(tuned):,}.\n")
 
     base.projector.requires_grad_(False)  # as in pretraining: the Pivot has trained it already
-    _print_memory({"pretraining": sizes.training_memory(base, voxels, config.pretrain),
-                   "tuning": sizes.training_memory(tuned, {name: n_voxels}, config.tune),
+    pretraining = sizes.training_memory(base, voxels, config.pretrain)
+    tuning = sizes.training_memory(tuned, {name: n_voxels}, config.tune)
+    _print_memory({"pretraining": pretraining, "tuning": tuning,
                    "inference": sizes.inference_memory(tuned, name)})
     print("""
 GiB on the device, every number in float32. Activations are the most that one step holds beside the rest, measured by running
 it without numbers; they grow with the batch. Attention is counted as if written out; fused kernels need less. 16-bit autocast
 needs less for activations and adds a 16-bit copy of the weights. Left out: one further set of gradients when the log measures
-each loss's gradient, what kernels and allocator take for themselves, the frozen towers and the generator.""")
+each loss's gradient, what kernels and allocator take for themselves, the frozen towers and the generator.
+""")
+    _print_spread({"pretraining": pretraining, "tuning": tuning})
+
+
+def _print_spread(phases) -> None:
+    from mindtuner.training.sizes import spread
+
+    counts = (1, 8, 64)
+    rows = [("GiB of one GPU (computed)", *(f"{count} GPU{'s' if count > 1 else ''}" for count in counts))]
+    for phase, memory in phases.items():
+        for sharded, form in ((False, "DDP"), (True, "FSDP")):
+            found = [spread(memory, count, sharded) for count in counts]
+            rows.append((f"{phase}, {form}: holds", *(f"{one.state / 2**30:.2f}" for one in found)))
+            rows.append((f"{phase}, {form}: sends in a step", *(f"{one.sent / 2**30:.2f}" for one in found)))
+    for line in _columns(rows, left=1):
+        print(line)
+    print("""
+Computed, not measured: what a GPU holds of weights, gradients and moments, and what it sends for them in a step.
+DDP, whole on each: a ring sums gradients, 2 (n-1)/n of their bytes. FSDP, in shards: (n-1)/n of the weights twice and of the
+gradients once; one part at a time is whole beside the shards. Left out: activations, which fall with a GPU's share of the
+batch, and the outputs of the retrieval projector, which are gathered for the contrastive losses. See docs/cluster.md.""")
 
 
 def _print_parts(parts) -> None:
@@ -76,10 +98,15 @@ def _print_memory(phases) -> None:
     _print_table(rows, left=1)
 
 
-def _print_table(rows: list[tuple[str, ...]], left: int) -> None:
-    """Columns as wide as their widest cell; the first ``left`` are words, the others numbers. The last row is a sum."""
+def _columns(rows: list[tuple[str, ...]], left: int) -> list[str]:
+    """Columns as wide as their widest cell; the first ``left`` are words, the others numbers."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) if column < left else cell.rjust(width)
+    return ["  ".join(cell.ljust(width) if column < left else cell.rjust(width)
                        for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+
+
+def _print_table(rows: list[tuple[str, ...]], left: int) -> None:
+    """With rules: the last row is a sum."""
+    lines = _columns(rows, left)
+    rule = "-" * max(map(len, lines))
     print("\n".join((lines[0], rule, *lines[1:-1], rule, lines[-1])))

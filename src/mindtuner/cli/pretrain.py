@@ -31,7 +31,6 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.data import load
     from mindtuner.decoding.compact import starting_prior
     from mindtuner.errors import UserError
-    from mindtuner.evaluation.results import log_to
 
     name = options.config or "demo"
     config = load_config(name)
@@ -60,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     with watch.stage("pretrain"):
         card = {"seed": config.seed, "simulated": dataset.card["simulated"], "zscore": dataset.card["zscore"],
                 "subjects": sorted(dataset.subjects), "hold_out_category": config.hold_out_category, **facts}
-        steps.pretrained(options.run, dataset, targets, config, log_to(options.run), prior, card)
+        steps.pretrained(options.run, dataset, targets, config, steps.log_of(options.run), prior, card)
     print(f"\n{options.run / steps.BASE}: {len(dataset.subjects)} subject{'s' if len(dataset.subjects) > 1 else ''}")
 
 

@@ -113,15 +113,29 @@ def claim(run: Path, settings: str, force: bool, finished: str | None = None) ->
     something else and ``force`` is not given.
     """
     from mindtuner.files import claim_folder, write_text
+    from mindtuner.processes import processes
 
+    if processes().index > 0:  # the first claims for all
+        processes().wait()
+        return True
     path = run / SETTINGS
     same = path.is_file() and path.read_bytes() == settings.encode()
     if same and not force and not (finished and (run / finished).exists()):
         print(f"{run}: going on with this run", flush=True)
-        return True
-    claim_folder(run, force)
-    write_text(path, settings)
-    return False
+    else:
+        same = False
+        claim_folder(run, force)
+        write_text(path, settings)
+    processes().wait()
+    return same
+
+
+def log_of(run: Path) -> Log:
+    """The log of a run, which the first process alone writes."""
+    from mindtuner.evaluation.results import log_to
+    from mindtuner.processes import processes
+
+    return log_to(run) if processes().index == 0 else lambda entry: None
 
 
 def refuse_overlap(out: Path, **inputs: Path) -> None:
@@ -219,10 +233,14 @@ def gather_targets(dataset: Dataset, cache: Path, generator: CompactGenerator | 
 def pretrained(run: Path, dataset: Dataset, targets: Targets, config: Config, log: Log, prior: DiffusionPrior,
                card: dict) -> BrainNetwork:
     """The base of ``run``: trained on all of ``dataset``, going on from a checkpoint, or as it lies there already."""
+    from mindtuner.processes import processes
     from mindtuner.training import load_network, pretrain, remove_checkpoint, save_network
 
     if not (run / BASE).exists():
         base = pretrain(dataset, targets, config, config.seed, log, prior=prior, checkpoint=run / _CHECKPOINT)
-        save_network(run / BASE, base, card)
-    remove_checkpoint(run / _CHECKPOINT)
+        if processes().index == 0:
+            save_network(run / BASE, base, card)
+    processes().wait()
+    if processes().index == 0:
+        remove_checkpoint(run / _CHECKPOINT)
     return load_network(run / BASE)

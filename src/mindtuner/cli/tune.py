@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.data import load
     from mindtuner.decoding.compact import starting_prior
     from mindtuner.errors import UserError
-    from mindtuner.evaluation.results import log_to
+    from mindtuner.processes import processes
     from mindtuner.training import METHODS, load_network, read_card, remove_checkpoint, subject_name, tune
 
     methods = METHODS if options.all else options.method
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
                                "--sessions", sessions, "--config", name, "--seed", config.seed,
                                *(["--hold-out-category", category] if category else []))
     steps.claim(options.run, steps.settings_text(config, command), options.force)
-    log, watch = log_to(options.run), steps.Stopwatch()
+    log, watch = steps.log_of(options.run), steps.Stopwatch()
     with watch.stage("embed"):
         targets, facts = steps.gather_targets(dataset, cache, generator)
         towers.check_same(read_card(path), path, cache)
@@ -81,7 +81,10 @@ def run(options: argparse.Namespace) -> None:
         with watch.stage(method):
             if not (options.run / tuned.FILES[method]).exists():
                 network = tune(base, hour, targets, config, config.seed, method, log, prior=prior, checkpoint=checkpoint)
-                tuned.save_tuned(options.run, method, network, hour, config, path, dataset.card["simulated"],
-                                 facts)
-            remove_checkpoint(checkpoint)
+                if processes().index == 0:
+                    tuned.save_tuned(options.run, method, network, hour, config, path, dataset.card["simulated"],
+                                     facts)
+            processes().wait()
+            if processes().index == 0:
+                remove_checkpoint(checkpoint)
     print(f"\n{options.run}: subject {hour.number}, {len(hour.train)} training trials; next: mindtuner evaluate")

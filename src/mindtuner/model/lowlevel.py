@@ -10,6 +10,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from mindtuner.config import ModelConfig
+from mindtuner.model.parts import Dropout
 
 
 class LowLevel(nn.Module):
@@ -29,7 +30,7 @@ class LowLevel(nn.Module):
         self.map_shape = (widths[0] // 2, side, side)
         channels = self.map_shape[0]
         self.linear = nn.Linear(config.hidden, math.prod(self.map_shape))
-        self.dropout = nn.Dropout(0.3)
+        self.dropout = Dropout(0.3)
         self.norm = nn.GroupNorm(1, channels)
         self.decoder = Decoder(
             in_channels=channels,

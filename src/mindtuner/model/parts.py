@@ -1,9 +1,11 @@
-"""A sum over samples whose way back is gone before the next samples come: the memory of few, the gradient of all."""
+"""Dropout for a batch that several processes share; and a sum over samples whose way back is gone before the next samples
+come: the memory of few, the gradient of all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,24 @@ def sum_in_parts(term: Term, inputs: Tensor, rows: Tensor, weights: list[nn.Para
     if len(rows) <= at_once or not wanted:
         return term(inputs, rows)
     return _ForthAndBack.apply(term, rows.split(at_once), inputs, *weights)
+
+
+class Dropout(nn.Module):
+    """nn.Dropout of rows (n, ...), number for number on a CPU. Where several processes train on one batch, ``drawn`` is (how
+    many rows the whole batch has, places (n,) of the own ones): all draw for the whole batch, so who has which rows
+    changes nothing."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.drawn: tuple[int, np.ndarray] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        total = len(x) if self.drawn is None else self.drawn[0]
+        kept = x.new_empty(total, *x.shape[1:]).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x * (kept if self.drawn is None else kept[self.drawn[1]])
 
 
 class _ForthAndBack(torch.autograd.Function):

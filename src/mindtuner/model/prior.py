@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from mindtuner.config import TIMESTEPS, ModelConfig
 from mindtuner.model.attention import PriorTransformer
@@ -64,13 +65,17 @@ class DiffusionPrior(nn.Module):
         return self.transformer(sequence)
 
     def loss(
-        self, brain_tokens: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator | None = None
+        self, brain_tokens: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator | None = None,
+        own: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Mean squared error of the predicted clean tokens at random timesteps (MindEye2's L_prior); a scalar.
 
         In training mode each of the two conditions is dropped with probability 0.2, sample by sample. Where only the
         brain tokens want a gradient (a frozen prior), samples whose brain is dropped teach nothing: they are left out of
         the pass and count 0 in the mean, so that every gradient is what it would be with them.
+
+        ``own`` (k,): places among the n samples of those whose brain tokens (k, T, D) are given, all by default; timesteps
+        and noise are drawn for all, and the mean is over these.
         """
         n, device = len(tokens), tokens.device
         timestep = torch.randint(TIMESTEPS, (n,), generator=generator, device=device)
@@ -78,6 +83,10 @@ class DiffusionPrior(nn.Module):
         null_brain = null_image = None
         if self.training:
             null_brain, null_image = torch.rand(2, n, generator=generator, device=device) < NULL_PROBABILITY
+        if own is not None:
+            tokens, noise, timestep, n = tokens[own], noise[own], timestep[own], len(own)
+            if null_brain is not None:
+                null_brain, null_image = null_brain[own], null_image[own]
         noisy = self.schedule.add_noise(tokens, noise, timestep)
 
         def error(brain_tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -89,15 +98,16 @@ class DiffusionPrior(nn.Module):
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         if null_brain is not None and brain_tokens.requires_grad and not weights and device.type != "meta":
             rows = rows[~null_brain]
-            if len(rows) == 0:
-                return 0 * brain_tokens.sum()
+            if len(rows) == 0:  # another process may be passing some, and a prior in shards runs on all or none
+                return 0 * (brain_tokens.sum() if own is None else error(brain_tokens, own.new_zeros(1)))
         return sum_in_parts(error, brain_tokens, rows, weights, self._rows_at_once(device))
 
     def _rows_at_once(self, device: torch.device) -> int:
         """How many samples pass together: on a CPU so few that their activations are small and the next samples use the same
-        memory, elsewhere all."""
+        memory, elsewhere, and where a prior in shards would be gathered each time, all."""
         tokens, width = self.positions.shape
-        return max(1, PART_BYTES // (4 * (2 * tokens + 1) * 8 * width)) if device.type == "cpu" else sys.maxsize
+        return max(1, PART_BYTES // (4 * (2 * tokens + 1) * 8 * width)) \
+            if device.type == "cpu" and not isinstance(self, FSDPModule) else sys.maxsize
 
     @torch.no_grad()
     def sample(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from mindtuner.model.parts import Dropout
+
 
 class ResidualBlock(nn.Module):
     """``x + MLP(LN(x))`` with ``MLP = Linear(h, h) -> GELU -> Dropout -> Linear(h, h)``; (n, h) -> (n, h).
@@ -19,7 +21,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
         self.mlp = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, hidden)
+            nn.Linear(hidden, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, hidden)
         )
         if silent:
             nn.init.zeros_(self.mlp[-1].weight)

@@ -18,7 +18,8 @@ from mindtuner.config import FitConfig
 from mindtuner.data import Trials
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork, BrainOutputs
-from mindtuner.training import objectives
+from mindtuner.processes import ended_early
+from mindtuner.training import distributed, objectives
 from mindtuner.training.batches import Batch, Feed, batches, steps_per_epoch
 from mindtuner.training.state import Checkpoint, Progress, RandomStreams, Weights, run_settings
 from mindtuner.training.targets import Targets
@@ -28,6 +29,7 @@ Log = Callable[[dict], None]
 LOWLEVEL = ("latents", "features", "features_augmented")  # the targets of the low-level module
 
 
+@ended_early()
 def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitConfig, seed: int, title: str,
         log: Log | None = None, held_out: dict[str, Trials] | None = None,
         checkpoint: str | Path | None = None) -> None:
@@ -51,14 +53,18 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
     weights of an unbroken run, to the bit on a CPU with as many threads. The file stays when training is over, since
     the weights are nowhere else yet: ``remove_checkpoint`` it when they are saved.
 
+    Several processes of one launch train together (``training/distributed.py``), all with the same arguments but for
+    ``log``, which must be given on all or on none; the first writes the checkpoint, which any number goes on from.
+
     Raises UserError where config, machine and held-out trials do not fit together or the checkpoint is of another run,
     and TrainingDiverged naming step, loss term and last good checkpoint where a loss is not finite.
     """
     device = runtime.device()
-    dtype = number_format(config, device)
+    dtype = distributed.from_first(number_format(config, device))
+    distributed.refuse_few(config.batch_per_subject)
     if config.patience and not any(len(trials) for trials in (held_out or {}).values()):
         raise UserError(f"patience: is {config.patience}, but no training image is held out; expected a holdout above 0")
-    network.to(device).train()
+    result, network = network, distributed.prepare(network, device).train()
     trained = Weights({name: p for name, p in network.named_parameters() if p.requires_grad})
     parameters = list(trained.values())
     optimizer = torch.optim.AdamW(parameter_groups(network, config), lr=config.lr, fused=True)
@@ -71,7 +77,7 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
     mixco_steps = round(config.mixco_share * steps)
     mixco_rng, heads_rng = (np.random.default_rng(runtime.derive_seed(seed, use)) for use in ("mixco", "heads"))
     now = Progress(dtype=str(dtype).removeprefix("torch."))
-    state = Checkpoint(checkpoint, lambda: run_settings(network, feeds, targets, config, seed, title, held_out), {
+    state = Checkpoint(checkpoint, lambda: run_settings(result, feeds, targets, config, seed, title, held_out), {
         "progress": now, "weights": trained, "optimizer": optimizer, "scaler": scaler, "average": average, "best": best,
         "random": RandomStreams(device, mixco=mixco_rng, heads=heads_rng), **{feed.name: feed for feed in feeds}})
     if state.restore(now):
@@ -93,9 +99,11 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
             losses = compute_losses(network, batch, targets, mixing, whole, heads, tau, device, dtype)
             weighted = {name: loss_weight(config, name) * loss for name, loss in losses.items()}
             if not now.losses and log is not None and epoch in (0, epochs // 2, epochs - 1):
-                now.norms = gradient_norms(weighted, parameters, scaler.get_scale())
+                now.norms = {} if distributed.sharded() else gradient_norms(weighted, parameters, scaler.get_scale())
             scaler.scale(torch.stack(list(weighted.values())).sum() / config.accumulate).backward()
-            now.losses.append({name: loss.detach() for name, loss in losses.items()})
+            sums = distributed.add_up(torch.stack([loss.detach() for loss in losses.values()]))
+            now.losses.append(dict(zip(losses, sums.unbind(), strict=True)))
+        distributed.add_up_gradients(parameters)
         lr = one_cycle(step, steps, config.lr, config.warmup)
         now.gradients.append(take_step(optimizer, scaler, parameters, lr, config.grad_clip))
         if average:  # which starts faster than it goes on
@@ -113,7 +121,8 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
                   "gradients": now.norms, "losses": mean_losses(now.losses)}
         if held_out:
             with exchanged(trained, average):
-                record["validation"] = validate(network, feeds, held_out, targets, device, dtype)
+                found = validate(network, feeds, held_out, targets, device, dtype)
+                record["validation"] = distributed.from_first(found)
         if config.patience and record["validation"]["top1"] > now.best:
             now.best, now.waited = record["validation"]["top1"], 0
             best.load_state_dict(average or trained)
@@ -127,7 +136,10 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
         if 0 < config.patience <= now.waited:
             break
     trained.load_state_dict(best or average or trained)
-    network.eval()
+    if result is not network:  # in shards
+        weights = dict(result.named_parameters())
+        Weights({name: weights[name] for name in trained}).load_state_dict(distributed.whole(trained.state_dict()))
+    result.to(device).eval()
 
 
 def number_format(config: FitConfig, device: torch.device) -> torch.dtype:
@@ -145,7 +157,7 @@ def take_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, pa
     is how it finds its scale, so the norm is given as 0.
     """
     scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(parameters, clip).detach()
+    norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, clip).detach())
     for group in optimizer.param_groups:
         group["lr"] = lr
     scaler.step(optimizer)
@@ -190,7 +202,7 @@ class Mixing:
 def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing: Mixing | None,
                    whole: np.ndarray, heads: np.ndarray, tau: float, device: torch.device,
                    dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The unweighted loss terms of one batch (scalars).
+    """The unweighted loss terms of one batch (scalars); of several processes, terms that add up to them.
 
     ``whole``: positions of the trials that are not mixed; ``heads``: those of them that train the prior and the
     low-level module. ``dtype``: of the products, measured when not given.
@@ -203,25 +215,32 @@ def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing
         read = batch.targets.get(name)
         return (targets.rows(name, batch.stimulus[at]) if read is None else read[at]).to(device)
 
-    rows = torch.from_numpy(heads).to(device)
+    share = distributed.Share([len(voxels) for voxels in batch.voxels.values()])
+    every, own_heads, own_whole = (share.among(at) for at in (np.arange(share.total), heads, whole))
+    rows = torch.from_numpy(own_heads.rows).to(device)
     tokens = wanted("tokens", slice(None))
-    with runtime.autocast(dtype), only_rows(network.lowlevel, rows):
-        outputs = forward(network, batch.voxels, device)
+    with distributed.dropout_of(network, every, own_heads):
+        with runtime.autocast(dtype), only_rows(network.lowlevel, rows):
+            outputs = forward(network, share.voxels(batch.voxels), device)
     losses = {}
     if network.prior is not None:
+        mine = None if share.count == 1 else torch.from_numpy(own_heads.mine).to(device)
         with runtime.autocast(dtype):
-            losses["prior"] = network.prior.loss(outputs.backbone_tokens[rows], tokens[rows])
+            losses["prior"] = own_heads.part(network.prior.loss(outputs.backbone_tokens[rows], tokens[heads], own=mine))
+    predicted = every.gather(outputs.retrieval_tokens)
     if mixing is None:
-        losses["clip"] = objectives.soft_clip(outputs.retrieval_tokens, tokens, tau)
+        losses["clip"] = distributed.one_of_all(objectives.soft_clip(predicted, tokens, tau))
     else:
-        losses["clip"] = objectives.bimixco(outputs.retrieval_tokens, tokens, mixing.partner, mixing.lam)
+        losses["clip"] = distributed.one_of_all(objectives.bimixco(predicted, tokens, mixing.partner, mixing.lam))
     if network.lowlevel is not None:
         latents, plain, augmented = (wanted(name, heads) for name in LOWLEVEL)
-        losses["lowlevel"] = (outputs.latents.float() - latents).abs().mean()
-        losses["softcont"] = objectives.soft_contrastive(outputs.features, plain, augmented)
-    losses["regression"] = nn.functional.mse_loss(outputs.backbone_tokens[whole].float(), tokens[whole])
+        losses["lowlevel"] = own_heads.part((outputs.latents.float() - latents[own_heads.mine]).abs().mean())
+        losses["softcont"] = distributed.one_of_all(
+            objectives.soft_contrastive(own_heads.gather(outputs.features), plain, augmented))
+    error = nn.functional.mse_loss(outputs.backbone_tokens[own_whole.rows].float(), tokens[whole[own_whole.mine]])
+    losses["regression"] = own_whole.part(error)
     if outputs.skips:
-        losses["skip"] = objectives.l_skip(outputs.skips)
+        losses["skip"] = every.part(objectives.l_skip(outputs.skips))
     return losses
 
 

@@ -129,6 +129,30 @@ def training_memory(network: BrainNetwork, voxels: dict[str, int], fit: FitConfi
     return Memory(n, _weights(network), gradients, 2 * gradients, memory.peak - gradients)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Bytes of one of ``count`` GPUs in a step of training, computed, numbers in float32.
+
+    ``state``: weights, gradients and AdamW's moments that it holds. ``sent``: what it sends for weights and gradients.
+    """
+
+    count: int
+    state: int
+    sent: int
+
+
+def spread(memory: Memory, count: int, sharded: bool) -> Spread:
+    """Of the training in ``memory`` over ``count`` GPUs.
+
+    Whole on each, gradients are summed by a ring: 2 (n-1)/n of their bytes. In shards each holds 1/n, gathers all weights
+    going forth and again going back, (n-1)/n of their bytes each, and scatters the sums of the gradients, (n-1)/n of theirs.
+    """
+    state, share = memory.weights + memory.gradients + memory.optimizer, (count - 1) / count
+    if sharded:
+        return Spread(count, round(state / count), round(share * (2 * memory.weights + memory.gradients)))
+    return Spread(count, state, round(2 * share * memory.gradients))
+
+
 @torch.no_grad()
 def inference_memory(network: BrainNetwork, subject: str) -> Memory:
     """Of decoding one trial: tokens, latents and features, then the prior's sampling and the text.

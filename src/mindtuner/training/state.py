@@ -26,7 +26,9 @@ from mindtuner.config import FitConfig
 from mindtuner.data import Trials
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
+from mindtuner.processes import processes
 from mindtuner.training.batches import Feed
+from mindtuner.training.distributed import from_first, like, whole
 from mindtuner.training.targets import Targets
 
 KIND = "mindtuner training checkpoint 1"
@@ -62,12 +64,15 @@ class Checkpoint:
         """
         if self.path is None:
             return False
-        _remove_torn_writes(self.path)
-        if not self.path.exists():
+        if processes().index == 0:
+            _remove_torn_writes(self.path)
+        if not from_first(self.path.exists()):
             return False
         saved = _read(self.path)
         _refuse_other_settings(self.path, saved["settings"], self.settings)
         for name, part in self.parts.items():
+            if isinstance(part, torch.optim.Optimizer):
+                _in_shards(part, saved["parts"][name])
             part.load_state_dict(saved["parts"][name])
         self.last_good = f"{self.path} at step {now.step}"
         return True
@@ -76,8 +81,11 @@ class Checkpoint:
         """Replace the file by one of this moment, atomically. Raises UserError where it cannot be written."""
         if self.path is None:
             return
-        state = {"kind": KIND, "settings": self.settings,
-                 "parts": {name: part.state_dict() for name, part in self.parts.items()}}
+        parts = {name: whole(part.state_dict()) for name, part in self.parts.items()}
+        self.last_good = f"{self.path} at step {now.step}"
+        if processes().index != 0:
+            return
+        state = {"kind": KIND, "settings": self.settings, "parts": parts}
         with atomic_path(self.path) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(state, file)
@@ -85,7 +93,15 @@ class Checkpoint:
                 raise OSError(" ".join(str(error).split())) from error
             file.flush()
             os.fsync(file.fileno())  # a power cut after the replacement must not leave an empty file
-        self.last_good = f"{self.path} at step {now.step}"
+
+
+def _in_shards(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Shard the moments in a saved ``state`` as the weights that they belong to are."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, moments in state["state"].items():
+        for name, moment in moments.items():
+            if moment.ndim:  # not the count of steps
+                moments[name] = like(moment, weights[index])
 
 
 def remove_checkpoint(path: str | Path) -> None:
@@ -133,7 +149,7 @@ class Weights(dict[str, Tensor]):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, tensor in self.items():
-                tensor.copy_(state[name])
+                tensor.copy_(like(state[name], tensor))
 
     def clone(self) -> Weights:
         """The same values in tensors of their own."""

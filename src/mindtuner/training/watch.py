@@ -12,7 +12,9 @@ from mindtuner import runtime
 from mindtuner.data import Trials
 from mindtuner.errors import TrainingDiverged
 from mindtuner.model import BrainNetwork
+from mindtuner.processes import processes
 from mindtuner.training.batches import Feed
+from mindtuner.training.distributed import add_up
 from mindtuner.training.state import Progress
 from mindtuner.training.targets import Targets
 
@@ -25,6 +27,9 @@ def gradient_norms(weighted: dict[str, Tensor], parameters: list[nn.Parameter], 
     norms = {}
     for name, loss in weighted.items():
         gradients = torch.autograd.grad(scale * loss, parameters, retain_graph=True, allow_unused=True)
+        if processes().count > 1:  # of the whole batch
+            gradients = [add_up(torch.zeros_like(p) if g is None else g.contiguous())
+                         for p, g in zip(parameters, gradients, strict=True)]
         norms[name] = torch.stack([g.norm() for g in gradients if g is not None]).norm().item() / scale
     return {name: norm for name, norm in norms.items() if math.isfinite(norm)}
 

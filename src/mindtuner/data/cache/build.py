@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mindtuner.data.cache.processes import processes
 from mindtuner.errors import UserError
 from mindtuner.files import read_json, write_json
+from mindtuner.processes import processes
 from mindtuner.runtime import progress
 
 

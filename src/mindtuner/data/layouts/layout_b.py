@@ -9,18 +9,15 @@ from __future__ import annotations
 import csv
 import json
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
-import scipy.io
-from scipy.io.matlab import MatReadError
 
 from mindtuner.data.layouts.layout_a import CAPTIONS_PER_IMAGE
+from mindtuner.data.layouts.matlab5 import read_tables
 from mindtuner.data.rows import open_hdf5
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
@@ -92,10 +89,8 @@ def read_design(root: Path, count: int) -> Design:
         raise UserError(f"{path}: not found; expected NSD's experimental design")
     names = ("masterordering", "subjectim", "sharedix")
     try:
-        fields = scipy.io.loadmat(path, variable_names=names)
-    # scipy parses as it goes, so a damaged file shows as whichever of these comes first.
-    except (MatReadError, ValueError, TypeError, OSError, EOFError, LookupError, OverflowError, MemoryError,
-            NotImplementedError, struct.error, zlib.error) as error:
+        fields = read_tables(path, names)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a whole MATLAB file ({_one_line(error)}); expected NSD's experimental design, "
                         "MATLAB 5 format") from error
     if missing := [name for name in names if name not in fields]:
@@ -109,8 +104,8 @@ def read_design(root: Path, count: int) -> Design:
 
 def _ids(path: Path, name: str, array: np.ndarray, high: int) -> np.ndarray:
     """Whole numbers 1..high of a 2-D array, as int64 from 0."""
-    if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "iuf":
-        raise UserError(f"{path}: {name} has shape {array.shape} and dtype {array.dtype}; expected a table of numbers")
+    if array.size == 0:
+        raise UserError(f"{path}: {name} has shape {array.shape}; expected a table of numbers")
     wrong = ~((array >= 1) & (array <= high) & (array == np.floor(array)))
     if wrong.any():
         place = tuple(int(i) + 1 for i in np.argwhere(wrong)[0])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from mindtuner.errors import UserError
 
@@ -31,20 +34,31 @@ class Processes:
             return
         from accelerate import PartialState
 
-        try:
+        with ended_early():
             PartialState().wait_for_everyone()
-        except RuntimeError as error:
-            raise UserError(f"process {self.index} of {self.count}: another process of this launch has ended early; expected "
-                            "all to come to the end (what is done is kept: give the same command again)") from error
+
+
+@contextlib.contextmanager
+def ended_early() -> Iterator[None]:
+    """Around what needs all processes: a UserError where one of them has ended instead."""
+    try:
+        yield
+    except RuntimeError as error:
+        group = processes()
+        talking = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+        if group.count == 1 or not talking:
+            raise
+        raise UserError(f"process {group.index} of {group.count}: another process of this launch has ended early; expected "
+                        "all to come to the end (what is done is kept: give the same command again)") from error
 
 
 @functools.cache
 def processes() -> Processes:
     """The processes that this one was launched with, as RANK and WORLD_SIZE say; by itself where they do not.
 
-    They talk over the CPU (gloo), since all they tell one another is that they are there, for which a GPU's own way of
-    talking would be in the way; each takes a GPU of its own where there are any. Raises UserError where they do not find
-    one another.
+    Here they talk over the CPU (gloo): that they are there, and plain values. Each takes a GPU of its own where there are
+    any; for tensors on these, training opens another channel (``training/distributed.py``). Raises UserError where they do
+    not find one another.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return Processes()
