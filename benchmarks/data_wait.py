@@ -1,13 +1,19 @@
 """How long does a training step wait for its data? And what memory does a cache far larger than memory take?
 
     python benchmarks/data_wait.py OUT [--config quick] [--stimuli 2000] [--trials 3000] [--voxels 4000] [--subjects 2]
-                                       [--steps 40] [--runs 5]
+                                       [--steps 40] [--runs 5] [--paces S ...]
+    python benchmarks/data_wait.py OUT --config paper --subjects 7 --voxels 15724 --trials 800 --stimuli 3000
+                                       --steps 10 --runs 3 --paces 0 0.2 0.5 1
 
 Targets are random rows of caches (image tokens in bfloat16, the rest in float32), betas random rows of HDF5 files, none of
 them held in memory. Every run trains ``--steps`` steps of the config's pretraining; "from disk" asks the system to forget
 all files first, "from memory" does not. Waiting is what the loop spends in asking for the next batch or for rows of
 targets; reading that goes on beside a step costs it nothing. The aim is a share of at most 5 %. The first batch of a run,
 which nothing can hide, counts.
+
+The second command is of the paper's sizes in all that is read: 63 trials a step with 256 x 1664 tokens. Such a step keeps a
+CPU far too long, so nothing is trained: how much would a step of so many seconds (``--paces``) wait that leaves the CPU free,
+as one on a GPU does? It sleeps. Here the first batch is told apart. Pace 0 is how long a batch takes to read.
 
 Then a cache of 73,000 x 256 x 1664 bfloat16 (62 GB), a hole on disk that takes no room: opened, 50 batches of 63 random
 rows read, in a process of its own. Prints two tables in Markdown.
@@ -26,10 +32,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from release import make_targets
 
 from mindtuner import runtime
 from mindtuner.config import load_config
-from mindtuner.data import HalfRows, Subject, Trials, build_cache, open_cache
+from mindtuner.data import HalfRows, Subject, Trials, open_cache
 from mindtuner.data.cache import cache_header
 from mindtuner.data.rows import open_rows
 from mindtuner.files import claim_folder, write_json
@@ -57,44 +64,55 @@ def main() -> None:
     parser.add_argument("--config", default="quick")
     for name, default in (("stimuli", 2000), ("trials", 3000), ("voxels", 4000), ("subjects", 2), ("steps", 40), ("runs", 5)):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
+    parser.add_argument("--paces", type=float, nargs="+", metavar="S", help="seconds of steps that sleep; none is trained")
     options = parser.parse_args()
     if min(options.steps, options.runs) < 2:
         parser.error("--steps and --runs: expected at least 2, to see how they spread")
     config = load_config(options.config)
     claim_folder(options.out)
-    targets = make_targets(options.out, config.model, options.stimuli)
+    targets = make_targets(options.out, config.model, Count(options.stimuli))
     subjects = {f"subj{n:02d}": make_subject(options.out, n, options) for n in range(1, options.subjects + 1)}
-    batches.IN_MEMORY_BYTES = 0
     print(f"config {options.config}, {options.subjects} subjects of {options.voxels} voxels, {options.stimuli} stimuli, "
           f"{options.runs} runs of {options.steps} steps, {torch.get_num_threads()} threads, {runtime.device()}\n")
+    if options.paces:
+        sleeping(subjects, targets, config, options)
+    else:
+        training(subjects, targets, config, options)
+    full_size(options.out)
+
+
+def repeated(options: argparse.Namespace, where: str, run) -> np.ndarray:
+    """What ``run(seed)`` returns of each run, (runs, values); all files are forgotten first where data come from the disk."""
+    found = []
+    for seed in range(options.runs):
+        if where == "from disk":
+            forget(options.out)
+        found.append(run(seed))
+    return np.array(found)
+
+
+def training(subjects: dict[str, Subject], targets: Targets, config, options: argparse.Namespace) -> None:
+    """Print how long steps of training wait."""
     print("| data come | step, ms | wait, ms | share (lowest to highest run) | peak memory |\n|---|---:|---:|---:|---:|")
     for where in ("from disk", "from memory"):
-        runs = []
-        for seed in range(options.runs):
-            if where == "from disk":
-                forget(options.out)
-            runs.append(train(subjects, targets, config, options.steps, seed))
-        step, wait = np.array(runs).T
+        step, wait = repeated(options, where, lambda seed: train(subjects, targets, config, options.steps, seed)).T
         share = 100 * wait / step
         print(f"| {where} | {1000 * step.mean():.1f} ({1000 * step.std(ddof=1):.1f}) | {1000 * wait.mean():.2f} "
               f"({1000 * wait.std(ddof=1):.2f}) | {share.mean():.2f} % ({share.min():.2f} to {share.max():.2f}) "
               f"| {runtime.peak_memory_mb():.0f} MB |", flush=True)
-    full_size(options.out)
 
 
-def make_targets(folder: Path, model, count: int) -> Targets:
-    """Caches of random numbers in the shapes that ``model`` wants."""
-    low = (model.feature_positions, model.feature_width)
-    shapes = {"tokens": (model.tokens, model.width), "text": (model.text_width,),
-              "latents": (model.latent_channels, model.latent_side, model.latent_side), "features": low,
-              "features_augmented": low}
-
-    def draw(shape):
-        return lambda ids: np.random.default_rng(int(ids[0])).standard_normal((len(ids), *shape), np.float32)
-
-    return Targets(**{name: build_cache(folder, name, shape, "bfloat16" if name == "tokens" else np.float32, {},
-                                        Count(count), draw(shape), 64, name, inputs=lambda ids: ids)
-                      for name, shape in shapes.items()})
+def sleeping(subjects: dict[str, Subject], targets: Targets, config, options: argparse.Namespace) -> None:
+    """Print how long steps wait that take so many seconds and no CPU."""
+    print("| a step takes | data come | first batch, ms | wait, ms | share (lowest to highest run) |")
+    print("|---|---|---:|---:|---:|")
+    for pace in options.paces:
+        for where in ("from disk", "from memory"):
+            first, wait = 1000 * repeated(
+                options, where, lambda seed, pace=pace: sleep(subjects, targets, config, options.steps, seed, pace)).T
+            share = 100 * wait / (wait + 1000 * pace)
+            print(f"| {pace} s | {where} | {first.mean():.0f} ({first.std(ddof=1):.0f}) | {wait.mean():.1f} "
+                  f"({wait.std(ddof=1):.1f}) | {share.mean():.2f} % ({share.min():.2f} to {share.max():.2f}) |", flush=True)
 
 
 def make_subject(folder: Path, number: int, options: argparse.Namespace) -> Subject:
@@ -135,7 +153,7 @@ def train(subjects: dict[str, Subject], targets: Targets, config, steps: int, se
     runtime.seed_everything(seed)
     network = BrainNetwork(config.model, {name: subject.n_voxels for name, subject in subjects.items()})
     network.projector.requires_grad_(False)
-    feeds = batches.make_feeds(subjects, {name: subject.trials for name, subject in subjects.items()}, seed)
+    feeds = feeds_of(subjects, seed)
     per_epoch = batches.steps_per_epoch(feeds, config.pretrain.batch_per_subject * config.pretrain.accumulate)
     fit = dataclasses.replace(config.pretrain, epochs=steps / per_epoch)
     make, read = loop.batches, Targets.rows
@@ -146,6 +164,23 @@ def train(subjects: dict[str, Subject], targets: Targets, config, steps: int, se
     finally:
         loop.batches, Targets.rows = make, read
     return (time.perf_counter() - start) / steps, waited / steps
+
+
+def feeds_of(subjects: dict[str, Subject], seed: int) -> list[batches.Feed]:
+    return batches.make_feeds(subjects, {name: subject.trials for name, subject in subjects.items()}, seed)
+
+
+def sleep(subjects: dict[str, Subject], targets: Targets, config, steps: int, seed: int, pace: float) -> tuple[float, float]:
+    """Seconds until the first batch, and mean seconds that each later step of ``pace`` seconds waits for its batch."""
+    stream = batches.batches(feeds_of(subjects, seed), config.pretrain.batch_per_subject, 1 + steps, targets,
+                             ("tokens", *loop.LOWLEVEL))
+    waits = []
+    for _ in range(1 + steps):
+        start = time.perf_counter()
+        next(stream)
+        waits.append(time.perf_counter() - start)
+        time.sleep(pace)
+    return waits[0], float(np.mean(waits[1:]))
 
 
 def forget(folder: Path) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -24,69 +23,39 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
+from release import IMAGE, TRIALS, Plan, as_webdataset_writes, betas_of, forget, images_of, make, write_betas, write_images
 
-IMAGES, SHARED, OWN, TRIALS = 73_000, 1_000, 9_000, 750
+from mindtuner.data.nsd import SESSIONS, VOXELS
+
 LATER = 3  # sessions that came out after the older test split was made
-ROWS, CHUNK = 16, (16, 1)  # rows of betas and of images in a chunk, and at a time that are real
-PLACES = {"betas": 60, "images": 300}  # of such real rows, spread over a file
+RUN = {"betas": 16, "images": 1}  # neighbouring rows that are real, as many as a chunk has
+PLACES = {"betas": 60, "images": 2048}  # of such runs, spread over a file; of images those that are hashed
 BATCH = 64
 
 
 def real_rows(field: str, count: int) -> np.ndarray:
-    """The rows that are written, spread evenly over all, in whole chunks."""
-    size = CHUNK[field == "images"]
+    """The rows that are written, spread evenly over all, (places, run), in whole chunks."""
+    size = RUN[field]
     starts = np.linspace(0, count // size - 1, PLACES[field]).astype(np.int64) * size
-    return (starts[:, None] + np.arange(size)).ravel()
+    return starts[:, None] + np.arange(size)
 
 
-def betas_of(subject: int, rows: np.ndarray, voxels: int) -> np.ndarray:
-    """What is written, (n, V): each row tells subject, row and voxel."""
-    return (np.sin(np.arange(voxels) * (subject + 0.5))[None] + rows[:, None] * 1e-3).astype(np.float32)
+PLAN = Plan(SESSIONS, shared=1_000, own=9_000, betas=lambda count: real_rows("betas", count),
+            images=lambda count: real_rows("images", count))
 
 
-def images_of(ids: np.ndarray) -> np.ndarray:
-    """What is written, (n, 3, 224, 224): each image tells its id."""
-    ramp = np.linspace(0, 0.5, 3 * 224 * 224).reshape(3, 224, 224)
-    return (ramp[None] + (ids / (2 * IMAGES))[:, None, None, None]).astype(np.float16)
-
-
-def make(root: Path) -> None:
+def make_folders(root: Path) -> None:
     """Write the folder; its twin beside it differs in that betas of subject 1 and images come in chunks."""
     from mindtuner.data.layouts import layout_a
-    from mindtuner.data.layouts import layout_a_writer as writer
-    from mindtuner.data.nsd import SESSIONS, VOXELS
     from mindtuner.files import claim_folder
 
     claim_folder(root)
-    rng = np.random.default_rng(0)
-    ids = rng.permutation(IMAGES)
-    shared, own = ids[:SHARED], ids[SHARED:].reshape(-1, OWN)
-    is_shared = np.isin(np.arange(IMAGES), shared)
-    words = np.array("a man dog red bus on the green street near two large old trees in front of it".split())
-    writer.write_captions(root, [[" ".join(line) for line in words[rng.integers(0, len(words), (5, 11))]]
-                                 for _ in range(IMAGES - 1)] + [["w" * 250]])  # one long caption widens them all
-    writer.write_shared(root, is_shared)
-    shown, masks = {}, {}
-    for subject, (voxels, sessions) in enumerate(zip(VOXELS, SESSIONS, strict=True), 1):
-        stimulus = rng.permutation(np.repeat(np.concatenate([shared, own[subject - 1]]), 3))[:sessions * TRIALS]
-        trial = np.arange(len(stimulus))
-        table = writer.TrialTable(stimulus, trial // TRIALS + 1, trial % TRIALS // 63 + 1, trial % 63 + 1, trial * 4.0,
-                                  is_shared[stimulus])
-        writer.write_behaviour(root, subject, table)
-        older_split(layout_a.behaviour_folder(root, subject), table, sessions - LATER)
-        parts = rng.integers(0, 5, voxels)
-        masks[subject] = dict(zip(layout_a.ROIS, [parts >= 0, *(parts == part for part in range(5))], strict=True))
-        shown[subject] = stimulus
-        path = layout_a.betas_path(root, subject)
-        write_holes(path, "betas", (len(stimulus), voxels), np.float32, None,
-                    lambda rows, s=subject, v=voxels: betas_of(s, rows, v))
-        print(f"subject {subject}: {len(stimulus)} trials, {voxels} voxels", file=sys.stderr)
-    writer.write_indices(root, shown)
-    writer.write_masks(root, masks)
-    shape = (IMAGES, 3, 224, 224)
-    write_holes(root / layout_a.IMAGES, "images", shape, np.float16, None, images_of)
+    tables = make(root, PLAN)
+    for subject, table in tables.items():
+        older_split(layout_a.behaviour_folder(root, subject), table, SESSIONS[subject - 1] - LATER)
+    for tar in (root / "wds").rglob("*.tar"):
+        as_webdataset_writes(tar)
     chunked = root / "chunked"
     chunked.mkdir()
     for path in root.iterdir():
@@ -94,9 +63,8 @@ def make(root: Path) -> None:
             (chunked / path.name).symlink_to(path.resolve())
     for path in (layout_a.betas_path(chunked, 1), chunked / layout_a.IMAGES):
         path.unlink()
-    write_holes(layout_a.betas_path(chunked, 1), "betas", (len(shown[1]), VOXELS[0]), np.float32, (CHUNK[0], VOXELS[0]),
-                lambda rows: betas_of(1, rows, VOXELS[0]))
-    write_holes(chunked / layout_a.IMAGES, "images", shape, np.float16, (CHUNK[1], *shape[1:]), images_of)
+    write_betas(layout_a.betas_path(chunked, 1), 1, (len(tables[1]), VOXELS[0]), PLAN, (RUN["betas"], VOXELS[0]))
+    write_images(chunked / layout_a.IMAGES, PLAN, (RUN["images"], *IMAGE))
 
 
 def older_split(folder: Path, table, last: int) -> None:
@@ -110,25 +78,9 @@ def older_split(folder: Path, table, last: int) -> None:
         (folder / "test" / "0.tar").write_bytes(file.read(end) + bytes(2 * tarfile.BLOCKSIZE))
 
 
-def write_holes(path: Path, field: str, shape: tuple, dtype, chunks: tuple | None, rows_of: Callable) -> None:
-    """A dataset of full size of which only ``real_rows`` are on disk."""
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    if chunks:
-        plan.set_chunk(chunks)
-    else:
-        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # else a contiguous dataset would be filled when first written to
-        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    with h5py.File(path, "w") as file:
-        space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
-        data = h5py.Dataset(h5py.h5d.create(file.id, field.encode(), kind, space, plan))
-        size = CHUNK[field == "images"]
-        for rows in real_rows(field, shape[0]).reshape(-1, size):
-            data[rows[0]:rows[-1] + 1] = rows_of(rows)
-
-
 def chosen(field: str, count: int) -> np.ndarray:
     """A random batch among the rows that are real."""
-    return np.random.default_rng(1).permutation(real_rows(field, count))[:BATCH]
+    return np.random.default_rng(1).permutation(real_rows(field, count).ravel())[:BATCH]
 
 
 def same(got: np.ndarray, expected: np.ndarray) -> str:
@@ -144,7 +96,7 @@ def read_betas(root: Path) -> Callable:
 def read_images(root: Path) -> Callable:
     from mindtuner.data import load
     stimuli = load(root, [1]).stimuli
-    ids = chosen("images", IMAGES)
+    ids = chosen("images", PLAN.n_images)
     return lambda: same(stimuli.images(ids), images_of(ids))
 
 
@@ -216,19 +168,8 @@ CALLS = {  # label -> (folder below OUT, what prepares the call, with the files'
     "betas of a session, chunked file": ("chunked", read_session, True),
     f"{BATCH} random images": (".", read_images, True),
     f"{BATCH} random images, chunked file": ("chunked", read_images, True),
-    "`stimuli.hash` (2,048 images)": (".", hash_of, False),
+    "`stimuli.hash` (2,048 images)": (".", hash_of, True),
 }
-
-
-def forget(root: Path) -> None:
-    """Let the system drop the files' pages (Linux), so that they are read from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        os.sync()
-        for path in root.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                descriptor = os.open(path, os.O_RDONLY)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                os.close(descriptor)
 
 
 def measure(root: Path, label: str) -> None:
@@ -254,7 +195,7 @@ def main() -> None:
         return
     done = options.out / "made"
     if not done.exists():
-        make(options.out)
+        make_folders(options.out)
         done.touch()
     files = [path.stat() for path in options.out.rglob("*") if path.is_file() and not path.is_symlink()]
     print(f"{datetime.date.today():%Y-%m-%d}: {len(files)} files, {sum(s.st_size for s in files) / 1e9:.0f} GB, of which "

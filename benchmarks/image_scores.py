@@ -8,9 +8,12 @@ of two-way identification picture by picture; correlations are numpy's corrcoef 
 scikit-image's, pair by pair; a network of which two layers are wanted runs twice. Each runs in a process of its own, after
 one on four pairs that loads the libraries.
 
-The networks are stand-ins of one convolution, with as many features as the real ones, since their own time is left out: it is
-taken within them and subtracted. Seconds are those that the process itself worked. ``--write`` puts the tables between the
-file's ``image_scores:begin`` and ``image_scores:end`` comments.
+Both begin twice: with the pictures in memory, as that notebook does, and with two folders of PNG files, which one pass reads
+once, as ``mindtuner score`` does, and one by one each score for itself.
+
+The networks are stand-ins of one pooling and one convolution, with as many features as the real ones, since their own time is
+left out: it is taken within them and subtracted. Seconds are those that the process itself worked. ``--write`` puts the
+tables between the file's ``image_scores:begin`` and ``image_scores:end`` comments.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ import argparse
 import datetime
 import multiprocessing
 import re
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from mindtuner import runtime
@@ -43,9 +48,12 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
     found = {}
-    for way in (one_pass, one_by_one):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[way.__name__.replace("_", " ")] = pool.apply(measure, (way, options.pairs, options.side, options.seed))
+    with tempfile.TemporaryDirectory() as folder:
+        for from_files in (False, True):
+            for way in (one_pass, one_by_one):
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    found[way.__name__, from_files] = pool.apply(
+                        measure, (way, options.pairs, options.side, options.seed, Path(folder) if from_files else None))
     text = tables(found, options)
     print(text)
     if options.write:
@@ -56,27 +64,61 @@ def main() -> None:
         write_text(options.write, new)
 
 
-def tables(found: dict[str, tuple], options: argparse.Namespace) -> str:
-    ours, loop = found["one pass"], found["one by one"]
+def tables(found: dict[tuple, tuple], options: argparse.Namespace) -> str:
     lines = [f"`python benchmarks/image_scores.py --pairs {options.pairs} --side {options.side} --seed {options.seed}`, "
              f"{datetime.date.today():%Y-%m-%d}, {torch.get_num_threads()} threads, {runtime.device()}", "",
-             "| | one pass | one by one | ratio |", "|---|---:|---:|---:|",
-             f"| seconds without the networks | {ours[1]:.1f} | {loop[1]:.1f} | **{loop[1] / ours[1]:.1f}** |",
-             f"| seconds in the stand-in networks | {ours[2]:.1f} | {loop[2]:.1f} | {loop[2] / ours[2]:.1f} |",
-             f"| peak memory, MB (of it {ours[3]:.0f} before) | {ours[4]:.0f} | {loop[4]:.0f} | {loop[4] / ours[4]:.1f} |",
-             "", "| score | one pass | one by one | difference |", "|---|---:|---:|---:|"]
-    lines += [f"| {score} | {value:.6f} | {loop[0][score]:.6f} | {abs(value - loop[0][score]):.0e} |"
-              for score, value in ours[0].items()]
+             "| | one pass | one by one | ratio |", "|---|---:|---:|---:|"]
+    for from_files, source in ((False, "pictures in memory"), (True, "PNG files")):
+        ours, loop = found["one_pass", from_files], found["one_by_one", from_files]
+        lines += [f"| {source}: seconds without the networks | {ours[1]:.1f} | {loop[1]:.1f} | **{loop[1] / ours[1]:.1f}** |",
+                  f"| seconds in the stand-in networks | {ours[2]:.1f} | {loop[2]:.1f} | {loop[2] / ours[2]:.1f} |",
+                  f"| peak memory, MB (one pass: {ours[3]:.0f} before) | {ours[4]:.0f} | {loop[4]:.0f} | "
+                  f"{loop[4] / ours[4]:.1f} |"]
+    scores = [found[way, from_files][0] for from_files in (False, True) for way in ("one_pass", "one_by_one")]
+    lines += ["", "| score | one pass | one by one | largest difference of the four |", "|---|---:|---:|---:|"]
+    for score, value in scores[0].items():
+        values = [own[score] for own in scores]
+        lines.append(f"| {score} | {value:.6f} | {values[1]:.6f} | {max(values) - min(values):.0e} |")
     return "\n".join(lines)
 
 
-def measure(way, pairs: int, side: int, seed: int) -> tuple[dict[str, float], float, float, float, float]:
+def measure(way, pairs: int, side: int, seed: int, folder: Path | None) -> tuple:
     """Mean scores; CPU seconds without the networks, and in them; peak memory in MB before and after."""
-    way(*pictures(4, side, seed), [0.0])
-    seen, painted = pictures(pairs, side, seed)
+    way(Source(pictures(4, side, seed)), [0.0])
+    sets = pictures(pairs, side, seed)
+    source = Source(sets, folder)
+    del sets
     before, start, spent = runtime.peak_memory_mb(), time.process_time(), [0.0]
-    scores = way(seen, painted, spent)
+    scores = way(source, spent)
     return scores, time.process_time() - start - spent[0], spent[0], before, runtime.peak_memory_mb()
+
+
+class Source:
+    """Where the seen and the painted pictures, uint8 (n, 3, H, W) each, are read from: memory, or a folder of PNG files."""
+
+    def __init__(self, sets: tuple[np.ndarray, np.ndarray], folder: Path | None = None):
+        self.sets, self.folders = sets, None
+        if folder is not None:
+            self.sets, self.folders = None, tuple(folder / name for name in ("seen", "painted"))
+            for own, images in zip(self.folders, sets, strict=True):
+                own.mkdir(exist_ok=True)
+                for k, image in enumerate(images):
+                    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(own / f"{k:04d}.png")
+
+    def once(self) -> tuple[np.ndarray, np.ndarray]:
+        """As the package reads them."""
+        from mindtuner.evaluation.scores.picture_files import read_pairs
+
+        return self.sets or read_pairs(*self.folders)[1:]
+
+    def plainly(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As floats in 0..1: files at each call, those in memory at the first."""
+        if self.folders is None:
+            if isinstance(self.sets[0], np.ndarray):
+                self.sets = tuple(torch.from_numpy(images).float() / 255 for images in self.sets)
+            return self.sets
+        return tuple(torch.stack([torch.from_numpy(np.array(Image.open(path)).transpose(2, 0, 1)).float() / 255
+                                  for path in sorted(own.iterdir())]) for own in self.folders)
 
 
 def pictures(pairs: int, side: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +137,7 @@ def pictures(pairs: int, side: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class StandIn(nn.Module):
-    """One convolution and ReLU for each of the scores, with the number of features that the real layer has."""
+    """Pooling, one convolution and ReLU for each of the scores, with the number of features that the real layer has."""
 
     def __init__(self, scores: tuple[str, ...], side: int, spent: list[float]):
         super().__init__()
@@ -104,44 +146,43 @@ class StandIn(nn.Module):
         for score in scores:
             channels, places = SHAPES[score]
             torch.manual_seed(len(score))
-            cell = side // (places or 4)
-            self.layers[score] = nn.Conv2d(3, channels, cell, cell)
+            self.layers[score] = nn.Sequential(nn.AvgPool2d(side // (places or 4)), nn.Conv2d(3, channels, 1), nn.ReLU())
         spent[0] += time.process_time() - start
 
     @torch.inference_mode()
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         start, found = time.process_time(), {}
         for score, layer in self.layers.items():
-            maps, places = layer(pixels).relu_(), SHAPES[score][1]
-            found[score] = maps[..., :places, :places] if places else maps.mean((2, 3))
+            maps, places = layer(pixels), SHAPES[score][1]
+            found[score] = maps[..., :places, :places].contiguous() if places else maps.mean((2, 3))
         self.spent[0] += time.process_time() - start
         return found
 
 
-def one_pass(seen: np.ndarray, painted: np.ndarray, spent: list[float]) -> dict[str, float]:
+def one_pass(source: Source, spent: list[float]) -> dict[str, float]:
     from mindtuner.evaluation.scores.images import score_images
     from mindtuner.evaluation.scores.preparation import PUBLISHED
 
+    seen, painted = source.once()
     networks = [Network(name, form.label, form.side, *form.normalisation, form.layers,
                         partial(StandIn, tuple(form.layers), form.side, spent), "stand-in") for name, form in FORMS.items()]
     scores, _ = score_images(seen, {"painted": painted}, networks, PUBLISHED)
     return {score: float(values.mean()) for score, values in scores["painted"].items()}
 
 
-def one_by_one(seen: np.ndarray, painted: np.ndarray, spent: list[float]) -> dict[str, float]:
+def one_by_one(source: Source, spent: list[float]) -> dict[str, float]:
     from scipy.spatial.distance import correlation
     from skimage.color import rgb2gray
     from skimage.metrics import structural_similarity
     from torchvision import transforms
 
-    true, made = (torch.from_numpy(images).float() / 255 for images in (seen, painted))
     resize = partial(transforms.Resize, antialias=False)
 
-    def pixcorr() -> float:
+    def pixcorr(true: torch.Tensor, made: torch.Tensor) -> float:
         flat_true, flat_made = (resize(425)(images).reshape(len(images), -1) for images in (true, made))
         return float(np.mean([np.corrcoef(a, b)[0][1] for a, b in zip(flat_true, flat_made, strict=True)]))
 
-    def ssim() -> float:
+    def ssim(true: torch.Tensor, made: torch.Tensor) -> float:
         grey_true, grey_made = (rgb2gray(resize(425)(images).permute(0, 2, 3, 1)) for images in (true, made))
         return float(np.mean([structural_similarity(b, a, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
                                                     data_range=1.0) for a, b in zip(grey_true, grey_made, strict=True)]))
@@ -152,19 +193,19 @@ def one_by_one(seen: np.ndarray, painted: np.ndarray, spent: list[float]) -> dic
         network = StandIn(tuple(form.layers), form.side, spent)
         return torch.cat([network(part)[score].flatten(1) for part in pixels.split(32)]).numpy()
 
-    def two_way(score: str, form) -> float:
+    def two_way(true: torch.Tensor, made: torch.Tensor, score: str, form) -> float:
         of_made, of_true = (features(images, form, score, True) for images in (made, true))
         r = np.corrcoef(of_true, of_made)[:len(true), len(true):]
         return float(np.mean(np.sum(r < np.diag(r), 0)) / (len(true) - 1))
 
-    def distance(score: str, form) -> float:
+    def distance(true: torch.Tensor, made: torch.Tensor, score: str, form) -> float:
         of_true, of_made = (features(images, form, score, False) for images in (true, made))
         return float(np.mean([correlation(a, b) for a, b in zip(of_true, of_made, strict=True)]))
 
-    found = {"pixcorr": pixcorr(), "ssim": ssim()}
+    scores = {"pixcorr": pixcorr, "ssim": ssim}
     for form in FORMS.values():
-        found |= {score: (distance if score in DISTANCES else two_way)(score, form) for score in form.layers}
-    return found
+        scores |= {name: partial(distance if name in DISTANCES else two_way, score=name, form=form) for name in form.layers}
+    return {name: score(*source.plainly()) for name, score in scores.items()}
 
 
 if __name__ == "__main__":

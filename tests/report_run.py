@@ -92,6 +92,37 @@ def make_run(folder, side=64, subject=1, sessions=1, seed=0, level=0.62):
     return folder
 
 
+def add_pools(run, pool=5):
+    """Retrieval among all TESTS candidates and among ``pool``, for two methods, as ``evaluate --pool`` leaves it."""
+    sizes = {TESTS: (0.5, 0.75, 3.0), pool: (0.625, 1.0, 1.5)}
+    for method, worse in (("mindtuner", 0.0), ("shuffled_brain", 0.25)):
+        entries = [{"pool": size, **{name: value + (worse if name == "median_rank" else -worse)
+                                     for name, value in zip(("top1", "top5", "median_rank"), values, strict=True)}}
+                   for size, values in sizes.items()]
+        for entry in entries:
+            entry["ci95"] = {name: [entry[name] - 0.125, entry[name] + 0.125] for name in ("top1", "top5", "median_rank")}
+        entries[1]["subsets"] = {"count": 30, **{name: {"mean": entries[1][name], "sd": 0.0625}
+                                                 for name in ("top1", "top5", "median_rank")}}
+        edit(run / "results.json", "methods", method, "retrieval_pools",
+             value=dict.fromkeys(("image", "brain", "text"), entries))
+    chance = [{"pool": size, "top1": 1 / size, "top5": 5 / size, "median_rank": (size + 1) / 2} for size in sizes]
+    edit(run / "results.json", "chance", "retrieval_pools", value=dict.fromkeys(("image", "brain", "text"), chance))
+    return run
+
+
+def add_held_out(run):
+    """A category that three test images show, one of them painted: too few for the scores of pictures."""
+    def entry(mean, n):
+        return {"mean": mean, "ci": [mean - 0.125, mean + 0.125], "n": n}
+
+    others = {"retrieval": {"image": entry(0.625, TESTS - 3)}, "reconstruction": {"pixcorr": entry(0.5, PICTURES - 1)}}
+    edit(run / "results.json", "held_out", value={
+        "category": "red dog", "left_out": 41, "images": [1, 4, 21],
+        "of_category": {"mindtuner": {"retrieval": {"image": entry(0.25, 3)}}},
+        "others": {"shuffled_brain": {"retrieval": {"image": entry(0.125, TESTS - 3)}}, "mindtuner": others}})
+    return run
+
+
 def several(root):
     """Four runs: subject 1 with one session from two seeds, then with two sessions; subject 2 with one."""
     return [make_run(root / "a", level=0.6), make_run(root / "b", level=0.4, seed=1),

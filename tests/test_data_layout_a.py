@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindtuner.data import load
+from mindtuner.data import FileRows, load
 from mindtuner.data.checks import check
 from mindtuner.data.layouts import layout_a_writer as writer
+from mindtuner.data.rows import ChunkedRows
 from mindtuner.errors import UserError
 
 VOXELS, IMAGES, TRIALS = 7, 6, 40
@@ -221,7 +222,7 @@ def chunked_subject(tmp_path_factory):
     with h5py.File(path, "w") as file:
         file.create_dataset("betas", data=plain.betas[1], chunks=(8, VOXELS), compression="gzip")
     mapped, chunked = load(plain.root, [1]).subject(1), load(packed.root, [1]).subject(1)
-    assert isinstance(mapped.source, np.memmap) and not isinstance(chunked.source, np.ndarray)
+    assert isinstance(mapped.source, FileRows) and isinstance(chunked.source, ChunkedRows)
     return mapped, chunked, plain.betas[1]
 
 

@@ -1,7 +1,10 @@
 """What is read and what is not, and the ways around tarfile and HDF5 that make the full size quick."""
 
+import hashlib
 import io
+import json
 import tarfile
+import threading
 
 import h5py
 import numpy as np
@@ -10,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data_layout_a import TRIALS, make, raw_samples
 
-from mindtuner.data import load
+from mindtuner.data import Stimuli, dataset, load
+from mindtuner.data.ahead import ahead
+from mindtuner.data.captions import BLOCK
 from mindtuner.data.layouts import layout_a
 from mindtuner.data.layouts.behaviour_tar import read_behaviour
-from mindtuner.data.rows import open_rows
+from mindtuner.data.rows import FileRows, open_rows, unmapped
 from mindtuner.errors import UserError
 
 
@@ -95,6 +100,73 @@ def test_chunked_rows_are_the_rows_of_the_array(tmp_path, kind):
 
     any_rows()
     np.testing.assert_array_equal(rows[np.arange(33)], data)
+
+
+@pytest.mark.parametrize("shape", [(19,), (19, 3), (19, 2, 4)])
+def test_rows_of_a_file_are_those_of_the_array(tmp_path, shape):
+    data = np.random.default_rng(0).standard_normal(shape).astype(">f4")
+    np.save(tmp_path / "x.npy", data)
+    rows = unmapped(tmp_path / "x.npy", np.load(tmp_path / "x.npy", mmap_mode="r"))
+    assert isinstance(rows, FileRows) and rows.shape == shape and rows.ndim == len(shape) and len(rows) == 19
+    np.testing.assert_array_equal(rows, data)
+    np.testing.assert_array_equal(np.asarray(rows, np.float64), data)
+    ids = np.array([7, 2, 18, 7, 0, 1])
+    for index in (ids, [], ids[:0], slice(3, 17, 4), slice(None, None, -1), slice(4, 4), 5, -1, np.arange(19) % 2 == 0,
+                  ids.reshape(2, 3)):
+        got = rows[index]
+        assert got.dtype == data[index].dtype and np.array_equal(got, data[index]), index
+    with pytest.raises(IndexError):
+        rows[19]
+    with open(tmp_path / "x.npy", "r+b") as file:
+        file.truncate((tmp_path / "x.npy").stat().st_size - 1)
+    np.testing.assert_array_equal(rows[:18], data[:18])
+    with pytest.raises(UserError, match="x.npy: ends within row 18; expected 19 rows"):
+        rows[16:]
+
+
+def test_an_array_in_fortran_order_is_read_as_well(tmp_path):
+    data = np.asfortranarray(np.arange(12.0).reshape(3, 4))
+    np.save(tmp_path / "x.npy", data)
+    np.testing.assert_array_equal(unmapped(tmp_path / "x.npy", np.load(tmp_path / "x.npy", mmap_mode="r")), data)
+
+
+def test_what_comes_next_is_read_while_the_rest_is_used():
+    asked, lock = [], threading.Event()
+
+    def items():
+        for k in range(9):
+            asked.append(k)
+            yield k
+
+    def slow_at_first(k):
+        if k == 0:
+            lock.wait(10)
+        elif k == 2:
+            lock.set()  # so 1 and 2 are read while 0 is not there yet
+        return k * k
+
+    found = ahead(slow_at_first, items(), threads=3)
+    assert next(found) == 0 and asked == [0, 1, 2, 3]
+    assert next(found) == 1 and asked == [0, 1, 2, 3, 4]
+    assert list(found) == [k * k for k in range(2, 9)] and list(ahead(str, [])) == []
+
+
+def test_an_error_comes_where_its_item_would_and_ends_the_reading():
+    read = []
+
+    def fails(k):
+        read.append(k)
+        return 1 / (3 - k)
+
+    found = ahead(fails, range(100))
+    assert [next(found) for _ in range(3)] == [1 / 3, 1 / 2, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+    assert max(read) <= 4
+    stopped = ahead(fails, range(10, 100))
+    next(stopped)
+    stopped.close()
+    assert len(read) <= 5 + 2
 
 
 def behaviour_by_tarfile(path):
@@ -195,11 +267,25 @@ def test_repeats_are_how_often_an_image_came_before(shown):
     assert repeat.dtype == np.int64 and repeat.tolist() == expected
 
 
-def test_captions_of_more_than_one_block(tmp_path):
-    count = 2 * layout_a.CAPTIONS_BLOCK + 3
-    table = np.array([[f"{i} {k}" * (k != i % 6) for k in range(5)] for i in range(count)])
+def test_captions_of_more_than_one_block(tmp_path, monkeypatch):
+    """Read as they are asked for, or all there: the same captions, the same stimuli."""
+    count = 2 * BLOCK + 3
+    table = np.array([[f"{i} \N{GREEK SMALL LETTER ALPHA}{k}" * (k != i % 6) for k in range(4)] + [" "]
+                      for i in range(count)])
+    every = [tuple(text for text in texts if text.strip()) for texts in table.tolist()]
     np.save(tmp_path / "captions.npy", table)
-    assert layout_a.load_captions(tmp_path / "captions.npy", count) == table.tolist()
+    stored = layout_a.load_captions(tmp_path / "captions.npy", count)
+    assert stored == every and every != stored[:-1] and stored != [*every[:-1], ("other",)]
+    assert stored[BLOCK] == stored[BLOCK - count] == every[BLOCK]
+    assert stored[BLOCK - 1:BLOCK + 1] == every[BLOCK - 1:BLOCK + 1]
+    with pytest.raises(IndexError):
+        stored[count]
+    images = np.broadcast_to(np.float16(0.5), (count, 3, 224, 224))
+    monkeypatch.setattr(dataset, "HASH_ALL_BYTES", 1000)
+    monkeypatch.setattr(dataset, "HASH_SAMPLE", 2)
+    lazy, there = (Stimuli(images, captions, np.zeros(count, bool), "x") for captions in (stored, every))
+    expected = hashlib.sha256(json.dumps([[count, 3, 224, 224], "float16", every]).encode() + images[:2].tobytes())
+    assert lazy.hash == there.hash == expected.hexdigest()
     with pytest.raises(UserError, match="captions.npy: has shape"):
         layout_a.load_captions(tmp_path / "captions.npy", count + 1)
 

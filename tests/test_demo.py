@@ -57,10 +57,9 @@ def test_results_have_the_fields_of_the_schema(results):
             assert low <= method["reconstruction"][score] <= high
     for name, method in results["methods"].items():
         assert set(method["brain"]) == set(results["brain"]["regions"]) and "nsd_general" in method["brain"]
-        assert ("captions" in method) == (name != "nearest_training_image")
-        if "captions" in method:
-            assert set(method["captions"]) == set(method["ci95"]["captions"]) == set(results["chance"]["captions"])
-            assert all(name in levels for levels in results["chance"]["captions"].values())
+        assert set(method["captions"]) == set(method["ci95"]["captions"]) == set(results["chance"]["captions"])
+        assert all(name in levels for levels in results["chance"]["captions"].values())
+        assert "written" not in method  # the compact generator writes nothing
     n = load_config("quick").simulate.shared_images
     assert results["chance"]["retrieval"] == {d: pytest.approx(1 / n, abs=1e-6) for d in ("image", "brain", "text")}
     assert results["chance"]["two_way"] == 0.5 and set(results["chance"]["reconstruction"]) == {"pixcorr", "ssim"}
@@ -102,7 +101,7 @@ def test_pictures_and_words_belong_together(quick):
         stages = {name.partition("/")[2] for name in pictures if name.startswith(f"{method}/")}
         expected = {"nearest_training_image": {"reconstructed"}, "prior_only": {"reconstructed", "corrected"}}
         assert stages == expected.get(method, {"lowlevel", "reconstructed", "corrected"})
-        assert ("retrieved_caption" in run.words["methods"][method]) == (method != "nearest_training_image")
+        assert len(run.words["methods"][method]["retrieved_caption"]) == len(seen)
     for position, caption in zip(run.words["picture_index"], run.words["seen_captions"], strict=True):
         assert run.words["all_captions"][position] == caption
     # a thumbnail is the seen picture, halved

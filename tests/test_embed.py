@@ -296,6 +296,7 @@ class Lengths:
 
 def test_an_image_without_a_caption_has_the_text_0(simulated, tmp_path):
     stimuli = load(simulated).stimuli
+    stimuli.captions = list(stimuli.captions)
     expected = np.array([np.mean([len(caption) for caption in group]) for group in stimuli.captions])
     stimuli.captions[2], expected[2] = (), 0
     [_, text] = compact_towers(stimuli, tmp_path, None, Lengths(), None)

@@ -60,7 +60,7 @@ def test_one_pass_gives_what_each_score_gives_by_itself(pictures, choices, monke
     starts = {"alexnet2": 0, "alexnet5": 1, "swav": 0}
     for key, painted in sets.items():
         true, mine = ({name: by_hand(some, 16, start, choices) for name, start in starts.items()} for some in (seen, painted))
-        sized = [prepare(some, choices.pixel_side, choices, torch.float64).numpy() for some in (painted, seen)]
+        sized = [prepare(some, choices.pixel_side, choices).numpy() for some in (painted, seen)]
         expected = {"pixcorr": pixcorr(*sized), "ssim": ssim(*sized),
                     **{name: two_way(mine[name], true[name], choices.ties) for name in ("alexnet2", "alexnet5")},
                     "swav": distance(mine["swav"], true["swav"])}

@@ -18,6 +18,7 @@ from mindtuner.evaluation.scores.retrieval import (
     text_retrieval,
     top5_ids,
 )
+from mindtuner.evaluation.statistics import bootstrap_ci
 
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -190,6 +191,12 @@ def test_the_mean_over_many_subsets_converges_to_the_closed_form(monkeypatch):
         drawn = small["subsets"][name]
         assert abs(drawn["mean"] - small[name]) < 4 * drawn["sd"] / 4000**0.5
         assert drawn["sd"] > 0 and every[name] < small[name]  # a smaller pool is easier
+    for entry in (every, small):
+        for name, (low, high) in entry["ci95"].items():
+            assert low < entry[name] < high
+    assert every["ci95"]["top1"] == list(bootstrap_ci(found.top1, 0))
+    draws = np.random.default_rng(7).choice(found.ranks, (4000, 60))  # by another stream of random numbers
+    assert every["ci95"]["median_rank"] == pytest.approx(np.percentile(np.median(draws, 1), (2.5, 97.5)), abs=0.5)
     assert every["top1"] == found.top1.mean() and every["median_rank"] == np.median(found.ranks)
     # a query's expected rank: its share of the others come along
     assert small["median_rank"] == pytest.approx(np.median(1 + (found.ranks - 1) * 19 / 59))
@@ -212,5 +219,7 @@ def test_pools_of_guessing_are_at_their_chance():
 
 def test_a_pool_as_large_as_all_is_all():
     found = score(np.eye(6), np.arange(6))
-    assert pools(found, 6, 0) == pools(found, 300, 0) == [{"pool": 6, "top1": 1.0, "top5": 1.0, "median_rank": 1.0}]
+    assert pools(found, 6, 0) == pools(found, 300, 0) == [{
+        "pool": 6, "top1": 1.0, "top5": 1.0, "median_rank": 1.0,
+        "ci95": dict.fromkeys(("top1", "top5", "median_rank"), [1.0, 1.0])}]
     assert expected_top_k(*(table.sum(1) for table in (found.ahead, found.tied)), 6, 1, 1).tolist() == [1.0] * 6

@@ -1,5 +1,6 @@
 """From data to pictures at full size, through the command line, on tiny random models in the published ones' formats."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -15,15 +16,19 @@ from safetensors.numpy import load_file
 from test_cli import refused
 
 from mindtuner.cli import main
+from mindtuner.cli.towers import stored_targets
+from mindtuner.config import load_config
 from mindtuner.data import load
+from mindtuner.decoding.captions import GitCaptioner
 from mindtuner.decoding.decoder import Decoder
-from mindtuner.decoding.full_size import FullSizeGenerator, batch_for
+from mindtuner.decoding.full_size import FullSizeGenerator, Sources, batch_for
 from mindtuner.decoding.prompts import build_prompts, category_bank
 from mindtuner.decoding.sdxl import SdxlRefiner, blend
 from mindtuner.decoding.unclip import UnclipGenerator
 from mindtuner.decoding.words import TextBank
 from mindtuner.encoders.openclip import OpenClipTextEncoder
 from mindtuner.encoders.sd_vae import StableAutoencoder
+from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json, write_json
 from mindtuner.training import load_fingerprint, load_network, read_card
@@ -57,7 +62,8 @@ def evaluated(lab, models):
     """The run of ``evaluate``, stopped between two methods and then going on."""
     out, real = lab.root / "evaluated", FullSizeGenerator.stages
     evaluate = ["evaluate", lab.tuned, lab.data, out, "--cache", lab.cache, "--device", "cpu", "--generator", "sdxl",
-                "--unclip", models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--side", SIDE]
+                "--unclip", models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--captions", models.git,
+                "--converter", models.converter, "--side", SIDE]
     asked = []
 
     def stages(self, tokens, words, lowlevel, images, title=""):
@@ -153,6 +159,30 @@ def test_evaluate_scores_the_same_pictures(lab, decoded, evaluated):
     np.testing.assert_allclose(run.pictures["seen"], pixels * 255, atol=0.51)
 
 
+def test_evaluate_scores_what_git_writes(lab, models, decoded, evaluated):
+    """The captions of decode, beside the retrieved ones; those of a control by the captioner called by hand."""
+    run, words = load_run(evaluated), load_run(evaluated).words["methods"]
+    dataset = load(lab.data, [1])
+    images = np.unique(dataset.subject(1).test.stimulus)[run.words["picture_index"]]
+    there = {image: decoded / "pictures" / f"{image:06d}.txt" for image in images}
+    assert any(path.exists() for path in there.values())  # decode painted fewer
+    for image, caption in zip(images, words["mindtuner"]["written_caption"], strict=True):
+        assert not there[image].exists() or there[image].read_text() == caption + "\n"
+    for method, own in run.results["methods"].items():
+        assert set(own["written"]) == set(own["captions"]) == set(run.results["chance"]["written"])
+        for score, mean in own["written"].items():
+            low, high = own["ci95"]["written"][score]
+            assert low <= mean <= high and method in run.results["chance"]["written"][score]
+            assert run.per_image[f"{method}/written/{score}"].shape == (len(images),)
+    pixels = np.round(dataset.stimuli.images(dataset.stimuli.training_images) * 255)
+    nearest = [dataset.stimuli.training_images[(pixels == shown).all((1, 2, 3)).argmax()]
+               for shown in run.pictures["nearest_training_image/reconstructed"]]
+    tokens = stored_targets(lab.cache, dataset.stimuli).tokens[np.array(nearest)]
+    captioner = GitCaptioner(models.git, models.converter, where="cpu", batch=1)
+    assert captioner.captions(tokens) == words["nearest_training_image"]["written_caption"]
+    assert "Captions written" in (evaluated / "report.html").read_text()
+
+
 def test_a_plain_convnext_has_another_width_and_says_so(lab, tmp_path, capsys):
     network = timm.create_model("test_convnext", num_classes=0)
     torch.save(network.state_dict(), tmp_path / "plain.pth")
@@ -229,6 +259,12 @@ def test_as_many_pictures_as_a_card_holds(card, monkeypatch):
     assert len(rows) == 3 and batch > 1
     for weights, one, each in rows:
         assert float(weights) + float(one) + (batch - 1) * float(each) < card - 2
+
+
+def test_several_corrections_are_refused_before_anything_is_loaded(tmp_path):
+    decode = dataclasses.replace(load_config("paper").decode, corrections=3)
+    with pytest.raises(UserError, match=r"decode\.corrections: is 3; expected 1 with the generator at full size"):
+        FullSizeGenerator(decode, 0, Sources(tmp_path / "none", str(tmp_path / "none")), {}, 8, None)
 
 
 # ---- refused, in one line
@@ -313,8 +349,6 @@ def test_towers_that_are_not_given(lab, models, tmp_path, capsys):
 def test_a_base_without_conventions_is_not_painted_by_sdxl():
     """A base of the package's own towers says nothing of token norms: there SDXL has no place."""
     from mindtuner.cli.painters import Speech
-    from mindtuner.errors import UserError
-
     with pytest.raises(UserError, match="card has no conventions"):
         Speech({}, {"seed": 0}, Path("base.safetensors")).conventions  # noqa: B018
     imported = {"token_norm": "after", "image_range": "mindeye2"}

@@ -4,7 +4,21 @@ import re
 
 import numpy as np
 import pytest
-from report_run import PICTURES, RANKS, SEEN, STAGES, TESTS, TWO_WAY, edit, make_run, several, strip, write_per_image
+from report_run import (
+    PICTURES,
+    RANKS,
+    SEEN,
+    STAGES,
+    TESTS,
+    TWO_WAY,
+    add_held_out,
+    add_pools,
+    edit,
+    make_run,
+    several,
+    strip,
+    write_per_image,
+)
 from safetensors.numpy import save_file
 
 from mindtuner.cli import main
@@ -110,7 +124,70 @@ def test_further_scores_are_shown_by_label_and_by_image(tmp_path):
     assert scores["reconstruction/swav"] == [1, None, 0.3, 0.4, 0.5, 0.6]
     assert scores["retrieval/image"] == [round(n / TESTS, 4) for n in SEEN]  # the position in the test list
     assert scores["retrieval/text"] == [round(n / TESTS, 4) if n else None for n in SEEN]  # image 0 has no text
+    assert not held["written"]
     assert "Not scored, because their networks were not there: AlexNet(5)." in write_report(run).read_text(encoding="utf-8")
+
+
+def test_captions_read_and_written_stand_apart(tmp_path):
+    run = make_run(tmp_path / "run")
+    for part, value in (("captions", 0.25), ("written", 0.5)):
+        edit(run / "results.json", "methods", "mindtuner", part, value={"meteor": value})
+        edit(run / "results.json", "methods", "mindtuner", "ci95", part, value={"meteor": [value - 0.125, value + 0.125]})
+        edit(run / "results.json", "chance", part, value={"meteor": {"mindtuner": value / 5}})
+    edit(run / "words.json", "methods", "mindtuner", "written_caption", value=[f"git writes {n} & more" for n in SEEN])
+    write_per_image(run, mindtuner__captions__meteor=[0.1] * PICTURES, mindtuner__written__meteor=[0.2] * PICTURES)
+    results = load_run(run).results
+    for part, title, value, ci, chance in (("captions", "Captions retrieved", "0.250", "0.125 to 0.375", "0.050"),
+                                           ("written", "Captions written", "0.500", "0.375 to 0.625", "0.100")):
+        (table,) = tables.tables(results, part)
+        assert table["title"] == title and table["columns"][0]["chance"] == chance
+        assert [(row["label"], row["cells"][0]["value"], row["cells"][0]["ci"]) for row in table["rows"]] == [
+            ("MindTuner", value, ci)]
+    told = [runs.load(run)]
+    held = gallery(told, runs.labels(told), PLENTY)
+    assert held["scores"]["written/meteor"]["label"] == "METEOR of the caption written"
+    assert held["runs"][0]["methods"]["ridge_only"]["written"] is None
+    body = re.search(r"<noscript>.*</noscript>", write_report(run).read_text(encoding="utf-8"), re.DOTALL)[0]
+    assert body.count('class="written">git writes ') == PICTURES and "git writes 21 &amp; more" in body
+
+
+def test_ranks_and_smaller_pools_stand_beside_their_chance(tmp_path):
+    assert tables.pool_tables(load_run(make_run(tmp_path / "plain")).results) == []
+    run = add_pools(make_run(tmp_path / "run"))
+    results = load_run(run).results
+    image, brain, text = tables.pool_tables(results)
+    assert [table["title"] for table in (image, brain, text)] == ["Image retrieval", "Brain retrieval", "Text retrieval"]
+    assert [column["label"] for column in image["columns"]] == [
+        f"Top-5 of {TESTS}", f"Median rank of {TESTS}", "Top-1 of 5", "Top-5 of 5", "Median rank of 5"]
+    assert [column["chance"] for column in image["columns"]] == ["21.7", "12.0", "20.0", "100.0", "3.0"]
+    assert [column["lower"] for column in image["columns"]] == [False, True, False, False, True]
+    assert [row["label"] for row in image["rows"]] == ["MindTuner", "Shuffled brain"]
+    assert [(cell["value"], cell["ci"]) for cell in image["rows"][0]["cells"]] == [
+        ("75.0", "62.5 to 87.5"), ("3.0", "2.9 to 3.1"), ("62.5", "50.0 to 75.0"), ("100.0", "87.5 to 112.5"),
+        ("1.5", "1.4 to 1.6")]
+    drawn = tables.subsets(results)
+    assert drawn["columns"][0] == "Image: top-1 of 5" and drawn["count"] == 30
+    assert drawn["rows"][0]["cells"][:3] == ["62.5 ± 6.2\N{NO-BREAK SPACE}%", "100.0 ± 6.2\N{NO-BREAK SPACE}%", "1.5 ± 0.1"]
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "the mean over 30 random subsets" in html and "Median rank of 5" in html
+
+
+def test_a_category_held_out_is_shown_apart(page, tmp_path):
+    assert tables.held_out(load_run(page.parent).results) is None and "held out" not in page.read_text(encoding="utf-8")
+    run = add_held_out(make_run(tmp_path / "run"))
+    shown = tables.held_out(load_run(run).results)
+    assert (shown["category"], shown["images"], shown["left_out"]) == ("red dog", 3, 41)
+    assert [(group["label"], group["open"]) for group in shown["groups"]] == [("MindTuner", True), ("Shuffled brain", False)]
+    image, pixcorr = shown["groups"][0]["rows"]
+    assert (image["score"], image["unit"], image["chance"]) == ("Image retrieval", "%", "4.3")
+    assert [(cell["value"], cell["ci"], cell["n"]) for cell in image["cells"]] == [
+        ("25.0", "12.5 to 37.5", 3), ("62.5", "50.0 to 75.0", TESTS - 3)]
+    assert pixcorr["cells"][0] is None and pixcorr["cells"][1]["value"] == "0.500" and pixcorr["chance"] == "0.020"
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "A category held out: red dog" in html and "fewer than two images" in html and "41 were left out" in html
+    edit(run / "results.json", "held_out", "others", "mindtuner", "retrieval", "image", value={"mean": 1, "n": 3})
+    with pytest.raises(UserError, match="held_out.others.mindtuner.retrieval.image: ci is 'missing'"):
+        write_report(run)
 
 
 def test_published_numbers_stand_apart(page, tmp_path):

@@ -13,6 +13,7 @@ from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 from mindtuner.training import load_network, pretrain, save_network, tune
 from mindtuner.training.batches import make_feeds, training_trials
+from mindtuner.training.fold_sums import FoldSums
 from mindtuner.training.start import FOLDS, PENALTIES, ridge_regression, solve_ridge
 
 CLOSED = dataclasses.replace(CONFIG, tune=dataclasses.replace(CONFIG.tune, start="closed_form"))
@@ -52,6 +53,31 @@ def test_it_is_the_cross_validated_ridge(shape, seed):
     ours, theirs = ridge_regression(x, y, images, seed), by_hand(x, y, images, seed)
     np.testing.assert_allclose(ours.weight.T, theirs.coef_, atol=1e-8)
     np.testing.assert_allclose(ours.intercept, theirs.intercept_, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (24, 60)], ids=["more trials", "more voxels"])
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_of_rows_tell_the_same_ridge(shape, seed):
+    x, y, images = planted(*shape, seed)
+    fold = np.zeros(len(x), int)
+    for number, (_, held) in enumerate(folds_of(images, seed)):
+        fold[held] = number
+    sums = FoldSums(FOLDS, x.shape[1], y.shape[1])
+    for some in np.array_split(np.random.default_rng(seed).permutation(len(x)), 7):
+        sums.add(fold[some], x[some], y[some])
+    theirs = by_hand(x, y, images, seed)
+    weight, intercept = sums.ridge(PENALTIES)
+    np.testing.assert_allclose(weight.T, theirs.coef_, atol=1e-8)
+    np.testing.assert_allclose(intercept, theirs.intercept_, atol=1e-8)
+
+
+def test_sums_of_a_single_fold_take_the_largest_penalty():
+    x, y, _ = planted(20, 4)
+    sums = FoldSums(1, 4, 3)
+    sums.add(np.zeros(20, int), x, y)
+    centred = x - x.mean(0)
+    theirs = PlainRidge(PENALTIES[-1] * np.square(centred).sum(1).mean()).fit(x, y)
+    np.testing.assert_allclose(sums.ridge(PENALTIES)[0].T, theirs.coef_, atol=1e-8)
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (24, 60)], ids=["more trials", "more voxels"])

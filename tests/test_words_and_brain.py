@@ -40,6 +40,25 @@ def test_captions_are_scored_method_by_method_beside_chance():
     assert ours > theirs
 
 
+def test_written_captions_are_scored_beside_those_that_were_read():
+    """A caption that a network wrote has scores, intervals and chance of its own, also where it wrote nothing."""
+    read, wrote = ["a dog", "a tree", "a car at night", "a house"], ["a red dog", "", "", "a house"]
+    painted = {"mindtuner": {"caption": read, "written": wrote}, "ridge_only": {"caption": read},
+               "prior_only": {"written": ["a boat"] * 4}}
+    results, per_image, scorer = empty(*painted), {}, CaptionScorer({})
+    score_captions(results, per_image, painted, REFERENCES, scorer, seed=0)
+    own, kept = results["methods"]["mindtuner"], [0, 2, 3]
+    for part, captions in (("captions", read), ("written", wrote)):
+        expected = caption_scores([captions[k] for k in kept], [REFERENCES[k] for k in kept], scorer)
+        for score, values in expected.items():
+            assert own[part][score] == pytest.approx(values.mean(), abs=1e-6)
+            np.testing.assert_allclose(per_image[f"mindtuner/{part}/{score}"][kept], values, atol=1e-6)
+    assert own["written"]["rouge_1"] == pytest.approx((1 + 0 + 1) / 3)
+    assert set(results["chance"]["written"]["rouge_1"]) == {"mindtuner", "prior_only"}
+    assert set(results["chance"]["captions"]["rouge_1"]) == {"mindtuner", "ridge_only"}
+    assert "written" not in results["methods"]["ridge_only"] and set(own["ci95"]) == {"captions", "written"}
+
+
 def test_where_images_have_no_captions_nothing_is_scored():
     results, per_image = empty("mindtuner"), {}
     score_captions(results, per_image, {"mindtuner": {"caption": ["a", "b"]}}, [("a",), ()], CaptionScorer({}), 0)

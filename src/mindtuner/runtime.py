@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import resource
 import sys
 import time
 import zlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -99,5 +101,8 @@ class _Lines(tqdm):
 
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far, in MB (Linux counts KiB, macOS bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # where getrusage would begin with the size of whatever started this process
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024**2 if sys.platform == "darwin" else 1024)

@@ -37,9 +37,9 @@ def runs_of(config: Config, hours: Sequence[float], seeds: int, others: int) -> 
 
 
 def summary(found: dict[str, Scores], chance: Chance, hours: Sequence[float], seed: int) -> dict:
-    """``rows``: an entry a score, method and amount, with its ``over_seeds``. By score: ``worth``, hours of the methods without
-    a base that one hour of tuning is worth, and of the tuned and the regression the ``share`` that one hour gives of all hours'
-    score. Each is {method: ...}, of those methods that have the score: the regression paints no pictures.
+    """``rows``: an entry a score, method and amount, with its ``over_seeds``. By score: ``worth``, hours of the methods
+    without a base that one hour of tuning is worth, and of the tuned and the regression the ``share`` that one hour gives of
+    all hours' score. Each is {method: ...}, of those methods that have the score: the regression paints no pictures.
 
     Images on which a score is undefined in any run are left out.
     """
@@ -54,8 +54,8 @@ def summary(found: dict[str, Scores], chance: Chance, hours: Sequence[float], se
         hour = {method: curve[list(hours).index(1.0)] for method, curve in curves.items()}
         worths[score] = {method: worth(hour[TUNED], curves[method], hours, seed) for method in (SCRATCH, REGRESSION)
                          if method in curves}
-        shares[score] = {method: share(hour[method], curves[method][-1], chance[score], seed) for method in (TUNED, REGRESSION)
-                         if method in curves}
+        shares[score] = {method: share(hour[method], curves[method][-1], chance[score], seed)
+                         for method in (TUNED, REGRESSION) if method in curves}
     return {"rows": rows, "worth": worths, "share": shares}
 
 

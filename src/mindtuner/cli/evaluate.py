@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, metavar="BASE",
                         help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
-    painters.add_arguments(parser, captions=False)
+    painters.add_arguments(parser)
     add_scoring(parser)
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
 
@@ -30,12 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_networks(parser) -> None:
     """What ``score`` asks too."""
     parser.add_argument("--networks", type=Path, metavar="DIR",
-                        help="weights of AlexNet, Inception, CLIP, EfficientNet-B1 and SwAV, under their published names: "
-                             "alexnet-owt-7be5be79.pth (233 MB), inception_v3_google-0cc3c7bd.pth (104 MB) and "
-                             "efficientnet_b1-c27df63c.pth (30 MB) from download.pytorch.org/models, "
-                             "swav_800ep_pretrain.pth.tar from dl.fbaipublicfiles.com/deepcluster, and the folder "
-                             "clip-vit-large-patch14, the hub's openai/clip-vit-large-patch14 (1.7 GB); docs/scores.md has "
-                             "the commands. A score whose network is not there is left out by name")
+                        help="folder with AlexNet, Inception, CLIP, EfficientNet-B1 and SwAV, as 'mindtuner fetch networks DIR' "
+                             "fills it; a score whose network is not there is left out by name")
     parser.add_argument("--as-published", action="store_true",
                         help="the choices of the published evaluation: pictures resized without antialiasing, by way of 256, "
                              "PixCorr and SSIM at 425, ties lost")

@@ -23,7 +23,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 _FULL_SIZE = ("unclip", "sdxl", "vae", "captions", "converter", "dtype", "offload", "side")
 
 
-def add_arguments(parser: argparse.ArgumentParser, captions: bool = True) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generator", default=COMPACT, metavar="WHICH",
                         help="compact (default), sdxl, or a FILE of mindtuner train-generator for the compact one")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="where to compute (default: cuda where there is one)")
@@ -34,12 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser, captions: bool = True) -> Non
     full.add_argument("--unclip", type=Path, metavar="DIR", help="folder of mindtuner convert unclip")
     full.add_argument("--sdxl", metavar="DIR_OR_ID", help="an SDXL base in diffusers' format")
     full.add_argument("--vae", metavar="DIR_OR_ID", help="autoencoder of the low-level latents, to show and blend those")
-    if captions:
-        full.add_argument("--captions", metavar="DIR_OR_ID", help="a GIT, to write captions; with --converter")
-        full.add_argument("--converter", type=Path, metavar="FILE",
-                          help="from the base's tokens to GIT's, bigG_to_L_epoch8.pth")
-    else:
-        parser.set_defaults(captions=None, converter=None)
+    full.add_argument("--captions", metavar="DIR_OR_ID", help="a GIT, to write captions; with --converter")
+    full.add_argument("--converter", type=Path, metavar="FILE", help="from the base's tokens to GIT's, bigG_to_L_epoch8.pth")
     full.add_argument("--dtype", choices=DTYPES, help="of the large models (default: float16 on cuda, float32 on a CPU)")
     full.add_argument("--offload", action="store_true", help="layers come to the GPU one by one: slow, for 12 GB")
     full.add_argument("--side", type=int, metavar="N", help="of the pictures, a multiple of 8 (default 768, as trained)")

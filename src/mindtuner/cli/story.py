@@ -34,13 +34,14 @@ from mindtuner.evaluation.scores.networks import find_networks
 from mindtuner.evaluation.scores.preparation import OURS, PUBLISHED, resize
 from mindtuner.evaluation.scores.retrieval import POOL, top5_ids
 from mindtuner.evaluation.scoring import MethodScores, Truth, score_methods
-from mindtuner.files import atomic_path
+from mindtuner.files import atomic_path, read_json, write_json
 from mindtuner.model import BrainNetwork
 from mindtuner.training import subject_name
 
 THUMBNAIL = 64
 TOGETHER = 64  # pictures painted before they are kept
 PARTS = "painted"
+PICTURES, WRITTEN = ".safetensors", ".json"  # of a part
 FOREIGN_STIMULI = "The generator was trained on the package's own drawn scenes, not on these stimuli"
 
 
@@ -198,45 +199,48 @@ def training_bank(dataset: Dataset, encoder: CompactTextEncoder) -> TextBank:
 
 def paint_all(decoded: dict[str, dict], generator: Painter, bank: TextBank, test: TestSet,
               parts: Path | None = None) -> dict[str, dict]:
-    """For each method: ``stages`` (uint8 pictures (p, 3, s, s), of the side s of the seen) and the ``caption`` retrieved for
-    each. What is painted is kept in the folder ``parts``, and taken from there, until the caller removes it."""
+    """For each method: ``stages`` (uint8 pictures (p, 3, s, s), of the side s of the seen), the ``caption`` retrieved for
+    each, and what the generator has ``written`` of it, where it writes. What is made is kept in the folder ``parts``, and
+    taken from there, until the caller removes it."""
     images = test.images[test.shown]
     side = test.caches["pixels"][images[:1]].shape[-1]
     painted: dict[str, dict] = {}
     total = len(images) * sum("found" not in entry for entry in decoded.values())
     bar = runtime.progress((), "paint", total, "picture", lines=True)
     for method, entry in decoded.items():
-        if "found" in entry:
-            pictures = np.asarray(test.caches["pixels"][entry["found"][test.shown]])
-            painted[method] = {"stages": {"reconstructed": pictures}}
-            continue
         p = entry["predictions"]
-        captions: list[str] = []
-        groups: list[dict[str, np.ndarray]] = []
-        for start in range(0, len(images), TOGETHER):
-            rows = slice(start, start + TOGETHER)
-            some = test.shown[rows]
-            words = Words(p.text[some], bank)
-            captions += words.captions if bank.captions else []
-            part = None if parts is None else parts / f"{method}-{start}.safetensors"
-            if part is None or not part.exists():
-                latents = None if method == "prior_only" or p.latents is None else p.latents[some]
-                stages = generator.stages(entry["image_tokens"][rows], words, latents, images[rows], method)
-                groups.append({stage: to_uint8(resize(pictures, side)) for stage, pictures in stages.items()})
-                _keep(part, groups[-1])
-            else:
-                groups.append(load_file(part))
-            bar.update(len(some))
-        painted[method] = {"stages": {stage: np.concatenate([group[stage] for group in groups]) for stage in groups[0]},
-                           **({"caption": captions} if captions else {})}
+        said = {"caption": Words(p.text[test.shown], bank).captions if bank.captions else []}
+        if "found" in entry:
+            found = {"reconstructed": np.asarray(test.caches["pixels"][entry["found"][test.shown]])}
+            said["written"] = generator.captions(p.backbone_tokens[test.shown]) or []
+        else:
+            groups = []
+            for start in range(0, len(images), TOGETHER):
+                rows = slice(start, start + TOGETHER)
+                some = test.shown[rows]
+                part = None if parts is None else parts / f"{method}-{start}"
+                if part is None or not part.with_suffix(PICTURES).exists():
+                    tokens, words = entry["image_tokens"][rows], Words(p.text[some], bank)
+                    latents = None if method == "prior_only" or p.latents is None else p.latents[some]
+                    stages = generator.stages(tokens, words, latents, images[rows], method)
+                    groups.append(({stage: to_uint8(resize(pictures, side)) for stage, pictures in stages.items()},
+                                   generator.captions(tokens) or []))
+                    _keep(part, *groups[-1])
+                else:
+                    groups.append((load_file(part.with_suffix(PICTURES)), read_json(part.with_suffix(WRITTEN))["written"]))
+                bar.update(len(some))
+            found = {stage: np.concatenate([pictures[stage] for pictures, _ in groups]) for stage in groups[0][0]}
+            said["written"] = [caption for _, written in groups for caption in written]
+        painted[method] = {"stages": found, **{key: captions for key, captions in said.items() if captions}}
     bar.close()
     return painted
 
 
-def _keep(part: Path | None, pictures: dict[str, np.ndarray]) -> None:
+def _keep(part: Path | None, pictures: dict[str, np.ndarray], written: list[str]) -> None:
     if part is not None:
         part.parent.mkdir(exist_ok=True)
-        with atomic_path(part) as path:
+        write_json(part.with_suffix(WRITTEN), {"written": written})
+        with atomic_path(part.with_suffix(PICTURES)) as path:  # last: a part that has it is whole
             save_file({stage: np.ascontiguousarray(array) for stage, array in pictures.items()}, path)
 
 
@@ -269,7 +273,8 @@ def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: Brai
         "n_pretraining_subjects": len(base.ridges), "fingerprint_strength": _planted_fingerprint(card),
         "prior_steps": config.decode.prior_steps, "generator_steps": config.decode.generator_steps,
         "refine_steps": config.decode.refine_steps, "refine_start": config.decode.refine_start,
-        "guidance": config.decode.guidance, "neighbours": config.decode.neighbours, "text_bank": len(bank.captions),
+        "corrections": config.decode.corrections, "guidance": config.decode.guidance, "neighbours": config.decode.neighbours,
+        "retrieval_tokens": config.decode.retrieval_tokens, "text_bank": len(bank.captions),
         "bank_captions_equal_to_a_test_caption": bank.equal_to_test, "zscore": card["zscore"],
         "hold_out_category": config.hold_out_category or None,
         "seed": config.seed, "dtype": str(runtime.fast_dtype()).removeprefix("torch."), "command": command,
@@ -332,8 +337,9 @@ def words_of(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet) 
     for method, entry in decoded.items():
         top5 = top5_ids(entry["predictions"].retrieval_tokens[test.shown], tokens, min(5, len(tokens)))
         methods[method] = {"top5": top5.tolist()}
-        if "caption" in painted[method]:
-            methods[method]["retrieved_caption"] = painted[method]["caption"]
+        for key, name in (("caption", "retrieved_caption"), ("written", "written_caption")):
+            if key in painted[method]:
+                methods[method][name] = painted[method][key]
     captions = [group[0] if group else "" for group in test.captions]
     return {"picture_index": test.shown.tolist(), "seen_captions": [captions[k] for k in test.shown],
             "all_captions": captions, "methods": methods}

@@ -22,6 +22,7 @@ from mindtuner.runtime import progress
 if TYPE_CHECKING:
     from mindtuner.encoders.openclip import OpenClipTextEncoder
 
+KINDS = {"captions": "caption", "written": "written"}  # part of the results -> what was painted with it
 CLIP_FOLDERS = {"clip_b": "clip-vit-base-patch32", "clip_l": "clip-vit-large-patch14"}  # in the folder of networks
 
 
@@ -43,23 +44,21 @@ def caption_scorer(networks: Path | None, texts: CompactTextEncoder | OpenClipTe
 
 def score_captions(results: dict, per_image: dict[str, np.ndarray], painted: dict[str, dict],
                    references: list[tuple[str, ...]], scorer: CaptionScorer, seed: int) -> None:
-    """Score the captions that correct the pictures against ``references``, those of the p images painted. Where fewer than
-    two of these have any, there is nothing to score."""
+    """Score the captions that correct the pictures, and those that a network wrote where one did, against ``references``,
+    those of the p images painted. Where fewer than two of these have any, there is nothing to score."""
     results["setting"]["scores"]["captions_not_scored"] = dict(scorer.missing)
     if sum(bool(group) for group in references) < 2:
         return
-    chance = results["chance"].setdefault("captions", {score: {} for score in scorer.scores})
-    for method, entry in progress(painted.items(), "captions", len(painted), "method"):
-        if "caption" not in entry:
-            continue
-        block, values = caption_block(entry["caption"], references, scorer, seed)
+    given = [(method, part, entry[key]) for method, entry in painted.items() for part, key in KINDS.items() if key in entry]
+    for method, part, captions in progress(given, "captions", len(given), "set"):
+        block, values = caption_block(captions, references, scorer, seed)
         found = rounded(block["scores"])
-        own = results["methods"][method]
-        own["captions"] = {score: about["mean"] for score, about in found.items()}
-        own["ci95"]["captions"] = {score: about["ci95"] for score, about in found.items()}
+        own, chance = results["methods"][method], results["chance"].setdefault(part, {})
+        own[part] = {score: about["mean"] for score, about in found.items()}
+        own["ci95"][part] = {score: about["ci95"] for score, about in found.items()}
         for score, about in found.items():
-            chance[score][method] = about["chance"]
-        per_image |= {f"{method}/captions/{score}": array for score, array in values.items()}
+            chance.setdefault(score, {})[method] = about["chance"]
+        per_image |= {f"{method}/{part}/{score}": array for score, array in values.items()}
 
 
 def score_brain(results: dict, per_image: dict[str, np.ndarray], painted: dict[str, dict], subject: Subject,

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from mindtuner.data.ahead import ahead
+from mindtuner.data.captions import BLOCK, StoredCaptions, non_empty
 from mindtuner.data.hold_out import without_category
 from mindtuner.data.leaks import check_no_leak
-from mindtuner.data.rows import ChunkedRows, as_rows
+from mindtuner.data.rows import ChunkedRows, FileRows, as_rows
 from mindtuner.data.views import Columns, RowMeans
 from mindtuner.errors import UserError
 
-Rows = np.ndarray | ChunkedRows | Columns | RowMeans  # shape, dtype and [int64 rows]; a memory map is an ndarray
+Rows = np.ndarray | FileRows | ChunkedRows | Columns | RowMeans  # shape, dtype and [int64 rows]
 IMAGE_SHAPE = (3, 224, 224)
 HASH_ALL_BYTES = 4 * 2**30  # above this many bytes of pixels the hash samples images
 HASH_SAMPLE = 2048
@@ -62,7 +64,7 @@ class Subject:
     """One person: trials, regions of interest, and betas that stay on disk until they are asked for.
 
     rois       name -> bool (V,)
-    source     (rows, V) numbers, usually a memory map
+    source     (rows, V) numbers, usually in a file
     is_shared  bool (N,) over the stimuli, for the leak check
     where      the betas file, for messages
     vertices   int64 (V,), where each voxel lies on the fsLR-32k surface (0..32491 left, 32492..64983 right), for data that
@@ -154,8 +156,8 @@ class Subject:
 class Stimuli:
     """The images that subjects saw, lazily read, with their captions.
 
-    source     (N, 3, 224, 224) float16 or float32 in 0..1, usually a memory map
-    captions   for each image its non-empty captions, possibly none
+    source     (N, 3, 224, 224) float16 or float32 in 0..1, usually in a file
+    captions   for each image its non-empty captions, a tuple, possibly none; a list, or read as they are asked for
     is_shared  bool (N,), the images that all subjects see and that only test uses
     category   the category that no training sees, "" where there is none
     of_category  bool (N,), the images that show it
@@ -172,7 +174,7 @@ class Stimuli:
                             f"expected ({count},)")
         self._source = source
         self._where = where
-        self.captions = [tuple(text for text in texts if text.strip()) for texts in captions]
+        self.captions = captions if isinstance(captions, StoredCaptions) else [non_empty(texts) for texts in captions]
         self.is_shared = np.asarray(is_shared, bool)
         self.category, self.of_category = "", np.zeros(count, bool)
 
@@ -209,15 +211,19 @@ class Stimuli:
         """
         digest = hashlib.sha256()
         count, dtype = len(self), self._source.dtype
-        digest.update(json.dumps([list(self._source.shape), dtype.name, self.captions]).encode())
+        digest.update(f"[{json.dumps(list(self._source.shape))}, {json.dumps(dtype.name)}, [".encode())
+        for start in range(0, count, BLOCK):
+            block = json.dumps(self.captions[start:start + BLOCK])[1:-1]  # without its brackets
+            digest.update((", " if start else "").encode() + block.encode())
+        digest.update(b"]]")
         if hasattr(self._source, "file_hashes"):
             for file in self._source.file_hashes():
                 digest.update(file)
             return digest.hexdigest()
         size = int(np.prod(self._source.shape)) * dtype.itemsize
         ids = np.arange(count) if size <= HASH_ALL_BYTES else np.linspace(0, count - 1, HASH_SAMPLE).astype(np.int64)
-        for block in _blocks(ids, 32):
-            digest.update(np.ascontiguousarray(self._source[block], dtype.newbyteorder("<")).data)
+        for images in ahead(self._source.__getitem__, _blocks(ids, 32)):
+            digest.update(np.ascontiguousarray(images, dtype.newbyteorder("<")).data)
         return digest.hexdigest()
 
 

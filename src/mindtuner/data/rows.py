@@ -1,7 +1,9 @@
-"""Rows of one HDF5 dataset, read lazily: memory-mapped where the file allows it."""
+"""Rows of numbers that stay on disk until they are asked for: in one block of a file, or in chunks of HDF5."""
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 
 import h5py
@@ -9,15 +11,15 @@ import numpy as np
 
 from mindtuner.errors import UserError
 
-ROWS_AT_ONCE = 256  # of a dataset without chunks that cannot be mapped: external or virtual
+ROWS_AT_ONCE = 256  # of a dataset without chunks that is not one block: external or virtual
 
 
-def open_rows(path: str | Path, field: str, ndim: int, dtypes: tuple[str, ...]) -> np.memmap | ChunkedRows:
+def open_rows(path: str | Path, field: str, ndim: int, dtypes: tuple[str, ...]) -> FileRows | ChunkedRows:
     """Open dataset ``field`` of an HDF5 file so that ``rows[ids]`` reads only those rows.
 
-    A contiguous dataset is memory-mapped at its offset in the file, which makes random rows as cheap as the
-    disk allows; a chunked or compressed one is read through h5py. Both have ``shape`` and ``dtype`` and take
-    an int64 array of row numbers in any order.
+    A contiguous dataset is read at its offset in the file, which makes random rows as cheap as the disk allows; a chunked or
+    compressed one is read through h5py. Both have ``shape`` and ``dtype`` and take an int64 array of row numbers in any
+    order.
 
     Raises UserError where the file is missing or damaged, lacks the field, or holds another number of
     dimensions or another dtype than expected.
@@ -38,7 +40,7 @@ def open_rows(path: str | Path, field: str, ndim: int, dtypes: tuple[str, ...]) 
         file.close()
         if offset is None:
             raise UserError(f"{path}: {field} was declared but never written; expected data")
-        return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+        return FileRows(path, shape, dtype, offset)
     return ChunkedRows(data)
 
 
@@ -51,6 +53,61 @@ def open_hdf5(path: Path) -> h5py.File:
     except OSError as error:
         raise UserError(f"{path}: not a whole HDF5 file ({' '.join(str(error).split())}); expected one that "
                         "was copied to its end") from error
+
+
+class FileRows:
+    """An array (N, ...) that lies in one block of a file, in C order from ``offset`` on, of which only the rows asked for are
+    ever read.
+
+    ``rows[index]`` takes what picks rows of an array: a number, a slice, numbers (n,) in any order, a mask (N,).
+
+    Rows are read rather than mapped: one large read a row is quicker than a page fault for every few of its pages, a file
+    that was cut is an error rather than a crash, and no page counts as this process's memory afterwards. A map that has been
+    read from end to end counts whole.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype, offset: int = 0):
+        self.path, self.shape, self.dtype, self._offset = path, tuple(shape), np.dtype(dtype), offset
+        self.ndim = len(self.shape)
+        self._file = open(path, "rb", buffering=0)  # reads name their offset, so threads may share it
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def __getitem__(self, index) -> np.ndarray:
+        """Raises UserError where the file ends early or cannot be read, IndexError where a row is out of range."""
+        ids = np.arange(len(self))[index]
+        found = np.empty((ids.size, *self.shape[1:]), self.dtype)
+        # Ascending, which disks like best, and neighbours together where they are neighbours in the result too.
+        order = np.argsort(ids, axis=None, kind="stable")
+        ascending = ids.reshape(-1)[order]
+        starts = np.flatnonzero((np.diff(ascending, prepend=-2) != 1) | (np.diff(order, prepend=-2) != 1))
+        for start, stop in itertools.pairwise([*starts, ids.size]):
+            self._read(found[order[start]:order[start] + stop - start], int(ascending[start]))
+        return found.reshape((*ids.shape, *self.shape[1:]))[()]  # a number where an array would give one
+
+    def _read(self, rows: np.ndarray, first: int) -> None:
+        left = memoryview(rows.reshape(-1).view(np.uint8))
+        size = rows.nbytes // len(rows)
+        offset = self._offset + first * size
+        while left:
+            try:
+                read = os.preadv(self._file.fileno(), [left], offset)
+            except OSError as error:
+                raise UserError(f"{self.path}: row {first} cannot be read ({error.strerror}); expected a whole "
+                                "file") from error
+            if not read:
+                row = (offset - self._offset) // size
+                raise UserError(f"{self.path}: ends within row {row}; expected {len(self)} rows")
+            left, offset = left[read:], offset + read
+
+
+def unmapped(path: Path, array: np.memmap) -> FileRows | np.memmap:
+    """A mapped .npy file as rows that are read instead; one in Fortran order, whose rows do not lie together, as it is."""
+    return FileRows(path, array.shape, array.dtype, array.offset) if array.flags.c_contiguous else array
 
 
 class ChunkedRows:

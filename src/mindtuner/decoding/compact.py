@@ -10,8 +10,9 @@ from diffusers import DDIMScheduler
 
 from mindtuner.config import DecodeConfig, ModelConfig
 from mindtuner.decoding.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED
+from mindtuner.decoding.takes import best_take
 from mindtuner.decoding.words import Words
-from mindtuner.encoders.compact import Autoencoder, load_part, packaged
+from mindtuner.encoders.compact import Autoencoder, CompactImageEncoder, load_part, packaged
 from mindtuner.encoders.patch_autoencoder import CHANNELS
 from mindtuner.files import file_digest
 from mindtuner.model.generator import LATENT_SIDE, CompactDenoiser, noise_schedule
@@ -37,7 +38,7 @@ class CompactGenerator:
     Parameters
     ----------
     path : weights of ``mindtuner train-generator``; those that the package ships when not given
-    config : steps, guidance and where the correction starts
+    config : steps, guidance, where the correction starts and how often it is tried
     seed : of the noise. A picture's noise depends on the seed and its image's id, so all methods start alike.
     """
 
@@ -48,6 +49,7 @@ class CompactGenerator:
         load_part(self.denoiser, path, "denoiser")
         self.denoiser.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)
         self.config, self.seed = config, seed
+        self.tower = CompactImageEncoder() if config.corrections > 1 else None
         self.identity = {"generator": "compact", "weights": file_digest(path)}
 
     def stages(self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray,
@@ -60,8 +62,7 @@ class CompactGenerator:
         found = {} if lowlevel is None else {LOWLEVEL: self.pictures(lowlevel)}
         found[RECONSTRUCTED] = self.pictures(latents)
         if words.bank.captions:
-            corrected = self.correct(latents, tokens, words.embeddings, images, f"correct {title}")
-            found[CORRECTED] = self.pictures(corrected)
+            found[CORRECTED] = self.best_correction(latents, tokens, words.embeddings, images, f"correct {title}")
         return found
 
     def captions(self, tokens: np.ndarray) -> None:
@@ -73,17 +74,31 @@ class CompactGenerator:
         schedule.set_timesteps(self.config.generator_steps)
         return self._denoise(self._noise(images, "paint"), schedule, schedule.timesteps, tokens, None, title)
 
+    def best_correction(self, latents: np.ndarray, tokens: np.ndarray, text: np.ndarray, images: np.ndarray,
+                        title: str = "correct") -> np.ndarray:
+        """``correct``, ``config.corrections`` times; of each image the picture in which the tower sees most of its tokens.
+
+        latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti
+        et al. 2023) chooses among 16 paintings in this way.
+        """
+        takes = np.stack([self.pictures(self.correct(latents, tokens, text, images, f"{title} {take}", take))
+                          for take in range(self.config.corrections)])
+        if self.tower is None:
+            return takes[0]
+        best = best_take(np.stack([self.tower.tokens(pictures) for pictures in takes]), tokens)
+        return takes[best, np.arange(len(best))]
+
     def correct(self, latents: np.ndarray, tokens: np.ndarray, text: np.ndarray, images: np.ndarray,
-                title: str = "correct") -> np.ndarray:
+                title: str = "correct", take: int = 0) -> np.ndarray:
         """Semantic correction (MindTuner paper): noise the latents part of the way and paint them again with the text.
 
-        latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 8, 16, 16).
+        latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 8, 16, 16). Each ``take`` has noise of its own.
         """
         schedule = noise_schedule()
         schedule.set_timesteps(round(self.config.refine_steps / self.config.refine_start))
         times = schedule.timesteps[-self.config.refine_steps:]
         clean = torch.as_tensor(latents, dtype=torch.float32)
-        noisy = schedule.add_noise(clean, self._noise(images, "correct"), times[:1].expand(len(clean)))
+        noisy = schedule.add_noise(clean, self._noise(images, f"correct {take}"), times[:1].expand(len(clean)))
         return self._denoise(noisy, schedule, times, tokens, text, title)
 
     def pictures(self, latents: np.ndarray) -> np.ndarray:

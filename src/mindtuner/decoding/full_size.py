@@ -54,8 +54,8 @@ class FullSizeGenerator:
     batch : pictures that pass together
     side : of the pictures, a multiple of 8
 
-    Raises UserError where a model is missing, damaged or another, where the base's conventions are not the generator's, or
-    where device and number format do not go together.
+    Raises UserError where a model is missing, damaged or another, where the base's conventions are not the generator's,
+    where device and number format do not go together, or where several corrections are asked for.
     """
 
     def __init__(self, config: DecodeConfig, seed: int, sources: Sources, conventions: dict, latent_side: int,
@@ -63,6 +63,9 @@ class FullSizeGenerator:
                  side: int = TRAINED_SIDE):
         if (sources.captions is None) != (sources.converter is None):
             raise UserError("captions: is given without a converter, or a converter without captions; expected both or none")
+        if config.corrections != 1:
+            raise UserError(f"decode.corrections: is {config.corrections}; expected 1 with the generator at full size, which "
+                            "corrects once")
         where = usable_device(None, dtype)
         if offload and where.type == "cpu":
             raise UserError("offload: is on, but the device is the CPU; expected device cuda, or no offload")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindtuner.data import HalfRows
+from mindtuner.data import FileRows, HalfRows
 
 SHARE = 0.5  # of the recalled tokens that come from the training images
 _BLOCK = 2**26  # numbers read at a time: 256 MB of float32
@@ -20,7 +20,7 @@ class Rows:
     Where the functions here want ``training`` they take these, or an array in memory.
     """
 
-    cache: np.ndarray | HalfRows
+    cache: np.ndarray | FileRows | HalfRows
     ids: np.ndarray
 
     def __len__(self) -> int:
@@ -45,10 +45,10 @@ def most_similar(predicted: np.ndarray, training: np.ndarray | Rows, count: int)
     predicted (n, T, D), training (m, T, D) -> int64 (n, count), or (n, m) where there are fewer; cosine of the flattened
     tokens, as in retrieval.
     """
-    queries = _directions(predicted)
+    queries = directions(predicted)
     similarity = np.empty((len(queries), len(training)), np.float32)
     for some, tokens in blocks(training):
-        similarity[:, some] = queries @ _directions(tokens).T
+        similarity[:, some] = queries @ directions(tokens).T
     return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
 
 
@@ -68,6 +68,7 @@ def recall(tokens: np.ndarray, training: np.ndarray | Rows, neighbours: int) -> 
     return ((1 - SHARE) * tokens + SHARE * found).astype(np.float32)
 
 
-def _directions(tokens: np.ndarray) -> np.ndarray:
+def directions(tokens: np.ndarray) -> np.ndarray:
+    """Tokens (n, T, D) -> (n, T * D), each image's of unit length."""
     flat = tokens.reshape(len(tokens), -1)
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mindtuner.data import Dataset, HalfRows, Stimuli, build_cache, open_cache
+from mindtuner.data import Dataset, FileRows, HalfRows, Stimuli, build_cache, open_cache
 from mindtuner.data.cache import bytes_to_write
 from mindtuner.encoders.augment import AugmentedView
 from mindtuner.encoders.compact import (
@@ -48,7 +48,7 @@ class Tower:
     compute: Callable[[np.ndarray], np.ndarray | torch.Tensor]
     batch: int = 64
 
-    def build(self, folder: str | Path, stimuli: Stimuli) -> np.memmap | HalfRows:
+    def build(self, folder: str | Path, stimuli: Stimuli) -> FileRows | HalfRows:
         """This tower's cache in ``folder``, computed where it is missing. Raises UserError as ``build_cache`` does."""
         return build_cache(folder, self.name, self.shape, self.dtype, self.identity, stimuli, self.compute, self.batch,
                            self.name, inputs=lambda ids: ids)

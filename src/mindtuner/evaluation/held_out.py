@@ -8,9 +8,8 @@ import numpy as np
 
 from mindtuner.evaluation.published import label
 from mindtuner.evaluation.results import rounded
+from mindtuner.evaluation.schema import HELD_OUT_SIDES
 from mindtuner.evaluation.statistics import bootstrap_ci
-
-SIDES = ("of_category", "others")
 
 
 def scored_apart(per_image: Mapping[str, np.ndarray], category: str, of_category: np.ndarray, left_out: int,
@@ -26,7 +25,7 @@ def scored_apart(per_image: Mapping[str, np.ndarray], category: str, of_category
     """
     images = per_image["images"]
     found: dict = {"category": category, "left_out": left_out, "images": images[of_category], "of_category": {}, "others": {}}
-    for side, chosen in zip(SIDES, (of_category, ~of_category), strict=True):
+    for side, chosen in zip(HELD_OUT_SIDES, (of_category, ~of_category), strict=True):
         for key, values in per_image.items():
             method, _, rest = key.partition("/")
             part, _, score = rest.partition("/")
@@ -54,7 +53,7 @@ def text(held_out: Mapping, method: str) -> str:
              f"{'':<28}{f'{shown} test images that show it':>38}{'the others':>38}"]
     for part, scores in held_out["others"].get(method, {}).items():
         for score in scores:
-            cells = [held_out[side].get(method, {}).get(part, {}).get(score) for side in SIDES]
+            cells = [held_out[side].get(method, {}).get(part, {}).get(score) for side in HELD_OUT_SIDES]
             said = ("-" if cell is None else "{:.3f} [{:.3f}, {:.3f}] ({})".format(cell["mean"], *cell["ci"], cell["n"])
                     for cell in cells)
             lines.append(f"{label(part, score):<28}" + "".join(cell.rjust(38) for cell in said))

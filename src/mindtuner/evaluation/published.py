@@ -89,7 +89,8 @@ def label(part: str, score: str) -> str:
     """The name for people of a score of a run, in the catalogue or not; of a distance also which way is better."""
     known = of_part(part).get(score)
     name = known.label if known else score if part == "brain" else score.replace("_", " ")  # regions are called what they are
-    about = {"retrieval": " retrieval", "captions": " of the caption", "brain": " brain correlation"}.get(part, "")
+    about = {"retrieval": " retrieval", "captions": " of the caption", "written": " of the caption written",
+             "brain": " brain correlation"}.get(part, "")
     return name + about + (" (lower is better)" if known and not known.higher_is_better else "")
 
 

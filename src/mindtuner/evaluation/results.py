@@ -7,13 +7,14 @@
                            of all test images
 ``words.json``             {"picture_index": [p positions in the test list], "seen_captions": [p],
                            "all_captions": [n], "methods": {method: {"retrieved_caption": [p],
-                           "top5": [p lists of 5 positions in the test list]}}}
-                           (either may be absent where a method has none)
+                           "written_caption": [p], "top5": [p lists of 5 positions in the test list]}}}
+                           (each may be absent where a method has none)
 ``per_image.safetensors``  the scores of single images, float32: "{method}/retrieval/{direction}" (n,), of text (t,), and
                            "{method}/reconstruction/{score}" (p,) of the method's picture; with them int64 "images" (n,)
                            stimulus ids of the test images, and as positions among these "shown" (p,), those painted, and
                            "texts" (t,), those that have a caption. Also "{method}/captions/{score}" (p,) of the retrieved
-                           caption, and "{method}/brain/{region}" (p,). A score is NaN where it is undefined: PixCorr of an
+                           caption, "{method}/written/{score}" (p,) of the one that a network wrote, and
+                           "{method}/brain/{region}" (p,). A score is NaN where it is undefined: PixCorr of an
                            image that has one value everywhere, words of an image that has no caption
 ``results.json``           the scores, see ``build_results``; written last: a folder that has it is complete
 """

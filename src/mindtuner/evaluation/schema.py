@@ -15,8 +15,9 @@ from mindtuner.foreign import one_line
 
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "nearest_training_image", "prior_only",
            "shuffled_brain")
+HELD_OUT_SIDES = ("of_category", "others")  # test images that show a category held out, and those that do not
 PARTS = ("retrieval", "reconstruction")  # of the scores that every method has
-ALL_PARTS = (*PARTS, "captions", "brain")  # those of single images; regions of the brain have any names
+ALL_PARTS = (*PARTS, "captions", "written", "brain")  # those of single images; regions of the brain have any names
 
 
 def validate_results(results: Mapping, where: str = "results.json") -> None:
@@ -72,6 +73,16 @@ def validate_results(results: Mapping, where: str = "results.json") -> None:
         images = held_out.get("images")
         if not isinstance(images, list) or not images or not all(type(image) is int and image >= 0 for image in images):
             raise UserError(f"{where}: held_out.images is {images!r:.60}; expected a list of stimulus ids")
+        _number(held_out, "left_out", f"{where}: held_out")
+        for side in HELD_OUT_SIDES:
+            for name, parts in _mapping(held_out, side, f"{where}: held_out").items():
+                for part, scores in parts.items():
+                    for score in scores:
+                        at = f"{where}: held_out.{side}.{name}.{part}"
+                        entry = _mapping(scores, score, at)
+                        _interval(entry, "ci", f"{at}.{score}")
+                        for field in ("mean", "n"):
+                            _number(entry, field, f"{at}.{score}")
     for comparison, parts in results["paired"].items():
         for part, keys in ALWAYS.items():
             at = f"{where}: paired.{comparison}.{part}"
@@ -112,8 +123,9 @@ def validate_words(words: Mapping, pictures: Mapping[str, np.ndarray], where: st
         at = f"{where}: methods.{name}"
         if name not in METHODS or not isinstance(method, Mapping):
             raise UserError(f"{at} is unknown or no mapping; expected methods out of {', '.join(METHODS)}")
-        if "retrieved_caption" in method:
-            _list(method, "retrieved_caption", p, at)
+        for key in ("retrieved_caption", "written_caption"):
+            if key in method:
+                _list(method, key, p, at)
         if "top5" in method:
             _list(method, "top5", p, at)
             for row in method["top5"]:
@@ -141,7 +153,7 @@ def validate_per_image(per_image: Mapping[str, np.ndarray], pictures: Mapping[st
         if method not in METHODS or part not in ALL_PARTS or not score:
             raise UserError(f"{where}: {name} is unknown; expected METHOD/PART/SCORE with a part out of "
                             f"{', '.join(ALL_PARTS)}")
-        if part in ("reconstruction", "captions"):
+        if part in ("reconstruction", "captions", "written"):
             catalogue.find(part, score, f"{where}: {name}")
         expected = lengths.get(score, n) if part == "retrieval" else p
         if array.dtype != np.float32 or array.shape != (expected,):
@@ -187,6 +199,9 @@ def _pools(parent: Mapping, direction: str, where: str) -> None:
             _share(entry, name, f"{where}.{direction}", 0)
         for name in ("pool", "median_rank"):
             _number(entry, name, f"{where}.{direction}")
+        if "ci95" in entry:
+            for name in ("top1", "top5", "median_rank"):
+                _interval(_mapping(entry, "ci95", f"{where}.{direction}"), name, f"{where}.{direction}.ci95")
 
 
 def _interval(parent: Mapping, key: str, where: str) -> None:

@@ -6,7 +6,7 @@ subject says nothing of how a method would do on other people.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,13 +17,14 @@ LEVELS = (2.5, 97.5)
 CHUNK = 500  # resamples drawn at a time, to bound memory
 
 
-def bootstrap_ci(values, seed: int, n_boot: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of ``values`` (n,), one value for each image.
+def bootstrap_ci(values, seed: int, n_boot: int = 2000, of: Callable = np.mean) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of ``values`` (n,), one value for each image; or of what ``of``, such as
+    ``np.median``, makes of rows.
 
     Raises UserError for NaN or an empty array.
     """
     x = as_array(values, "values", 1).astype(np.float64)
-    return _interval(_resampled_means(x, np.random.default_rng(seed), n_boot))
+    return _interval(_resampled(x, np.random.default_rng(seed), n_boot, of))
 
 
 def paired_difference(a, b, seed: int, n_boot: int = 2000, n_flips: int = 4999) -> dict:
@@ -34,7 +35,7 @@ def paired_difference(a, b, seed: int, n_boot: int = 2000, n_flips: int = 4999) 
     x, y = as_pair(a, b, ("a", "b"), 1)
     difference = x.astype(np.float64) - y
     rng = np.random.default_rng(seed)
-    low, high = _interval(_resampled_means(difference, rng, n_boot))
+    low, high = _interval(_resampled(difference, rng, n_boot))
     return {"mean": float(difference.mean()), "ci": [low, high], "p": _sign_flips(difference, rng, n_flips)}
 
 
@@ -137,8 +138,8 @@ def paired_over_seeds(a, b, seed: int, n_boot: int = 2000) -> dict:
     return over_seeds(x - y, seed, n_boot)
 
 
-def _resampled_means(x: np.ndarray, rng: np.random.Generator, n_boot: int) -> np.ndarray:
-    means = [x[rng.integers(len(x), size=(min(CHUNK, n_boot - start), len(x)))].mean(1)
+def _resampled(x: np.ndarray, rng: np.random.Generator, n_boot: int, of: Callable = np.mean) -> np.ndarray:
+    means = [of(x[rng.integers(len(x), size=(min(CHUNK, n_boot - start), len(x)))], axis=1)
              for start in range(0, n_boot, CHUNK)]
     return np.concatenate(means)
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from mindtuner.data import Subject, Trials, check_no_leak
+from mindtuner.data import FileRows, Subject, Trials, check_no_leak
+from mindtuner.data.ahead import ahead
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 from mindtuner.training.targets import Targets
 
 ENOUGH_TRIALS = 8  # to say that a voxel is constant
-IN_MEMORY_BYTES = 2**30  # betas of all training trials together; above this they are read batch by batch
+IN_MEMORY_BYTES = 2**30  # betas of all training trials together that are held where reading them again is dear
 
 
 def subject_name(number: int) -> str:
@@ -139,9 +139,11 @@ class Feed:
 
 
 def make_feeds(subjects: dict[str, Subject], trials: dict[str, Trials], seed: int) -> list[Feed]:
-    """One feed per subject; betas are held in memory where those of all subjects together are small."""
+    """One feed per subject. Betas that lie row by row in a file are read batch by batch; others, which may have to be
+    unpacked, averaged or z-scored each time, are held in memory where those of all subjects together are small."""
     size = sum(4 * len(trials[name]) * subject.n_voxels for name, subject in subjects.items())
-    return [Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES) for name, subject in subjects.items()]
+    return [Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES and not isinstance(subject.source, FileRows))
+            for name, subject in subjects.items()]
 
 
 def steps_per_epoch(feeds: list[Feed], per_step: int) -> int:
@@ -165,14 +167,8 @@ def batches(feeds: list[Feed], batch_per_subject: int, count: int, targets: Targ
         return Batch({name: betas for name, (betas, _) in drawn.items()}, stimulus,
                      {name: targets.rows(name, stimulus) for name in names})
 
-    with ThreadPoolExecutor(1, "batches") as reader:
-        ahead = None
-        for k in range(count):
-            if ahead is None:
-                ahead = reader.submit(read, [feed.plan(batch_per_subject) for feed in feeds])
-            batch, ahead = ahead.result(), None
-            for feed in feeds:
-                feed.drop(batch_per_subject)
-            if k + 1 < count:
-                ahead = reader.submit(read, [feed.plan(batch_per_subject) for feed in feeds])
-            yield batch
+    plans = ([feed.plan(batch_per_subject) for feed in feeds] for _ in range(count))
+    for batch in ahead(read, plans):
+        for feed in feeds:
+            feed.drop(batch_per_subject)
+        yield batch

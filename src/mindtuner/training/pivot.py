@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mindtuner.training.state import Checkpoint, Progress, RandomStreams, Weight
 from mindtuner.training.targets import Targets
 
 WARMUP = 0.05
+BLOCK = 4096  # stimuli whose text is in memory at a time
 
 
 def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, config: PivotConfig, seed: int,
@@ -34,7 +36,8 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
     is not finite.
     """
     stimuli = np.unique(stimuli)
-    stimuli = stimuli[np.abs(targets.text[stimuli]).sum(1) > 0]
+    blocks = np.array_split(stimuli, 1 + len(stimuli) // BLOCK)
+    stimuli = np.concatenate([ids[np.abs(targets.text[ids]).sum(1) > 0] for ids in blocks])
     if len(stimuli) == 0:
         raise UserError("targets: text holds no caption of a training stimulus; expected at least one")
     device = runtime.device()
@@ -49,7 +52,7 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
     now = Progress()
     state = Checkpoint(checkpoint, lambda: {
         **dataclasses.asdict(config), "seed": seed, "starting weights": digest(parameters),
-        "captions": digest([stimuli, targets.rows("text", stimuli)])}, {
+        "captions": digest(itertools.chain([stimuli], (targets.rows("text", ids) for ids in blocks)))}, {
         "progress": now, "weights": Weights(projector.named_parameters()), "optimizer": optimizer,
         "random": RandomStreams(device, order=rng)})
     if state.restore(now):

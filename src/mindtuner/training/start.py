@@ -23,11 +23,13 @@ from mindtuner.model import BrainNetwork
 from mindtuner.model.expectation import ExpectedHidden, said_by_head
 from mindtuner.runtime import derive_seed, progress
 from mindtuner.training.batches import Feed
+from mindtuner.training.fold_sums import FoldSums
 from mindtuner.training.targets import Targets
 
 PENALTIES = np.logspace(-4, 2, 13)  # in units of the mean square of a row
 FOLDS = 5
 CHUNK = 256  # trials or images at a time
+IMAGES = 128  # at a time, with all of a subject's trials of them
 
 
 class Ridge(NamedTuple):
@@ -50,7 +52,7 @@ def ridge_regression(x: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int
     x_mean, y_mean = x.mean(0), y.mean(0)
     x, y = x - x_mean, y - y_mean
     alphas = (PENALTIES * max(float(np.square(x).sum(1).mean()), 1e-12)).astype(x.dtype)
-    count = min(FOLDS, len(np.unique(images)))
+    count = _fold_count(images)
     folds = image_folds(images, count, derive_seed(seed, "folds")) if count > 1 else []
     kernel = x @ x.T if len(x) <= x.shape[1] else None
 
@@ -73,27 +75,41 @@ def ridge_regression(x: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int
     return Ridge(weight, y_mean - x_mean @ weight, predicted + y_mean)
 
 
+def _fold_count(images: np.ndarray) -> int:
+    return min(FOLDS, len(np.unique(images)))
+
+
 @torch.no_grad()
 def learn_expectation(network: BrainNetwork, subjects: dict[str, Subject], trials: dict[str, Trials], targets: Targets,
                       seed: int) -> None:
-    """Give a trained base its ``expectation``, from the training trials of the subjects that it knows (by name)."""
-    features, means, images, spreads = [], [], [], []
-    device = network.head.linear.weight.device
+    """Give a trained base its ``expectation``, from the training trials of the subjects that it knows (by name).
+
+    Image by image, so that memory does not grow with their number.
+    """
+    device, hidden = network.head.linear.weight.device, network.config.hidden
+    seen = {name: np.unique(trials[name].stimulus) for name in subjects}
+    images = np.concatenate(list(seen.values()))
+    fold, count = np.zeros(len(images), np.int64), _fold_count(images)
+    for k, (_, held) in enumerate(image_folds(images, count, derive_seed(seed, "folds"))):
+        fold[held] = k
+    sums, spreads, done = FoldSums(count, hidden, hidden), [], 0
     for name in progress(subjects, "expectation", unit="subject"):
-        seen, row = np.unique(trials[name].stimulus, return_inverse=True)
-        total, squares = torch.zeros(len(seen), network.config.hidden, dtype=torch.float64), 0.0
-        for some in np.array_split(np.arange(len(row)), 1 + len(row) // CHUNK):
-            x0 = network.embed(torch.from_numpy(subjects[name].betas(trials[name].row[some])).to(device), name).cpu().double()
-            total.index_add_(0, torch.from_numpy(row[some]), x0)
-            squares += float(x0.square().sum())
-        spreads.append(squares / len(row) - float((total.sum(0) / len(row)).square().sum()))
-        means.append((total / torch.from_numpy(np.bincount(row))[:, None]).float().numpy())
-        features.append(torch.cat([said_by_head(targets.rows("tokens", some).to(device), network.head.linear).cpu()
-                                   for some in np.array_split(seen, 1 + len(seen) // CHUNK)]).numpy())
-        images.append(seen)
-    fit = ridge_regression(*map(np.concatenate, (features, means, images)), seed)
-    network.expectation = ExpectedHidden(network.config.hidden).to(device)
-    for buffer, value in (("matrix", fit.weight.T), ("offset", fit.intercept), ("spread", np.mean(spreads))):
+        order = np.argsort(trials[name].stimulus, kind="stable")
+        row, stimulus = trials[name].row[order], trials[name].stimulus[order]
+        total, squares = np.zeros(hidden), 0.0
+        for some in np.array_split(seen[name], 1 + len(seen[name]) // IMAGES):
+            first, last = np.searchsorted(stimulus, (some[0], some[-1] + 1))
+            betas = torch.from_numpy(subjects[name].betas(row[first:last])).to(device)
+            x0 = network.embed(betas, name).cpu().double().numpy()
+            starts = np.searchsorted(stimulus[first:last], some)
+            mean = np.add.reduceat(x0, starts) / np.diff(starts, append=last - first)[:, None]
+            said = said_by_head(targets.rows("tokens", some).to(device), network.head.linear).cpu().numpy()
+            sums.add(fold[done:done + len(some)], said, mean)
+            total, squares, done = total + x0.sum(0), squares + float(np.square(x0).sum()), done + len(some)
+        spreads.append(squares / len(row) - float(np.square(total / len(row)).sum()))
+    weight, intercept = sums.ridge(PENALTIES)
+    network.expectation = ExpectedHidden(hidden).to(device)
+    for buffer, value in (("matrix", weight.T), ("offset", intercept), ("spread", np.mean(spreads))):
         getattr(network.expectation, buffer).copy_(torch.as_tensor(value))
 
 

@@ -8,24 +8,24 @@ import numpy as np
 import torch
 
 from mindtuner.config import ModelConfig
-from mindtuner.data import HalfRows
+from mindtuner.data import FileRows, HalfRows
 from mindtuner.errors import UserError
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Arrays, memory maps or files of 16-bit floats over all N stimuli of a dataset; row = stimulus id.
+    """Arrays in memory or in files over all N stimuli of a dataset; row = stimulus id.
 
     tokens (N, T, D) image tokens · text (N, d) mean caption embedding, 0 where there is no caption ·
     latents (N, 8, 16, 16) · features and features_augmented (N, P, F) of the image and of an augmented view
     of it.
     """
 
-    tokens: np.ndarray | HalfRows
-    text: np.ndarray | HalfRows
-    latents: np.ndarray | HalfRows
-    features: np.ndarray | HalfRows
-    features_augmented: np.ndarray | HalfRows
+    tokens: np.ndarray | FileRows | HalfRows
+    text: np.ndarray | FileRows | HalfRows
+    latents: np.ndarray | FileRows | HalfRows
+    features: np.ndarray | FileRows | HalfRows
+    features_augmented: np.ndarray | FileRows | HalfRows
 
     def __len__(self) -> int:
         return len(self.tokens)

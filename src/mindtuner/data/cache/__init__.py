@@ -15,16 +15,17 @@ import numpy as np
 from mindtuner.data.cache.build import Part, cache_bytes
 from mindtuner.data.cache.half_rows import HalfRows
 from mindtuner.data.dataset import Stimuli
+from mindtuner.data.rows import FileRows
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 
 
 def build_cache(folder: str | Path, name: str, shape: tuple[int, ...], dtype, identity: dict, stimuli: Stimuli,
                 compute: Callable[..., object], batch: int, title: str,
-                inputs: Callable[[np.ndarray], object] | None = None) -> np.memmap | HalfRows:
+                inputs: Callable[[np.ndarray], object] | None = None) -> FileRows | HalfRows:
     """Return the features of all stimuli, (N, *shape) read-only, computing what is not cached yet.
 
-    ``dtype`` is one of NumPy's, or "bfloat16"; both formats of 16 bits come back as ``HalfRows``, others as a memory map.
+    ``dtype`` is one of NumPy's, or "bfloat16"; both formats of 16 bits come back as ``HalfRows``, others as ``FileRows``.
     ``identity`` (JSON values) says which tower with which settings. ``compute`` takes the images of ``batch``
     stimuli, (n, 3, 224, 224) in 0..1, and returns (n, *shape), array or tensor; ``inputs`` (ids (n,) -> anything) gives
     it something else, such as captions. Results must depend on each stimulus alone, else a resumed build would differ.
@@ -53,7 +54,7 @@ def bytes_to_write(folder: str | Path, name: str, shape: tuple[int, ...], dtype,
     return cache_bytes(header), missing
 
 
-def open_cache(folder: str | Path, name: str, identity: dict, stimuli_hash: str) -> np.memmap | HalfRows:
+def open_cache(folder: str | Path, name: str, identity: dict, stimuli_hash: str) -> FileRows | HalfRows:
     """Open a cache that was built before, (N, *shape) read-only, without reading any of its features.
 
     Raises UserError where there is none, or where its identity or stimuli are others; the message names the
@@ -99,10 +100,10 @@ def _compare(path: Path, found: dict, wanted: dict, parent: str = "") -> None:
                             "delete it or choose another folder)")
 
 
-def _open(path: Path, header: dict) -> np.memmap | HalfRows:
+def _open(path: Path, header: dict) -> FileRows | HalfRows:
     size, shape = cache_bytes(header), tuple(header["shape"])
     if not path.is_file() or path.stat().st_size != size:
         raise UserError(f"{path}: missing or not whole; expected {size} bytes (delete its .json to build it again)")
     if header["dtype"] in ("bfloat16", "float16"):
         return HalfRows(path, shape, header["dtype"])
-    return np.memmap(path, header["dtype"], mode="r", shape=shape)
+    return FileRows(path, shape, header["dtype"])

@@ -16,11 +16,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mindtuner.data.ahead import ahead
+from mindtuner.data.captions import StoredCaptions
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
 from mindtuner.data.layouts.behaviour_tar import COLUMNS as COLUMNS
 from mindtuner.data.layouts.behaviour_tar import read_behaviour
 from mindtuner.data.leaks import check_no_leak
-from mindtuner.data.rows import open_hdf5, open_rows
+from mindtuner.data.rows import open_hdf5, open_rows, unmapped
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 
@@ -33,7 +35,7 @@ CARD = "dataset.json"
 ROIS = ("nsd_general", "V1", "V2", "V3", "V4", "higher_vis")
 ZSCORES = ("publisher", "train_trials", "session_all")
 CAPTIONS_PER_IMAGE = 5
-CAPTIONS_BLOCK = 4096
+TARS_AT_ONCE = 3
 TEST_SPLITS = ("new_test", "test")
 STIMULUS, SUBJECT, SESSION, RUN, TRIAL, ROW, TIME, IS_OLD = range(8)
 IS_OLD_IN_SESSION, IS_SHARED = 11, 16
@@ -110,17 +112,9 @@ def _load_stimuli(root: Path) -> Stimuli:
     return Stimuli(images, load_captions(root / CAPTIONS, count), np.array(shared), str(root / IMAGES))
 
 
-def load_captions(path: Path, count: int) -> list[list[str]]:
-    """Five captions of each image, some empty. Raises UserError where the file is something else.
-
-    Each is stored as wide as the longest, 4 bytes a character, so the 73,000 x 5 of the release are far larger as a
-    table than as strings: the file is mapped anew for every block, to hold only a block of it.
-    """
-    captions = []
-    for start in range(0, count, CAPTIONS_BLOCK):
-        table = load_npy(path, "U", (count, CAPTIONS_PER_IMAGE), "fixed-width unicode captions")
-        captions += table[start:start + CAPTIONS_BLOCK].tolist()
-    return captions
+def load_captions(path: Path, count: int) -> StoredCaptions:
+    """Up to five captions of each image. Raises UserError where the file is something else."""
+    return StoredCaptions(unmapped(path, load_npy(path, "U", (count, CAPTIONS_PER_IMAGE), "fixed-width unicode captions")))
 
 
 def load_npy(path: Path, kind: str, shape: tuple[int | None, ...], what: str) -> np.ndarray:
@@ -160,8 +154,8 @@ def _load_trials(root: Path, number: int, shown: np.ndarray, is_shared: np.ndarr
         sessions = range(1, len(list((folder / "train").glob("*.tar"))) + 1)
     if len(sessions) == 0:
         raise UserError(f"{folder / 'train'}: no behaviour; expected 0.tar, 1.tar, ... one per session")
-    tables = [load_behaviour(folder / "train" / f"{i - 1}.tar", number, rows, images, i) for i in sessions]
-    tables.append(load_behaviour(folder / test_split / "0.tar", number, rows, images, None))
+    tars = [(folder / "train" / f"{i - 1}.tar", i) for i in sessions] + [(folder / test_split / "0.tar", None)]
+    tables = list(ahead(lambda tar: load_behaviour(tar[0], number, rows, images, tar[1]), tars, TARS_AT_ONCE))
     is_test = np.repeat([False, True], [sum(map(len, tables[:-1])), len(tables[-1])])
     table = np.concatenate(tables)
     order = np.argsort(table[:, ROW], kind="stable")

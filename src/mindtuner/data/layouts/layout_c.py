@@ -25,7 +25,7 @@ from mindtuner.data.layouts.parcels import HEMISPHERE
 from mindtuner.data.layouts.session_zscore import SessionZScored
 from mindtuner.data.layouts.trial_table import TrialLines
 from mindtuner.data.leaks import check_no_leak
-from mindtuner.data.rows import open_rows
+from mindtuner.data.rows import open_rows, unmapped
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 
@@ -187,7 +187,7 @@ def _turned(betas: Rows, voxels: int) -> str:
     return "; is the array turned round?" if betas.shape[0] == voxels else ""
 
 
-def _open_npy(path: Path) -> np.ndarray:
+def _open_npy(path: Path) -> Rows:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -198,7 +198,7 @@ def _open_npy(path: Path) -> np.ndarray:
                         f"expected (trials, voxels) of {' or '.join(DTYPES)}")
     if (size := path.stat().st_size) != array.offset + array.nbytes:
         raise UserError(f"{path}: has {size} bytes; expected {array.offset + array.nbytes} by its header")
-    return array
+    return unmapped(path, array)
 
 
 def check_rows(path: Path, betas: Rows, lines: TrialLines) -> None:

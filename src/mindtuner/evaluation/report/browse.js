@@ -52,7 +52,7 @@ function fits(i) {
   const words = choice.words.value.trim().toLowerCase();
   if (!shown || !words) return shown;
   if (/^#?\d+$/.test(words)) return i + 1 === Number(words.replace("#", ""));
-  const text = `${run.captions[i]} ${method.read?.[i] ?? ""}`.toLowerCase();
+  const text = `${run.captions[i]} ${method.read?.[i] ?? ""} ${method.written?.[i] ?? ""}`.toLowerCase();
   return words.split(/\s+/).every((word) => text.includes(word));
 }
 

@@ -13,6 +13,8 @@ function fillCard(card, run, method, i, scoreKey) {
   }
   card.querySelector(".seen").textContent = run.captions[i] || "no caption";
   card.querySelector(".read").textContent = method.read ? method.read[i] : "no words from this method";
+  const written = card.querySelector(".written");
+  if (written) written.textContent = method.written ? method.written[i] : "nothing by this method";
   fillStrip(card.querySelector(".retrieval"), run, method, i);
 }
 

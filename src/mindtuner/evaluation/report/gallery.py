@@ -40,6 +40,7 @@ def gallery(runs: list[Told], labels: list[str], budget: int) -> dict:
             "cards": _cards(first, album.encoded), "sheets": sheets, "stages": _stages(store_runs),
             "scores": _scores(store_runs), "methods": {name: label_of(name)[0] for name in methods},
             "blocks": [{"first": start, "pictures": album.encoded[start:end]} for start, end in blocks[1:] if end > start],
+            "written": any(method["written"] for own in store_runs for method in own["methods"].values()),
             "reduced": {"side": form.side, "quality": form.quality, "full": full} if form.side < full else None,
             "count": len(album.encoded),
             "store": {"runs": store_runs, "stages": _stages(store_runs), "scores": _scores(store_runs),
@@ -58,7 +59,8 @@ def _run(told: Told, title: str, sheets: list[tuple[str, int]]) -> dict:
         own = words["methods"].get(name, {})
         label, about = label_of(name)
         methods[name] = {
-            "label": label, "about": about, "read": own.get("retrieved_caption"), "top5": own.get("top5"),
+            "label": label, "about": about, "read": own.get("retrieved_caption"), "written": own.get("written_caption"),
+            "top5": own.get("top5"),
             "scores": _scores_of(run, name), "pictures": {},
             "notes": {stage: _how(name, stage, told.setting) for stage in STAGES if f"{name}/{stage}" in run.pictures}}
     return {"label": title, "subject": f"Subject {told.setting['subject']}", "main": main_of(names), "methods": methods,
@@ -108,8 +110,9 @@ def _scores(store_runs: list[dict]) -> dict[str, dict]:
     """The scores of single images that any method of any run has, the first to be shown first."""
     held = dict.fromkeys(key for own in store_runs for method in own["methods"].values() for key in method["scores"])
     scores = {key: score_of(*key.split("/", 1)) for key in sorted(held, key=lambda key: key != ORDER_BY)}
-    return {key: {"label": f"{score.label} retrieval" if key.startswith("retrieval/") else score.label, "share": score.share,
-                  "lower": not score.higher_is_better} for key, score in scores.items()}
+    about = {"retrieval": " retrieval", "captions": " of the caption read", "written": " of the caption written"}
+    return {key: {"label": score.label + about.get(score.part, ""), "share": score.share, "lower": not score.higher_is_better}
+            for key, score in scores.items()}
 
 
 def _cards(own: dict, encoded: list[str]) -> Callable[[], list[dict]]:
@@ -121,6 +124,7 @@ def _cards(own: dict, encoded: list[str]) -> Callable[[], list[dict]]:
             value = method["scores"].get(ORDER_BY, {i: None})[i]
             score = score_of(*ORDER_BY.split("/"))
             yield {"number": i + 1, "caption": caption, "read": method["read"][i] if method["read"] else None,
+                   "written": method["written"][i] if method["written"] else None,
                    "score": "" if value is None else f"{score.label} {show(score, value)}{unit(score)}",
                    "seen": {"id": own["seen"][i], "data": encoded[own["seen"][i]]},
                    "pictures": {stage: {"id": ids[i], "data": encoded[ids[i]], "note": method["notes"][stage]}

@@ -18,7 +18,8 @@ METHODS = {
     "shuffled_brain": (
         "Shuffled brain", "A control: tuned on permuted brains; what it gets right is not read from them."),
 }
-PARTS = {"retrieval": "Retrieval", "reconstruction": "Pictures", "captions": "Captions"}
+PARTS = {"retrieval": "Retrieval", "reconstruction": "Pictures", "captions": "Captions retrieved",
+         "written": "Captions written"}
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 GROUPS = {part: of_part(part) for part in PARTS}
 
@@ -65,10 +66,10 @@ def pick(tree, *path):
 
 
 def show(score: Score, value: float) -> str:
-    """A score as text: percent for shares, three decimals for correlations."""
+    """A score as text: percent for shares, three decimals for correlations, one for ranks."""
     if score.share:
         return f"{100 * value:.1f}" if abs(value) >= 0.01 or value == 0 else f"{100 * value:.2f}"
-    return f"{value:.3f}".replace("-", MINUS)
+    return f"{value:.{1 if score.high > 2 else 3}f}".replace("-", MINUS)
 
 
 def show_difference(score: Score, value: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mindtuner.evaluation.published import label
 from mindtuner.evaluation.report import plots
 from mindtuner.evaluation.report.figure import STAGES
 from mindtuner.evaluation.report.labels import (
@@ -23,7 +24,10 @@ from mindtuner.evaluation.report.labels import (
     tick,
     unit,
 )
+from mindtuner.evaluation.schema import HELD_OUT_SIDES
+from mindtuner.evaluation.scores.catalogue import Score
 
+POOLED = ("top1", "top5", "median_rank")
 COLUMNS = 5  # of scores that stand side by side and can still be read
 
 
@@ -31,6 +35,7 @@ def of_run(results: dict) -> dict:
     """Everything that the page says of one run's scores."""
     return {"tables": [table for part in PARTS for table in tables(results, part)], "not_scored": not_scored(results),
             "single_trials": single_trials(results), "stages": stage_scores(results), "regions": regions(results),
+            "pools": pool_tables(results), "subsets": subsets(results), "held_out": held_out(results),
             "paired": paired(results["paired"])}
 
 
@@ -60,23 +65,106 @@ def tables(results: dict, part: str) -> list[dict]:
 
 def _table(results: dict, part: str, title: str, scores: dict) -> dict:
     names = in_order(results["methods"])
+    return _filled(title, names, [
+        (score, [(pick(results["methods"], name, part, key), pick(results["methods"], name, "ci95", part, key),
+                  chance_of(results, part, key, name)) for name in names]) for key, score in scores.items()])
+
+
+def _filled(title: str, names: list[str], scored: list[tuple[Score, list[tuple]]]) -> dict:
+    """A table with a row for each method and a column for each score, with each method's value, interval and chance, or
+    None for what there is not."""
     columns = []
     rows = [{"label": label_of(name)[0], "about": label_of(name)[1], "cells": []} for name in names]
-    for key, score in scores.items():
-        values = [pick(results["methods"], name, part, key) for name in names]
-        intervals = [pick(results["methods"], name, "ci95", part, key) for name in names]
-        chances = [chance_of(results, part, key, name) for name in names]
-        known = [number for number in [*values, *chances] if number is not None]
-        limits = plots.axis(known + [end for ends in intervals if ends for end in ends])
+    for score, found in scored:
+        values, intervals, chances = zip(*found, strict=True)
+        limits = _limits(values, intervals, chances)
         for row, value, ci, chance in zip(rows, values, intervals, chances, strict=True):
-            row["cells"].append(None if value is None else {
-                "value": show(score, value),
-                "ci": f"{show(score, ci[0])} to {show(score, ci[1])}" if ci else None,
-                "plot": plots.interval(value, ci, chance, limits)})
+            row["cells"].append(_cell(score, value, ci, chance, limits))
         columns.append({"label": score.label, "meaning": score.meaning, "unit": unit(score).strip(),
                         "lower": not score.higher_is_better, "chance": spread(score, chances),
                         "limits": [tick(score, limit) for limit in limits]})
     return {"title": title, "columns": columns, "rows": [row for row in rows if any(row["cells"])]}
+
+
+def _limits(values, intervals, chances) -> tuple[float, float]:
+    """An axis that holds all of them, some of which may be None."""
+    return plots.axis([number for number in [*values, *chances] if number is not None]
+                      + [end for ends in intervals if ends for end in ends])
+
+
+def _cell(score: Score, value, ci, chance, limits: tuple[float, float]) -> dict | None:
+    return None if value is None else {
+        "value": show(score, value), "ci": f"{show(score, ci[0])} to {show(score, ci[1])}" if ci else None,
+        "plot": plots.interval(value, ci, chance, limits)}
+
+
+def pool_tables(results: dict) -> list[dict]:
+    """Retrieval by more than top-1 among all, a table for each direction: all test images and smaller pools as candidates."""
+    names = [name for name in in_order(results["methods"]) if results["methods"][name].get("retrieval_pools")]
+    tables = []
+    for direction, score in GROUPS["retrieval"].items() if names else ():
+        scored = []
+        for at, entry in enumerate(results["methods"][names[0]]["retrieval_pools"][direction]):
+            for key in POOLED if at else POOLED[1:]:  # top-1 among all stands above
+                held = [results["methods"][name]["retrieval_pools"][direction][at] for name in names]
+                scored.append((_pooled(key, entry["pool"], score), [
+                    (pick(own, key), pick(own, "ci95", key), _chance_of_pool(results, direction, at, key)) for own in held]))
+        tables.append(_filled(f"{score.label} retrieval", names, scored))
+    return tables
+
+
+def _pooled(key: str, size: int, score: Score) -> Score:
+    if key == "median_rank":
+        return Score("pools", key, f"Median rank of {size:,}", f"{score.meaning}: 1 is found first", higher_is_better=False,
+                     low=1, high=size)
+    return Score("pools", key, f"Top-{key.removeprefix('top')} of {size:,}", score.meaning, share=True)
+
+
+def _chance_of_pool(results: dict, direction: str, at: int, key: str) -> float | None:
+    entries = results["chance"].get("retrieval_pools", {}).get(direction, [])
+    return pick(entries[at], key) if at < len(entries) else None
+
+
+def subsets(results: dict) -> dict | None:
+    """What random subsets gave in the place of all of them, as published: mean and sd of one subset, as text."""
+    rows, columns = [], {}
+    for name in in_order(results["methods"]):
+        cells = {}
+        for direction, entries in (results["methods"][name].get("retrieval_pools") or {}).items():
+            for entry in entries:
+                for key in POOLED if "subsets" in entry else ():
+                    score, drawn = _pooled(key, entry["pool"], GROUPS["retrieval"][direction]), entry["subsets"][key]
+                    label = f"{GROUPS['retrieval'][direction].label}: {score.label[0].lower()}{score.label[1:]}"
+                    columns[label] = entry["subsets"]["count"]
+                    cells[label] = f"{show(score, drawn['mean'])} \N{PLUS-MINUS SIGN} {show(score, drawn['sd'])}{unit(score)}"
+        rows.append({"heads": [label_of(name)[0]], "cells": cells})
+    rows = [{**row, "cells": [row["cells"].get(label, DASH) for label in columns]} for row in rows if row["cells"]]
+    return {"columns": list(columns), "rows": rows, "count": max(columns.values())} if rows else None
+
+
+def held_out(results: dict) -> dict | None:
+    """Of each method every score on the test images of the category that no training saw, beside the others; None without."""
+    block = results.get("held_out")
+    if not block:
+        return None
+    names = in_order(block["others"])
+    first, groups = main_of(names), []
+    for name in sorted(names, key=lambda name: name != first):
+        rows = []
+        for part, scores in block["others"][name].items():
+            for key in scores:
+                score = score_of(part, key)
+                sides = [block[side].get(name, {}).get(part, {}).get(key) for side in HELD_OUT_SIDES]
+                values, intervals = ([pick(own, field) for own in sides] for field in ("mean", "ci"))
+                chance = pick(results["methods"][name], "brain", key, "chance") if part == "brain" else chance_of(
+                    results, part, key, name)
+                limits = _limits(values, intervals, [chance])
+                cells = [_cell(score, value, ci, chance, limits) for value, ci in zip(values, intervals, strict=True)]
+                rows.append({"score": label(part, key), "unit": unit(score).strip(), "cells": [
+                    cell and {**cell, "n": own["n"]} for cell, own in zip(cells, sides, strict=True)],
+                    "chance": None if chance is None else show(score, chance)})
+        groups.append({"label": label_of(name)[0], "open": name == first, "rows": rows})
+    return {"category": block["category"], "images": len(block["images"]), "left_out": block["left_out"], "groups": groups}
 
 
 def not_scored(results: dict) -> str:

@@ -38,7 +38,8 @@ const viewer = (() => {
     }));
     const rank = rankOf(run, method, i);
     const found = !method.top5 ? "" : rank ? `Found ${store.ordinals[rank - 1]}. ` : "Not in the first five. ";
-    section.querySelector(".read").textContent = found + (method.read ? `Read: ${method.read[i]}` : "");
+    section.querySelector(".read").textContent = found + [["Read", method.read], ["Written", method.written]]
+      .filter(([, captions]) => captions).map(([said, captions]) => `${said}: ${captions[i]}`).join(". ");
     return section;
   }
 

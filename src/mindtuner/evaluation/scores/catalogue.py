@@ -45,8 +45,9 @@ def _distance(name: str, label: str, layer: str, network: str) -> Score:
                  chance=RANDOM_PAIRS, network=network)
 
 
-def _caption(name: str, label: str, how: str, low: float) -> Score:
-    return Score("captions", name, label, f"the caption read, by {how}", low=low, chance=RANDOM_PAIRS)
+def _caption(name: str, label: str, how: str, low: float) -> tuple[Score, Score]:
+    return tuple(Score(part, name, label, f"the caption {what}, by {how}", low=low, chance=RANDOM_PAIRS)
+                 for part, what in (("captions", "read"), ("written", "written")))
 
 
 SCORES = (
@@ -62,18 +63,19 @@ SCORES = (
     _distance("efficientnet_b1", "EffNet-B1", "EfficientNet-B1's pooled features", "efficientnet_b1"),
     _distance("swav", "SwAV", "SwAV-ResNet50's pooled features", "swav_resnet50"),
     _two_way("two_way", "Two-way", "EfficientNet-lite2's pooled features", None),
-    _caption("meteor", "METEOR", "words that match, also by stem or synonym", 0.0),
-    _caption("rouge_1", "ROUGE-1", "words that both have", 0.0),
-    _caption("rouge_l", "ROUGE-L", "longest common sequence of words", 0.0),
-    _caption("sentence_bert", "Sentence-BERT", "similarity by all-MiniLM-L6-v2", -1.0),
-    _caption("clip_b", "CLIP-B", "similarity by CLIP ViT-B/32's text tower", -1.0),
-    _caption("clip_l", "CLIP-L", "similarity by CLIP ViT-L/14's text tower", -1.0),
+    *_caption("meteor", "METEOR", "words that match, also by stem or synonym", 0.0),
+    *_caption("rouge_1", "ROUGE-1", "words that both have", 0.0),
+    *_caption("rouge_l", "ROUGE-L", "longest common sequence of words", 0.0),
+    *_caption("sentence_bert", "Sentence-BERT", "similarity by all-MiniLM-L6-v2", -1.0),
+    *_caption("clip_b", "CLIP-B", "similarity by CLIP ViT-B/32's text tower", -1.0),
+    *_caption("clip_l", "CLIP-L", "similarity by CLIP ViT-L/14's text tower", -1.0),
 )
 ALWAYS = {"retrieval": ("image", "brain", "text"), "reconstruction": ("pixcorr", "ssim", "two_way")}  # in every run
 
 
 def of_part(part: str) -> dict[str, Score]:
-    """The scores of one part, "retrieval", "reconstruction" or "captions", by name, in the order of the tables."""
+    """The scores of one part, "retrieval", "reconstruction", "captions" (retrieved) or "written" (captions that a network
+    wrote), by name, in the order of the tables."""
     return {score.name: score for score in SCORES if score.part == part}
 
 

