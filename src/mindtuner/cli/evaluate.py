@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_networks(parser) -> None:
     """What ``score`` asks too."""
     parser.add_argument("--networks", type=Path, metavar="DIR",
-                        help="folder with AlexNet, Inception, CLIP, EfficientNet-B1 and SwAV, as 'mindtuner fetch networks DIR' "
-                             "fills it; a score whose network is not there is left out by name")
+                        help="folder with AlexNet, Inception, CLIP, EfficientNet-B1 and SwAV, as 'mindtuner fetch networks "
+                             "DIR' fills it; a score whose network is not there is left out by name")
     parser.add_argument("--as-published", action="store_true",
                         help="the choices of the published evaluation: pictures resized without antialiasing, by way of 256, "
                              "PixCorr and SSIM at 425, ties lost")
