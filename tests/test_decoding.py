@@ -1,5 +1,7 @@
 """Averaging repeats, the text bank and the controls, each against plain loops."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.recall import recall
 from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
+from mindtuner.evaluation.scores.retrieval import cosine
 from mindtuner.model import BrainNetwork
 from mindtuner.runtime import derive_seed
 
@@ -48,6 +51,19 @@ def test_repeats_of_an_image_are_averaged(decoder, trials):
         for name, got in (("retrieval_tokens", found.retrieval_tokens), ("latents", found.latents)):
             mean = sum(getattr(one, name)[0].numpy() for one in shown) / len(shown)
             np.testing.assert_allclose(got[row], mean, atol=1e-5)
+
+
+def test_retrieval_by_both_tokens_ranks_images_by_the_sum_of_two_cosines(decoder, trials):
+    plain = decoder.predict(*trials)
+    both = Decoder(decoder.network, "subj01", dataclasses.replace(CONFIG, retrieval_tokens="both"), seed=3).predict(*trials)
+    for field in ("images", "backbone_tokens", "latents", "text"):
+        np.testing.assert_array_equal(getattr(both, field), getattr(plain, field))
+    candidates = np.random.default_rng(5).normal(size=(30, 4 * 8))
+    of_b, of_c, of_both = (cosine(tokens.reshape(len(tokens), -1), candidates) for tokens in
+                           (plain.backbone_tokens, plain.retrieval_tokens, both.retrieval_tokens))
+    scale = of_both / (of_b + of_c)  # one positive number for each brain
+    np.testing.assert_allclose(scale, np.broadcast_to(scale[:, :1], scale.shape), rtol=1e-3)
+    assert (scale > 0).all() and np.abs(of_b - of_c).max() > 0.05
 
 
 def test_the_prior_runs_on_averaged_backbone_tokens_with_its_own_seed(decoder, trials):

@@ -42,6 +42,7 @@ KNOB_LIMITS = {  # smallest and largest value of each field
 BACKBONES = ("residual", "affine")
 TIMESTEPS = 100  # of the diffusion prior
 STARTS = ("random", "closed_form")
+RETRIEVAL_TOKENS = ("projected", "both")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -179,6 +180,7 @@ class DecodeConfig:
     refine_start: float  # share of the noise schedule at which the correction starts, 1 = pure noise
     guidance: float
     neighbours: int = 0  # training images that decoded tokens are drawn to (decoding/recall.py), 0 for none
+    retrieval_tokens: str = "projected"  # C, as published, or "both": the sum of the unit vectors of B and C
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "pictures", "prior_steps", "generator_steps", "refine_steps")
@@ -186,6 +188,8 @@ class DecodeConfig:
                  f"a divisor of the prior's {TIMESTEPS} timesteps")
         _limit(self, 0, 1, "refine_start")
         _limit(self, 0, math.inf, "guidance", "neighbours")
+        _require(self.retrieval_tokens in RETRIEVAL_TOKENS, "retrieval_tokens", repr(self.retrieval_tokens),
+                 " or ".join(RETRIEVAL_TOKENS))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from mindtuner.config import DecodeConfig
 from mindtuner.decoding.mixed import MixedNetwork
@@ -24,7 +25,8 @@ NUMBERS = 2**21  # and at most so many numbers of their tokens: 4 trials at pape
 class Predictions:
     """What a brain says of n images; row k belongs to ``images[k]``.
 
-    images (n,) stimulus ids, ascending · backbone_tokens B and retrieval_tokens C (n, T, D) ·
+    images (n,) stimulus ids, ascending · backbone_tokens B (n, T, D) · retrieval_tokens (n, T, D), C or ``both`` of B and C,
+    as the config asks ·
     latents (n, 8, 16, 16) of the low-level submodule, None without one · text (n, d) unit vectors in the text tower's space
     """
 
@@ -42,7 +44,7 @@ class Decoder:
     ----------
     network : a network that knows the subject, or the base that the fingerprints were tuned on
     subject : the subject's name in the network, such as ``"subj01"``, or fingerprints by names of your own
-    config : sampling steps
+    config : sampling steps, and what the retrieval tokens are
     seed : of the prior's noise; the same for every method, so that methods differ by their brains alone
 
     Raises UserError where a fingerprint belongs to another base.
@@ -88,7 +90,7 @@ class Decoder:
             numbers, group = np.unique(stimulus[name], return_inverse=True)
             images.append(numbers)
             averaged.append({field: _group_means(values[k], group) for field, values in found.items()})
-        return {name: Predictions(shown, means["backbone_tokens"].numpy(), means["retrieval_tokens"].numpy(),
+        return {name: Predictions(shown, means["backbone_tokens"].numpy(), self._retrieval_tokens(means).numpy(),
                                   means["latents"].numpy() if "latents" in means else None,
                                   self.text_of(means["backbone_tokens"], name))
                 for name, shown, means in zip(voxels, images, averaged, strict=True)}
@@ -120,6 +122,10 @@ class Decoder:
         """
         projector = self._network_of(self._named(subject)).projector
         return projector(tokens.to(device())).float().cpu().numpy()
+
+    def _retrieval_tokens(self, means: dict[str, torch.Tensor]) -> torch.Tensor:
+        projected = means["retrieval_tokens"]
+        return projected if self.config.retrieval_tokens == "projected" else both(means["backbone_tokens"], projected)
 
     @property
     def _together(self) -> int:
@@ -158,6 +164,12 @@ class Decoder:
             trial, voxel = np.argwhere(~whole)[0]
             raise UserError(f"{name}: voxel {voxel} is {voxels[trial, voxel]} in trial {trial}; expected finite betas")
         refuse_constant_voxels([voxels], name)
+
+
+def both(backbone_tokens: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
+    """B / |B| + C / |C|, each (n, T, D) and of one length as a whole: among the same images, its cosine ranks as the sum of
+    the two cosines does. B is trained to be the image's tokens, C to be told from other images' (docs/science.md)."""
+    return sum(F.normalize(tokens.flatten(1), dim=1).view_as(tokens) for tokens in (backbone_tokens, projected))
 
 
 def _on_the_cpu(outputs: BrainOutputs) -> dict[str, torch.Tensor]:
