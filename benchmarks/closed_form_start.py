@@ -78,18 +78,23 @@ def main() -> None:
 
 def straight(subject, hour, caches, base, seed: int) -> dict[str, list[float]]:
     """Voxels -> image tokens by one ridge regression on the hour's trials; text through the base's projector."""
-    train, test = hour.train, subject.test
+    images, said = direct_ridge(subject, hour.train, subject.test, caches, seed)
     tokens = np.asarray(caches["tokens"], np.float32)
-    fit = ridge_regression(subject.betas(train.row), tokens[train.stimulus].reshape(len(train), -1), train.stimulus, seed)
-    images, row = np.unique(test.stimulus, return_inverse=True)
-    total = np.zeros((len(images), fit.weight.shape[1]), np.float32)
-    np.add.at(total, row, subject.betas(test.row) @ fit.weight + fit.intercept)
-    said = (total / np.bincount(row)[:, None]).astype(np.float32).reshape(-1, *tokens.shape[1:])
     with torch.no_grad():
         text = base.projector(torch.from_numpy(said)).numpy()
     hits = {"image": image_retrieval(said, tokens[images]), "brain": brain_retrieval(said, tokens[images]),
             "text": text_retrieval(text, np.asarray(caches["text"][images]))}
     return {name: [round(float(v), 4) for v in hit.top1] for name, hit in hits.items()}
+
+
+def direct_ridge(subject, train, asked, caches, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fitted on the trials ``train``; the images of the trials ``asked`` and their tokens, averaged over an image's trials."""
+    tokens = np.asarray(caches["tokens"], np.float32)
+    fit = ridge_regression(subject.betas(train.row), tokens[train.stimulus].reshape(len(train), -1), train.stimulus, seed)
+    images, row = np.unique(asked.stimulus, return_inverse=True)
+    total = np.zeros((len(images), fit.weight.shape[1]), np.float32)
+    np.add.at(total, row, subject.betas(asked.row) @ fit.weight + fit.intercept)
+    return images, (total / np.bincount(row)[:, None]).astype(np.float32).reshape(-1, *tokens.shape[1:])
 
 
 def summary(known: dict, options, trials: int, voxels: int, config) -> str:

@@ -115,19 +115,38 @@ def learn_expectation(network: BrainNetwork, subjects: dict[str, Subject], trial
 
 @torch.no_grad()
 def solve_ridge(network: BrainNetwork, base: BrainNetwork, feed: Feed, targets: Targets, seed: int) -> None:
-    """Set the subject's ridge in ``network``, which stands on ``base``, in closed form.
-
-    A regression shrinks what it predicts, and the base is used to the x0 of noisy single trials, so the prediction is
-    stretched around its mean until its variance over trials (cross-validated) is what the base knows (``spread``).
-    """
+    """Set the subject's ridge in ``network``, which stands on ``base``, in closed form: ``fit_hidden``."""
     head, expectation, stimulus = base.head.linear, base.expectation, feed.trials.stimulus
     expected = torch.cat([expectation(targets.rows("tokens", some).to(head.weight.device), head).cpu()
                           for some in np.array_split(stimulus, 1 + len(stimulus) // CHUNK)]).numpy()
     betas = feed.subject.betas(feed.trials.row) if feed.betas is None else feed.betas
-    fit = ridge_regression(betas, expected, stimulus, seed)
-    variance = float(fit.predicted.var(0).sum())
-    stretch = (float(expectation.spread) / variance) ** 0.5 if variance > 0 else 1.0
-    mean = expected.mean(0)
-    ridge = network.ridges[feed.name]
-    ridge.weight.copy_(torch.from_numpy(stretch * fit.weight.T))
-    ridge.bias.copy_(torch.from_numpy(mean + stretch * (fit.intercept - mean)))
+    fit_hidden(expected, betas, stimulus, float(expectation.spread), seed).put_into(network.ridges[feed.name])
+
+
+class HiddenRidge(NamedTuple):
+    """Voxels to hidden features, ``x0 = x weight + bias``: weight (V, h), bias (h,)."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    @torch.no_grad()
+    def put_into(self, ridge: torch.nn.Linear) -> None:
+        ridge.weight.copy_(torch.from_numpy(self.weight.T))
+        ridge.bias.copy_(torch.from_numpy(self.bias))
+
+
+def fit_hidden(expected: np.ndarray, betas: np.ndarray, images: np.ndarray, spread: float, seed: int) -> HiddenRidge:
+    """The ridge regression from a subject's betas (n, V) to the hidden features to expect (n, h) of the images (n,) that
+    it saw.
+
+    A regression shrinks what it predicts, and the base is used to the x0 of noisy single trials, so the prediction is
+    ``stretched`` until its cross-validated variance over trials is what the base knows (``spread``).
+    """
+    fit = ridge_regression(betas, expected, images, seed)
+    return stretched(fit.weight, fit.intercept, fit.predicted.var(0).sum(), spread, expected.mean(0))
+
+
+def stretched(weight: np.ndarray, bias: np.ndarray, variance: float, spread: float, mean: np.ndarray) -> HiddenRidge:
+    """The ridge whose x0 varies by ``spread`` around ``mean`` (h,), where it varied by ``variance``, summed over features."""
+    stretch = (spread / float(variance)) ** 0.5 if variance > 0 else 1.0
+    return HiddenRidge(*((stretch * weight).astype(np.float32), (mean + stretch * (bias - mean)).astype(np.float32)))
