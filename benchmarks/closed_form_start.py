@@ -88,7 +88,7 @@ def straight(subject, hour, caches, base, seed: int) -> dict[str, list[float]]:
 
 
 def direct_ridge(subject, train, asked, caches, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fitted on the trials ``train``; the images of the trials ``asked`` and their tokens, averaged over an image's trials."""
+    """Fitted on the trials ``train``: the images of the trials ``asked``, and their tokens, averaged over their trials."""
     tokens = np.asarray(caches["tokens"], np.float32)
     fit = ridge_regression(subject.betas(train.row), tokens[train.stimulus].reshape(len(train), -1), train.stimulus, seed)
     images, row = np.unique(asked.stimulus, return_inverse=True)

@@ -15,8 +15,8 @@ Retrieval goes by both token estimates, B and C, except in arms that say otherwi
   weight: each region has one in its place, the best of 30 by cross-validation (banded ridge); similar voxels: each voxel
   averaged with the 20 whose tuning, as the hour tells it, is most like its own
 - noisier copies: the hour's images again, their voxels predicted by an encoding model (a ridge from tokens to voxels)
-  fitted on the hour, plus its residuals of other trials; unseen images: the same for as many images that the subject never saw,
-  which is self-training: the labels are true and the brains are the hour's own guess
+  fitted on the hour, plus its residuals of other trials; unseen images: the same for as many images that the subject never
+  saw, which is self-training: the labels are true and the brains are the hour's own guess
 - three ranks, three seeds: tokens averaged over networks of rank 4, 8 and 16, or of one rank tuned three times
 
 One line per run goes to OUT/closing-{split}.jsonl, so a run that was stopped continues. ``--table`` prints means over the
@@ -100,7 +100,8 @@ def decoded(world, subject: Subject, seed: int, kind: str = "both", **fingerprin
     config = dataclasses.replace(world.config, decode=dataclasses.replace(world.config.decode, retrieval_tokens=kind),
                                  fingerprint=dataclasses.replace(world.config.fingerprint, **fingerprint))
     network = tune(world.base, subject, world.targets, config, seed)
-    return Decoder(network, world.name, config.decode, config.seed).predict(subject.betas(world.kept.row), world.kept.stimulus)
+    decoder = Decoder(network, world.name, config.decode, config.seed)
+    return decoder.predict(subject.betas(world.kept.row), world.kept.stimulus)
 
 
 def with_retrieval(said: Predictions, *tokens: np.ndarray) -> Predictions:
@@ -155,7 +156,8 @@ class Extended:
 
     def __getitem__(self, rows):
         rows, count = np.asarray(rows), self.source.shape[0]
-        return np.stack([self.more[row - count] if row >= count else np.asarray(self.source[row], np.float32) for row in rows])
+        return np.stack([self.more[row - count] if row >= count else np.asarray(self.source[row], np.float32)
+                         for row in rows])
 
 
 def weighted(world, subject: Subject, weight: np.ndarray, seed: int) -> dict[str, Predictions]:
@@ -170,7 +172,8 @@ def reliable_voxels(world, subject: Subject, seed: int) -> dict[str, Predictions
     betas, predicted = fit.predicted + residuals, fit.predicted
     a, b = predicted - predicted.mean(0), betas - betas.mean(0)
     norms = np.sqrt(np.square(a).sum(0) * np.square(b).sum(0))
-    return weighted(world, subject, np.divide((a * b).sum(0), norms, out=np.zeros_like(norms), where=norms > 0).clip(min=0), seed)
+    r = np.divide((a * b).sum(0), norms, out=np.zeros_like(norms), where=norms > 0)
+    return weighted(world, subject, r.clip(min=0), seed)
 
 
 def region_weights(world, subject: Subject, seed: int) -> dict[str, Predictions]:
@@ -213,8 +216,8 @@ def with_synthetic(world, subject: Subject, seed: int, images: np.ndarray) -> di
     rng = np.random.default_rng(derive_seed(seed, "residuals"))
     brains = (predict(images) + residuals[rng.integers(len(residuals), size=len(images))]).astype(np.float32)
     t, first, n = subject.trials, subject.source.shape[0], len(images)
-    trials = Trials(np.r_[t.row, first + np.arange(n)], np.r_[t.stimulus, images], np.r_[t.session, np.ones(n, t.session.dtype)],
-                    np.r_[t.repeat, np.zeros(n, t.repeat.dtype)], np.r_[t.is_test, np.zeros(n, bool)])
+    trials = Trials(np.r_[t.row, first + np.arange(n)], np.r_[t.stimulus, images],
+                    np.r_[t.session, np.ones(n, t.session.dtype)], np.r_[t.repeat, np.zeros(n, t.repeat.dtype)], np.r_[t.is_test, np.zeros(n, bool)])
     return {"": decoded(world, dataclasses.replace(subject, trials=trials, source=Extended(subject.source, brains)), seed)}
 
 
@@ -272,7 +275,8 @@ def table(outs: list[Path], split: str, arms: list[str]) -> str:
         return np.concatenate([[w[arm, s][direction] for s in seeds] for w in worlds], axis=1)
 
     candidates = len(worlds[0][HOUR, seeds[0]]["image"])
-    lines = [f"{len(worlds)} worlds, {len(seeds)} tuning seeds, {candidates} {split} images (chance {1 / candidates:.4f})", "",
+    lines = [f"{len(worlds)} worlds, {len(seeds)} tuning seeds, {candidates} {split} images (chance {1 / candidates:.4f})",
+             "",
              "| fitted on the hour | " + " | ".join(f"{d} | of all hours | minus one hour" for d in DIRECTIONS) + " |",
              "|---|" + 9 * "---:|"]
     for name in names:
