@@ -217,7 +217,8 @@ def with_synthetic(world, subject: Subject, seed: int, images: np.ndarray) -> di
     brains = (predict(images) + residuals[rng.integers(len(residuals), size=len(images))]).astype(np.float32)
     t, first, n = subject.trials, subject.source.shape[0], len(images)
     trials = Trials(np.r_[t.row, first + np.arange(n)], np.r_[t.stimulus, images],
-                    np.r_[t.session, np.ones(n, t.session.dtype)], np.r_[t.repeat, np.zeros(n, t.repeat.dtype)], np.r_[t.is_test, np.zeros(n, bool)])
+                    np.r_[t.session, np.ones(n, t.session.dtype)],
+                    np.r_[t.repeat, np.zeros(n, t.repeat.dtype)], np.r_[t.is_test, np.zeros(n, bool)])
     return {"": decoded(world, dataclasses.replace(subject, trials=trials, source=Extended(subject.source, brains)), seed)}
 
 
