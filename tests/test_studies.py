@@ -242,7 +242,7 @@ def test_a_curve_has_every_score_that_a_method_has():
     assert summed["worth"]["image"]["regression"]["hours"] == pytest.approx(1, abs=0.1)
     assert summed["share"]["two_way"]["mindtuner"]["share"] == pytest.approx(1 / 3, abs=0.05)
     lines = curve.text(summed, hours, chance).splitlines()
-    assert len([line for line in lines if line.startswith("| ridge regression") and line.endswith("| | |")]) == 2
+    assert len([line for line in lines if line.startswith("| ridge regression") and line.endswith("|  |  |")]) == 2
     assert [line for line in lines if "two_way" in line and "goal, 90%, is not reached" in line]
 
 
