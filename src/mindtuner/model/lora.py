@@ -56,7 +56,11 @@ class SkipLoRA(nn.Module):
         self.B = nn.Parameter(torch.zeros(out_features, rank))
 
     def forward(self, voxels: torch.Tensor) -> torch.Tensor:
-        return F.gelu(self.scale * F.linear(F.linear(voxels, self.A), self.B))
+        return F.gelu(self.product(voxels))
+
+    def product(self, voxels: torch.Tensor) -> torch.Tensor:
+        """The linear part, before the GELU: ``(alpha / r) B A V``."""
+        return self.scale * F.linear(F.linear(voxels, self.A), self.B)
 
 
 def add_lora(module: nn.Module, rank: int, alpha: float) -> None:
