@@ -97,7 +97,7 @@ def file_digest(path: str | Path) -> str:
 
 RUN_FILES = (
     "config.yaml", "log.jsonl", "results.json", "words.json", "report.html", "demo.png", "pictures.safetensors",
-    "results.csv", "runs", "bases",
+    "results.csv", "runs", "bases", "voxels.csv", "regions.csv", "fingerprint.png", "fingerprint.nii.gz",
     "per_image.safetensors", "painted", "base.safetensors", "fingerprint.safetensors", "pretrain.checkpoint*", "data",
     *(f"{method}.{end}" for method in ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
       for end in ("safetensors", "checkpoint*")), "predictions.safetensors", "pictures",

@@ -1,9 +1,9 @@
 """Through which route, and from which voxel, does a decoded token get its variance?
 
-A brain reaches the tokens through three doors: the ridge, and in Skip-LoRA ``GELU(z) = z / 2 + z (Phi(z) - 1/2)``, whose first
-half is linear in the voxels and whose second is even. LoRA has no door of its own; what goes through it is what goes through
-the ridge and then through at least one low-rank update. So there are four routes, and each path from a voxel to a token
-belongs to one of them.
+A brain reaches the tokens through three doors: the ridge, and in Skip-LoRA ``GELU(z) = z / 2 + z (Phi(z) - 1/2)``, whose
+first half is linear in the voxels and whose second is even. LoRA has no door of its own; what goes through it is what goes
+through the ridge and then through at least one low-rank update. So there are four routes, and each path from a voxel to a
+token belongs to one of them.
 
 Let V go on a straight line from a reference brain to the trial's. The change of the tokens is the integral of the gradient
 along the line (integrated gradients, Sundararajan et al. 2017), and the gradient is a sum over paths, so a sum over routes.
@@ -80,7 +80,8 @@ def shares(network: BrainNetwork, subject: str, voxels: np.ndarray, images: np.n
     with torch.no_grad():
         said = torch.cat([getattr(network(betas(some), subject), tokens).flatten(1).double().cpu() for some in rows])
     count = torch.from_numpy(np.bincount(group))
-    mean = torch.zeros(len(shown), said.shape[1], dtype=torch.double).index_add_(0, torch.from_numpy(group), said) / count[:, None]
+    mean = torch.zeros(len(shown), said.shape[1], dtype=torch.double).index_add_(0, torch.from_numpy(group), said)
+    mean /= count[:, None]
     direction = mean - mean.mean(0)
     variance = float(direction.square().sum())
     if variance == 0:
@@ -88,7 +89,7 @@ def shares(network: BrainNetwork, subject: str, voxels: np.ndarray, images: np.n
     cotangent = (direction / variance / count[:, None])[torch.from_numpy(group)].float()
 
     total = np.zeros((len(ROUTES), voxels.shape[1]))
-    regions = np.stack([rois[name] for name in rois]).astype(np.float32) if rois else np.zeros((0, voxels.shape[1]), np.float32)
+    regions = np.array(list(rois.values()), np.float32).reshape(len(rois), voxels.shape[1])
     inside = np.zeros((len(ROUTES), len(shown), len(rois)))
     for some in rows:
         parts = _attributions(network, subject, betas(some), start, cotangent[some].to(device), tokens, nodes)
@@ -118,7 +119,7 @@ def _attributions(network: BrainNetwork, subject: str, voxels: torch.Tensor, sta
     hidden = {name: torch.zeros_like(ends[1][0]) for name in ("ridge", "all")}
     linear, curved = ([torch.zeros_like(product) for product in ends[1][1]] for _ in range(2))
     for t, weight in zip(*_rule(nodes), strict=True):
-        x0, *products = [torch.lerp(a, b, t) for a, b in zip([ends[0][0], *ends[0][1]], [ends[1][0], *ends[1][1]], strict=True)]
+        x0, *products = [torch.lerp(a, b, t) for a, b in zip(*([x0, *products] for x0, products in ends), strict=True)]
         whole = _gradients(network, x0, products, cotangent, tokens)
         hidden["all"] += weight * whole[0]
         if any(isinstance(part, LoRALinear) for part in network.modules()):

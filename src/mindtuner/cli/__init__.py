@@ -10,8 +10,8 @@ import mindtuner
 from mindtuner.errors import TrainingDiverged, UserError
 
 _VERBS = ("demo", "simulate", "fetch", "check", "embed", "pretrain", "tune", "decode", "evaluate", "train-generator",
-          "report", "compare", "score", "ablate", "curve", "info", "convert", "fetch weights", "fetch networks",
-          "check weights")
+          "report", "compare", "score", "ablate", "curve", "fingerprint", "info", "convert", "fetch weights",
+          "fetch networks", "check weights")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser, dict]:
