@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from scipy.stats import spearmanr
 from test_cli import refused
 from test_model_network import TINY
 
@@ -86,8 +87,8 @@ def test_a_path_that_reads_some_voxels_alone_is_found_there_and_none_where_there
     drawn = maps_of(shares(network, "1", voxels, images, reference, rois))
     for name in ("skip_linear", "skip_nonlinear", "fingerprint"):
         assert (drawn[name][planted == 0] == 0).all() and (drawn[name][planted == 1] > 0).all()
-    found = recovery(drawn["fingerprint"], planted, by_itself(rois), 0)
-    assert found["within"] > 0.8 and found["p"] == 0.001 and found["null"][1] < found["within"]
+    found = recovery(drawn["fingerprint"], planted, by_itself(rois), 0)["within"]
+    assert found["spearman"] > 0.8 and found["p"] == 0.001 and found["null"][1] < found["spearman"]
     reading = weights(network, "1")[1]
     assert (reading[planted == 0] == 0).all() and (reading[planted == 1] > 0).all()
 
@@ -107,12 +108,19 @@ def test_recovery_of_known_maps():
     rng = np.random.default_rng(1)
     region = np.repeat([0, 1, 2], 200)
     planted = region + rng.standard_normal(600)
-    true = recovery(planted + rng.standard_normal(600), planted, region, 0)
-    assert 0.5 < true["within"] < true["spearman"] and true["p"] == 0.001
+    noisy = planted + rng.standard_normal(600)
+    true = recovery(noisy, planted, region, 0)
+    assert true["between"]["spearman"] == pytest.approx(spearmanr(noisy, planted)[0])
+    assert 0.5 < true["within"]["spearman"] < true["between"]["spearman"] and true["within"]["p"] == 0.001
     coarse = recovery(region + 0.01 * rng.standard_normal(600), planted, region, 0)  # knows regions, and no voxel
-    assert coarse["spearman"] > 0.5 and abs(coarse["within"]) < 0.15 and coarse["p"] > 0.05
-    p = [recovery(rng.standard_normal(600), planted, region, seed)["p"] for seed in range(20)]
+    assert coarse["between"]["spearman"] > 0.5 and coarse["between"]["p"] == pytest.approx(1 / 6)  # of 3! orders the best
+    assert abs(coarse["within"]["spearman"]) < 0.15 and coarse["within"]["p"] > 0.05
+    p = [recovery(rng.standard_normal(600), planted, region, seed)["within"]["p"] for seed in range(20)]
     assert 0.3 < np.mean(p) < 0.7 and min(p) > 0.002  # uniform
+    many = np.repeat(np.arange(12), 50)
+    level = rng.permutation(12)[many].astype(float)  # the same all over each region
+    found = recovery(level + 0.1 * rng.standard_normal(600), level, many, 0)
+    assert found["within"] is None and found["between"]["spearman"] > 0.9 and found["between"]["p"] == 0.001
     with pytest.raises(UserError, match="planted: is the same in all voxels"):
         recovery(planted, np.ones(600), region, 0)
 
@@ -163,7 +171,7 @@ def test_the_verb_writes_tables_maps_and_what_was_recovered(tuned, simulated, tm
     told = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert sum(results["shares"].values()) == pytest.approx(1, abs=0.01) and results["residual"] < 0.01
-    assert set(results["recovery"]) >= {"ridge", "lora", "skip_linear", "fingerprint"} and "within regions" in told
+    assert set(results["recovery"]) >= {"ridge", "lora", "skip_linear", "fingerprint"} and "by permuted regions" in told
     with (out / "voxels.csv").open(newline="") as file:
         voxels = list(csv.DictReader(file))
     assert len(voxels) == subject.n_voxels

@@ -29,10 +29,11 @@ import torch.nn.functional as F
 
 from mindtuner.model import BrainNetwork
 from mindtuner.model.lora import LoRALinear, SkipLoRA
+from mindtuner.runtime import progress
 
 ROUTES = ("ridge", "lora", "skip_linear", "skip_nonlinear")
 TOKENS = ("retrieval_tokens", "backbone_tokens")
-NODES = 8  # of the Gauss-Legendre rule along the line
+NODES = 32  # of the Gauss-Legendre rule along the line
 CHUNK = 128  # trials at a time
 
 
@@ -91,8 +92,9 @@ def shares(network: BrainNetwork, subject: str, voxels: np.ndarray, images: np.n
     total = np.zeros((len(ROUTES), voxels.shape[1]))
     regions = np.array(list(rois.values()), np.float32).reshape(len(rois), voxels.shape[1])
     inside = np.zeros((len(ROUTES), len(shown), len(rois)))
-    for some in rows:
-        parts = _attributions(network, subject, betas(some), start, cotangent[some].to(device), tokens, nodes)
+    for some in progress(rows, "shares", len(rows), "block"):
+        with _tokens_alone(network):
+            parts = _attributions(network, subject, betas(some), start, cotangent[some].to(device), tokens, nodes)
         for k, part in enumerate(parts):
             total[k] += part.sum(0, dtype=np.float64)
             np.add.at(inside[k], group[some.numpy()], part @ regions.T)
@@ -144,6 +146,16 @@ def _gradients(network: BrainNetwork, x0: torch.Tensor, products: list[torch.Ten
     with torch.enable_grad():
         said = getattr(network.decode_hidden(doors[0], doors[1:]), tokens).flatten(1)
         return list(torch.autograd.grad((said * cotangent).sum(), doors))
+
+
+@contextlib.contextmanager
+def _tokens_alone(network: BrainNetwork) -> Iterator[None]:
+    """Within, the network has no low-level submodule, whose pictures would cost most of the time."""
+    lowlevel, network.lowlevel = network.lowlevel, None
+    try:
+        yield
+    finally:
+        network.lowlevel = lowlevel
 
 
 @contextlib.contextmanager

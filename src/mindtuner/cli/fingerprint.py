@@ -136,9 +136,10 @@ def _print(totals: dict, rows: list[dict], scored: dict, simulated: bool) -> Non
         print(f"{name:<14}{own['ridge']['voxels']:>8}" + "".join(f"{cell:>32}" for cell in cells))
     print(f"{'all voxels':<22}" + "".join(f"{totals[route]:>+32.4f}" for route in ROUTE_WORDS))
     if scored:
-        print("\nmaps beside what was planted: Spearman, within regions, and what permuted voxels give")
+        print("\nmaps beside what was planted: Spearman [chance], by permuted regions, and by permuted voxels within each")
         for name, one in scored.items():
-            print("{:<16}{:+.3f}   {:+.3f} [{:+.3f}, {:+.3f}], p {:.3f}".format(
-                name, one["spearman"], one["within"], *one["null"], one["p"]))
+            cells = ["the same in each region" if part is None else "{:+.3f} [{:+.3f}, {:+.3f}], p {:.3f}".format(
+                part["spearman"], *part["null"], part["p"]) for part in (one["between"], one["within"])]
+            print(f"{name:<16}{cells[0]:<38}{cells[1]}")
     elif simulated:
         print("\nnothing was planted that differs between voxels, so no map is scored")
