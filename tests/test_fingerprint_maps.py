@@ -1,6 +1,7 @@
 """Where a fingerprint lives: shares against brute-force integrated gradients, planted routes, and the verb."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -222,3 +223,21 @@ def test_bad_input_is_one_line(tuned, simulated, tmp_path, capsys):
     refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--truth", tmp_path],
             f"fingerprint_share is ({subject.n_voxels - 1},); expected ({subject.n_voxels},)")
     assert not (tmp_path / "a").exists()
+
+
+def test_where_nothing_was_planted_no_map_is_scored(tuned, simulated, few_cutouts, tmp_path, capsys):
+    from conftest import TINY as SMALL
+
+    from mindtuner.data.simulation.simulate import simulate
+
+    folder, _ = tuned
+    without = tmp_path / "without"
+    simulate(without, dataclasses.replace(SMALL, fingerprint=0.0))
+    shutil.rmtree(without / "cache", ignore_errors=True)
+    assert main(["fingerprint", str(folder), str(without), str(tmp_path / "a")]) == 0
+    assert "nothing was planted that differs between voxels, so no map is scored" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["recovery"] == {}
+    # beside the truth of the same sheet where something was planted, a network that was never tuned finds none of it
+    assert main(["fingerprint", str(folder), str(without), str(tmp_path / "b"), "--truth", str(simulated / "truth")]) == 0
+    found = json.loads((tmp_path / "b" / "results.json").read_text())["recovery"]["fingerprint"]
+    assert found["between"]["p"] > 0.05 and found["within"] is None
