@@ -76,6 +76,27 @@ def main() -> None:
     summarise(done, label, options)
 
 
+def of_world(seed: int, fingerprint: float):
+    """The demo's config with the seed of a world, simulation and pretraining, and the strength of what is planted."""
+    config = load_config("demo")
+    return dataclasses.replace(config, seed=seed, simulate=dataclasses.replace(config.simulate, seed=seed,
+                                                                               fingerprint=fingerprint))
+
+
+def in_worlds(description: str, measure, table) -> None:
+    """The command line of a benchmark that ``measure(out, seed, fingerprint)`` makes in one world, and whose
+    ``table(outs)`` goes over several."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="+")
+    parser.add_argument("--seed", type=int, default=0, help="seed of simulation and pretraining")
+    parser.add_argument("--fingerprint", type=float, default=0.5)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if not options.table:
+        measure(options.out[0], options.seed, options.fingerprint)
+    print(table(options.out))
+
+
 def changed(config, setting: str, parser: argparse.ArgumentParser):
     """The config with one setting, ``section.field=value``. Only what tuning reads: the base is made before."""
     name, _, value = setting.partition("=")

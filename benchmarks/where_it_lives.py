@@ -7,28 +7,26 @@ On one simulated dataset and base (kept in OUT, shared with tuning_seeds.py), su
 test images is shared out to voxels and routes (``mindtuner.analysis.routes``), and the map of the fingerprint's part is
 scored against the planted share of each voxel. Methods: mindtuner, and shuffled_brain, tuned on permuted brains.
 
-Simulated subjects have one planted share for each of five areas, so voxels of an area are no independent evidence: what counts
-is the order of the areas, and chance is every other order (120). The null of permuted voxels, which takes them as
+Simulated subjects have one planted share for each of five areas, so voxels of an area are no independent evidence: what
+counts is the order of the areas, and chance is every other order (120). The null of permuted voxels, which takes them as
 independent, is told beside it. With ``--fingerprint 0`` nothing was planted; ``--truth`` names the truth of a world
 of the same seed where something was, the same sheet of voxels: whatever correlates there is no recovery.
 
-One line per run goes to OUT/where-it-lives.jsonl. ``--table`` prints a row a world and method, means (sd) over tuning seeds.
+Each run is a line of OUT/where-it-lives.jsonl. ``--table`` prints a row a world and method, mean (sd) over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
-from tuning_seeds import prepare
+from tuning_seeds import of_world, prepare
 
 from mindtuner.analysis import maps
 from mindtuner.analysis.routes import ROUTES, shares
-from mindtuner.config import load_config
 from mindtuner.decoding.compact import starting_prior
 from mindtuner.runtime import progress
 from mindtuner.training import subject_name, tune
@@ -51,9 +49,7 @@ def main() -> None:
 
 
 def measure(out: Path, options) -> None:
-    config = load_config("demo")
-    config = dataclasses.replace(config, seed=options.seed, simulate=dataclasses.replace(
-        config.simulate, seed=options.seed, fingerprint=options.fingerprint))
+    config = of_world(options.seed, options.fingerprint)
     dataset, _, targets, base = prepare(out, config)
     subject = dataset.subject(config.target_subject)
     hour, test, name = subject.sessions(config.tuning_sessions), subject.test, subject_name(subject.number)
@@ -63,7 +59,8 @@ def measure(out: Path, options) -> None:
     wanted = [(method, seed) for seed in range(options.tuning_seeds) for method in METHODS]
     for method, seed in progress([key for key in wanted if key not in done], "runs"):
         network = tune(base, hour, targets, config, seed, method, prior=starting_prior(config.model)).eval()
-        found = shares(network, name, subject.betas(test.row), test.stimulus, hour.betas(hour.train.row).mean(0), subject.rois)
+        reference = hour.betas(hour.train.row).mean(0)
+        found = shares(network, name, subject.betas(test.row), test.stimulus, reference, subject.rois)
         drawn = maps.maps_of(found)["fingerprint"]
         run = {"method": method, "seed": seed, "fingerprint": dataset.card["simulate"]["fingerprint"],
                "residual": found.residual, "shares": dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True)),

@@ -19,17 +19,15 @@ OUT/zero-shot.jsonl.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 from closing_the_gap import DIRECTIONS, scores
-from tuning_seeds import prepare
+from tuning_seeds import in_worlds, of_world, prepare
 
 from mindtuner.analysis import zero_shot
-from mindtuner.config import load_config
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.evaluation.statistics import paired_difference
 from mindtuner.runtime import derive_seed, progress
@@ -40,22 +38,8 @@ from mindtuner.training.start import solve_ridge
 FILE = "zero-shot.jsonl"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, nargs="+")
-    parser.add_argument("--seed", type=int, default=0, help="seed of simulation and pretraining")
-    parser.add_argument("--fingerprint", type=float, default=0.5)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if not options.table:
-        measure(options.out[0], options.seed, options.fingerprint)
-    print(table(options.out))
-
-
 def measure(out: Path, seed: int, fingerprint: float) -> None:
-    config = load_config("demo")
-    config = dataclasses.replace(config, seed=seed, simulate=dataclasses.replace(config.simulate, seed=seed,
-                                                                                 fingerprint=fingerprint))
+    config = of_world(seed, fingerprint)
     dataset, caches, targets, base = prepare(out, config)
     subject = dataset.subject(config.target_subject)
     others = dataset.without(subject=config.target_subject).subjects
@@ -143,4 +127,4 @@ def table(outs: list[Path]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    in_worlds(__doc__, measure, table)

@@ -1,0 +1,124 @@
+"""Is a fingerprint its subject's own? Subjects compared with each other, and with themselves in another session.
+
+    python benchmarks/subjects_compared.py OUT [--seed 0] [--fingerprint 0.5]
+    python benchmarks/subjects_compared.py --table OUT [OUT ...]
+
+On one simulated dataset (kept in OUT, shared with tuning_seeds.py) a base is pretrained on subjects 5 to 8, and each of
+subjects 1 to 4 is tuned twice: on session 1, and, with another seed, on session 2 alone. The two tunings of a subject share
+its brain and no trial: hidden features of the first are of each test image's first trial, those of the second of its last.
+Every first tuning is compared with every second one (``mindtuner.analysis.subjects``):
+
+- overlap of the directions that adapters write into
+- CKA of hidden features as they are, and of what the adapters add
+- image retrieval of the first's test trials with the second's LoRA, Skip-LoRA silent; against its own LoRA, Skip-LoRA silent
+  too, and against no adapters
+
+A measure of the subject is higher within a subject than between two, and names the subject: its own second tuning is the
+most like of four (chance 0.25). One line per pair goes to OUT/subjects.jsonl.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from tuning_seeds import in_worlds, materials, of_world
+
+from mindtuner.analysis.subjects import cka, crossed, hidden, overlap
+from mindtuner.decoding.compact import starting_prior
+from mindtuner.decoding.decoder import Decoder
+from mindtuner.evaluation.scores.retrieval import image_retrieval
+from mindtuner.runtime import progress
+from mindtuner.training import load_network, pretrain, save_network, subject_name, tune
+
+FILE, NEW = "subjects.jsonl", (1, 2, 3, 4)
+MEASURES = {"overlap": "overlap of directions", "whole": "CKA, hidden features", "added": "CKA, what adapters add",
+            "lent": "retrieval, LoRA lent"}
+
+
+def measure(out: Path, seed: int, fingerprint: float) -> None:
+    config = of_world(seed, fingerprint)
+    dataset, caches, targets = materials(out, config)
+    path, prior = out / "base-of-four.safetensors", starting_prior(config.model)
+    if not path.exists():
+        others = dataclasses.replace(dataset, subjects={n: s for n, s in dataset.subjects.items() if n not in NEW})
+        save_network(path, pretrain(others, targets, config, seed, prior=prior), {})
+    base = load_network(path)
+    subjects = {number: dataset.subject(number) for number in NEW}
+    networks = {(number, session): tune(base, only(subjects[number], session), targets, config,
+                                        1000 * seed + 10 * number + session, prior=prior).eval()
+                for number, session in progress([(n, s) for n in NEW for s in (1, 2)], "tunings")}
+
+    def found(network, number: int) -> list[float]:
+        trials = subjects[number].test
+        decoder = Decoder(network, subject_name(number), config.decode, seed)
+        said = decoder.predict(subjects[number].betas(trials.row), trials.stimulus)
+        return image_retrieval(said.retrieval_tokens, np.asarray(caches["tokens"][said.images])).top1.round(4).tolist()
+
+    features = {}
+    for (number, session), network in networks.items():
+        trials = one_trial_each(subjects[number].test, last=session == 2)
+        features[number, session] = hidden(network, subjects[number].betas(trials.row), trials.stimulus)
+    lines = []
+    for a in NEW:
+        first = networks[a, 1]
+        own = {"tuned": found(first, a), "own": found(crossed(first, first), a), "none": found(bare(first), a)}
+        for b in NEW:
+            second = networks[b, 2]
+            shown, *x = features[a, 1]
+            also, *y = features[b, 2]
+            common, at, to = np.intersect1d(shown, also, return_indices=True)
+            value, chance = overlap(first, second)
+            lines.append({"first": a, "second": b, "fingerprint": dataset.card["simulate"]["fingerprint"], "overlap": value,
+                          "chance": chance, "images": len(common), "whole": cka(x[0][at], y[0][to]),
+                          "added": cka(x[1][at], y[1][to]), "lent": found(crossed(first, second), a), **own})
+    (out / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def only(subject, session: int):
+    """With the training trials of one session alone."""
+    keep = subject.trials.is_test | (subject.trials.session == session)
+    return dataclasses.replace(subject, trials=subject.trials.select(keep))
+
+
+def one_trial_each(trials, last: bool):
+    order = np.arange(len(trials))[::-1 if last else 1]
+    return trials.select(order[np.unique(trials.stimulus[order], return_index=True)[1]])
+
+
+def bare(network):
+    """The ridge of the tuned network on the base, without any adapter's effect."""
+    lender = crossed(network, network)
+    for name, parameter in lender.named_parameters():
+        if name.endswith(".B"):
+            parameter.data.zero_()
+    return lender
+
+
+def table(outs: list[Path]) -> str:
+    lines = ["| world, planted | measure | same subject | other subjects | chance or control | subject named |",
+             "|---|---|---:|---:|---:|---:|"]
+    for world, out in enumerate(outs):
+        pairs = [json.loads(line) for line in (out / FILE).read_text().splitlines()]
+        same = [pair for pair in pairs if pair["first"] == pair["second"]]
+        for measure, title in MEASURES.items():
+            values = {(p["first"], p["second"]): np.mean(p[measure]) for p in pairs}
+            own = [values[n, n] for n in NEW]
+            others = [value for (a, b), value in values.items() if a != b]
+            named = np.mean([max(NEW, key=lambda b, a=a: values[a, b]) == a for a in NEW])
+            control = {"overlap": f"random {pairs[0]['chance']:.3f}", "lent": ", ".join(
+                f"{words} {np.mean([p[key] for p in same]):.3f}"
+                for key, words in (("own", "own"), ("none", "no adapters"), ("tuned", "with Skip-LoRA")))}.get(measure, "")
+            lines.append(f"| {world}, {pairs[0]['fingerprint']:g} | {title} | {spread(own)} | {spread(others)} | {control} "
+                         f"| {named:.2f} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.mean(values):.3f} ({np.std(values, ddof=1):.3f})"
+
+
+if __name__ == "__main__":
+    in_worlds(__doc__, measure, table)
