@@ -182,8 +182,9 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
             seen["bank"].update(images.tolist())
             return bank(stimuli, images, encoder)
 
-        def digest(values):  # train_pivot digests [stimuli, texts] for its checkpoint
-            if len(values) == 2 and np.asarray(values[0]).ndim == 1 and np.asarray(values[0]).dtype == np.int64:
+        def digest(values):  # train_pivot digests stimuli and then their texts for its checkpoint
+            values = list(values)
+            if isinstance(values[0], np.ndarray) and values[0].ndim == 1 and values[0].dtype == np.int64:
                 seen["pivot"].update(values[0].tolist())
             return text(values)
 

@@ -192,7 +192,7 @@ def test_what_each_method_trains(quick, method):
 @pytest.mark.parametrize("lora, skip, head", [(True, False, False), (False, True, True)])
 def test_parts_of_the_fingerprint_can_be_left_out(quick, lora, skip, head):
     dataset, targets, base = quick
-    config = dataclasses.replace(QUICK, fingerprint=FingerprintConfig(lora, skip, head, 2, 2.0))
+    config = dataclasses.replace(QUICK, fingerprint=FingerprintConfig(lora, skip, head, rank=2, alpha=2.0))
     names = tune(base, dataset.subject(1), targets, config, 0).fingerprint_state().keys()
     assert any("skips" in n for n in names) == skip
     assert any(n.startswith(("blocks", "head", "retrieval")) for n in names) == lora
