@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+ROUTES = ("ridge", "lora", "skip_linear", "skip_nonlinear")
 
 
 def entry(variant, score, difference):
@@ -23,12 +24,15 @@ STUDIES = {
     "ablation_picture.py": {"rows": [
         entry(variant, score, None if variant == "full" else {"mean": -0.1, "ci": [-0.2, 0.0], "verdict": verdict})
         for variant, verdict in (("full", ""), ("lora", "lower"), ("skip", "no difference shown"))
-        for score in ("image", "brain", "text")]}}
+        for score in ("image", "brain", "text")]},
+    "fingerprint_map.py": {"shares": dict.fromkeys(ROUTES, 0.25), "regions": [
+        {"region": region, "route": route, "share": 0.1, "ci": [0.05, 0.2]} for region in ("V1", "higher_vis")
+        for route in ROUTES]}}
 
 
 @pytest.mark.parametrize("script", STUDIES)
 def test_a_study_becomes_one_picture(script, tmp_path):
-    setting = {"subject": 1, "simulated_brains": True, "seeds": 2, "chance": {"image": 0.1, "brain": 0.1, "text": 0.1}}
+    setting = {"subject": 1, "simulated_brains": True, "seeds": 2, "images": 3, "chance": {"image": 0.1, "brain": 0.1, "text": 0.1}}
     (tmp_path / "results.json").write_text(json.dumps({"setting": setting, **STUDIES[script]}))
     runpy.run_path(str(EXAMPLES / script))["main"](str(tmp_path), str(tmp_path / "study.png"))
     with Image.open(tmp_path / "study.png") as picture:
