@@ -35,7 +35,8 @@ def main(study: str, picture: str) -> None:
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     what = "simulated brain" if study["setting"]["simulated_brains"] else "measured brain"
-    figure.suptitle(f"Subject {study['setting']['subject']}, {what}, {study['setting']['images']} images, axes differ in scale")
+    setting = study["setting"]
+    figure.suptitle(f"Subject {setting['subject']}, {what}, {setting['images']} images; the scales differ")
     figure.savefig(picture, dpi=100)
 
 

@@ -32,7 +32,8 @@ STUDIES = {
 
 @pytest.mark.parametrize("script", STUDIES)
 def test_a_study_becomes_one_picture(script, tmp_path):
-    setting = {"subject": 1, "simulated_brains": True, "seeds": 2, "images": 3, "chance": {"image": 0.1, "brain": 0.1, "text": 0.1}}
+    setting = {"subject": 1, "simulated_brains": True, "seeds": 2, "images": 3,
+               "chance": {"image": 0.1, "brain": 0.1, "text": 0.1}}
     (tmp_path / "results.json").write_text(json.dumps({"setting": setting, **STUDIES[script]}))
     runpy.run_path(str(EXAMPLES / script))["main"](str(tmp_path), str(tmp_path / "study.png"))
     with Image.open(tmp_path / "study.png") as picture:
