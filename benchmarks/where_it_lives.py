@@ -82,17 +82,17 @@ def table(outs: list[Path]) -> str:
     for world, out in enumerate(outs):
         for method in METHODS:
             runs = [run for run in known(out) if run["method"] == method]
-            cells = [spread([run["shares"][route] for run in runs], 4) for route in ROUTES]
-            cells += [spread([run["areas"]["spearman"] for run in runs], 2),
+            cells = [spread([run["shares"][route] for run in runs], "+.4g") for route in ROUTES]
+            cells += [spread([run["areas"]["spearman"] for run in runs], "+.2f"),
                       *(", ".join(f"{run[null]['p']:.3f}" for run in runs) for null in ("areas", "voxels"))]
             lines.append(f"| {world}, {runs[0]['fingerprint']:g} | {method} | " + " | ".join(cells) + " |")
     every = [run["residual"] for out in outs for run in known(out)]
     return "\n".join([*lines, "", f"All shares of a run add up to 1 within {max(every):.4f}."])
 
 
-def spread(values: list[float], digits: int) -> str:
-    deviation = f" ({np.std(values, ddof=1):.{digits}f})" if len(values) > 1 else ""
-    return f"{np.mean(values):+.{digits}f}{deviation}"
+def spread(values: list[float], form: str) -> str:
+    deviation = f" ({np.std(values, ddof=1):.1g})" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{deviation}"
 
 
 if __name__ == "__main__":

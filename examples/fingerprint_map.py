@@ -31,9 +31,10 @@ def main(study: str, picture: str) -> None:
         axis.axvline(0, color="grey", linestyle=":")
         axis.ticklabel_format(axis="x", style="sci", scilimits=(-2, 2))
         axis.locator_params(axis="x", nbins=4)
-        axis.set(title=f"{title}: {study['shares'][route]:+.4f}", xlabel="share of the decoded variance")
+        axis.set_title(f"{title}\nall voxels {study['shares'][route]:+.1e}", fontsize=10)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
+    figure.supxlabel("share of the decoded variance, 95 % over images", fontsize=10)
     what = "simulated brain" if study["setting"]["simulated_brains"] else "measured brain"
     setting = study["setting"]
     figure.suptitle(f"Subject {setting['subject']}, {what}, {setting['images']} images; the scales differ")
