@@ -98,8 +98,8 @@ def bare(network):
 
 
 def table(outs: list[Path]) -> str:
-    lines = ["| world, planted | measure | same subject | other subjects | chance or control | subject named |",
-             "|---|---|---:|---:|---:|---:|"]
+    lines = ["| world, planted | measure | same subject | other subjects | same minus others | chance or control | subject named |",
+             "|---|---|" + 5 * "---:|"]
     for world, out in enumerate(outs):
         pairs = [json.loads(line) for line in (out / FILE).read_text().splitlines()]
         same = [pair for pair in pairs if pair["first"] == pair["second"]]
@@ -107,12 +107,13 @@ def table(outs: list[Path]) -> str:
             values = {(p["first"], p["second"]): np.mean(p[measure]) for p in pairs}
             own = [values[n, n] for n in NEW]
             others = [value for (a, b), value in values.items() if a != b]
+            gaps = [values[a, a] - np.mean([values[a, b] for b in NEW if b != a]) for a in NEW]
             named = np.mean([max(NEW, key=lambda b, a=a: values[a, b]) == a for a in NEW])
             control = {"overlap": f"random {pairs[0]['chance']:.3f}", "lent": ", ".join(
                 f"{words} {np.mean([p[key] for p in same]):.3f}"
                 for key, words in (("own", "own"), ("none", "no adapters"), ("tuned", "with Skip-LoRA")))}.get(measure, "")
-            lines.append(f"| {world}, {pairs[0]['fingerprint']:g} | {title} | {spread(own)} | {spread(others)} | {control} "
-                         f"| {named:.2f} |")
+            lines.append(f"| {world}, {pairs[0]['fingerprint']:g} | {title} | {spread(own)} | {spread(others)} "
+                         f"| {spread(gaps)} | {control} | {named:.2f} |")
     return "\n".join(lines)
 
 
