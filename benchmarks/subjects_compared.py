@@ -98,7 +98,8 @@ def bare(network):
 
 
 def table(outs: list[Path]) -> str:
-    lines = ["| world, planted | measure | same subject | other subjects | same minus others | chance or control | subject named |",
+    lines = ["| world, planted | measure | same subject | other subjects | same minus others | chance or control "
+             "| subject named |",
              "|---|---|" + 5 * "---:|"]
     for world, out in enumerate(outs):
         pairs = [json.loads(line) for line in (out / FILE).read_text().splitlines()]
