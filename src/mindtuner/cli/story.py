@@ -29,6 +29,7 @@ from mindtuner.evaluation.held_out import scored_apart
 from mindtuner.evaluation.held_out import text as held_out_text
 from mindtuner.evaluation.report import write_report
 from mindtuner.evaluation.results import build_results, per_image_scores, rounded, save_run, to_uint8
+from mindtuner.evaluation.scores.encoding_features import Kept
 from mindtuner.evaluation.scores.features import LITE2
 from mindtuner.evaluation.scores.networks import find_networks
 from mindtuner.evaluation.scores.preparation import OURS, PUBLISHED, resize
@@ -63,7 +64,8 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
         bank = training_bank(materials.dataset, materials.texts)
         painted = paint_all(predictions, materials.generator, bank, test, out / PARTS if keep else None)
     with watch.stage("score"):
-        scores = score_all(predictions, painted, test, config.seed, scoring)
+        kept = Kept()
+        scores = score_all(predictions, painted, test, config.seed, scoring, kept)
     setting = describe_setting(config, materials.dataset, hour, base, test, bank, command)
     setting["scores"] = scoring.described()
     setting["stimuli_note"] = " ".join(filter(None, [generator_note, captions_note(bank, test),
@@ -75,8 +77,8 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
         shown = test.images[test.shown]
         score_captions(results, per_image, painted, [test.captions[k] for k in test.shown],
                        caption_scorer(scoring.folder, materials.texts), config.seed)
-        score_brain(results, per_image, painted, materials.dataset.subject(hour.number), shown, test.caches["pixels"],
-                    config.seed)
+        score_brain(results, per_image, kept, materials.dataset.subject(hour.number), shown, test.caches["pixels"],
+                    config.seed, scoring.choices)
         if config.hold_out_category:
             results["held_out"] = scores_apart(per_image, materials.dataset.stimuli, config.seed)
     with watch.stage("report"):
@@ -245,9 +247,12 @@ def _keep(part: Path | None, pictures: dict[str, np.ndarray], written: list[str]
 
 
 def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int,
-              scoring: Scoring) -> dict[str, MethodScores]:
-    """Scores of every method against the test images. Those without a caption are left out of text retrieval; where none has
-    one, all texts are the same, and the score is chance."""
+              scoring: Scoring, kept: Kept) -> dict[str, MethodScores]:
+    """Scores of every method against the test images; ``kept`` takes what the brain's encoding model needs of the pictures.
+
+    Images without a caption are left out of text retrieval; where none has one, all texts are the same, and the score is
+    chance.
+    """
     seen, texts = np.asarray(test.caches["pixels"][test.images[test.shown]]), test.texts
     truth = Truth(np.asarray(test.caches["tokens"][test.images]), np.asarray(test.caches["text"][test.images[texts]]), seen,
                   scoring.networks, scoring.choices, scoring.pool)
@@ -257,7 +262,7 @@ def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet,
         single = [{**draw, "text": draw["text"][texts]} for draw in entry.get("single_trials", ())]
         predicted[method] = {"retrieval_tokens": p.retrieval_tokens, "text": p.text[texts], "single_trials": single,
                              "stages": painted[method]["stages"]}
-    return score_methods(predicted, truth, seed)
+    return score_methods(predicted, truth, seed, kept.keep)
 
 
 def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: BrainNetwork, test: TestSet, bank: TextBank,

@@ -16,7 +16,8 @@ from mindtuner.evaluation.blocks import BrainTruth, brain_block, caption_block
 from mindtuner.evaluation.encoding import FOLDS
 from mindtuner.evaluation.results import rounded
 from mindtuner.evaluation.scores.captions import CaptionScorer, find_wordnet
-from mindtuner.evaluation.scores.encoding_features import EncodingFeatures
+from mindtuner.evaluation.scores.encoding_features import EncodingFeatures, Kept
+from mindtuner.evaluation.scores.preparation import OURS, Choices
 from mindtuner.runtime import progress
 
 if TYPE_CHECKING:
@@ -61,25 +62,28 @@ def score_captions(results: dict, per_image: dict[str, np.ndarray], painted: dic
         per_image |= {f"{method}/{part}/{score}": array for score, array in values.items()}
 
 
-def score_brain(results: dict, per_image: dict[str, np.ndarray], painted: dict[str, dict], subject: Subject,
-                shown: np.ndarray, pixels: np.ndarray, seed: int) -> None:
+def score_brain(results: dict, per_image: dict[str, np.ndarray], kept: Kept, subject: Subject, shown: np.ndarray,
+                pixels: np.ndarray, seed: int, choices: Choices = OURS) -> None:
     """Correlate the brain that each method's picture predicts with the measured one, by region.
 
-    ``subject`` with all its sessions, for the encoding model learns from its training trials · shown (p,) stimulus ids ·
-    pixels (N, 3, H, W) of all stimuli, uint8. With too few images to fit or to compare, the run says so instead.
+    kept : features of each method's picture and of what was seen, by the keys of ``scoring.score_methods``
+    subject : with all its sessions, for the encoding model learns from its training trials
+    shown : (p,) stimulus ids · pixels : (N, 3, H, W) of all stimuli, uint8
+    choices : how the pictures were prepared, and training images are
+
+    With too few images to fit or to compare, the run says so instead.
     """
     images = len(np.unique(subject.train.stimulus))
     if images < FOLDS or len(shown) < 2:
         results["setting"]["scores"]["brain_not_scored"] = (
             f"needs {FOLDS} training images and 2 pictures; there are {images} and {len(shown)}")
         return
-    features = EncodingFeatures()
+    features = EncodingFeatures(choices)
     truth = BrainTruth.of(subject, shown, lambda images: features(pixels[images]), seed, EncodingFeatures.groups)
-    reference = rounded(truth.reference_block(features(pixels[shown]), seed))
+    reference = rounded(truth.reference_block(kept[None], seed))
     results["brain"] = reference
-    for method, entry in progress(painted.items(), "brain", len(painted), "method"):
-        own = results["methods"][method]
-        block, values = brain_block(features(entry["stages"][own["picture"]]), truth, seed)
+    for method, own in progress(results["methods"].items(), "brain", len(results["methods"]), "method"):
+        block, values = brain_block(kept[method, own["picture"]], truth, seed)
         own["brain"] = {
             region: {"correlation": found["pattern"]["mean"], "ci": found["pattern"]["ci95"],
                      "chance": found["pattern"]["chance"], "voxelwise": found["voxelwise"],

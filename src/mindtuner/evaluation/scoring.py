@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,13 +47,15 @@ class MethodScores:
     flat: list[int] = field(default_factory=list)  # positions of painted pictures that have one value everywhere
 
 
-def score_methods(predicted: Mapping[str, Mapping], truth: Truth, seed: int) -> dict[str, MethodScores]:
+def score_methods(predicted: Mapping[str, Mapping], truth: Truth, seed: int,
+                  keep: Callable[[tuple[str, str] | None, dict], None] | None = None) -> dict[str, MethodScores]:
     """Score methods, {name: what it predicts}.
 
     What a method predicts: "retrieval_tokens" (n, T, D) and "text" (n, d), from brains averaged over repeats;
     "stages", a dict of pictures (p, 3, H, W), floats in 0..1 or uint8, with keys out of STAGES, the last of which is the
     method's picture; optionally "single_trials", a list of {"retrieval_tokens", "text"}, each from one trial
-    for every test image (their scores are averaged). Raises UserError, naming the method, where something is
+    for every test image (their scores are averaged). ``keep``: see ``score_images``; keys are (method, stage) of its
+    picture, and None of what was seen. Raises UserError, naming the method, where something is
     missing or misshapen.
     """
     retrieved, sets = {}, {}
@@ -64,7 +66,8 @@ def score_methods(predicted: Mapping[str, Mapping], truth: Truth, seed: int) -> 
         except UserError as error:
             raise UserError(f"method {name}: {error}") from error
     picture = {name: stage for name, stage in sets}  # the last stage of each
-    scores, chance = score_images(truth.pictures, sets, truth.networks, truth.choices, list(picture.items()), seed)
+    scores, chance = score_images(truth.pictures, sets, truth.networks, truth.choices, list(picture.items()), seed,
+                                  keep)
     found = {}
     for name, (top1, summary) in retrieved.items():
         own = {stage: values for (method, stage), values in scores.items() if method == name}

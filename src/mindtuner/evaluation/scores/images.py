@@ -7,7 +7,7 @@ numbers an image) only the originals' are kept: each group of pictures is compar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -26,11 +26,14 @@ BATCH, GROUP = 32, 128  # pictures that a network sees together; that are compar
 
 
 def score_images(originals, sets: Mapping[Hashable, np.ndarray], networks: Sequence[Network], choices: Choices = OURS,
-                 chance_of: Collection[Hashable] = (), seed: int = 0) -> tuple[dict, dict]:
+                 chance_of: Collection[Hashable] = (), seed: int = 0,
+                 keep: Callable[[Hashable, dict[str, torch.Tensor]], None] | None = None) -> tuple[dict, dict]:
     """Scores of each set of pictures, and of those in ``chance_of`` the scores that chance would give.
 
     originals : (p, 3, H, W), p > 1, floats in 0..1 or uint8; each set is of the same number of pictures, its own size
     networks : see ``networks.find_networks``; PixCorr and SSIM need none
+    keep : is called with what networks make of each group of pictures, in order, before it is compared: of the sets in
+        ``chance_of`` by their key, of the originals by None
 
     Returns ({set: {score: float64 (p,)}}, {set: {score: float}}) with scores by the names and in the order of the
     catalogue. Chance is there for scores without an analytic one: the mean over 1,000 random pairings. PixCorr of a flat
@@ -56,9 +59,14 @@ def score_images(originals, sets: Mapping[Hashable, np.ndarray], networks: Seque
         if key in chance:
             found = pixel_scores(pictures, true, choices, *distinct)  # of few images the same pairs are drawn again and again
             chance[key] = {name: _mean(values[drawn]) for name, values in found.items()}
+
+    def watched(key: Hashable, features: dict[str, torch.Tensor]) -> None:
+        if keep and (key is None or key in chance):
+            keep(key, features)
+
     by_side = sorted(networks, key=lambda network: network.side)
     for _, group in groupby(by_side, key=lambda network: network.side):
-        for key, found, by_chance in _by_networks(list(group), true, checked, choices, pairs):
+        for key, found, by_chance in _by_networks(list(group), true, checked, choices, pairs, watched):
             scores[key] |= found
             if key in chance:
                 chance[key] |= by_chance
@@ -69,13 +77,14 @@ def score_images(originals, sets: Mapping[Hashable, np.ndarray], networks: Seque
 
 @torch.inference_mode()
 def _by_networks(networks: list[Network], true: np.ndarray, sets: Mapping[Hashable, np.ndarray], choices: Choices,
-                 pairs: tuple[np.ndarray, np.ndarray]) -> Iterator[tuple[Hashable, dict, dict]]:
+                 pairs: tuple[np.ndarray, np.ndarray], watched: Callable) -> Iterator[tuple[Hashable, dict, dict]]:
     """Of each set the scores by these networks, which want pictures of one side, and what chance gives of the distances."""
     reader = Reader(networks, choices)
     kinds = {name: catalogue.find("reconstruction", name) for network in networks for name in network.layers}
     lineups = {name: Lineup(choices.ties) for name in kinds if kinds[name].higher_is_better}
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in kinds if name not in lineups}
     for features in _grouped(reader, true):
+        watched(None, features)
         for name in lineups:
             lineups[name].add(features[name])
         for name in rows:
@@ -85,6 +94,7 @@ def _by_networks(networks: list[Network], true: np.ndarray, sets: Mapping[Hashab
     for key, pictures in runtime.progress(sets.items(), title, len(sets), "set"):
         values: dict[str, list] = {name: [] for name in kinds}
         for number, features in enumerate(_grouped(reader, pictures, reuse=True)):
+            watched(key, features)
             for name in lineups:
                 values[name].append(lineups[name](features[name], number))
             for name in originals:
