@@ -74,7 +74,7 @@ def measure(out: Path, options) -> None:
     subject = dataset.subject(config.target_subject)
     done = known(out, options.split)
     seeds = range(options.tuning_seeds)
-    for seed, arm in progress([(s, a) for s in seeds for a in options.arms if (a, s) not in done], "runs"):
+    for seed, arm in progress([(s, a) for s in seeds for a in options.arms if not any(name.startswith(a) and k == s for name, k in done)], "runs"):
         kept = subject.test
         if options.split == "validation":
             images = np.unique(subject.train.stimulus)
@@ -161,7 +161,8 @@ class Extended:
 
 
 def weighted(world, subject: Subject, weight: np.ndarray, seed: int) -> dict[str, Predictions]:
-    """Voxels times weights (V,) of mean square 1."""
+    """Voxels times weights (V,) of mean square 1, none below a hundredth of the largest: a voxel of 0 is refused."""
+    weight = weight.clip(min=weight.max() / 100)
     weight = (weight / np.sqrt(np.square(weight).mean())).astype(np.float32)
     return {"": decoded(world, dataclasses.replace(subject, source=Mapped(subject.source, lambda x: x * weight)), seed)}
 
