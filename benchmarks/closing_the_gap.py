@@ -74,7 +74,8 @@ def measure(out: Path, options) -> None:
     subject = dataset.subject(config.target_subject)
     done = known(out, options.split)
     seeds = range(options.tuning_seeds)
-    for seed, arm in progress([(s, a) for s in seeds for a in options.arms if not any(name.startswith(a) and k == s for name, k in done)], "runs"):
+    left = [(s, a) for s in seeds for a in options.arms if not any(name.startswith(a) and k == s for name, k in done)]
+    for seed, arm in progress(left, "runs"):
         kept = subject.test
         if options.split == "validation":
             images = np.unique(subject.train.stimulus)
