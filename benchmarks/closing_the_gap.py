@@ -13,7 +13,7 @@ Retrieval goes by both token estimates, B and C, except in arms that say otherwi
 - direct ridge alone: that regression alone, without any base
 - reliable voxels: each voxel times how far it follows the images that were seen, a prior for the ridge on it; a region's
   weight: each region has one in its place, the best of 30 by cross-validation (banded ridge); similar voxels: each voxel
-  averaged with the 20 whose tuning, as the hour tells it, is most like its own
+  averaged with the 20 whose tuning, as the hour tells it, is most like its own (also on all hours)
 - noisier copies: the hour's images again, their voxels predicted by an encoding model (a ridge from tokens to voxels)
   fitted on the hour, plus its residuals of other trials; unseen images: the same for as many images that the subject never
   saw, which is self-training: the labels are true and the brains are the hour's own guess
@@ -246,6 +246,7 @@ ARMS = {
     "reliable voxels": lambda w, hour, every, s: reliable_voxels(w, hour, s),
     "a region's weight": lambda w, hour, every, s: region_weights(w, hour, s),
     "similar voxels": lambda w, hour, every, s: similar_voxels(w, hour, s),
+    "all hours, similar voxels": lambda w, hour, every, s: similar_voxels(w, every, s),
     "noisier copies": lambda w, hour, every, s: with_synthetic(w, hour, s, hour.train.stimulus),
     "unseen images": lambda w, hour, every, s: with_synthetic(w, hour, s, unseen(w, hour, s)),
     "three ranks": lambda w, hour, every, s: averaged([decoded(w, hour, s, "projected", rank=r) for r in (4, 8, 16)]),

@@ -58,6 +58,6 @@ def _read(path: Path) -> np.ndarray:
             if image.mode != "RGB":
                 kind = {"L": "grey", "LA": "grey with transparency", "RGBA": "with transparency"}.get(image.mode, image.mode)
                 raise UserError(f"{path}: is {kind}; expected three channels, RGB")
-            return np.asarray(image).transpose(2, 0, 1)
+            return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))  # once, not at each use
     except DAMAGED as error:
         raise UserError(f"{path}: cannot be read as a picture ({one_line(error)}); expected a whole picture file") from error

@@ -6,9 +6,10 @@ brings them to the sizes that are wanted and holds all scores of a run together.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.arrays import TIE, as_pair
@@ -17,6 +18,8 @@ from mindtuner.evaluation.scores.preparation import HALF, OURS, Choices, as_imag
 SIGMA, RADIUS = 1.5, 5  # SSIM's Gaussian window, cut off at 3.5 sigma: 11 x 11 pixels
 WINDOW = np.exp(-(np.arange(-RADIUS, RADIUS + 1) ** 2) / (2 * SIGMA**2))
 WINDOW /= WINDOW.sum()
+STRIP = 16  # places along one direction that the window is laid on together
+BAND = np.stack([np.concatenate([np.zeros(k), WINDOW, np.zeros(STRIP - 1 - k)]) for k in range(STRIP)])
 C1, C2 = 0.01**2, 0.03**2  # SSIM's stabilisers for values in 0..1
 GREY = (0.2125, 0.7154, 0.0721)  # skimage.color.rgb2gray's
 FLAT = 1e-6  # values of an image that differ by less are one value
@@ -205,12 +208,23 @@ def _ssim(a: np.ndarray, b: np.ndarray) -> torch.Tensor:
 
 
 def _local_mean(grey: np.ndarray) -> np.ndarray:
-    """The window's mean at every place where it fits, rows and columns exchanged: (k, W - 2 RADIUS, H - 2 RADIUS).
+    """The window's mean at every place where it fits: (k, H, W) -> (k, H - 2 RADIUS, W - 2 RADIUS).
 
-    The window is separable. Along columns it is a matrix product that copies nothing, so the images are turned over between
-    one direction and the other.
+    The window is separable, and in each direction a product with a band matrix. It is taken strip by strip, since most of
+    the whole matrix is 0.
     """
-    for _ in range(2):
-        down = sliding_window_view(grey, len(WINDOW), axis=1) @ WINDOW
-        grey = np.ascontiguousarray(down.swapaxes(1, 2))
-    return grey
+    images, height, width = grey.shape
+    down = np.empty((images, height - 2 * RADIUS, width))
+    for inside, around, band in _strips(down.shape[1]):
+        np.matmul(band, grey[:, around], out=down[:, inside])
+    across = np.empty((images, height - 2 * RADIUS, width - 2 * RADIUS))
+    for inside, around, band in _strips(across.shape[2]):
+        np.matmul(down[:, :, around], band.T, out=across[:, :, inside])
+    return across
+
+
+def _strips(places: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Of a direction along which the window fits ``places`` times: strips of places, what their windows see, the weights."""
+    for start in range(0, places, STRIP):
+        size = min(STRIP, places - start)
+        yield slice(start, start + size), slice(start, start + size + 2 * RADIUS), BAND[:size, :size + 2 * RADIUS]
