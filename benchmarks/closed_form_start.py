@@ -9,7 +9,7 @@ is solved against the frozen base, and scores retrieval of the subject's test im
   (docs/demo.md)
 - closed form alone: no step of training
 - closed form, then the config's epochs: the demo's default
-- voxels to tokens: the same cross-validated ridge regression straight to the image tokens, without any base
+- voxels to tokens: the same cross-validated regression straight to the image tokens, without any base
 
 Differences to the first row are paired over images and tuning seeds. Seconds are those of tuning alone. Where nothing
 random is left (closed form alone of ridge_only, voxels to tokens) tuning seeds only choose the folds. One line per run goes
@@ -32,7 +32,7 @@ from mindtuner.config import load_config
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.runtime import progress
 from mindtuner.training import tune
-from mindtuner.training.start import ridge_regression
+from mindtuner.training.start import voxel_regression
 
 METHODS = ("mindtuner", "ridge_only")
 STARTS = {"random": {"start": "random", "epochs": 12, "lr": 1e-3},
@@ -63,7 +63,7 @@ def main() -> None:
         start, method, seed = key
         begun = time.perf_counter()
         if start == DIRECT:
-            scores = straight(subject, hour, caches, base, seed)
+            scores = straight(subject, hour, caches, base, seed, config.tune.similar_voxels)
         else:
             changed = dataclasses.replace(config, tune=dataclasses.replace(config.tune, **STARTS[start]))
             network = tune(base, hour, targets, changed, seed, method)
@@ -76,9 +76,9 @@ def main() -> None:
     print(summary(known, options, len(hour.train), subject.n_voxels, config))
 
 
-def straight(subject, hour, caches, base, seed: int) -> dict[str, list[float]]:
+def straight(subject, hour, caches, base, seed: int, similar: int) -> dict[str, list[float]]:
     """Voxels -> image tokens by one ridge regression on the hour's trials; text through the base's projector."""
-    images, said = direct_ridge(subject, hour.train, subject.test, caches, seed)
+    images, said = direct_ridge(subject, hour.train, subject.test, caches, seed, similar)
     tokens = np.asarray(caches["tokens"], np.float32)
     with torch.no_grad():
         text = base.projector(torch.from_numpy(said)).numpy()
@@ -87,10 +87,11 @@ def straight(subject, hour, caches, base, seed: int) -> dict[str, list[float]]:
     return {name: [round(float(v), 4) for v in hit.top1] for name, hit in hits.items()}
 
 
-def direct_ridge(subject, train, asked, caches, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def direct_ridge(subject, train, asked, caches, seed: int, similar: int) -> tuple[np.ndarray, np.ndarray]:
     """Fitted on the trials ``train``: the images of the trials ``asked``, and their tokens, averaged over their trials."""
     tokens = np.asarray(caches["tokens"], np.float32)
-    fit = ridge_regression(subject.betas(train.row), tokens[train.stimulus].reshape(len(train), -1), train.stimulus, seed)
+    fit = voxel_regression(subject.betas(train.row), tokens[train.stimulus].reshape(len(train), -1), train.stimulus, seed,
+                           similar)
     images, row = np.unique(asked.stimulus, return_inverse=True)
     total = np.zeros((len(images), fit.weight.shape[1]), np.float32)
     np.add.at(total, row, subject.betas(asked.row) @ fit.weight + fit.intercept)

@@ -9,11 +9,12 @@ others for each tuning seed, are kept from every arm, and retrieved among themse
 Retrieval goes by both token estimates, B and C, except in arms that say otherwise; fitted on the hour:
 
 - one hour; all hours: as ``tune`` does it, and the same networks with C alone, or B alone, to retrieve by
+- each voxel for itself, and 2 to 60 similar voxels: so many take part in a voxel's weight where the ridge starts
+  (``tune.similar_voxels``); the first also on all hours
 - direct ridge beside: the tokens of a ridge regression from voxels to image tokens as a third estimate
 - direct ridge alone: that regression alone, without any base
 - reliable voxels: each voxel times how far it follows the images that were seen, a prior for the ridge on it; a region's
-  weight: each region has one in its place, the best of 30 by cross-validation (banded ridge); similar voxels: each voxel
-  averaged with the 20 whose tuning, as the hour tells it, is most like its own (also on all hours)
+  weight: each region has one in its place, the best of 30 by cross-validation (banded ridge)
 - noisier copies: the hour's images again, their voxels predicted by an encoding model (a ridge from tokens to voxels)
   fitted on the hour, plus its residuals of other trials; unseen images: the same for as many images that the subject never
   saw, which is self-training: the labels are true and the brains are the hour's own guess
@@ -47,9 +48,11 @@ from mindtuner.training import subject_name, tune
 from mindtuner.training.start import ridge_regression
 
 DIRECTIONS = ("image", "brain", "text")
-HELD_OUT, ALIKE, WEIGHTS_TRIED, PENALTIES = 90, 20, 30, np.logspace(0, 6, 13)
-C_ALONE, B_ALONE, BESIDE, ALONE = ", C alone", ", B alone", "direct ridge beside", "direct ridge alone"
-HOUR, ALL = "one hour", "all hours"
+HELD_OUT, WEIGHTS_TRIED, PENALTIES = 90, 30, np.logspace(0, 6, 13)
+C_ALONE, B_ALONE, BESIDE, ALONE = ", C alone", ", B alone", " beside", " alone"
+ENDINGS = ("", C_ALONE, B_ALONE, BESIDE, ALONE)  # of the rows of an arm
+HOUR, ALL, ITSELF = "one hour", "all hours", "each voxel for itself"
+SIMILAR = (2, 5, 10, 20, 60)
 
 
 def main() -> None:
@@ -74,7 +77,7 @@ def measure(out: Path, options) -> None:
     subject = dataset.subject(config.target_subject)
     done = known(out, options.split)
     seeds = range(options.tuning_seeds)
-    left = [(s, a) for s in seeds for a in options.arms if not any(name.startswith(a) and k == s for name, k in done)]
+    left = [(s, a) for s in seeds for a in options.arms if not any((a + end, s) in done for end in ENDINGS)]
     for seed, arm in progress(left, "runs"):
         kept = subject.test
         if options.split == "validation":
@@ -120,14 +123,20 @@ def tuned(world, subject: Subject, seed: int) -> dict[str, Predictions]:
             B_ALONE: dataclasses.replace(plain, retrieval_tokens=backbone)}
 
 
+def similar(world, count: int):
+    tune = dataclasses.replace(world.config.tune, similar_voxels=count)
+    return SimpleNamespace(**vars(world) | {"config": dataclasses.replace(world.config, tune=tune)})
+
+
 def with_direct(world, subject: Subject, seed: int) -> dict[str, Predictions]:
     plain = decoded(world, subject, seed, "projected")
-    images, tokens = direct_ridge(subject, subject.train, world.kept, world.caches, seed)
+    images, tokens = direct_ridge(subject, subject.train, world.kept, world.caches, seed,
+                                  world.config.tune.similar_voxels)
     assert (images == plain.images).all()
     with torch.no_grad():
         text = world.base.projector(torch.from_numpy(tokens)).numpy()
-    return {" beside": with_retrieval(plain, plain.backbone_tokens, plain.retrieval_tokens, tokens),
-            " alone": Predictions(images, tokens, tokens, None, text)}
+    return {BESIDE: with_retrieval(plain, plain.backbone_tokens, plain.retrieval_tokens, tokens),
+            ALONE: Predictions(images, tokens, tokens, None, text)}
 
 
 def encoding(world, subject: Subject, seed: int):
@@ -203,16 +212,6 @@ def region_weights(world, subject: Subject, seed: int) -> dict[str, Predictions]
     return weighted(world, subject, weight, seed)
 
 
-def similar_voxels(world, subject: Subject, seed: int) -> dict[str, Predictions]:
-    fit, *_ = encoding(world, subject, seed)
-    tuning = fit.weight / np.maximum(np.linalg.norm(fit.weight, axis=0), 1e-12)
-    alike = tuning.T @ tuning
-    np.fill_diagonal(alike, -1)
-    nearest = np.argpartition(-alike, ALIKE, axis=1)[:, :ALIKE]
-    mapped = Mapped(subject.source, lambda x: (x + x[:, nearest].mean(2)) / 2)
-    return {"": decoded(world, dataclasses.replace(subject, source=mapped), seed)}
-
-
 def with_synthetic(world, subject: Subject, seed: int, images: np.ndarray) -> dict[str, Predictions]:
     _, residuals, predict = encoding(world, subject, seed)
     rng = np.random.default_rng(derive_seed(seed, "residuals"))
@@ -242,11 +241,13 @@ def averaged(several: list[Predictions]) -> dict[str, Predictions]:
 ARMS = {
     HOUR: lambda w, hour, every, s: tuned(w, hour, s),
     ALL: lambda w, hour, every, s: tuned(w, every, s),
+    ITSELF: lambda w, hour, every, s: tuned(similar(w, 0), hour, s),
+    ALL + ", " + ITSELF: lambda w, hour, every, s: tuned(similar(w, 0), every, s),
+    **{f"{count} similar voxels": lambda w, hour, every, s, count=count: tuned(similar(w, count), hour, s)
+       for count in SIMILAR},
     "direct ridge": lambda w, hour, every, s: with_direct(w, hour, s),
     "reliable voxels": lambda w, hour, every, s: reliable_voxels(w, hour, s),
     "a region's weight": lambda w, hour, every, s: region_weights(w, hour, s),
-    "similar voxels": lambda w, hour, every, s: similar_voxels(w, hour, s),
-    "all hours, similar voxels": lambda w, hour, every, s: similar_voxels(w, every, s),
     "noisier copies": lambda w, hour, every, s: with_synthetic(w, hour, s, hour.train.stimulus),
     "unseen images": lambda w, hour, every, s: with_synthetic(w, hour, s, unseen(w, hour, s)),
     "three ranks": lambda w, hour, every, s: averaged([decoded(w, hour, s, "projected", rank=r) for r in (4, 8, 16)]),
@@ -273,7 +274,8 @@ def table(outs: list[Path], split: str, arms: list[str]) -> str:
     worlds = [known(out, split) for out in outs]
     seeds = sorted({seed for arm, seed in worlds[0] if arm == HOUR})
     names = [name for name in dict.fromkeys(arm for arm, _ in worlds[0])
-             if any(name.startswith(arm) for arm in arms) and all((name, s) in w for w in worlds for s in seeds)]
+             if any(name == arm + end for arm in arms for end in ENDINGS)
+             and all((name, s) in w for w in worlds for s in seeds)]
 
     def hits(arm: str, direction: str) -> np.ndarray:  # (seeds, images of all worlds)
         return np.concatenate([[w[arm, s][direction] for s in seeds] for w in worlds], axis=1)

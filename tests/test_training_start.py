@@ -14,7 +14,7 @@ from mindtuner.runtime import derive_seed
 from mindtuner.training import load_network, pretrain, save_network, tune
 from mindtuner.training.batches import make_feeds, training_trials
 from mindtuner.training.fold_sums import FoldSums
-from mindtuner.training.start import FOLDS, PENALTIES, ridge_regression, solve_ridge
+from mindtuner.training.start import FOLDS, PENALTIES, fit_hidden, ridge_regression, smoothing, solve_ridge
 
 CLOSED = dataclasses.replace(CONFIG, tune=dataclasses.replace(CONFIG.tune, start="closed_form"))
 
@@ -127,6 +127,36 @@ def test_the_base_learns_what_its_subjects_say_of_an_image(trained):
     assert float(base.expectation.spread) == pytest.approx(np.mean(spread), rel=1e-4)
 
 
+def test_voxels_are_averaged_with_those_that_are_tuned_most_like_them():
+    rng = np.random.default_rng(0)
+    tuning, betas = rng.normal(size=(5, 300)), rng.normal(size=(7, 300)).astype(np.float32)  # more voxels than fit a chunk
+    made = betas @ smoothing(tuning, 4)
+    for voxel in (0, 17, 255, 256, 299):
+        r = np.array([tuning[:, voxel] @ tuning[:, v] / np.linalg.norm(tuning[:, v]) for v in range(300)])
+        r[voxel] = -np.inf
+        nearest = sorted(range(300), key=lambda v: -r[v])[:4]
+        np.testing.assert_allclose(made[:, voxel], (betas[:, voxel] + betas[:, nearest].mean(1)) / 2, rtol=1e-5, atol=1e-6)
+    for few in (1, 2, 3):  # not more than there are, and a voxel that says nothing
+        tuning = np.eye(4)[:, :few]
+        assert (smoothing(tuning, 9).sum(0) > 0.4).all() and smoothing(np.zeros((4, 3)), 9).sum() == pytest.approx(3)
+
+
+def test_alike_voxels_in_noise_are_worth_more_together():
+    """200 noisy voxels of 20 kinds: fitted on 60 trials, the ridge that knows who is alike predicts new ones better."""
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(560, 12)).astype(np.float32)
+    kinds = rng.normal(size=(12, 20)).repeat(10, axis=1)
+    betas = (features @ kinds + 6 * rng.normal(size=(560, 200))).astype(np.float32)
+    order = rng.permutation(200)
+    betas, images, fitted = betas[:, order], np.arange(560), slice(60)
+    errors = {}
+    for similar in (0, 9):
+        ridge = fit_hidden(features[fitted], betas[fitted], images[fitted], float(features.var(0).sum()), 0, similar)
+        said = betas[60:] @ ridge.weight + ridge.bias
+        errors[similar] = 1 - np.corrcoef(said.ravel(), features[60:].ravel())[0, 1]
+    assert errors[9] < 0.9 * errors[0]
+
+
 def test_the_start_alone_decodes_and_adapters_start_silent(trained):
     """Before a step of training the new subject is decoded nearly as well as after a whole cold tuning."""
     base, subject, targets = trained
@@ -181,5 +211,7 @@ def test_it_is_saved_with_the_base_and_asked_for_by_name(trained, tmp_path):
     tune(bare, subject, targets, QUICK, 0)
     with pytest.raises(ValueError, match="start is 'warm'; expected random or closed_form"):
         dataclasses.replace(CONFIG.tune, start="warm")
+    with pytest.raises(ValueError, match="similar_voxels is -1; expected"):
+        dataclasses.replace(CONFIG.tune, similar_voxels=-1)
     with pytest.raises(ValueError, match="pretrain.start is 'closed_form'; expected random"):
         dataclasses.replace(CONFIG, pretrain=CLOSED.tune)

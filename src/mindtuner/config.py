@@ -142,12 +142,14 @@ class FitConfig:
     patience: int = 0  # epochs without a better retrieval of held-out training images after which to stop; 0: never
     checkpoint_steps: int = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
     start: str = "random"  # of a new subject's ridge in tuning: "random", or "closed_form" (training/start.py)
+    similar_voxels: int = 0  # whose weights each voxel's is drawn to by the closed form (training/start.py); 0: none
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "batch_per_subject", "head_trials", "accumulate", "checkpoint_steps")
         _limit(self, 0, 1, "warmup", "mixco_share")
         _limit(self, 0, math.inf, "epochs", "lr", "weight_decay", "ridge_weight_decay", "prior_weight", "clip_weight",
-               "lowlevel_weight", "softcont_weight", "skip_weight", "regression_weight", "grad_clip", "patience")
+               "lowlevel_weight", "softcont_weight", "skip_weight", "regression_weight", "grad_clip", "patience",
+               "similar_voxels")
         _limit(self, 0, 0.999999, "ema")
         _require(self.start in STARTS, "start", repr(self.start), " or ".join(STARTS))
         _require(self.dtype in DTYPES, "dtype", repr(self.dtype), f"one of {', '.join(DTYPES)}")

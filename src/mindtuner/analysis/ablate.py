@@ -49,6 +49,7 @@ def variants(config: Config, others: int) -> list[Variant]:
     rows = [Variant("ridge_only", "ridge only", method="ridge_only"),
             Variant("lora", "ridge + LoRA", {"fingerprint": {"lora": True, "skip": False, **every}}),
             Variant("skip", "ridge + Skip-LoRA", {"fingerprint": {"lora": False, "skip": True}}),
+            Variant("no_similar", "the ridge starts each voxel for itself", {"tune": {"similar_voxels": 0}}),
             Variant("no_l_skip", "without L_skip", {"tune": {"skip_weight": 0.0}}),
             Variant("no_pivot", "without the Pivot: words of the nearest training image, pictures not corrected", pivot=False,
                     same=("image", "brain")),

@@ -28,7 +28,7 @@ from mindtuner.model import BrainNetwork
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import progress
 from mindtuner.training import Targets, load_network, pretrain, remove_checkpoint, save_network, subject_name, tune
-from mindtuner.training.start import ridge_regression
+from mindtuner.training.start import voxel_regression
 
 RETRIEVAL = ("image", "brain", "text")
 REGRESSION = "regression"  # the method that tunes nothing: voxels -> tokens by one ridge regression
@@ -116,7 +116,7 @@ def work(bench: Bench, run: Run, base: BrainNetwork) -> tuple[Scores, Chance]:
     hour = first_part(subject, run.sessions)
     pictures: tuple[Scores, Chance] = {}, {}
     if run.method == REGRESSION:
-        images, retrieved, text = regression(hour, targets, base, run.seed)
+        images, retrieved, text = regression(hour, targets, base, run.seed, run.config.tune.similar_voxels)
         backbone = retrieved
     else:
         network = tune(base, hour, targets, run.config, run.seed, run.method, prior=bench.prior)
@@ -138,12 +138,14 @@ def work(bench: Bench, run: Run, base: BrainNetwork) -> tuple[Scores, Chance]:
     return {**scores, **pictures[0]}, {**{score: 1 / len(top1) for score, top1 in scores.items()}, **pictures[1]}
 
 
-def regression(hour: Subject, targets: Targets, base: BrainNetwork, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Test images (n,), their tokens (n, T, D) by one cross-validated ridge regression from the hour's voxels, and text
-    (n, d) of these by the base's projector, the only part of the base that is used."""
+def regression(hour: Subject, targets: Targets, base: BrainNetwork, seed: int,
+               similar: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Test images (n,), their tokens (n, T, D) by one cross-validated ridge regression from the hour's voxels, with what
+    ``similar`` voxels add there as in tuning, and text (n, d) of these by the base's projector, the only part of the base
+    that is used."""
     train, test = hour.train, hour.test
     tokens = targets.rows("tokens", train.stimulus).numpy()
-    fit = ridge_regression(hour.betas(train.row), tokens.reshape(len(train), -1), train.stimulus, seed)
+    fit = voxel_regression(hour.betas(train.row), tokens.reshape(len(train), -1), train.stimulus, seed, similar)
     images, row = np.unique(test.stimulus, return_inverse=True)
     total = np.zeros((len(images), fit.weight.shape[1]), np.float32)
     np.add.at(total, row, hour.betas(test.row) @ fit.weight + fit.intercept)

@@ -1,7 +1,7 @@
 """A convolutional decoder of latents in the form of Stable Diffusion's autoencoder, from diffusers' blocks.
 
-Weights have the names and shapes that they have in diffusers' ``Decoder``, so MindEye2's checkpoints fit. It is put together here
-because its module there imports every network of the library, which is a third of the way to the first step of training.
+Weights have the names and shapes that they have in diffusers' ``Decoder``, so MindEye2's checkpoints fit. It is put together
+here because its module there imports every network of the library, most of what it takes to import what trains.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import torch
 from himalaya.backend import set_backend
 from himalaya.kernel_ridge import solve_kernel_ridge_cv_eigenvalues, solve_kernel_ridge_eigenvalues
 from himalaya.ridge import solve_ridge_cv_svd, solve_ridge_svd
+from scipy.sparse import csr_array
 
 from mindtuner.data import Subject, Trials
 from mindtuner.data.folds import image_folds
@@ -75,6 +76,38 @@ def ridge_regression(x: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int
     return Ridge(weight, y_mean - x_mean @ weight, predicted + y_mean)
 
 
+def voxel_regression(betas: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int, similar: int) -> Ridge:
+    """``ridge_regression`` of y (n, q) on a subject's betas (n, V), in which voxels that respond alike get weights that are
+    alike: each is averaged with the ``similar`` that are tuned most like it (``smoothing``), 0 for none. How a voxel is
+    tuned is what the same regression the other way round, from y to the betas, says of it.
+    """
+    if similar == 0:
+        return ridge_regression(betas, y, images, seed)
+    smooth = smoothing(ridge_regression(y, betas, images, seed).weight, similar)
+    fit = ridge_regression(betas @ smooth, y, images, seed)
+    return fit._replace(weight=smooth @ fit.weight)
+
+
+def smoothing(tuning: np.ndarray, similar: int) -> csr_array:
+    """Each voxel averaged with the mean of the ``similar`` others whose tuning (q, V) is most like its own, by cosine: a
+    sparse (V, V), ``betas (n, V) @ smoothing``.
+
+    A ridge on such betas is one on the voxels themselves, under a prior by which voxels that respond alike have weights that
+    are alike.
+    """
+    directions = (tuning / np.maximum(np.linalg.norm(tuning, axis=0), 1e-12)).astype(np.float32)
+    voxels = directions.shape[1]
+    nearest = np.empty((voxels, similar := min(similar, voxels - 1)), np.int64)
+    for start in range(0, voxels, CHUNK):
+        alike = directions[:, start:start + CHUNK].T @ directions
+        alike[np.arange(len(alike)), start + np.arange(len(alike))] = -2  # not itself
+        nearest[start:start + CHUNK] = np.argpartition(-alike, similar - 1, axis=1)[:, :similar]
+    own = np.arange(voxels)
+    rows, columns = np.r_[own, nearest.ravel()], np.r_[own, own.repeat(similar)]
+    weights = np.r_[np.full(voxels, 0.5), np.full(nearest.size, 0.5 / max(similar, 1))].astype(np.float32)
+    return csr_array((weights, (rows, columns)), shape=(voxels, voxels))
+
+
 def _fold_count(images: np.ndarray) -> int:
     return min(FOLDS, len(np.unique(images)))
 
@@ -114,13 +147,13 @@ def learn_expectation(network: BrainNetwork, subjects: dict[str, Subject], trial
 
 
 @torch.no_grad()
-def solve_ridge(network: BrainNetwork, base: BrainNetwork, feed: Feed, targets: Targets, seed: int) -> None:
+def solve_ridge(network: BrainNetwork, base: BrainNetwork, feed: Feed, targets: Targets, seed: int, similar: int = 0) -> None:
     """Set the subject's ridge in ``network``, which stands on ``base``, in closed form: ``fit_hidden``."""
     head, expectation, stimulus = base.head.linear, base.expectation, feed.trials.stimulus
     expected = torch.cat([expectation(targets.rows("tokens", some).to(head.weight.device), head).cpu()
                           for some in np.array_split(stimulus, 1 + len(stimulus) // CHUNK)]).numpy()
     betas = feed.subject.betas(feed.trials.row) if feed.betas is None else feed.betas
-    fit_hidden(expected, betas, stimulus, float(expectation.spread), seed).put_into(network.ridges[feed.name])
+    fit_hidden(expected, betas, stimulus, float(expectation.spread), seed, similar).put_into(network.ridges[feed.name])
 
 
 class HiddenRidge(NamedTuple):
@@ -135,14 +168,15 @@ class HiddenRidge(NamedTuple):
         ridge.bias.copy_(torch.from_numpy(self.bias))
 
 
-def fit_hidden(expected: np.ndarray, betas: np.ndarray, images: np.ndarray, spread: float, seed: int) -> HiddenRidge:
+def fit_hidden(expected: np.ndarray, betas: np.ndarray, images: np.ndarray, spread: float, seed: int,
+               similar: int = 0) -> HiddenRidge:
     """The ridge regression from a subject's betas (n, V) to the hidden features to expect (n, h) of the images (n,) that
-    it saw.
+    it saw: ``voxel_regression``.
 
     A regression shrinks what it predicts, and the base is used to the x0 of noisy single trials, so the prediction is
     ``stretched`` until its cross-validated variance over trials is what the base knows (``spread``).
     """
-    fit = ridge_regression(betas, expected, images, seed)
+    fit = voxel_regression(betas, expected, images, seed, similar)
     return stretched(fit.weight, fit.intercept, fit.predicted.var(0).sum(), spread, expected.mean(0))
 
 

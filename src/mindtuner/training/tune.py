@@ -64,7 +64,7 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
         if base.expectation is None:
             raise UserError("base: does not hold what hidden features to expect of an image, which pretrain adds; expected "
                             "such a base, or start: random in the config's tune section")
-        solve_ridge(network, base, feeds[0], targets, seed)
+        solve_ridge(network, base, feeds[0], targets, seed, config.tune.similar_voxels)
     # From scratch, the subject's trials have to teach all that pretraining would have.
     fitting = config.pretrain if method == "from_scratch" else config.tune
     fit(network, feeds, targets, fitting, seed, method, log, held_out, checkpoint)
