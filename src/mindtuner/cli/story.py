@@ -247,8 +247,9 @@ def _keep(part: Path | None, pictures: dict[str, np.ndarray], written: list[str]
 
 
 def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int,
-              scoring: Scoring, kept: Kept) -> dict[str, MethodScores]:
-    """Scores of every method against the test images; ``kept`` takes what the brain's encoding model needs of the pictures.
+              scoring: Scoring, kept: Kept | None = None) -> dict[str, MethodScores]:
+    """Scores of every method against the test images; ``kept`` takes what the brain's encoding model needs of the pictures,
+    where one is asked for.
 
     Images without a caption are left out of text retrieval; where none has one, all texts are the same, and the score is
     chance.
@@ -262,7 +263,7 @@ def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet,
         single = [{**draw, "text": draw["text"][texts]} for draw in entry.get("single_trials", ())]
         predicted[method] = {"retrieval_tokens": p.retrieval_tokens, "text": p.text[texts], "single_trials": single,
                              "stages": painted[method]["stages"]}
-    return score_methods(predicted, truth, seed, kept.keep)
+    return score_methods(predicted, truth, seed, kept and kept.keep)
 
 
 def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: BrainNetwork, test: TestSet, bank: TextBank,
