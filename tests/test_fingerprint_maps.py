@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from scipy.spatial import ConvexHull
 from scipy.stats import spearmanr
 from test_cli import refused
 from test_model_network import TINY
 
+from mindtuner.analysis.map_figure import on_meshes, read_surface
 from mindtuner.analysis.maps import by_itself, maps_of, recovery, regions
 from mindtuner.analysis.routes import ROUTES, shares, weights
 from mindtuner.cli import main
@@ -205,6 +207,40 @@ def test_a_mask_gives_a_volume_and_without_places_voxels_stand_by_region(tuned, 
     assert main(["fingerprint", str(folder), str(real), str(tmp_path / "flat")]) == 0
     assert json.loads((tmp_path / "flat" / "results.json").read_text())["recovery"] == {}
     assert (tmp_path / "flat" / "fingerprint.png").stat().st_size > 5_000
+
+
+def sphere(path, vertices):
+    """A GIFTI mesh of points on a sphere and the triangles of their hull."""
+    points = np.random.default_rng(vertices).normal(size=(vertices, 3))
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    arrays = [nibabel.gifti.GiftiDataArray(data, intent=f"NIFTI_INTENT_{kind}") for data, kind in
+              ((points, "POINTSET"), (ConvexHull(points).simplices.astype(np.int32), "TRIANGLE"))]
+    nibabel.save(nibabel.gifti.GiftiImage(darrays=arrays), path)
+    return path
+
+
+def test_meshes_give_a_map_of_each_hemisphere(tuned, simulated, tmp_path, capsys):
+    folder, subject = tuned
+    out, few = tmp_path / "out", subject.n_voxels // 3
+    left, right = sphere(tmp_path / "l.surf.gii", few), sphere(tmp_path / "r.surf.gii", subject.n_voxels - few)
+    assert main(["fingerprint", str(folder), str(simulated), str(out), "--surface", str(left), str(right)]) == 0
+    halves = [nibabel.load(out / f"fingerprint.{side}.func.gii").agg_data() for side in ("left", "right")]
+    with (out / "voxels.csv").open(newline="") as file:
+        told = [float(row["fingerprint"]) for row in csv.DictReader(file)]
+    assert len(halves[0]) == few
+    np.testing.assert_allclose(np.concatenate(halves), told, atol=1e-5)
+    assert (out / "fingerprint.png").stat().st_size > 50_000
+    refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--surface", left, left],
+            f"{left}: has {few} vertices", f"expected {subject.n_voxels} in all")
+    (tmp_path / "no.surf.gii").write_text("no mesh")
+    refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--surface", left, tmp_path / "no.surf.gii"],
+            "no.surf.gii: cannot be read", "expected a GIFTI surface mesh")
+    refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--surface", left, out / "fingerprint.left.func.gii"],
+            "fingerprint.left.func.gii: holds no mesh; expected points and triangles")
+    with pytest.raises(UserError, match="expected 32492 each, the fsLR-32k meshes"):
+        read_surface([left, right], np.arange(subject.n_voxels), subject.n_voxels)
+    on_fslr = on_meshes(np.arange(3.0), ([(np.zeros((4, 3)), None)] * 2, np.array([1, 6, 4])))
+    np.testing.assert_array_equal(on_fslr, [[np.nan, 0, np.nan, np.nan], [2, np.nan, 1, np.nan]])
 
 
 def test_bad_input_is_one_line(tuned, simulated, tmp_path, capsys):

@@ -1,25 +1,30 @@
-"""Pictures of maps over voxels: slices of the volume where a mask says where voxels lie, else a flat scatter."""
+"""Pictures of maps over voxels: slices of the volume where a mask says where voxels lie, the cortical surface where there are
+meshes of it, else a flat scatter."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from xml.parsers.expat import ExpatError
 
 import numpy as np
 
+from mindtuner import runtime
+from mindtuner.data.layouts.parcels import HEMISPHERE
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
-from mindtuner.foreign import package
+from mindtuner.foreign import one_line, package
 
 HOW = "'mindtuner[maps]'"
 SLICES = 7
+HEMISPHERES, VIEWS = ("left", "right"), ("lateral", "medial")
 
 
-def check_packages(volume: bool) -> None:
-    """Raises UserError where what draws is not installed."""
+def check_packages(brain: bool) -> None:
+    """Raises UserError where what draws is not installed; a ``brain`` needs more than a scatter."""
     package("matplotlib", HOW)
-    if volume:
+    if brain:
         package("nilearn", HOW)
 
 
@@ -54,6 +59,77 @@ def save_volume(path: Path, values: np.ndarray, mask) -> None:
 
     with atomic_path(path) as part:
         part.write_bytes(gzip.compress(nibabel.Nifti1Image.to_bytes(volume_of(values, mask)), mtime=0))
+
+
+def read_surface(paths: Sequence[Path], vertices: np.ndarray | None, voxels: int) -> tuple[list, np.ndarray]:
+    """The left and the right mesh as (coordinates, faces), and at which vertex each voxel lies, (V,): the left mesh's are
+    counted first, then the right one's. Without ``vertices``, the subject's on fsLR-32k, every vertex has to be a voxel.
+
+    Raises UserError where a file is no GIFTI mesh, or has other vertices than that.
+    """
+    meshes = [_mesh(path) for path in paths]
+    sizes = [len(coordinates) for coordinates, _ in meshes]
+    if vertices is None and sum(sizes) != voxels:
+        raise UserError(f"{paths[0]}: has {sizes[0]} vertices, {paths[1]} {sizes[1]}; expected {voxels} in all, one for each "
+                        "of the subject's voxels, as its data do not say where these lie")
+    if vertices is not None and sizes != [HEMISPHERE, HEMISPHERE]:
+        raise UserError(f"{paths[0]}: has {sizes[0]} vertices, {paths[1]} {sizes[1]}; expected {HEMISPHERE} each, the "
+                        "fsLR-32k meshes, on which the subject's voxels lie")
+    return meshes, np.arange(voxels) if vertices is None else vertices
+
+
+def _mesh(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import nibabel
+
+    try:
+        image = nibabel.load(path)
+        coordinates, faces = (image.agg_data(kind) for kind in ("pointset", "triangle"))
+    except (OSError, ValueError, EOFError, AttributeError, nibabel.filebasedimages.ImageFileError, ExpatError) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); expected a GIFTI surface mesh") from error
+    if not isinstance(coordinates, np.ndarray) or not isinstance(faces, np.ndarray):
+        raise UserError(f"{path}: holds no mesh; expected points and triangles, as in a .surf.gii file")
+    return coordinates, faces
+
+
+def on_meshes(values: np.ndarray, surface: tuple[list, np.ndarray]) -> list[np.ndarray]:
+    """A map (V,) as one array a mesh, NaN where there is no voxel."""
+    meshes, vertices = surface
+    sizes = [len(coordinates) for coordinates, _ in meshes]
+    every = np.full(sum(sizes), np.nan, np.float32)
+    every[vertices] = values
+    return np.split(every, sizes[:1])
+
+
+def save_surface(folder: Path, name: str, values: np.ndarray, surface: tuple[list, np.ndarray]) -> None:
+    """``on_meshes`` as two GIFTI files, NAME.left.func.gii and NAME.right.func.gii."""
+    from nibabel.gifti import GiftiDataArray, GiftiImage
+
+    for hemisphere, own in zip(HEMISPHERES, on_meshes(values, surface), strict=True):
+        image = GiftiImage(darrays=[GiftiDataArray(own, intent="NIFTI_INTENT_SHAPE")])
+        with atomic_path(folder / f"{name}.{hemisphere}.func.gii") as part:
+            part.write_bytes(image.to_bytes())
+
+
+def cortex(path: Path, maps: Mapping[str, np.ndarray], surface: tuple[list, np.ndarray]) -> None:
+    """Each map (V,) on both hemispheres from outside and from inside, into a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from nilearn.plotting import plot_surf_stat_map
+
+    columns = [(hemisphere, view) for hemisphere in HEMISPHERES for view in VIEWS]
+    figure, axes = plt.subplots(len(maps), len(columns), figsize=(12, 3 * len(maps)), squeeze=False,
+                                subplot_kw={"projection": "3d"}, layout="constrained")
+    for row, (title, values) in zip(axes, runtime.progress(maps.items(), "maps", len(maps), "map"), strict=True):
+        halves = dict(zip(HEMISPHERES, zip(surface[0], on_meshes(values, surface), strict=True), strict=True))
+        top = float(np.quantile(values, 0.98)) or 1.0
+        for axis, (hemisphere, view) in zip(row, columns, strict=True):
+            mesh, own = halves[hemisphere]
+            plot_surf_stat_map(mesh, own, hemi=hemisphere, view=view, axes=axis, figure=figure, cmap="viridis", vmin=0,
+                               vmax=top, colorbar=axis is row[-1], title=f"{hemisphere}, {view}")
+        row[0].text2D(0, 1.15, title, transform=row[0].transAxes)
+    _save(figure, path)
 
 
 def slices(path: Path, maps: Mapping[str, np.ndarray], mask) -> None:

@@ -2,7 +2,8 @@
 
 FINGERPRINT is a run of mindtuner tune, or a file of it. The variance of the tokens decoded from the subject's test trials is
 shared out to voxels and routes. Writes into OUT voxels.csv, regions.csv (95 % intervals over images), results.json and
-fingerprint.png; with --mask also fingerprint.nii.gz, the map as a volume. Where the dataset holds the truth of simulated
+fingerprint.png; with --mask also fingerprint.nii.gz, the map as a volume, with --surface the map of each hemisphere as
+fingerprint.left.func.gii and fingerprint.right.func.gii. Where the dataset holds the truth of simulated
 brains, the maps are scored against what was planted. See docs/science.md.
 """
 
@@ -21,8 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--base", type=Path, metavar="BASE",
                         help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)")
-    parser.add_argument("--mask", type=Path, metavar="NIFTI",
-                        help="volume that is not 0 at the subject's voxels: the maps are drawn as slices of it")
+    drawn = parser.add_mutually_exclusive_group()
+    drawn.add_argument("--mask", type=Path, metavar="NIFTI",
+                       help="volume that is not 0 at the subject's voxels: the maps are drawn as slices of it")
+    drawn.add_argument("--surface", type=Path, nargs=2, metavar=("LEFT", "RIGHT"),
+                       help="GIFTI meshes of the two hemispheres, of fsaverage or fsLR say, whose vertices are the subject's "
+                            "voxels, left first: the maps are drawn on them")
     parser.add_argument("--truth", type=Path, metavar="FOLDER",
                         help="truth of simulated brains to score against (default DATA/truth where there is one)")
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
@@ -39,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.files import write_json
     from mindtuner.training import load_network, read_card, subject_name
 
-    map_figure.check_packages(options.mask is not None)
+    map_figure.check_packages(bool(options.mask or options.surface))
     path = options.fingerprint / tuned.FILES["mindtuner"] if options.fingerprint.is_dir() else options.fingerprint
     card = read_card(path)
     if "subject" not in card or "config" not in card or card.get("method") in tuned.WHOLE:
@@ -53,9 +58,12 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{subject.where}: subject {number} has {len(np.unique(test.stimulus))} test images and {len(train)} "
                         "training trials; expected at least 2 and 1")
     mask = None if options.mask is None else map_figure.read_mask(options.mask, subject.n_voxels)
+    surface = None if options.surface is None else map_figure.read_surface(options.surface, subject.vertices,
+                                                                           subject.n_voxels)
     planted = _truth(options.truth or options.data / "truth", number, subject.n_voxels, options.truth is not None)
     command = steps.command_of("fingerprint", options.fingerprint, options.data, options.out,
-                               *(["--mask", options.mask] if options.mask else []))
+                               *(["--mask", options.mask] if options.mask else []),
+                               *(["--surface", *options.surface] if options.surface else []))
     steps.claim(options.out, f"# {command}\n", options.force)
 
     network = tuned.load_tuned(path, load_network(base), subject).eval()
@@ -77,11 +85,14 @@ def run(options: argparse.Namespace) -> None:
     if planted is not None:
         titles["Planted: share of the signal that is the subject's own"] = planted["fingerprint_share"]
     picture = options.out / "fingerprint.png"
-    if mask is None:
-        map_figure.scatter(picture, titles, None if planted is None else planted["sheet"], subject.rois)
-    else:
+    if mask is not None:
         map_figure.slices(picture, titles, mask)
         map_figure.save_volume(options.out / "fingerprint.nii.gz", drawn["fingerprint"], mask)
+    elif surface is not None:
+        map_figure.cortex(picture, titles, surface)
+        map_figure.save_surface(options.out, "fingerprint", drawn["fingerprint"], surface)
+    else:
+        map_figure.scatter(picture, titles, None if planted is None else planted["sheet"], subject.rois)
     totals = dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True))
     write_json(options.out / "results.json", {
         "setting": {"subject": number, "method": card.get("method"), "voxels": subject.n_voxels, "images": len(found.images),
