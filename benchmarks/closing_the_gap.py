@@ -8,7 +8,7 @@ sessions, and on session 1 with one thing changed. ``--split validation``, to ch
 others for each tuning seed, are kept from every arm, and retrieved among themselves. ``--split test``: the shared images.
 Retrieval goes by both token estimates, B and C, except in arms that say otherwise; fitted on the hour:
 
-- one hour; all hours: as ``tune`` does it, and the same networks with C alone, or B alone, to retrieve by
+- one hour; all hours: as ``tune`` does it, and one hour's networks with C alone, or B alone, to retrieve by
 - each voxel for itself, and 2 to 60 similar voxels: so many take part in a voxel's weight where the ridge starts
   (``tune.similar_voxels``); the first also on all hours
 - direct ridge beside: the tokens of a ridge regression from voxels to image tokens as a third estimate
@@ -115,7 +115,7 @@ def with_retrieval(said: Predictions, *tokens: np.ndarray) -> Predictions:
     return dataclasses.replace(said, retrieval_tokens=total.reshape(said.backbone_tokens.shape).astype(np.float32))
 
 
-def tuned(world, subject: Subject, seed: int) -> dict[str, Predictions]:
+def with_each_estimate(world, subject: Subject, seed: int) -> dict[str, Predictions]:
     plain = decoded(world, subject, seed, "projected")
     backbone, projected = plain.backbone_tokens, plain.retrieval_tokens
     fused = both(torch.from_numpy(backbone), torch.from_numpy(projected)).numpy()
@@ -239,11 +239,11 @@ def averaged(several: list[Predictions]) -> dict[str, Predictions]:
 
 
 ARMS = {
-    HOUR: lambda w, hour, every, s: tuned(w, hour, s),
-    ALL: lambda w, hour, every, s: tuned(w, every, s),
-    ITSELF: lambda w, hour, every, s: tuned(similar(w, 0), hour, s),
-    ALL + ", " + ITSELF: lambda w, hour, every, s: tuned(similar(w, 0), every, s),
-    **{f"{count} similar voxels": lambda w, hour, every, s, count=count: tuned(similar(w, count), hour, s)
+    HOUR: lambda w, hour, every, s: with_each_estimate(w, hour, s),
+    ALL: lambda w, hour, every, s: {"": decoded(w, every, s)},
+    ITSELF: lambda w, hour, every, s: {"": decoded(similar(w, 0), hour, s)},
+    ALL + ", " + ITSELF: lambda w, hour, every, s: {"": decoded(similar(w, 0), every, s)},
+    **{f"{count} similar voxels": lambda w, hour, every, s, count=count: {"": decoded(similar(w, count), hour, s)}
        for count in SIMILAR},
     "direct ridge": lambda w, hour, every, s: with_direct(w, hour, s),
     "reliable voxels": lambda w, hour, every, s: reliable_voxels(w, hour, s),
