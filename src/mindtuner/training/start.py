@@ -13,9 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from himalaya.backend import set_backend
-from himalaya.kernel_ridge import solve_kernel_ridge_cv_eigenvalues, solve_kernel_ridge_eigenvalues
-from himalaya.ridge import solve_ridge_cv_svd, solve_ridge_svd
 from scipy.sparse import csr_array
 
 from mindtuner.data import Subject, Trials
@@ -49,6 +46,11 @@ def ridge_regression(x: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int
     both sides, and the penalties are ``PENALTIES`` times the mean square of x's rows. Solved by himalaya in the smaller of
     the two dimensions. With a single image there is nothing to validate on: the largest penalty is taken.
     """
+    # Only here, as scikit-learn comes with it, and pretraining would wait for both in vain.
+    from himalaya.backend import set_backend
+    from himalaya.kernel_ridge import solve_kernel_ridge_cv_eigenvalues, solve_kernel_ridge_eigenvalues
+    from himalaya.ridge import solve_ridge_cv_svd, solve_ridge_svd
+
     set_backend("numpy")
     x_mean, y_mean = x.mean(0), y.mean(0)
     x, y = x - x_mean, y - y_mean
