@@ -85,7 +85,10 @@ def voxel_regression(betas: np.ndarray, y: np.ndarray, images: np.ndarray, seed:
     """
     if similar == 0:
         return ridge_regression(betas, y, images, seed)
-    smooth = smoothing(ridge_regression(y, betas, images, seed).weight, similar)
+    tuning = ridge_regression(y, betas, images, seed).weight
+    if len(y) < y.shape[1]:  # then it lies in the space of the trials, where its cosines are found sooner
+        tuning = np.linalg.qr((y - y.mean(0)).T)[0].T @ tuning
+    smooth = smoothing(tuning, similar)
     fit = ridge_regression(betas @ smooth, y, images, seed)
     return fit._replace(weight=smooth @ fit.weight)
 
