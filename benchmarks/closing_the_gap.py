@@ -52,7 +52,7 @@ HELD_OUT, WEIGHTS_TRIED, PENALTIES = 90, 30, np.logspace(0, 6, 13)
 C_ALONE, B_ALONE, BESIDE, ALONE = ", C alone", ", B alone", " beside", " alone"
 ENDINGS = ("", C_ALONE, B_ALONE, BESIDE, ALONE)  # of the rows of an arm
 HOUR, ALL, ITSELF = "one hour", "all hours", "each voxel for itself"
-SIMILAR = (2, 5, 10, 20, 60)
+SIMILAR = (2, 5, 20, 60)  # beside the config's
 
 
 def main() -> None:

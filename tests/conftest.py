@@ -139,7 +139,7 @@ def lab(tmp_path_factory, simulated, models) -> SimpleNamespace:
         feature_width=FEATURES)
     decode = dataclasses.replace(quick.decode, prior_steps=2, generator_steps=2, refine_steps=1, refine_start=0.5,
                                  neighbours=0)
-    tiny = dataclasses.replace(quick, pretrain=dataclasses.replace(fit, start="random"), tune=fit,
+    tiny = dataclasses.replace(quick, pretrain=dataclasses.replace(fit, start="random", similar_voxels=0), tune=fit,
                                pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
                                model=model, decode=decode)
     config.write_text(yaml.safe_dump(as_dict(tiny)))

@@ -146,7 +146,7 @@ def smallest(monkeypatch, few_cutouts, untrained_generator):
         simulate=dataclasses.replace(base.simulate, subjects=2, trials_per_session=48, shared_images=8,
                                      voxel_scale=0.01),
         model=dataclasses.replace(base.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
-        pretrain=dataclasses.replace(fit, start="random"), tune=fit,
+        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0), tune=fit,
         pivot=dataclasses.replace(base.pivot, epochs=1, batch=16),
         decode=dataclasses.replace(base.decode, pictures=2, prior_steps=2, generator_steps=1, refine_steps=1))
     monkeypatch.setattr(config, "load_config", lambda name: tiny)

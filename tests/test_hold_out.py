@@ -162,7 +162,7 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
     quick = load_config("quick")
     fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8)
     tiny = dataclasses.replace(
-        quick, pretrain=dataclasses.replace(fit, start="random"), tune=fit,
+        quick, pretrain=dataclasses.replace(fit, start="random", similar_voxels=0), tune=fit,
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         fingerprint=dataclasses.replace(quick.fingerprint, tune_projector=True),
         model=dataclasses.replace(quick.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),

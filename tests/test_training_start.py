@@ -14,7 +14,7 @@ from mindtuner.runtime import derive_seed
 from mindtuner.training import load_network, pretrain, save_network, tune
 from mindtuner.training.batches import make_feeds, training_trials
 from mindtuner.training.fold_sums import FoldSums
-from mindtuner.training.start import FOLDS, PENALTIES, fit_hidden, ridge_regression, smoothing, solve_ridge
+from mindtuner.training.start import FOLDS, PENALTIES, fit_hidden, ridge_regression, smoothing, solve_ridge, voxel_regression
 
 CLOSED = dataclasses.replace(CONFIG, tune=dataclasses.replace(CONFIG.tune, start="closed_form"))
 
@@ -157,6 +157,22 @@ def test_alike_voxels_in_noise_are_worth_more_together():
     assert errors[9] < 0.9 * errors[0]
 
 
+@pytest.mark.parametrize("features", (12, 90))  # fewer and more than trials
+def test_weights_are_those_of_the_ridge_under_a_prior(features):
+    """min ||y - x w||² + penalty w' P^-1 w with P = S S', in closed form; S from the tuning as it is."""
+    rng = np.random.default_rng(2)
+    y, images = rng.normal(size=(40, features)), np.arange(40)
+    betas = y @ rng.normal(size=(features, 60)) + rng.normal(size=(40, 60))
+    found = voxel_regression(betas, y, images, 0, 5)
+    smooth = smoothing(ridge_regression(y, betas, images, 0).weight, 5).toarray().astype(np.float64)
+    x, target = betas - betas.mean(0), y - y.mean(0)
+    prior = smooth @ smooth.T
+    alphas = PENALTIES * np.square(x @ smooth).sum(1).mean()
+    fits = [prior @ x.T @ np.linalg.solve(x @ prior @ x.T + alpha * np.eye(40), target) for alpha in alphas]
+    assert min(np.abs(fit - found.weight).max() for fit in fits) < 1e-6 * np.abs(found.weight).max()
+    np.testing.assert_allclose(found.intercept, y.mean(0) - betas.mean(0) @ found.weight, atol=1e-10)
+
+
 def test_the_start_alone_decodes_and_adapters_start_silent(trained):
     """Before a step of training the new subject is decoded nearly as well as after a whole cold tuning."""
     base, subject, targets = trained
@@ -213,5 +229,7 @@ def test_it_is_saved_with_the_base_and_asked_for_by_name(trained, tmp_path):
         dataclasses.replace(CONFIG.tune, start="warm")
     with pytest.raises(ValueError, match="similar_voxels is -1; expected"):
         dataclasses.replace(CONFIG.tune, similar_voxels=-1)
+    with pytest.raises(ValueError, match="pretrain.similar_voxels is 5; expected 0"):
+        dataclasses.replace(CONFIG, pretrain=dataclasses.replace(CONFIG.pretrain, similar_voxels=5))
     with pytest.raises(ValueError, match="pretrain.start is 'closed_form'; expected random"):
         dataclasses.replace(CONFIG, pretrain=CLOSED.tune)

@@ -45,7 +45,7 @@ def lab(tmp_path_factory, simulated, untrained_generator):
     quick = load_config("quick")
     fit = dataclasses.replace(quick.tune, epochs=2, batch_per_subject=8, head_trials=8, dtype="float32")
     tiny = dataclasses.replace(
-        quick, pretrain=dataclasses.replace(fit, start="random"), tune=fit,
+        quick, pretrain=dataclasses.replace(fit, start="random", similar_voxels=0), tune=fit,
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         model=dataclasses.replace(quick.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
         decode=dataclasses.replace(quick.decode, pictures=3, prior_steps=2, generator_steps=1, refine_steps=1))

@@ -220,6 +220,8 @@ class Config:
                  f"at most {self.model.blocks}, the model's blocks")
         _require(self.pretrain.start == "random", "pretrain.start", repr(self.pretrain.start),
                  "random: there is no base yet to solve a ridge against")
+        _require(self.pretrain.similar_voxels == 0, "pretrain.similar_voxels", self.pretrain.similar_voxels,
+                 "0: there is no base yet to solve a ridge against")
 
 
 def load_config(name: str | Path) -> Config:

@@ -11,7 +11,7 @@ from xml.parsers.expat import ExpatError
 import numpy as np
 
 from mindtuner import runtime
-from mindtuner.data.layouts.parcels import HEMISPHERE
+from mindtuner.data.layouts.parcels import HEMISPHERE, on_surface
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.foreign import one_line, package
@@ -92,12 +92,10 @@ def _mesh(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def on_meshes(values: np.ndarray, surface: tuple[list, np.ndarray]) -> list[np.ndarray]:
-    """A map (V,) as one array a mesh, NaN where there is no voxel."""
+    """A map (V,) as one float32 array a mesh, NaN where there is no voxel."""
     meshes, vertices = surface
-    sizes = [len(coordinates) for coordinates, _ in meshes]
-    every = np.full(sum(sizes), np.nan, np.float32)
-    every[vertices] = values
-    return np.split(every, sizes[:1])
+    left, right = (len(coordinates) for coordinates, _ in meshes)
+    return [half.astype(np.float32) for half in on_surface(vertices, values, left=left, right=right)]
 
 
 def save_surface(folder: Path, name: str, values: np.ndarray, surface: tuple[list, np.ndarray]) -> None:

@@ -263,7 +263,7 @@ def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet,
         single = [{**draw, "text": draw["text"][texts]} for draw in entry.get("single_trials", ())]
         predicted[method] = {"retrieval_tokens": p.retrieval_tokens, "text": p.text[texts], "single_trials": single,
                              "stages": painted[method]["stages"]}
-    return score_methods(predicted, truth, seed, kept and kept.keep)
+    return score_methods(predicted, truth, seed, None if kept is None else kept.keep)
 
 
 def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: BrainNetwork, test: TestSet, bank: TextBank,

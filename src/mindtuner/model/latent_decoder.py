@@ -1,7 +1,7 @@
 """A convolutional decoder of latents in the form of Stable Diffusion's autoencoder, from diffusers' blocks.
 
 Weights have the names and shapes that they have in diffusers' ``Decoder``, so MindEye2's checkpoints fit. It is put together
-here because its module there imports every network of the library, most of what it takes to import what trains.
+here because its module there imports every network of the library, and all that trains would wait for that.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ class _Middle(nn.Module):
         super().__init__()
         before = _residual(width, width, groups)
         self.attentions = nn.ModuleList([Attention(width, heads=1, dim_head=width, norm_num_groups=groups, eps=EPS, bias=True,
-                                                   residual_connection=True, upcast_softmax=True,
-                                                   _from_deprecated_attn_block=True)])
+                                                   residual_connection=True, upcast_softmax=True)])
         self.resnets = nn.ModuleList([before, _residual(width, width, groups)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

