@@ -1,9 +1,9 @@
-"""Is a fingerprint its subject's own? Subjects compared with each other, and with themselves in another session.
+"""Is a fingerprint its subject's own, and do subjects whose fingerprints were planted alike look alike?
 
     python benchmarks/subjects_compared.py OUT [--seed 0] [--fingerprint 0.5]
     python benchmarks/subjects_compared.py --table OUT [OUT ...]
 
-On one simulated dataset (kept in OUT, shared with tuning_seeds.py) a base is pretrained on subjects 5 to 8, and each of
+On one simulated dataset (kept in OUT) a base is pretrained on subjects 5 to 8, and each of
 subjects 1 to 4 is tuned twice: on session 1, and, with another seed, on session 2 alone. The two tunings of a subject share
 its brain and no trial: hidden features of the first are of each test image's first trial, those of the second of its last.
 Every first tuning is compared with every second one (``mindtuner.analysis.subjects``):
@@ -15,12 +15,19 @@ Every first tuning is compared with every second one (``mindtuner.analysis.subje
 
 A measure of the subject is higher within a subject than between two, and names the subject: its own second tuning is the
 most like of four (chance 0.25). One line per pair goes to OUT/subjects.jsonl.
+
+Subjects 1 and 3 recode alike, and so do 2 and 4 (``fingerprint_groups`` 2). A measure of what was planted is higher within
+these families than across, and tells the families: of the three ways to pair four subjects off, the planted one has the most
+alike pairs (chance 1/3). Here every subject gives all it has: overlap is the mean over both sessions' tunings, CKA takes the
+features of both together and all repeats of each test image; and CKA of the betas themselves, without a network, stands
+beside. One line per pair goes to OUT/families.jsonl.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +40,16 @@ from mindtuner.evaluation.scores.retrieval import image_retrieval
 from mindtuner.runtime import progress
 from mindtuner.training import load_network, pretrain, save_network, subject_name, tune
 
-FILE, NEW = "subjects.jsonl", (1, 2, 3, 4)
+FILE, FAMILIES, NEW, GROUPS = "subjects.jsonl", "families.jsonl", (1, 2, 3, 4), 2
+PAIRINGS = (((1, 3), (2, 4)), ((1, 2), (3, 4)), ((1, 4), (2, 3)))  # the first was planted
 MEASURES = {"overlap": "overlap of directions", "whole": "CKA, hidden features", "added": "CKA, what adapters add",
             "lent": "retrieval, LoRA lent"}
+OF_FAMILIES = {"overlap": MEASURES["overlap"], "added": MEASURES["added"], "whole": MEASURES["whole"], "betas": "CKA, betas"}
 
 
 def measure(out: Path, seed: int, fingerprint: float) -> None:
     config = of_world(seed, fingerprint)
+    config = dataclasses.replace(config, simulate=dataclasses.replace(config.simulate, fingerprint_groups=GROUPS))
     dataset, caches, targets = materials(out, config)
     path, prior = out / "base-of-four.safetensors", starting_prior(config.model)
     if not path.exists():
@@ -75,6 +85,30 @@ def measure(out: Path, seed: int, fingerprint: float) -> None:
                           "chance": chance, "images": len(common), "whole": cka(x[0][at], y[0][to]),
                           "added": cka(x[1][at], y[1][to]), "lent": found(crossed(first, second), a), **own})
     (out / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (out / FAMILIES).write_text("".join(json.dumps(line) + "\n" for line in families(networks, subjects, fingerprint)))
+
+
+def families(networks, subjects, fingerprint: float) -> list[dict]:
+    """Of each two subjects how alike they are, by everything that is known of both."""
+    known = {}
+    for number in NEW:
+        trials = subjects[number].test
+        betas = subjects[number].betas(trials.row)
+        tuned = [hidden(networks[number, session], betas, trials.stimulus) for session in (1, 2)]
+        images, group = np.unique(trials.stimulus, return_inverse=True)
+        means = np.zeros((len(images), betas.shape[1]))
+        np.add.at(means, group, betas)
+        known[number] = {"images": images, "betas": means / np.bincount(group)[:, None],
+                         "whole": np.hstack([whole for _, whole, _ in tuned]),
+                         "added": np.hstack([added for _, _, added in tuned])}
+    lines = []
+    for a, b in combinations(NEW, 2):
+        _, at, to = np.intersect1d(known[a]["images"], known[b]["images"], return_indices=True)
+        lines.append({"first": a, "second": b, "fingerprint": fingerprint, "images": len(at),
+                      "overlap": np.mean([overlap(networks[a, s], networks[b, t])[0] for s in (1, 2) for t in (1, 2)]),
+                      **{measure: cka(known[a][measure][at], known[b][measure][to])
+                         for measure in ("added", "whole", "betas")}})
+    return lines
 
 
 def only(subject, session: int):
@@ -115,7 +149,24 @@ def table(outs: list[Path]) -> str:
                 for key, words in (("own", "own"), ("none", "no adapters"), ("tuned", "with Skip-LoRA")))}.get(measure, "")
             lines.append(f"| {world}, {pairs[0]['fingerprint']:g} | {title} | {spread(own)} | {spread(others)} "
                          f"| {spread(gaps)} | {control} | {named:.2f} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *table_of_families(outs)])
+
+
+def table_of_families(outs: list[Path]) -> list[str]:
+    lines = ["| planted | worlds | measure | same family | other family | same minus other, of a world (sd) | families told |",
+             "|---|---:|---|" + 4 * "---:|"]
+    worlds = [[json.loads(line) for line in (out / FAMILIES).read_text().splitlines()] for out in outs]
+    for strength in sorted({world[0]["fingerprint"] for world in worlds}):
+        own = [world for world in worlds if world[0]["fingerprint"] == strength]
+        for measure, title in OF_FAMILIES.items():
+            means = [[np.mean([values[pair] for pair in pairing]) for pairing in PAIRINGS] for values in
+                     ({(p["first"], p["second"]): p[measure] for p in world} for world in own)]
+            same, other = ([m[0] for m in means], [np.mean(m[1:]) for m in means])
+            told = sum(int(np.argmax(m)) == 0 for m in means)
+            gaps = np.subtract(same, other)
+            lines.append(f"| {strength:g} | {len(own)} | {title} | {np.mean(same):.3f} | {np.mean(other):.3f} "
+                         f"| {np.mean(gaps):+.3f} ({np.std(gaps, ddof=1) if len(gaps) > 1 else 0:.3f}) | {told} of {len(own)} |")
+    return lines
 
 
 def spread(values: list[float]) -> str:

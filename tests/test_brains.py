@@ -217,6 +217,22 @@ def test_each_subject_has_its_own_fingerprint_on_shared_tuning(features, brain, 
     assert sizes[0] != sizes[1] and sizes[0][0] == sum(sizes[0][1:]) == VOXELS
 
 
+def test_subjects_of_a_group_recode_alike_and_nothing_else_of_theirs_changes(features, brain, other):
+    first, second, apart = (
+        simulate_brain(number, VOXELS, *features[:2], phi=0.5, seed=0, group=group)
+        for number, group in [(1, 0), (2, 0), (2, 1)]
+    )
+    assert np.array_equal(first.linear, brain.linear) and np.array_equal(second.linear, other.linear)
+    assert np.array_equal(first.phi, brain.phi) and np.array_equal(first.ncsnr, brain.ncsnr)
+    alike = calibration.similarity(first.fingerprint, second.fingerprint)
+    unlike = calibration.similarity(first.fingerprint, apart.fingerprint)
+    assert alike > 0.4 and abs(unlike) < 0.25
+    own = [abs(np.corrcoef(n, x)[0, 1]) for n, x in zip(second.fingerprint.T, second.linear.T)]
+    assert max(own) < 2e-3  # still nothing linear in what all share
+    shared = simulate_brain(2, VOXELS, *features[:2], phi=0.0, seed=0, group=0)
+    assert np.array_equal(shared.signal, other.linear)
+
+
 def test_same_category_evokes_more_similar_patterns(features, brain):
     single = [i for i, scene in enumerate(features[2]) if len(scene.objects) == 1]
     group = np.array([features[2][i].objects[0].group for i in single])

@@ -166,6 +166,15 @@ def test_the_known_truth_stands_beside(simulated, dataset):
         np.testing.assert_allclose(truth["noise_ceiling"], truth["ncsnr"]**2 / (truth["ncsnr"]**2 + 1 / 3), atol=1e-4)
 
 
+def test_subjects_recode_with_the_group_that_their_number_falls_into(tmp_path, few_cutouts):
+    for groups in (0, 1, 2):
+        simulate(tmp_path / str(groups), dataclasses.replace(TINY, fingerprint_groups=groups, noise=0.0))
+    first, second = ([betas_of(tmp_path / str(groups), number) for groups in (0, 1, 2)] for number in (1, 2))
+    assert np.array_equal(second[1], second[2])  # 2 is in group 0, of one or of two
+    assert not np.array_equal(first[1], first[2])  # 1 is in group 0 of one, in group 1 of two
+    assert not any(np.array_equal(own[0], own[2]) for own in (first, second))
+
+
 def test_no_noise_makes_repeats_of_an_image_alike(tmp_path, few_cutouts):
     simulate(tmp_path, dataclasses.replace(TINY, subjects=1, noise=0.0))
     subject = load(tmp_path).subject(1)
@@ -193,7 +202,8 @@ def both(subject):
     ("subjects", 0), ("subjects", 9), ("sessions", 0), ("sessions", 41), ("trials_per_session", 23),
     ("trials_per_session", 751), ("shared_images", 1), ("shared_images", 1001), ("repeats", 0), ("repeats", 4),
     ("voxel_scale", 0.0), ("voxel_scale", 1.01), ("voxel_scale", float("nan")), ("fingerprint", -0.1),
-    ("fingerprint", float("inf")), ("noise", -1.0), ("noise", float("nan")), ("seed", -1), ("seed", 20_240_412)])
+    ("fingerprint", float("inf")), ("fingerprint_groups", -1), ("fingerprint_groups", 9),
+    ("noise", -1.0), ("noise", float("nan")), ("seed", -1), ("seed", 20_240_412)])
 def test_a_knob_out_of_range_is_named_and_nothing_is_written(tmp_path, field, value):
     with pytest.raises(UserError, match=rf"simulate: {field.replace('_', '-')} is .*; expected ") as error:
         simulate(tmp_path / "out", dataclasses.replace(TINY, **{field: value}))

@@ -29,14 +29,15 @@ class SimulateConfig:
     repeats: int = 3
     voxel_scale: float = 0.2
     fingerprint: float = 0.5  # phi: sd of the subject's own non-linear part over sd of the linear part
+    fingerprint_groups: int = 0  # subjects n and n + groups recode alike; 0: each for itself
     noise: float = 1.0  # multiplies the noise sd; 1 gives the calibrated noise ceilings
     seed: int = 0
 
 
 KNOB_LIMITS = {  # smallest and largest value of each field
     "subjects": (1, 8), "sessions": (1, 40), "trials_per_session": (24, 750), "shared_images": (2, 1000),
-    "repeats": (1, 3), "voxel_scale": (0.01, 1.0), "fingerprint": (0.0, 10.0), "noise": (0.0, 100.0),
-    "seed": (0, 10_000_000)}
+    "repeats": (1, 3), "voxel_scale": (0.01, 1.0), "fingerprint": (0.0, 10.0),
+    "fingerprint_groups": (0, 8), "noise": (0.0, 100.0), "seed": (0, 10_000_000)}
 
 
 BACKBONES = ("residual", "affine")

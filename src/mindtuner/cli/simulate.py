@@ -29,6 +29,7 @@ _HELP = {
     "repeats": "how often a subject sees each image",
     "voxel_scale": "share of NSD's voxel counts",
     "fingerprint": "strength of the subject's own non-linear recoding: its sd over the linear part's",
+    "fingerprint_groups": "families of subjects that recode alike: subject n is in family n modulo N; 0: each for itself",
     "noise": "noise sd, relative to the calibrated noise ceilings",
     "seed": "seed of scenes, brains and noise",
 }

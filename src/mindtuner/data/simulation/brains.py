@@ -81,13 +81,15 @@ class Brain:
 
 
 def simulate_brain(
-    number: int, n_voxels: int, early: np.ndarray, semantic: np.ndarray, phi: float, seed: int
+    number: int, n_voxels: int, early: np.ndarray, semantic: np.ndarray, phi: float, seed: int,
+    group: int | None = None,
 ) -> Brain:
     """A subject's noise-free responses to the images whose features are given.
 
     ``early`` (n, 18, 16, 16) and ``semantic`` (n, 76) come from ``early_features`` and ``semantic_features``.
     All subjects of one ``seed`` share an atlas of tuning; ``number`` decides everything that is the subject's
-    own. Standardisation and regressions run over exactly these images, so give all that the subject ever
+    own. Subjects of one ``group`` recode alike: the parameters of their fingerprints are the same maps over the
+    sheet. Without a group they are the subject's own. Standardisation and regressions run over exactly these images, so give all that the subject ever
     sees.
 
     Raises UserError on shapes that do not fit, fewer than 20 images, fewer than 50 voxels, a negative ``phi``
@@ -107,7 +109,8 @@ def simulate_brain(
     linear = shared_responses(early, semantic, sheet, prfs, atlas, own)
     signal = linear
     if phi > 0:
-        part = fingerprint(linear, semantic, sheet, derive_seed(own, "fingerprint"))
+        recoding = derive_seed(own, "fingerprint") if group is None else derive_seed(seed, "fingerprint", group)
+        part = fingerprint(linear, semantic, sheet, recoding)
         signal = (linear + strength * part) / np.sqrt(1 + strength**2)
     ceiling = noise_ceilings(sheet, selectivity(sheet, atlas), own)
     return Brain(number, signal, linear, sheet, prfs, strength, ncsnr_of(ceiling), ceiling, own)

@@ -141,6 +141,10 @@ def table(early: np.ndarray, semantic: np.ndarray, n_voxels: int, phi: float, se
         f"{similarity(brain.linear[few], other.linear[few]):.2f}"
         + (f", N {similarity(part[few], other.fingerprint[few]):.2f}" if phi else "")
     )
+    if phi:
+        one, two = (simulate_brain(number, n_voxels, early, semantic, phi, seed, group=0) for number in (1, 2))
+        alike = similarity(one.fingerprint[few], two.fingerprint[few])
+        lines.append(f"the same where both recode alike (--fingerprint-groups): N {alike:.2f}")
     error = estimate - brain.noise_ceiling
     lines.append(f"estimated less planted noise ceiling: mean {error.mean():+.3f}, sd {error.std():.3f}")
     return "\n".join(lines)

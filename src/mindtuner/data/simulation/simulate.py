@@ -84,7 +84,8 @@ def _simulate_a(out: Path, knobs: SimulateConfig, cutouts: Path | None, stimuli:
         table = plan.trials(number)
         seen, rows = np.unique(table.stimulus, return_inverse=True)
         voxels = nsd.voxel_count(number, knobs.voxel_scale)
-        brain = simulate_brain(number, voxels, early[seen], semantic[seen], knobs.fingerprint, knobs.seed)
+        brain = simulate_brain(number, voxels, early[seen], semantic[seen], knobs.fingerprint, knobs.seed,
+                               number % knobs.fingerprint_groups if knobs.fingerprint_groups else None)
         betas = zscore(measure(brain, rows, table.session, knobs.noise), table.session, ~table.is_shared)
         writer.write_betas(out, number, [betas], betas.shape)
         writer.write_behaviour(out, number, table)
