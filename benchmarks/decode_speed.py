@@ -36,10 +36,8 @@ def main() -> None:
     for count in (options.batch, 1):
         sides = [Side("public, fp32", public_decoding, (options.peer, count))]
         if options.before:
-            sides.append(Side("before, fp32", our_decoding, (count, "float32"), options.before.resolve()))
-        sides += [Side("ours, fp32", our_decoding, (count, "float32"), SOURCE),
-                  Side("ours, auto", our_decoding, (count, None), SOURCE)]
-        found = in_turn(sides, options.rounds, options.threads, 1)
+            sides.append(Side("before, fp32", our_decoding, (count,), options.before.resolve()))
+        found = in_turn([*sides, Side("ours, fp32", our_decoding, (count,), SOURCE)], options.rounds, options.threads, 1)
         first = found["public, fp32"]
         for name, of in found.items():
             seconds = np.median(of.seconds)
@@ -51,19 +49,14 @@ def main() -> None:
         write_between(options.write, "decode_speed", text)
 
 
-def our_decoding(turns: Turns, count: int, dtype: str | None) -> None:
-    """``Decoder`` on random betas of a new subject, its products in ``dtype`` or in what this machine is fastest with."""
-    import torch
-
+def our_decoding(turns: Turns, count: int) -> None:
+    """``Decoder`` on random betas of a new subject."""
     from mindtuner import runtime
     from mindtuner.config import DecodeConfig
     from mindtuner.decoding.decoder import Decoder
 
     turns.imported()
     runtime.seed_everything(0)
-    if dtype:
-        runtime.fast_dtype = lambda: getattr(torch, dtype)
-    runtime.fast_dtype()  # measured now: beside the counting of FLOPs every dtype is slow
     config = DecodeConfig(pictures=1, prior_steps=20, generator_steps=1, refine_steps=1, refine_start=0.5, guidance=1.0)
     decoder = Decoder(our_network("tuning", our_model(), SIZES["voxels"]), "subj01", config, 0)
     betas, images = np.random.default_rng(0).standard_normal((count, SIZES["voxels"]), np.float32), np.arange(count)

@@ -13,7 +13,7 @@ from mindtuner.config import DecodeConfig
 from mindtuner.decoding.mixed import MixedNetwork
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork, BrainOutputs
-from mindtuner.runtime import autocast, derive_seed, device
+from mindtuner.runtime import derive_seed, device
 from mindtuner.training.batches import refuse_constant_voxels
 from mindtuner.training.fingerprint import Fingerprint
 
@@ -109,9 +109,8 @@ class Decoder:
         for k, image in enumerate(images):
             start[k].normal_(generator=torch.Generator().manual_seed(derive_seed(self.seed, "prior", int(image))))
         room = self._together
-        with autocast():  # nearly all of decoding's products are the prior's
-            drawn = [self.network.prior.sample(some.to(device()), self.config.prior_steps, start=noise).float().cpu()
-                     for some, noise in zip(tokens.split(room), start.split(room), strict=True)]
+        drawn = [self.network.prior.sample(some.to(device()), self.config.prior_steps, start=noise).cpu()
+                 for some, noise in zip(tokens.split(room), start.split(room), strict=True)]
         return torch.cat(drawn).numpy()
 
     @torch.no_grad()
