@@ -153,7 +153,7 @@ def table(outs: list[Path]) -> str:
 
 
 def table_of_families(outs: list[Path]) -> list[str]:
-    lines = ["| planted | worlds | measure | same family | other family | same minus other, of a world (sd) | families told |",
+    lines = ["| planted | worlds | measure | same family | other family | same minus other (sd) | families told |",
              "|---|---:|---|" + 4 * "---:|"]
     worlds = [[json.loads(line) for line in (out / FAMILIES).read_text().splitlines()] for out in outs]
     for strength in sorted({world[0]["fingerprint"] for world in worlds}):
@@ -164,8 +164,9 @@ def table_of_families(outs: list[Path]) -> list[str]:
             same, other = ([m[0] for m in means], [np.mean(m[1:]) for m in means])
             told = sum(int(np.argmax(m)) == 0 for m in means)
             gaps = np.subtract(same, other)
+            deviation = np.std(gaps, ddof=1) if len(gaps) > 1 else 0
             lines.append(f"| {strength:g} | {len(own)} | {title} | {np.mean(same):.3f} | {np.mean(other):.3f} "
-                         f"| {np.mean(gaps):+.3f} ({np.std(gaps, ddof=1) if len(gaps) > 1 else 0:.3f}) | {told} of {len(own)} |")
+                         f"| {np.mean(gaps):+.3f} ({deviation:.3f}) | {told} of {len(own)} |")
     return lines
 
 

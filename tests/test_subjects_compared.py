@@ -1,6 +1,7 @@
 """Subjects compared: closed forms of overlap and CKA, planted similarities that are found again, adapters that are lent."""
 
 import dataclasses
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from test_model_network import TINY
 
 from mindtuner.analysis.subjects import _adapters, cka, crossed, hidden, overlap
 from mindtuner.config import FingerprintConfig
+from mindtuner.data.simulation.brains import simulate_brain
+from mindtuner.data.simulation.calibration import random_scenes, repeats_of
+from mindtuner.data.simulation.early import early_features
+from mindtuner.data.simulation.semantic import semantic_features
 from mindtuner.model import BrainNetwork
 from mindtuner.model.lora import LoRALinear
 
@@ -103,6 +108,18 @@ def test_a_planted_similarity_of_what_adapters_add_is_found():
     whole, added = ({n: cka(found["a"][k], found[n][k]) for n in ("b", "c")} for k in (1, 2))
     assert added["b"] == pytest.approx(1, abs=1e-4) and whole["b"] == pytest.approx(1, abs=1e-4)
     assert added["c"] < 0.8 < whole["c"] < 1  # unlike in what is added alone
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_families_of_simulated_subjects_are_told_by_their_betas(seed):
+    images, labels = random_scenes(400, seed)
+    features = early_features(images), semantic_features(labels)
+    betas = []
+    for number, group in enumerate((0, 1, 0, 1), 1):
+        brain = simulate_brain(number, 800, *features, phi=2.0, seed=seed, group=group)
+        betas.append(repeats_of(brain, seed=number)[:300].mean(1))
+    alike = {pair: cka(betas[pair[0]], betas[pair[1]]) for pair in combinations(range(4), 2)}
+    assert min(alike.pop((0, 2)), alike.pop((1, 3))) > max(alike.values())
 
 
 def test_what_adapters_add_is_the_whole_less_the_base_with_the_ridge():

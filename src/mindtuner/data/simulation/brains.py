@@ -89,8 +89,8 @@ def simulate_brain(
     ``early`` (n, 18, 16, 16) and ``semantic`` (n, 76) come from ``early_features`` and ``semantic_features``.
     All subjects of one ``seed`` share an atlas of tuning; ``number`` decides everything that is the subject's
     own. Subjects of one ``group`` recode alike: the parameters of their fingerprints are the same maps over the
-    sheet. Without a group they are the subject's own. Standardisation and regressions run over exactly these images, so give all that the subject ever
-    sees.
+    sheet. Without a group they are the subject's own. Standardisation and regressions run over exactly these
+    images, so give all that the subject ever sees.
 
     Raises UserError on shapes that do not fit, fewer than 20 images, fewer than 50 voxels, a negative ``phi``
     or stimuli that are all alike.
