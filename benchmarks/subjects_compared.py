@@ -132,46 +132,55 @@ def bare(network):
 
 
 def table(outs: list[Path]) -> str:
-    lines = ["| world, planted | measure | same subject | other subjects | same minus others | chance or control "
-             "| subject named |",
-             "|---|---|" + 5 * "---:|"]
-    for world, out in enumerate(outs):
-        pairs = [json.loads(line) for line in (out / FILE).read_text().splitlines()]
-        same = [pair for pair in pairs if pair["first"] == pair["second"]]
+    """Two tables, of subjects and of families: a row a planted strength and measure, means over worlds (sd over worlds)."""
+    return "\n".join([*table_of_subjects(outs), "", *table_of_families(outs)])
+
+
+def table_of_subjects(outs: list[Path]) -> list[str]:
+    lines = ["| planted | worlds | measure | same subject | other subjects | same minus others | chance or control "
+             "| subjects named |",
+             "|---|---:|---|" + 5 * "---:|"]
+    for strength, worlds in by_strength(outs, FILE).items():
         for measure, title in MEASURES.items():
-            values = {(p["first"], p["second"]): np.mean(p[measure]) for p in pairs}
-            own = [values[n, n] for n in NEW]
-            others = [value for (a, b), value in values.items() if a != b]
-            gaps = [values[a, a] - np.mean([values[a, b] for b in NEW if b != a]) for a in NEW]
-            named = np.mean([max(NEW, key=lambda b, a=a: values[a, b]) == a for a in NEW])
-            control = {"overlap": f"random {pairs[0]['chance']:.3f}", "lent": ", ".join(
+            tables = [{(p["first"], p["second"]): np.mean(p[measure]) for p in world} for world in worlds]
+            own = [np.mean([values[n, n] for n in NEW]) for values in tables]
+            others = [np.mean([value for (a, b), value in values.items() if a != b]) for values in tables]
+            named = sum(max(NEW, key=lambda b: values[a, b]) == a for values in tables for a in NEW)
+            same = [p for world in worlds for p in world if p["first"] == p["second"]]
+            control = {"overlap": f"random {worlds[0][0]['chance']:.3f}", "lent": ", ".join(
                 f"{words} {np.mean([p[key] for p in same]):.3f}"
                 for key, words in (("own", "own"), ("none", "no adapters"), ("tuned", "with Skip-LoRA")))}.get(measure, "")
-            lines.append(f"| {world}, {pairs[0]['fingerprint']:g} | {title} | {spread(own)} | {spread(others)} "
-                         f"| {spread(gaps)} | {control} | {named:.2f} |")
-    return "\n".join([*lines, "", *table_of_families(outs)])
-
-
-def table_of_families(outs: list[Path]) -> list[str]:
-    lines = ["| planted | worlds | measure | same family | other family | same minus other (sd) | families told |",
-             "|---|---:|---|" + 4 * "---:|"]
-    worlds = [[json.loads(line) for line in (out / FAMILIES).read_text().splitlines()] for out in outs]
-    for strength in sorted({world[0]["fingerprint"] for world in worlds}):
-        own = [world for world in worlds if world[0]["fingerprint"] == strength]
-        for measure, title in OF_FAMILIES.items():
-            means = [[np.mean([values[pair] for pair in pairing]) for pairing in PAIRINGS] for values in
-                     ({(p["first"], p["second"]): p[measure] for p in world} for world in own)]
-            same, other = ([m[0] for m in means], [np.mean(m[1:]) for m in means])
-            told = sum(int(np.argmax(m)) == 0 for m in means)
-            gaps = np.subtract(same, other)
-            deviation = np.std(gaps, ddof=1) if len(gaps) > 1 else 0
-            lines.append(f"| {strength:g} | {len(own)} | {title} | {np.mean(same):.3f} | {np.mean(other):.3f} "
-                         f"| {np.mean(gaps):+.3f} ({deviation:.3f}) | {told} of {len(own)} |")
+            lines.append(f"| {strength:g} | {len(worlds)} | {title} | {spread(own)} | {spread(others)} "
+                         f"| {spread(np.subtract(own, others), '+')} | {control} | {named} of {len(same)} |")
     return lines
 
 
-def spread(values: list[float]) -> str:
-    return f"{np.mean(values):.3f} ({np.std(values, ddof=1):.3f})"
+def table_of_families(outs: list[Path]) -> list[str]:
+    lines = ["| planted | worlds | measure | same family | other family | same minus other | families told |",
+             "|---|---:|---|" + 4 * "---:|"]
+    for strength, worlds in by_strength(outs, FAMILIES).items():
+        for measure, title in OF_FAMILIES.items():
+            tables = [{(p["first"], p["second"]): p[measure] for p in world} for world in worlds]
+            means = [[np.mean([values[pair] for pair in pairing]) for pairing in PAIRINGS] for values in tables]
+            same, other = ([m[0] for m in means], [np.mean(m[1:]) for m in means])
+            told = sum(int(np.argmax(m)) == 0 for m in means)
+            lines.append(f"| {strength:g} | {len(worlds)} | {title} | {spread(same)} | {spread(other)} "
+                         f"| {spread(np.subtract(same, other), '+')} | {told} of {len(worlds)} |")
+    return lines
+
+
+def by_strength(outs: list[Path], file: str) -> dict[float, list[list[dict]]]:
+    """The lines of each world, by what was planted there."""
+    found: dict[float, list[list[dict]]] = {}
+    for out in outs:
+        world = [json.loads(line) for line in (out / file).read_text().splitlines()]
+        found.setdefault(world[0]["fingerprint"], []).append(world)
+    return dict(sorted(found.items()))
+
+
+def spread(values, sign: str = "") -> str:
+    deviation = f" ({np.std(values, ddof=1):.3f})" if len(values) > 1 else ""
+    return f"{np.mean(values):{sign}.3f}{deviation}"
 
 
 if __name__ == "__main__":
