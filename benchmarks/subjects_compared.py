@@ -1,7 +1,7 @@
 """Is a fingerprint its subject's own, and do subjects whose fingerprints were planted alike look alike?
 
     python benchmarks/subjects_compared.py OUT [--seed 0] [--fingerprint 0.5]
-    python benchmarks/subjects_compared.py --table OUT [OUT ...]
+    python benchmarks/subjects_compared.py --table OUT [OUT ...] [--picture PNG]
 
 On one simulated dataset (kept in OUT) a base is pretrained on subjects 5 to 8, and each of
 subjects 1 to 4 is tuned twice: on session 1, and, with another seed, on session 2 alone. The two tunings of a subject share
@@ -31,6 +31,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 from tuning_seeds import in_worlds, materials, of_world
 
 from mindtuner.analysis.subjects import cka, crossed, hidden, overlap
@@ -132,7 +133,8 @@ def bare(network):
 
 
 def table(outs: list[Path]) -> str:
-    """Two tables, of subjects and of families: a row a planted strength and measure, means over worlds (sd over worlds)."""
+    """Of subjects and of families: a row a planted strength and measure, means over worlds (sd over worlds), of the difference
+    between families with its 95 % interval over worlds (Student's t)."""
     return "\n".join([*table_of_subjects(outs), "", *table_of_families(outs)])
 
 
@@ -165,8 +167,30 @@ def table_of_families(outs: list[Path]) -> list[str]:
             same, other = ([m[0] for m in means], [np.mean(m[1:]) for m in means])
             told = sum(int(np.argmax(m)) == 0 for m in means)
             lines.append(f"| {strength:g} | {len(worlds)} | {title} | {spread(same)} | {spread(other)} "
-                         f"| {spread(np.subtract(same, other), '+')} | {told} of {len(worlds)} |")
+                         f"| {interval(np.subtract(same, other))} | {told} of {len(worlds)} |")
     return lines
+
+
+def draw(outs: list[Path], file: Path) -> None:
+    """A panel a measure: every pair of subjects of every world, within a family and across."""
+    from matplotlib import pyplot
+
+    strengths = by_strength(outs, FAMILIES)
+    figure, panels = pyplot.subplots(1, len(OF_FAMILIES), figsize=(12, 3.4), layout="constrained")
+    for panel, (measure, title) in zip(panels, OF_FAMILIES.items(), strict=True):
+        for within, colour, label, shift in ((False, "#888888", "of other families", -0.12),
+                                             (True, "#c2410c", "of one family", 0.12)):
+            for place, worlds in enumerate(strengths.values()):
+                values = [pair[measure] for world in worlds for pair in world
+                          if ((pair["first"], pair["second"]) in PAIRINGS[0]) == within]
+                along = place + shift + np.linspace(-0.07, 0.07, len(values))
+                panel.scatter(along, values, s=12, color=colour, alpha=0.7, label=None if place else label)
+                panel.hlines(np.mean(values), place + shift - 0.1, place + shift + 0.1, color=colour)
+        panel.set_xticks(range(len(strengths)), [f"{strength:g}" for strength in strengths])
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("planted strength")
+    panels[0].legend(fontsize=8, title="pairs of subjects", title_fontsize=8)
+    figure.savefig(file, dpi=110)
 
 
 def by_strength(outs: list[Path], file: str) -> dict[float, list[list[dict]]]:
@@ -178,10 +202,17 @@ def by_strength(outs: list[Path], file: str) -> dict[float, list[list[dict]]]:
     return dict(sorted(found.items()))
 
 
+def interval(values) -> str:
+    if len(values) < 2:
+        return f"{np.mean(values):+.3f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{np.mean(values):+.3f} [{np.mean(values) - half:+.3f}, {np.mean(values) + half:+.3f}]"
+
+
 def spread(values, sign: str = "") -> str:
     deviation = f" ({np.std(values, ddof=1):.3f})" if len(values) > 1 else ""
     return f"{np.mean(values):{sign}.3f}{deviation}"
 
 
 if __name__ == "__main__":
-    in_worlds(__doc__, measure, table)
+    in_worlds(__doc__, measure, table, draw)

@@ -83,18 +83,22 @@ def of_world(seed: int, fingerprint: float):
                                                                                fingerprint=fingerprint))
 
 
-def in_worlds(description: str, measure, table) -> None:
+def in_worlds(description: str, measure, table, draw=None) -> None:
     """The command line of a benchmark that ``measure(out, seed, fingerprint)`` makes in one world, and whose
-    ``table(outs)`` goes over several."""
+    ``table(outs)``, and ``draw(outs, file)`` if there is one, go over several."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="+")
     parser.add_argument("--seed", type=int, default=0, help="seed of simulation and pretraining")
     parser.add_argument("--fingerprint", type=float, default=0.5)
     parser.add_argument("--table", action="store_true")
+    if draw:
+        parser.add_argument("--picture", type=Path, metavar="PNG", help="with --table: draw it too")
     options = parser.parse_args()
     if not options.table:
         measure(options.out[0], options.seed, options.fingerprint)
     print(table(options.out))
+    if draw and options.picture:
+        draw(options.out, options.picture)
 
 
 def changed(config, setting: str, parser: argparse.ArgumentParser):
