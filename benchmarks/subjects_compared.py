@@ -133,8 +133,8 @@ def bare(network):
 
 
 def table(outs: list[Path]) -> str:
-    """Of subjects and of families: a row a planted strength and measure, means over worlds (sd over worlds), of the difference
-    between families with its 95 % interval over worlds (Student's t)."""
+    """Of subjects and of families: a row a planted strength and measure, means over worlds (sd over worlds); the difference
+    between families with its 95 % interval (Student's t)."""
     return "\n".join([*table_of_subjects(outs), "", *table_of_families(outs)])
 
 
