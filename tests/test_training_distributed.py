@@ -16,7 +16,8 @@ from mindtuner.errors import UserError
 from mindtuner.processes import Processes, processes
 from mindtuner.training import distributed, pretrain, tune
 
-FIT = dataclasses.replace(PLAIN.tune, epochs=2, batch_per_subject=5, head_trials=7, ema=0.9, checkpoint_steps=7)
+# A learning rate at which 20 steps move the losses far and do not yet amplify rounding: at 1e-2 they do, on some machines.
+FIT = dataclasses.replace(PLAIN.tune, epochs=2, batch_per_subject=5, head_trials=7, ema=0.9, checkpoint_steps=7, lr=1e-3)
 CONFIG = dataclasses.replace(SMALL, pretrain=FIT, tune=FIT, pivot=dataclasses.replace(SMALL.pivot, epochs=1))
 
 
@@ -84,7 +85,7 @@ def alone(small, tmp_path_factory):
 
 
 def same_curve(found, wanted, first=0):
-    """To 1e-4 over 20 steps (of which later ones would show that training amplifies rounding)."""
+    """To 1e-4 over 20 steps."""
     assert len(found["losses"]) >= 20
     for one, other in zip(found["losses"][:20], wanted["losses"][first:first + 20], strict=True):
         assert one.keys() == other.keys()

@@ -242,7 +242,7 @@ def test_the_number_format_of_the_first_start_holds(small, tmp_path, monkeypatch
     """What is fastest is measured, and may come out otherwise when a run goes on."""
     dataset, targets, base = small
     path, save, saves = tmp_path / "state", state.Checkpoint.save, []
-    config = dataclasses.replace(PLAIN, tune=dataclasses.replace(PLAIN.tune, checkpoint_steps=4))
+    config = dataclasses.replace(PLAIN, tune=dataclasses.replace(PLAIN.tune, checkpoint_steps=4, dtype="auto"))
 
     def interrupted(self, now):
         save(self, now)
