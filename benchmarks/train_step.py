@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--mixco", action="store_true")
-    parser.add_argument("--bfloat16", action="store_true", help="measure our step in bf16 too; with --profile, in bf16 instead")
+    parser.add_argument("--bfloat16", action="store_true", help="our step in bf16 too; with --profile, instead")
     parser.add_argument("--stages", nargs="+", default=["pretraining", "tuning"], choices=["pretraining", "tuning"])
     parser.add_argument("--demo", action="store_true", help="ours alone at the sizes of the demo: 7 subjects, then 1")
     parser.add_argument("--profile", action="store_true", help="where our two steps spend their time, and nothing else")
