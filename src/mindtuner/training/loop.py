@@ -201,11 +201,11 @@ class Mixing:
 
 def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing: Mixing | None,
                    whole: np.ndarray, heads: np.ndarray, tau: float, device: torch.device,
-                   dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+                   dtype: torch.dtype) -> dict[str, Tensor]:
     """The unweighted loss terms of one batch (scalars); of several processes, terms that add up to them.
 
     ``whole``: positions of the trials that are not mixed; ``heads``: those of them that train the prior and the
-    low-level module. ``dtype``: of the products, measured when not given.
+    low-level module. ``dtype``: of the products.
 
     Neither holds mixed trials, which take part in BiMixCo and L_skip only. A mixture of two brains has no
     image of its own, so asking those heads for the first one's image would be wrong, and the mean of two
