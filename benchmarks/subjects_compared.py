@@ -3,9 +3,8 @@
     python benchmarks/subjects_compared.py OUT [--seed 0] [--fingerprint 0.5]
     python benchmarks/subjects_compared.py --table OUT [OUT ...] [--picture PNG]
 
-On one simulated dataset (kept in OUT) a base is pretrained on subjects 5 to 8, and each of
-subjects 1 to 4 is tuned twice: on session 1, and, with another seed, on session 2 alone. The two tunings of a subject share
-its brain and no trial: hidden features of the first are of each test image's first trial, those of the second of its last.
+On one simulated dataset (kept in OUT) a base is pretrained on subjects 5 to 8, and each of subjects 1 to 4 is tuned twice: on
+session 1, and, with another seed, on session 2 alone. The two tunings of a subject share its brain and no trial: hidden features of the first are of each test image's first trial, those of the second of its last.
 Every first tuning is compared with every second one (``mindtuner.analysis.subjects``):
 
 - overlap of the directions that adapters write into
@@ -94,12 +93,9 @@ def families(networks, subjects, fingerprint: float) -> list[dict]:
     known = {}
     for number in NEW:
         trials = subjects[number].test
-        betas = subjects[number].betas(trials.row)
+        betas, averaged = subjects[number].betas(trials.row), subjects[number].averaged()
         tuned = [hidden(networks[number, session], betas, trials.stimulus) for session in (1, 2)]
-        images, group = np.unique(trials.stimulus, return_inverse=True)
-        means = np.zeros((len(images), betas.shape[1]))
-        np.add.at(means, group, betas)
-        known[number] = {"images": images, "betas": means / np.bincount(group)[:, None],
+        known[number] = {"images": averaged.test.stimulus, "betas": averaged.betas(averaged.test.row),
                          "whole": np.hstack([whole for _, whole, _ in tuned]),
                          "added": np.hstack([added for _, _, added in tuned])}
     lines = []
@@ -205,8 +201,8 @@ def by_strength(outs: list[Path], file: str) -> dict[float, list[list[dict]]]:
 def interval(values) -> str:
     if len(values) < 2:
         return f"{np.mean(values):+.3f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):+.3f} [{np.mean(values) - half:+.3f}, {np.mean(values) + half:+.3f}]"
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    return f"{np.mean(values):+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def spread(values, sign: str = "") -> str:
