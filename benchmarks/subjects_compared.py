@@ -3,9 +3,10 @@
     python benchmarks/subjects_compared.py OUT [--seed 0] [--fingerprint 0.5]
     python benchmarks/subjects_compared.py --table OUT [OUT ...] [--picture PNG]
 
-On one simulated dataset (kept in OUT) a base is pretrained on subjects 5 to 8, and each of subjects 1 to 4 is tuned twice: on
-session 1, and, with another seed, on session 2 alone. The two tunings of a subject share its brain and no trial: hidden features of the first are of each test image's first trial, those of the second of its last.
-Every first tuning is compared with every second one (``mindtuner.analysis.subjects``):
+On one simulated dataset (kept in OUT) a base is pretrained on subjects 5 to 8, and each of subjects 1 to 4 is tuned twice:
+on session 1, and, with another seed, on session 2 alone. The two tunings of a subject share its brain and no trial: hidden
+features of the first are of each test image's first trial, those of the second of its last. Every first tuning is compared
+with every second one (``mindtuner.analysis.subjects``):
 
 - overlap of the directions that adapters write into
 - CKA of hidden features as they are, and of what the adapters add

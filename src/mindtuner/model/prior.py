@@ -135,7 +135,7 @@ class DiffusionPrior(nn.Module):
         shape, device, dtype = brain_tokens.shape, brain_tokens.device, brain_tokens.dtype
         x = torch.randn(shape, generator=generator, device=device, dtype=dtype) if start is None else start.to(device, dtype)
         room = 2 * self._rows_at_once(device)  # twice as many as in training, since nothing is kept for a way back
-        parts = torch.arange(len(x), device=device).tensor_split(max(1, -(-len(x) // room)))  # and about equal
+        parts = torch.arange(len(x), device=device).tensor_split(-(-len(x) // room))  # and about equal
         for t in schedule.timesteps.tolist():
             timestep = torch.full_like(every, t, dtype=torch.long)
             clean = torch.cat([self(x[rows], timestep[rows], brain_tokens[rows]) for rows in parts])
