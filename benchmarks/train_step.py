@@ -67,11 +67,10 @@ def main() -> None:
 def stage_table(stage: str, options: argparse.Namespace) -> str:
     asked = options.mixco, options.batch
     sides = [Side("public, fp32", public_step, (options.peer, *asked))] if options.peer and not options.demo else []
-    if options.before:
-        sides.append(Side("before, fp32", our_step, (stage, "float32", *asked, options.demo), options.before.resolve()))
-    sides.append(Side("ours, fp32", our_step, (stage, "float32", *asked, options.demo)))
-    if options.bfloat16:
-        sides.append(Side("ours, bf16", our_step, (stage, "bfloat16", *asked, options.demo)))
+    for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))[:1 + options.bfloat16]:
+        if options.before:
+            sides.append(Side(f"before, {name}", our_step, (stage, dtype, *asked, options.demo), options.before.resolve()))
+        sides.append(Side(f"ours, {name}", our_step, (stage, dtype, *asked, options.demo)))
     sides += [Side(f"products, {dtype}", matmul_peak, (dtype,)) for dtype in ("float32", "bfloat16")]
     found = in_turn(sides, options.rounds, options.threads)
     speed = {name: rate(measured) for name, measured in found.items()}

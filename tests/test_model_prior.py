@@ -14,6 +14,7 @@ from mindtuner.model.attention import (
     PriorTransformer,
     Rotary,
     SwiGLUFeedForward,
+    attend,
     position_buckets,
 )
 from mindtuner.model.prior import DiffusionPrior
@@ -96,6 +97,26 @@ def test_attention_equals_the_formula_in_plain_loops(head_dim):
     for sample in range(2):
         expected = attend_slowly(layer, x[sample], bias.tolist(), head_dim, dims)
         torch.testing.assert_close(out[sample], expected, atol=1e-5, rtol=1e-5)  # the rotary table is float32
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_written_out_and_fused_are_the_same(autocast):
+    """A bias that trains takes one path, a frozen one the other; in bfloat16 both are written out, and only close to it."""
+    torch.manual_seed(2)
+    q, k, v, bias = (torch.randn(*shape) for shape in ((3, 10, 6), (3, 5, 6), (3, 5, 6), (10, 5)))
+    q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
+
+    def run(trains, autocast):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = attend(*leaves, bias.clone().requires_grad_(trains))
+        return out.float(), *torch.autograd.grad(out.float().square().sum(), leaves)
+
+    fused, written = run(False, False), run(True, autocast)
+    for expected, found in zip(fused, written, strict=True):
+        assert (found - expected).norm() < (0.03 if autocast else 1e-5) * expected.norm()
+    weights = torch.softmax(16 * torch.einsum("nmd,nld->nml", q, k) + bias, -1)
+    torch.testing.assert_close(fused[0], torch.einsum("nml,nld->nmd", weights, v))
 
 
 def test_position_buckets_follow_t5_with_the_null_key_in_column_0():
@@ -269,7 +290,7 @@ def test_loss_in_parts_has_the_value_and_gradients_of_the_whole(monkeypatch):
     prior = DiffusionPrior(tiny()).double().train()
     brain, tokens = torch.randn(2, 7, 3, 8, dtype=torch.float64)
     whole = value_and_gradients(prior, brain, tokens)
-    monkeypatch.setattr("mindtuner.model.prior.PART_BYTES", 2 * 4 * 7 * 8 * 8)  # two samples at once, and one in the end
+    monkeypatch.setattr("mindtuner.model.prior.PART_BYTES", 2 * 8 * 7 * 8 * 8)  # two samples at once, and one in the end
     sizes = []
     prior.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     parts = value_and_gradients(prior, brain, tokens)

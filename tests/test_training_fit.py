@@ -36,6 +36,8 @@ from mindtuner.training import (
     tune,
 )
 from mindtuner.training.batches import Batch, Feed, batches, make_feeds, split_holdout, steps_per_epoch
+from mindtuner.training.fingerprint import share_weights
+from mindtuner.training.frozen import frozen_in
 
 N, TESTED, T, D, TEXT = 120, 40, 4, 16, 12
 MODEL = ModelConfig(hidden=32, blocks=1, tokens=T, width=D, text_width=TEXT, backbone_dropout=0.0,
@@ -188,6 +190,44 @@ def test_what_each_method_trains(quick, method):
         if method != "ridge_only":
             grown = {n: v for n, v in tuned.fingerprint_state().items() if n.endswith(".B")}
             assert grown and all(v.abs().sum() > 0 for v in grown.values())
+
+
+def test_frozen_weights_are_held_in_half_as_autocast_sees_them_and_come_back(quick):
+    dataset, _, base = quick
+    torch.manual_seed(0)
+    network = share_weights(base)
+    network.add_fingerprint("subj01", dataset.subject(1).n_voxels, QUICK.fingerprint)
+    before, voxels = weights(network), torch.from_numpy(dataset.subject(1).betas(np.arange(6)))
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(voxels, "subj01")
+            clean = network.prior(torch.ones(6, T, D), torch.arange(6), found.backbone_tokens)
+        loss = sum(x.float().square().sum() for x in (clean, found.retrieval_tokens, found.latents, found.features))
+        return loss.detach(), *torch.autograd.grad(loss, network.trainable_parameters(), allow_unused=True)
+
+    expected = step()
+    with pytest.raises(ZeroDivisionError), frozen_in(torch.bfloat16, network):
+        frozen = [network.head.linear.linear, network.prior.transformer.project, network.lowlevel.decoder.conv_in]
+        assert {layer.weight.dtype for layer in frozen} == {torch.bfloat16}
+        assert {p.dtype for p in (*network.trainable_parameters(), *network.ridges.parameters())} == {torch.float32}
+        assert all(torch.equal(a, b) for a, b in zip(step(), expected, strict=True) if a is not None)
+        1 / 0
+    assert same(before, weights(network))
+    assert network.head.linear.linear.weight.data_ptr() == base.head.linear.weight.data_ptr()
+    with frozen_in(torch.float32, network):
+        assert same(before, weights(network))
+
+
+def test_tuning_in_half_precision_leaves_the_base_as_it_was_and_shares_it(quick):
+    dataset, targets, base = quick
+    before = weights(base)
+    config = dataclasses.replace(QUICK, tune=dataclasses.replace(SHORT, dtype="bfloat16"))
+    tuned = tune(base, dataset.subject(1), targets, config, 0)
+    assert same(before, weights(base))
+    kept = tuned.prior.transformer.project.weight
+    assert kept.dtype == torch.float32 and kept.data_ptr() == base.prior.transformer.project.weight.data_ptr()
+    assert tuned.projector.matrix.weight.data_ptr() != base.projector.matrix.weight.data_ptr()
 
 
 @pytest.mark.parametrize("lora, skip, head", [(True, False, False), (False, True, True)])

@@ -109,13 +109,23 @@ class MultiQueryAttention(nn.Module):
         null_k, null_v = self.null_kv.expand(n, 2, -1).unsqueeze(2).unbind(1)
         k, v = torch.cat((null_k, rotary(k)), dim=1), torch.cat((null_v, v), dim=1)
         # One key/value head serves all query heads, so the heads can stand behind one another as more queries.
-        q = F.normalize(q, dim=-1).flatten(1, 2).unsqueeze(1)
-        out = F.scaled_dot_product_attention(
-            q, F.normalize(k, dim=-1).unsqueeze(1), v.unsqueeze(1),
-            attn_mask=bias.flatten(0, 1).to(q.dtype), scale=COSINE_SCALE,
-        )
+        out = attend(F.normalize(q, dim=-1).flatten(1, 2), F.normalize(k, dim=-1), v, bias.flatten(0, 1))
         out = out.view(n, self.heads, length, -1).transpose(1, 2).flatten(2)
         return self.out_norm(self.to_out(out))
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """``softmax(16 q k' + bias) v``; q (n, M, d), k and v (n, L, d), bias (M, L) -> (n, M, d).
+
+    Written out on a CPU where torch's fused kernel takes twice as long (bfloat16) or has no gradient (a trained bias).
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+    if q.device.type == "cpu" and (dtype is torch.bfloat16 or bias.requires_grad):
+        scores = torch.baddbmm(bias.to(dtype).expand(len(q), -1, -1), q, k.mT, alpha=COSINE_SCALE)
+        return scores.softmax(dim=-1) @ v
+    fused = F.scaled_dot_product_attention(
+        q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), attn_mask=bias.to(q.dtype), scale=COSINE_SCALE)
+    return fused.squeeze(1)
 
 
 class SwiGLUFeedForward(nn.Module):

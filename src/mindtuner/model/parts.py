@@ -13,7 +13,7 @@ Term = Callable[[Tensor, Tensor], Tensor]  # (inputs (n, ...), rows (m,)) -> the
 
 
 def sum_in_parts(term: Term, inputs: Tensor, rows: Tensor, weights: list[nn.Parameter], at_once: int) -> Tensor:
-    """``sum of term(inputs, part)`` over parts of ``rows``, at most ``at_once`` each.
+    """``sum of term(inputs, part)`` over parts of ``rows`` of about equal size, at most ``at_once`` each.
 
     Value and gradients (of ``inputs`` and ``weights``, which must be all of what ``term`` uses that requires one) are
     those of ``term(inputs, rows)`` up to the order of summation. With several parts each goes forth and back at once, so
@@ -22,7 +22,12 @@ def sum_in_parts(term: Term, inputs: Tensor, rows: Tensor, weights: list[nn.Para
     wanted = torch.is_grad_enabled() and (inputs.requires_grad or weights)
     if len(rows) <= at_once or not wanted:
         return term(inputs, rows)
-    return _ForthAndBack.apply(term, rows.split(at_once), inputs, *weights)
+    return _ForthAndBack.apply(term, equal_parts(rows, at_once), inputs, *weights)
+
+
+def equal_parts(rows: Tensor, at_once: int) -> tuple[Tensor, ...]:
+    """``rows`` in as few parts as hold at most ``at_once`` each, which differ by one row at most."""
+    return rows.tensor_split(-(-len(rows) // at_once))
 
 
 class Dropout(nn.Module):

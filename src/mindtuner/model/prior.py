@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from mindtuner.config import TIMESTEPS, ModelConfig
 from mindtuner.model.attention import PriorTransformer
-from mindtuner.model.parts import sum_in_parts
+from mindtuner.model.parts import equal_parts, sum_in_parts
 
 NULL_PROBABILITY = 0.2  # of each of the two conditions, in training
 PART_BYTES = 2**24  # of the widest activation of the samples that pass together on a CPU
@@ -105,9 +105,11 @@ class DiffusionPrior(nn.Module):
     def _rows_at_once(self, device: torch.device) -> int:
         """How many samples pass together: on a CPU so few that their activations are small and the next samples use the same
         memory, elsewhere, and where a prior in shards would be gathered each time, all."""
+        if device.type != "cpu" or isinstance(self, FSDPModule):
+            return sys.maxsize
         tokens, width = self.positions.shape
-        return max(1, PART_BYTES // (4 * (2 * tokens + 1) * 8 * width)) \
-            if device.type == "cpu" and not isinstance(self, FSDPModule) else sys.maxsize
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.positions.dtype
+        return max(1, PART_BYTES // (dtype.itemsize * (2 * tokens + 1) * 8 * width))
 
     @torch.no_grad()
     def sample(
@@ -135,7 +137,7 @@ class DiffusionPrior(nn.Module):
         shape, device, dtype = brain_tokens.shape, brain_tokens.device, brain_tokens.dtype
         x = torch.randn(shape, generator=generator, device=device, dtype=dtype) if start is None else start.to(device, dtype)
         room = 2 * self._rows_at_once(device)  # twice as many as in training, since nothing is kept for a way back
-        parts = torch.arange(len(x), device=device).tensor_split(-(-len(x) // room))  # and about equal
+        parts = equal_parts(torch.arange(len(x), device=device), room)
         for t in schedule.timesteps.tolist():
             timestep = torch.full_like(every, t, dtype=torch.long)
             clean = torch.cat([self(x[rows], timestep[rows], brain_tokens[rows]) for rows in parts])

@@ -21,6 +21,7 @@ from mindtuner.model import BrainNetwork, BrainOutputs
 from mindtuner.processes import ended_early
 from mindtuner.training import distributed, objectives
 from mindtuner.training.batches import Batch, Feed, batches, steps_per_epoch
+from mindtuner.training.frozen import frozen_in
 from mindtuner.training.state import Checkpoint, Progress, RandomStreams, Weights, run_settings
 from mindtuner.training.targets import Targets
 from mindtuner.training.watch import gradient_norms, mean_losses, refuse_broken, validate
@@ -88,53 +89,54 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
     used = ("tokens",) if network.lowlevel is None else ("tokens", *LOWLEVEL)
     stream = batches(feeds, config.batch_per_subject, (steps - now.step) * config.accumulate, targets, used)
     stopped_early = 0 < config.patience <= now.waited
-    for step in runtime.progress(range(now.step, now.step if stopped_early else steps), title, unit="step"):
-        epoch = step // per_epoch
-        tau = objectives.soft_clip_tau((step - mixco_steps) / max(1, steps - mixco_steps - 1))
-        optimizer.zero_grad(set_to_none=True)
-        for batch in itertools.islice(stream, config.accumulate):
-            mixing = Mixing(batch, mixco_rng, device) if step < mixco_steps else None
-            whole = np.arange(len(batch.stimulus)) if mixing is None else mixing.whole
-            heads = heads_rng.permutation(whole)[:config.head_trials]
-            losses = compute_losses(network, batch, targets, mixing, whole, heads, tau, device, dtype)
-            weighted = {name: loss_weight(config, name) * loss for name, loss in losses.items()}
-            if not now.losses and log is not None and epoch in (0, epochs // 2, epochs - 1):
-                now.norms = {} if distributed.sharded() else gradient_norms(weighted, parameters, scaler.get_scale())
-            scaler.scale(torch.stack(list(weighted.values())).sum() / config.accumulate).backward()
-            sums = distributed.add_up(torch.stack([loss.detach() for loss in losses.values()]))
-            now.losses.append(dict(zip(losses, sums.unbind(), strict=True)))
-        distributed.add_up_gradients(parameters)
-        lr = one_cycle(step, steps, config.lr, config.warmup)
-        now.gradients.append(take_step(optimizer, scaler, parameters, lr, config.grad_clip))
-        if average:  # which starts faster than it goes on
-            torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters],
-                                 1 - min(config.ema, (1 + step) / (10 + step)))
-        now.step, now.seconds = step + 1, time.perf_counter() - start
-        epoch_is_over = now.step % per_epoch == 0 or now.step == steps
-        if not epoch_is_over:
-            if state.path is not None and now.step % config.checkpoint_steps == 0:
-                refuse_broken(now, config.accumulate, title, state.last_good)
-                state.save(now)
-            continue
-        refuse_broken(now, config.accumulate, title, state.last_good)
-        record = {"stage": title, "epoch": epoch + 1, "step": now.step, "lr": lr, "seconds": now.seconds,
-                  "gradients": now.norms, "losses": mean_losses(now.losses)}
-        if held_out:
-            with exchanged(trained, average):
-                found = validate(network, feeds, held_out, targets, device, dtype)
-                record["validation"] = distributed.from_first(found)
-        if config.patience and record["validation"]["top1"] > now.best:
-            now.best, now.waited = record["validation"]["top1"], 0
-            best.load_state_dict(average or trained)
-        else:
-            now.waited += 1
-        now.records.append(record)
-        now.losses, now.gradients, now.norms = [], [], {}
-        state.save(now)
-        if log is not None:
-            log(record)
-        if 0 < config.patience <= now.waited:
-            break
+    with frozen_in(dtype, network):
+        for step in runtime.progress(range(now.step, now.step if stopped_early else steps), title, unit="step"):
+            epoch = step // per_epoch
+            tau = objectives.soft_clip_tau((step - mixco_steps) / max(1, steps - mixco_steps - 1))
+            optimizer.zero_grad(set_to_none=True)
+            for batch in itertools.islice(stream, config.accumulate):
+                mixing = Mixing(batch, mixco_rng, device) if step < mixco_steps else None
+                whole = np.arange(len(batch.stimulus)) if mixing is None else mixing.whole
+                heads = heads_rng.permutation(whole)[:config.head_trials]
+                losses = compute_losses(network, batch, targets, mixing, whole, heads, tau, device, dtype)
+                weighted = {name: loss_weight(config, name) * loss for name, loss in losses.items()}
+                if not now.losses and log is not None and epoch in (0, epochs // 2, epochs - 1):
+                    now.norms = {} if distributed.sharded() else gradient_norms(weighted, parameters, scaler.get_scale())
+                scaler.scale(torch.stack(list(weighted.values())).sum() / config.accumulate).backward()
+                sums = distributed.add_up(torch.stack([loss.detach() for loss in losses.values()]))
+                now.losses.append(dict(zip(losses, sums.unbind(), strict=True)))
+            distributed.add_up_gradients(parameters)
+            lr = one_cycle(step, steps, config.lr, config.warmup)
+            now.gradients.append(take_step(optimizer, scaler, parameters, lr, config.grad_clip))
+            if average:  # which starts faster than it goes on
+                torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters],
+                                     1 - min(config.ema, (1 + step) / (10 + step)))
+            now.step, now.seconds = step + 1, time.perf_counter() - start
+            epoch_is_over = now.step % per_epoch == 0 or now.step == steps
+            if not epoch_is_over:
+                if state.path is not None and now.step % config.checkpoint_steps == 0:
+                    refuse_broken(now, config.accumulate, title, state.last_good)
+                    state.save(now)
+                continue
+            refuse_broken(now, config.accumulate, title, state.last_good)
+            record = {"stage": title, "epoch": epoch + 1, "step": now.step, "lr": lr, "seconds": now.seconds,
+                      "gradients": now.norms, "losses": mean_losses(now.losses)}
+            if held_out:
+                with exchanged(trained, average):
+                    found = validate(network, feeds, held_out, targets, device, dtype)
+                    record["validation"] = distributed.from_first(found)
+            if config.patience and record["validation"]["top1"] > now.best:
+                now.best, now.waited = record["validation"]["top1"], 0
+                best.load_state_dict(average or trained)
+            else:
+                now.waited += 1
+            now.records.append(record)
+            now.losses, now.gradients, now.norms = [], [], {}
+            state.save(now)
+            if log is not None:
+                log(record)
+            if 0 < config.patience <= now.waited:
+                break
     trained.load_state_dict(best or average or trained)
     if result is not network:  # in shards
         weights = dict(result.named_parameters())

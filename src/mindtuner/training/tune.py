@@ -12,6 +12,7 @@ from mindtuner.model import BrainNetwork
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
+from mindtuner.training.fingerprint import share_weights
 from mindtuner.training.loop import Log, fit
 from mindtuner.training.pivot import train_pivot
 from mindtuner.training.start import solve_ridge
@@ -25,7 +26,7 @@ RIDGE_ALONE = FingerprintConfig(lora=False, skip=False)
 def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config, seed: int,
          method: str = "mindtuner", log: Log | None = None, holdout: float = 0.0,
          prior: DiffusionPrior | None = None, checkpoint: str | Path | None = None) -> BrainNetwork:
-    """Fit a new subject on a copy of ``base``, which itself is never changed.
+    """Fit a new subject on ``base``, which itself is never changed; where its weights stay frozen, they are shared with it.
 
     ``subject`` is already cut to the sessions that count (``subject.sessions(1)``). ``method``:
 
@@ -85,10 +86,15 @@ def _start(base: BrainNetwork, name: str, n_voxels: int, config: Config, method:
         raise UserError(f"base: knows {name} already; expected a base that has not seen the subject to tune")
     if base.fingerprint_subject is not None:
         raise UserError(f"base: is tuned to {base.fingerprint_subject}; expected a pretrained base")
-    network = copy.deepcopy(base)
+    network = copy.deepcopy(base) if method == "full_finetune" else share_weights(base, but=_projector(base))
     adapters = config.fingerprint if method in ("mindtuner", "shuffled_brain") else RIDGE_ALONE
     network.add_fingerprint(name, n_voxels, adapters)
     if method == "full_finetune":
         network.requires_grad_(True)
         network.projector.requires_grad_(False)
     return network
+
+
+def _projector(base: BrainNetwork) -> set[str]:
+    """Names of the projector's weights, which a fingerprint may tune."""
+    return {name for name, _ in base.named_parameters() if name.startswith("projector.")}
