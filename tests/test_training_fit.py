@@ -37,7 +37,7 @@ from mindtuner.training import (
 )
 from mindtuner.training.batches import Batch, Feed, batches, make_feeds, split_holdout, steps_per_epoch
 from mindtuner.training.fingerprint import share_weights
-from mindtuner.training.frozen import frozen_in
+from mindtuner.training.number_format import frozen_in
 
 N, TESTED, T, D, TEXT = 120, 40, 4, 16, 12
 MODEL = ModelConfig(hidden=32, blocks=1, tokens=T, width=D, text_width=TEXT, backbone_dropout=0.0,

@@ -55,9 +55,10 @@ def run(options: argparse.Namespace) -> None:
                    "inference": sizes.inference_memory(tuned, name)})
     print("""
 GiB on the device, every number in float32. Activations are the most that one step holds beside the rest, measured by running
-it without numbers; they grow with the batch. Attention is counted as if written out; fused kernels need less. 16-bit autocast
-needs less for activations and adds a 16-bit copy of the weights. Left out: one further set of gradients when the log measures
-each loss's gradient, what kernels and allocator take for themselves, the frozen towers and the generator.
+it without numbers; they grow with the batch. Attention is counted as if written out; fused kernels need less. 16-bit
+autocast needs less for activations and adds a 16-bit copy of weights that train; frozen ones are held in 16 bit. Left out:
+one further set of gradients when the log measures each loss's gradient, what kernels and allocator take for themselves, the
+frozen towers and the generator.
 """)
     _print_spread({"pretraining": pretraining, "tuning": tuning})
 

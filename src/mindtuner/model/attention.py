@@ -117,15 +117,24 @@ class MultiQueryAttention(nn.Module):
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """``softmax(16 q k' + bias) v``; q (n, M, d), k and v (n, L, d), bias (M, L) -> (n, M, d).
 
-    Written out on a CPU where torch's fused kernel takes twice as long (bfloat16) or has no gradient (a trained bias).
+    On a CPU torch's fused kernel takes twice as long in bfloat16, and has no gradient for a bias (docs/performance.md).
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
     if q.device.type == "cpu" and (dtype is torch.bfloat16 or bias.requires_grad):
-        scores = torch.baddbmm(bias.to(dtype).expand(len(q), -1, -1), q, k.mT, alpha=COSINE_SCALE)
-        return scores.softmax(dim=-1) @ v
-    fused = F.scaled_dot_product_attention(
-        q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), attn_mask=bias.to(q.dtype), scale=COSINE_SCALE)
-    return fused.squeeze(1)
+        return attend_written_out(q, k, v, bias.to(dtype))
+    return attend_fused(q, k, v, bias.to(q.dtype))
+
+
+def attend_written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Holds the (n, M, L) weights for the way back."""
+    scores = torch.baddbmm(bias.expand(len(q), -1, -1), q, k.mT, alpha=COSINE_SCALE)
+    return scores.softmax(dim=-1) @ v
+
+
+def attend_fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """All as one head."""
+    q, k, v = (x.unsqueeze(1) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=COSINE_SCALE).squeeze(1)
 
 
 class SwiGLUFeedForward(nn.Module):

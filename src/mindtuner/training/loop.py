@@ -21,7 +21,7 @@ from mindtuner.model import BrainNetwork, BrainOutputs
 from mindtuner.processes import ended_early
 from mindtuner.training import distributed, objectives
 from mindtuner.training.batches import Batch, Feed, batches, steps_per_epoch
-from mindtuner.training.frozen import frozen_in
+from mindtuner.training.number_format import frozen_in, number_format
 from mindtuner.training.state import Checkpoint, Progress, RandomStreams, Weights, run_settings
 from mindtuner.training.targets import Targets
 from mindtuner.training.watch import gradient_norms, mean_losses, refuse_broken, validate
@@ -142,13 +142,6 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
         weights = dict(result.named_parameters())
         Weights({name: weights[name] for name in trained}).load_state_dict(distributed.whole(trained.state_dict()))
     result.to(device).eval()
-
-
-def number_format(config: FitConfig, device: torch.device) -> torch.dtype:
-    """The dtype of the products. Raises UserError where ``device`` cannot train in it."""
-    if config.dtype == "float16" and device.type == "cpu":
-        raise UserError("dtype: float16 trains on a GPU only; expected float32, bfloat16 or auto on this machine")
-    return runtime.fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
 def take_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, parameters: list[nn.Parameter], lr: float,

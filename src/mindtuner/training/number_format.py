@@ -1,4 +1,4 @@
-"""Frozen weights in the number format of the products, for as long as a training lasts."""
+"""The number format of the products in a training, and of the frozen weights while it lasts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from mindtuner import runtime
+from mindtuner.config import FitConfig
+from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.training.distributed import sharded
+
+
+def number_format(config: FitConfig, device: torch.device) -> torch.dtype:
+    """The dtype of the products. Raises UserError where ``device`` cannot train in it."""
+    if config.dtype == "float16" and device.type == "cpu":
+        raise UserError("dtype: float16 trains on a GPU only; expected float32, bfloat16 or auto on this machine")
+    return runtime.fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
 @contextlib.contextmanager
