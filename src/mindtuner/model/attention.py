@@ -117,10 +117,10 @@ class MultiQueryAttention(nn.Module):
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """``softmax(16 q k' + bias) v``; q (n, M, d), k and v (n, L, d), bias (M, L) -> (n, M, d).
 
-    On a CPU torch's fused kernel takes twice as long in bfloat16, and has no gradient for a bias (docs/performance.md).
+    Written out in bfloat16 on a CPU, where torch's fused kernel takes about twice as long (docs/performance.md).
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
-    if q.device.type == "cpu" and (dtype is torch.bfloat16 or bias.requires_grad):
+    if q.device.type == "cpu" and dtype is torch.bfloat16:
         return attend_written_out(q, k, v, bias.to(dtype))
     return attend_fused(q, k, v, bias.to(q.dtype))
 
