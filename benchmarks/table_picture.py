@@ -1,10 +1,10 @@
 """Draw the differences in one of docs' tables, with their intervals.
 
-    python benchmarks/table_picture.py docs/science.md MARKER PICTURE.png [--without WORD ...]
+    python benchmarks/table_picture.py docs/science.md MARKER PICTURE.png
 
 The table stands between the file's ``MARKER:begin`` and ``MARKER:end`` comments. Each column named "minus ..." becomes a
-panel, titled by the column of scores before it; a row a line, red where the interval excludes 0. Rows without any difference,
-and those with a WORD in their name, are left out. Needs matplotlib, which the package itself does not.
+panel, titled by the column of scores before it; a row a line, red where the interval excludes 0. Rows without any difference
+are left out. Needs matplotlib, which the package itself does not.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("marker")
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--without", nargs="+", default=[], metavar="WORD")
     options = parser.parse_args()
     header, rows = table(options.file, options.marker)
-    rows = [row for row in rows
-            if any(map(DIFFERENCE.fullmatch, row)) and not any(word in row[0] for word in options.without)]
+    rows = [row for row in rows if any(map(DIFFERENCE.fullmatch, row))]
     panels = [column for column, title in enumerate(header) if title.startswith("minus")]
     figure, axes = plt.subplots(1, len(panels), figsize=(13, 0.3 * len(rows) + 1.4), sharey=True, layout="constrained")
     for axis, column in zip(axes, panels, strict=True):
