@@ -304,6 +304,23 @@ def test_loss_in_parts_has_the_value_and_gradients_of_the_whole(monkeypatch):
     assert sizes[4:] == [7]
 
 
+def test_parts_are_equal_and_hold_twice_as_many_samples_in_bfloat16(monkeypatch):
+    prior = DiffusionPrior(tiny()).train()
+    brain, tokens = torch.randn(2, 9, 3, 8)
+    brain.requires_grad_()
+    monkeypatch.setattr("mindtuner.model.prior.PART_BYTES", 4 * 4 * 7 * 8 * 8)  # four samples at once in float32
+    sizes = []
+    prior.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    prior.loss(brain, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        prior.loss(brain, tokens)
+    assert sizes == [3, 3, 3, 5, 4]
+
+
+def test_nobody_is_sampled_as_nothing(prior):
+    assert prior.sample(torch.zeros(0, 3, 8), 2, guidance=1.0).shape == (0, 3, 8)
+
+
 def test_a_frozen_prior_leaves_out_dropped_brains_and_gives_the_same_gradient():
     torch.manual_seed(6)
     prior = DiffusionPrior(tiny()).train()

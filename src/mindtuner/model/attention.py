@@ -110,7 +110,7 @@ class MultiQueryAttention(nn.Module):
         k, v = torch.cat((null_k, rotary(k)), dim=1), torch.cat((null_v, v), dim=1)
         # One key/value head serves all query heads, so the heads can stand behind one another as more queries.
         out = attend(F.normalize(q, dim=-1).flatten(1, 2), F.normalize(k, dim=-1), v, bias.flatten(0, 1))
-        out = out.view(n, self.heads, length, -1).transpose(1, 2).flatten(2)
+        out = out.unflatten(1, (self.heads, length)).transpose(1, 2).flatten(2)
         return self.out_norm(self.to_out(out))
 
 
@@ -132,7 +132,7 @@ def attend_written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: 
 
 
 def attend_fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """All as one head."""
+    """By torch's fused kernel, which sees one head: the heads that ask stand behind one another in M."""
     q, k, v = (x.unsqueeze(1) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=COSINE_SCALE).squeeze(1)
 

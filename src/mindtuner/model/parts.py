@@ -26,8 +26,8 @@ def sum_in_parts(term: Term, inputs: Tensor, rows: Tensor, weights: list[nn.Para
 
 
 def equal_parts(rows: Tensor, at_once: int) -> tuple[Tensor, ...]:
-    """``rows`` in as few parts as hold at most ``at_once`` each, which differ by one row at most."""
-    return rows.tensor_split(-(-len(rows) // at_once))
+    """``rows`` in as few parts as hold at most ``at_once`` each, which differ by one row at most; no rows are one part."""
+    return rows.tensor_split(max(1, -(-len(rows) // at_once)))
 
 
 class Dropout(nn.Module):
