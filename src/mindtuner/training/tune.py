@@ -86,15 +86,11 @@ def _start(base: BrainNetwork, name: str, n_voxels: int, config: Config, method:
         raise UserError(f"base: knows {name} already; expected a base that has not seen the subject to tune")
     if base.fingerprint_subject is not None:
         raise UserError(f"base: is tuned to {base.fingerprint_subject}; expected a pretrained base")
-    network = copy.deepcopy(base) if method == "full_finetune" else share_weights(base, but=_projector(base))
+    projector = {name for name, _ in base.named_parameters() if name.startswith("projector.")}  # may be tuned
+    network = copy.deepcopy(base) if method == "full_finetune" else share_weights(base, but=projector)
     adapters = config.fingerprint if method in ("mindtuner", "shuffled_brain") else RIDGE_ALONE
     network.add_fingerprint(name, n_voxels, adapters)
     if method == "full_finetune":
         network.requires_grad_(True)
         network.projector.requires_grad_(False)
     return network
-
-
-def _projector(base: BrainNetwork) -> set[str]:
-    """Names of the projector's weights, which a fingerprint may tune."""
-    return {name for name, _ in base.named_parameters() if name.startswith("projector.")}
