@@ -39,8 +39,10 @@ def main() -> None:
     options = parser.parse_args()
     found = {str(seed): identified(seed, options) for seed in options.seeds}
     found["all"] = {kind: np.concatenate([scores[kind] for scores in found.values()]) for kind in KINDS}
-    lines = ["| simulator seed | " + " | ".join(KINDS) + " | corrected minus nearest | corrected minus painted |",
-             "|---|" + "---:|" * (len(KINDS) + 2)]
+    lines = [
+        "| simulator seed | " + " | ".join(KINDS) + " | corrected minus nearest | corrected minus painted |",
+        "|---|" + "---:|" * (len(KINDS) + 2),
+    ]
     for seed, scores in found.items():
         cells = []
         for kind in KINDS:
@@ -72,8 +74,11 @@ def identified(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
     caption = bank.embeddings[bank.nearest(said.text)]
     nearest = training[nearest_training_image(said.backbone_tokens, tokens)]
     seen = features_of(LITE2, np.asarray(caches["pixels"][said.images]))["two_way"]
-    pictures = (from_uint8(np.asarray(caches["pixels"][nearest])), generator.pictures(latents),
-                generator.best_correction(latents, wanted, caption, said.images))
+    pictures = (
+        from_uint8(np.asarray(caches["pixels"][nearest])),
+        generator.pictures(latents),
+        generator.best_correction(latents, wanted, caption, said.images),
+    )
     return {kind: two_way(features_of(LITE2, shown)["two_way"], seen) for kind, shown in zip(KINDS, pictures, strict=True)}
 
 

@@ -30,14 +30,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    lines = [f"{datetime.date.today()}, {machine()}, {options.samples} samples, {options.threads} threads, {options.rounds} "
-             "rounds; milliseconds are medians, ratios median (lowest to highest round)\n",
-             "| numbers | bias | fused, ms | written out, ms | times as fast |", "|---|---|---:|---:|---:|"]
+    lines = [
+        f"{datetime.date.today()}, {machine()}, {options.samples} samples, {options.threads} threads, {options.rounds} "
+        "rounds; milliseconds are medians, ratios median (lowest to highest round)\n",
+        "| numbers | bias | fused, ms | written out, ms | times as fast |",
+        "|---|---|---:|---:|---:|",
+    ]
     for dtype in (torch.float32, torch.bfloat16):
         for trains in (False, True):
             fused, written = measure(options.samples, dtype, trains, options.rounds)
-            lines.append(f"| {str(dtype).removeprefix('torch.')} | {'trains' if trains else 'frozen'} "
-                         f"| {1e3 * np.median(fused):.1f} | {1e3 * np.median(written):.1f} | {ratios(fused, written)} |")
+            lines.append(
+                f"| {str(dtype).removeprefix('torch.')} | {'trains' if trains else 'frozen'} "
+                f"| {1e3 * np.median(fused):.1f} | {1e3 * np.median(written):.1f} | {ratios(fused, written)} |"
+            )
     text = "\n".join(lines)
     print(text)
     if options.write:
@@ -48,8 +53,10 @@ def measure(samples: int, dtype: torch.dtype, trains: bool, rounds: int) -> tupl
     """Seconds of each round, fused and written out, after three that do not count."""
     tokens, width = 2 * SIZES["tokens"] + 1, SIZES["head_dim"]
     asked = SIZES["heads"] * tokens
-    leaves = [torch.randn(*shape, dtype=dtype, requires_grad=True)
-              for shape in ((samples, asked, width), (samples, tokens + 1, width), (samples, tokens + 1, width))]
+    leaves = [
+        torch.randn(*shape, dtype=dtype, requires_grad=True)
+        for shape in ((samples, asked, width), (samples, tokens + 1, width), (samples, tokens + 1, width))
+    ]
     bias = torch.randn(asked, tokens + 1, dtype=dtype, requires_grad=trains)
     gradient, leaves = torch.randn(samples, asked, width, dtype=dtype), leaves + [bias] * trains
     found: tuple[list[float], list[float]] = [], []

@@ -27,8 +27,12 @@ from mindtuner.runtime import progress
 from mindtuner.training import tune
 
 BACKBONES = ("residual", "affine")
-FINGERPRINTS = {"ridge only": {"lora": False, "skip": False}, "+ LoRA": {"skip": False}, "+ Skip-LoRA": {"lora": False},
-                "+ both": {}}
+FINGERPRINTS = {
+    "ridge only": {"lora": False, "skip": False},
+    "+ LoRA": {"skip": False},
+    "+ Skip-LoRA": {"lora": False},
+    "+ both": {},
+}
 Key = tuple[float, str, str, str, int]  # strength, backbone, sessions, fingerprint, tuning seed
 
 
@@ -60,10 +64,17 @@ def run(options: argparse.Namespace, strength: float, backbone: str, done: dict[
     config = load_config(options.config)
     blocks = config.model.blocks if backbone == "residual" else 0
     config = dataclasses.replace(
-        config, seed=options.seed, model=dataclasses.replace(config.model, backbone=backbone, blocks=blocks),
-        simulate=dataclasses.replace(config.simulate, seed=options.seed, fingerprint=strength))
-    keys = [(strength, backbone, sessions, fingerprint, seed) for sessions in ("one", "all")
-            for fingerprint in FINGERPRINTS for seed in range(options.tuning_seeds)]
+        config,
+        seed=options.seed,
+        model=dataclasses.replace(config.model, backbone=backbone, blocks=blocks),
+        simulate=dataclasses.replace(config.simulate, seed=options.seed, fingerprint=strength),
+    )
+    keys = [
+        (strength, backbone, sessions, fingerprint, seed)
+        for sessions in ("one", "all")
+        for fingerprint in FINGERPRINTS
+        for seed in range(options.tuning_seeds)
+    ]
     missing = [key for key in keys if key not in done]
     if not missing:
         return
@@ -90,15 +101,19 @@ def summarise(done: dict[Key, list[float]], options: argparse.Namespace) -> None
         return np.array([done[(*key, seed)] for seed in range(options.tuning_seeds)])
 
     print(f"config {options.config}, simulator seed {options.seed}, {options.tuning_seeds} tuning seeds\n")
-    print("| strength | sessions | fingerprint | residual (sd) | affine (sd) | residual − affine | − ridge only, residual "
-          "| − ridge only, affine |\n|---:|---|---|" + 5 * "---:|")
+    print(
+        "| strength | sessions | fingerprint | residual (sd) | affine (sd) | residual − affine | − ridge only, residual "
+        "| − ridge only, affine |\n|---:|---|---|" + 5 * "---:|"
+    )
     for strength in options.strengths:
         for sessions in ("one", "all"):
             for name in FINGERPRINTS:
                 both = [hits(strength, backbone, sessions, name) for backbone in BACKBONES]
                 cells = [mean_and_sd(h) for h in both] + [difference(*both)]
-                cells += ["" if name == "ridge only" else difference(h, hits(strength, backbone, sessions, "ridge only"))
-                          for backbone, h in zip(BACKBONES, both, strict=True)]
+                cells += [
+                    "" if name == "ridge only" else difference(h, hits(strength, backbone, sessions, "ridge only"))
+                    for backbone, h in zip(BACKBONES, both, strict=True)
+                ]
                 print(f"| {strength:g} | {sessions} | {name} | " + " | ".join(cells) + " |")
 
 

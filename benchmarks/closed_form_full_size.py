@@ -33,13 +33,19 @@ def main() -> None:
         for similar, rounds in found.items():
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 rounds.append(pool.apply(measure, (options.trials, options.voxels, options.hidden, similar, seed)))
-    print(f"{options.trials} trials, {options.voxels} voxels, {options.hidden} hidden features, {options.rounds} rounds, "
-          f"{torch.get_num_threads()} threads; mean (sd)\n")
+    print(
+        f"{options.trials} trials, {options.voxels} voxels, {options.hidden} hidden features, {options.rounds} rounds, "
+        f"{torch.get_num_threads()} threads; mean (sd)\n"
+    )
     print("| similar voxels | seconds | CPU seconds | peak memory, MB | of them before | r of new trials |")
     print("|---:|" + "---:|" * 5)
     for similar, rounds in found.items():
-        cells = [f"{mean:.{digits}f} ({sd:.{digits}f})" for mean, sd, digits in
-                 zip(np.mean(rounds, 0), np.std(rounds, 0, ddof=1 if len(rounds) > 1 else 0), (1, 1, 0, 0, 3), strict=True)]
+        cells = [
+            f"{mean:.{digits}f} ({sd:.{digits}f})"
+            for mean, sd, digits in zip(
+                np.mean(rounds, 0), np.std(rounds, 0, ddof=1 if len(rounds) > 1 else 0), (1, 1, 0, 0, 3), strict=True
+            )
+        ]
         print(f"| {similar} | " + " | ".join(cells) + " |")
 
 

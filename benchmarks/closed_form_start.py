@@ -35,9 +35,11 @@ from mindtuner.training import tune
 from mindtuner.training.start import voxel_regression
 
 METHODS = ("mindtuner", "ridge_only")
-STARTS = {"random": {"start": "random", "epochs": 12, "lr": 1e-3},
-          "closed form alone": {"epochs": 0, "lr": 0.0, "weight_decay": 0.0, "ridge_weight_decay": 0.0},
-          "closed form": {}}
+STARTS = {
+    "random": {"start": "random", "epochs": 12, "lr": 1e-3},
+    "closed form alone": {"epochs": 0, "lr": 0.0, "weight_decay": 0.0, "ridge_weight_decay": 0.0},
+    "closed form": {},
+}
 DIRECT = "voxels to tokens"
 
 
@@ -49,8 +51,11 @@ def main() -> None:
     parser.add_argument("--tuning-seeds", type=int, default=5)
     options = parser.parse_args()
     config = load_config("demo")
-    config = dataclasses.replace(config, seed=options.seed, simulate=dataclasses.replace(
-        config.simulate, seed=options.seed, fingerprint=options.fingerprint))
+    config = dataclasses.replace(
+        config,
+        seed=options.seed,
+        simulate=dataclasses.replace(config.simulate, seed=options.seed, fingerprint=options.fingerprint),
+    )
     dataset, caches, targets, base = prepare(options.out, config)
     subject = dataset.subject(config.target_subject)
     hour = subject.sessions(config.tuning_sessions)
@@ -82,16 +87,20 @@ def straight(subject, hour, caches, base, seed: int, similar: int) -> dict[str, 
     tokens = np.asarray(caches["tokens"], np.float32)
     with torch.no_grad():
         text = base.projector(torch.from_numpy(said)).numpy()
-    hits = {"image": image_retrieval(said, tokens[images]), "brain": brain_retrieval(said, tokens[images]),
-            "text": text_retrieval(text, np.asarray(caches["text"][images]))}
+    hits = {
+        "image": image_retrieval(said, tokens[images]),
+        "brain": brain_retrieval(said, tokens[images]),
+        "text": text_retrieval(text, np.asarray(caches["text"][images])),
+    }
     return {name: [round(float(v), 4) for v in hit.top1] for name, hit in hits.items()}
 
 
 def direct_ridge(subject, train, asked, caches, seed: int, similar: int) -> tuple[np.ndarray, np.ndarray]:
     """Fitted on the trials ``train``: the images of the trials ``asked``, and their tokens, averaged over their trials."""
     tokens = np.asarray(caches["tokens"], np.float32)
-    fit = voxel_regression(subject.betas(train.row), tokens[train.stimulus].reshape(len(train), -1), train.stimulus, seed,
-                           similar)
+    fit = voxel_regression(
+        subject.betas(train.row), tokens[train.stimulus].reshape(len(train), -1), train.stimulus, seed, similar
+    )
     images, row = np.unique(asked.stimulus, return_inverse=True)
     total = np.zeros((len(images), fit.weight.shape[1]), np.float32)
     np.add.at(total, row, subject.betas(asked.row) @ fit.weight + fit.intercept)
@@ -106,17 +115,25 @@ def summary(known: dict, options, trials: int, voxels: int, config) -> str:
 
     cold = STARTS["random"]["epochs"]
     names = {"random": f"random, {cold} epochs", "closed form": f"closed form, {config.tune.epochs:g} epochs"}
-    lines = [f"`python benchmarks/closed_form_start.py OUT --seed {options.seed} --fingerprint {options.fingerprint:g} "
-             f"--tuning-seeds {options.tuning_seeds}`: {voxels} voxels, {trials} trials, "
-             f"{hits('random', METHODS[0], 'image').shape[1]} test images", "",
-             "| start | method | " + " | ".join(directions) + " | seconds | "
-             + " | ".join(f"minus random, {d}" for d in directions) + " |", "|---|---|" + 7 * "---:|"]
+    lines = [
+        f"`python benchmarks/closed_form_start.py OUT --seed {options.seed} --fingerprint {options.fingerprint:g} "
+        f"--tuning-seeds {options.tuning_seeds}`: {voxels} voxels, {trials} trials, "
+        f"{hits('random', METHODS[0], 'image').shape[1]} test images",
+        "",
+        "| start | method | "
+        + " | ".join(directions)
+        + " | seconds | "
+        + " | ".join(f"minus random, {d}" for d in directions)
+        + " |",
+        "|---|---|" + 7 * "---:|",
+    ]
     for start, method in [*((s, m) for s in STARTS for m in METHODS), (DIRECT, "no base")]:
         seconds = np.median([known[start, method, seed]["seconds"] for seed in seeds])
         cells = [mean_and_sd(hits(start, method, d)) for d in directions] + [f"{seconds:.1f}"]
         against = "mindtuner" if method == "no base" else method
-        cells += ["" if start == "random" else difference(hits(start, method, d), hits("random", against, d))
-                  for d in directions]
+        cells += [
+            "" if start == "random" else difference(hits(start, method, d), hits("random", against, d)) for d in directions
+        ]
         lines.append(f"| {names.get(start, start)} | {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -71,8 +71,7 @@ def main() -> None:
 
 def measure(out: Path, options) -> None:
     config = load_config("demo")
-    config = dataclasses.replace(config, seed=options.seed,
-                                 simulate=dataclasses.replace(config.simulate, seed=options.seed))
+    config = dataclasses.replace(config, seed=options.seed, simulate=dataclasses.replace(config.simulate, seed=options.seed))
     dataset, caches, targets, base = prepare(out, config)
     subject = dataset.subject(config.target_subject)
     done = known(out, options.split)
@@ -84,8 +83,15 @@ def measure(out: Path, options) -> None:
             images = np.unique(subject.train.stimulus)
             held = np.random.default_rng(derive_seed(seed, "held out")).choice(images, HELD_OUT, replace=False)
             kept = subject.train.select(np.isin(subject.train.stimulus, held))
-        world = SimpleNamespace(dataset=dataset, caches=caches, targets=targets, base=base, config=config, kept=kept,
-                                name=subject_name(subject.number))
+        world = SimpleNamespace(
+            dataset=dataset,
+            caches=caches,
+            targets=targets,
+            base=base,
+            config=config,
+            kept=kept,
+            name=subject_name(subject.number),
+        )
         used = {k: without(subject.sessions(k), kept) for k in (config.tuning_sessions, config.simulate.sessions)}
         for name, said in ARMS[arm](world, used[config.tuning_sessions], used[config.simulate.sessions], seed).items():
             entry = {"arm": arm + name, "seed": seed, "scores": scores(said, caches)}
@@ -101,8 +107,11 @@ def without(subject: Subject, kept: Trials) -> Subject:
 
 def decoded(world, subject: Subject, seed: int, kind: str = "both", **fingerprint) -> Predictions:
     """Tuned on the subject's training trials, and asked of the kept ones."""
-    config = dataclasses.replace(world.config, decode=dataclasses.replace(world.config.decode, retrieval_tokens=kind),
-                                 fingerprint=dataclasses.replace(world.config.fingerprint, **fingerprint))
+    config = dataclasses.replace(
+        world.config,
+        decode=dataclasses.replace(world.config.decode, retrieval_tokens=kind),
+        fingerprint=dataclasses.replace(world.config.fingerprint, **fingerprint),
+    )
     network = tune(world.base, subject, world.targets, config, seed)
     decoder = Decoder(network, world.name, config.decode, config.seed)
     return decoder.predict(subject.betas(world.kept.row), world.kept.stimulus)
@@ -119,8 +128,11 @@ def with_each_estimate(world, subject: Subject, seed: int) -> dict[str, Predicti
     plain = decoded(world, subject, seed, "projected")
     backbone, projected = plain.backbone_tokens, plain.retrieval_tokens
     fused = both(torch.from_numpy(backbone), torch.from_numpy(projected)).numpy()
-    return {"": dataclasses.replace(plain, retrieval_tokens=fused), C_ALONE: plain,
-            B_ALONE: dataclasses.replace(plain, retrieval_tokens=backbone)}
+    return {
+        "": dataclasses.replace(plain, retrieval_tokens=fused),
+        C_ALONE: plain,
+        B_ALONE: dataclasses.replace(plain, retrieval_tokens=backbone),
+    }
 
 
 def similar(world, count: int):
@@ -130,13 +142,14 @@ def similar(world, count: int):
 
 def with_direct(world, subject: Subject, seed: int) -> dict[str, Predictions]:
     plain = decoded(world, subject, seed, "projected")
-    images, tokens = direct_ridge(subject, subject.train, world.kept, world.caches, seed,
-                                  world.config.tune.similar_voxels)
+    images, tokens = direct_ridge(subject, subject.train, world.kept, world.caches, seed, world.config.tune.similar_voxels)
     assert (images == plain.images).all()
     with torch.no_grad():
         text = world.base.projector(torch.from_numpy(tokens)).numpy()
-    return {BESIDE: with_retrieval(plain, plain.backbone_tokens, plain.retrieval_tokens, tokens),
-            ALONE: Predictions(images, tokens, tokens, None, text)}
+    return {
+        BESIDE: with_retrieval(plain, plain.backbone_tokens, plain.retrieval_tokens, tokens),
+        ALONE: Predictions(images, tokens, tokens, None, text),
+    }
 
 
 def encoding(world, subject: Subject, seed: int):
@@ -166,8 +179,9 @@ class Extended:
 
     def __getitem__(self, rows):
         rows, count = np.asarray(rows), self.source.shape[0]
-        return np.stack([self.more[row - count] if row >= count else np.asarray(self.source[row], np.float32)
-                         for row in rows])
+        return np.stack(
+            [self.more[row - count] if row >= count else np.asarray(self.source[row], np.float32) for row in rows]
+        )
 
 
 def weighted(world, subject: Subject, weight: np.ndarray, seed: int) -> dict[str, Predictions]:
@@ -202,8 +216,14 @@ def region_weights(world, subject: Subject, seed: int) -> dict[str, Predictions]
     errors = []
     for gamma in gammas:  # one weighting at a time, so that one holds for all targets
         *_, score = solve_multiple_kernel_ridge_random_search(
-            kernels, flat - flat.mean(0), n_iter=gamma[None], alphas=PENALTIES, local_alpha=False, progress_bar=False,
-            cv=image_folds(trials.stimulus, 5, derive_seed(seed, "regions")))
+            kernels,
+            flat - flat.mean(0),
+            n_iter=gamma[None],
+            alphas=PENALTIES,
+            local_alpha=False,
+            progress_bar=False,
+            cv=image_folds(trials.stimulus, 5, derive_seed(seed, "regions")),
+        )
         errors.append(float(score.mean()))
     best = gammas[int(np.argmax(errors))]
     weight = np.zeros(subject.n_voxels, np.float32)
@@ -217,9 +237,13 @@ def with_synthetic(world, subject: Subject, seed: int, images: np.ndarray) -> di
     rng = np.random.default_rng(derive_seed(seed, "residuals"))
     brains = (predict(images) + residuals[rng.integers(len(residuals), size=len(images))]).astype(np.float32)
     t, first, n = subject.trials, subject.source.shape[0], len(images)
-    trials = Trials(np.r_[t.row, first + np.arange(n)], np.r_[t.stimulus, images],
-                    np.r_[t.session, np.ones(n, t.session.dtype)],
-                    np.r_[t.repeat, np.zeros(n, t.repeat.dtype)], np.r_[t.is_test, np.zeros(n, bool)])
+    trials = Trials(
+        np.r_[t.row, first + np.arange(n)],
+        np.r_[t.stimulus, images],
+        np.r_[t.session, np.ones(n, t.session.dtype)],
+        np.r_[t.repeat, np.zeros(n, t.repeat.dtype)],
+        np.r_[t.is_test, np.zeros(n, bool)],
+    )
     return {"": decoded(world, dataclasses.replace(subject, trials=trials, source=Extended(subject.source, brains)), seed)}
 
 
@@ -232,8 +256,9 @@ def unseen(world, subject: Subject, seed: int) -> np.ndarray:
 
 def averaged(several: list[Predictions]) -> dict[str, Predictions]:
     """Tokens and text averaged over networks, and B and C then added as everywhere."""
-    backbone, projected, text = (np.mean([getattr(p, field) for p in several], 0)
-                                 for field in ("backbone_tokens", "retrieval_tokens", "text"))
+    backbone, projected, text = (
+        np.mean([getattr(p, field) for p in several], 0) for field in ("backbone_tokens", "retrieval_tokens", "text")
+    )
     first = dataclasses.replace(several[0], backbone_tokens=backbone, text=text / np.linalg.norm(text, axis=1, keepdims=True))
     return {"": with_retrieval(first, backbone, projected)}
 
@@ -243,8 +268,10 @@ ARMS = {
     ALL: lambda w, hour, every, s: {"": decoded(w, every, s)},
     ITSELF: lambda w, hour, every, s: {"": decoded(similar(w, 0), hour, s)},
     ALL + ", " + ITSELF: lambda w, hour, every, s: {"": decoded(similar(w, 0), every, s)},
-    **{f"{count} similar voxels": lambda w, hour, every, s, count=count: {"": decoded(similar(w, count), hour, s)}
-       for count in SIMILAR},
+    **{
+        f"{count} similar voxels": lambda w, hour, every, s, count=count: {"": decoded(similar(w, count), hour, s)}
+        for count in SIMILAR
+    },
     "direct ridge": lambda w, hour, every, s: with_direct(w, hour, s),
     "reliable voxels": lambda w, hour, every, s: reliable_voxels(w, hour, s),
     "a region's weight": lambda w, hour, every, s: region_weights(w, hour, s),
@@ -258,8 +285,11 @@ ARMS = {
 def scores(said: Predictions, caches) -> dict[str, list[float]]:
     """Top-1 of every image, in three directions."""
     tokens, text = np.asarray(caches["tokens"][said.images]), np.asarray(caches["text"][said.images])
-    hits = {"image": image_retrieval(said.retrieval_tokens, tokens), "brain": brain_retrieval(said.retrieval_tokens, tokens),
-            "text": text_retrieval(said.text, text)}
+    hits = {
+        "image": image_retrieval(said.retrieval_tokens, tokens),
+        "brain": brain_retrieval(said.retrieval_tokens, tokens),
+        "text": text_retrieval(said.text, text),
+    }
     return {name: [round(float(v), 4) for v in hit.top1] for name, hit in hits.items()}
 
 
@@ -273,26 +303,32 @@ def table(outs: list[Path], split: str, arms: list[str]) -> str:
     """A Markdown table over worlds: means (sd over worlds), share of all hours, differences to one hour."""
     worlds = [known(out, split) for out in outs]
     seeds = sorted({seed for arm, seed in worlds[0] if arm == HOUR})
-    names = [name for name in dict.fromkeys(arm for arm, _ in worlds[0])
-             if any(name == arm + end for arm in arms for end in ENDINGS)
-             and all((name, s) in w for w in worlds for s in seeds)]
+    names = [
+        name
+        for name in dict.fromkeys(arm for arm, _ in worlds[0])
+        if any(name == arm + end for arm in arms for end in ENDINGS) and all((name, s) in w for w in worlds for s in seeds)
+    ]
 
     def hits(arm: str, direction: str) -> np.ndarray:  # (seeds, images of all worlds)
         return np.concatenate([[w[arm, s][direction] for s in seeds] for w in worlds], axis=1)
 
     candidates = len(worlds[0][HOUR, seeds[0]]["image"])
-    lines = [f"{len(worlds)} worlds, {len(seeds)} tuning seeds, {candidates} {split} images (chance {1 / candidates:.4f})",
-             "",
-             "| fitted on the hour | " + " | ".join(f"{d} | of all hours | minus one hour" for d in DIRECTIONS) + " |",
-             "|---|" + 9 * "---:|"]
+    lines = [
+        f"{len(worlds)} worlds, {len(seeds)} tuning seeds, {candidates} {split} images (chance {1 / candidates:.4f})",
+        "",
+        "| fitted on the hour | " + " | ".join(f"{d} | of all hours | minus one hour" for d in DIRECTIONS) + " |",
+        "|---|" + 9 * "---:|",
+    ]
     for name in names:
         cells = []
         for d in DIRECTIONS:
             by_world = [np.mean([w[name, s][d] for s in seeds]) for w in worlds]
             spread = f" ({np.std(by_world, ddof=1):.3f})" if len(worlds) > 1 else ""
-            cells += [f"{np.mean(by_world):.3f}{spread}",
-                      f"{hits(name, d).mean() / hits(ALL, d).mean():.0%}" if (ALL, seeds[0]) in worlds[0] else "",
-                      "" if name == HOUR or len(seeds) < 2 else difference(hits(name, d), hits(HOUR, d))]
+            cells += [
+                f"{np.mean(by_world):.3f}{spread}",
+                f"{hits(name, d).mean() / hits(ALL, d).mean():.0%}" if (ALL, seeds[0]) in worlds[0] else "",
+                "" if name == HOUR or len(seeds) < 2 else difference(hits(name, d), hits(HOUR, d)),
+            ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -46,18 +46,30 @@ def measure(folder: Path, width: int) -> dict[str, float]:
 def random_checkpoint(width: int) -> dict[str, torch.Tensor]:
     """The published form, model_channels 320 with ``width`` in its place."""
     config = {
-        "block_out_channels": (width, 2 * width, 4 * width), "layers_per_block": 2, "cross_attention_dim": 64,
+        "block_out_channels": (width, 2 * width, 4 * width),
+        "layers_per_block": 2,
+        "cross_attention_dim": 64,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (1, width // 32, width // 16),
-        "use_linear_projection": True, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 1024}
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (1, width // 32, width // 16),
+        "use_linear_projection": True,
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": 1024,
+    }
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
-        vae = AutoencoderKL(block_out_channels=(32, 64, 128, 128), layers_per_block=2,
-                            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+        vae = AutoencoderKL(
+            block_out_channels=(32, 64, 128, 128),
+            layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
     shapes = {their_unet_name(name, config): tensor.shape for name, tensor in unet.state_dict().items()}
-    shapes |= {their_vae_name(name, 4): (*tensor.shape, 1, 1) if is_projection(name) and tensor.dim() == 2 else tensor.shape
-               for name, tensor in vae.state_dict().items()}
+    shapes |= {
+        their_vae_name(name, 4): (*tensor.shape, 1, 1) if is_projection(name) and tensor.dim() == 2 else tensor.shape
+        for name, tensor in vae.state_dict().items()
+    }
     weights = {key: torch.rand(shape) for key, shape in shapes.items()}
     weights[SIGMAS] = new_scheduler().sigmas[:-1].flip(0)
     weights["conditioner.embedders.0.model.visual.proj"] = torch.rand(sum(t.numel() for t in weights.values()) // 2)
@@ -74,6 +86,7 @@ def peak_mb(work) -> float:
         while not done.is_set():
             seen.append(own_mb())
             time.sleep(0.001)
+
     thread = threading.Thread(target=look)
     thread.start()
     try:

@@ -72,8 +72,10 @@ def main() -> None:
     claim_folder(options.out)
     targets = make_targets(options.out, config.model, Count(options.stimuli))
     subjects = {f"subj{n:02d}": make_subject(options.out, n, options) for n in range(1, options.subjects + 1)}
-    print(f"config {options.config}, {options.subjects} subjects of {options.voxels} voxels, {options.stimuli} stimuli, "
-          f"{options.runs} runs of {options.steps} steps, {torch.get_num_threads()} threads, {runtime.device()}\n")
+    print(
+        f"config {options.config}, {options.subjects} subjects of {options.voxels} voxels, {options.stimuli} stimuli, "
+        f"{options.runs} runs of {options.steps} steps, {torch.get_num_threads()} threads, {runtime.device()}\n"
+    )
     if options.paces:
         sleeping(subjects, targets, config, options)
     else:
@@ -97,9 +99,12 @@ def training(subjects: dict[str, Subject], targets: Targets, config, options: ar
     for where in ("from disk", "from memory"):
         step, wait = repeated(options, where, lambda seed: train(subjects, targets, config, options.steps, seed)).T
         share = 100 * wait / step
-        print(f"| {where} | {1000 * step.mean():.1f} ({1000 * step.std(ddof=1):.1f}) | {1000 * wait.mean():.2f} "
-              f"({1000 * wait.std(ddof=1):.2f}) | {share.mean():.2f} % ({share.min():.2f} to {share.max():.2f}) "
-              f"| {runtime.peak_memory_mb():.0f} MB |", flush=True)
+        print(
+            f"| {where} | {1000 * step.mean():.1f} ({1000 * step.std(ddof=1):.1f}) | {1000 * wait.mean():.2f} "
+            f"({1000 * wait.std(ddof=1):.2f}) | {share.mean():.2f} % ({share.min():.2f} to {share.max():.2f}) "
+            f"| {runtime.peak_memory_mb():.0f} MB |",
+            flush=True,
+        )
 
 
 def sleeping(subjects: dict[str, Subject], targets: Targets, config, options: argparse.Namespace) -> None:
@@ -108,11 +113,18 @@ def sleeping(subjects: dict[str, Subject], targets: Targets, config, options: ar
     print("|---|---|---:|---:|---:|")
     for pace in options.paces:
         for where in ("from disk", "from memory"):
-            first, wait = 1000 * repeated(
-                options, where, lambda seed, pace=pace: sleep(subjects, targets, config, options.steps, seed, pace)).T
+            first, wait = (
+                1000
+                * repeated(
+                    options, where, lambda seed, pace=pace: sleep(subjects, targets, config, options.steps, seed, pace)
+                ).T
+            )
             share = 100 * wait / (wait + 1000 * pace)
-            print(f"| {pace} s | {where} | {first.mean():.0f} ({first.std(ddof=1):.0f}) | {wait.mean():.1f} "
-                  f"({wait.std(ddof=1):.1f}) | {share.mean():.2f} % ({share.min():.2f} to {share.max():.2f}) |", flush=True)
+            print(
+                f"| {pace} s | {where} | {first.mean():.0f} ({first.std(ddof=1):.0f}) | {wait.mean():.1f} "
+                f"({wait.std(ddof=1):.1f}) | {share.mean():.2f} % ({share.min():.2f} to {share.max():.2f}) |",
+                flush=True,
+            )
 
 
 def make_subject(folder: Path, number: int, options: argparse.Namespace) -> Subject:
@@ -123,7 +135,7 @@ def make_subject(folder: Path, number: int, options: argparse.Namespace) -> Subj
         rows = file.create_dataset("betas", (options.trials, options.voxels), np.float32)
         for start in range(0, options.trials, 256):
             size = min(256, options.trials - start)
-            rows[start:start + size] = rng.standard_normal((size, options.voxels), np.float32)
+            rows[start : start + size] = rng.standard_normal((size, options.voxels), np.float32)
     order, none = np.arange(options.trials), np.zeros(options.trials)
     trials = Trials(order, rng.integers(0, options.stimuli, options.trials), none + 1, none, none)
     return Subject(number, trials, {}, open_rows(path, "betas", 2, ("float32",)), np.zeros(options.stimuli, bool), str(path))
@@ -142,6 +154,7 @@ def train(subjects: dict[str, Subject], targets: Targets, config, steps: int, se
             finally:
                 if threading.current_thread() is threading.main_thread():
                     waited += time.perf_counter() - start
+
         return acting
 
     def stream(*args):
@@ -172,8 +185,9 @@ def feeds_of(subjects: dict[str, Subject], seed: int) -> list[batches.Feed]:
 
 def sleep(subjects: dict[str, Subject], targets: Targets, config, steps: int, seed: int, pace: float) -> tuple[float, float]:
     """Seconds until the first batch, and mean seconds that each later step of ``pace`` seconds waits for its batch."""
-    stream = batches.batches(feeds_of(subjects, seed), config.pretrain.batch_per_subject, 1 + steps, targets,
-                             ("tokens", *loop.LOWLEVEL))
+    stream = batches.batches(
+        feeds_of(subjects, seed), config.pretrain.batch_per_subject, 1 + steps, targets, ("tokens", *loop.LOWLEVEL)
+    )
     waits = []
     for _ in range(1 + steps):
         start = time.perf_counter()

@@ -29,10 +29,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
-    lines = [f"{datetime.date.today()}, {machine()}, {options.threads} threads, {options.rounds} rounds; seconds are "
-             "medians, ratios median (lowest to highest round)\n",
-             "| decoding | trials | s | trials per s | times as fast | the same in CPU seconds | GFLOP |",
-             "|---|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        f"{datetime.date.today()}, {machine()}, {options.threads} threads, {options.rounds} rounds; seconds are "
+        "medians, ratios median (lowest to highest round)\n",
+        "| decoding | trials | s | trials per s | times as fast | the same in CPU seconds | GFLOP |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for count in (options.batch, 1):
         sides = [Side("public, fp32", public_decoding, (options.peer, count))]
         if options.before:
@@ -41,8 +43,10 @@ def main() -> None:
         first = found["public, fp32"]
         for name, of in found.items():
             seconds = np.median(of.seconds)
-            lines.append(f"| {name} | {count} | {seconds:.2f} | {count / seconds:.2f} | {ratios(first.seconds, of.seconds)} "
-                         f"| {ratios(first.cpu, of.cpu)} | {of.flops / 1e9:.0f} |")
+            lines.append(
+                f"| {name} | {count} | {seconds:.2f} | {count / seconds:.2f} | {ratios(first.seconds, of.seconds)} "
+                f"| {ratios(first.cpu, of.cpu)} | {of.flops / 1e9:.0f} |"
+            )
     text = "\n".join(lines)
     print(text)
     if options.write:

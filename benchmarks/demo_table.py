@@ -31,8 +31,9 @@ def main() -> None:
     print(text)
     if options.write:
         old = options.write.read_text(encoding="utf-8")
-        new, count = re.subn(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", lambda m: m[1] + text + "\n" + m[2],
-                             old, flags=re.DOTALL)
+        new, count = re.subn(
+            r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", lambda m: m[1] + text + "\n" + m[2], old, flags=re.DOTALL
+        )
         if count != 1:
             raise SystemExit(f"{options.write}: expected one pair of results:begin and results:end comments")
         write_text(options.write, new)
@@ -42,8 +43,9 @@ def table(runs: list[dict]) -> str:
     """Markdown: one row a method, then chance, then what the rows were measured on."""
     lines = ["| method | " + " | ".join(TITLES) + " |", "|---|" + "---:|" * len(TITLES)]
     for method in runs[0]["methods"]:
-        cells = [spread([run["methods"][method][part][key] for run in runs])
-                 for part, keys in COLUMNS.items() for key in keys]
+        cells = [
+            spread([run["methods"][method][part][key] for run in runs]) for part, keys in COLUMNS.items() for key in keys
+        ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     chance = [spread([run["chance"]["retrieval"][key] for run in runs]) for key in COLUMNS["retrieval"]]
     chance += [spread([run["chance"]["reconstruction"][key]["mindtuner"] for run in runs]) for key in ("pixcorr", "ssim")]
@@ -53,10 +55,12 @@ def table(runs: list[dict]) -> str:
     memory = max(run["peak_memory_mb"] for run in runs)
     seeds = ", ".join(str(run["setting"]["seed"]) for run in runs)
     took = f"{min(seconds):.0f} to {max(seconds):.0f}" if len(runs) > 1 else f"{seconds[0]:.0f}"
-    note = (f"Simulator seeds {seeds}: mean (sd over seeds). Subject {setting['subject']}, {setting['sessions']} session, "
-            f"{setting['n_training_trials']} training trials, {setting['voxels']} voxels; retrieval among "
-            f"{setting['n_test_images']} images, pictures scored on {setting['n_pictures']}. {took} s a "
-            f"run, at most {memory / 1000:.1f} GB. Brains and scenes are simulated.")
+    note = (
+        f"Simulator seeds {seeds}: mean (sd over seeds). Subject {setting['subject']}, {setting['sessions']} session, "
+        f"{setting['n_training_trials']} training trials, {setting['voxels']} voxels; retrieval among "
+        f"{setting['n_test_images']} images, pictures scored on {setting['n_pictures']}. {took} s a "
+        f"run, at most {memory / 1000:.1f} GB. Brains and scenes are simulated."
+    )
     return "\n".join([*lines, "", note])
 
 

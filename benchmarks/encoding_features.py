@@ -26,8 +26,12 @@ from mindtuner.evaluation.scores.encoding_features import EncodingFeatures
 
 PICTURES = 64
 EARLY, LATE = EncodingFeatures.groups
-KINDS = {"pooled": (slice(EARLY, None), None), "early, with places": (slice(0, EARLY), None),
-         "both, as one": (slice(None), None), "both, as two groups": (slice(None), EncodingFeatures.groups)}
+KINDS = {
+    "pooled": (slice(EARLY, None), None),
+    "early, with places": (slice(0, EARLY), None),
+    "both, as one": (slice(None), None),
+    "both, as two groups": (slice(None), EncodingFeatures.groups),
+}
 
 
 def main() -> None:
@@ -46,9 +50,15 @@ def main() -> None:
         reading = time.process_time() - start
         test = responses(subject, subject.test)
         start = time.process_time()
-        seen, new = (np.concatenate([embed(dataset.stimuli.images(ids).astype(np.float32))
-                                     for ids in np.array_split(images, -(-len(images) // 64))])
-                     for images in (train.images, test.images))
+        seen, new = (
+            np.concatenate(
+                [
+                    embed(dataset.stimuli.images(ids).astype(np.float32))
+                    for ids in np.array_split(images, -(-len(images) // 64))
+                ]
+            )
+            for images in (train.images, test.images)
+        )
         looking = (time.process_time() - start) / (len(seen) + len(new))
         for kind, (columns, groups) in KINDS.items():
             found = []
@@ -57,25 +67,35 @@ def main() -> None:
                 model = EncodingModel.fit(seen[:, columns], train.betas, train.images, seed, groups)
                 seconds[kind].append(time.process_time() - start)
                 predicted = model.predict(new[:, columns])
-                found.append({name: own["pattern"].mean()
-                              for name, own in brain_scores(predicted, test.betas, subject.rois).items()})
+                found.append(
+                    {name: own["pattern"].mean() for name, own in brain_scores(predicted, test.betas, subject.rois).items()}
+                )
             rows[kind].append({name: float(np.mean([one[name] for one in found])) for name in found[0]})
         start = time.process_time()
         some = BrainTruth(model, test.betas[:PICTURES], test.repeats[:PICTURES], subject.rois, train.noise, len(train.images))
         brain_block(new[:PICTURES], some, 0)
         scoring = time.process_time() - start
         rows["chance"].append(brain_chance(predicted, test.betas, subject.rois, 0))
-        rows["ceiling"].append({name: train.noise.pattern_ceiling(test.repeats, subject.rois[name]) if train.noise else np.nan
-                                for name in found[0]})
-        print(f"subject {subject.number}: {subject.n_voxels} voxels, {len(train.images)} training images, "
-              f"{len(test.images)} test images; {1000 * looking:.1f} ms to embed an image, {reading:.1f} s to read training "
-              f"betas, {scoring:.2f} s to score {len(some.measured)} pictures"
-              f"{planted(options.dataset, subject, train)}", flush=True)
+        rows["ceiling"].append(
+            {
+                name: train.noise.pattern_ceiling(test.repeats, subject.rois[name]) if train.noise else np.nan
+                for name in found[0]
+            }
+        )
+        print(
+            f"subject {subject.number}: {subject.n_voxels} voxels, {len(train.images)} training images, "
+            f"{len(test.images)} test images; {1000 * looking:.1f} ms to embed an image, {reading:.1f} s to read training "
+            f"betas, {scoring:.2f} s to score {len(some.measured)} pictures"
+            f"{planted(options.dataset, subject, train)}",
+            flush=True,
+        )
     names = list(rows["ceiling"][0])
     print("\n| features | " + " | ".join(names) + " | fit, s |\n|---|" + "---:|" * (len(names) + 1))
     for kind, subjects in rows.items():
-        cells = [f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else np.nan:.3f}"
-                 for values in ([one[name] for one in subjects] for name in names)]
+        cells = [
+            f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else np.nan:.3f}"
+            for values in ([one[name] for one in subjects] for name in names)
+        ]
         cost = f"{np.mean(seconds[kind]):.1f}" if kind in seconds else ""
         print(f"| {kind} | " + " | ".join(cells) + f" | {cost} |")
 

@@ -41,8 +41,13 @@ def real_rows(field: str, count: int) -> np.ndarray:
     return starts[:, None] + np.arange(size)
 
 
-PLAN = Plan(SESSIONS, shared=1_000, own=9_000, betas=lambda count: real_rows("betas", count),
-            images=lambda count: real_rows("images", count))
+PLAN = Plan(
+    SESSIONS,
+    shared=1_000,
+    own=9_000,
+    betas=lambda count: real_rows("betas", count),
+    images=lambda count: real_rows("images", count),
+)
 
 
 def make_folders(root: Path) -> None:
@@ -95,6 +100,7 @@ def read_betas(root: Path) -> Callable:
 
 def read_images(root: Path) -> Callable:
     from mindtuner.data import load
+
     stimuli = load(root, [1]).stimuli
     ids = chosen("images", PLAN.n_images)
     return lambda: same(stimuli.images(ids), images_of(ids))
@@ -119,15 +125,18 @@ def read_means(root: Path) -> Callable:
 
 def load(root: Path, number: int):
     from mindtuner.data import load
+
     return load(root, [number]).subject(number)
 
 
 def open_dataset(root: Path, subjects: list[int] | None = None, **more) -> Callable:
     def call() -> str:
         from mindtuner.data.layouts import layout_a
+
         dataset = layout_a.load(root, subjects, **more)
         test = sum(len(subject.test) for subject in dataset.subjects.values())
         return f"{sum(len(s.trials) for s in dataset.subjects.values())} trials, {test} of them test"
+
     return call
 
 
@@ -135,17 +144,20 @@ def subset(what: Callable) -> Callable:
     def prepare(root: Path) -> Callable:
         subject = load(root, 1)
         return lambda: f"{len(what(subject))} trials"
+
     return prepare
 
 
 def hash_of(root: Path) -> Callable:
     from mindtuner.data import load
+
     stimuli = load(root, [1]).stimuli
     return lambda: stimuli.hash[:8]
 
 
 def nothing(root: Path) -> Callable:
     import mindtuner.data  # noqa: F401
+
     return lambda: "what Python, torch, h5py and their friends take"
 
 
@@ -157,7 +169,7 @@ CALLS = {  # label -> (folder below OUT, what prepares the call, with the files'
     "`load(root)`, older test split": (".", lambda root: open_dataset(root, test_split="test"), False),
     "`subject.train` with its leak check": (".", subset(lambda s: s.train), False),
     "`subject.sessions(1)`": (".", subset(lambda s: s.sessions(1).trials), False),
-    "`subject.within(\"V1\")`": (".", subset(lambda s: s.within("V1").trials), False),
+    '`subject.within("V1")`': (".", subset(lambda s: s.within("V1").trials), False),
     "`subject.averaged()`": (".", subset(lambda s: s.averaged().trials), False),
     f"betas of {BATCH} random rows": (".", read_betas, True),
     f"betas of {BATCH} random rows, chunked file": ("chunked", read_betas, True),
@@ -175,14 +187,23 @@ CALLS = {  # label -> (folder below OUT, what prepares the call, with the files'
 def measure(root: Path, label: str) -> None:
     """Prepare one call, time it, and print what came of it as JSON."""
     from mindtuner.runtime import peak_memory_mb
+
     folder, prepare, cold = CALLS[label]
     call = prepare(root / folder)
     if cold:
         forget(root)
     start, busy = time.perf_counter(), time.process_time()
     said = call()
-    print(json.dumps({"seconds": time.perf_counter() - start, "cpu": time.process_time() - busy, "peak": peak_memory_mb(),
-                      "said": said}))
+    print(
+        json.dumps(
+            {
+                "seconds": time.perf_counter() - start,
+                "cpu": time.process_time() - busy,
+                "peak": peak_memory_mb(),
+                "said": said,
+            }
+        )
+    )
 
 
 def main() -> None:
@@ -198,8 +219,10 @@ def main() -> None:
         make_folders(options.out)
         done.touch()
     files = [path.stat() for path in options.out.rglob("*") if path.is_file() and not path.is_symlink()]
-    print(f"{datetime.date.today():%Y-%m-%d}: {len(files)} files, {sum(s.st_size for s in files) / 1e9:.0f} GB, of which "
-          f"{sum(s.st_blocks for s in files) * 512 / 1e9:.1f} GB on disk\n")
+    print(
+        f"{datetime.date.today():%Y-%m-%d}: {len(files)} files, {sum(s.st_size for s in files) / 1e9:.0f} GB, of which "
+        f"{sum(s.st_blocks for s in files) * 512 / 1e9:.1f} GB on disk\n"
+    )
     print("| call | seconds | of them CPU | peak resident MB | result |\n|---|---:|---:|---:|---|")
     for label in CALLS:
         command = [sys.executable, __file__, str(options.out), "--measure", label]

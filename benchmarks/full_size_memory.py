@@ -46,13 +46,23 @@ VOXELS = {f"subj{k + 1:02d}": count for k, count in enumerate(NSD_VOXELS)}
 SIDE = 768
 GIB = 2**30
 TEXT_TOWERS = (  # of SDXL: (width, layers, heads, inner width, projection)
-    (768, 12, 12, 3072, 768), (1280, 32, 20, 5120, 1280))
-SDXL_UNET = {"sample_size": 128, "block_out_channels": (320, 640, 1280), "layers_per_block": 2,
-             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-             "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-             "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048,
-             "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-             "projection_class_embeddings_input_dim": 2816}
+    (768, 12, 12, 3072, 768),
+    (1280, 32, 20, 5120, 1280),
+)
+SDXL_UNET = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,9 @@ def main() -> None:
     print(text)
     if options.write:
         old = options.write.read_text(encoding="utf-8")
-        new, count = re.subn(r"(<!-- memory:begin -->\n).*?(<!-- memory:end -->)", lambda m: m[1] + text + "\n" + m[2],
-                             old, flags=re.DOTALL)
+        new, count = re.subn(
+            r"(<!-- memory:begin -->\n).*?(<!-- memory:end -->)", lambda m: m[1] + text + "\n" + m[2], old, flags=re.DOTALL
+        )
         if count != 1:
             raise SystemExit(f"{options.write}: expected one pair of memory:begin and memory:end comments")
         write_text(options.write, new)
@@ -105,16 +116,31 @@ def networks() -> dict[str, torch.nn.Module]:
             "autoencoder": diffusers.AutoencoderKL(**vae),
             "unclip": diffusers.UNet2DConditionModel(**read_unet(shapes, SHAPES)).half(),
             "sdxl": diffusers.UNet2DConditionModel(**SDXL_UNET).half(),
-            "git": transformers.GitForCausalLM(transformers.GitConfig(
-                vision_config={"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-                               "num_attention_heads": 16, "image_size": 224, "patch_size": 14})).half()}
+            "git": transformers.GitForCausalLM(
+                transformers.GitConfig(
+                    vision_config={
+                        "hidden_size": 1024,
+                        "intermediate_size": 4096,
+                        "num_hidden_layers": 24,
+                        "num_attention_heads": 16,
+                        "image_size": 224,
+                        "patch_size": 14,
+                    }
+                )
+            ).half(),
+        }
         found["git"].git.image_encoder = torch.nn.Identity()  # the predicted tokens stand in its place
         clip.visual = torch.nn.Identity()
         found["autoencoder"].enable_slicing()  # as the generators do it: pictures pass one by one
         found["text tower of ViT-bigG/14"] = clip
         for k, (width, layers, heads, inner, projection) in enumerate(TEXT_TOWERS):
-            form = transformers.CLIPTextConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                                               intermediate_size=inner, projection_dim=projection)
+            form = transformers.CLIPTextConfig(
+                hidden_size=width,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                intermediate_size=inner,
+                projection_dim=projection,
+            )
             kind = transformers.CLIPTextModelWithProjection if k else transformers.CLIPTextModel
             found[f"words {k + 1}"] = kind(form).half()
     return {name: network.eval().requires_grad_(False) for name, network in found.items()}
@@ -122,16 +148,18 @@ def networks() -> dict[str, torch.nn.Module]:
 
 def table_of_parameters(parts: dict[str, torch.nn.Module]) -> str:
     words = parts["words 1"], parts["words 2"]
-    rows = [("image tower of ViT-bigG/14, float32", parts["image tower of ViT-bigG/14"]),
-            ("text tower of ViT-bigG/14, float32", parts["text tower of ViT-bigG/14"]),
-            ("ConvNeXt-XL of the low-level features, float32", parts["convnext"]),
-            ("autoencoder of the low level, float32", parts["autoencoder"]),
-            ("unCLIP UNet, float16", parts["unclip"]),
-            ("unCLIP autoencoder, float32", parts["autoencoder"]),
-            ("SDXL UNet, float16", parts["sdxl"]),
-            ("SDXL text towers, float16", words),
-            ("SDXL autoencoder, float32 while it works", parts["autoencoder"]),
-            ("GIT-large without its image tower, float16", parts["git"])]
+    rows = [
+        ("image tower of ViT-bigG/14, float32", parts["image tower of ViT-bigG/14"]),
+        ("text tower of ViT-bigG/14, float32", parts["text tower of ViT-bigG/14"]),
+        ("ConvNeXt-XL of the low-level features, float32", parts["convnext"]),
+        ("autoencoder of the low level, float32", parts["autoencoder"]),
+        ("unCLIP UNet, float16", parts["unclip"]),
+        ("unCLIP autoencoder, float32", parts["autoencoder"]),
+        ("SDXL UNet, float16", parts["sdxl"]),
+        ("SDXL text towers, float16", words),
+        ("SDXL autoencoder, float32 while it works", parts["autoencoder"]),
+        ("GIT-large without its image tower, float16", parts["git"]),
+    ]
     lines = ["| weights | parameters | GiB |", "|---|---:|---:|"]
     lines += [f"| {name} | {count(part):,} | {size(part) / GIB:.2f} |" for name, part in rows]
     return "\n".join(lines)
@@ -139,13 +167,19 @@ def table_of_parameters(parts: dict[str, torch.nn.Module]) -> str:
 
 def table_of_stages(parts: dict[str, torch.nn.Module]) -> str:
     found = [*brain_stages(), *tower_stages(parts), *painting_stages(parts)]
-    lines = ["| stage | weights and what trains with them | for one | each further | " +
-             " | ".join(f"{card} GB" for card in CARDS) + " |", "|---|---:|---:|---:|" + "---:|" * len(CARDS)]
+    lines = [
+        "| stage | weights and what trains with them | for one | each further | "
+        + " | ".join(f"{card} GB" for card in CARDS)
+        + " |",
+        "|---|---:|---:|---:|" + "---:|" * len(CARDS),
+    ]
     for need in found:
         fits = [need.largest_batch(card) for card in CARDS]
         cells = " | ".join(str(batch) if batch else "no" for batch in fits)
-        lines.append(f"| {need.stage} ({need.what}) | {need.weights / GIB:.1f} | {need.one / GIB:.2f} | "
-                     f"{need.each / GIB:.2f} | {cells} |")
+        lines.append(
+            f"| {need.stage} ({need.what}) | {need.weights / GIB:.1f} | {need.one / GIB:.2f} | "
+            f"{need.each / GIB:.2f} | {cells} |"
+        )
     return "\n".join(lines)
 
 
@@ -165,10 +199,13 @@ def brain_stages() -> list[Need]:
 
     tuned = build_tuned(config, others, "subj01", VOXELS["subj01"])
     decoding = inference_memory(tuned, "subj01")
-    return [training("pretrain", lambda: build_base(config, others), others, config.pretrain),
-            training("tune", lambda: build_tuned(config, others, "subj01", VOXELS["subj01"]),
-                     {"subj01": VOXELS["subj01"]}, config.tune),
-            Need("decode: tokens", count(tuned), decoding.weights, decoding.activations, 2 * decoding.activations, "a trial")]
+    return [
+        training("pretrain", lambda: build_base(config, others), others, config.pretrain),
+        training(
+            "tune", lambda: build_tuned(config, others, "subj01", VOXELS["subj01"]), {"subj01": VOXELS["subj01"]}, config.tune
+        ),
+        Need("decode: tokens", count(tuned), decoding.weights, decoding.activations, 2 * decoding.activations, "a trial"),
+    ]
 
 
 def tower_stages(parts: dict[str, torch.nn.Module]) -> list[Need]:
@@ -176,9 +213,11 @@ def tower_stages(parts: dict[str, torch.nn.Module]) -> list[Need]:
     bank = of_batch(lambda n: words.encode_text(torch.zeros(n, 77, dtype=torch.long, device=META)), words)
     image = of_batch(lambda n: tower(torch.empty(n, 3, 224, 224, device=META)), tower)
     maps = of_batch(lambda n: parts["convnext"].forward_features(torch.empty(n, 3, 224, 224, device=META)), parts["convnext"])
-    return [Need("embed: image tokens", count(tower), size(tower), *image, "an image"),
-            Need("embed: texts", count(words), size(words), *bank, "a caption"),
-            Need("embed: low-level features", count(parts["convnext"]), size(parts["convnext"]), *maps, "an image")]
+    return [
+        Need("embed: image tokens", count(tower), size(tower), *image, "an image"),
+        Need("embed: texts", count(words), size(words), *bank, "a caption"),
+        Need("embed: low-level features", count(parts["convnext"]), size(parts["convnext"]), *maps, "an image"),
+    ]
 
 
 def painting_stages(parts: dict[str, torch.nn.Module]) -> list[Need]:
@@ -192,15 +231,24 @@ def painting_stages(parts: dict[str, torch.nn.Module]) -> list[Need]:
         parts["unclip"](half(2 * n, 4, latent, latent), 0, half(2 * n, 256, 1664), class_labels=half(2 * n, 1024))
 
     def sdxl(n: int) -> None:
-        parts["sdxl"](half(2 * n, 4, latent, latent), 0, half(2 * n, 77, 2048),
-                      added_cond_kwargs={"text_embeds": half(2 * n, 1280), "time_ids": half(2 * n, 6)})
+        parts["sdxl"](
+            half(2 * n, 4, latent, latent),
+            0,
+            half(2 * n, 77, 2048),
+            added_cond_kwargs={"text_embeds": half(2 * n, 1280), "time_ids": half(2 * n, 6)},
+        )
 
     def decoded(n: int) -> None:
         parts["autoencoder"].decode(torch.empty(n, 4, latent, latent, device=META))
 
-    stages = [Need(f"decode: {stage}", parameters, weights, *of_batch(run, parts[name]), "a picture")
-              for stage, run, name in (("unCLIP's UNet", unclip, "unclip"), ("SDXL's UNet", sdxl, "sdxl"),
-                                       ("an autoencoder, one picture at a time", decoded, "autoencoder"))]
+    stages = [
+        Need(f"decode: {stage}", parameters, weights, *of_batch(run, parts[name]), "a picture")
+        for stage, run, name in (
+            ("unCLIP's UNet", unclip, "unclip"),
+            ("SDXL's UNet", sdxl, "sdxl"),
+            ("an autoencoder, one picture at a time", decoded, "autoencoder"),
+        )
+    ]
     return stages
 
 

@@ -60,11 +60,19 @@ def main() -> None:
                 if done[category, seed]["shown"] != shown.tolist():
                     raise SystemExit(f"{lines}: painted other images; expected the same categories, or another OUT")
                 continue
-            whole = Materials(dataset.without_category(category) if category else dataset, texts,
-                              CompactGenerator(config.decode, seed), caches)
+            whole = Materials(
+                dataset.without_category(category) if category else dataset,
+                texts,
+                CompactGenerator(config.decode, seed),
+                caches,
+            )
             checkpoint = options.out / "hold_out.checkpoint"
-            entry = {"category": category, "seed": seed, "shown": shown.tolist(),
-                     **one_run(whole, targets, dataclasses.replace(config, seed=seed), shown, checkpoint)}
+            entry = {
+                "category": category,
+                "seed": seed,
+                "shown": shown.tolist(),
+                **one_run(whole, targets, dataclasses.replace(config, seed=seed), shown, checkpoint),
+            }
             with lines.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
             remove_checkpoint(checkpoint)
@@ -85,34 +93,48 @@ def one_run(whole: Materials, targets, config, shown: np.ndarray, checkpoint: Pa
     painted = story.paint_all(decoded, whole.generator, bank, test)
     found = story.score_all(decoded, painted, test, config.seed, story.Scoring())["mindtuner"]
     values = {**found.retrieval, "two_way": found.reconstruction["two_way"]}
-    return {"pretraining_trials": sum(len(other.train) for other in others.subjects.values()),
-            "tuning_trials": len(hour.train),
-            "scores": {name: [round(float(v), 4) for v in values[name]] for name in SCORES}}
+    return {
+        "pretraining_trials": sum(len(other.train) for other in others.subjects.values()),
+        "tuning_trials": len(hour.train),
+        "scores": {name: [round(float(v), 4) for v in values[name]] for name in SCORES},
+    }
 
 
 def summarise(done: dict, of: dict, images: np.ndarray, shown: np.ndarray, dataset, options) -> None:
     """A table in Markdown: for each category and score, its test images with and without training on it, and the others."""
-    print(f"config {options.config}, simulator seed {options.seed}, {options.seeds} seeds, retrieval among {len(images)}, "
-          f"two-way among {len(shown)}\n")
+    print(
+        f"config {options.config}, simulator seed {options.seed}, {options.seeds} seeds, retrieval among {len(images)}, "
+        f"two-way among {len(shown)}\n"
+    )
     print("| category | score | images | trained on it | never trained on it | difference | p | the others: difference |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     pooled: dict = {score: [] for score in SCORES}
     for category, mine in of.items():
         for score, title in SCORES.items():
             at = images[shown] if score == "two_way" else images
-            with_it, without = (np.array([done[name, seed]["scores"][score] for seed in range(options.seeds)])
-                                for name in ("", category))
+            with_it, without = (
+                np.array([done[name, seed]["scores"][score] for seed in range(options.seeds)]) for name in ("", category)
+            )
             sides = mine[at], ~mine[at]
             pooled[score].append((with_it, without, sides))
             print_row(category, title, [(with_it[:, chosen], without[:, chosen]) for chosen in sides])
     for score, title in SCORES.items():
         print_row("all of them", title, [over_categories(pooled[score], side) for side in range(2)])
     whole = done["", 0]
-    print("\ntraining images that show it:", ", ".join(
-        f"{category} {int((mine & ~dataset.stimuli.is_shared).sum())} of {int((~dataset.stimuli.is_shared).sum())}"
-        for category, mine in of.items()))
-    print(f"trials of pretraining and tuning: {whole['pretraining_trials']} and {whole['tuning_trials']}; without", ", ".join(
-        f"{category}: {done[category, 0]['pretraining_trials']} and {done[category, 0]['tuning_trials']}" for category in of))
+    print(
+        "\ntraining images that show it:",
+        ", ".join(
+            f"{category} {int((mine & ~dataset.stimuli.is_shared).sum())} of {int((~dataset.stimuli.is_shared).sum())}"
+            for category, mine in of.items()
+        ),
+    )
+    print(
+        f"trials of pretraining and tuning: {whole['pretraining_trials']} and {whole['tuning_trials']}; without",
+        ", ".join(
+            f"{category}: {done[category, 0]['pretraining_trials']} and {done[category, 0]['tuning_trials']}"
+            for category in of
+        ),
+    )
 
 
 def over_categories(runs: list[tuple], side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,16 +142,19 @@ def over_categories(runs: list[tuple], side: int) -> tuple[np.ndarray, np.ndarra
     most images are among the others of all of them."""
     chosen = np.array([sides[side] for _, _, sides in runs], float)[:, None]  # (categories, 1, images)
     some = chosen.any(axis=(0, 1))
-    return tuple(((np.array([run[k] for run in runs]) * chosen).sum(0) / np.maximum(chosen.sum(0), 1))[:, some]
-                 for k in range(2))
+    return tuple(
+        ((np.array([run[k] for run in runs]) * chosen).sum(0) / np.maximum(chosen.sum(0), 1))[:, some] for k in range(2)
+    )
 
 
 def print_row(category: str, title: str, sides) -> None:
     """sides: of the category and of the others, each (with, without), (seeds, images)."""
     with_it, without = sides[0]
     p = sign_flips((without - with_it).mean(0), 0)
-    print(f"| {category} | {title} | {with_it.shape[1]} | {level(with_it)} | {level(without)} | "
-          f"{difference(without, with_it)} | {p:.4f} | {difference(sides[1][1], sides[1][0])} |")
+    print(
+        f"| {category} | {title} | {with_it.shape[1]} | {level(with_it)} | {level(without)} | "
+        f"{difference(without, with_it)} | {p:.4f} | {difference(sides[1][1], sides[1][0])} |"
+    )
 
 
 def level(values: np.ndarray) -> str:

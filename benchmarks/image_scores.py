@@ -37,8 +37,14 @@ from mindtuner import runtime
 from mindtuner.evaluation.scores.networks import FORMS, Network
 from mindtuner.files import write_text
 
-SHAPES = {"alexnet2": (192, 31), "alexnet5": (256, 15), "inception": (2048, 0), "clip": (768, 0),
-          "efficientnet_b1": (1280, 0), "swav": (2048, 0)}  # channels, and places along a side; 0: averaged over places
+SHAPES = {
+    "alexnet2": (192, 31),
+    "alexnet5": (256, 15),
+    "inception": (2048, 0),
+    "clip": (768, 0),
+    "efficientnet_b1": (1280, 0),
+    "swav": (2048, 0),
+}  # channels, and places along a side; 0: averaged over places
 DISTANCES = ("efficientnet_b1", "swav")
 
 
@@ -51,36 +57,51 @@ def main() -> None:
     options = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for from_files in (True, False)[:1 if options.files_alone else 2]:
+        for from_files in (True, False)[: 1 if options.files_alone else 2]:
             for way in (one_pass, one_by_one):
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     found[way.__name__, from_files] = pool.apply(
-                        measure, (way, options.pairs, options.side, options.seed, Path(folder) if from_files else None))
-                print(way.__name__, "from files" if from_files else "from memory", *found[way.__name__, from_files][1:],
-                      file=sys.stderr, flush=True)
+                        measure, (way, options.pairs, options.side, options.seed, Path(folder) if from_files else None)
+                    )
+                print(
+                    way.__name__,
+                    "from files" if from_files else "from memory",
+                    *found[way.__name__, from_files][1:],
+                    file=sys.stderr,
+                    flush=True,
+                )
     text = tables(found, options)
     print(text)
     if options.write:
-        new, count = re.subn(r"(<!-- image_scores:begin -->\n).*?(<!-- image_scores:end -->)",
-                             lambda m: m[1] + text + "\n" + m[2], options.write.read_text(), flags=re.DOTALL)
+        new, count = re.subn(
+            r"(<!-- image_scores:begin -->\n).*?(<!-- image_scores:end -->)",
+            lambda m: m[1] + text + "\n" + m[2],
+            options.write.read_text(),
+            flags=re.DOTALL,
+        )
         if count != 1:
             raise SystemExit(f"{options.write}: expected one pair of image_scores:begin and image_scores:end comments")
         write_text(options.write, new)
 
 
 def tables(found: dict[tuple, tuple], options: argparse.Namespace) -> str:
-    lines = [f"`python benchmarks/image_scores.py --pairs {options.pairs} --side {options.side} --seed {options.seed}"
-             f"{' --files-alone' if options.files_alone else ''}`, "
-             f"{datetime.date.today():%Y-%m-%d}, {torch.get_num_threads()} threads, {runtime.device()}", "",
-             "| | one pass | one by one | ratio |", "|---|---:|---:|---:|"]
+    lines = [
+        f"`python benchmarks/image_scores.py --pairs {options.pairs} --side {options.side} --seed {options.seed}"
+        f"{' --files-alone' if options.files_alone else ''}`, "
+        f"{datetime.date.today():%Y-%m-%d}, {torch.get_num_threads()} threads, {runtime.device()}",
+        "",
+        "| | one pass | one by one | ratio |",
+        "|---|---:|---:|---:|",
+    ]
     sources = [from_files for from_files in (True, False) if ("one_pass", from_files) in found]
     for from_files in sources:
         source = "PNG files" if from_files else "pictures in memory"
         ours, loop = found["one_pass", from_files], found["one_by_one", from_files]
-        lines += [f"| {source}: seconds without the networks | {ours[1]:.1f} | {loop[1]:.1f} | **{loop[1] / ours[1]:.1f}** |",
-                  f"| seconds in the stand-in networks | {ours[2]:.1f} | {loop[2]:.1f} | {loop[2] / ours[2]:.1f} |",
-                  f"| peak memory, MB (one pass: {ours[3]:.0f} before) | {ours[4]:.0f} | {loop[4]:.0f} | "
-                  f"{loop[4] / ours[4]:.1f} |"]
+        lines += [
+            f"| {source}: seconds without the networks | {ours[1]:.1f} | {loop[1]:.1f} | **{loop[1] / ours[1]:.1f}** |",
+            f"| seconds in the stand-in networks | {ours[2]:.1f} | {loop[2]:.1f} | {loop[2] / ours[2]:.1f} |",
+            f"| peak memory, MB (one pass: {ours[3]:.0f} before) | {ours[4]:.0f} | {loop[4]:.0f} | {loop[4] / ours[4]:.1f} |",
+        ]
     scores = [found[way, from_files][0] for from_files in sources for way in ("one_pass", "one_by_one")]
     lines += ["", "| score | one pass | one by one | largest difference |", "|---|---:|---:|---:|"]
     for score, value in scores[0].items():
@@ -124,8 +145,15 @@ class Source:
             if isinstance(self.sets[0], np.ndarray):
                 self.sets = tuple(torch.from_numpy(images).float() / 255 for images in self.sets)
             return self.sets
-        return tuple(torch.stack([torch.from_numpy(np.array(Image.open(path)).transpose(2, 0, 1)).float() / 255
-                                  for path in sorted(own.iterdir())]) for own in self.folders)
+        return tuple(
+            torch.stack(
+                [
+                    torch.from_numpy(np.array(Image.open(path)).transpose(2, 0, 1)).float() / 255
+                    for path in sorted(own.iterdir())
+                ]
+            )
+            for own in self.folders
+        )
 
 
 def pictures(pairs: int, side: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,8 +199,18 @@ def one_pass(source: Source, spent: list[float]) -> dict[str, float]:
     from mindtuner.evaluation.scores.preparation import PUBLISHED
 
     seen, painted = source.once()
-    networks = [Network(name, form.label, form.side, *form.normalisation, form.layers,
-                        partial(StandIn, tuple(form.layers), form.side, spent), "stand-in") for name, form in FORMS.items()]
+    networks = [
+        Network(
+            name,
+            form.label,
+            form.side,
+            *form.normalisation,
+            form.layers,
+            partial(StandIn, tuple(form.layers), form.side, spent),
+            "stand-in",
+        )
+        for name, form in FORMS.items()
+    ]
     scores, _ = score_images(seen, {"painted": painted}, networks, PUBLISHED)
     return {score: float(values.mean()) for score, values in scores["painted"].items()}
 
@@ -191,8 +229,14 @@ def one_by_one(source: Source, spent: list[float]) -> dict[str, float]:
 
     def ssim(true: torch.Tensor, made: torch.Tensor) -> float:
         grey_true, grey_made = (rgb2gray(resize(425)(images).permute(0, 2, 3, 1)) for images in (true, made))
-        return float(np.mean([structural_similarity(b, a, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-                                                    data_range=1.0) for a, b in zip(grey_true, grey_made, strict=True)]))
+        return float(
+            np.mean(
+                [
+                    structural_similarity(b, a, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0)
+                    for a, b in zip(grey_true, grey_made, strict=True)
+                ]
+            )
+        )
 
     def features(images: torch.Tensor, form, score: str, singly: bool) -> np.ndarray:
         prepare = transforms.Compose([resize(form.side), transforms.Normalize(*form.normalisation)])
@@ -202,7 +246,7 @@ def one_by_one(source: Source, spent: list[float]) -> dict[str, float]:
 
     def two_way(true: torch.Tensor, made: torch.Tensor, score: str, form) -> float:
         of_made, of_true = (features(images, form, score, True) for images in (made, true))
-        r = np.corrcoef(of_true, of_made)[:len(true), len(true):]
+        r = np.corrcoef(of_true, of_made)[: len(true), len(true) :]
         return float(np.mean(np.sum(r < np.diag(r), 0)) / (len(true) - 1))
 
     def distance(true: torch.Tensor, made: torch.Tensor, score: str, form) -> float:

@@ -42,27 +42,33 @@ def main() -> None:
 def compare_formats(stage: str, seeds: int, steps: int) -> None:
     formats = "float32", "bfloat16"
     runs = fresh(SOURCE, [(stage, dtype, seed, steps) for dtype in formats for seed in range(seeds)])
-    found = {dtype: [losses for losses, _ in runs[k * seeds:(k + 1) * seeds]] for k, dtype in enumerate(formats)}
+    found = {dtype: [losses for losses, _ in runs[k * seeds : (k + 1) * seeds]] for k, dtype in enumerate(formats)}
     print(f"\n| {stage}, {steps} steps, {seeds} seeds | fp32 (sd) | bf16 (sd) | bf16 - fp32 of a seed (sd) |")
     print("|---|---:|---:|---:|")
     for name in found["float32"][0]:
-        plain, half = (np.array([np.mean(run[name][-steps // 4:]) for run in found[dtype]]) for dtype in found)
-        print(f"| {name} | {plain.mean():.4f} ({plain.std(ddof=1):.4f}) | {half.mean():.4f} ({half.std(ddof=1):.4f}) "
-              f"| {(half - plain).mean():+.4f} ({(half - plain).std(ddof=1):.4f}) |")
+        plain, half = (np.array([np.mean(run[name][-steps // 4 :]) for run in found[dtype]]) for dtype in found)
+        print(
+            f"| {name} | {plain.mean():.4f} ({plain.std(ddof=1):.4f}) | {half.mean():.4f} ({half.std(ddof=1):.4f}) "
+            f"| {(half - plain).mean():+.4f} ({(half - plain).std(ddof=1):.4f}) |"
+        )
 
 
 def compare_revisions(stage: str, before: Path) -> None:
     (losses, weights), (old_losses, old_weights) = (
-        fresh(source, [(stage, "float32", 0, 20)])[0] for source in (SOURCE, before))
+        fresh(source, [(stage, "float32", 0, 20)])[0] for source in (SOURCE, before)
+    )
     if stage == "tuning":
         del losses["prior"]
 
     def largest(ours: dict, theirs: dict) -> float:
-        return max(np.abs(np.subtract(ours[name], theirs[name])).max() / max(np.abs(theirs[name]).max(), 1e-12)
-                   for name in ours)
+        return max(
+            np.abs(np.subtract(ours[name], theirs[name])).max() / max(np.abs(theirs[name]).max(), 1e-12) for name in ours
+        )
 
-    print(f"{stage}, 20 steps: losses differ by {largest(losses, old_losses):.1e}, "
-          f"weights by {largest(weights, old_weights):.1e}")
+    print(
+        f"{stage}, 20 steps: losses differ by {largest(losses, old_losses):.1e}, "
+        f"weights by {largest(weights, old_weights):.1e}"
+    )
 
 
 def fresh(source: Path, runs: list[tuple]) -> list[tuple[dict, dict]]:
@@ -82,9 +88,21 @@ def curves(source: Path, stage: str, dtype: str, seed: int, steps: int) -> tuple
 
     prior.PART_BYTES = 2**16  # three samples at once, where a revision knows parts: a small prior would pass whole
 
-    model = dataclasses.replace(our_model(), hidden=64, tokens=8, width=32, text_width=8, prior_depth=2, prior_heads=2,
-                                prior_head_dim=16, latent_side=8, lowlevel_channels=(16, 8), lowlevel_side=4,
-                                feature_positions=16, feature_width=16)
+    model = dataclasses.replace(
+        our_model(),
+        hidden=64,
+        tokens=8,
+        width=32,
+        text_width=8,
+        prior_depth=2,
+        prior_heads=2,
+        prior_head_dim=16,
+        latent_side=8,
+        lowlevel_channels=(16, 8),
+        lowlevel_side=4,
+        feature_positions=16,
+        feature_width=16,
+    )
     runtime.seed_everything(seed)
     network, ([feed], targets) = our_network(stage, model, VOXELS), random_world(model, VOXELS, TRIALS)
     rng = np.random.default_rng(1)
@@ -102,8 +120,10 @@ def curves(source: Path, stage: str, dtype: str, seed: int, steps: int) -> tuple
     loop.compute_losses = noting
     loop.fit(network, [feed], targets, config, seed, stage)
     loop.compute_losses = compute
-    return ({name: [losses[name] for losses in seen] for name in seen[0]},
-            {name: p.detach().numpy() for name, p in network.named_parameters() if p.requires_grad})
+    return (
+        {name: [losses[name] for losses in seen] for name in seen[0]},
+        {name: p.detach().numpy() for name, p in network.named_parameters() if p.requires_grad},
+    )
 
 
 if __name__ == "__main__":

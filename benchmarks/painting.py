@@ -46,14 +46,19 @@ def main() -> None:
             found.setdefault(name, []).append(scores)
             print(f"simulator seed {seed}: {name}: {' '.join(f'{v:.3f}' for v in scores)}", flush=True)
     corrected = [f"corrected, best of {n}" if n > 1 else "corrected" for n in options.takes]
-    lines = ["| painted from | " + " | ".join(["r with true tokens", "nearest training image", "painted", *corrected]) + " |",
-             "|---|" + "---:|" * (3 + len(corrected))]
+    lines = [
+        "| painted from | " + " | ".join(["r with true tokens", "nearest training image", "painted", *corrected]) + " |",
+        "|---|" + "---:|" * (3 + len(corrected)),
+    ]
     for name, scores in found.items():
         spread = np.std(scores, axis=0, ddof=1) if len(scores) > 1 else np.full(len(scores[0]), np.nan)
         cells = [f"{m:.3f} ({sd:.3f})" for m, sd in zip(np.mean(scores, 0), spread, strict=True)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", f"    python benchmarks/painting.py OUT --seeds {' '.join(map(str, options.seeds))} --noise-seeds "
-              f"{options.noise_seeds} --takes {' '.join(map(str, options.takes))}"]
+    lines += [
+        "",
+        f"    python benchmarks/painting.py OUT --seeds {' '.join(map(str, options.seeds))} --noise-seeds "
+        f"{options.noise_seeds} --takes {' '.join(map(str, options.takes))}",
+    ]
     print("\n".join(lines))
     if options.write:
         write_between(options.write, "painting", "\n".join(lines))
@@ -91,14 +96,20 @@ def rows_of(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
             generator.config = dataclasses.replace(config.decode, corrections=takes)
             corrected.append(identified(generator.best_correction(latents, tokens, caption, said.images)))
         found = from_uint8(np.asarray(caches["pixels"][nearest(tokens)]))
-        return [np.corrcoef((tokens - mean).ravel(), (true - mean).ravel())[0, 1], identified(found),
-                identified(generator.pictures(latents)), *corrected]
+        return [
+            np.corrcoef((tokens - mean).ravel(), (true - mean).ravel())[0, 1],
+            identified(found),
+            identified(generator.pictures(latents)),
+            *corrected,
+        ]
 
-    sources = {"the true tokens": true,
-               "tokens of the training image nearest to B": np.asarray(caches["tokens"][nearest(said.backbone_tokens)]),
-               "B": said.backbone_tokens, "the prior": expected,
-               f"the same, and {config.decode.neighbours} neighbours": recall(expected, training_tokens,
-                                                                             config.decode.neighbours)}
+    sources = {
+        "the true tokens": true,
+        "tokens of the training image nearest to B": np.asarray(caches["tokens"][nearest(said.backbone_tokens)]),
+        "B": said.backbone_tokens,
+        "the prior": expected,
+        f"the same, and {config.decode.neighbours} neighbours": recall(expected, training_tokens, config.decode.neighbours),
+    }
     return {name: np.mean([scores(tokens, generator) for generator in generators], 0) for name, tokens in sources.items()}
 
 

@@ -61,19 +61,23 @@ def make(root: Path, plan: Plan) -> dict[int, object]:
 
     rng = np.random.default_rng(0)
     ids = rng.permutation(plan.n_images)
-    shared, own = ids[:plan.shared], ids[plan.shared:].reshape(-1, plan.own)
+    shared, own = ids[: plan.shared], ids[plan.shared :].reshape(-1, plan.own)
     is_shared = np.isin(np.arange(plan.n_images), shared)
     words = np.array("a man dog red bus on the green street near two large old trees in front of it".split())
-    writer.write_captions(root, [[" ".join(line) for line in words[rng.integers(0, len(words), (5, 11))]]
-                                 for _ in range(plan.n_images - 1)] + [["w" * 250]])  # one long caption widens them all
+    writer.write_captions(
+        root,
+        [[" ".join(line) for line in words[rng.integers(0, len(words), (5, 11))]] for _ in range(plan.n_images - 1)]
+        + [["w" * 250]],
+    )  # one long caption widens them all
     writer.write_shared(root, is_shared)
     tables, masks = {}, {}
     for subject, sessions in enumerate(plan.sessions, 1):
         voxels = voxel_count(subject, plan.width)
-        stimulus = rng.permutation(np.repeat(np.concatenate([shared, own[subject - 1]]), 3))[:sessions * TRIALS]
+        stimulus = rng.permutation(np.repeat(np.concatenate([shared, own[subject - 1]]), 3))[: sessions * TRIALS]
         trial = np.arange(len(stimulus))
-        tables[subject] = writer.TrialTable(stimulus, trial // TRIALS + 1, trial % TRIALS // 63 + 1, trial % 63 + 1,
-                                            trial * 4.0, is_shared[stimulus])
+        tables[subject] = writer.TrialTable(
+            stimulus, trial // TRIALS + 1, trial % TRIALS // 63 + 1, trial % 63 + 1, trial * 4.0, is_shared[stimulus]
+        )
         writer.write_behaviour(root, subject, tables[subject])
         parts = rng.integers(0, 5, voxels)
         masks[subject] = dict(zip(layout_a.ROIS, [parts >= 0, *(parts == part for part in range(5))], strict=True))
@@ -86,16 +90,18 @@ def make(root: Path, plan: Plan) -> dict[int, object]:
 
 
 def write_betas(path: Path, subject: int, shape: tuple[int, int], plan: Plan, chunks: tuple | None = None) -> None:
-    _write_runs(path, "betas", shape, np.float32, chunks, plan.betas(shape[0]),
-                lambda rows: betas_of(subject, rows, shape[1]))
+    _write_runs(
+        path, "betas", shape, np.float32, chunks, plan.betas(shape[0]), lambda rows: betas_of(subject, rows, shape[1])
+    )
 
 
 def write_images(path: Path, plan: Plan, chunks: tuple | None = None) -> None:
     _write_runs(path, "images", (plan.n_images, *IMAGE), np.float16, chunks, plan.images(plan.n_images), images_of)
 
 
-def _write_runs(path: Path, field: str, shape: tuple, dtype, chunks: tuple | None, runs: Iterable[np.ndarray],
-                rows_of: Callable) -> None:
+def _write_runs(
+    path: Path, field: str, shape: tuple, dtype, chunks: tuple | None, runs: Iterable[np.ndarray], rows_of: Callable
+) -> None:
     """A dataset of full size of which only ``runs`` of rows are on disk."""
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     if chunks:
@@ -107,7 +113,7 @@ def _write_runs(path: Path, field: str, shape: tuple, dtype, chunks: tuple | Non
         space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
         data = h5py.Dataset(h5py.h5d.create(file.id, field.encode(), kind, space, plan))
         for rows in runs:
-            data[rows[0]:rows[-1] + 1] = rows_of(rows)
+            data[rows[0] : rows[-1] + 1] = rows_of(rows)
 
 
 def as_webdataset_writes(tar: Path) -> None:
@@ -137,13 +143,31 @@ def make_targets(folder: Path, model, stimuli):
     from mindtuner.training import Targets
 
     low = (model.feature_positions, model.feature_width)
-    shapes = {"tokens": (model.tokens, model.width), "text": (model.text_width,),
-              "latents": (model.latent_channels, model.latent_side, model.latent_side), "features": low,
-              "features_augmented": low}
+    shapes = {
+        "tokens": (model.tokens, model.width),
+        "text": (model.text_width,),
+        "latents": (model.latent_channels, model.latent_side, model.latent_side),
+        "features": low,
+        "features_augmented": low,
+    }
 
     def draw(shape):
         return lambda ids: np.random.default_rng(int(ids[0])).standard_normal((len(ids), *shape), np.float32)
 
-    return Targets(**{name: build_cache(folder, name, shape, "bfloat16" if name == "tokens" else np.float32, {}, stimuli,
-                                        draw(shape), 64, name, inputs=lambda ids: ids)
-                      for name, shape in shapes.items()})
+    return Targets(
+        **{
+            name: build_cache(
+                folder,
+                name,
+                shape,
+                "bfloat16" if name == "tokens" else np.float32,
+                {},
+                stimuli,
+                draw(shape),
+                64,
+                name,
+                inputs=lambda ids: ids,
+            )
+            for name, shape in shapes.items()
+        }
+    )

@@ -100,18 +100,44 @@ def make_run(folder: Path, images: int, methods: int) -> None:
     for name in names:
         retrieval = {direction: (rng.random(images) < 0.3).astype(float) for direction in ("image", "brain", "text")}
         reconstruction = {score: rng.random(images) for score in ("pixcorr", "ssim", "two_way")}
-        means = {part: {key: float(values.mean()) for key, values in own.items()}
-                 for part, own in (("retrieval", retrieval), ("reconstruction", reconstruction))}
+        means = {
+            part: {key: float(values.mean()) for key, values in own.items()}
+            for part, own in (("retrieval", retrieval), ("reconstruction", reconstruction))
+        }
         picture_stage = "reconstructed" if name == "nearest_training_image" else "corrected"
-        summary = {**means, "picture": picture_stage, "stages": {picture_stage: means["reconstruction"]},
-                   "ci95": {part: {key: [max(value - 0.03, 0), min(value + 0.03, 1)] for key, value in own.items()}
-                            for part, own in means.items()}}
+        summary = {
+            **means,
+            "picture": picture_stage,
+            "stages": {picture_stage: means["reconstruction"]},
+            "ci95": {
+                part: {key: [max(value - 0.03, 0), min(value + 0.03, 1)] for key, value in own.items()}
+                for part, own in means.items()
+            },
+        }
         scores[name] = MethodScores(summary, retrieval, reconstruction, {"pixcorr": 0.05, "ssim": 0.3})
-    setting = {"simulated_brains": True, "simulated_scenes": False, "stimuli_note": "", "subject": 1, "sessions": 1,
-               "seed": 0, "n_test_images": images, "n_pictures": images, "command": "benchmarks/report_page.py"}
-    words = {"picture_index": list(range(images)), "seen_captions": captions, "all_captions": captions, "methods": {
-        name: {"top5": [rng.choice(images, 5, replace=False).tolist() for _ in range(images)],
-               "retrieved_caption": [captions[k] for k in rng.integers(0, images, images)]} for name in names}}
+    setting = {
+        "simulated_brains": True,
+        "simulated_scenes": False,
+        "stimuli_note": "",
+        "subject": 1,
+        "sessions": 1,
+        "seed": 0,
+        "n_test_images": images,
+        "n_pictures": images,
+        "command": "benchmarks/report_page.py",
+    }
+    words = {
+        "picture_index": list(range(images)),
+        "seen_captions": captions,
+        "all_captions": captions,
+        "methods": {
+            name: {
+                "top5": [rng.choice(images, 5, replace=False).tolist() for _ in range(images)],
+                "retrieved_caption": [captions[k] for k in rng.integers(0, images, images)],
+            }
+            for name in names
+        },
+    }
     every = np.arange(images)
     save_file(per_image_scores(scores, every, every, every), folder / "per_image.safetensors")
     (folder / "words.json").write_text(json.dumps(words))
@@ -148,8 +174,15 @@ def look(page: Path) -> dict:
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or ""
-        for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-dev-shm-usage",
-                     "window-size=1280,900", f"user-data-dir={profile}"):
+        for flag in (
+            "headless",
+            "no-sandbox",
+            "disable-gpu",
+            "disable-background-networking",
+            "disable-dev-shm-usage",
+            "window-size=1280,900",
+            f"user-data-dir={profile}",
+        ):
             options.add_argument(f"--{flag}")
         chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
         try:
@@ -160,11 +193,17 @@ def look(page: Path) -> dict:
             for speed in SPEEDS:
                 own = chrome.execute_async_script(FRAMES, speed)
                 found[f"scrolled at {speed} px a frame"] = {
-                    "frames": own["frames"], "longest, ms": round(own["longest"]), "longer than 50 ms": own["slow"],
-                    "most elements": own["most"], "scrolled to": round(own["at"])}
+                    "frames": own["frames"],
+                    "longest, ms": round(own["longest"]),
+                    "longer than 50 ms": own["slow"],
+                    "most elements": own["most"],
+                    "scrolled to": round(own["at"]),
+                }
             start = time.perf_counter()
-            chrome.execute_script("const r = document.querySelector('[value=ridge_only]');"
-                                  "r.checked = true; r.dispatchEvent(new Event('change', {bubbles: true}))")
+            chrome.execute_script(
+                "const r = document.querySelector('[value=ridge_only]');"
+                "r.checked = true; r.dispatchEvent(new Event('change', {bubbles: true}))"
+            )
             found["seconds to change the method"] = round(time.perf_counter() - start, 2)
         finally:
             chrome.quit()
@@ -190,8 +229,18 @@ def main() -> None:
     size = page.stat().st_size
     assert size <= LIMIT, f"{size:,} bytes; expected at most {LIMIT:,}"
     pictures = options.images * (2 + len(STAGES) * options.methods)
-    print(json.dumps({"pictures": pictures, "page, MB": round(size / 1e6, 1), "seconds to write": round(seconds, 1),
-                      "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, **look(page)}, indent=2))
+    print(
+        json.dumps(
+            {
+                "pictures": pictures,
+                "page, MB": round(size / 1e6, 1),
+                "seconds to write": round(seconds, 1),
+                "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                **look(page),
+            },
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -43,11 +43,13 @@ def main() -> None:
         for tuning in range(options.tuning_seeds):
             trials = held_out(subject, hour, tuning)
             for method in METHODS:
-                network = tune(base, hour, targets, config, tuning, method, holdout=HOLDOUT,
-                               prior=starting_prior(config.model))
+                network = tune(
+                    base, hour, targets, config, tuning, method, holdout=HOLDOUT, prior=starting_prior(config.model)
+                )
                 decode = dataclasses.replace(config.decode, retrieval_tokens="projected")
                 said = Decoder(network, subject_name(subject.number), decode, seed).predict(
-                    subject.betas(trials.row), trials.stimulus)
+                    subject.betas(trials.row), trials.stimulus
+                )
                 true = np.asarray(caches["tokens"][said.images])
                 b, c = said.backbone_tokens, said.retrieval_tokens
                 for name, tokens in {"C": c, "B": b, "both": both(torch.from_numpy(b), torch.from_numpy(c)).numpy()}.items():
@@ -60,13 +62,22 @@ def main() -> None:
     for method in METHODS:
         for name in ("C", "B", "both"):
             cells = [spread(hits[method, name, d]) for d in ("image", "brain")]
-            cells += ["", ""] if name == "C" else [
-                difference(np.concatenate(hits[method, name, d], 1), np.concatenate(hits[method, "C", d], 1))
-                for d in ("image", "brain")]
+            cells += (
+                ["", ""]
+                if name == "C"
+                else [
+                    difference(np.concatenate(hits[method, name, d], 1), np.concatenate(hits[method, "C", d], 1))
+                    for d in ("image", "brain")
+                ]
+            )
             lines.append(f"| {method} | {name} | " + " | ".join(cells) + " |")
-    lines += ["", f"    python benchmarks/retrieval_tokens.py OUT --seeds {' '.join(map(str, options.seeds))} "
-              f"--tuning-seeds {options.tuning_seeds}", "",
-              f"{n} held-out training images at a time, chance {1 / n:.3f}."]
+    lines += [
+        "",
+        f"    python benchmarks/retrieval_tokens.py OUT --seeds {' '.join(map(str, options.seeds))} "
+        f"--tuning-seeds {options.tuning_seeds}",
+        "",
+        f"{n} held-out training images at a time, chance {1 / n:.3f}.",
+    ]
     print("\n".join(lines))
     if options.write:
         write_between(options.write, "tokens", "\n".join(lines))

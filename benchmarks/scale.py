@@ -40,13 +40,18 @@ from sides import machine, write_between
 SUBJECTS, SCALES, COUNTS = 8, (12, 40), (1, 2, 4, 8, 16)
 WIDTH = 0.25  # voxels as a share of NSD's, or the largest dataset would take 14 GB of betas
 CONFIG, WARM_UP = "quick", 3  # steps after the first that do not count
-STAGES = {"imports": "imports", "dataset": "dataset opened", "caches": "caches opened, stimuli hashed",
-          "first step": "the rest of the way to the first step"}
+STAGES = {
+    "imports": "imports",
+    "dataset": "dataset opened",
+    "caches": "caches opened, stimuli hashed",
+    "first step": "the rest of the way to the first step",
+}
 
 PEAKS = {"dataset": "dataset opened", "steps": "after training steps", "end": "in the end"}
 
 
 # ---- one point
+
 
 def measure(root: Path, subjects: int, steps: int, seed: int, started: float) -> dict:
     """(Seconds, CPU seconds) from ``started`` to the end of each stage, medians of them over the steps, and peaks in MB."""
@@ -80,8 +85,11 @@ def measure(root: Path, subjects: int, steps: int, seed: int, started: float) ->
     config = load_config(CONFIG)
     feeds = [SimpleNamespace(trials=subject.train) for subject in dataset.subjects.values()]
     epochs = (1 + WARM_UP + steps) / steps_per_epoch(feeds, config.pretrain.batch_per_subject * config.pretrain.accumulate)
-    config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, epochs=epochs),
-                                 pivot=dataclasses.replace(config.pivot, epochs=1e-9))
+    config = dataclasses.replace(
+        config,
+        pretrain=dataclasses.replace(config.pretrain, epochs=epochs),
+        pivot=dataclasses.replace(config.pivot, epochs=1e-9),
+    )
     learn = training.learn_expectation
 
     def learn_later(*arguments):
@@ -92,12 +100,18 @@ def measure(root: Path, subjects: int, steps: int, seed: int, started: float) ->
     training.pretrain(dataset, targets, config, seed, checkpoint=root / "checkpoint")
     peaks["end"] = runtime.peak_memory_mb()
     remove_checkpoint(root / "checkpoint")
-    return {"trials": sum(len(subject.trials) for subject in dataset.subjects.values()), "images": len(dataset.stimuli),
-            "reached": reached | {"first step": ends[0]}, "end": now(), "peaks": peaks,
-            "step": np.median(np.diff(ends[WARM_UP:], axis=0), axis=0).tolist()}
+    return {
+        "trials": sum(len(subject.trials) for subject in dataset.subjects.values()),
+        "images": len(dataset.stimuli),
+        "reached": reached | {"first step": ends[0]},
+        "end": now(),
+        "peaks": peaks,
+        "step": np.median(np.diff(ends[WARM_UP:], axis=0), axis=0).tolist(),
+    }
 
 
 # ---- all points
+
 
 def make(root: Path, scale: int) -> None:
     """A release of ``scale`` sessions of each subject, and caches of its stimuli."""
@@ -140,8 +154,19 @@ class Points:
             return
         root = self.out / str(key["scale"])
         release.forget(root)
-        command = [sys.executable, __file__, str(root), "--point", str(key["subjects"]), "--steps", str(self.steps), "--seed",
-                   str(key["round"]), "--started", str(time.time())]
+        command = [
+            sys.executable,
+            __file__,
+            str(root),
+            "--point",
+            str(key["subjects"]),
+            "--steps",
+            str(self.steps),
+            "--seed",
+            str(key["round"]),
+            "--started",
+            str(time.time()),
+        ]
         said = subprocess.run(command, capture_output=True, text=True)
         if said.returncode:
             raise SystemExit(f"{key}: {said.stderr.strip().splitlines()[-1]}")
@@ -173,11 +198,22 @@ def measure_all(points: Points, rounds: int) -> None:
 
 # ---- what they say
 
+
 def fit_line(points: list[dict], rounds: int) -> dict:
     """CPU milliseconds of a step by the number of subjects: a line through each round's points, and how far the mean of a
     point lies off the mean line, in percent."""
-    wall, cpu = (np.array([[next(1000 * p["step"][k] for p in points if (p["beside"], p["subjects"], p["round"]) == (0, n, r))
-                            for n in COUNTS] for r in range(rounds)]) for k in range(2))
+    wall, cpu = (
+        np.array(
+            [
+                [
+                    next(1000 * p["step"][k] for p in points if (p["beside"], p["subjects"], p["round"]) == (0, n, r))
+                    for n in COUNTS
+                ]
+                for r in range(rounds)
+            ]
+        )
+        for k in range(2)
+    )
     slope, intercept = np.polyfit(COUNTS, cpu.T, 1)
     line = intercept.mean() + slope.mean() * np.array(COUNTS)
     return {"wall": wall, "cpu": cpu, "slope": slope, "intercept": intercept, "off": 100 * (cpu.mean(0) / line - 1)}
@@ -206,23 +242,38 @@ def spread(values, digits: int = 0) -> str:
 
 def table(points: list[dict], rounds: int, steps: int) -> str:
     fit = fit_line(points, rounds)
-    lines = [f"`python benchmarks/scale.py OUT --rounds {rounds} --steps {steps}`, {datetime.date.today():%Y-%m-%d}, "
-             f"{machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, config {CONFIG}; CPU time and memory are "
-             "means (sd) over rounds, seconds those of the quietest round", "",
-             "| subjects | a step, CPU ms | off the line | ms |", "|---:|---:|---:|---:|"]
-    lines += [f"| {n} | {spread(fit['cpu'][:, k])} | {fit['off'][k]:+.1f} % | {fit['wall'][:, k].min():.0f} |"
-              for k, n in enumerate(COUNTS)]
-    lines += ["", f"The line: {spread(fit['intercept'])} CPU ms and {spread(fit['slope'], 1)} a subject.", "",
-              "| trials | images | CPU time of a step beside 6,000 trials | peak MB, opened | after steps | in the end |",
-              "|---:|---:|---:|---:|---:|---:|"]
-    sizes = {scale: f"{of_scale(points, scale)[0]['trials']:,} | {of_scale(points, scale)[0]['images']:,}"
-             for scale in (1, *SCALES)}
+    lines = [
+        f"`python benchmarks/scale.py OUT --rounds {rounds} --steps {steps}`, {datetime.date.today():%Y-%m-%d}, "
+        f"{machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, config {CONFIG}; CPU time and memory are "
+        "means (sd) over rounds, seconds those of the quietest round",
+        "",
+        "| subjects | a step, CPU ms | off the line | ms |",
+        "|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {n} | {spread(fit['cpu'][:, k])} | {fit['off'][k]:+.1f} % | {fit['wall'][:, k].min():.0f} |"
+        for k, n in enumerate(COUNTS)
+    ]
+    lines += [
+        "",
+        f"The line: {spread(fit['intercept'])} CPU ms and {spread(fit['slope'], 1)} a subject.",
+        "",
+        "| trials | images | CPU time of a step beside 6,000 trials | peak MB, opened | after steps | in the end |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    sizes = {
+        scale: f"{of_scale(points, scale)[0]['trials']:,} | {of_scale(points, scale)[0]['images']:,}"
+        for scale in (1, *SCALES)
+    }
     for scale, size in sizes.items():
         ratio = "1" if scale == 1 else spread(ratios(points, scale), 2)
         peaks = " | ".join(spread([p["peaks"][at] for p in of_scale(points, scale)]) for at in PEAKS)
         lines.append(f"| {size} | {ratio} | {peaks} |")
-    lines += ["", f"| trials | images | s to the first step | CPU s | of them: {' | '.join(STAGES.values())} |",
-              "|---:|---:|---:|---:|" + "---:|" * len(STAGES)]
+    lines += [
+        "",
+        f"| trials | images | s to the first step | CPU s | of them: {' | '.join(STAGES.values())} |",
+        "|---:|---:|---:|---:|" + "---:|" * len(STAGES),
+    ]
     for scale, size in sizes.items():
         wall, cpu = (stages(of_scale(points, scale), kind) for kind in range(2))
         parts = " | ".join(f"{part:.1f}" for part in cpu.mean(0))
@@ -259,12 +310,22 @@ def plot(points: list[dict], rounds: int, path: Path) -> None:
         first.bar(range(len(scales)), parts[:, k], bottom=below, label=label)
         below += parts[:, k]
     first.axhline(10, color="0.6", linestyle="--")
-    first.set(ylabel="CPU s", title="To the first step", xlabel="trials", xticks=range(len(scales)),
-              xticklabels=[f"{trials[scale]:,}" for scale in scales], ylim=(0, 1.6 * below.max()))
+    first.set(
+        ylabel="CPU s",
+        title="To the first step",
+        xlabel="trials",
+        xticks=range(len(scales)),
+        xticklabels=[f"{trials[scale]:,}" for scale in scales],
+        ylim=(0, 1.6 * below.max()),
+    )
     first.legend(fontsize="small", loc="upper left")
     for axis in (length, memory):
-        axis.set(xscale="log", xlabel="trials (and images, 0.3 as many)", xticks=list(trials.values()),
-                 xticklabels=[f"{count:,}" for count in trials.values()])
+        axis.set(
+            xscale="log",
+            xlabel="trials (and images, 0.3 as many)",
+            xticks=list(trials.values()),
+            xticklabels=[f"{count:,}" for count in trials.values()],
+        )
         axis.minorticks_off()
     figure.savefig(path, dpi=100)
 

@@ -147,8 +147,12 @@ def machine() -> str:
 
 def write_between(path: Path, marker: str, text: str) -> None:
     """Put ``text`` between the file's ``MARKER:begin`` and ``MARKER:end`` comments."""
-    new, count = re.subn(rf"(<!-- {marker}:begin -->\n).*?(<!-- {marker}:end -->)", lambda m: m[1] + text + "\n" + m[2],
-                         path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    new, count = re.subn(
+        rf"(<!-- {marker}:begin -->\n).*?(<!-- {marker}:end -->)",
+        lambda m: m[1] + text + "\n" + m[2],
+        path.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
     if count != 1:
         raise SystemExit(f"{path}: expected one pair of {marker}:begin and {marker}:end comments")
     path.write_text(new, encoding="utf-8")

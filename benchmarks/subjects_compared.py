@@ -43,8 +43,12 @@ from mindtuner.training import load_network, pretrain, save_network, subject_nam
 
 FILE, FAMILIES, NEW, GROUPS = "subjects.jsonl", "families.jsonl", (1, 2, 3, 4), 2
 PAIRINGS = (((1, 3), (2, 4)), ((1, 2), (3, 4)), ((1, 4), (2, 3)))  # the first was planted
-MEASURES = {"overlap": "overlap of directions", "whole": "CKA, hidden features", "added": "CKA, what adapters add",
-            "lent": "retrieval, LoRA lent"}
+MEASURES = {
+    "overlap": "overlap of directions",
+    "whole": "CKA, hidden features",
+    "added": "CKA, what adapters add",
+    "lent": "retrieval, LoRA lent",
+}
 OF_FAMILIES = {"overlap": MEASURES["overlap"], "added": MEASURES["added"], "whole": MEASURES["whole"], "betas": "CKA, betas"}
 
 
@@ -58,9 +62,12 @@ def measure(out: Path, seed: int, fingerprint: float) -> None:
         save_network(path, pretrain(others, targets, config, seed, prior=prior), {})
     base = load_network(path)
     subjects = {number: dataset.subject(number) for number in NEW}
-    networks = {(number, session): tune(base, only(subjects[number], session), targets, config,
-                                        1000 * seed + 10 * number + session, prior=prior).eval()
-                for number, session in progress([(n, s) for n in NEW for s in (1, 2)], "tunings")}
+    networks = {
+        (number, session): tune(
+            base, only(subjects[number], session), targets, config, 1000 * seed + 10 * number + session, prior=prior
+        ).eval()
+        for number, session in progress([(n, s) for n in NEW for s in (1, 2)], "tunings")
+    }
 
     def found(network, number: int) -> list[float]:
         trials = subjects[number].test
@@ -82,9 +89,20 @@ def measure(out: Path, seed: int, fingerprint: float) -> None:
             also, *y = features[b, 2]
             common, at, to = np.intersect1d(shown, also, return_indices=True)
             value, chance = overlap(first, second)
-            lines.append({"first": a, "second": b, "fingerprint": dataset.card["simulate"]["fingerprint"], "overlap": value,
-                          "chance": chance, "images": len(common), "whole": cka(x[0][at], y[0][to]),
-                          "added": cka(x[1][at], y[1][to]), "lent": found(crossed(first, second), a), **own})
+            lines.append(
+                {
+                    "first": a,
+                    "second": b,
+                    "fingerprint": dataset.card["simulate"]["fingerprint"],
+                    "overlap": value,
+                    "chance": chance,
+                    "images": len(common),
+                    "whole": cka(x[0][at], y[0][to]),
+                    "added": cka(x[1][at], y[1][to]),
+                    "lent": found(crossed(first, second), a),
+                    **own,
+                }
+            )
     (out / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (out / FAMILIES).write_text("".join(json.dumps(line) + "\n" for line in families(networks, subjects, fingerprint)))
 
@@ -96,16 +114,25 @@ def families(networks, subjects, fingerprint: float) -> list[dict]:
         trials = subjects[number].test
         betas, averaged = subjects[number].betas(trials.row), subjects[number].averaged()
         tuned = [hidden(networks[number, session], betas, trials.stimulus) for session in (1, 2)]
-        known[number] = {"images": averaged.test.stimulus, "betas": averaged.betas(averaged.test.row),
-                         "whole": np.hstack([whole for _, whole, _ in tuned]),
-                         "added": np.hstack([added for _, _, added in tuned])}
+        known[number] = {
+            "images": averaged.test.stimulus,
+            "betas": averaged.betas(averaged.test.row),
+            "whole": np.hstack([whole for _, whole, _ in tuned]),
+            "added": np.hstack([added for _, _, added in tuned]),
+        }
     lines = []
     for a, b in combinations(NEW, 2):
         _, at, to = np.intersect1d(known[a]["images"], known[b]["images"], return_indices=True)
-        lines.append({"first": a, "second": b, "fingerprint": fingerprint, "images": len(at),
-                      "overlap": np.mean([overlap(networks[a, s], networks[b, t])[0] for s in (1, 2) for t in (1, 2)]),
-                      **{measure: cka(known[a][measure][at], known[b][measure][to])
-                         for measure in ("added", "whole", "betas")}})
+        lines.append(
+            {
+                "first": a,
+                "second": b,
+                "fingerprint": fingerprint,
+                "images": len(at),
+                "overlap": np.mean([overlap(networks[a, s], networks[b, t])[0] for s in (1, 2) for t in (1, 2)]),
+                **{measure: cka(known[a][measure][at], known[b][measure][to]) for measure in ("added", "whole", "betas")},
+            }
+        )
     return lines
 
 
@@ -116,7 +143,7 @@ def only(subject, session: int):
 
 
 def one_trial_each(trials, last: bool):
-    order = np.arange(len(trials))[::-1 if last else 1]
+    order = np.arange(len(trials))[:: -1 if last else 1]
     return trials.select(order[np.unique(trials.stimulus[order], return_index=True)[1]])
 
 
@@ -136,9 +163,11 @@ def table(outs: list[Path]) -> str:
 
 
 def table_of_subjects(outs: list[Path]) -> list[str]:
-    lines = ["| planted | worlds | measure | same subject | other subjects | same minus others | chance or control "
-             "| subjects named |",
-             "|---|---:|---|" + 5 * "---:|"]
+    lines = [
+        "| planted | worlds | measure | same subject | other subjects | same minus others | chance or control "
+        "| subjects named |",
+        "|---|---:|---|" + 5 * "---:|",
+    ]
     for strength, worlds in by_strength(outs, FILE).items():
         for measure, title in MEASURES.items():
             tables = [{(p["first"], p["second"]): np.mean(p[measure]) for p in world} for world in worlds]
@@ -146,25 +175,35 @@ def table_of_subjects(outs: list[Path]) -> list[str]:
             others = [np.mean([value for (a, b), value in values.items() if a != b]) for values in tables]
             named = sum(max(NEW, key=lambda b: values[a, b]) == a for values in tables for a in NEW)
             same = [p for world in worlds for p in world if p["first"] == p["second"]]
-            control = {"overlap": f"random {worlds[0][0]['chance']:.3f}", "lent": ", ".join(
-                f"{words} {np.mean([p[key] for p in same]):.3f}"
-                for key, words in (("own", "own"), ("none", "no adapters"), ("tuned", "with Skip-LoRA")))}.get(measure, "")
-            lines.append(f"| {strength:g} | {len(worlds)} | {title} | {spread(own)} | {spread(others)} "
-                         f"| {spread(np.subtract(own, others), '+')} | {control} | {named} of {len(same)} |")
+            control = {
+                "overlap": f"random {worlds[0][0]['chance']:.3f}",
+                "lent": ", ".join(
+                    f"{words} {np.mean([p[key] for p in same]):.3f}"
+                    for key, words in (("own", "own"), ("none", "no adapters"), ("tuned", "with Skip-LoRA"))
+                ),
+            }.get(measure, "")
+            lines.append(
+                f"| {strength:g} | {len(worlds)} | {title} | {spread(own)} | {spread(others)} "
+                f"| {spread(np.subtract(own, others), '+')} | {control} | {named} of {len(same)} |"
+            )
     return lines
 
 
 def table_of_families(outs: list[Path]) -> list[str]:
-    lines = ["| planted | worlds | measure | same family | other family | same minus other | families told |",
-             "|---|---:|---|" + 4 * "---:|"]
+    lines = [
+        "| planted | worlds | measure | same family | other family | same minus other | families told |",
+        "|---|---:|---|" + 4 * "---:|",
+    ]
     for strength, worlds in by_strength(outs, FAMILIES).items():
         for measure, title in OF_FAMILIES.items():
             tables = [{(p["first"], p["second"]): p[measure] for p in world} for world in worlds]
             means = [[np.mean([values[pair] for pair in pairing]) for pairing in PAIRINGS] for values in tables]
             same, other = ([m[0] for m in means], [np.mean(m[1:]) for m in means])
             told = sum(int(np.argmax(m)) == 0 for m in means)
-            lines.append(f"| {strength:g} | {len(worlds)} | {title} | {spread(same)} | {spread(other)} "
-                         f"| {interval(np.subtract(same, other))} | {told} of {len(worlds)} |")
+            lines.append(
+                f"| {strength:g} | {len(worlds)} | {title} | {spread(same)} | {spread(other)} "
+                f"| {interval(np.subtract(same, other))} | {told} of {len(worlds)} |"
+            )
     return lines
 
 
@@ -175,11 +214,17 @@ def draw(outs: list[Path], file: Path) -> None:
     strengths = by_strength(outs, FAMILIES)
     figure, panels = pyplot.subplots(1, len(OF_FAMILIES), figsize=(12, 3.4), layout="constrained")
     for panel, (measure, title) in zip(panels, OF_FAMILIES.items(), strict=True):
-        for within, colour, label, shift in ((False, "#888888", "of other families", -0.12),
-                                             (True, "#c2410c", "of one family", 0.12)):
+        for within, colour, label, shift in (
+            (False, "#888888", "of other families", -0.12),
+            (True, "#c2410c", "of one family", 0.12),
+        ):
             for place, worlds in enumerate(strengths.values()):
-                values = [pair[measure] for world in worlds for pair in world
-                          if ((pair["first"], pair["second"]) in PAIRINGS[0]) == within]
+                values = [
+                    pair[measure]
+                    for world in worlds
+                    for pair in world
+                    if ((pair["first"], pair["second"]) in PAIRINGS[0]) == within
+                ]
                 along = place + shift + np.linspace(-0.07, 0.07, len(values))
                 panel.scatter(along, values, s=12, color=colour, alpha=0.7, label=None if place else label)
                 panel.hlines(np.mean(values), place + shift - 0.1, place + shift + 0.1, color=colour)

@@ -30,9 +30,13 @@ from sides import SIZES, Measured, Side, Turns, in_turn, machine, matmul_peak, r
 TRIALS = 96
 ENDLESS = 100_000
 KINDS = {  # of operations in a profile, by what stands in their names; the first that fits
-    "products of matrices": ("::mm", "::addmm", "::bmm", "::baddbmm"), "convolutions": ("conv",),
-    "fused attention": ("scaled_dot_product", "flash"), "AdamW": ("adamw",), "norms": ("_norm",),
-    "GELU, SiLU, softmax": ("gelu", "silu", "softmax"), "copies and joins": ("copy_", "::cat", "fill_", "zero_"),
+    "products of matrices": ("::mm", "::addmm", "::bmm", "::baddbmm"),
+    "convolutions": ("conv",),
+    "fused attention": ("scaled_dot_product", "flash"),
+    "AdamW": ("adamw",),
+    "norms": ("_norm",),
+    "GELU, SiLU, softmax": ("gelu", "silu", "softmax"),
+    "copies and joins": ("copy_", "::cat", "fill_", "zero_"),
     "element by element": ("::mul", "::add", "::div", "::sub", "::neg", "::sum", "::where", "bernoulli"),
 }
 
@@ -54,11 +58,14 @@ def main() -> None:
     if options.profile:
         print(profile_table(options))
         return
-    text = "\n\n".join([
-        f"{datetime.date.today()}, {machine()}, {'sizes of the demo' if options.demo else f'batch {options.batch}'}, "
-        f"{options.threads} threads, {options.rounds} rounds, "
-        f"{'BiMixCo' if options.mixco else 'SoftCLIP'}; seconds are medians, ratios median (lowest to highest round)",
-        *(stage_table(stage, options) for stage in options.stages)])
+    text = "\n\n".join(
+        [
+            f"{datetime.date.today()}, {machine()}, {'sizes of the demo' if options.demo else f'batch {options.batch}'}, "
+            f"{options.threads} threads, {options.rounds} rounds, "
+            f"{'BiMixCo' if options.mixco else 'SoftCLIP'}; seconds are medians, ratios median (lowest to highest round)",
+            *(stage_table(stage, options) for stage in options.stages),
+        ]
+    )
     print(text)
     if options.write:
         write_between(options.write, "train_step", text)
@@ -67,7 +74,7 @@ def main() -> None:
 def stage_table(stage: str, options: argparse.Namespace) -> str:
     asked = options.mixco, options.batch
     sides = [Side("public, fp32", public_step, (options.peer, *asked))] if options.peer and not options.demo else []
-    for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))[:1 + options.bfloat16]:
+    for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))[: 1 + options.bfloat16]:
         if options.before:
             sides.append(Side(f"before, {name}", our_step, (stage, dtype, *asked, options.demo), options.before.resolve()))
         sides.append(Side(f"ours, {name}", our_step, (stage, dtype, *asked, options.demo)))
@@ -75,8 +82,10 @@ def stage_table(stage: str, options: argparse.Namespace) -> str:
     found = in_turn(sides, options.rounds, options.threads)
     speed = {name: rate(measured) for name, measured in found.items()}
     first = next(iter(found))
-    lines = [f"| {stage} | s per step | times as fast | the same in CPU s | peak MB | beyond imports | GFLOP | of peak |",
-             "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        f"| {stage} | s per step | times as fast | the same in CPU s | peak MB | beyond imports | GFLOP | of peak |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
     for name, of in found.items():
         if name.startswith("products"):
             lines.append(f"| {name}, 1024 x 1024 | | | | | | | {speed[name]:.3g} GFLOP/s |")
@@ -85,7 +94,8 @@ def stage_table(stage: str, options: argparse.Namespace) -> str:
         lines.append(
             f"| {name} | {np.median(of.seconds):.2f} | {ratios(found[first].seconds, of.seconds)} "
             f"| {ratios(found[first].cpu, of.cpu)} | {of.peak:.0f} | {of.peak - of.imported:.0f} | {of.flops / 1e9:.0f} "
-            f"| {100 * speed[name] / peak:.0f} % |")
+            f"| {100 * speed[name] / peak:.0f} % |"
+        )
     return "\n".join(lines)
 
 
@@ -95,8 +105,10 @@ def profile_table(options: argparse.Namespace) -> str:
     for stage in options.stages:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             found[stage] = pool.apply(profile_steps, (stage, dtype, options.batch, options.threads))
-    lines = [f"| share of a step, batch {options.batch}, {dtype}, {options.threads} threads | {' | '.join(found)} |",
-             "|---|" + "---:|" * len(found)]
+    lines = [
+        f"| share of a step, batch {options.batch}, {dtype}, {options.threads} threads | {' | '.join(found)} |",
+        "|---|" + "---:|" * len(found),
+    ]
     for kind in (*KINDS, "all else"):
         shares = (f"{100 * of[kind] / sum(of.values()):.1f} %" for of in found.values())
         lines.append(f"| {kind} | {' | '.join(shares)} |")
@@ -148,10 +160,22 @@ def our_model():
     from mindtuner.config import ModelConfig
 
     return ModelConfig(
-        hidden=SIZES["hidden"], blocks=SIZES["blocks"], tokens=SIZES["tokens"], width=SIZES["width"], text_width=512,
-        backbone_dropout=0.15, prior_depth=SIZES["depth"], prior_heads=SIZES["heads"], prior_head_dim=SIZES["head_dim"],
-        latent_channels=4, latent_side=28, lowlevel_channels=(128, 64, 32), lowlevel_side=7, feature_positions=49,
-        feature_width=512)
+        hidden=SIZES["hidden"],
+        blocks=SIZES["blocks"],
+        tokens=SIZES["tokens"],
+        width=SIZES["width"],
+        text_width=512,
+        backbone_dropout=0.15,
+        prior_depth=SIZES["depth"],
+        prior_heads=SIZES["heads"],
+        prior_head_dim=SIZES["head_dim"],
+        latent_channels=4,
+        latent_side=28,
+        lowlevel_channels=(128, 64, 32),
+        lowlevel_side=7,
+        feature_positions=49,
+        feature_width=512,
+    )
 
 
 def our_network(stage: str, model, voxels: int):
@@ -176,9 +200,18 @@ def random_world(model, voxels: int, trials: int = TRIALS):
 
     rng, order, none = np.random.default_rng(0), np.arange(trials), np.zeros(trials)
     low = (model.feature_positions, model.feature_width)
-    targets = Targets(*(rng.standard_normal((trials, *shape), np.float32) for shape in (
-        (model.tokens, model.width), (model.text_width,), (model.latent_channels, model.latent_side, model.latent_side),
-        low, low)))
+    targets = Targets(
+        *(
+            rng.standard_normal((trials, *shape), np.float32)
+            for shape in (
+                (model.tokens, model.width),
+                (model.text_width,),
+                (model.latent_channels, model.latent_side, model.latent_side),
+                low,
+                low,
+            )
+        )
+    )
     betas = rng.standard_normal((trials, voxels), np.float32)
     subject = Subject(1, Trials(order, order, none + 1, none, none), {}, betas, np.zeros(trials, bool), "random")
     return [Feed(subject, subject.trials, 0, True)], targets
@@ -189,8 +222,17 @@ def fit_config(steps: int, dtype: str, mixco: bool, batch: int):
     from mindtuner.config import FitConfig
 
     return FitConfig(
-        epochs=steps * batch / TRIALS, batch_per_subject=batch, lr=3e-4, weight_decay=1e-2, ridge_weight_decay=1e-2,
-        warmup=0.01, mixco_share=float(mixco), head_trials=batch, regression_weight=0.0, dtype=dtype)
+        epochs=steps * batch / TRIALS,
+        batch_per_subject=batch,
+        lr=3e-4,
+        weight_decay=1e-2,
+        ridge_weight_decay=1e-2,
+        warmup=0.01,
+        mixco_share=float(mixco),
+        head_trials=batch,
+        regression_weight=0.0,
+        dtype=dtype,
+    )
 
 
 def our_step(turns: Turns, stage: str, dtype: str, mixco: bool, batch: int, demo: bool) -> None:
@@ -229,8 +271,11 @@ def our_step(turns: Turns, stage: str, dtype: str, mixco: bool, batch: int, demo
 def one_subject(stage: str, dtype: str, mixco: bool, batch: int) -> tuple:
     """Network, feeds, targets and config at ``SIZES``."""
     model = our_model()
-    return (our_network(stage, model, SIZES["voxels"]), *random_world(model, SIZES["voxels"]),
-            fit_config(ENDLESS, dtype, mixco, batch))
+    return (
+        our_network(stage, model, SIZES["voxels"]),
+        *random_world(model, SIZES["voxels"]),
+        fit_config(ENDLESS, dtype, mixco, batch),
+    )
 
 
 def demo_world(stage: str, dtype: str, mixco: bool, _) -> tuple:
@@ -279,8 +324,16 @@ def public_model(clone: Path):
     import mindeye2
 
     peer = mindeye2.import_peer(clone)
-    sizes = (SIZES["hidden"], (SIZES["voxels"],), SIZES["tokens"], SIZES["width"], SIZES["blocks"],
-             (SIZES["depth"], SIZES["heads"], SIZES["head_dim"]), True, 0)
+    sizes = (
+        SIZES["hidden"],
+        (SIZES["voxels"],),
+        SIZES["tokens"],
+        SIZES["width"],
+        SIZES["blocks"],
+        (SIZES["depth"], SIZES["heads"], SIZES["head_dim"]),
+        True,
+        0,
+    )
     return lambda: mindeye2.build(peer, sizes)
 
 
@@ -298,11 +351,16 @@ def public_step(turns: Turns, clone: Path, mixco: bool, batch: int) -> None:
     for part in (model.backbone, model.diffusion_prior):
         named = list(part.named_parameters())
         for decay in (True, False):
-            groups.append({"params": [p for name, p in named if decay != any(word in name for word in spared)],
-                           "weight_decay": 1e-2 * decay})
+            groups.append(
+                {
+                    "params": [p for name, p in named if decay != any(word in name for word in spared)],
+                    "weight_decay": 1e-2 * decay,
+                }
+            )
     optimizer = torch.optim.AdamW(groups, lr=3e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-4, total_steps=ENDLESS, final_div_factor=1000,
-                                                   pct_start=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=3e-4, total_steps=ENDLESS, final_div_factor=1000, pct_start=0.01
+    )
     rng = torch.Generator().manual_seed(0)
     voxels = torch.randn(TRIALS, 1, SIZES["voxels"], generator=rng)
     tokens = torch.randn(TRIALS, SIZES["tokens"], SIZES["width"], generator=rng)

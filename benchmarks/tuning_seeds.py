@@ -44,12 +44,16 @@ def main() -> None:
     parser.add_argument("--tuning-seeds", type=int, default=10)
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--methods", nargs="+", default=METHODS[:3], choices=METHODS)
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE",
-                        help="settings to try, such as tune.lr=5e-4 fingerprint.rank=4")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="settings to try, such as tune.lr=5e-4 fingerprint.rank=4"
+    )
     options = parser.parse_args()
     config = load_config(options.config)
-    config = dataclasses.replace(config, seed=options.seed, simulate=dataclasses.replace(
-        config.simulate, seed=options.seed, fingerprint=options.fingerprint))
+    config = dataclasses.replace(
+        config,
+        seed=options.seed,
+        simulate=dataclasses.replace(config.simulate, seed=options.seed, fingerprint=options.fingerprint),
+    )
     dataset, caches, targets, base = prepare(options.out, config)
     for setting in options.set:
         config = changed(config, setting, parser)
@@ -68,8 +72,12 @@ def main() -> None:
                 holdout = HOLDOUT if options.split == "validation" else 0.0
                 network = tuned(base, hour, targets, config, seed, method, holdout)
                 trials = held_out(subject, hour, seed) if holdout else subject.test
-                entry = {"settings": label, "method": method, "seed": seed,
-                         "scores": retrieval(network, subject, trials, caches, config)}
+                entry = {
+                    "settings": label,
+                    "method": method,
+                    "seed": seed,
+                    "scores": retrieval(network, subject, trials, caches, config),
+                }
                 done[label, method, seed] = entry
                 with results.open("a") as file:
                     file.write(json.dumps(entry) + "\n")
@@ -79,8 +87,9 @@ def main() -> None:
 def of_world(seed: int, fingerprint: float):
     """The demo's config with the seed of a world, simulation and pretraining, and the strength of what is planted."""
     config = load_config("demo")
-    return dataclasses.replace(config, seed=seed, simulate=dataclasses.replace(config.simulate, seed=seed,
-                                                                               fingerprint=fingerprint))
+    return dataclasses.replace(
+        config, seed=seed, simulate=dataclasses.replace(config.simulate, seed=seed, fingerprint=fingerprint)
+    )
 
 
 def in_worlds(description: str, measure, table, draw=None) -> None:
@@ -109,8 +118,9 @@ def changed(config, setting: str, parser: argparse.ArgumentParser):
     if not hasattr(part, field):
         parser.error(f"--set {setting}: expected tune.FIELD=VALUE or fingerprint.FIELD=VALUE")
     kind = type(getattr(part, field))
-    return dataclasses.replace(config, **{section: dataclasses.replace(
-        part, **{field: value if kind is str else kind(float(value))})})
+    return dataclasses.replace(
+        config, **{section: dataclasses.replace(part, **{field: value if kind is str else kind(float(value))})}
+    )
 
 
 def materials(out: Path, config):
@@ -118,8 +128,9 @@ def materials(out: Path, config):
     if not (out / "data" / "brain_region_masks.hdf5").exists():
         simulate(out / "data", config.simulate)
     dataset = load(out / "data")
-    caches = embed(dataset, out / "data" / "cache", CompactImageEncoder(), CompactTextEncoder(),
-                   Autoencoder(packaged(WEIGHTS)))
+    caches = embed(
+        dataset, out / "data" / "cache", CompactImageEncoder(), CompactTextEncoder(), Autoencoder(packaged(WEIGHTS))
+    )
     return dataset, caches, Targets(**{field.name: caches[field.name] for field in dataclasses.fields(Targets)})
 
 
@@ -128,8 +139,17 @@ def prepare(out: Path, config):
     dataset, caches, targets = materials(out, config)
     path = out / "base.safetensors"
     if not path.exists():
-        save_network(path, pretrain(dataset.without(subject=config.target_subject), targets, config, config.seed,
-                                    prior=starting_prior(config.model)), {})
+        save_network(
+            path,
+            pretrain(
+                dataset.without(subject=config.target_subject),
+                targets,
+                config,
+                config.seed,
+                prior=starting_prior(config.model),
+            ),
+            {},
+        )
     return dataset, caches, targets, load_network(path)
 
 
@@ -155,8 +175,11 @@ def retrieval(network, subject, trials, caches, config) -> dict[str, list[float]
     decoder = Decoder(network, subject_name(subject.number), config.decode, config.seed)
     p = decoder.predict(subject.betas(trials.row), trials.stimulus)
     tokens, text = np.asarray(caches["tokens"][p.images]), np.asarray(caches["text"][p.images])
-    hits = {"image": image_retrieval(p.retrieval_tokens, tokens), "brain": brain_retrieval(p.retrieval_tokens, tokens),
-            "text": text_retrieval(p.text, text)}
+    hits = {
+        "image": image_retrieval(p.retrieval_tokens, tokens),
+        "brain": brain_retrieval(p.retrieval_tokens, tokens),
+        "text": text_retrieval(p.text, text),
+    }
     return {name: [round(float(v), 4) for v in hit.top1] for name, hit in hits.items()}
 
 
@@ -165,8 +188,10 @@ def summarise(done: dict, label: str, options) -> None:
     directions, seeds = ("image", "brain", "text"), range(options.tuning_seeds)
     hits = {m: {d: np.array([done[label, m, s]["scores"][d] for s in seeds]) for d in directions} for m in options.methods}
     candidates = hits[options.methods[0]]["image"].shape[1]
-    print(f"fingerprint {options.fingerprint}, split {options.split}, {candidates} candidates (chance {1 / candidates:.4f}), "
-          f"simulator seed {options.seed}, {options.tuning_seeds} tuning seeds, settings: {label or 'as in the config'}\n")
+    print(
+        f"fingerprint {options.fingerprint}, split {options.split}, {candidates} candidates (chance {1 / candidates:.4f}), "
+        f"simulator seed {options.seed}, {options.tuning_seeds} tuning seeds, settings: {label or 'as in the config'}\n"
+    )
     print("| method | " + " | ".join(directions) + " | " + " | ".join(f"mindtuner minus it, {d}" for d in directions) + " |")
     print("|---|" + 6 * "---:|")
     for method, scores in hits.items():

@@ -62,12 +62,17 @@ def measure(out: Path, options) -> None:
         reference = hour.betas(hour.train.row).mean(0)
         found = shares(network, name, subject.betas(test.row), test.stimulus, reference, subject.rois)
         drawn = maps.maps_of(found)["fingerprint"]
-        run = {"method": method, "seed": seed, "fingerprint": dataset.card["simulate"]["fingerprint"],
-               "residual": found.residual, "shares": dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True)),
-               "regions": {roi: float(drawn[mask].mean()) for roi, mask in subject.rois.items()},
-               "areas": maps.recovery(drawn, truth, region, seed)["between"],
-               # all voxels as one region: voxels are permuted freely
-               "voxels": maps.recovery(drawn, truth, np.zeros_like(region), seed)["within"]}
+        run = {
+            "method": method,
+            "seed": seed,
+            "fingerprint": dataset.card["simulate"]["fingerprint"],
+            "residual": found.residual,
+            "shares": dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True)),
+            "regions": {roi: float(drawn[mask].mean()) for roi, mask in subject.rois.items()},
+            "areas": maps.recovery(drawn, truth, region, seed)["between"],
+            # all voxels as one region: voxels are permuted freely
+            "voxels": maps.recovery(drawn, truth, np.zeros_like(region), seed)["within"],
+        }
         with (out / FILE).open("a") as file:
             file.write(json.dumps(run) + "\n")
 
@@ -77,14 +82,18 @@ def known(out: Path) -> list[dict]:
 
 
 def table(outs: list[Path]) -> str:
-    lines = ["| world, planted | tuned | " + " | ".join(ROUTES) + " | order of areas: Spearman | p, areas | p, voxels |",
-             "|---|---|" + 7 * "---:|"]
+    lines = [
+        "| world, planted | tuned | " + " | ".join(ROUTES) + " | order of areas: Spearman | p, areas | p, voxels |",
+        "|---|---|" + 7 * "---:|",
+    ]
     for world, out in enumerate(outs):
         for method in METHODS:
             runs = [run for run in known(out) if run["method"] == method]
             cells = [spread([run["shares"][route] for run in runs], "+.4g") for route in ROUTES]
-            cells += [spread([run["areas"]["spearman"] for run in runs], "+.2f"),
-                      *(", ".join(f"{run[null]['p']:.3f}" for run in runs) for null in ("areas", "voxels"))]
+            cells += [
+                spread([run["areas"]["spearman"] for run in runs], "+.2f"),
+                *(", ".join(f"{run[null]['p']:.3f}" for run in runs) for null in ("areas", "voxels")),
+            ]
             lines.append(f"| {world}, {runs[0]['fingerprint']:g} | {method} | " + " | ".join(cells) + " |")
     every = [run["residual"] for out in outs for run in known(out)]
     return "\n".join([*lines, "", f"All shares of a run add up to 1 within {max(every):.4f}."])

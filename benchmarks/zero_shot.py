@@ -48,7 +48,7 @@ def measure(out: Path, seed: int, fingerprint: float) -> None:
     order = np.random.default_rng(derive_seed(seed, "regions")).permutation(subject.n_voxels)
     mixed_up = dataclasses.replace(subject, rois={name: mask[order] for name, mask in subject.rois.items()})
     shared = np.unique(subject.test.stimulus)
-    half = np.isin(shared, np.random.default_rng(derive_seed(seed, "halves")).permutation(shared)[:len(shared) // 2])
+    half = np.isin(shared, np.random.default_rng(derive_seed(seed, "halves")).permutation(shared)[: len(shared) // 2])
 
     def asked(network, images) -> dict:
         trials = zero_shot.of_images(subject.test, images)
@@ -60,8 +60,13 @@ def measure(out: Path, seed: int, fingerprint: float) -> None:
         return {d: found[0][d] + found[1][d] for d in DIRECTIONS}
 
     def solved(trials) -> object:
-        network = zero_shot.network_with(base, subject, zero_shot.HiddenRidge(*(np.zeros(s, np.float32) for s in (
-            (subject.n_voxels, base.config.hidden), base.config.hidden))))
+        network = zero_shot.network_with(
+            base,
+            subject,
+            zero_shot.HiddenRidge(
+                *(np.zeros(s, np.float32) for s in ((subject.n_voxels, base.config.hidden), base.config.hidden))
+            ),
+        )
         name = subject_name(subject.number)
         solve_ridge(network, base, make_feeds({name: subject}, {name: trials}, seed)[0], targets, seed)
         return network
@@ -86,7 +91,8 @@ def measure(out: Path, seed: int, fingerprint: float) -> None:
         "regions, shuffled regions": lambda: asked(of(zero_shot.by_regions(base, others, mixed_up, unlabelled)), shared),
         "connectome": lambda: asked(of(zero_shot.by_connectome(base, others, subject, unlabelled, seed)), shared),
         "connectome, shuffled regions": lambda: asked(
-            of(zero_shot.by_connectome(base, others, mixed_up, unlabelled, seed)), shared),
+            of(zero_shot.by_connectome(base, others, mixed_up, unlabelled, seed)), shared
+        ),
         "shared images": lambda: halves(lambda images: of(zero_shot.by_shared_images(base, others, subject, images, seed))),
         "shared images, shuffled": lambda: halves(lambda images: of(shuffled(images))),
         "as many training trials": lambda: halves(as_many),
@@ -107,10 +113,17 @@ def table(outs: list[Path]) -> str:
     """A Markdown table over worlds: means (sd over worlds), and differences to the control or baseline of a row, paired."""
     worlds = [known(out) for out in outs]
     count = len(worlds[0]["one hour"]["image"])
-    beside = {"regions": "regions, shuffled regions", "connectome": "connectome, shuffled regions",
-              "shared images": "as many training trials"}
-    lines = [f"{len(worlds)} worlds", "", "| the new subject by | candidates | " + " | ".join(
-        f"{d} | minus control or baseline" for d in DIRECTIONS) + " |", "|---|---:|" + 6 * "---:|"]
+    beside = {
+        "regions": "regions, shuffled regions",
+        "connectome": "connectome, shuffled regions",
+        "shared images": "as many training trials",
+    }
+    lines = [
+        f"{len(worlds)} worlds",
+        "",
+        "| the new subject by | candidates | " + " | ".join(f"{d} | minus control or baseline" for d in DIRECTIONS) + " |",
+        "|---|---:|" + 6 * "---:|",
+    ]
     for name in worlds[0]:
         halved = name.startswith("shared images") or name == "as many training trials"
         cells = [str(count // 2 if halved else count)]

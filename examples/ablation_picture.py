@@ -31,8 +31,9 @@ def main(study: str, picture: str) -> None:
             axis.plot(found["mean"], at, "o", markersize=4, color="tab:red" if shown else "tab:blue")
         axis.axvline(0, color="grey", linestyle=":")
         axis.set(title=title, xlabel="minus the full method")
-    titles = {row["variant"]: row["title"].partition(":")[0] if len(row["title"]) > 50 else row["title"]
-              for row in study["rows"]}
+    titles = {
+        row["variant"]: row["title"].partition(":")[0] if len(row["title"]) > 50 else row["title"] for row in study["rows"]
+    }
     axes[0].set_yticks(range(len(names)), [titles[name] for name in names], fontsize=8)
     axes[0].invert_yaxis()
     figure.savefig(picture, dpi=100)

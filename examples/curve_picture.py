@@ -16,8 +16,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 TITLES = {"image": "Image retrieval", "brain": "Brain retrieval", "text": "Text retrieval"}
-METHODS = {"mindtuner": "tuned", "from_scratch": "from scratch", "full_finetune": "full fine-tuning",
-           "regression": "ridge regression, no base"}
+METHODS = {
+    "mindtuner": "tuned",
+    "from_scratch": "from scratch",
+    "full_finetune": "full fine-tuning",
+    "regression": "ridge regression, no base",
+}
 
 
 def main(study: str, picture: str) -> None:
@@ -27,8 +31,10 @@ def main(study: str, picture: str) -> None:
         for method, label in METHODS.items():
             rows = [row for row in study["rows"] if (row["score"], row["method"]) == (score, method)]
             mean = [row["mean"] for row in rows]
-            spread = [[m - row["ci"][0] for m, row in zip(mean, rows, strict=True)],
-                      [row["ci"][1] - m for m, row in zip(mean, rows, strict=True)]]
+            spread = [
+                [m - row["ci"][0] for m, row in zip(mean, rows, strict=True)],
+                [row["ci"][1] - m for m, row in zip(mean, rows, strict=True)],
+            ]
             axis.errorbar([row["hours"] for row in rows], mean, spread, label=label, marker="o", markersize=4, capsize=2)
         axis.axhline(study["setting"]["chance"][score], color="grey", linestyle=":", label="chance")
         axis.set(title=title, xlabel="hours of scanning", xscale="log", xticks=study["hours"], ylim=(0, 1))

@@ -60,6 +60,7 @@ def untrained_generator(tmp_path_factory) -> Path:
 
 # ---- pages
 
+
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory):
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
@@ -70,9 +71,19 @@ def chrome(tmp_path_factory):
 
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-quic",
-                 "no-first-run", "disable-component-update", "disable-sync", "disable-dev-shm-usage",
-                 "window-size=1280,900", f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-background-networking",
+        "disable-quic",
+        "no-first-run",
+        "disable-component-update",
+        "disable-sync",
+        "disable-dev-shm-usage",
+        "window-size=1280,900",
+        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
@@ -84,6 +95,7 @@ def chrome(tmp_path_factory):
 
 
 # ---- full size, in small
+
 
 @pytest.fixture(scope="session")
 def released(tmp_path_factory) -> Path:
@@ -112,10 +124,18 @@ def models(released, tmp_path_factory) -> SimpleNamespace:
         assert sum(hub.sent.values()) == sum(map(len, hub.files.values()))  # each byte travelled once
         assert main(["check", "weights", str(root), "--hashes"]) == 0
     weights = root / "openclip" / "open_clip_pytorch_model.bin"
-    return SimpleNamespace(root=root, clip=("--clip", release.CLIP, "--clip-weights", weights), clip_weights=weights,
-                           vae=root / "sd-image-variations", convnext=root / "convnext_xlarge_alpha0.75_fullckpt.pth",
-                           checkpoint=root / "unclip6_epoch0_step110000.ckpt", unclip=root / "unclip", sdxl=root / "sdxl",
-                           git=root / "git-large-coco", converter=root / "bigG_to_L_epoch8.pth")
+    return SimpleNamespace(
+        root=root,
+        clip=("--clip", release.CLIP, "--clip-weights", weights),
+        clip_weights=weights,
+        vae=root / "sd-image-variations",
+        convnext=root / "convnext_xlarge_alpha0.75_fullckpt.pth",
+        checkpoint=root / "unclip6_epoch0_step110000.ckpt",
+        unclip=root / "unclip",
+        sdxl=root / "sdxl",
+        git=root / "git-large-coco",
+        converter=root / "bigG_to_L_epoch8.pth",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -134,19 +154,41 @@ def lab(tmp_path_factory, simulated, models) -> SimpleNamespace:
     quick = load_config("quick")
     fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8, dtype="float32")
     model = dataclasses.replace(
-        quick.model, hidden=16, blocks=1, tokens=TOKENS, width=WIDTH, text_width=TEXT_WIDTH, prior_depth=1, prior_heads=2,
-        prior_head_dim=16, latent_channels=4, latent_side=28, lowlevel_channels=(8, 4), lowlevel_side=7, feature_positions=49,
-        feature_width=FEATURES)
-    decode = dataclasses.replace(quick.decode, prior_steps=2, generator_steps=2, refine_steps=1, refine_start=0.5,
-                                 neighbours=0)
-    tiny = dataclasses.replace(quick, pretrain=dataclasses.replace(fit, start="random", similar_voxels=0), tune=fit,
-                               pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
-                               model=model, decode=decode)
+        quick.model,
+        hidden=16,
+        blocks=1,
+        tokens=TOKENS,
+        width=WIDTH,
+        text_width=TEXT_WIDTH,
+        prior_depth=1,
+        prior_heads=2,
+        prior_head_dim=16,
+        latent_channels=4,
+        latent_side=28,
+        lowlevel_channels=(8, 4),
+        lowlevel_side=7,
+        feature_positions=49,
+        feature_width=FEATURES,
+    )
+    decode = dataclasses.replace(
+        quick.decode, prior_steps=2, generator_steps=2, refine_steps=1, refine_start=0.5, neighbours=0
+    )
+    tiny = dataclasses.replace(
+        quick,
+        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        tune=fit,
+        pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
+        model=model,
+        decode=decode,
+    )
     config.write_text(yaml.safe_dump(as_dict(tiny)))
     paper = ("--towers", "paper", *models.clip, "--vae", models.vae, "--convnext", models.convnext)
-    for words in (("embed", simulated, cache, *paper),
-                  ("pretrain", simulated, base, "--without", 1, "--config", config, "--cache", cache),
-                  ("tune", base, simulated, tuned, "--subject", 1, "--method", "mindtuner", "--cache", cache)):
+    for words in (
+        ("embed", simulated, cache, *paper),
+        ("pretrain", simulated, base, "--without", 1, "--config", config, "--cache", cache),
+        ("tune", base, simulated, tuned, "--subject", 1, "--method", "mindtuner", "--cache", cache),
+    ):
         assert main(list(map(str, words))) == 0
-    return SimpleNamespace(root=root, data=simulated, cache=cache, base=base, tuned=tuned, config=config, paper=paper,
-                           decode=decode)
+    return SimpleNamespace(
+        root=root, data=simulated, cache=cache, base=base, tuned=tuned, config=config, paper=paper, decode=decode
+    )

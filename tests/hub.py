@@ -80,7 +80,7 @@ class Handler(QuietHandler):
             return
         if hub.drop.get(path, 0):
             hub.drop[path] -= 1
-            body, self.close_connection = body[:len(body) // 2], True
+            body, self.close_connection = body[: len(body) // 2], True
         self.wfile.write(body)
         if path:
             hub.sent[path] = hub.sent.get(path, 0) + len(body)

@@ -36,7 +36,7 @@ def make_lab(root, form="npy", folder=".", seed=0, stimuli=True, rois=True):
     stimulus = [NAMES[i] for i in rng.permutation(np.arange(TRIALS) % len(NAMES))]
     split = ["test" if name == "d.png" else "train" for name in stimulus]
     session = np.repeat([1, 2], TRIALS // 2)
-    betas = (rng.standard_normal((TRIALS, VOXELS)) * np.where(session == 1, 3, 0.5)[:, None] + session[:, None] * 7)
+    betas = rng.standard_normal((TRIALS, VOXELS)) * np.where(session == 1, 3, 0.5)[:, None] + session[:, None] * 7
     betas = betas.astype(np.float32)
     mask = np.zeros(MASK_SHAPE, bool)
     mask.flat[rng.permutation(mask.size)[:VOXELS]] = True

@@ -135,9 +135,7 @@ def test_scene_features_tell_binding_layout_and_category_apart():
     left, right = row(placed("dog", x=0.2)), row(placed("dog", x=0.8))
     assert {name for name, c in BLOCKS.items() if not np.allclose(left[c], right[c])} == {"layout"}
     animals = [row(placed(n))[BLOCKS["objects"]] for n in ("dog", "cat", "cow", "hen", "fox", "owl", "bat")]
-    tools = [
-        row(placed(n, "tool"))[BLOCKS["objects"]] for n in ("saw", "axe", "pen", "mop", "jug", "pan", "awl")
-    ]
+    tools = [row(placed(n, "tool"))[BLOCKS["objects"]] for n in ("saw", "axe", "pen", "mop", "jug", "pan", "awl")]
     within = np.corrcoef(animals)[np.triu_indices(7, 1)].mean()
     assert within > 0.25 and within > np.corrcoef(animals, tools)[:7, 7:].mean() + 0.25
 
@@ -157,9 +155,7 @@ def test_content_labels():
         ("ball", "red"),
         ("beach", ""),
     ]
-    assert scene.place == "" and {(o.group, o.x, o.y, o.size) for o in scene.objects} == {
-        ("word", 0.5, 0.5, 0.5)
-    }
+    assert scene.place == "" and {(o.group, o.x, o.y, o.size) for o in scene.objects} == {("word", 0.5, 0.5, 0.5)}
     assert [(o.name, o.colour) for o in content_labels("it is blue").objects] == [("blue", "blue")]
     with pytest.raises(UserError, match="no content word"):
         content_labels("this is 12 of the")
@@ -281,9 +277,7 @@ def test_receptive_fields_grow_with_eccentricity_and_area(features):
 @given(st.integers(50, 3000), st.integers(0, 2**32 - 1), st.floats(0, 3))
 def test_any_sheet_is_whole(n_voxels, seed, phi):
     sheet = make_sheet(n_voxels, seed)
-    assert (
-        sum(sheet.rois()[name] for name in ("V1", "V2", "V3", "V4", "higher_vis")).tolist() == [1] * n_voxels
-    )
+    assert sum(sheet.rois()[name] for name in ("V1", "V2", "V3", "V4", "higher_vis")).tolist() == [1] * n_voxels
     assert np.isfinite(sheet.map).all() and np.isfinite(sheet.position).all()
     assert phi_per_voxel(sheet, phi).mean() == pytest.approx(phi, rel=1e-4)
 
@@ -292,9 +286,7 @@ def test_smooth_fields_have_the_covariance_they_claim():
     points = np.array([[0.0, 0.0], [0.1, 0.0], [0.0, 0.3]])
     fields = np.concatenate([smooth_fields(points, 20, 0.2, seed) for seed in range(400)], 1)
     distance = np.linalg.norm(points[:, None] - points, axis=-1)
-    np.testing.assert_allclose(
-        fields @ fields.T / fields.shape[1], np.exp(-(distance**2) / (2 * 0.2**2)), atol=0.07
-    )
+    np.testing.assert_allclose(fields @ fields.T / fields.shape[1], np.exp(-(distance**2) / (2 * 0.2**2)), atol=0.07)
 
 
 # --- the measurement ---

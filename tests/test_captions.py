@@ -58,8 +58,12 @@ def test_the_converter_is_linear_over_tokens_then_width(converter, weights, toke
 
 def test_the_released_sizes():
     sizes = {name: tuple(p.shape) for name, p in TokenConverter(256, 1664, 257, 1024).state_dict().items()}
-    assert sizes == {"linear1.weight": (257, 256), "linear1.bias": (257,), "linear2.weight": (1024, 1664),
-                     "linear2.bias": (1024,)}
+    assert sizes == {
+        "linear1.weight": (257, 256),
+        "linear1.bias": (257,),
+        "linear2.weight": (1024, 1664),
+        "linear2.bias": (1024,),
+    }
 
 
 def test_captions_are_gits_own_when_its_image_tower_gives_these_tokens(folder, converter, weights, tokens, monkeypatch):
@@ -118,16 +122,22 @@ def lack_a_tensor(path: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda f: shutil.rmtree(f), "not found; expected a GIT .*--only git"),
-    (lambda f: (f / "config.json").unlink(), "config.json: not found"),
-    (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "clip"})), "model_type is 'clip'; expected 'git'"),
-    (lambda f: (f / "model.safetensors").unlink(), "not a whole GitForCausalLM"),
-    (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:999]), "not a whole GitFor"),
-    (lambda f: lack_a_tensor(f / "model.safetensors"), "lacks 1 tensors such as git.visual_projection"),
-    (lambda f: (f / "tokenizer_config.json").unlink(), "tokenizer_config.json: not found"),
-    (lambda f: BertTokenizer(vocab={f"w{k}": k for k in range(40)}).save_pretrained(f), "words; expected the 30"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda f: shutil.rmtree(f), "not found; expected a GIT .*--only git"),
+        (lambda f: (f / "config.json").unlink(), "config.json: not found"),
+        (
+            lambda f: (f / "config.json").write_text(json.dumps({"model_type": "clip"})),
+            "model_type is 'clip'; expected 'git'",
+        ),
+        (lambda f: (f / "model.safetensors").unlink(), "not a whole GitForCausalLM"),
+        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:999]), "not a whole GitFor"),
+        (lambda f: lack_a_tensor(f / "model.safetensors"), "lacks 1 tensors such as git.visual_projection"),
+        (lambda f: (f / "tokenizer_config.json").unlink(), "tokenizer_config.json: not found"),
+        (lambda f: BertTokenizer(vocab={f"w{k}": k for k in range(40)}).save_pretrained(f), "words; expected the 30"),
+    ],
+)
 def test_a_damaged_or_swapped_folder(folder, converter, tmp_path, spoil, message):
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     spoil(copy)
@@ -136,17 +146,24 @@ def test_a_damaged_or_swapped_folder(folder, converter, tmp_path, spoil, message
     assert str(copy) in str(caught.value) and "expected" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "not found"),
-    ({"model_state_dict": {}}, "holds no tensors by name; expected MindEye2's converter"),
-    ({"model_state_dict": {"ridge.weight": torch.zeros(2, 2)}}, "holds 1 tensors such as ridge.weight; expected linear1"),
-    ({"model_state_dict": {n: torch.zeros(s) for n, s in SIZES.items() if n != "linear2.bias"}}, "holds 3 tensors"),
-    ({"model_state_dict": {n: torch.zeros(s) for n, s in SIZES.items()} | {"linear1.bias": torch.zeros(4)}},
-     "holds 4 tensors such as linear1.weight; expected linear1"),
-    ({"state": {}}, "field model_state_dict is missing \\(it holds state\\)"),
-    ({"model_state_dict": {n: torch.zeros([3] * len(s)) for n, s in SIZES.items()}},
-     "makes 3 tokens of width 3; expected 5 of 8"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "not found"),
+        ({"model_state_dict": {}}, "holds no tensors by name; expected MindEye2's converter"),
+        ({"model_state_dict": {"ridge.weight": torch.zeros(2, 2)}}, "holds 1 tensors such as ridge.weight; expected linear1"),
+        ({"model_state_dict": {n: torch.zeros(s) for n, s in SIZES.items() if n != "linear2.bias"}}, "holds 3 tensors"),
+        (
+            {"model_state_dict": {n: torch.zeros(s) for n, s in SIZES.items()} | {"linear1.bias": torch.zeros(4)}},
+            "holds 4 tensors such as linear1.weight; expected linear1",
+        ),
+        ({"state": {}}, "field model_state_dict is missing \\(it holds state\\)"),
+        (
+            {"model_state_dict": {n: torch.zeros([3] * len(s)) for n, s in SIZES.items()}},
+            "makes 3 tokens of width 3; expected 5 of 8",
+        ),
+    ],
+)
 def test_a_damaged_or_swapped_converter(folder, tmp_path, content, message):
     path = tmp_path / "converter.pth"
     if content is not None:
@@ -158,8 +175,10 @@ def test_a_damaged_or_swapped_converter(folder, tmp_path, content, message):
 
 def test_what_this_machine_lacks(folder, converter, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for options, message in [({"where": "cuda"}, "torch finds no CUDA here"),
-                             ({"where": "cpu", "dtype": torch.float16}, "float16 on a CPU")]:
+    for options, message in [
+        ({"where": "cuda"}, "torch finds no CUDA here"),
+        ({"where": "cpu", "dtype": torch.float16}, "float16 on a CPU"),
+    ]:
         with pytest.raises(UserError, match=message):
             GitCaptioner(folder, converter, **options)
     monkeypatch.setitem(sys.modules, "transformers", None)

@@ -26,8 +26,9 @@ def whole(tmp_path_factory):
     """The table counts the trials of subject 1, as MOSAIC's do."""
     world = make_world(tmp_path_factory.mktemp("mosaic"))
     lines = world.table.read_text().split("\n")
-    world.table.write_text("\n".join(line[:-1] + str(REPEATS[line.split("\t")[0]]) if line.endswith("\t1") else line
-                                     for line in lines))
+    world.table.write_text(
+        "\n".join(line[:-1] + str(REPEATS[line.split("\t")[0]]) if line.endswith("\t1") else line for line in lines)
+    )
     return world
 
 
@@ -47,8 +48,9 @@ def everything(root):
     for subject in dataset.subjects.values():
         assert len(subject.train) + len(subject.test) == len(subject.trials)
         rows = subject.betas(subject.trials.row)
-        for row, image, repeat, test in zip(rows, subject.trials.stimulus, subject.trials.repeat, subject.trials.is_test,
-                                            strict=True):
+        for row, image, repeat, test in zip(
+            rows, subject.trials.stimulus, subject.trials.repeat, subject.trials.is_test, strict=True
+        ):
             betas[pixels[image].tobytes(), int(repeat), bool(test)] = dict(zip(subject.vertices.tolist(), row, strict=True))
     return betas
 
@@ -59,8 +61,12 @@ def test_nothing_is_wrong_with_sound_data(whole, capsys):
     assert findings.count("error") == 0
     assert {(item.file, item.field) for item in findings.items if item.severity == "warning"} == {("stimuli", "captions")}
     facts = " | ".join(f"{name}: {what}" for name, what in findings.facts)
-    for said in (f"{FILE}: 7 trials x 91282 grayordinates, float64", "59412 of 59412 vertices have a value: early 4183",
-                 f"{TABLE}: 4 stimuli of NSD, 1 of them test", "3 test trials of 1 images, each seen 3 times"):
+    for said in (
+        f"{FILE}: 7 trials x 91282 grayordinates, float64",
+        "59412 of 59412 vertices have a value: early 4183",
+        f"{TABLE}: 4 stimuli of NSD, 1 of them test",
+        "3 test trials of 1 images, each seen 3 times",
+    ):
         assert said in facts, facts
     assert any("session a trial was" in item.message for item in findings.items if item.severity == "note")
     assert main(["check", str(whole.root)]) == 0
@@ -71,8 +77,9 @@ def test_load_opens_the_folder_as_load_mosaic_does(whole):
     found, expected = load(whole.root), whole.load()
     assert list(found.subjects) == [1] and found.card == expected.card and found.stimuli.hash == expected.stimuli.hash
     for field in dataclasses.fields(expected.subject(1).trials):
-        np.testing.assert_array_equal(getattr(found.subject(1).trials, field.name),
-                                      getattr(expected.subject(1).trials, field.name))
+        np.testing.assert_array_equal(
+            getattr(found.subject(1).trials, field.name), getattr(expected.subject(1).trials, field.name)
+        )
     np.testing.assert_array_equal(found.subject(1).betas([3, 0]), expected.subject(1).betas([3, 0]))
     assert list(load(whole.root, [1]).subjects) == [1]
     with pytest.raises(UserError, match="no subject 2; expected one of 1"):
@@ -93,9 +100,11 @@ def test_a_table_of_trials_makes_it_a_labs_own_folder(world):
 
 def rewrite(change, nan=(), **storage):
     """Write the subject again with ``change`` of a copy of its trials, (name, phase, repetition, vector) each."""
+
     def damage(world):
         trials = [(*rest, vector.copy()) for *rest, vector in world.trials]
         write_subject(world.file, "sub-01_NSD", change(trials) or trials, nan, **storage)
+
     return damage
 
 
@@ -108,14 +117,16 @@ def each(where, value):
 
 
 def form(change):
-    return rewrite(lambda trials: [(*rest, change(values)) if i == 6 else (*rest, values)
-                                   for i, (*rest, values) in enumerate(trials)])
+    return rewrite(
+        lambda trials: [(*rest, change(values)) if i == 6 else (*rest, values) for i, (*rest, values) in enumerate(trials)]
+    )
 
 
 def attribute(name, value):
     def damage(world):
         with h5py.File(world.file, "r+") as file:
             file["betas"][C].attrs[name] = value
+
     return damage
 
 
@@ -125,16 +136,19 @@ def key(old, new):
 
 def lines(change):
     """Change the table's lines, the first of which is the header."""
+
     def damage(world):
         found = world.table.read_text().strip().split("\n")
         world.table.write_text("\n".join(change(found) or found) + "\n")
+
     return damage
 
 
 def truncate(name, keep=0.6):
     def damage(world):
         path = world.root / name
-        path.write_bytes(path.read_bytes()[:int(path.stat().st_size * keep)])
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
     return damage
 
 
@@ -142,6 +156,7 @@ def drop(name):
     def damage(world):
         path = world.root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     return damage
 
 
@@ -170,12 +185,20 @@ def copy_test_picture(world):
 
 def split(change):
     """MOSAIC's split of the subject's trials, ``change`` of (train, test)."""
+
     def damage(world):
-        keys = {phase: [f"sub-01_NSD_stimulus-{name[:-4]}_phase-{phase}_rep-{rep}.npz"
-                        for name, own, rep, _ in world.trials if own == phase] for phase in ("train", "test")}
+        keys = {
+            phase: [
+                f"sub-01_NSD_stimulus-{name[:-4]}_phase-{phase}_rep-{rep}.npz"
+                for name, own, rep, _ in world.trials
+                if own == phase
+            ]
+            for phase in ("train", "test")
+        }
         (world.root / "testtrain").mkdir()
         for phase, listed in change(keys).items():
             (world.root / f"testtrain/{phase}_naturalistic.json").write_text(json.dumps([{"sub-01_NSD_stimulus-x": listed}]))
+
     return damage
 
 
@@ -191,36 +214,65 @@ DAMAGE = {
     "no betas": (lambda w: h5py.File(w.file, "w").close(), "error", FILE, "no group 'betas'"),
     "vector corrupt": (corrupt_chunk, "error", FILE, "betas rows .*cannot be read"),
     "vector's header corrupt": (corrupt_header, "error", FILE, f"key {C}: cannot be read"),
-    "one NaN": (vector(4, EARLY[7], np.nan), "error", FILE, "1 of 59412 voxels hold NaN.* first in key "
-                f".*-b_phase-train_rep-1, grayordinate {EARLY[7]}"),
+    "one NaN": (
+        vector(4, EARLY[7], np.nan),
+        "error",
+        FILE,
+        f"1 of 59412 voxels hold NaN.* first in key .*-b_phase-train_rep-1, grayordinate {EARLY[7]}",
+    ),
     "one infinity": (vector(6, EARLY[0], -np.inf), "error", FILE, f"infinite values.*key {C}, grayordinate {EARLY[0]}"),
     "vertices too few": (form(lambda v: v[:59412]), "error", FILE, rf"key {C}: has shape \(59412,\) .* expected \(91282,\)"),
     "vertices too many": (form(lambda v: np.r_[v, v[:9]]), "error", FILE, rf"key {C}: has shape \(91291,\)"),
     "vertices in a table": (form(lambda v: v[None]), "error", FILE, rf"key {C}: has shape \(1, 91282\)"),
     "vector in whole numbers": (form(lambda v: (v * 300).astype(np.int16)), "error", FILE, f"key {C}: has .* dtype int16"),
     "one vector in single precision": (form(lambda v: v.astype(np.float32)), "warning", FILE, "dtype: .*float32 and float64"),
-    "half precision": (rewrite(lambda t: [(*rest, v.astype(np.float16)) for *rest, v in t]), "warning", FILE,
-                       "dtype: .*float16"),
+    "half precision": (
+        rewrite(lambda t: [(*rest, v.astype(np.float16)) for *rest, v in t]),
+        "warning",
+        FILE,
+        "dtype: .*float16",
+    ),
     "trial of zeros": (vector(3, slice(None), 0), "warning", FILE, "one value in all voxels: key .*-b_phase-train_rep-0"),
-    "trial copied": (rewrite(lambda t: t[6][3].__setitem__(slice(None), t[3][3])), "warning", FILE,
-                     f"key {C} = key .*-b_phase-train_rep-0"),
+    "trial copied": (
+        rewrite(lambda t: t[6][3].__setitem__(slice(None), t[3][3])),
+        "warning",
+        FILE,
+        f"key {C} = key .*-b_phase-train_rep-0",
+    ),
     "nan list out of range": (rewrite(lambda t: None, nan=[91282]), "error", FILE, r"nan_indices_all: .*0\.\.91281"),
     "nan list of fractions": (rewrite(lambda t: None, nan=[2.5]), "error", FILE, "nan_indices_all: .*expected a list"),
     "nan list leaves a region empty": (rewrite(lambda t: None, nan=EARLY), "warning", FILE, "region early: holds no vertex"),
     "key misspelt": (key("_stimulus-", "_stim-"), "error", FILE, "key sub-01_NSD_stim-c.*: does not parse"),
-    "key of another subject": (key("sub-01", "sub-02"), "error", FILE,
-                               "key sub-02_.*: is of another subject than sub-01_NSD"),
+    "key of another subject": (
+        key("sub-01", "sub-02"),
+        "error",
+        FILE,
+        "key sub-02_.*: is of another subject than sub-01_NSD",
+    ),
     "key of another phase": (key("train", "test"), "error", FILE, "key .*-c_phase-test_rep-0: and the stimulus table.*train"),
     "key without a row": (key("-c_", "-z_"), "error", FILE, "key .*-z_phase.*: has 0 rows in nsd_stiminfo.tsv"),
     "repeat missing": (key("rep-0", "rep-2"), "warning", FILE, "repeat: 1 stimuli lack an earlier repeat: c"),
-    "repeat twice": (lambda w: rename(w, C.replace("-c_", "-b_").replace("rep-0", "rep-1"),
-                                      C.replace("-c_", "-b_").replace("rep-0", "rep-00")), "error", FILE,
-                     "repeat: 1 stimuli have the same repeat twice: b"),
+    "repeat twice": (
+        lambda w: rename(
+            w, C.replace("-c_", "-b_").replace("rep-0", "rep-1"), C.replace("-c_", "-b_").replace("rep-0", "rep-00")
+        ),
+        "error",
+        FILE,
+        "repeat: 1 stimuli have the same repeat twice: b",
+    ),
     "a trial lost": (rewrite(lambda t: t[:3] + t[4:]), "warning", TABLE, r"sub-01_reps: .*b.png \(1 of 2\)"),
-    "unknown dataset": (lambda w: write_subject(w.file, "sub-01_MINE", w.trials, []), "error", FILE,
-                        "subject: holds sub-01_MINE"),
-    "file misnamed": (lambda w: w.file.rename(w.root / "sub-02_NSD.hdf5"), "warning", "sub-02_NSD.hdf5",
-                      "subject: holds sub-01_NSD"),
+    "unknown dataset": (
+        lambda w: write_subject(w.file, "sub-01_MINE", w.trials, []),
+        "error",
+        FILE,
+        "subject: holds sub-01_MINE",
+    ),
+    "file misnamed": (
+        lambda w: w.file.rename(w.root / "sub-02_NSD.hdf5"),
+        "warning",
+        "sub-02_NSD.hdf5",
+        "subject: holds sub-01_NSD",
+    ),
     "subject twice": (subject_twice, "error", "sub-09_NSD.hdf5", "holds sub-01_NSD, and so does sub-01_NSD.hdf5"),
     "attribute differs": (attribute("phase", "test"), "warning", FILE, rf"attributes: .*{C} \(phase test\)"),
     "no table": (drop(TABLE), "error", TABLE, "table: not found"),
@@ -229,35 +281,79 @@ DAMAGE = {
     "table of another phase": (lambda w: replace_in(w.table, "\ttest\t", "\tboth\t"), "error", TABLE, "line 5 .*'both'"),
     "table is not text": (lambda w: w.table.write_bytes(b"\xff\xfe\x00\x01"), "error", TABLE, "table: cannot be read"),
     "table truncated": (truncate(TABLE, 0.7), "error", TABLE, "table: line 4 has filename 'c.'"),
-    "table truncated between lines": (lines(lambda found: found[:-1]), "error", FILE,
-                                    "key .*-t_phase-test_rep-2: has 0 rows"),
-    "table breaks off": (lambda w: w.table.write_text(w.table.read_text().rstrip()[:-2]), "error", TABLE,
-                         "row t.png: has not as many cells"),
+    "table truncated between lines": (
+        lines(lambda found: found[:-1]),
+        "error",
+        FILE,
+        "key .*-t_phase-test_rep-2: has 0 rows",
+    ),
+    "table breaks off": (
+        lambda w: w.table.write_text(w.table.read_text().rstrip()[:-2]),
+        "error",
+        TABLE,
+        "row t.png: has not as many cells",
+    ),
     "row twice": (lines(lambda found: [*found, found[3]]), "error", FILE, f"key {C}: has 2 rows"),
-    "unused row twice": (lines(lambda found: [*found, *["z.png\t1\tCOCO\ttrain\t0"] * 2]), "warning", TABLE,
-                         "filename: 1 stimuli have several rows: z.png"),
-    "row that no trial names": (lines(lambda found: [*found, "z.png\t1\tCOCO\ttrain\t2"]), "warning", TABLE,
-                                r"sub-01_reps: .*z.png \(0 of 2\)"),
-    "test row called train": (lines(lambda found: [line.replace("\ttest\t", "\ttrain\t") for line in found]), "error", FILE,
-                              "key .*-t_phase-test.*which says train"),
+    "unused row twice": (
+        lines(lambda found: [*found, *["z.png\t1\tCOCO\ttrain\t0"] * 2]),
+        "warning",
+        TABLE,
+        "filename: 1 stimuli have several rows: z.png",
+    ),
+    "row that no trial names": (
+        lines(lambda found: [*found, "z.png\t1\tCOCO\ttrain\t2"]),
+        "warning",
+        TABLE,
+        r"sub-01_reps: .*z.png \(0 of 2\)",
+    ),
+    "test row called train": (
+        lines(lambda found: [line.replace("\ttest\t", "\ttrain\t") for line in found]),
+        "error",
+        FILE,
+        "key .*-t_phase-test.*which says train",
+    ),
     "no stimuli": (drop("stimuli"), "error", "stimuli", "stimuli: not found; expected a folder"),
     "picture missing": (drop(f"{COCO}/c.png"), "error", FILE, f"stimulus: {C}: no picture of stimulus c.png"),
     "picture twice": (lambda w: write_picture(w.stimuli / "NSD/c.png", 0), "error", FILE, "stimulus c.png is both"),
     "picture truncated": (truncate(f"{COCO}/c.png"), "error", f"{COCO}/c.png", "images: cannot be read as a picture"),
     "picture is text": (lambda w: (w.root / COCO / "t.png").write_text("no"), "error", f"{COCO}/t.png", "cannot be read"),
-    "test picture in training": (copy_test_picture, "warning", "stimuli",
-                                 "same pixels as a training image: NSD/coco/.* = NSD/coco/"),
-    "caption not UTF-8": (lambda w: (w.root / COCO / "b.txt").write_bytes(b"\xff\xfe\x00"), "error", f"{COCO}/b.txt",
-                          "captions: cannot be read as UTF-8"),
+    "test picture in training": (
+        copy_test_picture,
+        "warning",
+        "stimuli",
+        "same pixels as a training image: NSD/coco/.* = NSD/coco/",
+    ),
+    "caption not UTF-8": (
+        lambda w: (w.root / COCO / "b.txt").write_bytes(b"\xff\xfe\x00"),
+        "error",
+        f"{COCO}/b.txt",
+        "captions: cannot be read as UTF-8",
+    ),
     "captions lost": (drop(f"{COCO}/b.txt"), "note", "stimuli", "captions: no image has a caption"),
-    "split truncated": (lambda w: (split(lambda k: k)(w), truncate("testtrain/test_naturalistic.json")(w)), "error",
-                        "testtrain/test_naturalistic.json", "split: is no list"),
-    "half a split": (lambda w: (split(lambda k: k)(w), drop("testtrain/test_naturalistic.json")(w)), "error",
-                     "testtrain/test_naturalistic.json", "split: not found"),
-    "split the other way round": (split(lambda k: {"train": k["test"], "test": k["train"]}), "error", "testtrain",
-                                  "split: 7 trials are in the other list"),
-    "split of lost trials": (split(lambda k: {**k, "train": [*k["train"], C.replace("rep-0", "rep-1")]}), "warning",
-                             "testtrain", "split: lists 1 trials that sub-01_NSD.hdf5 does not hold: .*-c_phase-train_rep-1"),
+    "split truncated": (
+        lambda w: (split(lambda k: k)(w), truncate("testtrain/test_naturalistic.json")(w)),
+        "error",
+        "testtrain/test_naturalistic.json",
+        "split: is no list",
+    ),
+    "half a split": (
+        lambda w: (split(lambda k: k)(w), drop("testtrain/test_naturalistic.json")(w)),
+        "error",
+        "testtrain/test_naturalistic.json",
+        "split: not found",
+    ),
+    "split the other way round": (
+        split(lambda k: {"train": k["test"], "test": k["train"]}),
+        "error",
+        "testtrain",
+        "split: 7 trials are in the other list",
+    ),
+    "split of lost trials": (
+        split(lambda k: {**k, "train": [*k["train"], C.replace("rep-0", "rep-1")]}),
+        "warning",
+        "testtrain",
+        "split: lists 1 trials that sub-01_NSD.hdf5 does not hold: .*-c_phase-train_rep-1",
+    ),
 }
 # What the files then say is another thing, and that is what the reader gives.
 OTHERWISE = ("half precision", "trial of zeros", "trial copied", "repeat missing", "repeat twice", "test picture in training")
@@ -273,8 +369,11 @@ def test_damage_is_found_named_and_never_read(world, sound, name):
     damage, severity, file, said = DAMAGE[name]
     damage(world)
     findings = check(world.root)
-    found = [item for item in findings.items if item.severity == severity and item.file == file
-             and re.search(said, f"{item.field}: {item.message}")]
+    found = [
+        item
+        for item in findings.items
+        if item.severity == severity and item.file == file and re.search(said, f"{item.field}: {item.message}")
+    ]
     assert found, [dataclasses.astuple(item) for item in findings.items if item.severity != "note"]
     assert all("\n" not in item.message for item in findings.items)
     assert (findings.count("error") > 0) == (severity == "error" or name == "table misnamed")
@@ -306,10 +405,14 @@ def test_a_constant_vertex_and_betas_that_are_not_normalised_are_found(world):
 
     more_trials(world, change)
     items = [(item.severity, item.file, f"{item.field}: {item.message}") for item in check(world.root).items]
-    assert any(severity == "error" and file == FILE and f"same in all 16 rows: grayordinate {EARLY[3]};" in text
-               for severity, file, text in items), items
-    assert any(severity == "warning" and file == FILE and re.search("zscore: .* median sd of [23]", text)
-               for severity, file, text in items), items
+    assert any(
+        severity == "error" and file == FILE and f"same in all 16 rows: grayordinate {EARLY[3]};" in text
+        for severity, file, text in items
+    ), items
+    assert any(
+        severity == "warning" and file == FILE and re.search("zscore: .* median sd of [23]", text)
+        for severity, file, text in items
+    ), items
 
 
 def test_without_a_nan_list_vertices_without_a_value_are_left_out(world):
@@ -328,10 +431,16 @@ def test_several_datasets_are_compared_and_the_reader_says_what_it_leaves_out(wo
     shutil.copytree(world.root / COCO, world.root / "stimuli/THINGS")
     names = ("t.png", "own.png")
     write_picture(world.root / "stimuli/THINGS/own.png", 50)
-    write_subject(world.root / "sub-02_THINGS.hdf5", "sub-02_THINGS",
-                  [(name, "train", 0, rng.standard_normal(91282)) for name in names], [])
-    (world.root / "things_stiminfo.tsv").write_text("\n".join(
-        ["filename\talias\tsource\ttest_train\tsub-02_reps", *(f"{name}\tn/a\tTHINGS\ttrain\t1" for name in names)]) + "\n")
+    write_subject(
+        world.root / "sub-02_THINGS.hdf5",
+        "sub-02_THINGS",
+        [(name, "train", 0, rng.standard_normal(91282)) for name in names],
+        [],
+    )
+    (world.root / "things_stiminfo.tsv").write_text(
+        "\n".join(["filename\talias\tsource\ttest_train\tsub-02_reps", *(f"{name}\tn/a\tTHINGS\ttrain\t1" for name in names)])
+        + "\n"
+    )
     findings = check(world.root)
     assert findings.count("error") == 0
     notes = " | ".join(f"{item.field}: {item.message}" for item in findings.items if item.severity == "note")
@@ -353,6 +462,9 @@ def test_all_damage_is_told_at_once(world, capsys):
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert {(item["file"], item["field"]) for item in report["findings"] if item["severity"] == "error"} == {
-        (FILE, "betas"), (FILE, "key sub-01_NSD_stimulus-a_1.0_phase-train_rep-0"), (f"{COCO}/c.png", "images"),
-        (f"{COCO}/b.txt", "captions")}
+        (FILE, "betas"),
+        (FILE, "key sub-01_NSD_stimulus-a_1.0_phase-train_rep-0"),
+        (f"{COCO}/c.png", "images"),
+        (f"{COCO}/b.txt", "captions"),
+    }
     assert "4 errors found; expected none" in printed.err

@@ -61,10 +61,14 @@ def everything(root):
     design = layout_b.read_design(root, len(pixels))
     captions = layout_b.read_captions(layout_b.caption_files([root]), layout_b.read_coco_ids(root, design.is_shared))
     scans = convert_nsd.find_scans(root, design, layout_b.find_subjects(root))
-    betas = {subject.number: np.concatenate([read_session(path, subject.mask) for path in subject.sessions])
-             for subject in scans}
-    return pixels, captions, {subject.number: (betas[subject.number], subject.table.stimulus, subject.table.is_shared)
-                              for subject in scans}
+    betas = {
+        subject.number: np.concatenate([read_session(path, subject.mask) for path in subject.sessions]) for subject in scans
+    }
+    return (
+        pixels,
+        captions,
+        {subject.number: (betas[subject.number], subject.table.stimulus, subject.table.is_shared) for subject in scans},
+    )
 
 
 def test_nothing_is_wrong_with_sound_data(whole, capsys):
@@ -74,11 +78,17 @@ def test_nothing_is_wrong_with_sound_data(whole, capsys):
     # What is odd is really there: small masks, trials of one value (the ends of int16), images without captions.
     warnings = {(item.file, item.field) for item in findings.items if item.severity == "warning"}
     assert warnings == {(ROI.format(s) + "/nsdgeneral.nii.gz", "mask") for s in (1, 2)} | {
-        (BETAS.format(s), "betas") for s in (1, 2)} | {(TABLE, "captions")}
+        (BETAS.format(s), "betas") for s in (1, 2)
+    } | {(TABLE, "captions")}
     notes = " | ".join(f"{item.file} {item.field}: {item.message}" for item in findings.items if item.severity == "note")
     voxel = ", ".join(map(str, whole.voxels(1)[0]))
-    for said in (f"1 voxels are constant in session 2: voxel ({voxel})", "2 of NSD's 40",
-                 "smallest or largest of int16", "NSD's sessions have 750 trials, these 24", "73000 images of 425 x 425"):
+    for said in (
+        f"1 voxels are constant in session 2: voxel ({voxel})",
+        "2 of NSD's 40",
+        "smallest or largest of int16",
+        "NSD's sessions have 750 trials, these 24",
+        "73000 images of 425 x 425",
+    ):
         assert said in notes, notes
     facts = dict(findings.facts)
     assert facts[MASK1].startswith(f"{len(whole.voxels(1))} voxels") and "96 trials of 8 subjects" in facts[DESIGN]
@@ -94,8 +104,10 @@ def test_raw_nsd_is_converted_before_it_is_loaded(whole):
 
 def save(path, change):
     """Change a NIfTI file's numbers."""
+
     def damage(truth):
         nifti(truth.root / path, change(np.asanyarray(nibabel.load(truth.root / path, mmap=False).dataobj)))
+
     return damage
 
 
@@ -103,6 +115,7 @@ def changed(where, value):
     def change(array):
         array[where] = value
         return array
+
     return change
 
 
@@ -122,6 +135,7 @@ def put(path, name, where, value):
     def damage(truth):
         with h5py.File(truth.root / path, "r+") as file:
             file[name][where] = value
+
     return damage
 
 
@@ -204,37 +218,65 @@ DAMAGE = {
     "no design": (drop(DESIGN), "error", DESIGN, "not found"),
     "design truncated": (truncate(DESIGN), "error", DESIGN, "not a whole MATLAB file"),
     "design is text": (lambda t: (t.root / DESIGN).write_text("x" * 500), "error", DESIGN, "not a whole MATLAB file"),
-    "design lacks a field": (lambda t: scipy.io.savemat(t.root / DESIGN, {"subjectim": [[1]]}), "error", DESIGN,
-                             "no field masterordering"),
+    "design lacks a field": (
+        lambda t: scipy.io.savemat(t.root / DESIGN, {"subjectim": [[1]]}),
+        "error",
+        DESIGN,
+        "no field masterordering",
+    ),
     "order out of range": (lambda t: redesign(t, order=11), "error", DESIGN, r"masterordering\(1, 96\) is 11"),
     "image out of range": (lambda t: redesign(t, images=18), "error", DESIGN, r"subjectim\(8, 10\) is 18"),
     "shared out of range": (lambda t: redesign(t, shared=99), "error", DESIGN, r"sharedix\(1, 3\) is 99"),
     "image listed twice": (listed_twice, "warning", DESIGN, "subjectim, row 3: lists 1 images more than once"),
     "shared by some": (shared_by_some, "warning", DESIGN, "subjectim, row 5: lacks 1 of the images in sharedix"),
-    "repeats missing and too many": (repeats_lost, "warning", DESIGN,
-                                     r"masterordering: 2 of 10 places .*place 4 \(0 times\)"),
+    "repeats missing and too many": (
+        repeats_lost,
+        "warning",
+        DESIGN,
+        r"masterordering: 2 of 10 places .*place 4 \(0 times\)",
+    ),
     "no stimuli": (drop(STIMULI), "error", STIMULI, "imgBrick: not found"),
     "stimuli truncated": (truncate(STIMULI), "error", STIMULI, "imgBrick: not a whole HDF5"),
-    "stimuli as floats": (lambda t: hdf5(t.root / STIMULI, "imgBrick", t.pixels / np.float32(255)), "error", STIMULI,
-                          "dtype float32; expected .* uint8"),
-    "stimuli turned round": (lambda t: hdf5(t.root / STIMULI, "imgBrick", t.pixels.transpose(0, 3, 1, 2)), "error", STIMULI,
-                             r"shape \(17, 3, 40, 40\)"),
+    "stimuli as floats": (
+        lambda t: hdf5(t.root / STIMULI, "imgBrick", t.pixels / np.float32(255)),
+        "error",
+        STIMULI,
+        "dtype float32; expected .* uint8",
+    ),
+    "stimuli turned round": (
+        lambda t: hdf5(t.root / STIMULI, "imgBrick", t.pixels.transpose(0, 3, 1, 2)),
+        "error",
+        STIMULI,
+        r"shape \(17, 3, 40, 40\)",
+    ),
     "a stimulus cannot be read": (corrupt_images, "error", STIMULI, "imgBrick cannot be read"),
     "stimulus blank": (put(STIMULI, "imgBrick", 5, 128), "warning", STIMULI, "images: 1 images have one colour: image 5"),
     "test image in training": (copy_into_test, "warning", STIMULI, "1 test images have the same pixels as a training image"),
     "no table": (drop(TABLE), "error", TABLE, "not found"),
     "table truncated": (truncate(TABLE, 0.5), "error", TABLE, "table: (no )?line"),
-    "table breaks off in its last line": (lambda t: (t.root / TABLE).write_text((t.root / TABLE).read_text()[:-13]), "error",
-                                          TABLE, "line 18: has . cells; expected 9"),
+    "table breaks off in its last line": (
+        lambda t: (t.root / TABLE).write_text((t.root / TABLE).read_text()[:-13]),
+        "error",
+        TABLE,
+        "line 18: has . cells; expected 9",
+    ),
     "table without a column": (replace(TABLE, "cocoId", "coco"), "error", TABLE, "line 2: cocoId is None"),
     "table says shared": (replace(TABLE, "False,False,False", "False,False,True"), "error", TABLE, "shared1000 is 'True'"),
     "table line twice": (replace(TABLE, ",1,False", ",0,False"), "error", TABLE, "nsdId is 0; expected each"),
     "photograph twice": (photograph_twice, "warning", TABLE, r"cocoId: 1 photographs are two stimuli: cocoId \d+"),
     "captions truncated": (truncate("captions_val2017.json"), "error", "captions_val2017.json", "not valid JSON"),
-    "captions are instances": (replace("captions_train2017.json", '"caption"', '"bbox"'), "error", "captions_train2017.json",
-                               r"annotations\[0\]"),
-    "captions lost": (lambda t: (t.root / "captions_val2017.json").unlink(), "warning", TABLE,
-                      r"captions: \d+ of 17 images have no caption"),
+    "captions are instances": (
+        replace("captions_train2017.json", '"caption"', '"bbox"'),
+        "error",
+        "captions_train2017.json",
+        r"annotations\[0\]",
+    ),
+    "captions lost": (
+        lambda t: (t.root / "captions_val2017.json").unlink(),
+        "warning",
+        TABLE,
+        r"captions: \d+ of 17 images have no caption",
+    ),
     "no mask": (drop(MASK1), "error", MASK1, "mask: not found"),
     "mask truncated": (truncate(MASK1), "error", MASK1, "mask: damaged or not a whole"),
     "mask with a flipped bit": (flip_mask, "error", MASK1, "mask: damaged"),
@@ -248,16 +290,28 @@ DAMAGE = {
     "a region empty": (save(VISUAL2, lambda m: np.where(m == 7, 0, m)), "warning", VISUAL2, "V4 holds no voxel"),
     "a session missing": (drop(ONE[1]), "error", ONE[1][:-7] + ".hdf5 (or .nii.gz)", "session: not found"),
     "no session": (lambda t: [drop(path)(t) for path in TWO], "error", BETAS.format(2), "no session"),
-    "session misnamed": (lambda t: (t.root / ONE[2]).rename((t.root / ONE[2]).with_name("betas_session3.nii.gz")), "warning",
-                         BETAS.format(1) + "/betas_session3.nii.gz", "session: is passed over"),
-    "session too short": (lambda t: write_session(t.root / BETAS.format(1), 3, t.raw[1][2][..., 1:], "nii.gz"), "error",
-                          ONE[2], "holds 23 trials; expected 24"),
+    "session misnamed": (
+        lambda t: (t.root / ONE[2]).rename((t.root / ONE[2]).with_name("betas_session3.nii.gz")),
+        "warning",
+        BETAS.format(1) + "/betas_session3.nii.gz",
+        "session: is passed over",
+    ),
+    "session too short": (
+        lambda t: write_session(t.root / BETAS.format(1), 3, t.raw[1][2][..., 1:], "nii.gz"),
+        "error",
+        ONE[2],
+        "holds 23 trials; expected 24",
+    ),
     "sessions beyond the design": (beyond_design, "error", ONE[0].replace("01.nii", "05.nii"), "beyond the design"),
     "NIfTI truncated": (truncate(ONE[1]), "error", ONE[1], "betas .*damaged or not a whole"),
     "NIfTI with a flipped bit": (lambda t: flip(t.root / ONE[2]), "error", ONE[2], "damaged .*CRC"),
     "NIfTI is text": (lambda t: (t.root / ONE[0]).write_text("hello"), "error", ONE[0], "damaged or not a whole"),
-    "NIfTI as floats": (lambda t: nifti(t.root / ONE[0], t.raw[1][0].astype(np.float32)), "error", ONE[0],
-                        "dtype float32; expected int16"),
+    "NIfTI as floats": (
+        lambda t: nifti(t.root / ONE[0], t.raw[1][0].astype(np.float32)),
+        "error",
+        ONE[0],
+        "dtype float32; expected int16",
+    ),
     "NIfTI scaled": (lambda t: nifti(t.root / ONE[0], t.raw[1][0], slope=0.5), "error", ONE[0], "is scaled by 0.5"),
     "NIfTI not times 300": (in_percent, "warning", BETAS.format(1), r"scale: .*betas_session01.nii.gz \(0.0"),
     "HDF5 truncated": (truncate(TWO[1]), "error", TWO[1], "not a whole HDF5"),
@@ -265,20 +319,45 @@ DAMAGE = {
     "HDF5 turned round": (lambda t: hdf5(t.root / TWO[1], "betas", t.raw[2][1]), "error", TWO[1], r"shape \(24, 4, 5, 6\)"),
     "HDF5 under another name": (lambda t: hdf5(t.root / TWO[1], "b", t.raw[2][1].T), "error", TWO[1], "no dataset 'betas'"),
     "HDF5 never written": (unwritten, "warning", TWO[0], "0 of 5760 bytes were ever written"),
-    "half a session zero": (put(TWO[1], "betas", (slice(None), slice(0, 2)), 0), "warning", BETAS.format(2),
-                            "voxels are constant in session 2: .*not copied to its end"),
+    "half a session zero": (
+        put(TWO[1], "betas", (slice(None), slice(0, 2)), 0),
+        "warning",
+        BETAS.format(2),
+        "voxels are constant in session 2: .*not copied to its end",
+    ),
     "voxel constant": (flat_voxel, "warning", BETAS.format(2), r"1 of \d+ voxels are the same in all 48 rows: voxel \("),
     "trial of zeros": (put(TWO[1], "betas", 6, 0), "warning", BETAS.format(2), "one value.*betas_session02.hdf5, trial 7"),
-    "session copied": (lambda t: shutil.copy(t.root / TWO[0], t.root / TWO[1]), "warning", BETAS.format(2),
-                       "betas_session02.hdf5, trial 3 = betas_session01.hdf5, trial 3"),
-    "subject that NSD has not": (lambda t: shutil.copytree(t.root / BETAS.format(1), t.root / BETAS.format(9)), "error",
-                                 BETAS.format(9), "subject: 9 is not in NSD's design"),
+    "session copied": (
+        lambda t: shutil.copy(t.root / TWO[0], t.root / TWO[1]),
+        "warning",
+        BETAS.format(2),
+        "betas_session02.hdf5, trial 3 = betas_session01.hdf5, trial 3",
+    ),
+    "subject that NSD has not": (
+        lambda t: shutil.copytree(t.root / BETAS.format(1), t.root / BETAS.format(9)),
+        "error",
+        BETAS.format(9),
+        "subject: 9 is not in NSD's design",
+    ),
 }
 # What the files then say is another thing, and that is what a reader gives.
-OTHERWISE = ("image listed twice", "shared by some", "repeats missing and too many", "stimulus blank",
-             "test image in training", "photograph twice", "captions lost", "mask with NaN", "session misnamed",
-             "NIfTI not times 300",
-             "HDF5 never written", "half a session zero", "voxel constant", "trial of zeros", "session copied")
+OTHERWISE = (
+    "image listed twice",
+    "shared by some",
+    "repeats missing and too many",
+    "stimulus blank",
+    "test image in training",
+    "photograph twice",
+    "captions lost",
+    "mask with NaN",
+    "session misnamed",
+    "NIfTI not times 300",
+    "HDF5 never written",
+    "half a session zero",
+    "voxel constant",
+    "trial of zeros",
+    "session copied",
+)
 
 
 @pytest.fixture(scope="module")
@@ -291,8 +370,11 @@ def test_damage_is_found_named_and_never_read(truth, sound, name):
     damage, severity, file, said = DAMAGE[name]
     damage(truth)
     findings = check(truth.root)
-    found = [item for item in findings.items if item.severity == severity and item.file == file
-             and re.search(said, f"{item.field}: {item.message}")]
+    found = [
+        item
+        for item in findings.items
+        if item.severity == severity and item.file == file and re.search(said, f"{item.field}: {item.message}")
+    ]
     assert found, [dataclasses.astuple(item) for item in findings.items if item.severity != "note"]
     assert all("\n" not in item.message for item in findings.items)
     assert (findings.count("error") > 0) == (severity == "error")
@@ -335,7 +417,11 @@ def test_all_damage_is_told_at_once(truth, capsys):
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert {item["file"] for item in report["findings"] if item["severity"] == "error"} == {
-        "captions_val2017.json", ONE[0], ONE[2], TWO[1]}
+        "captions_val2017.json",
+        ONE[0],
+        ONE[2],
+        TWO[1],
+    }
     assert report["errors"] == 4 and "4 errors found; expected none" in printed.err
 
 

@@ -20,8 +20,20 @@ from mindtuner.data.layouts import layout_a_writer as writer
 from mindtuner.data.simulation import simulate as simulation
 from mindtuner.errors import UserError
 
-TINY = ["--subjects", "1", "--sessions", "2", "--trials-per-session", "48", "--shared-images", "8", "--repeats", "2",
-        "--voxel-scale", ".01"]
+TINY = [
+    "--subjects",
+    "1",
+    "--sessions",
+    "2",
+    "--trials-per-session",
+    "48",
+    "--shared-images",
+    "8",
+    "--repeats",
+    "2",
+    "--voxel-scale",
+    ".01",
+]
 
 
 def refused(capsys, argv, *parts):
@@ -47,10 +59,16 @@ def pair(folder, name, opaque=False, words="a thing"):
 
 # ---- asking
 
+
 def test_version_and_help(capsys):
-    for argv, word in ((["--version"], mindtuner.__version__), (["--help"], "Begin with: mindtuner demo"),
-                       (["simulate", "--help"], "--trials-per-session"), (["demo", "--help"], "--quick"),
-                       (["train-generator", "--help"], "--denoiser-steps"), (["report", "--help"], "RUN")):
+    for argv, word in (
+        (["--version"], mindtuner.__version__),
+        (["--help"], "Begin with: mindtuner demo"),
+        (["simulate", "--help"], "--trials-per-session"),
+        (["demo", "--help"], "--quick"),
+        (["train-generator", "--help"], "--denoiser-steps"),
+        (["report", "--help"], "RUN"),
+    ):
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 0 and word in capsys.readouterr().out
@@ -60,9 +78,17 @@ def test_without_a_verb_the_help_is_shown(capsys):
     assert main([]) == 0 and "Begin with: mindtuner demo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [["paint"], ["simulate"], ["simulate", "x", "--colour", "red"],
-                                  ["simulate", "x", "--seed", "one"], ["simulate", "x", "--subjects", "2.5"],
-                                  ["demo", "--cutouts", "a", "--stimuli", "b"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["paint"],
+        ["simulate"],
+        ["simulate", "x", "--colour", "red"],
+        ["simulate", "x", "--seed", "one"],
+        ["simulate", "x", "--subjects", "2.5"],
+        ["demo", "--cutouts", "a", "--stimuli", "b"],
+    ],
+)
 def test_words_that_mean_nothing_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         main(argv)
@@ -70,6 +96,7 @@ def test_words_that_mean_nothing_exit_with_2(argv, capsys):
 
 
 # ---- simulate
+
 
 def test_simulate_writes_what_load_reads(tmp_path, capsys, few_cutouts):
     assert main(["simulate", str(tmp_path / "out"), *TINY, "--seed", "5"]) == 0
@@ -81,8 +108,17 @@ def test_simulate_writes_what_load_reads(tmp_path, capsys, few_cutouts):
     assert load(tmp_path / "out").card["simulate"]["seed"] == 6
 
 
-@pytest.mark.parametrize("option, value", [("--subjects", 9), ("--noise", "nan"), ("--fingerprint", -1),
-                                           ("--voxel-scale", 0), ("--seed", 20_240_412), ("--shared-images", 48)])
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--subjects", 9),
+        ("--noise", "nan"),
+        ("--fingerprint", -1),
+        ("--voxel-scale", 0),
+        ("--seed", 20_240_412),
+        ("--shared-images", 48),
+    ],
+)
 def test_a_knob_out_of_range_names_itself(tmp_path, capsys, option, value):
     refused(capsys, ["simulate", tmp_path / "out", *TINY, option, value], f"{option.removeprefix('--')} ", "expected")
     assert not (tmp_path / "out").exists()
@@ -155,6 +191,7 @@ def test_a_full_disk_is_one_line_and_nothing_whole(tmp_path, capsys, monkeypatch
 
 # ---- demo
 
+
 def test_demo_refuses_before_it_writes(tmp_path, capsys, untrained_generator):
     out = tmp_path / "out"
     refused(capsys, ["demo", "--out", out, "--fingerprint", "-1"], "fingerprint is -1.0; expected 0.0 to")
@@ -173,6 +210,7 @@ def test_demo_refuses_before_it_writes(tmp_path, capsys, untrained_generator):
 
 
 # ---- report and train-generator
+
 
 def test_report_of_a_folder_without_a_run(tmp_path, capsys):
     refused(capsys, ["report", tmp_path], "holds no results.json")
@@ -196,6 +234,7 @@ def test_train_generator_wants_a_weights_file_and_a_work_folder(tmp_path, capsys
 
 
 # ---- Ctrl-C
+
 
 @pytest.mark.parametrize("verb", ["demo", "simulate", "report", "train-generator"])
 def test_ctrl_c_is_130(verb, monkeypatch, capsys):
@@ -223,10 +262,30 @@ def test_ctrl_c_between_any_two_files_leaves_no_dataset(step, tmp_path, monkeypa
 
 def test_a_real_ctrl_c_leaves_no_dataset(tmp_path):
     out = tmp_path / "out"
-    argv = [sys.executable, "-m", "mindtuner", "simulate", str(out), "--subjects", "2", "--sessions", "2",
-            "--trials-per-session", "750", "--shared-images", "100", "--voxel-scale", ".01"]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    argv = [
+        sys.executable,
+        "-m",
+        "mindtuner",
+        "simulate",
+        str(out),
+        "--subjects",
+        "2",
+        "--sessions",
+        "2",
+        "--trials-per-session",
+        "750",
+        "--shared-images",
+        "100",
+        "--voxel-scale",
+        ".01",
+    ]
+    process = subprocess.Popen(
+        argv,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 120
         while not list(out.glob(".coco_images*.part")):  # it is in the middle of the images
@@ -244,6 +303,7 @@ def test_a_real_ctrl_c_leaves_no_dataset(tmp_path):
 
 def test_a_bug_is_no_bad_input(monkeypatch, tmp_path):
     """What is not the user's fault is not dressed up as such."""
+
     def bug(*_):
         raise ZeroDivisionError
 
@@ -254,11 +314,13 @@ def test_a_bug_is_no_bad_input(monkeypatch, tmp_path):
 
 def test_a_closed_pipe_is_no_error():
     """``mindtuner ... | head``: a reader that left early."""
-    code = ("import sys; from mindtuner.cli import main, simulate\n"
-            "def run(options):\n"
-            "    for _ in range(100000): print('x' * 100)\n"
-            "simulate.run = run\n"
-            "sys.exit(main(['simulate', 'x']))")
+    code = (
+        "import sys; from mindtuner.cli import main, simulate\n"
+        "def run(options):\n"
+        "    for _ in range(100000): print('x' * 100)\n"
+        "simulate.run = run\n"
+        "sys.exit(main(['simulate', 'x']))"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()

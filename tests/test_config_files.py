@@ -61,28 +61,32 @@ def config_with(found, at, value, path):
     return path
 
 
-@pytest.mark.parametrize("at, value, message", [
-    (("model", "latent_side"), 30, "model.latent_side is 30; expected 28 or 56"),
-    (("model", "lowlevel_side"), 6, "model.latent_side is 28; expected 24 or 48"),
-    (("model", "feature_positions"), 50, r"model.feature_positions is 50; expected lowlevel_side ** 2 = 49"),
-    (("model", "lowlevel_channels"), [129, 64, 32], "model.lowlevel_channels is (129, 64, 32); expected positive widths"),
-    (("model", "lowlevel_channels"), [], "model.lowlevel_channels is (); expected positive widths"),
-    (("model", "hidden"), 0, "model.hidden is 0; expected at least 1"),
-    (("model", "width"), 2, "model.width is 2; expected at least 4"),
-    (("model", "backbone_dropout"), 1.0, "model.backbone_dropout is 1.0; expected 0 to 0.99"),
-    (("model", "backbone"), "linear", "model.backbone is linear; expected residual or affine"),
-    (("model", "backbone"), "affine", "model.blocks is 4; expected 0 with the affine backbone"),
-    (("model", "blocks"), 0, "model.blocks is 0; expected at least 1"),
-    (("fingerprint", "rank"), 0, "fingerprint.rank is 0; expected at least 1"),
-    (("fingerprint", "new_blocks"), -1, "fingerprint.new_blocks is -1; expected at least 0"),
-    (("fingerprint",), {"skip": False, "skip_head": True}, "fingerprint.skip_head is True; expected false"),
-    (("tune", "lr"), float("nan"), "tune.lr is nan; expected at least 0"),
-    (("tune", "batch_per_subject"), 0, "tune.batch_per_subject is 0; expected at least 1"),
-    (("pretrain", "warmup"), 2, "pretrain.warmup is 2.0; expected 0 to 1"),
-    (("pivot", "temperature"), 0, "pivot.temperature is 0.0; expected at least 1e-06"),
-    (("decode", "prior_steps"), 30, "decode.prior_steps is 30; expected a divisor of the prior's 100 timesteps"),
-    (("target_subject",), 0, "target_subject is 0; expected at least 1"),
-    (("tuning_sessions",), 0, "tuning_sessions is 0; expected at least 1")])
+@pytest.mark.parametrize(
+    "at, value, message",
+    [
+        (("model", "latent_side"), 30, "model.latent_side is 30; expected 28 or 56"),
+        (("model", "lowlevel_side"), 6, "model.latent_side is 28; expected 24 or 48"),
+        (("model", "feature_positions"), 50, r"model.feature_positions is 50; expected lowlevel_side ** 2 = 49"),
+        (("model", "lowlevel_channels"), [129, 64, 32], "model.lowlevel_channels is (129, 64, 32); expected positive widths"),
+        (("model", "lowlevel_channels"), [], "model.lowlevel_channels is (); expected positive widths"),
+        (("model", "hidden"), 0, "model.hidden is 0; expected at least 1"),
+        (("model", "width"), 2, "model.width is 2; expected at least 4"),
+        (("model", "backbone_dropout"), 1.0, "model.backbone_dropout is 1.0; expected 0 to 0.99"),
+        (("model", "backbone"), "linear", "model.backbone is linear; expected residual or affine"),
+        (("model", "backbone"), "affine", "model.blocks is 4; expected 0 with the affine backbone"),
+        (("model", "blocks"), 0, "model.blocks is 0; expected at least 1"),
+        (("fingerprint", "rank"), 0, "fingerprint.rank is 0; expected at least 1"),
+        (("fingerprint", "new_blocks"), -1, "fingerprint.new_blocks is -1; expected at least 0"),
+        (("fingerprint",), {"skip": False, "skip_head": True}, "fingerprint.skip_head is True; expected false"),
+        (("tune", "lr"), float("nan"), "tune.lr is nan; expected at least 0"),
+        (("tune", "batch_per_subject"), 0, "tune.batch_per_subject is 0; expected at least 1"),
+        (("pretrain", "warmup"), 2, "pretrain.warmup is 2.0; expected 0 to 1"),
+        (("pivot", "temperature"), 0, "pivot.temperature is 0.0; expected at least 1e-06"),
+        (("decode", "prior_steps"), 30, "decode.prior_steps is 30; expected a divisor of the prior's 100 timesteps"),
+        (("target_subject",), 0, "target_subject is 0; expected at least 1"),
+        (("tuning_sessions",), 0, "tuning_sessions is 0; expected at least 1"),
+    ],
+)
 def test_sizes_that_cannot_be_are_named_with_their_file(tmp_path, at, value, message):
     path = config_with(load_config("paper"), at, value, tmp_path / "wrong.yaml")
     with pytest.raises(UserError) as error:
@@ -105,17 +109,21 @@ def test_whole_numbers_serve_as_floats(tmp_path):
     assert noise == 2.0 and isinstance(noise, float)
 
 
-@pytest.mark.parametrize("at, value, message", [
-    (("simulate", "subject"), 8, "unknown field simulate.subject"),
-    (("colour",), 1, "unknown field colour"),
-    (("simulate", "subjects"), 2.5, "simulate.subjects is 2.5; expected int"),
-    (("simulate", "subjects"), True, "simulate.subjects is True; expected int"),
-    (("simulate", "noise"), "much", "simulate.noise is 'much'; expected float"),
-    (("fingerprint", "lora"), 1, "fingerprint.lora is 1; expected bool"),
-    (("model", "lowlevel_channels"), 32, "model.lowlevel_channels is 32; expected a list"),
-    (("model", "lowlevel_channels"), [32, "x"], "model.lowlevel_channels is 'x'; expected int"),
-    (("model",), None, "model holds a NoneType; expected a mapping"),
-    (("tune",), [1], "tune holds a list; expected a mapping")])
+@pytest.mark.parametrize(
+    "at, value, message",
+    [
+        (("simulate", "subject"), 8, "unknown field simulate.subject"),
+        (("colour",), 1, "unknown field colour"),
+        (("simulate", "subjects"), 2.5, "simulate.subjects is 2.5; expected int"),
+        (("simulate", "subjects"), True, "simulate.subjects is True; expected int"),
+        (("simulate", "noise"), "much", "simulate.noise is 'much'; expected float"),
+        (("fingerprint", "lora"), 1, "fingerprint.lora is 1; expected bool"),
+        (("model", "lowlevel_channels"), 32, "model.lowlevel_channels is 32; expected a list"),
+        (("model", "lowlevel_channels"), [32, "x"], "model.lowlevel_channels is 'x'; expected int"),
+        (("model",), None, "model holds a NoneType; expected a mapping"),
+        (("tune",), [1], "tune holds a list; expected a mapping"),
+    ],
+)
 def test_a_wrong_field_is_named_with_its_file(tmp_path, at, value, message):
     path = config_with(load_config("quick"), at, value, tmp_path / "wrong.yaml")
     with pytest.raises(UserError) as error:
@@ -168,12 +176,14 @@ def test_yaml_cannot_run_code(tmp_path):
 
 def test_defaults_of_the_simulator_pass_its_checks():
     from mindtuner.data.simulation.simulate import check_knobs
+
     for knobs in (SimulateConfig(), *(load_config(name).simulate for name in ("demo", "quick", "paper"))):
         check_knobs(knobs)
     assert config.SimulateConfig().shared_images >= 300
 
 
 # ---- files
+
 
 def test_a_file_appears_only_once_it_is_whole(tmp_path):
     path = tmp_path / "deep" / "er" / "file.txt"
@@ -209,8 +219,13 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path):
         write_text(tmp_path / "file" / "inside.txt", "x")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+)
 @settings(max_examples=40, deadline=None)
 def test_json_comes_back(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("json") / "v.json"
@@ -261,6 +276,7 @@ def test_force_never_deletes_what_no_run_wrote(tmp_path, foreign):
 
 def test_force_replaces_all_that_simulate_writes(simulated):
     import fnmatch
+
     for path in simulated.iterdir():
         assert any(fnmatch.fnmatchcase(path.name, name) for name in RUN_FILES), path.name
 
@@ -276,13 +292,23 @@ def test_a_file_is_no_folder(tmp_path):
 
 # ---- runtime
 
+
 @given(st.integers(0, 10**7), st.text(max_size=20), st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
 def test_seeds_depend_on_every_name(seed, name, number):
     found = runtime.derive_seed(seed, name, number)
     assert found == runtime.derive_seed(seed, name, number) and 0 <= found < 2**32
-    assert len({found, runtime.derive_seed(seed + 1, name, number), runtime.derive_seed(seed, name, number + 1),
-                runtime.derive_seed(seed, name + "x", number)}) == 4
+    assert (
+        len(
+            {
+                found,
+                runtime.derive_seed(seed + 1, name, number),
+                runtime.derive_seed(seed, name, number + 1),
+                runtime.derive_seed(seed, name + "x", number),
+            }
+        )
+        == 4
+    )
 
 
 def test_seed_everything_seeds_all_three():

@@ -29,8 +29,9 @@ def make_stimuli(count=5, captions=None, seed=0, pixels=None):
 
 def features(images):
     """Two numbers per image that any tower could return: the mean pixel of two corners."""
-    return np.stack([images[:, :, :8, :8].mean((1, 2, 3), dtype=np.float64),
-                     images[:, :, -8:, -8:].mean((1, 2, 3), dtype=np.float64)], 1)
+    return np.stack(
+        [images[:, :, :8, :8].mean((1, 2, 3), dtype=np.float64), images[:, :, -8:, -8:].mean((1, 2, 3), dtype=np.float64)], 1
+    )
 
 
 def build(folder, stimuli, compute=features, identity=IDENTITY, shape=(2,), dtype="float32", batch=2, **more):
@@ -43,9 +44,15 @@ def test_hash_tells_stimuli_apart_and_nothing_else(tmp_path, monkeypatch):
     touched = pixels.copy()
     touched[3, 1, 100, 100] += np.float16(0.01) if touched[3, 1, 100, 100] < 0.5 else np.float16(-0.01)
     captions = [list(texts) for texts in stimuli.captions]
-    hashes = [stimuli.hash, make_stimuli(pixels=touched).hash, make_stimuli(pixels=pixels.astype(np.float32)).hash,
-              make_stimuli(pixels=pixels[::-1]).hash, make_stimuli(captions=captions[::-1]).hash,
-              make_stimuli(4, pixels=pixels[:4]).hash, make_stimuli(captions=[["image 0", "image 1"], *captions[1:]]).hash]
+    hashes = [
+        stimuli.hash,
+        make_stimuli(pixels=touched).hash,
+        make_stimuli(pixels=pixels.astype(np.float32)).hash,
+        make_stimuli(pixels=pixels[::-1]).hash,
+        make_stimuli(captions=captions[::-1]).hash,
+        make_stimuli(4, pixels=pixels[:4]).hash,
+        make_stimuli(captions=[["image 0", "image 1"], *captions[1:]]).hash,
+    ]
     assert len(set(hashes)) == len(hashes)
     with h5py.File(tmp_path / "x.hdf5", "w") as file:
         file.create_dataset("images", data=pixels, chunks=(2, 3, 224, 224), compression="gzip")
@@ -62,9 +69,11 @@ def test_hash_tells_stimuli_apart_and_nothing_else(tmp_path, monkeypatch):
 
 def test_stimuli_refuse_unequal_counts():
     pixels = np.zeros((3, 3, 224, 224), np.float16)
-    for bad in (lambda: Stimuli(pixels, [[]] * 2, np.zeros(3, bool), "x"),
-                lambda: Stimuli(pixels, [[]] * 3, np.zeros(4, bool), "x"),
-                lambda: Stimuli(pixels[:, :, :9], [[]] * 3, np.zeros(3, bool), "x")):
+    for bad in (
+        lambda: Stimuli(pixels, [[]] * 2, np.zeros(3, bool), "x"),
+        lambda: Stimuli(pixels, [[]] * 3, np.zeros(4, bool), "x"),
+        lambda: Stimuli(pixels[:, :, :9], [[]] * 3, np.zeros(3, bool), "x"),
+    ):
         with pytest.raises(UserError, match="^x: .*expected"):
             bad()
 
@@ -80,8 +89,9 @@ def test_leak_check_passes_exactly_when_test_means_shared(pairs):
     if not leaked and not foreign:
         return check_no_leak(trials, shared, "here")
     first = (leaked or foreign)[0]
-    with pytest.raises(UserError, match=f"^here: trial of session {first + 1}, row {first + 100}, "
-                                        f"stimulus {stimulus[first]} "):
+    with pytest.raises(
+        UserError, match=f"^here: trial of session {first + 1}, row {first + 100}, stimulus {stimulus[first]} "
+    ):
         check_no_leak(trials, shared, "here")
 
 
@@ -115,8 +125,14 @@ def test_cache_is_built_once_and_read_row_by_row(tmp_path):
 
 def test_cache_of_other_inputs_gets_the_ids(tmp_path):
     stimuli = make_stimuli(captions=[["a"], ["bb", "ccc"], [], ["dddd"], ["e"]])
-    lengths = build(tmp_path, stimuli, lambda texts: np.array([[sum(map(len, t))] for t in texts]), shape=(1,),
-                    dtype="int64", inputs=lambda ids: [stimuli.captions[i] for i in ids])
+    lengths = build(
+        tmp_path,
+        stimuli,
+        lambda texts: np.array([[sum(map(len, t))] for t in texts]),
+        shape=(1,),
+        dtype="int64",
+        inputs=lambda ids: [stimuli.captions[i] for i in ids],
+    )
     assert lengths[:][:, 0].tolist() == [1, 5, 0, 4, 1]
 
 
@@ -188,8 +204,13 @@ def test_a_damaged_cache_and_bad_features_are_refused(tmp_path):
         open_cache(tmp_path, "tokens", IDENTITY, stimuli.hash)
     huge = tmp_path / "huge"
     with pytest.raises(UserError, match="features of stimulus 2 are not finite in float16"):
-        build(huge, stimuli, lambda images: np.where(np.arange(3)[:len(images), None] == 2, 1e6, 1.0) * [1, 1],
-              dtype="float16", batch=3)
+        build(
+            huge,
+            stimuli,
+            lambda images: np.where(np.arange(3)[: len(images), None] == 2, 1e6, 1.0) * [1, 1],
+            dtype="float16",
+            batch=3,
+        )
     assert not (huge / "tokens.json").exists()
     with pytest.raises(ValueError, match="returned shape"):
         build(tmp_path / "shape", stimuli, lambda images: features(images)[:, :1])
@@ -217,6 +238,7 @@ def test_a_full_disk_is_named_and_leaves_no_whole_file(tmp_path, small_files_onl
 @pytest.fixture
 def small_files_only():
     """Writes beyond a size fail as on a full disk."""
+
     @contextlib.contextmanager
     def limit(size):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -225,4 +247,5 @@ def small_files_only():
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
     return limit

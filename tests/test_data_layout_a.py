@@ -41,13 +41,18 @@ def make(root, seed=0):
     for subject in (1, 3):
         stimulus = rng.permutation(np.arange(TRIALS) % IMAGES)
         tables[subject] = writer.TrialTable(
-            stimulus=stimulus, session=np.repeat([1, 2], 20), run=np.tile(np.repeat([1, 2], 10), 2),
-            trial=np.tile(np.arange(1, 11), 4), time=np.arange(TRIALS) * 4.5, is_shared=shared[stimulus])
+            stimulus=stimulus,
+            session=np.repeat([1, 2], 20),
+            run=np.tile(np.repeat([1, 2], 10), 2),
+            trial=np.tile(np.arange(1, 11), 4),
+            time=np.arange(TRIALS) * 4.5,
+            is_shared=shared[stimulus],
+        )
         betas[subject] = rng.standard_normal((TRIALS, VOXELS)).astype(np.float32)
         masks[subject] = {name: rng.random(VOXELS) < 0.5 for name in ROIS} | {"nsd_general": np.ones(VOXELS, bool)}
         writer.write_betas(root, subject, [betas[subject][:15], betas[subject][15:]], (TRIALS, VOXELS))
         writer.write_behaviour(root, subject, tables[subject])
-    writer.write_images(root, (pixels[i:i + 4] for i in (0, 4)), IMAGES)
+    writer.write_images(root, (pixels[i : i + 4] for i in (0, 4)), IMAGES)
     writer.write_captions(root, CAPTIONS)
     writer.write_shared(root, shared)
     writer.write_indices(root, {subject: table.stimulus for subject, table in tables.items()})
@@ -103,8 +108,12 @@ def test_sessions_keep_all_test_trials_and_without_drops_one_subject(shared_trut
     assert not shared_truth.shared[subject.train.stimulus].any() and shared_truth.shared[subject.test.stimulus].all()
     assert len(subject.train) + len(subject.test) == TRIALS
     assert list(dataset.without(subject=1).subjects) == [3] and list(dataset.subjects) == [1, 3]
-    for refused in (lambda: subject.sessions(0), lambda: subject.sessions(3), lambda: dataset.subject(2),
-                    lambda: dataset.without(subject=8)):
+    for refused in (
+        lambda: subject.sessions(0),
+        lambda: subject.sessions(3),
+        lambda: dataset.subject(2),
+        lambda: dataset.without(subject=8),
+    ):
         with pytest.raises(UserError, match="expected"):
             refused()
 
@@ -164,17 +173,37 @@ def test_columns_and_windows_of_the_behaviour_files(shared_truth):
             before = list(table.stimulus[:row])
             today = [table.stimulus[i] for i in range(row) if table.session[i] == table.session[row]]
             image = table.stimulus[row]
-            lines[row] = [image, number, table.session[row], table.run[row], table.trial[row], row, table.time[row],
-                          image in before, -1, -1, -1, image in today, -1, -1, -1, -1, table.is_shared[row]]
+            lines[row] = [
+                image,
+                number,
+                table.session[row],
+                table.run[row],
+                table.trial[row],
+                row,
+                table.time[row],
+                image in before,
+                -1,
+                -1,
+                -1,
+                image in today,
+                -1,
+                -1,
+                -1,
+                -1,
+                table.is_shared[row],
+            ]
         missing = [-1] * 17
         for row, arrays in raw.items():
             session_rows = np.flatnonzero(table.session == table.session[row])
             past = [lines[i] for i in session_rows if row - 15 <= i < row]
             future = [lines[i] for i in session_rows if row < i <= row + 15]
             olds = [lines[i] for i in range(row) if table.stimulus[i] == table.stimulus[row]][-3:]
-            expected = {"behav.npy": [lines[row]], "past_behav.npy": [missing] * (15 - len(past)) + past,
-                        "future_behav.npy": future + [missing] * (15 - len(future)),
-                        "olds_behav.npy": olds + [missing] * (3 - len(olds))}
+            expected = {
+                "behav.npy": [lines[row]],
+                "past_behav.npy": [missing] * (15 - len(past)) + past,
+                "future_behav.npy": future + [missing] * (15 - len(future)),
+                "olds_behav.npy": olds + [missing] * (3 - len(olds)),
+            }
             for name, array in expected.items():
                 assert arrays[name].dtype == np.float64
                 np.testing.assert_array_equal(arrays[name], np.array(array, float), err_msg=f"{name} of {row}")
@@ -255,8 +284,11 @@ def test_masks_over_the_volume_are_reduced_to_the_voxels(truth):
 def test_without_a_card_the_data_are_the_publishers(truth):
     (truth.root / "dataset.json").unlink()
     assert load(truth.root).card == {"simulated": False, "zscore": "publisher"}
-    for card, message in (({"simulated": True}, "zscore is None"), ({"simulated": 1, "zscore": "publisher"}, "true"),
-                          ({"simulated": True, "zscore": "some"}, "publisher, train_trials, session_all")):
+    for card, message in (
+        ({"simulated": True}, "zscore is None"),
+        ({"simulated": 1, "zscore": "publisher"}, "true"),
+        ({"simulated": True, "zscore": "some"}, "publisher, train_trials, session_all"),
+    ):
         with pytest.raises(UserError, match=message):
             writer.write_card(truth.root, card)
         (truth.root / "dataset.json").write_text(json.dumps(card))
@@ -264,9 +296,17 @@ def test_without_a_card_the_data_are_the_publishers(truth):
             load(truth.root)
 
 
-FILES = ("betas_all_subj03_fp32_renorm.hdf5", "coco_images_224_float16.hdf5", "COCO_73k_annots_curated.npy",
-         "COCO_73k_subj_indices.hdf5", "shared1000.npy", "brain_region_masks.hdf5", "wds/subj03/train/0.tar",
-         "wds/subj03/train/1.tar", "wds/subj03/new_test/0.tar")
+FILES = (
+    "betas_all_subj03_fp32_renorm.hdf5",
+    "coco_images_224_float16.hdf5",
+    "COCO_73k_annots_curated.npy",
+    "COCO_73k_subj_indices.hdf5",
+    "shared1000.npy",
+    "brain_region_masks.hdf5",
+    "wds/subj03/train/0.tar",
+    "wds/subj03/train/1.tar",
+    "wds/subj03/new_test/0.tar",
+)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -280,7 +320,7 @@ def test_every_missing_truncated_or_foreign_file_is_named(truth, name):
         assert str(truth.root / "wds/subj03") in str(caught.value) or path.name in str(caught.value)
         assert "\n" not in str(caught.value) and "expected" in str(caught.value)
 
-    path.write_bytes(whole[:len(whole) // 2])
+    path.write_bytes(whole[: len(whole) // 2])
     refused()
     path.write_bytes(b"not what you think" * 100)
     refused()
@@ -297,7 +337,7 @@ def test_a_tar_cut_between_two_members_is_refused(truth):
     path = truth.root / "wds/subj01/train/0.tar"
     with tarfile.open(path) as tar:
         members = tar.getmembers()
-    path.write_bytes(path.read_bytes()[:members[8].offset])
+    path.write_bytes(path.read_bytes()[: members[8].offset])
     with tarfile.open(path) as tar:
         assert len(tar.getmembers()) == 8
     with pytest.raises(UserError, match=r"subj01/train/0\.tar: not a whole tar \(it breaks off after 2 trials\)"):
@@ -322,26 +362,30 @@ def put(column, value):
     def change(array):
         array[0, column] = value
         return array
+
     return change
 
 
-@pytest.mark.parametrize(("tar", "change", "message"), [
-    ("train/0.tar", put(0, IMAGES), r"column 0 \(stimulus\).*is 6; expected 0\.\.5"),
-    ("train/0.tar", put(0, -1), r"column 0 \(stimulus\).*is -1"),
-    ("train/0.tar", put(1, 2), r"column 1 \(subject\).*is 2; expected 1"),
-    ("train/1.tar", put(2, 1), r"column 2 \(session\).*is 1; expected 2"),
-    ("new_test/0.tar", put(2, 0), r"column 2 \(session\).*is 0"),
-    ("train/0.tar", put(5, TRIALS), r"column 5 \(global trial\).*is 40; expected 0\.\.39"),
-    ("train/0.tar", put(5, 3), "row 3 belongs to two trials"),
-    ("train/0.tar", put(16, 1), r"column 16 \(is-shared1000\).*is 1; expected 0"),
-    ("new_test/0.tar", put(16, 0), r"column 16 \(is-shared1000\).*is 0; expected 1"),
-    ("train/0.tar", put(0, 0.5), "fraction"),
-    ("train/0.tar", put(9, np.nan), "finite"),
-    ("train/0.tar", put(0, 1), "stimulus 1 shows a shared test image in training"),
-    ("new_test/0.tar", put(0, 2), "stimulus 2 is a test trial of an image that is not shared"),
-    ("train/0.tar", lambda array: array[:, :16], r"shape \(1, 16\)"),
-    ("train/0.tar", lambda array: array.astype(str), "dtype <U"),
-])
+@pytest.mark.parametrize(
+    ("tar", "change", "message"),
+    [
+        ("train/0.tar", put(0, IMAGES), r"column 0 \(stimulus\).*is 6; expected 0\.\.5"),
+        ("train/0.tar", put(0, -1), r"column 0 \(stimulus\).*is -1"),
+        ("train/0.tar", put(1, 2), r"column 1 \(subject\).*is 2; expected 1"),
+        ("train/1.tar", put(2, 1), r"column 2 \(session\).*is 1; expected 2"),
+        ("new_test/0.tar", put(2, 0), r"column 2 \(session\).*is 0"),
+        ("train/0.tar", put(5, TRIALS), r"column 5 \(global trial\).*is 40; expected 0\.\.39"),
+        ("train/0.tar", put(5, 3), "row 3 belongs to two trials"),
+        ("train/0.tar", put(16, 1), r"column 16 \(is-shared1000\).*is 1; expected 0"),
+        ("new_test/0.tar", put(16, 0), r"column 16 \(is-shared1000\).*is 0; expected 1"),
+        ("train/0.tar", put(0, 0.5), "fraction"),
+        ("train/0.tar", put(9, np.nan), "finite"),
+        ("train/0.tar", put(0, 1), "stimulus 1 shows a shared test image in training"),
+        ("new_test/0.tar", put(0, 2), "stimulus 2 is a test trial of an image that is not shared"),
+        ("train/0.tar", lambda array: array[:, :16], r"shape \(1, 16\)"),
+        ("train/0.tar", lambda array: array.astype(str), "dtype <U"),
+    ],
+)
 def test_bad_behaviour_names_tar_and_column(truth, tar, change, message):
     rewrite(truth.root / "wds/subj01" / tar, change)
     with pytest.raises(UserError, match=f"subj01.*{message}"):
@@ -453,8 +497,9 @@ def test_irregular_data_of_the_release(tmp_path):
     for path in (tmp_path / "wds/subj03/train").iterdir():
         path.unlink()
     session = np.ones(len(shown), int)
-    writer.write_behaviour(tmp_path, 3, writer.TrialTable(shown, session, session, np.arange(9) + 1, np.arange(9.0),
-                                                          truth.shared[shown]))
+    writer.write_behaviour(
+        tmp_path, 3, writer.TrialTable(shown, session, session, np.arange(9) + 1, np.arange(9.0), truth.shared[shown])
+    )
     writer.write_betas(tmp_path, 3, [truth.betas[3][:9]], (9, VOXELS))
     writer.write_indices(tmp_path, {1: truth.tables[1].stimulus, 3: shown})
     writer.write_captions(tmp_path, [()] * IMAGES)
@@ -464,7 +509,8 @@ def test_irregular_data_of_the_release(tmp_path):
     assert dataset.card["zscore"] == "train_trials" and dataset.card["assumed"] == [
         "subj01: no mask of V4, so nothing can be cut to it; all voxels are used together",
         "subj03: no mask of nsd_general, V1, V2, V3, V4, higher_vis, so nothing can be cut to it; all voxels are used "
-        "together"]
+        "together",
+    ]
     one, three = dataset.subject(1), dataset.subject(3)
     assert set(one.rois) == set(ROIS) - {"V4"} and three.rois == {} and three.n_voxels == VOXELS
     np.testing.assert_array_equal(one.rois["V3"], truth.masks[1]["V3"])
@@ -482,8 +528,10 @@ def test_irregular_data_of_the_release(tmp_path):
     findings = check(tmp_path)
     assert findings.count("error") == 0
     said = " | ".join(item.message for item in findings.items if item.severity == "note")
-    for words in ("training images were seen unequally often (2 images 1 times; 1 images 2 times; 1 images 3 times)",
-                  "no image has a caption"):
+    for words in (
+        "training images were seen unequally often (2 images 1 times; 1 images 2 times; 1 images 3 times)",
+        "no image has a caption",
+    ):
         assert words in said, said
 
 

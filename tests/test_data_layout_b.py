@@ -85,8 +85,14 @@ def write_session(folder, number, betas, kind):
 def write_design(truth):
     path = truth.root / DESIGN
     path.parent.mkdir(parents=True, exist_ok=True)
-    scipy.io.savemat(path, {"masterordering": truth.order[None].astype(float), "subjectim": truth.images.astype(float),
-                            "sharedix": truth.shared[None].astype(float)})
+    scipy.io.savemat(
+        path,
+        {
+            "masterordering": truth.order[None].astype(float),
+            "subjectim": truth.images.astype(float),
+            "sharedix": truth.shared[None].astype(float),
+        },
+    )
 
 
 def make(root, kinds=("nii.gz", "hdf5"), without_training=None):
@@ -96,18 +102,33 @@ def make(root, kinds=("nii.gz", "hdf5"), without_training=None):
     images = np.stack([np.r_[ids[:3], np.roll(ids[3:], 7 * subject)[:7]] for subject in range(8)])
     order = rng.permutation(np.arange(4 * SESSION) % PLACES) + 1  # a session more than anyone has been to
     if without_training is not None:
-        order[without_training * SESSION:(without_training + 1) * SESSION] = rng.integers(1, 4, SESSION)
+        order[without_training * SESSION : (without_training + 1) * SESSION] = rng.integers(1, 4, SESSION)
     coco = rng.permutation(1000)[:IMAGES] + 1
-    truth = Truth(root, {}, {}, order, images, np.sort(ids[:3]), rng.integers(0, 256, (IMAGES, SIDE, SIDE, 3), np.uint8),
-                  coco, {int(image): [f"caption {k} of {image}" for k in range(i % 7)] for i, image in enumerate(coco)})
+    truth = Truth(
+        root,
+        {},
+        {},
+        order,
+        images,
+        np.sort(ids[:3]),
+        rng.integers(0, 256, (IMAGES, SIDE, SIDE, 3), np.uint8),
+        coco,
+        {int(image): [f"caption {k} of {image}" for k in range(i % 7)] for i, image in enumerate(coco)},
+    )
     write_design(truth)
-    lines = [f'{i},{image},train2017,"(0, 0, 0.1, 0.2)",0.5,{i},False,False,{i + 1 in truth.shared.tolist()}'
-             for i, image in enumerate(coco)]
+    lines = [
+        f'{i},{image},train2017,"(0, 0, 0.1, 0.2)",0.5,{i},False,False,{i + 1 in truth.shared.tolist()}'
+        for i, image in enumerate(coco)
+    ]
     (root / TABLE).write_text(",cocoId,cocoSplit,cropBox,loss,nsdId,flagged,BOLD5000,shared1000\n" + "\n".join(lines) + "\n")
     hdf5(root / STIMULI, "imgBrick", truth.pixels)
     for k, name in enumerate(("train", "val")):
-        half = [{"id": n, "image_id": image, "caption": text} for n, image in enumerate(truth.captions) if image % 2 == k
-                for text in (*truth.captions[image], "  ")]
+        half = [
+            {"id": n, "image_id": image, "caption": text}
+            for n, image in enumerate(truth.captions)
+            if image % 2 == k
+            for text in (*truth.captions[image], "  ")
+        ]
         half.append({"id": 9, "image_id": 4321, "caption": "of no stimulus"})
         (root / f"captions_{name}2017.json").write_text(json.dumps({"info": {}, "annotations": half}))
     for subject, kind in zip(SESSIONS, kinds, strict=True):
@@ -177,7 +198,7 @@ def test_betas_equal_plain_loops(whole, converted):
         expected = expected_betas(whole, number)
         assert subject.n_voxels == len(whole.voxels(number)) and len(subject.trials) == len(expected)
         np.testing.assert_allclose(subject.betas(subject.trials.row), expected, rtol=1e-5, atol=1e-6)
-        assert not expected[SESSION:2 * SESSION, :2].any() and expected[:SESSION, :2].all()
+        assert not expected[SESSION : 2 * SESSION, :2].any() and expected[:SESSION, :2].all()
 
 
 def test_trials_follow_the_design(whole, converted):
@@ -276,7 +297,7 @@ def test_big_endian_nifti_reads_alike(whole, tmp_path):
 @pytest.mark.parametrize("session", [0, 1])
 def test_a_session_without_training_trials_uses_those_of_the_others(tmp_path, session):
     truth = make(tmp_path / "nsd", without_training=session)
-    assert all(truth.is_shared(1)[session * SESSION:(session + 1) * SESSION])
+    assert all(truth.is_shared(1)[session * SESSION : (session + 1) * SESSION])
     convert_nsd(truth.root, tmp_path / "out", say=lambda line: None)
     for number, subject in load(tmp_path / "out").subjects.items():
         np.testing.assert_allclose(subject.betas(subject.trials.row), expected_betas(truth, number), rtol=1e-5, atol=1e-6)
@@ -307,6 +328,7 @@ def test_zscore_without_training_trials_is_refused():
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(whole, converted, tmp_path, monkeypatch):
     """Dies the first time that it would make each file whole, and is called again; leaves what a hard kill would."""
+
     class Killed(BaseException):
         pass
 
@@ -362,9 +384,11 @@ def test_only_the_same_command_goes_on(copy, tmp_path, capsys):
     (out / "brain_region_masks.hdf5").unlink()
     before = everything(out)
     shutil.copytree(root, tmp_path / "elsewhere")
-    for other, message in ((["convert", "nsd", root, str(out)], "converted.sessions.2 is None; expected 2"),
-                           (["convert", "nsd", root, str(out), "--subjects", "1", "--captions", root], "converted.captions"),
-                           (["convert", "nsd", str(tmp_path / "elsewhere"), str(out), "--subjects", "1"], "converted.root")):
+    for other, message in (
+        (["convert", "nsd", root, str(out)], "converted.sessions.2 is None; expected 2"),
+        (["convert", "nsd", root, str(out), "--subjects", "1", "--captions", root], "converted.captions"),
+        (["convert", "nsd", str(tmp_path / "elsewhere"), str(out), "--subjects", "1"], "converted.root"),
+    ):
         assert main(other) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
@@ -396,7 +420,7 @@ def test_a_finished_file_of_another_shape_is_refused(copy, converted, tmp_path):
 
 
 def cut(path, keep=0.6):
-    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * keep)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
 
 
 def session(truth, subject, number):
@@ -428,48 +452,75 @@ DAMAGE = {
     "design cut": (lambda t: cut(t.root / DESIGN), r"nsd_expdesign.mat: not a whole MATLAB file"),
     "design not MATLAB": (lambda t: (t.root / DESIGN).write_text("x" * 500), r"nsd_expdesign.mat: not a whole MATLAB"),
     "design lacks a field": (lambda t: scipy.io.savemat(t.root / DESIGN, {"subjectim": [[1]]}), r"no field masterordering"),
-    "order beyond the list": (lambda t: redesign(t, order=11), r"masterordering\(1, 96\) is 11.0; expected a whole number "
-                              r"from 1 to 10"),
+    "order beyond the list": (
+        lambda t: redesign(t, order=11),
+        r"masterordering\(1, 96\) is 11.0; expected a whole number "
+        r"from 1 to 10",
+    ),
     "order from zero": (lambda t: redesign(t, order=0), r"masterordering\(1, 96\) is 0.0"),
     "image beyond the stimuli": (lambda t: redesign(t, images=18), r"subjectim\(8, 10\) is 18.0; .* from 1 to 17"),
     "shared beyond the stimuli": (lambda t: redesign(t, shared=99), r"sharedix\(1, 3\) is 99.0"),
     "no stimuli": (lambda t: (t.root / STIMULI).unlink(), r"nsd_stimuli.hdf5: not found"),
     "stimuli cut": (lambda t: cut(t.root / STIMULI), r"nsd_stimuli.hdf5: not a whole HDF5 file"),
-    "stimuli of other shape": (lambda t: hdf5(t.root / STIMULI, "imgBrick", np.zeros((17, 3, 40, 40), np.uint8)),
-                               r"imgBrick has shape \(17, 3, 40, 40\) and dtype uint8; expected"),
-    "stimuli as floats": (lambda t: hdf5(t.root / STIMULI, "imgBrick", np.zeros((17, 4, 4, 3), np.float32)),
-                          r"imgBrick .* dtype float32"),
+    "stimuli of other shape": (
+        lambda t: hdf5(t.root / STIMULI, "imgBrick", np.zeros((17, 3, 40, 40), np.uint8)),
+        r"imgBrick has shape \(17, 3, 40, 40\) and dtype uint8; expected",
+    ),
+    "stimuli as floats": (
+        lambda t: hdf5(t.root / STIMULI, "imgBrick", np.zeros((17, 4, 4, 3), np.float32)),
+        r"imgBrick .* dtype float32",
+    ),
     "stimuli under another name": (lambda t: hdf5(t.root / STIMULI, "images", t.pixels), r"no dataset 'imgBrick'"),
     "no table": (lambda t: (t.root / TABLE).unlink(), r"nsd_stim_info_merged.csv: not found"),
     "table short": (lambda t: cut(t.root / TABLE, 0.5), r"nsd_stim_info_merged.csv: (line|no line)"),
     "table without cocoId": (lambda t: edit(t.root / TABLE, "cocoId", "coco"), r"line 2: cocoId is None"),
-    "table says shared": (lambda t: edit(t.root / TABLE, "False,False,False", "False,False,True"),
-                          r"shared1000 is 'True'; expected 'False', as nsd_expdesign.mat has it"),
+    "table says shared": (
+        lambda t: edit(t.root / TABLE, "False,False,False", "False,False,True"),
+        r"shared1000 is 'True'; expected 'False', as nsd_expdesign.mat has it",
+    ),
     "table twice": (lambda t: edit(t.root / TABLE, ",1,False", ",0,False"), r"nsdId is 0; expected each of 0 to 16 once"),
     "captions cut": (lambda t: cut(t.root / "captions_val2017.json"), r"captions_val2017.json: not valid JSON"),
-    "captions are instances": (lambda t: edit(t.root / "captions_train2017.json", '"caption"', '"bbox"'),
-                               r"annotations\[0\] is .*; expected an image_id"),
-    "captions without annotations": (lambda t: edit(t.root / "captions_train2017.json", "annotations", "images"),
-                                     r"captions_train2017.json: no list annotations"),
-    "captions of other images": (lambda t: (t.root / "captions_train2017.json").write_text(
-        '{"annotations": [{"image_id": 5000, "caption": "a"}]}'), r"no caption of any image"),
+    "captions are instances": (
+        lambda t: edit(t.root / "captions_train2017.json", '"caption"', '"bbox"'),
+        r"annotations\[0\] is .*; expected an image_id",
+    ),
+    "captions without annotations": (
+        lambda t: edit(t.root / "captions_train2017.json", "annotations", "images"),
+        r"captions_train2017.json: no list annotations",
+    ),
+    "captions of other images": (
+        lambda t: (t.root / "captions_train2017.json").write_text('{"annotations": [{"image_id": 5000, "caption": "a"}]}'),
+        r"no caption of any image",
+    ),
     "no mask": (lambda t: (t.root / ROI.format(1) / "nsdgeneral.nii.gz").unlink(), r"nsdgeneral.nii.gz: not found"),
     "mask cut": (lambda t: cut(t.root / ROI.format(1) / "nsdgeneral.nii.gz"), r"nsdgeneral.nii.gz: damaged or not a whole"),
     "mask empty": (lambda t: nifti(t.root / ROI.format(1) / "nsdgeneral.nii.gz", np.zeros(SHAPE, np.float32)), r"no voxel"),
-    "mask of another volume": (lambda t: nifti(t.root / ROI.format(1) / "nsdgeneral.nii.gz", np.ones((6, 4, 5), np.float32)),
-                               r"session01.nii.gz: betas have shape \(6, 5, 4, 24\) .* over \(6, 4, 5\)"),
-    "regions of another volume": (lambda t: nifti(t.root / ROI.format(2) / "prf-visualrois.nii.gz",
-                                                  np.ones((6, 5, 5), np.float32)), r"prf-visualrois.nii.gz: has shape"),
+    "mask of another volume": (
+        lambda t: nifti(t.root / ROI.format(1) / "nsdgeneral.nii.gz", np.ones((6, 4, 5), np.float32)),
+        r"session01.nii.gz: betas have shape \(6, 5, 4, 24\) .* over \(6, 4, 5\)",
+    ),
+    "regions of another volume": (
+        lambda t: nifti(t.root / ROI.format(2) / "prf-visualrois.nii.gz", np.ones((6, 5, 5), np.float32)),
+        r"prf-visualrois.nii.gz: has shape",
+    ),
     "regions cut": (lambda t: cut(t.root / ROI.format(2) / "prf-visualrois.nii.gz"), r"prf-visualrois.nii.gz: damaged"),
-    "a session missing": (lambda t: session(t, 1, 2).unlink(),
-                          r"betas_session02.hdf5 \(or .nii.gz\): not found; .* session 3"),
+    "a session missing": (
+        lambda t: session(t, 1, 2).unlink(),
+        r"betas_session02.hdf5 \(or .nii.gz\): not found; .* session 3",
+    ),
     "no session": (lambda t: [session(t, 2, n).unlink() for n in (1, 2)], r"no session; expected betas_session01.hdf5"),
-    "a session too short": (lambda t: write_session(session(t, 1, 3).parent, 3, t.raw[1][2][..., 1:], "nii.gz"),
-                            r"betas_session03.nii.gz: holds 23 trials; expected 24"),
-    "the first session too short": (lambda t: write_session(session(t, 1, 1).parent, 1, t.raw[1][0][..., 1:], "nii.gz"),
-                                    r"betas_session01.nii.gz: holds 23 trials; expected a number that divides .* 96"),
-    "more sessions than the design": (lambda t: [write_session(session(t, 1, 1).parent, n, t.raw[1][0], "nii.gz")
-                                                 for n in (4, 5)], r"session05.nii.gz: is beyond the design; .* 4 sessions"),
+    "a session too short": (
+        lambda t: write_session(session(t, 1, 3).parent, 3, t.raw[1][2][..., 1:], "nii.gz"),
+        r"betas_session03.nii.gz: holds 23 trials; expected 24",
+    ),
+    "the first session too short": (
+        lambda t: write_session(session(t, 1, 1).parent, 1, t.raw[1][0][..., 1:], "nii.gz"),
+        r"betas_session01.nii.gz: holds 23 trials; expected a number that divides .* 96",
+    ),
+    "more sessions than the design": (
+        lambda t: [write_session(session(t, 1, 1).parent, n, t.raw[1][0], "nii.gz") for n in (4, 5)],
+        r"session05.nii.gz: is beyond the design; .* 4 sessions",
+    ),
     "NIfTI not NIfTI": (lambda t: session(t, 1, 1).write_text("hello"), r"betas_session01.nii.gz: damaged or not a whole"),
     "NIfTI as floats": (lambda t: nifti(session(t, 1, 1), t.raw[1][0].astype(np.float32)), r"dtype float32; expected int16"),
     "NIfTI scaled": (lambda t: nifti(session(t, 1, 1), t.raw[1][0], slope=0.5), r"is scaled by 0.5 .* plain int16"),
@@ -481,11 +532,15 @@ DAMAGE = {
 }
 LATE = {  # found when the betas are read, hours into a real conversion
     "NIfTI cut": (lambda t: cut(session(t, 1, 2)), r"betas_session02.nii.gz: damaged or not a whole"),
-    "NIfTI cut at its last byte": (lambda t: cut(session(t, 1, 2), 1 - 1 / session(t, 1, 2).stat().st_size),
-                                   r"betas_session02.nii.gz: damaged or not a whole"),
+    "NIfTI cut at its last byte": (
+        lambda t: cut(session(t, 1, 2), 1 - 1 / session(t, 1, 2).stat().st_size),
+        r"betas_session02.nii.gz: damaged or not a whole",
+    ),
     "NIfTI with a flipped bit": (lambda t: flip(session(t, 1, 3)), r"betas_session03.nii.gz: damaged .*CRC"),
-    "NIfTI that was cut before it was packed": (lambda t: session(t, 1, 1).write_bytes(gzip.compress(gzip.decompress(
-        session(t, 1, 1).read_bytes())[:-100])), r"betas_session01.nii.gz: damaged .*\(it breaks off\)"),
+    "NIfTI that was cut before it was packed": (
+        lambda t: session(t, 1, 1).write_bytes(gzip.compress(gzip.decompress(session(t, 1, 1).read_bytes())[:-100])),
+        r"betas_session01.nii.gz: damaged .*\(it breaks off\)",
+    ),
 }
 
 
@@ -515,7 +570,7 @@ def test_a_damaged_design_never_shows_as_a_traceback(whole, place, value):
     data[place % len(data)] = value
     damaged = whole.root.with_name("damaged") / DESIGN
     damaged.parent.mkdir(parents=True, exist_ok=True)
-    for content in (data, data[:place % len(data)]):
+    for content in (data, data[: place % len(data)]):
         damaged.write_bytes(content)
         try:
             layout_b.read_design(whole.root.with_name("damaged"), IMAGES)
@@ -523,15 +578,18 @@ def test_a_damaged_design_never_shows_as_a_traceback(whole, place, value):
             assert "nsd_expdesign.mat" in str(error) and "\n" not in str(error)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["ROOT/nowhere", "OUT"], "not found; expected a folder with NSD's"),
-    (["ROOT", "OUT", "--subjects", "one"], "--subjects: is 'one'"),
-    (["ROOT", "OUT", "--subjects", "9"], "subjects: 9 is not in NSD's design; expected 1 to 8"),
-    (["ROOT", "OUT", "--subjects", "3"], "subj03/func1pt8mm/betas_fithrf_GLMdenoise_RR: no session"),
-    (["ROOT", "OUT", "--captions", "ROOT/nsddata"], "nsddata: no captions; expected captions_train2017.json"),
-    (["ROOT", "OUT", "--captions", "ROOT/none.json"], "none.json: not found"),
-    (["ROOT/nsddata_stimuli/stimuli", "OUT"], "nsd_stimuli.hdf5: not found"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["ROOT/nowhere", "OUT"], "not found; expected a folder with NSD's"),
+        (["ROOT", "OUT", "--subjects", "one"], "--subjects: is 'one'"),
+        (["ROOT", "OUT", "--subjects", "9"], "subjects: 9 is not in NSD's design; expected 1 to 8"),
+        (["ROOT", "OUT", "--subjects", "3"], "subj03/func1pt8mm/betas_fithrf_GLMdenoise_RR: no session"),
+        (["ROOT", "OUT", "--captions", "ROOT/nsddata"], "nsddata: no captions; expected captions_train2017.json"),
+        (["ROOT", "OUT", "--captions", "ROOT/none.json"], "none.json: not found"),
+        (["ROOT/nsddata_stimuli/stimuli", "OUT"], "nsd_stimuli.hdf5: not found"),
+    ],
+)
 def test_bad_arguments_end_in_one_line(whole, tmp_path, capsys, arguments, message):
     given = [text.replace("ROOT", str(whole.root)).replace("OUT", str(tmp_path / "out")) for text in arguments]
     assert main(["convert", "nsd", *given]) == 2

@@ -148,7 +148,7 @@ def test_the_hash_is_that_of_the_picture_files_in_their_order(lab):
     for name in NAMES:  # any byte of any file, also where it is no picture any more
         whole = (folder / name).read_bytes()
         for place in (10, len(whole) // 2, len(whole) - 1):
-            (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+            (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             seen.add(found())
         (folder / name).write_bytes(whole[:-1])
         seen.add(found())
@@ -172,8 +172,11 @@ def test_the_hash_is_that_of_the_picture_files_in_their_order(lab):
 def test_images_in_one_hdf5_file_are_named_by_number(lab, kind):
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (6, 224, 224, 3), dtype=np.uint8)
-    stored = {"last": pixels, "first": pixels.transpose(0, 3, 1, 2),
-              "float": (pixels.transpose(0, 3, 1, 2) / 255).astype(np.float32)}[kind]
+    stored = {
+        "last": pixels,
+        "first": pixels.transpose(0, 3, 1, 2),
+        "float": (pixels.transpose(0, 3, 1, 2) / 255).astype(np.float32),
+    }[kind]
     shutil.rmtree(lab.root / "stimuli")
     with h5py.File(lab.root / "stimuli.hdf5", "w") as file:
         file["images"] = stored
@@ -182,8 +185,7 @@ def test_images_in_one_hdf5_file_are_named_by_number(lab, kind):
     lab.stimulus = [str(NAMES.index(name)) for name in lab.stimulus]
     write_table(lab.root, lab)
     stimuli = load(lab.root).stimuli
-    np.testing.assert_array_equal(np.rint(stimuli.images([4, 1]).astype(float) * 255),
-                                  pixels[[4, 1]].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(np.rint(stimuli.images([4, 1]).astype(float) * 255), pixels[[4, 1]].transpose(0, 3, 1, 2))
     assert stimuli.captions == ([("a dog",)] * 5 + [()] if kind == "last" else [()] * 6)
 
 
@@ -265,7 +267,7 @@ def test_scaled_whole_numbers_of_a_nifti_file(lab):
     for number in (1, 2):  # nibabel rescales when it saves: what counts is what it reads back
         path = next(lab.root.glob(f"betas_session-{number}.nii*"))
         expected = nibabel.load(path).get_fdata()[lab.mask].T
-        np.testing.assert_allclose(got[12 * (number - 1):12 * number], expected, rtol=1e-6)
+        np.testing.assert_allclose(got[12 * (number - 1) : 12 * number], expected, rtol=1e-6)
 
 
 def lab_affine(lab):
@@ -343,9 +345,12 @@ def test_irregular_scans_of_two_subjects(tmp_path):
     findings = check(tmp_path)
     assert findings.count("error") == 0
     said = " | ".join(f"{item.file} {item.field}: {item.message}" for item in findings.items)
-    for words in ("sub-02 rois: no regions of interest: all voxels are used together",
-                  "subjects have different numbers of sessions (1: 2, 2: 1)", "4 of 6 images have no caption",
-                  "training images were seen unequally often (3 images 1 times; 1 images 2 times; 1 images 3 times)"):
+    for words in (
+        "sub-02 rois: no regions of interest: all voxels are used together",
+        "subjects have different numbers of sessions (1: 2, 2: 1)",
+        "4 of 6 images have no caption",
+        "training images were seen unequally often (3 images 1 times; 1 images 2 times; 1 images 3 times)",
+    ):
         assert words in said, said
 
 
@@ -381,20 +386,23 @@ def edit(path, line, column, value):
     path.write_text("\n".join("\t".join(row) for row in lines))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda p: edit(p, 3, 1, "nowhere.png"), r"line 3, stimulus is 'nowhere.png', which no image"),
-    (lambda p: edit(p, 3, 1, "../mask.nii.gz"), r"line 3, stimulus is '../mask.nii.gz'"),
-    (lambda p: edit(p, 4, 2, "0"), r"line 4, session is '0'; expected 1, 2"),
-    (lambda p: edit(p, 4, 2, "n/a"), r"line 4, session is 'n/a'"),
-    (lambda p: edit(p, 5, 3, "Test"), r"line 5, split is 'Test'; expected train, test or n/a"),
-    (lambda p: edit(p, 6, 3, "test\tmore"), r"line 6 has 5 cells; expected 4"),
-    (lambda p: edit(p, 1, 1, "image"), r"0 columns 'stimulus'"),
-    (lambda p: edit(p, 1, 0, "split"), r"2 columns 'split'"),
-    (lambda p: p.write_text("\n".join(p.read_text().split("\n")[:-3])), r"22 trials but 24 betas rows in betas.npy"),
-    (lambda p: p.write_text("stimulus\tsession\tsplit\n"), "holds no trial"),
-    (lambda p: p.write_bytes(b"stimulus\tsession\tsplit\n\xff\xfe"), "not UTF-8"),
-    (lambda p: p.unlink(), "no dataset|trials.tsv: not found"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: edit(p, 3, 1, "nowhere.png"), r"line 3, stimulus is 'nowhere.png', which no image"),
+        (lambda p: edit(p, 3, 1, "../mask.nii.gz"), r"line 3, stimulus is '../mask.nii.gz'"),
+        (lambda p: edit(p, 4, 2, "0"), r"line 4, session is '0'; expected 1, 2"),
+        (lambda p: edit(p, 4, 2, "n/a"), r"line 4, session is 'n/a'"),
+        (lambda p: edit(p, 5, 3, "Test"), r"line 5, split is 'Test'; expected train, test or n/a"),
+        (lambda p: edit(p, 6, 3, "test\tmore"), r"line 6 has 5 cells; expected 4"),
+        (lambda p: edit(p, 1, 1, "image"), r"0 columns 'stimulus'"),
+        (lambda p: edit(p, 1, 0, "split"), r"2 columns 'split'"),
+        (lambda p: p.write_text("\n".join(p.read_text().split("\n")[:-3])), r"22 trials but 24 betas rows in betas.npy"),
+        (lambda p: p.write_text("stimulus\tsession\tsplit\n"), "holds no trial"),
+        (lambda p: p.write_bytes(b"stimulus\tsession\tsplit\n\xff\xfe"), "not UTF-8"),
+        (lambda p: p.unlink(), "no dataset|trials.tsv: not found"),
+    ],
+)
 def test_a_bad_table_is_refused_by_line_and_column(lab, change, message):
     change(lab.root / "trials.tsv")
     with pytest.raises(UserError, match=message) as caught:
@@ -429,23 +437,35 @@ def replace_betas(lab, array):
     np.save(lab.root / "betas.npy", array)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda lab: replace_betas(lab, lab.betas.T), r"mask.nii.gz: 11 voxels .* expected 24 .* turned round"),
-    (lambda lab: replace_betas(lab, lab.betas.astype(complex)), "dtype complex128"),
-    (lambda lab: replace_betas(lab, lab.betas[0]), r"shape \(11,\)"),
-    (lambda lab: np.save(lab.root / "betas.npy", lab.betas.astype(object), allow_pickle=True), "not a whole .npy"),
-    (lambda lab: write_betas(lab.root, lab, "hdf5"), "betas are betas.npy, betas.hdf5; expected one of"),
-    (lambda lab: (lab.root / "betas.npy").unlink(), "betas are none"),
-    (lambda lab: write_card(lab, zscore="maybe"), "dataset.json: zscore is 'maybe'"),
-    (lambda lab: write_card(lab, subject_offset=-1), "dataset.json: subject_offset is -1"),
-    (lambda lab: write_card(lab, simulated=1), "dataset.json: simulated is 1"),
-    (lambda lab: (lab.root / "sub-01").mkdir(), "holds trials.tsv and sub-01"),
-    (lambda lab: shutil.rmtree(lab.root / "stimuli"), "neither stimuli/ and stimuli.hdf5"),
-    (lambda lab: save_nifti(lab.root / "rois/V2.nii.gz", np.zeros((3, 4, 4), np.uint8)), r"V2.nii.gz: volumes of \(3, 4,"),
-    (lambda lab: save_nifti(lab.root / "rois/V2.nii.gz", lab.mask.astype(np.uint8), np.eye(4)), "V2.nii.gz: affine differs"),
-    (lambda lab: save_nifti(lab.root / "mask.nii.gz", np.ones(MASK_SHAPE, np.uint8)), "60 voxels are above 0; expected 11"),
-    (lambda lab: np.savez(lab.root / "rois.npz", V1=lab.v1), "regions in rois, rois.npz"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lab: replace_betas(lab, lab.betas.T), r"mask.nii.gz: 11 voxels .* expected 24 .* turned round"),
+        (lambda lab: replace_betas(lab, lab.betas.astype(complex)), "dtype complex128"),
+        (lambda lab: replace_betas(lab, lab.betas[0]), r"shape \(11,\)"),
+        (lambda lab: np.save(lab.root / "betas.npy", lab.betas.astype(object), allow_pickle=True), "not a whole .npy"),
+        (lambda lab: write_betas(lab.root, lab, "hdf5"), "betas are betas.npy, betas.hdf5; expected one of"),
+        (lambda lab: (lab.root / "betas.npy").unlink(), "betas are none"),
+        (lambda lab: write_card(lab, zscore="maybe"), "dataset.json: zscore is 'maybe'"),
+        (lambda lab: write_card(lab, subject_offset=-1), "dataset.json: subject_offset is -1"),
+        (lambda lab: write_card(lab, simulated=1), "dataset.json: simulated is 1"),
+        (lambda lab: (lab.root / "sub-01").mkdir(), "holds trials.tsv and sub-01"),
+        (lambda lab: shutil.rmtree(lab.root / "stimuli"), "neither stimuli/ and stimuli.hdf5"),
+        (
+            lambda lab: save_nifti(lab.root / "rois/V2.nii.gz", np.zeros((3, 4, 4), np.uint8)),
+            r"V2.nii.gz: volumes of \(3, 4,",
+        ),
+        (
+            lambda lab: save_nifti(lab.root / "rois/V2.nii.gz", lab.mask.astype(np.uint8), np.eye(4)),
+            "V2.nii.gz: affine differs",
+        ),
+        (
+            lambda lab: save_nifti(lab.root / "mask.nii.gz", np.ones(MASK_SHAPE, np.uint8)),
+            "60 voxels are above 0; expected 11",
+        ),
+        (lambda lab: np.savez(lab.root / "rois.npz", V1=lab.v1), "regions in rois, rois.npz"),
+    ],
+)
 def test_what_does_not_fit_is_refused(lab, change, message):
     change(lab)
     with pytest.raises(UserError, match=message):
@@ -534,7 +554,7 @@ def test_grey_pictures_and_opaque_alpha_are_pictures(lab):
 def test_the_examples_of_the_docs(tmp_path):
     """The table is one that the reader takes, and what the script imports is there."""
     text = (Path(__file__).parent.parent / "docs" / "your-own-scans.md").read_text(encoding="utf-8")
-    table, = (block for block in re.findall(r"```text\n(.*?)```", text, re.S) if block.startswith("stimulus\t"))
+    (table,) = (block for block in re.findall(r"```text\n(.*?)```", text, re.S) if block.startswith("stimulus\t"))
     make_lab(tmp_path, rois=False)
     (tmp_path / "trials.tsv").write_text(table)
     for name in ("beach.png", "animals/cat_01.jpg"):
@@ -544,7 +564,7 @@ def test_the_examples_of_the_docs(tmp_path):
     (tmp_path / "dataset.json").write_text('{"zscore": "publisher"}')
     trials = load(tmp_path).subject(1).trials
     assert trials.is_test.tolist() == [False, True, False, True] and trials.repeat.tolist() == [0, 0, 1, 1]
-    script, = re.findall(r"```python\n(.*?)```", text, re.S)
+    (script,) = re.findall(r"```python\n(.*?)```", text, re.S)
     for node in ast.walk(ast.parse(script)):
         if isinstance(node, ast.ImportFrom):
             exec(ast.unparse(node), {})

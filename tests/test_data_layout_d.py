@@ -77,14 +77,27 @@ class World:
 
 def make_world(root):
     rng = np.random.default_rng(0)
-    order = [("t.png", "test", 0), ("t.png", "test", 1), ("t.png", "test", 2), ("b.png", "train", 0), ("b.png", "train", 1),
-             ("a_1.0.png", "train", 0), ("c.png", "train", 0)]
+    order = [
+        ("t.png", "test", 0),
+        ("t.png", "test", 1),
+        ("t.png", "test", 2),
+        ("b.png", "train", 0),
+        ("b.png", "train", 1),
+        ("a_1.0.png", "train", 0),
+        ("c.png", "train", 0),
+    ]
     trials = [(*entry, rng.standard_normal(91282)) for entry in order]
     for i, name in enumerate(("a_1.0.png", "b.png", "c.png", "t.png")):
         write_picture(root / "stimuli" / "NSD" / "coco" / name, i)
     (root / "stimuli" / "NSD" / "coco" / "b.txt").write_text("a dog\n\nit runs\n")
-    table = write_table(root, "NSD", [(name, "12", "COCO", phase) for name, phase in
-                                      (("a_1.0.png", "train"), ("b.png", "train"), ("c.png", "train"), ("t.png", "test"))])
+    table = write_table(
+        root,
+        "NSD",
+        [
+            (name, "12", "COCO", phase)
+            for name, phase in (("a_1.0.png", "train"), ("b.png", "train"), ("c.png", "train"), ("t.png", "test"))
+        ],
+    )
     file = write_subject(root / "sub-01_NSD.hdf5", "sub-01_NSD", trials, nan=[])
     return World(root, trials, file, table, root / "stimuli")
 
@@ -143,9 +156,14 @@ def test_the_groups_are_the_parcellations_first_five_regions(shared_world):
     atlas = load_atlas()
     masks = atlas.regions(GROUPS)
     assert {name: int(masks[name].sum()) for name in GROUPS} == {
-        name: int(np.isin(PARCEL, [n + side for n in numbers for side in (0, 180)]).sum()) for name, numbers in {
-            "early": (1, 4, 5, 6), "ventral": (7, 18, 22, 153, 154, 160, 163), "dorsal": (3, 13, 16, 17, 19, 152),
-            "lateral": (2, 20, 21, 23, 138, 156, 157, 158, 159)}.items()}
+        name: int(np.isin(PARCEL, [n + side for n in numbers for side in (0, 180)]).sum())
+        for name, numbers in {
+            "early": (1, 4, 5, 6),
+            "ventral": (7, 18, 22, 153, 154, 160, 163),
+            "dorsal": (3, 13, 16, 17, 19, 152),
+            "lateral": (2, 20, 21, 23, 138, 156, 157, 158, 159),
+        }.items()
+    }
     assert sum(masks[name].astype(int) for name in GROUPS).max() == 1  # no vertex in two groups
     np.testing.assert_array_equal(masks["early"], masks["V1"] | masks["V2"] | masks["V3"] | masks["V4"])
     subject = shared_world.load(regions=["FFC", "dorsal"]).subject(1)
@@ -193,7 +211,7 @@ def test_images_are_the_central_square(world):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(world.stimuli / "NSD" / "coco" / name)
         side = min(size)
         top, left = (size[1] - side) // 2, (size[0] - side) // 2  # even rests, or one pixel more on one side
-        square = pixels[None, :, top:top + side, left:left + side].float() / 255
+        square = pixels[None, :, top : top + side, left : left + side].float() / 255
         expected = torch.nn.functional.interpolate(square, (224, 224), mode="bilinear", antialias=True)[0].numpy()
         found = world.load().stimuli.images([["a_1.0.png", "b.png", "c.png"].index(name)])[0]
         assert found.dtype == np.float16 and np.abs(found - expected).max() < 0.02
@@ -265,8 +283,9 @@ def test_mosaics_split_decides_and_what_it_does_not_list_is_left_out(world):
         return f"sub-01_NSD_stimulus-{stem}_phase-{phase}_rep-{repetition}.npz"
 
     foreign = {"sub-02_NSD_stimulus-c.png": [name("c", "train", 0).replace("sub-01", "sub-02")]}
-    (split / "train_naturalistic.json").write_text(json.dumps([
-        {"sub-01_NSD_stimulus-b.png": [name("b", "train", 0), name("b", "train", 1)]}, foreign]))
+    (split / "train_naturalistic.json").write_text(
+        json.dumps([{"sub-01_NSD_stimulus-b.png": [name("b", "train", 0), name("b", "train", 1)]}, foreign])
+    )
     test = [{"sub-01_NSD_stimulus-t.png": [name("t", "test", r) for r in range(3)]}]
     (split / "test_naturalistic.json").write_text(json.dumps(test))
     dataset = world.load(split=split)
@@ -334,8 +353,6 @@ def test_vertices_without_a_value_are_left_out_and_named(world):
     write_subject(world.file, "sub-01_NSD", world.trials, nan=[91282])
     with pytest.raises(UserError, match="nan_indices_all has .* 0..91281"):
         world.load()
-
-
 
 
 def replace_in(path, old, new):
@@ -407,8 +424,11 @@ def test_of_two_files_that_differ_in_their_ending_the_trial_says_which_was_shown
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.from_regex(r"([\w.\- ]|_phase-test_rep-1|_stimulus-x){1,12}", fullmatch=True), st.sampled_from(["train", "test"]),
-       st.integers(0, 30))
+@given(
+    st.from_regex(r"([\w.\- ]|_phase-test_rep-1|_stimulus-x){1,12}", fullmatch=True),
+    st.sampled_from(["train", "test"]),
+    st.integers(0, 30),
+)
 def test_keys_parse_whatever_a_stimulus_is_called(stem, phase, repetition):
     match = KEY.fullmatch(f"sub-07_BOLD5000_stimulus-{stem}_phase-{phase}_rep-{repetition}")
     assert match.groups() == ("sub-07_BOLD5000", "07", "BOLD5000", stem, phase, str(repetition))
@@ -446,14 +466,42 @@ def test_mosaic_subjects_train_a_base_and_are_tuned(tmp_path):
     text = linear(12)
     features = linear(4, 8)
     targets = Targets(linear(*shape), text / np.linalg.norm(text, axis=1, keepdims=True), linear(4, 4, 4), features, features)
-    model = ModelConfig(hidden=32, blocks=1, tokens=4, width=16, text_width=12, backbone_dropout=0.0, prior_depth=1,
-                        prior_heads=2, prior_head_dim=32, latent_channels=4, latent_side=4, lowlevel_channels=(4, 4),
-                        lowlevel_side=2, feature_positions=4, feature_width=8)
-    fit = FitConfig(epochs=8, batch_per_subject=24, lr=1e-2, weight_decay=1e-2, ridge_weight_decay=1e-2, warmup=0.1,
-                    mixco_share=0.33, head_trials=16)
-    config = Config(simulate=SimulateConfig(), model=model, fingerprint=FingerprintConfig(rank=2, alpha=2.0), pretrain=fit,
-                    tune=fit, pivot=PivotConfig(epochs=2, batch=40, lr=1e-2, weight_decay=1e-3),
-                    decode=DecodeConfig(1, 1, 1, 1, 0.5, 1.0, 0))
+    model = ModelConfig(
+        hidden=32,
+        blocks=1,
+        tokens=4,
+        width=16,
+        text_width=12,
+        backbone_dropout=0.0,
+        prior_depth=1,
+        prior_heads=2,
+        prior_head_dim=32,
+        latent_channels=4,
+        latent_side=4,
+        lowlevel_channels=(4, 4),
+        lowlevel_side=2,
+        feature_positions=4,
+        feature_width=8,
+    )
+    fit = FitConfig(
+        epochs=8,
+        batch_per_subject=24,
+        lr=1e-2,
+        weight_decay=1e-2,
+        ridge_weight_decay=1e-2,
+        warmup=0.1,
+        mixco_share=0.33,
+        head_trials=16,
+    )
+    config = Config(
+        simulate=SimulateConfig(),
+        model=model,
+        fingerprint=FingerprintConfig(rank=2, alpha=2.0),
+        pretrain=fit,
+        tune=fit,
+        pivot=PivotConfig(epochs=2, batch=40, lr=1e-2, weight_decay=1e-3),
+        decode=DecodeConfig(1, 1, 1, 1, 0.5, 1.0, 0),
+    )
     base = pretrain(dataset.without(subject=1), targets, config, seed=0)
     assert list(base.ridges) == ["subj401"]
     subject = dataset.subject(1)

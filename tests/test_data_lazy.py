@@ -70,8 +70,9 @@ def test_subsets_and_averages_read_nothing_until_asked(torn):
     region = subject.sessions(1).within("V1").averaged()
     inside = [row for row in sound if row < 20]
     place = int(np.flatnonzero(region.trials.stimulus == 2)[0])
-    np.testing.assert_allclose(region.betas([place])[0],
-                               truth.betas[1][inside][:, truth.masks[1]["V1"]].mean(0, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(
+        region.betas([place])[0], truth.betas[1][inside][:, truth.masks[1]["V1"]].mean(0, dtype=np.float64), rtol=1e-6
+    )
     with pytest.raises(UserError, match="cannot be read"):
         mean.betas([int(np.flatnonzero(mean.trials.stimulus == 3)[0])])
 
@@ -111,8 +112,18 @@ def test_rows_of_a_file_are_those_of_the_array(tmp_path, shape):
     np.testing.assert_array_equal(rows, data)
     np.testing.assert_array_equal(np.asarray(rows, np.float64), data)
     ids = np.array([7, 2, 18, 7, 0, 1])
-    for index in (ids, [], ids[:0], slice(3, 17, 4), slice(None, None, -1), slice(4, 4), 5, -1, np.arange(19) % 2 == 0,
-                  ids.reshape(2, 3)):
+    for index in (
+        ids,
+        [],
+        ids[:0],
+        slice(3, 17, 4),
+        slice(None, None, -1),
+        slice(4, 4),
+        5,
+        -1,
+        np.arange(19) % 2 == 0,
+        ids.reshape(2, 3),
+    ):
         got = rows[index]
         assert got.dtype == data[index].dtype and np.array_equal(got, data[index]), index
     with pytest.raises(IndexError):
@@ -196,16 +207,22 @@ def whole_tar(tmp_path_factory):
     return make(tmp_path_factory.mktemp("tars")).root / "wds/subj01/train/0.tar"
 
 
-@pytest.mark.parametrize(("form", "changes"), [
-    (tarfile.USTAR_FORMAT, {}),
-    (tarfile.PAX_FORMAT, {"mtime": lambda number, member: 1.7e9 + number / 7, "uname": lambda *_: "bigdata"}),  # webdataset
-    (tarfile.PAX_FORMAT, {"pax_headers": lambda *_: {"comment": "path=elsewhere"}}),
-    (tarfile.GNU_FORMAT, {"uid": lambda *_: 2**40}),
-    (tarfile.USTAR_FORMAT, {"name": lambda number, member: "deep/" * 25 + member.name}),
-    (tarfile.PAX_FORMAT, {"name": lambda number, member: "x" * 120 + member.name}),
-    (tarfile.GNU_FORMAT, {"name": lambda number, member: "x" * 120 + member.name}),
-    (tarfile.PAX_FORMAT, {"name": lambda number, member: "é" + member.name}),
-])
+@pytest.mark.parametrize(
+    ("form", "changes"),
+    [
+        (tarfile.USTAR_FORMAT, {}),
+        (
+            tarfile.PAX_FORMAT,
+            {"mtime": lambda number, member: 1.7e9 + number / 7, "uname": lambda *_: "bigdata"},
+        ),  # webdataset
+        (tarfile.PAX_FORMAT, {"pax_headers": lambda *_: {"comment": "path=elsewhere"}}),
+        (tarfile.GNU_FORMAT, {"uid": lambda *_: 2**40}),
+        (tarfile.USTAR_FORMAT, {"name": lambda number, member: "deep/" * 25 + member.name}),
+        (tarfile.PAX_FORMAT, {"name": lambda number, member: "x" * 120 + member.name}),
+        (tarfile.GNU_FORMAT, {"name": lambda number, member: "x" * 120 + member.name}),
+        (tarfile.PAX_FORMAT, {"name": lambda number, member: "é" + member.name}),
+    ],
+)
 def test_every_form_of_tar_tells_the_same(tar, form, changes):
     expected = behaviour_by_tarfile(tar)
     retold(tar, form, **changes)
@@ -270,14 +287,15 @@ def test_repeats_are_how_often_an_image_came_before(shown):
 def test_captions_of_more_than_one_block(tmp_path, monkeypatch):
     """Read as they are asked for, or all there: the same captions, the same stimuli."""
     count = 2 * BLOCK + 3
-    table = np.array([[f"{i} \N{GREEK SMALL LETTER ALPHA}{k}" * (k != i % 6) for k in range(4)] + [" "]
-                      for i in range(count)])
+    table = np.array(
+        [[f"{i} \N{GREEK SMALL LETTER ALPHA}{k}" * (k != i % 6) for k in range(4)] + [" "] for i in range(count)]
+    )
     every = [tuple(text for text in texts if text.strip()) for texts in table.tolist()]
     np.save(tmp_path / "captions.npy", table)
     stored = layout_a.load_captions(tmp_path / "captions.npy", count)
     assert stored == every and every != stored[:-1] and stored != [*every[:-1], ("other",)]
     assert stored[BLOCK] == stored[BLOCK - count] == every[BLOCK]
-    assert stored[BLOCK - 1:BLOCK + 1] == every[BLOCK - 1:BLOCK + 1]
+    assert stored[BLOCK - 1 : BLOCK + 1] == every[BLOCK - 1 : BLOCK + 1]
     with pytest.raises(IndexError):
         stored[count]
     images = np.broadcast_to(np.float16(0.5), (count, 3, 224, 224))

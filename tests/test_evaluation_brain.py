@@ -42,10 +42,12 @@ def test_correlations_equal_scipy_s(seed, noise):
     assert list(found) == ["V1", "higher"]  # a single voxel has no correlation across voxels
     for name, own in found.items():
         mask = ROIS[name]
-        np.testing.assert_allclose(own["pattern"], [pearsonr(predicted[k, mask], measured[k, mask])[0] for k in range(6)],
-                                   atol=1e-9)
-        np.testing.assert_allclose(own["voxelwise"], [pearsonr(predicted[:, v], measured[:, v])[0]
-                                                      for v in np.flatnonzero(mask)], atol=1e-9)
+        np.testing.assert_allclose(
+            own["pattern"], [pearsonr(predicted[k, mask], measured[k, mask])[0] for k in range(6)], atol=1e-9
+        )
+        np.testing.assert_allclose(
+            own["voxelwise"], [pearsonr(predicted[:, v], measured[:, v])[0] for v in np.flatnonzero(mask)], atol=1e-9
+        )
 
 
 def test_what_is_constant_counts_zero_and_one_image_has_no_voxelwise_view():
@@ -226,9 +228,11 @@ def test_a_fit_is_the_same_again_and_knows_bad_input():
     moved[:, -1] = 9  # a feature that never varied when the model was fitted says nothing later
     model = EncodingModel.fit(constant, y, np.arange(30), 3)
     np.testing.assert_array_equal(model.predict(constant), model.predict(moved))
-    for features, betas, images, message in ((x, y[:5], np.arange(30), "30 rows for 5 of betas"),
-                                             (x, np.full_like(y, np.nan), np.arange(30), "betas: holds NaN"),
-                                             (x, y, np.arange(30) // 10, "3 to cross-validate over")):
+    for features, betas, images, message in (
+        (x, y[:5], np.arange(30), "30 rows for 5 of betas"),
+        (x, np.full_like(y, np.nan), np.arange(30), "betas: holds NaN"),
+        (x, y, np.arange(30) // 10, "3 to cross-validate over"),
+    ):
         with pytest.raises(UserError, match=message):
             EncodingModel.fit(features, betas, images, 0)
     with pytest.raises(UserError, match="12 an image; expected 11, the sum of their groups"):

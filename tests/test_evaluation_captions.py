@@ -31,9 +31,12 @@ from mindtuner.evaluation.scores.pairing import random_pairs
 from mindtuner.evaluation.scores.pictures import pixcorr
 
 DECODED = ["a man rides a wave on a surfboard", "two dogs sleep on a couch", "a plate of food", "a red bus in the city"]
-REFERENCES = [("A surfer riding a big wave.", "a person on a surfboard in the ocean", "Man surfing."),
-              ("Two hounds are sleeping on the sofa.",), ("a bowl of soup beside bread", "food served on a white plate"),
-              ("a train at a station", "a double-decker bus drives through town")]
+REFERENCES = [
+    ("A surfer riding a big wave.", "a person on a surfboard in the ocean", "Man surfing."),
+    ("Two hounds are sleeping on the sofa.",),
+    ("a bowl of soup beside bread", "food served on a white plate"),
+    ("a train at a station", "a double-decker bus drives through town"),
+]
 
 
 class Letters:
@@ -56,24 +59,32 @@ def dictionary(tmp_path_factory):
     line = f"{len(licence):08} 06 n 02 couch 0 sofa 0 000 | a seat  \n"
     second = len(licence) + len(line)
     (folder / "data.noun").write_text(f"{licence}{line}{second:08} 11 n 01 wave 0 000 | of water  \n")
-    (folder / "index.noun").write_text(licence + "".join(
-        f"{word} n 1 0 1 0 {offset:08}  \n" for word, offset in (("couch", len(licence)), ("sofa", len(licence)),
-                                                                 ("wave", second))))
+    (folder / "index.noun").write_text(
+        licence
+        + "".join(
+            f"{word} n 1 0 1 0 {offset:08}  \n"
+            for word, offset in (("couch", len(licence)), ("sofa", len(licence)), ("wave", second))
+        )
+    )
     return folder
 
 
 def plain_rouge_1(decoded, reference):
     """F1 of the words' multisets."""
-    a, b = (["".join(c for c in word if c.isalnum()) for word in text.lower().replace("-", " ").split()]
-            for text in (decoded, reference))
+    a, b = (
+        ["".join(c for c in word if c.isalnum()) for word in text.lower().replace("-", " ").split()]
+        for text in (decoded, reference)
+    )
     shared = sum(min(a.count(word), b.count(word)) for word in set(a))
     return 2 * shared / (len(a) + len(b))
 
 
 def plain_rouge_l(decoded, reference):
     """F1 by the longest common subsequence, by its recursion."""
-    a, b = (["".join(c for c in word if c.isalnum()) for word in text.lower().replace("-", " ").split()]
-            for text in (decoded, reference))
+    a, b = (
+        ["".join(c for c in word if c.isalnum()) for word in text.lower().replace("-", " ").split()]
+        for text in (decoded, reference)
+    )
     longest = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for x in range(len(a)):
         for y in range(len(b)):
@@ -141,8 +152,10 @@ def test_meteor_by_debian_s_wordnet_gives_nltk_s_documented_example():
     tokens = functools.partial(word_tokenize, preserve_line=True)
     wordnet = meteor._synonyms._reader
     found = caption_scores(DECODED, REFERENCES, CaptionScorer({}, folder))["meteor"]
-    published = [meteor_score([tokens(one) for one in group], tokens(text), wordnet=wordnet)
-                 for text, group in zip(DECODED, REFERENCES, strict=True)]
+    published = [
+        meteor_score([tokens(one) for one in group], tokens(text), wordnet=wordnet)
+        for text, group in zip(DECODED, REFERENCES, strict=True)
+    ]
     np.testing.assert_allclose(found, published, atol=1e-12)
     assert len(set(published)) == 4
 
@@ -151,8 +164,9 @@ def test_similarities_are_those_of_the_published_evaluation(text_encoder):
     found = caption_scores(DECODED, REFERENCES, CaptionScorer({"sentence_bert": text_encoder}))["sentence_bert"]
     network = text_encoder.network
     for k, (text, group) in enumerate(zip(DECODED, REFERENCES, strict=True)):
-        cosines = util.pytorch_cos_sim(network.encode([text], convert_to_tensor=True),
-                                       network.encode(list(group), convert_to_tensor=True))
+        cosines = util.pytorch_cos_sim(
+            network.encode([text], convert_to_tensor=True), network.encode(list(group), convert_to_tensor=True)
+        )
         assert found[k] == pytest.approx(cosines.max().item(), abs=1e-5)
 
 
@@ -164,9 +178,13 @@ def clip(tmp_path_factory):
     letters = [chr(code) for code in range(97, 123)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=8)
-    config = CLIPConfig(text_config=dict(small, vocab_size=len(words), bos_token_id=52, eos_token_id=53, pad_token_id=53,
-                                         max_position_embeddings=77),
-                        vision_config=dict(small, image_size=8, patch_size=4), projection_dim=8)
+    config = CLIPConfig(
+        text_config=dict(
+            small, vocab_size=len(words), bos_token_id=52, eos_token_id=53, pad_token_id=53, max_position_embeddings=77
+        ),
+        vision_config=dict(small, image_size=8, patch_size=4),
+        projection_dim=8,
+    )
     CLIPModel(config).save_pretrained(folder)
     CLIPTokenizer(vocab={word: k for k, word in enumerate(words)}, merges=[], model_max_length=77).save_pretrained(folder)
     return folder
@@ -176,8 +194,10 @@ def test_clip_similarities_are_those_of_the_published_evaluation(clip):
     model, tokenizer = CLIPModel.from_pretrained(clip).eval(), AutoTokenizer.from_pretrained(clip)
     single = [(group[0],) for group in REFERENCES]
     with torch.no_grad():
-        both = [model.get_text_features(**tokenizer(texts, return_tensors="pt", padding=True))
-                for texts in (DECODED, [group[0] for group in single])]
+        both = [
+            model.get_text_features(**tokenizer(texts, return_tensors="pt", padding=True))
+            for texts in (DECODED, [group[0] for group in single])
+        ]
     both = [getattr(features, "pooler_output", features) for features in both]  # transformers 5 returns an output
     published = util.pytorch_cos_sim(*both).diag().numpy()
     scorer = CaptionScorer({"clip_b": ClipTextEncoder(clip, batch=3)})
@@ -201,7 +221,7 @@ def test_the_best_reference_counts_and_more_never_harm(dictionary):
     assert list(scorer.missing) == ["sentence_bert", "clip_b"]
     found = caption_scores(DECODED, REFERENCES, scorer)
     for k, group in enumerate(REFERENCES):
-        alone = [caption_scores(DECODED[k:k + 1], [(one,)], scorer) for one in group]
+        alone = [caption_scores(DECODED[k : k + 1], [(one,)], scorer) for one in group]
         for name, values in found.items():
             assert values[k] == pytest.approx(max(scores[name][0] for scores in alone), abs=1e-9)
 
@@ -235,8 +255,11 @@ def test_chance_is_the_mean_over_wrong_pairs(dictionary):
 def test_random_pairs_are_those_of_the_picture_scores():
     pictures = np.random.default_rng(0).random((2, 7, 3, 16, 16), dtype=np.float32)
     i, j = random_pairs(7, seed=5)
-    assert (i != j).all() and len(i) == 1000 and set(zip(i, j, strict=True)) == {(a, b) for a in range(7) for b in range(7)
-                                                                                if a != b}
+    assert (
+        (i != j).all()
+        and len(i) == 1000
+        and set(zip(i, j, strict=True)) == {(a, b) for a in range(7) for b in range(7) if a != b}
+    )
     expected = score_images(pictures[1], {"p": pictures[0]}, [], chance_of=["p"], seed=5)[1]["p"]["pixcorr"]
     assert pixcorr(pictures[0][i], pictures[1][j]).mean() == pytest.approx(expected, abs=1e-9)
 
@@ -260,11 +283,12 @@ def test_the_block_leaves_images_without_a_caption_out_and_counts_them():
 def test_bad_captions_and_dictionaries_are_refused(dictionary, tmp_path):
     scorer = CaptionScorer({})
     for decoded, references, message in (
-            (DECODED, REFERENCES[:2], "4 for 2 images; expected one for each"),
-            ([], [], "0 for 0 images"),
-            (["a", None], [("a",), ("b",)], "number 1 is a NoneType; expected text"),
-            (["a", "b"], [("a",), ()], r"those of image 1 are \(\)"),
-            (["a"], ["a caption, not a group"], "expected one text or more")):
+        (DECODED, REFERENCES[:2], "4 for 2 images; expected one for each"),
+        ([], [], "0 for 0 images"),
+        (["a", None], [("a",), ("b",)], "number 1 is a NoneType; expected text"),
+        (["a", "b"], [("a",), ()], r"those of image 1 are \(\)"),
+        (["a"], ["a caption, not a group"], "expected one text or more"),
+    ):
         with pytest.raises(UserError, match=message):
             caption_scores(decoded, references, scorer)
     with pytest.raises(UserError, match="1 to score; expected at least 2"):

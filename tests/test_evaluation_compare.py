@@ -21,22 +21,38 @@ def run_of(seed=0, subject=1, methods=("mindtuner", "ridge_only"), shift=0.0, sc
     """A whole run in memory. Values depend on the method, the seed and the subject; images are as hard in all of them."""
     hard = np.random.default_rng(99).normal(size=N)
     per_image = {"images": np.arange(N) * 3, "shown": np.arange(0, N, 2), "texts": np.arange(1, N)}
-    counts = {("retrieval", "image"): N, ("retrieval", "brain"): N, ("retrieval", "text"): N - 1,
-              **{("reconstruction", score): P for score in scores}}
+    counts = {
+        ("retrieval", "image"): N,
+        ("retrieval", "brain"): N,
+        ("retrieval", "text"): N - 1,
+        **{("reconstruction", score): P for score in scores},
+    }
     for at, method in enumerate(methods):
         rng = np.random.default_rng([seed, subject, at])
         for (part, score), count in counts.items():
             value = 0.5 + 0.1 * hard[:count] + 0.05 * noise * rng.normal(size=count) + shift
             per_image[f"{method}/{part}/{score}"] = value.clip(0, 1).astype(np.float32)
-    summary = {"retrieval": dict.fromkeys(DIRECTIONS, 0.5), "reconstruction": dict.fromkeys(PICTURES, 0.5),
-               "picture": "corrected", "stages": {"corrected": dict.fromkeys(PICTURES, 0.5)},
-               "ci95": {"retrieval": dict.fromkeys(DIRECTIONS, [0.4, 0.6]),
-                        "reconstruction": dict.fromkeys(PICTURES, [0.4, 0.6])}}
-    chance = {"retrieval": dict.fromkeys(DIRECTIONS, 1 / N), "two_way": 0.5,
-              "reconstruction": {score: dict.fromkeys(methods, 0.1) for score in ("pixcorr", "ssim")}}
+    summary = {
+        "retrieval": dict.fromkeys(DIRECTIONS, 0.5),
+        "reconstruction": dict.fromkeys(PICTURES, 0.5),
+        "picture": "corrected",
+        "stages": {"corrected": dict.fromkeys(PICTURES, 0.5)},
+        "ci95": {"retrieval": dict.fromkeys(DIRECTIONS, [0.4, 0.6]), "reconstruction": dict.fromkeys(PICTURES, [0.4, 0.6])},
+    }
+    chance = {
+        "retrieval": dict.fromkeys(DIRECTIONS, 1 / N),
+        "two_way": 0.5,
+        "reconstruction": {score: dict.fromkeys(methods, 0.1) for score in ("pixcorr", "ssim")},
+    }
     setting = {"stimuli_hash": "5eed" * 16, "subject": subject, "seed": seed, "sessions": 1, "simulated_brains": True}
-    results = {"setting": setting, "methods": {method: copy.deepcopy(summary) for method in methods}, "chance": chance,
-               "paired": {}, "timing_s": {}, "peak_memory_mb": 1.0}
+    results = {
+        "setting": setting,
+        "methods": {method: copy.deepcopy(summary) for method in methods},
+        "chance": chance,
+        "paired": {},
+        "timing_s": {},
+        "peak_memory_mb": 1.0,
+    }
     pictures = {"seen": np.zeros((P, 3, 8, 8), np.uint8), "thumbnails": np.zeros((N, 3, 4, 4), np.uint8)}
     words = {"picture_index": list(range(0, N, 2)), "seen_captions": ["a"] * P, "all_captions": ["a"] * N, "methods": {}}
     return Run(results, pictures, words, per_image, [])
@@ -54,16 +70,20 @@ def row_of(found, score):
 
 # ---- the numbers
 
+
 def test_one_pair_is_the_paired_difference_of_each_score():
     a, b = run_of(seed=0), run_of(seed=1, shift=-0.05)
     found = compare({"a": a}, {"b": b})
     assert [(row["part"], row["score"]) for row in found["scores"]] == [
-        *(("retrieval", d) for d in DIRECTIONS), *(("reconstruction", s) for s in PICTURES)]
+        *(("retrieval", d) for d in DIRECTIONS),
+        *(("reconstruction", s) for s in PICTURES),
+    ]
     for row in found["scores"]:
         key = f"mindtuner/{row['part']}/{row['score']}"
         x, y = (run.per_image[key].astype(np.float64) for run in (a, b))
-        exact = stats.permutation_test((x, y), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples",
-                                       vectorized=True, n_resamples=np.inf)
+        exact = stats.permutation_test(
+            (x, y), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples", vectorized=True, n_resamples=np.inf
+        )
         assert row["difference"] == pytest.approx((x - y).mean())
         assert row["p"] == pytest.approx(exact.pvalue, abs=1e-12 if len(x) <= 12 else 0.02)  # 2 ** 12 flips are gone through
         assert row["ci"][0] < row["difference"] < row["ci"][1] and row["n"] == len(x)
@@ -100,8 +120,10 @@ def test_seeds_are_paired_by_their_number_and_their_spread_is_told():
     a = {f"a{s}": run_of(seed=s) for s in (3, 1, 2)}
     b = {f"b{s}": run_of(seed=s, methods=("ridge_only", "mindtuner")) for s in (1, 2, 3)}
     row = row_of(compare(a, b), "image")
-    each = [(a[f"a{s}"].per_image["mindtuner/retrieval/image"] - b[f"b{s}"].per_image["mindtuner/retrieval/image"]).mean()
-            for s in (1, 2, 3)]
+    each = [
+        (a[f"a{s}"].per_image["mindtuner/retrieval/image"] - b[f"b{s}"].per_image["mindtuner/retrieval/image"]).mean()
+        for s in (1, 2, 3)
+    ]
     assert row["by_run"] == [pytest.approx(each, abs=1e-6)]
     assert row["difference"] == pytest.approx(np.mean(each), abs=1e-6)
     assert row["sd_seeds"] == pytest.approx(np.std(each, ddof=1), abs=1e-6) and row["sd_subjects"] is None
@@ -116,8 +138,9 @@ def test_subjects_weigh_alike_whatever_their_numbers_of_runs():
     found = compare(a, a, "mindtuner", "ridge_only")
     row = row_of(found, "pixcorr")
     score = "reconstruction/pixcorr"
-    each = {key: (run.per_image[f"mindtuner/{score}"] - run.per_image[f"ridge_only/{score}"]).mean()
-            for key, run in runs.items()}
+    each = {
+        key: (run.per_image[f"mindtuner/{score}"] - run.per_image[f"ridge_only/{score}"]).mean() for key, run in runs.items()
+    }
     first, second = np.mean([each[1, s] for s in range(3)]), each[2, 0]
     assert row["difference"] == pytest.approx((first + second) / 2, abs=1e-6)
     assert row["sd_subjects"] == pytest.approx(abs(first - second) / np.sqrt(2), abs=1e-6)
@@ -157,9 +180,13 @@ def test_the_images_of_a_category_or_the_others():
     whole, of, others = (compare({"a": a}, {"b": b}, which=which) for which in ("all", "category", "others"))
     assert [row["score"] for row in whole["scores"]] == [*DIRECTIONS, *PICTURES, "rouge_1", "V1"]
     assert "ROUGE-1 of the caption" in text(of) and "V1 brain correlation" in text(of)
-    for part, score, positions in (("retrieval", "image", [2, 3, 4, 6]), ("retrieval", "text", [1, 2, 3, 5]),
-                                   ("reconstruction", "pixcorr", [1, 2, 3]), ("captions", "rouge_1", [1, 2, 3]),
-                                   ("brain", "V1", [1, 2, 3])):
+    for part, score, positions in (
+        ("retrieval", "image", [2, 3, 4, 6]),
+        ("retrieval", "text", [1, 2, 3, 5]),
+        ("reconstruction", "pixcorr", [1, 2, 3]),
+        ("captions", "rouge_1", [1, 2, 3]),
+        ("brain", "V1", [1, 2, 3]),
+    ):
         key = f"mindtuner/{part}/{score}"
         difference = a.per_image[key].astype(float) - b.per_image[key]
         rest = np.setdiff1d(np.arange(len(difference)), positions)
@@ -172,6 +199,7 @@ def test_the_images_of_a_category_or_the_others():
 
 # ---- refused
 
+
 def changed(run, **fields):
     run = copy.deepcopy(run)
     for field, value in fields.items():
@@ -182,13 +210,16 @@ def changed(run, **fields):
     return run
 
 
-@pytest.mark.parametrize(("fields", "named"), [
-    ({"stimuli_hash": "0ther" * 13}, r"b/results.json: setting.stimuli_hash is 0ther0ther0t…; expected 5eed5eed5eed…"),
-    ({"stimuli_hash": None}, "b/results.json: setting.stimuli_hash is missing"),
-    ({"images": np.arange(N)}, "b/per_image.safetensors: images holds 12 test images; expected the same 12 as in a"),
-    ({"shown": np.arange(P)}, "b/per_image.safetensors: shown holds 6 painted images"),
-    ({"texts": np.arange(N)}, "b/per_image.safetensors: texts holds 12 images with a caption; expected the same 11"),
-])
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"stimuli_hash": "0ther" * 13}, r"b/results.json: setting.stimuli_hash is 0ther0ther0t…; expected 5eed5eed5eed…"),
+        ({"stimuli_hash": None}, "b/results.json: setting.stimuli_hash is missing"),
+        ({"images": np.arange(N)}, "b/per_image.safetensors: images holds 12 test images; expected the same 12 as in a"),
+        ({"shown": np.arange(P)}, "b/per_image.safetensors: shown holds 6 painted images"),
+        ({"texts": np.arange(N)}, "b/per_image.safetensors: texts holds 12 images with a caption; expected the same 11"),
+    ],
+)
 def test_other_test_sets_are_refused(fields, named):
     with pytest.raises(UserError, match=named):
         compare({"a": run_of()}, {"b": changed(run_of(seed=1), **fields)})
@@ -211,6 +242,7 @@ def test_what_cannot_be_paired_is_refused():
 
 # ---- the verb
 
+
 def test_the_verb_prints_a_table_and_writes_the_numbers(tmp_path, capsys):
     a, b = on_disk(tmp_path / "a", run_of(seed=0)), on_disk(tmp_path / "b", changed(run_of(seed=1, shift=-0.3), sessions=2))
     out = tmp_path / "deep" / "found.json"
@@ -230,8 +262,10 @@ def test_the_verb_prints_a_table_and_writes_the_numbers(tmp_path, capsys):
 
 
 def test_the_verb_takes_sides_of_several_runs(tmp_path, capsys):
-    sides = [[str(on_disk(tmp_path / f"{name}{s}", run_of(seed=s, subject=1 + s, shift=shift))) for s in (0, 1, 2)]
-             for name, shift in (("a", 0.0), ("b", -0.2))]
+    sides = [
+        [str(on_disk(tmp_path / f"{name}{s}", run_of(seed=s, subject=1 + s, shift=shift))) for s in (0, 1, 2)]
+        for name, shift in (("a", 0.0), ("b", -0.2))
+    ]
     assert main(["compare", *sides[0], "--to", *sides[1], "--method", "ridge_only"]) == 0
     printed = capsys.readouterr().out
     assert "sd of subjects" in printed and "subjects 1, 2, 3, 3 runs a side" in printed
@@ -254,12 +288,17 @@ def test_the_verb_refuses_in_one_line(tmp_path, capsys):
     stopped.mkdir()
     (stopped / "config.yaml").write_text("# mindtuner demo\n")
     for words, named in (
-            ([a], "RUN: 1 given; expected two"), ([a, b, a], "RUN: 3 given"), ([], "RUN: 0 given"),
-            (["--to", a], "none stands before --to"), ([a, a, "--to", b], "given twice"),
-            ([a, stopped], "results.json: not found; expected a run that mindtuner demo or evaluate finished"),
-            ([a, b, "--method", "from_scratch"], "method from_scratch is missing"),
-            ([a, b, "--out", a / "found.json"], "lies in a run"), ([a, "--published", "--to", b], "expected RUNs alone"),
-            (["--published", a, "--method", "from_scratch"], "methods.from_scratch is missing")):
+        ([a], "RUN: 1 given; expected two"),
+        ([a, b, a], "RUN: 3 given"),
+        ([], "RUN: 0 given"),
+        (["--to", a], "none stands before --to"),
+        ([a, a, "--to", b], "given twice"),
+        ([a, stopped], "results.json: not found; expected a run that mindtuner demo or evaluate finished"),
+        ([a, b, "--method", "from_scratch"], "method from_scratch is missing"),
+        ([a, b, "--out", a / "found.json"], "lies in a run"),
+        ([a, "--published", "--to", b], "expected RUNs alone"),
+        (["--published", a, "--method", "from_scratch"], "methods.from_scratch is missing"),
+    ):
         assert main(["compare", *map(str, words)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("mindtuner: ") and error.count("\n") == 1 and named in error, error

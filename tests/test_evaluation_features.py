@@ -17,7 +17,7 @@ def embed(images, **options):
 def photo(array):
     side = min(array.shape[:2])
     top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
-    return array[top:top + side, left:left + side].transpose(2, 0, 1)[None] / 255
+    return array[top : top + side, left : left + side].transpose(2, 0, 1)[None] / 255
 
 
 def test_known_photographs_get_their_imagenet_class():

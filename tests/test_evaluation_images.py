@@ -32,13 +32,22 @@ class Patches(torch.nn.Module):
 
 
 def network(name, side, scores, calls):
-    return Network(name, name, side, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), dict.fromkeys(scores, "patches"),
-                   lambda: Patches(scores, calls), "none")
+    return Network(
+        name,
+        name,
+        side,
+        (0.4, 0.5, 0.6),
+        (0.2, 0.3, 0.25),
+        dict.fromkeys(scores, "patches"),
+        lambda: Patches(scores, calls),
+        "none",
+    )
 
 
 def by_hand(pictures, side, start, choices):
-    shown = (prepare(pictures, side, choices) - torch.tensor([0.4, 0.5, 0.6])[:, None, None]) \
-        / torch.tensor([0.2, 0.3, 0.25])[:, None, None]
+    shown = (prepare(pictures, side, choices) - torch.tensor([0.4, 0.5, 0.6])[:, None, None]) / torch.tensor(
+        [0.2, 0.3, 0.25]
+    )[:, None, None]
     return shown.reshape(len(pictures), 3, side // 2, 2, side // 2, 2).mean((3, 5))[:, :, start:].flatten(1).numpy()
 
 
@@ -61,9 +70,12 @@ def test_one_pass_gives_what_each_score_gives_by_itself(pictures, choices, monke
     for key, painted in sets.items():
         true, mine = ({name: by_hand(some, 16, start, choices) for name, start in starts.items()} for some in (seen, painted))
         sized = [prepare(some, choices.pixel_side, choices).numpy() for some in (painted, seen)]
-        expected = {"pixcorr": pixcorr(*sized), "ssim": ssim(*sized),
-                    **{name: two_way(mine[name], true[name], choices.ties) for name in ("alexnet2", "alexnet5")},
-                    "swav": distance(mine["swav"], true["swav"])}
+        expected = {
+            "pixcorr": pixcorr(*sized),
+            "ssim": ssim(*sized),
+            **{name: two_way(mine[name], true[name], choices.ties) for name in ("alexnet2", "alexnet5")},
+            "swav": distance(mine["swav"], true["swav"]),
+        }
         assert list(scores[key]) == list(expected)
         for name, values in expected.items():
             np.testing.assert_allclose(scores[key][name], values, atol=2e-6)

@@ -15,7 +15,8 @@ from mindtuner.evaluation.scores.catalogue import of_part
 from mindtuner.evaluation.scores.networks import find_networks, not_scored
 
 _SPEC = importlib.util.spec_from_file_location(
-    "parity_scores", Path(__file__).parents[1] / "benchmarks" / "parity" / "scores.py")
+    "parity_scores", Path(__file__).parents[1] / "benchmarks" / "parity" / "scores.py"
+)
 parity = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(parity)
 
@@ -47,15 +48,17 @@ def test_scores_are_those_of_the_published_notebook(folder, way, only):
 def test_a_missing_network_is_named_with_its_scores(folder, tmp_path):
     found, missing = find_networks(folder)
     assert {score for network in found for score in network.layers} == {
-        name for name, score in of_part("reconstruction").items() if score.network} and not missing
+        name for name, score in of_part("reconstruction").items() if score.network
+    } and not missing
     (tmp_path / "efficientnet_b1-c27df63c.pth").write_bytes((folder / "efficientnet_b1-c27df63c.pth").read_bytes())
     found, missing = find_networks(tmp_path)
     assert [network.name for network in found] == ["efficientnet_b1"] and len(found[0].identity.split()[1]) == 16
     assert f"not scored: alexnet2, alexnet5 (no alexnet file in {tmp_path})" in not_scored(missing)
     assert "efficientnet_b1" not in missing
     nothing, every = find_networks(None)
-    assert nothing == [] and not_scored(every) == ("not scored: alexnet2, alexnet5, inception, clip, efficientnet_b1, swav "
-                                                   "(needs mindtuner evaluate --networks DIR)")
+    assert nothing == [] and not_scored(every) == (
+        "not scored: alexnet2, alexnet5, inception, clip, efficientnet_b1, swav (needs mindtuner evaluate --networks DIR)"
+    )
 
 
 def test_files_that_are_not_the_network_are_refused(folder, tmp_path):
@@ -96,5 +99,6 @@ def test_the_form_that_is_asked_of_clip_is_openai_s_vit_l_14(monkeypatch):
 
     def sizes(module):
         return sum(tensor.numel() for tensor in module.parameters())
+
     assert sizes(ours) == sizes(theirs) == 303_966_208
     assert ours.config.hidden_act == "quick_gelu" and ours.config.layer_norm_eps == theirs.ln_post.eps

@@ -23,8 +23,9 @@ def images(seed, n=6, side=20):
 
 def published_ssim(a, b):
     grey_a, grey_b = rgb2gray(a.transpose(1, 2, 0)), rgb2gray(b.transpose(1, 2, 0))
-    return structural_similarity(grey_a, grey_b, gaussian_weights=True, sigma=1.5,
-                                 use_sample_covariance=False, data_range=1.0)
+    return structural_similarity(
+        grey_a, grey_b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0
+    )
 
 
 @few
@@ -33,10 +34,10 @@ def test_pixcorr_and_ssim_equal_scipy_and_skimage(seed, share):
     true = images(seed)
     predicted = share * true + (1 - share) * images(seed + 1)
     both = list(zip(predicted, true, strict=True))
-    np.testing.assert_allclose(pixcorr(predicted, true), [pearsonr(p.ravel(), t.ravel())[0] for p, t in both],
-                               atol=1e-6)
-    np.testing.assert_allclose(ssim(predicted, true),
-                               [published_ssim(p.astype(float), t.astype(float)) for p, t in both], atol=1e-7)
+    np.testing.assert_allclose(pixcorr(predicted, true), [pearsonr(p.ravel(), t.ravel())[0] for p, t in both], atol=1e-6)
+    np.testing.assert_allclose(
+        ssim(predicted, true), [published_ssim(p.astype(float), t.astype(float)) for p, t in both], atol=1e-7
+    )
 
 
 def test_ssim_equals_skimage_on_images_that_are_not_square_and_smooth():
@@ -137,8 +138,10 @@ def test_chance_is_the_mean_over_wrong_pairs():
     true = images(3, 8, 14)
     predicted = 0.7 * true + 0.3 * images(4, 8, 14)
     wrong = [(i, j) for i in range(8) for j in range(8) if i != j]
-    expected = {"pixcorr": [pearsonr(predicted[i].ravel(), true[j].ravel())[0] for i, j in wrong],
-                "ssim": [published_ssim(predicted[i].astype(float), true[j].astype(float)) for i, j in wrong]}
+    expected = {
+        "pixcorr": [pearsonr(predicted[i].ravel(), true[j].ravel())[0] for i, j in wrong],
+        "ssim": [published_ssim(predicted[i].astype(float), true[j].astype(float)) for i, j in wrong],
+    }
     found = chance(predicted, true)
     for score, values in expected.items():
         assert abs(found[score] - np.mean(values)) < 4 * np.std(values) / np.sqrt(1000)

@@ -12,9 +12,15 @@ from mindtuner.evaluation.results import Run
 
 
 def run_of(simulated, score=0.9, sessions=1, picture="corrected"):
-    method = {"retrieval": {"image": score, "brain": 0.5, "text": 0.25}, "reconstruction": {"pixcorr": 0.3, "two_way": 0.8},
-              "picture": picture, "ci95": {"retrieval": {"image": [0.85, 0.95], "brain": [0.4, 0.6], "text": [0.2, 0.3]},
-                                           "reconstruction": {"pixcorr": [0.25, 0.35], "two_way": [0.7, 0.9]}}}
+    method = {
+        "retrieval": {"image": score, "brain": 0.5, "text": 0.25},
+        "reconstruction": {"pixcorr": 0.3, "two_way": 0.8},
+        "picture": picture,
+        "ci95": {
+            "retrieval": {"image": [0.85, 0.95], "brain": [0.4, 0.6], "text": [0.2, 0.3]},
+            "reconstruction": {"pixcorr": [0.25, 0.35], "two_way": [0.7, 0.9]},
+        },
+    }
     setting = {"simulated_brains": simulated, "subject": 1, "sessions": sessions, "n_training_trials": 450, "seed": 3}
     pictures = {"seen": np.zeros((4, 3, 128, 128), np.uint8), "thumbnails": np.zeros((9, 3, 8, 8), np.uint8)}
     return Run({"setting": setting, "methods": {"mindtuner": method}}, pictures, {}, {}, [])
@@ -29,21 +35,25 @@ def test_every_number_of_the_file_is_read_with_its_source():
         cells = dict(zip(lines[0], line, strict=True))
         assert row["seen_in"] == cells["seen_in"] != ""
         assert {key: str(value) for key, value in row["scores"].items()} == {
-            key: str(float(cells[key])) for key in published.COLUMNS if cells[key]}
+            key: str(float(cells[key])) for key in published.COLUMNS if cells[key]
+        }
     one_hour = next(row for row in found if row["method"] == "MindTuner" and row["hours"] == 1)
     assert one_hour["scores"]["image_retrieval"] == 0.831 and "alexnet5" not in one_hour["scores"]
 
 
-@pytest.mark.parametrize(("old", "new", "named"), [
-    ("0.322,0.431", "0.322,1.431", "line 2: ssim is '1.431'"),
-    ("0.322,0.431", "0.322,?", "line 2: ssim is '\\?'"),
-    ("MindEye2,ICML 2024,40", "MindEye2,ICML 2024,forty", "line 2: hours is 'forty'"),
-    ("MindEye2,ICML 2024,40", "MindEye2,,40", "line 2: venue is empty"),
-    ("MindEye2,ICML 2024,40,mean 1 2 5 7,", "MindEye2,ICML 2024,40,mean 1 2 5 7,perhaps", "refined is 'perhaps'"),
-    ("MindTuner,AAAI 2025,40", "MindEye2,ICML 2024,40", "line 3: MindEye2 at 40 hours stands there already"),
-    ("method,venue", "name,venue", "columns are"),
-    ("0.619,0.344,,", "0.619,0.344,", "line 2: has not 16 fields"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("0.322,0.431", "0.322,1.431", "line 2: ssim is '1.431'"),
+        ("0.322,0.431", "0.322,?", "line 2: ssim is '\\?'"),
+        ("MindEye2,ICML 2024,40", "MindEye2,ICML 2024,forty", "line 2: hours is 'forty'"),
+        ("MindEye2,ICML 2024,40", "MindEye2,,40", "line 2: venue is empty"),
+        ("MindEye2,ICML 2024,40,mean 1 2 5 7,", "MindEye2,ICML 2024,40,mean 1 2 5 7,perhaps", "refined is 'perhaps'"),
+        ("MindTuner,AAAI 2025,40", "MindEye2,ICML 2024,40", "line 3: MindEye2 at 40 hours stands there already"),
+        ("method,venue", "name,venue", "columns are"),
+        ("0.619,0.344,,", "0.619,0.344,", "line 2: has not 16 fields"),
+    ],
+)
 def test_a_broken_table_is_refused(old, new, named):
     text = resources.files("mindtuner.evaluation").joinpath("published.csv").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=named):
@@ -59,12 +69,14 @@ def test_runs_stand_apart_and_are_not_sorted_by_score():
     assert "2 sessions (450 trials)" in real["setting"] and "not refined" in real["setting"]
     assert "9 test images" in first["setting"] and "4 pictures at 128 px" in first["setting"]
     assert (first["cells"]["image_retrieval_of_9"], second["cells"]["image_retrieval_of_9"]["value"]) == (
-        {"value": 0.99, "ci": [0.85, 0.95]}, 0.1)
+        {"value": 0.99, "ci": [0.85, 0.95]},
+        0.1,
+    )
     assert "image_retrieval" not in first["cells"]  # 1 of 9 is not 1 of 300
     assert all(cell["ci"] is not None for row in found["rows"][13:] for cell in row["cells"].values())  # no bare mean of ours
     keys = [column["key"] for column in found["columns"]]
-    assert keys[:len(published.COLUMNS)] == list(published.COLUMNS)
-    assert set(keys[len(published.COLUMNS):]) == {"two_way", *(f"{d}_retrieval_of_9" for d in ("image", "brain", "text"))}
+    assert keys[: len(published.COLUMNS)] == list(published.COLUMNS)
+    assert set(keys[len(published.COLUMNS) :]) == {"two_way", *(f"{d}_retrieval_of_9" for d in ("image", "brain", "text"))}
     assert all(set(row["cells"]) <= set(keys) for row in found["rows"])
 
 
@@ -74,8 +86,9 @@ def test_retrieval_among_300_stands_beside_the_published(n):
     run.pictures["thumbnails"] = np.zeros((n, 3, 1, 1), np.uint8)
     own = run.results["methods"]["mindtuner"]
     if n > 300:
-        own["retrieval_pools"] = {d: [{"pool": n, "top1": own["retrieval"][d]}, {"pool": 300, "top1": 0.95}]
-                                  for d in ("image", "brain", "text")}
+        own["retrieval_pools"] = {
+            d: [{"pool": n, "top1": own["retrieval"][d]}, {"pool": 300, "top1": 0.95}] for d in ("image", "brain", "text")
+        }
     cells = published.table([run])["rows"][-1]["cells"]
     expected = {"value": 0.9, "ci": [0.85, 0.95]}
     assert cells["image_retrieval"] == (expected if n == 300 else {"value": 0.95, "ci": None})

@@ -50,17 +50,22 @@ def prediction(truth, noise, stages=("lowlevel", "reconstructed", "corrected"), 
     def mixed(x):
         return (1 - noise) * x + noise * rng.random(x.shape)
 
-    return {"retrieval_tokens": truth.tokens + noise * rng.normal(size=truth.tokens.shape),
-            "text": truth.text + noise * rng.normal(size=truth.text.shape),
-            "stages": {stage: mixed(truth.pictures) for stage in stages}}
+    return {
+        "retrieval_tokens": truth.tokens + noise * rng.normal(size=truth.tokens.shape),
+        "text": truth.text + noise * rng.normal(size=truth.text.shape),
+        "stages": {stage: mixed(truth.pictures) for stage in stages},
+    }
 
 
 @pytest.fixture(scope="module")
 def scores(truth):
-    return {"shuffled_brain": score_method("shuffled_brain", prediction(truth, 1.0), truth, seed=0),
-            "nearest_training_image": score_method("nearest_training_image",
-                                                   prediction(truth, 0.6, ("corrected",)), truth, seed=0),
-            "mindtuner": score_method("mindtuner", prediction(truth, 0.3), truth, seed=0)}
+    return {
+        "shuffled_brain": score_method("shuffled_brain", prediction(truth, 1.0), truth, seed=0),
+        "nearest_training_image": score_method(
+            "nearest_training_image", prediction(truth, 0.6, ("corrected",)), truth, seed=0
+        ),
+        "mindtuner": score_method("mindtuner", prediction(truth, 0.3), truth, seed=0),
+    }
 
 
 @pytest.fixture
@@ -70,13 +75,23 @@ def results(scores):
 
 def run_files(truth):
     rng = np.random.default_rng(2)
-    pictures = {"seen": to_uint8(truth.pictures),
-                "thumbnails": rng.integers(0, 256, (N, 3, 8, 8), dtype=np.uint8),
-                "mindtuner/corrected": to_uint8(truth.pictures[::-1])}
-    words = {"picture_index": list(range(P)), "seen_captions": ["a"] * P, "all_captions": ["a"] * N,
-             "methods": {"mindtuner": {"retrieved_caption": ["b"] * P, "top5": [[0, 1, 2, 3, 8]] * P}}}
-    per_image = {"images": np.arange(N) + 40, "shown": np.arange(P), "texts": np.arange(N),
-                 "mindtuner/reconstruction/two_way": np.linspace(0, 1, P, dtype=np.float32)}
+    pictures = {
+        "seen": to_uint8(truth.pictures),
+        "thumbnails": rng.integers(0, 256, (N, 3, 8, 8), dtype=np.uint8),
+        "mindtuner/corrected": to_uint8(truth.pictures[::-1]),
+    }
+    words = {
+        "picture_index": list(range(P)),
+        "seen_captions": ["a"] * P,
+        "all_captions": ["a"] * N,
+        "methods": {"mindtuner": {"retrieved_caption": ["b"] * P, "top5": [[0, 1, 2, 3, 8]] * P}},
+    }
+    per_image = {
+        "images": np.arange(N) + 40,
+        "shown": np.arange(P),
+        "texts": np.arange(N),
+        "mindtuner/reconstruction/two_way": np.linspace(0, 1, P, dtype=np.float32),
+    }
     return pictures, words, per_image
 
 
@@ -91,8 +106,7 @@ def test_a_perfect_method_scores_one_everywhere(truth):
 def test_the_last_stage_is_the_picture_and_all_stages_are_scored(truth):
     guess = prediction(truth, 0.5, ("lowlevel", "reconstructed"))
     found = score_method("from_scratch", guess, truth, seed=0)
-    assert found.summary["picture"] == "reconstructed" and list(found.summary["stages"]) == ["lowlevel",
-                                                                                             "reconstructed"]
+    assert found.summary["picture"] == "reconstructed" and list(found.summary["stages"]) == ["lowlevel", "reconstructed"]
     assert found.summary["reconstruction"] == found.summary["stages"]["reconstructed"]
     expected = pixcorr(guess["stages"]["lowlevel"], truth.pictures).mean()
     assert found.summary["stages"]["lowlevel"]["pixcorr"] == pytest.approx(expected)
@@ -114,8 +128,7 @@ def test_results_hold_what_was_scored(results, scores):
     assert results["chance"]["two_way"] == 0.5
     assert set(results["chance"]["reconstruction"]["ssim"]) == set(scores)
     assert results["methods"]["nearest_training_image"]["picture"] == "corrected"
-    assert set(results["paired"]) == {"mindtuner_minus_nearest_training_image",
-                                      "mindtuner_minus_shuffled_brain"}
+    assert set(results["paired"]) == {"mindtuner_minus_nearest_training_image", "mindtuner_minus_shuffled_brain"}
     for name in ("nearest_training_image", "shuffled_brain"):
         for part in ("retrieval", "reconstruction"):
             for key, entry in results["paired"][f"mindtuner_minus_{name}"][part].items():
@@ -126,10 +139,8 @@ def test_results_hold_what_was_scored(results, scores):
 
 
 def test_the_same_run_gives_the_same_file(results, scores, truth):
-    settings = {"mindtuner": (0.3,), "shuffled_brain": (1.0,),
-                "nearest_training_image": (0.6, ("corrected",))}
-    again = {name: score_method(name, prediction(truth, *setting), truth, seed=0)
-             for name, setting in settings.items()}
+    settings = {"mindtuner": (0.3,), "shuffled_brain": (1.0,), "nearest_training_image": (0.6, ("corrected",))}
+    again = {name: score_method(name, prediction(truth, *setting), truth, seed=0) for name, setting in settings.items()}
     second = build_results({"simulated": True, "steps": 12}, again, {"tune": 1.23456789}, 512.5, seed=0)
     assert json.dumps(second) == json.dumps(results)
 
@@ -157,8 +168,13 @@ def test_a_run_comes_back_as_it_was_saved(tmp_path, results, truth):
         np.testing.assert_array_equal(run.pictures[name], array)
     for name, array in per_image.items():
         np.testing.assert_array_equal(run.per_image[name], array)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "per_image.safetensors", "pictures.safetensors",
-                                                          "results.json", "words.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "log.jsonl",
+        "per_image.safetensors",
+        "pictures.safetensors",
+        "results.json",
+        "words.json",
+    ]
 
 
 def test_scores_of_single_images_average_to_those_of_the_run(results, scores):
@@ -185,20 +201,21 @@ def test_uint8_pictures_come_back_to_the_nearest_step():
     np.testing.assert_array_equal(to_uint8(from_uint8(every)), every)
 
 
-@pytest.mark.parametrize("break_it, message", [
-    (lambda r: r.pop("chance"), "chance is 'missing'"),
-    (lambda r: r["methods"]["mindtuner"]["retrieval"].pop("text"), "mindtuner.retrieval: text is 'missing'"),
-    (lambda r: r["methods"]["mindtuner"]["retrieval"].update(text=1.2), "text is 1.2; expected 0 to 1"),
-    (lambda r: r["methods"]["mindtuner"].update(picture="sketch"), "picture is 'sketch'"),
-    (lambda r: r["methods"]["mindtuner"]["ci95"]["retrieval"].update(image=[0.4, 0.2]),
-     r"image is \[0.4, 0.2\]"),
-    (lambda r: r["methods"]["mindtuner"]["stages"].update(final={}), "expected one or more of lowlevel"),
-    (lambda r: r["methods"].update(other={}), "methods.other is unknown"),
-    (lambda r: r["chance"]["reconstruction"]["ssim"].pop("mindtuner"), "mindtuner is 'missing'"),
-    (lambda r: r["paired"]["mindtuner_minus_shuffled_brain"]["retrieval"]["image"].pop("p"),
-     "p is 'missing'"),
-    (lambda r: r.update(peak_memory_mb=True), "peak_memory_mb is True"),
-])
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda r: r.pop("chance"), "chance is 'missing'"),
+        (lambda r: r["methods"]["mindtuner"]["retrieval"].pop("text"), "mindtuner.retrieval: text is 'missing'"),
+        (lambda r: r["methods"]["mindtuner"]["retrieval"].update(text=1.2), "text is 1.2; expected 0 to 1"),
+        (lambda r: r["methods"]["mindtuner"].update(picture="sketch"), "picture is 'sketch'"),
+        (lambda r: r["methods"]["mindtuner"]["ci95"]["retrieval"].update(image=[0.4, 0.2]), r"image is \[0.4, 0.2\]"),
+        (lambda r: r["methods"]["mindtuner"]["stages"].update(final={}), "expected one or more of lowlevel"),
+        (lambda r: r["methods"].update(other={}), "methods.other is unknown"),
+        (lambda r: r["chance"]["reconstruction"]["ssim"].pop("mindtuner"), "mindtuner is 'missing'"),
+        (lambda r: r["paired"]["mindtuner_minus_shuffled_brain"]["retrieval"]["image"].pop("p"), "p is 'missing'"),
+        (lambda r: r.update(peak_memory_mb=True), "peak_memory_mb is True"),
+    ],
+)
 def test_broken_results_are_refused_by_field(results, break_it, message):
     broken = copy.deepcopy(results)
     break_it(broken)
@@ -206,22 +223,26 @@ def test_broken_results_are_refused_by_field(results, break_it, message):
         validate_results(broken, "run/results.json")
 
 
-@pytest.mark.parametrize("break_it, message", [
-    (lambda p, w, i: i.pop("images"), "images is missing"),
-    (lambda p, w, i: i.update(shown=i["shown"][1:]), r"shown is int64 \(5,\); expected 6 int64"),
-    (lambda p, w, i: i.update({"other/retrieval/image": np.zeros(N, np.float32)}), "other/retrieval/image is unknown"),
-    (lambda p, w, i: i.update({"mindtuner/retrieval/image": np.zeros(P, np.float32)}),
-     r"mindtuner/retrieval/image is float32 \(6,\); expected 9 float32"),
-    (lambda p, w, i: p.pop("seen"), "seen is missing"),
-    (lambda p, w, i: p.update(seen=p["seen"].astype(np.float32)), "seen is float32"),
-    (lambda p, w, i: p.update({"mindtuner/corrected": p["seen"][:2]}), "expected that of seen"),
-    (lambda p, w, i: p.update({"mindtuner/sketch": p["seen"]}), "mindtuner/sketch is unknown"),
-    (lambda p, w, i: w.pop("all_captions"), "all_captions has NoneType; expected a list of 9"),
-    (lambda p, w, i: w["seen_captions"].pop(), "seen_captions has 5 entries; expected a list of 6"),
-    (lambda p, w, i: w.update(picture_index=[0, 1, 2, 3, 4, 9]),
-     "picture_index holds 9; expected positions 0 to 8"),
-    (lambda p, w, i: w["methods"]["mindtuner"].update(top5=[[0, 1]] * P), "expected lists of 5 positions"),
-])
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda p, w, i: i.pop("images"), "images is missing"),
+        (lambda p, w, i: i.update(shown=i["shown"][1:]), r"shown is int64 \(5,\); expected 6 int64"),
+        (lambda p, w, i: i.update({"other/retrieval/image": np.zeros(N, np.float32)}), "other/retrieval/image is unknown"),
+        (
+            lambda p, w, i: i.update({"mindtuner/retrieval/image": np.zeros(P, np.float32)}),
+            r"mindtuner/retrieval/image is float32 \(6,\); expected 9 float32",
+        ),
+        (lambda p, w, i: p.pop("seen"), "seen is missing"),
+        (lambda p, w, i: p.update(seen=p["seen"].astype(np.float32)), "seen is float32"),
+        (lambda p, w, i: p.update({"mindtuner/corrected": p["seen"][:2]}), "expected that of seen"),
+        (lambda p, w, i: p.update({"mindtuner/sketch": p["seen"]}), "mindtuner/sketch is unknown"),
+        (lambda p, w, i: w.pop("all_captions"), "all_captions has NoneType; expected a list of 9"),
+        (lambda p, w, i: w["seen_captions"].pop(), "seen_captions has 5 entries; expected a list of 6"),
+        (lambda p, w, i: w.update(picture_index=[0, 1, 2, 3, 4, 9]), "picture_index holds 9; expected positions 0 to 8"),
+        (lambda p, w, i: w["methods"]["mindtuner"].update(top5=[[0, 1]] * P), "expected lists of 5 positions"),
+    ],
+)
 def test_broken_pictures_and_words_are_never_written(tmp_path, results, truth, break_it, message):
     pictures, words, per_image = copy.deepcopy(run_files(truth))
     break_it(pictures, words, per_image)
@@ -254,11 +275,13 @@ def test_broken_folders_are_refused_by_file(tmp_path, results, truth):
 
 def test_bad_predictions_are_refused_by_method_and_field(truth, scores):
     guess = prediction(truth, 0.1)
-    for change, message in (({"text": None}, "method mindtuner: text: missing"),
-                            ({"retrieval_tokens": truth.tokens[:3]}, "method mindtuner: predicted tokens"),
-                            ({"stages": {}}, r"method mindtuner: stages \[\]"),
-                            ({"stages": {"sketch": truth.pictures}}, r"mindtuner: stages \['sketch'\]"),
-                            ({"stages": {"corrected": truth.pictures[:2]}}, "that of the seen")):
+    for change, message in (
+        ({"text": None}, "method mindtuner: text: missing"),
+        ({"retrieval_tokens": truth.tokens[:3]}, "method mindtuner: predicted tokens"),
+        ({"stages": {}}, r"method mindtuner: stages \[\]"),
+        ({"stages": {"sketch": truth.pictures}}, r"mindtuner: stages \['sketch'\]"),
+        ({"stages": {"corrected": truth.pictures[:2]}}, "that of the seen"),
+    ):
         with pytest.raises(UserError, match=message):
             score_method("mindtuner", {**guess, **change}, truth, seed=0)
     with pytest.raises(UserError, match="unknown method other"):
@@ -267,9 +290,16 @@ def test_bad_predictions_are_refused_by_method_and_field(truth, scores):
         build_results({}, {}, {}, 1.0, seed=0)
     fewer = Truth(truth.tokens[:5], truth.text[:5], truth.pictures, [PIXELS])
     with pytest.raises(UserError, match="different numbers of images"):
-        build_results({}, {"mindtuner": scores["mindtuner"],
-                           "ridge_only": score_method("ridge_only", prediction(fewer, 0.1), fewer, seed=0)},
-                      {}, 1.0, seed=0)
+        build_results(
+            {},
+            {
+                "mindtuner": scores["mindtuner"],
+                "ridge_only": score_method("ridge_only", prediction(fewer, 0.1), fewer, seed=0),
+            },
+            {},
+            1.0,
+            seed=0,
+        )
 
 
 def test_flat_images_are_left_out_or_counted_and_named(truth):
@@ -281,8 +311,9 @@ def test_flat_images_are_left_out_or_counted_and_named(truth):
     guess["stages"]["corrected"][4] = 0.0
     scores = score_methods({"mindtuner": guess, "ridge_only": other}, flat, seed=0)
     found = build_results({}, scores, {}, 1.0, seed=0, shown=np.arange(P) + 70)
-    assert found["undefined"] == {"pixcorr": {"left_out": {"count": 1, "images": [72]},
-                                              "counted_zero": {"mindtuner": {"count": 1, "images": [74]}}}}
+    assert found["undefined"] == {
+        "pixcorr": {"left_out": {"count": 1, "images": [72]}, "counted_zero": {"mindtuner": {"count": 1, "images": [74]}}}
+    }
     kept = [0, 1, 3, 4, 5]
     own = pixcorr(guess["stages"]["corrected"], pictures)
     assert np.isnan(own[2]) and own[4] == 0

@@ -47,9 +47,11 @@ def test_both_directions_equal_a_plain_double_loop(seed, n, copies):
     target[rng.integers(n, size=copies)] = target[0]  # some candidates are the same
     predicted = target + rng.normal(size=target.shape)
     flat_p, flat_t = predicted.reshape(n, -1), target.reshape(n, -1)
-    for found, expected in ((image_retrieval(predicted, target), plain_scores(flat_p, flat_t)),
-                            (brain_retrieval(predicted, target), plain_scores(flat_t, flat_p)),
-                            (text_retrieval(flat_p, flat_t), plain_scores(flat_p, flat_t))):
+    for found, expected in (
+        (image_retrieval(predicted, target), plain_scores(flat_p, flat_t)),
+        (brain_retrieval(predicted, target), plain_scores(flat_t, flat_p)),
+        (text_retrieval(flat_p, flat_t), plain_scores(flat_p, flat_t)),
+    ):
         np.testing.assert_allclose(found.top1, expected[0])
         np.testing.assert_allclose(found.ranks, expected[1])
 
@@ -109,8 +111,9 @@ def test_a_brain_blind_constant_prediction_scores_exactly_chance():
 
 def test_random_predictions_stay_near_chance():
     rng = np.random.default_rng(3)
-    hits = np.concatenate([image_retrieval(rng.normal(size=(100, 2, 5)), rng.normal(size=(100, 2, 5))).top1
-                           for _ in range(100)])
+    hits = np.concatenate(
+        [image_retrieval(rng.normal(size=(100, 2, 5)), rng.normal(size=(100, 2, 5))).top1 for _ in range(100)]
+    )
     assert abs(hits.mean() - 0.01) < 4 * np.sqrt(0.01 * 0.99 / len(hits))
 
 
@@ -125,8 +128,7 @@ def test_wide_tokens_in_blocks_equal_one_product(monkeypatch):
 def test_torch_tensors_score_as_arrays_do():
     tokens = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(0))
     noisy = tokens + torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(1))
-    np.testing.assert_array_equal(image_retrieval(noisy, tokens).ranks,
-                                  image_retrieval(noisy.numpy(), tokens.numpy()).ranks)
+    np.testing.assert_array_equal(image_retrieval(noisy, tokens).ranks, image_retrieval(noisy.numpy(), tokens.numpy()).ranks)
 
 
 def test_top5_holds_the_most_similar_best_first():
@@ -134,8 +136,7 @@ def test_top5_holds_the_most_similar_best_first():
     queries, candidates = rng.normal(size=(8, 2, 3)), rng.normal(size=(20, 2, 3))
     found = top5_ids(queries, candidates)
     for row, query in zip(found, queries, strict=True):
-        by_hand = sorted(range(20), reverse=True,
-                         key=lambda j: (query * candidates[j]).sum() / np.linalg.norm(candidates[j]))
+        by_hand = sorted(range(20), reverse=True, key=lambda j: (query * candidates[j]).sum() / np.linalg.norm(candidates[j]))
         assert row.tolist() == by_hand[:5]
     assert (top5_ids(candidates, candidates)[:, 0] == np.arange(20)).all()
     with pytest.raises(UserError, match="4 rows; expected at least 5"):
@@ -174,9 +175,15 @@ def test_the_expectation_is_the_mean_over_all_subsets(seed, n, pool, k, levels):
     pool = min(n, pool)
     similarity = np.random.default_rng(seed).integers(levels, size=(n, n)).astype(float)
     found = score(similarity, np.arange(n))
-    expected = [np.mean([in_a_pool(similarity, query, (query, *others), k)
-                         for others in combinations([other for other in range(n) if other != query], pool - 1)])
-                for query in range(n)]
+    expected = [
+        np.mean(
+            [
+                in_a_pool(similarity, query, (query, *others), k)
+                for others in combinations([other for other in range(n) if other != query], pool - 1)
+            ]
+        )
+        for query in range(n)
+    ]
     np.testing.assert_allclose(expected_top_k(found.ahead.sum(1), found.tied.sum(1), n, pool, k), expected, atol=1e-12)
 
 
@@ -207,8 +214,12 @@ def test_pools_of_guessing_are_at_their_chance():
     rng = np.random.default_rng(2)
     found = [pools(score(rng.normal(size=(80, 80)), np.arange(80)), 30, seed) for seed in range(40)]
     for at, expected in enumerate(chance_of_pools(found[0])):
-        assert expected == {"pool": (80, 30)[at], "top1": 1 / expected["pool"], "top5": 5 / expected["pool"],
-                            "median_rank": (expected["pool"] + 1) / 2}
+        assert expected == {
+            "pool": (80, 30)[at],
+            "top1": 1 / expected["pool"],
+            "top5": 5 / expected["pool"],
+            "median_rank": (expected["pool"] + 1) / 2,
+        }
         for name in ("top1", "top5", "median_rank"):
             values = [entries[at][name] for entries in found]
             assert abs(np.mean(values) - expected[name]) < 4 * np.std(values) / 40**0.5 + 1e-9
@@ -219,7 +230,17 @@ def test_pools_of_guessing_are_at_their_chance():
 
 def test_a_pool_as_large_as_all_is_all():
     found = score(np.eye(6), np.arange(6))
-    assert pools(found, 6, 0) == pools(found, 300, 0) == [{
-        "pool": 6, "top1": 1.0, "top5": 1.0, "median_rank": 1.0,
-        "ci95": dict.fromkeys(("top1", "top5", "median_rank"), [1.0, 1.0])}]
+    assert (
+        pools(found, 6, 0)
+        == pools(found, 300, 0)
+        == [
+            {
+                "pool": 6,
+                "top1": 1.0,
+                "top5": 1.0,
+                "median_rank": 1.0,
+                "ci95": dict.fromkeys(("top1", "top5", "median_rank"), [1.0, 1.0]),
+            }
+        ]
+    )
     assert expected_top_k(*(table.sum(1) for table in (found.ahead, found.tied)), 6, 1, 1).tolist() == [1.0] * 6

@@ -42,8 +42,11 @@ def test_paired_p_is_uniform_without_an_effect():
     ps = []
     for trial in range(200):
         shared = rng.normal(size=25)  # images differ, methods do not
-        ps.append(paired_difference(shared + rng.normal(size=25), shared + rng.normal(size=25), seed=trial,
-                                    n_boot=10, n_flips=199)["p"])
+        ps.append(
+            paired_difference(shared + rng.normal(size=25), shared + rng.normal(size=25), seed=trial, n_boot=10, n_flips=199)[
+                "p"
+            ]
+        )
     assert stats.kstest(ps, "uniform").pvalue > 0.001
     assert np.mean(np.array(ps) <= 0.05) < 0.11
 
@@ -60,8 +63,14 @@ def test_paired_p_equals_the_exact_one_of_all_sign_flips():
 def test_sign_flips_agree_with_scipy(n, tolerance):
     rng = np.random.default_rng(n)
     for values in (rng.normal(0.2, 1, size=n), rng.choice([-1.0, 0, 0, 1], size=n)):  # continuous, and hits with many ties
-        expected = stats.permutation_test((values, np.zeros(n)), lambda x, y, axis: (x - y).mean(axis), vectorized=True,
-                                          permutation_type="samples", n_resamples=9999, random_state=np.random.default_rng(0))
+        expected = stats.permutation_test(
+            (values, np.zeros(n)),
+            lambda x, y, axis: (x - y).mean(axis),
+            vectorized=True,
+            permutation_type="samples",
+            n_resamples=9999,
+            random_state=np.random.default_rng(0),
+        )
         # scipy doubles the smaller tail; a null of sign flips is symmetric, so that is the share with a |mean| as large
         assert sign_flips(values, seed=0) == pytest.approx(expected.pvalue, abs=tolerance)
 
@@ -107,7 +116,7 @@ def test_the_interval_over_seeds_covers_both_sources_of_variance():
     rng = np.random.default_rng(6)
     inside, widths = 0, []
     for trial in range(150):
-        values = (0.3 * rng.normal(size=(20, 1)) + rng.normal(size=(1, 80)) + 0.2 * rng.normal(size=(20, 80)))
+        values = 0.3 * rng.normal(size=(20, 1)) + rng.normal(size=(1, 80)) + 0.2 * rng.normal(size=(20, 80))
         low, high = over_seeds(values, seed=trial, n_boot=300)["ci"]
         inside += low <= 0 <= high
         widths.append(high - low)
@@ -141,14 +150,19 @@ def test_the_interval_over_subjects_covers_all_sources_of_variance():
     inside, nested, widths = 0, 0, []
     subjects, runs, images = 8, 2, 40
     for trial in range(150):
-        values = (0.2 * rng.normal(size=(subjects, 1, 1)) + 0.2 * rng.normal(size=(subjects, runs, 1))
-                  + rng.normal(size=(1, 1, images)) + 0.3 * rng.normal(size=(subjects, runs, images)))
+        values = (
+            0.2 * rng.normal(size=(subjects, 1, 1))
+            + 0.2 * rng.normal(size=(subjects, runs, 1))
+            + rng.normal(size=(1, 1, images))
+            + 0.3 * rng.normal(size=(subjects, runs, images))
+        )
         low, high = over_subjects(list(values), seed=trial, n_boot=300)["ci"]
         inside += low <= 0 <= high
         widths.append(high - low)
         times = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=200)
-        drawn = [rng.multinomial(times[:, s] * images, np.full(images, 1 / images)) @ values[s].mean(0)
-                 for s in range(subjects)]
+        drawn = [
+            rng.multinomial(times[:, s] * images, np.full(images, 1 / images)) @ values[s].mean(0) for s in range(subjects)
+        ]
         low, high = np.percentile(np.sum(drawn, 0) / (subjects * images), [2.5, 97.5])
         nested += low <= 0 <= high
     assert 0.88 <= inside / 150 <= 0.99 and nested / 150 < 0.85

@@ -28,8 +28,11 @@ REPO, COMMIT = "someone/brains", "c0ffee" + "0" * 34
 IMAGES, BETAS = "coco_images_224_float16.hdf5", "betas_all_subj01_fp32_renorm.hdf5"
 TRAIN, TEST = "wds/subj01/train/0.tar", "wds/subj01/new_test/0.tar"
 SMALL = 10_000  # above it, a file is in LFS
-TERMS = ("https://cvnlab.slite.page/p/dC~rBTjqjb/How-to-get-the-data", "https://naturalscenesdataset.org",
-         "NSD Data Access Agreement")
+TERMS = (
+    "https://cvnlab.slite.page/p/dC~rBTjqjb/How-to-get-the-data",
+    "https://naturalscenesdataset.org",
+    "NSD Data Access Agreement",
+)
 
 
 class Hub(QuietServer):
@@ -40,9 +43,9 @@ class Hub(QuietServer):
         self.files, self.commit = dict(files), COMMIT
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.status, self.error_code, self.page = None, None, None  # what the list of files answers instead
-        self.drop = {}     # path -> how many times its connection breaks
+        self.drop = {}  # path -> how many times its connection breaks
         self.how = "close"
-        self.keep = 0.5    # share of what was asked for that arrives before it breaks
+        self.keep = 0.5  # share of what was asked for that arrives before it breaks
         self.wrong = set()  # paths with one wrong byte
         self.ranges = True
         self.stalled, self.go_on = threading.Event(), threading.Event()
@@ -55,8 +58,15 @@ class Hub(QuietServer):
             if len(data) > SMALL:
                 entry["lfs"] = {"sha256": sha256(data), "size": len(data), "pointerSize": 130}
             siblings.append(entry)
-        return {"id": REPO, "sha": self.commit, "private": False, "tags": [], "downloads": 0, "likes": 0,
-                "siblings": siblings}
+        return {
+            "id": REPO,
+            "sha": self.commit,
+            "private": False,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+            "siblings": siblings,
+        }
 
 
 class Handler(QuietHandler):
@@ -107,7 +117,7 @@ class Handler(QuietHandler):
         breaks = hub.drop.get(name, 0) > 0
         if breaks:
             hub.drop[name] -= 1
-            body = body[:int(len(body) * hub.keep)]
+            body = body[: int(len(body) * hub.keep)]
         self.wfile.write(body)
         hub.sent[name] = hub.sent.get(name, 0) + len(body)
         if breaks:
@@ -168,8 +178,13 @@ def refused(capsys, code, *parts):
 def wanted(hub, subjects=(1, 2)):
     """Names of the files that these subjects need, all sessions, in the fetched folder."""
     of_subject = re.compile(r"betas_all_subj0(\d)|wds/subj0(\d)/(?:train|new_test|test)/")
-    shared = {"shared1000.npy", "brain_region_masks.hdf5", "COCO_73k_subj_indices.hdf5", "COCO_73k_annots_curated.npy",
-              IMAGES}
+    shared = {
+        "shared1000.npy",
+        "brain_region_masks.hdf5",
+        "COCO_73k_subj_indices.hdf5",
+        "COCO_73k_annots_curated.npy",
+        IMAGES,
+    }
     return shared | {name for name in hub.files if (m := of_subject.match(name)) and int(m[1] or m[2]) in subjects}
 
 
@@ -184,6 +199,7 @@ def check_files(hub, out, names):
 
 
 # ---- what arrives
+
 
 def test_the_server_speaks_as_the_library_expects(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
@@ -255,6 +271,7 @@ def test_the_endpoint_of_the_environment_counts(hub, tmp_path, monkeypatch):
 
 # ---- connections that break
 
+
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_a_dropped_connection_goes_on_where_it_was(hub, tmp_path, how):
     hub.how, hub.drop = how, {IMAGES: 4, BETAS: 2, TRAIN: 1, "shared1000.npy": 1}
@@ -311,13 +328,17 @@ def test_a_server_without_ranges_begins_a_file_again(hub, tmp_path):
 
 # ---- bytes that are not what they should be
 
+
 @pytest.mark.parametrize("name", [BETAS, TEST, "shared1000.npy", "dataset.json"])
 def test_a_wrong_byte_is_found_named_and_removed(hub, tmp_path, capsys, name):
     hub.wrong = {name}
     refused(capsys, run(hub, tmp_path, "--subjects", "1"), name, "checksum", "removed")
     assert not (tmp_path / name).exists() and not (tmp_path / "dataset.json").exists()
-    assert not [path for path in on_disk(tmp_path) if path.startswith(".fetch") and path.count("/") == 1
-                and not path.endswith("dataset.json")]
+    assert not [
+        path
+        for path in on_disk(tmp_path)
+        if path.startswith(".fetch") and path.count("/") == 1 and not path.endswith("dataset.json")
+    ]
     hub.wrong = set()
     assert run(hub, tmp_path, "--subjects", "1") == 0
     check_files(hub, tmp_path, wanted(hub, {1}))
@@ -348,10 +369,19 @@ def test_a_file_damaged_in_place_is_named_and_left_alone(hub, tmp_path, capsys):
 
 # ---- hubs that refuse
 
-@pytest.mark.parametrize("status, code, parts", [
-    (401, "RepoNotFound", ("not open to you", "401", "HF_TOKEN")), (403, "GatedRepo", ("not open to you", "403")),
-    (403, None, ("not open to you", "403")), (404, "RepoNotFound", ("no such repository", "404")),
-    (404, "RevisionNotFound", ("no such revision",)), (418, None, ("418",)), (500, None, ("HTTP 500", "tried 3 times"))])
+
+@pytest.mark.parametrize(
+    "status, code, parts",
+    [
+        (401, "RepoNotFound", ("not open to you", "401", "HF_TOKEN")),
+        (403, "GatedRepo", ("not open to you", "403")),
+        (403, None, ("not open to you", "403")),
+        (404, "RepoNotFound", ("no such repository", "404")),
+        (404, "RevisionNotFound", ("no such revision",)),
+        (418, None, ("418",)),
+        (500, None, ("HTTP 500", "tried 3 times")),
+    ],
+)
 def test_a_hub_that_refuses_is_one_line(hub, tmp_path, capsys, status, code, parts):
     hub.status, hub.error_code = status, code
     refused(capsys, run(hub, tmp_path / "out"), REPO, *parts)
@@ -388,12 +418,22 @@ def test_a_hub_without_checksums_is_refused(hub, tmp_path, capsys):
 
 # ---- what is asked
 
-@pytest.mark.parametrize("words, parts", [
-    (["--subjects", "3"], ("--subjects: 3", "has 1, 2")), (["--sessions", "1-3"], ("--sessions: 3", "has 1, 2")),
-    (["--subjects", "one"], ("--subjects", "'one'")), (["--sessions", "0"], ("--sessions", "from 1 on")),
-    (["--sessions", "3-2"], ("--sessions", "'3-2'")), (["--subjects", ""], ("--subjects", "''")),
-    (["--sessions", "1-99999999999"], ("--sessions",)), (["--endpoint", "hub.org"], ("--endpoint", "https://")),
-    (["--repo", "brains"], ("--repo", "OWNER/NAME")), (["--repo", "a/../b"], ("--repo", "OWNER/NAME"))])
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (["--subjects", "3"], ("--subjects: 3", "has 1, 2")),
+        (["--sessions", "1-3"], ("--sessions: 3", "has 1, 2")),
+        (["--subjects", "one"], ("--subjects", "'one'")),
+        (["--sessions", "0"], ("--sessions", "from 1 on")),
+        (["--sessions", "3-2"], ("--sessions", "'3-2'")),
+        (["--subjects", ""], ("--subjects", "''")),
+        (["--sessions", "1-99999999999"], ("--sessions",)),
+        (["--endpoint", "hub.org"], ("--endpoint", "https://")),
+        (["--repo", "brains"], ("--repo", "OWNER/NAME")),
+        (["--repo", "a/../b"], ("--repo", "OWNER/NAME")),
+    ],
+)
 def test_bad_words_are_one_line(hub, tmp_path, capsys, words, parts):
     refused(capsys, run(hub, tmp_path / "out", *words), *parts)
     assert not (tmp_path / "out").exists() and not hub.started

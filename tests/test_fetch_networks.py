@@ -46,13 +46,20 @@ def server(tmp_path, monkeypatch):
     files = QuietServer(("127.0.0.1", 0), functools.partial(Files, directory=at))
     threading.Thread(target=files.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     url = f"http://127.0.0.1:{files.server_port}"
-    of_clip = {f"/some/clip/resolve/main/{name}": data for name, data in
-               (("config.json", CONFIG), ("merges.txt", MERGES), ("pytorch_model.bin", saved(WEIGHTS)))}
+    of_clip = {
+        f"/some/clip/resolve/main/{name}": data
+        for name, data in (("config.json", CONFIG), ("merges.txt", MERGES), ("pytorch_model.bin", saved(WEIGHTS)))
+    }
     with serving(of_clip) as hub:
-        monkeypatch.setattr(scoring, "NETWORKS", (
-            NetworkFile(f"alexnet-{DIGEST}.pth", f"{url}/alexnet.pth", DIGEST, 1000, "free"),
-            NetworkFile("swav.pth.tar", f"{url}/swav.pth.tar", "", 1000, "free"),
-            NetworkFolder("clip", "some/clip", 1000, "free", ("config.json", "merges.txt"))))
+        monkeypatch.setattr(
+            scoring,
+            "NETWORKS",
+            (
+                NetworkFile(f"alexnet-{DIGEST}.pth", f"{url}/alexnet.pth", DIGEST, 1000, "free"),
+                NetworkFile("swav.pth.tar", f"{url}/swav.pth.tar", "", 1000, "free"),
+                NetworkFolder("clip", "some/clip", 1000, "free", ("config.json", "merges.txt")),
+            ),
+        )
         yield at, hub
     files.shutdown()
     files.server_close()
@@ -72,7 +79,12 @@ def test_what_comes_is_what_evaluate_finds_and_stays(server, tmp_path, capsys):
     told = capsys.readouterr().out
     assert f"alexnet-{DIGEST}.pth" in told and "the hub, some/clip" in told and "(free)" in told
     assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
-        f"alexnet-{DIGEST}.pth", "swav.pth.tar", "clip/config.json", "clip/merges.txt", "clip/model.safetensors"}
+        f"alexnet-{DIGEST}.pth",
+        "swav.pth.tar",
+        "clip/config.json",
+        "clip/merges.txt",
+        "clip/model.safetensors",
+    }
     assert (out / f"alexnet-{DIGEST}.pth").read_bytes() == ALEXNET
     assert (out / "clip/config.json").read_bytes() == CONFIG and (out / "clip/merges.txt").read_bytes() == MERGES
     converted = load_file(out / "clip/model.safetensors")
@@ -87,15 +99,21 @@ def test_safetensors_of_the_hub_are_taken_where_it_has_them(server, tmp_path):
     server[1].files["/some/clip/resolve/main/model.safetensors"] = b"weights" * 500
     assert fetch(tmp_path / "networks", "--only", "clip") == 0
     assert sorted(path.name for path in (tmp_path / "networks/clip").iterdir()) == [
-        "config.json", "merges.txt", "model.safetensors"]
+        "config.json",
+        "merges.txt",
+        "model.safetensors",
+    ]
 
 
-@pytest.mark.parametrize("name, content, parts", [
-    ("alexnet.pth", ALEXNET[:-1] + b"x", ("another checksum", f"begins with {DIGEST}")),
-    ("alexnet.pth", None, ("alexnet.pth: not to be had (File not found)",)),
-    ("swav.pth.tar", saved({"a": torch.ones(9)})[:-400], ("is cut short",)),
-    ("swav.pth.tar", b"<html>", ("expected the whole of http",)),
-])
+@pytest.mark.parametrize(
+    "name, content, parts",
+    [
+        ("alexnet.pth", ALEXNET[:-1] + b"x", ("another checksum", f"begins with {DIGEST}")),
+        ("alexnet.pth", None, ("alexnet.pth: not to be had (File not found)",)),
+        ("swav.pth.tar", saved({"a": torch.ones(9)})[:-400], ("is cut short",)),
+        ("swav.pth.tar", b"<html>", ("expected the whole of http",)),
+    ],
+)
 def test_a_wrong_or_missing_file_is_one_line_and_leaves_nothing(server, tmp_path, capsys, name, content, parts):
     (server[0] / name).unlink()
     if content is not None:

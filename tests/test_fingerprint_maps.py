@@ -147,6 +147,7 @@ def test_what_does_not_fit_is_refused(brains):
 
 # ---- the verb
 
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, simulated):
     """A tuned file that is not silent, of subject 1 of the simulated dataset, on a base that was never trained."""
@@ -162,8 +163,13 @@ def tuned(tmp_path_factory, simulated):
     for name, parameter in base.named_parameters():
         if name.endswith(".B"):
             parameter.data.normal_(0, 0.1)
-    save_fingerprint(folder / "fingerprint.safetensors", base, subject, config,
-                     {"method": "mindtuner", "simulated": True, "base_path": "base.safetensors"})
+    save_fingerprint(
+        folder / "fingerprint.safetensors",
+        base,
+        subject,
+        config,
+        {"method": "mindtuner", "simulated": True, "base_path": "base.safetensors"},
+    )
     return folder, subject
 
 
@@ -192,7 +198,7 @@ def test_the_verb_writes_tables_maps_and_what_was_recovered(tuned, simulated, tm
 def test_a_mask_gives_a_volume_and_without_places_voxels_stand_by_region(tuned, simulated, tmp_path):
     folder, subject = tuned
     inside = np.zeros((9, 10, 11), bool)
-    inside.ravel()[np.random.default_rng(0).permutation(inside.size)[:subject.n_voxels]] = True
+    inside.ravel()[np.random.default_rng(0).permutation(inside.size)[: subject.n_voxels]] = True
     mask, out = tmp_path / "mask.nii.gz", tmp_path / "out"
     nibabel.save(nibabel.Nifti1Image(inside.astype(np.uint8), np.diag([2.0, 2, 2, 1])), mask)
     assert main(["fingerprint", str(folder), str(simulated), str(out), "--mask", str(mask)]) == 0
@@ -213,8 +219,10 @@ def sphere(path, vertices):
     """A GIFTI mesh of points on a sphere and the triangles of their hull."""
     points = np.random.default_rng(vertices).normal(size=(vertices, 3))
     points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
-    arrays = [nibabel.gifti.GiftiDataArray(data, intent=f"NIFTI_INTENT_{kind}") for data, kind in
-              ((points, "POINTSET"), (ConvexHull(points).simplices.astype(np.int32), "TRIANGLE"))]
+    arrays = [
+        nibabel.gifti.GiftiDataArray(data, intent=f"NIFTI_INTENT_{kind}")
+        for data, kind in ((points, "POINTSET"), (ConvexHull(points).simplices.astype(np.int32), "TRIANGLE"))
+    ]
     nibabel.save(nibabel.gifti.GiftiImage(darrays=arrays), path)
     return path
 
@@ -230,13 +238,24 @@ def test_meshes_give_a_map_of_each_hemisphere(tuned, simulated, tmp_path, capsys
     assert len(halves[0]) == few
     np.testing.assert_allclose(np.concatenate(halves), told, atol=1e-5)
     assert (out / "fingerprint.png").stat().st_size > 50_000
-    refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--surface", left, left],
-            f"{left}: has {few} vertices", f"expected {subject.n_voxels} in all")
+    refused(
+        capsys,
+        ["fingerprint", folder, simulated, tmp_path / "a", "--surface", left, left],
+        f"{left}: has {few} vertices",
+        f"expected {subject.n_voxels} in all",
+    )
     (tmp_path / "no.surf.gii").write_text("no mesh")
-    refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--surface", left, tmp_path / "no.surf.gii"],
-            "no.surf.gii: cannot be read", "expected a GIFTI surface mesh")
-    refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--surface", left, out / "fingerprint.left.func.gii"],
-            "fingerprint.left.func.gii: holds no mesh; expected points and triangles")
+    refused(
+        capsys,
+        ["fingerprint", folder, simulated, tmp_path / "a", "--surface", left, tmp_path / "no.surf.gii"],
+        "no.surf.gii: cannot be read",
+        "expected a GIFTI surface mesh",
+    )
+    refused(
+        capsys,
+        ["fingerprint", folder, simulated, tmp_path / "a", "--surface", left, out / "fingerprint.left.func.gii"],
+        "fingerprint.left.func.gii: holds no mesh; expected points and triangles",
+    )
     with pytest.raises(UserError, match="expected 32492 each, the fsLR-32k meshes"):
         read_surface([left, right], np.arange(subject.n_voxels), subject.n_voxels)
     on_fslr = on_meshes(np.arange(3.0), ([(np.zeros((4, 3)), None)] * 2, np.array([1, 6, 4])))
@@ -248,16 +267,26 @@ def test_bad_input_is_one_line(tuned, simulated, tmp_path, capsys):
     base = folder / "base.safetensors"
     refused(capsys, ["fingerprint", base, simulated, tmp_path / "a"], f"{base}: is no fingerprint on a base")
     (tmp_path / "mask.nii").write_bytes(b"no image")
-    refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--mask", tmp_path / "mask.nii"],
-            "mask.nii: cannot be read", "expected a NIfTI mask")
+    refused(
+        capsys,
+        ["fingerprint", folder, simulated, tmp_path / "a", "--mask", tmp_path / "mask.nii"],
+        "mask.nii: cannot be read",
+        "expected a NIfTI mask",
+    )
     nibabel.save(nibabel.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4)), tmp_path / "small.nii")
-    refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--mask", tmp_path / "small.nii"],
-            f"8 voxels; expected three axes and {subject.n_voxels}, the subject's")
+    refused(
+        capsys,
+        ["fingerprint", folder, simulated, tmp_path / "a", "--mask", tmp_path / "small.nii"],
+        f"8 voxels; expected three axes and {subject.n_voxels}, the subject's",
+    )
     refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--truth", tmp_path], "subj01.safetensors: not found")
     planted = load_file(simulated / "truth" / "subj01.safetensors")
     save_file({"fingerprint_share": planted["fingerprint_share"][1:]}, tmp_path / "subj01.safetensors")
-    refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--truth", tmp_path],
-            f"fingerprint_share is ({subject.n_voxels - 1},); expected ({subject.n_voxels},)")
+    refused(
+        capsys,
+        ["fingerprint", folder, simulated, tmp_path / "a", "--truth", tmp_path],
+        f"fingerprint_share is ({subject.n_voxels - 1},); expected ({subject.n_voxels},)",
+    )
     assert not (tmp_path / "a").exists()
 
 

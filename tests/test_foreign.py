@@ -49,8 +49,12 @@ class Code:
 def test_code_is_never_run(tmp_path):
     for old in (False, True):
         torch.save({**WEIGHTS, "hook": Code(tmp_path / "ran")}, tmp_path / "w.pt", _use_new_zipfile_serialization=not old)
-        refused(r"w\.pt: holds Python code \(\w+\.mkdir\), which is never run; expected my weights", read_state_dict,
-                tmp_path / "w.pt", "my weights")
+        refused(
+            r"w\.pt: holds Python code \(\w+\.mkdir\), which is never run; expected my weights",
+            read_state_dict,
+            tmp_path / "w.pt",
+            "my weights",
+        )
     assert not (tmp_path / "ran").exists()
 
 
@@ -66,9 +70,14 @@ def test_files_that_are_none_say_what_was_expected(tmp_path):
             (tmp_path / name).write_bytes(whole[:length])
             refused(f"{re.escape(name)}: .*; expected my weights", read_state_dict, tmp_path / name, "my weights")
     for content, field, match in (
-            ([1], None, "holds a list"), ({}, None, "no tensors by name"), ({1: torch.ones(1)}, None, "no tensors by name"),
-            ({"a": 1}, None, "a is a int, no tensor"), ({}, "m", r"field m is missing \(it holds nothing\)"),
-            ({"x": 1, "y": 2}, "m", r"field m is missing \(it holds x, y\)"), ({"m": [1]}, "m", "no tensors by name")):
+        ([1], None, "holds a list"),
+        ({}, None, "no tensors by name"),
+        ({1: torch.ones(1)}, None, "no tensors by name"),
+        ({"a": 1}, None, "a is a int, no tensor"),
+        ({}, "m", r"field m is missing \(it holds nothing\)"),
+        ({"x": 1, "y": 2}, "m", r"field m is missing \(it holds x, y\)"),
+        ({"m": [1]}, "m", "no tensors by name"),
+    ):
         torch.save(content, tmp_path / "odd.pt")
         refused(f"odd.pt: .*{match}.*; expected my weights", read_state_dict, tmp_path / "odd.pt", "my weights", field)
 
@@ -76,8 +85,15 @@ def test_files_that_are_none_say_what_was_expected(tmp_path):
 def test_each_kind_of_misfit_is_named_and_all_are_counted():
     wanted = {**WEIGHTS, "b": torch.ones(4), "c": torch.ones(1), "d": torch.ones(2, 2)}
     found = {**WEIGHTS, "a.bias": torch.ones(3), "d": torch.ones(2, 2).int(), "x": torch.ones(1), "y": torch.ones(1)}
-    refused(r"^w.pt: 6 tensors do not fit \(key b is missing, of shape \(4,\); key x is unknown; a.bias has shape \(3,\), "
-            r"not \(2,\); d is of torch.int32\); expected mine$", check_fit, found, wanted, Path("w.pt"), "mine")
+    refused(
+        r"^w.pt: 6 tensors do not fit \(key b is missing, of shape \(4,\); key x is unknown; a.bias has shape \(3,\), "
+        r"not \(2,\); d is of torch.int32\); expected mine$",
+        check_fit,
+        found,
+        wanted,
+        Path("w.pt"),
+        "mine",
+    )
     check_fit(WEIGHTS, {key: torch.empty_like(tensor, device="meta") for key, tensor in WEIGHTS.items()}, Path("w"), "mine")
     check_fit({"a": torch.ones(2).half()}, {"a": torch.ones(2)}, Path("w"), "mine")  # precision may differ
 
@@ -126,8 +142,14 @@ def test_a_model_is_whole_or_refused(network, tmp_path):
     key = "encoder.conv_in.weight"
     save_file({name: tensor for name, tensor in whole.items() if name != key}, file)
     for exact in (False, True):
-        refused(f"lacks 1 tensors such as {key}; expected a whole AutoencoderKL", load_part, AutoencoderKL, tmp_path,
-                torch.float32, exact=exact)
+        refused(
+            f"lacks 1 tensors such as {key}; expected a whole AutoencoderKL",
+            load_part,
+            AutoencoderKL,
+            tmp_path,
+            torch.float32,
+            exact=exact,
+        )
     save_file({**whole, "more": torch.ones(1)}, file)
     assert equal(load_part(AutoencoderKL, tmp_path, torch.float32).state_dict(), whole)
     refused("holds 1 unknown tensors such as more", load_part, AutoencoderKL, tmp_path, torch.float32, exact=True)

@@ -38,8 +38,9 @@ from mindtuner.encoders.embed import embed
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, cosine, image_retrieval, text_retrieval
 from mindtuner.training import Targets, pretrain, tune
 
-KNOBS = SimulateConfig(subjects=2, sessions=2, trials_per_session=48, shared_images=12, repeats=2, voxel_scale=0.02,
-                       noise=0.0)
+KNOBS = SimulateConfig(
+    subjects=2, sessions=2, trials_per_session=48, shared_images=12, repeats=2, voxel_scale=0.02, noise=0.0
+)
 DIRECTIONS = ("image", "brain", "text")
 
 
@@ -94,8 +95,15 @@ def arrange(subject, number, is_shared):
     order = np.lexsort((subject.trials.repeat, stimulus))
     trials = subject.trials.select(order)
     trials = Trials(np.arange(len(order)), stimulus[order], trials.session, trials.repeat, trials.is_test)
-    return Subject(subject.number, trials, subject.rois, subject.betas(subject.trials.row[order]), is_shared, subject.where,
-                   subject.vertices)
+    return Subject(
+        subject.number,
+        trials,
+        subject.rois,
+        subject.betas(subject.trials.row[order]),
+        is_shared,
+        subject.where,
+        subject.vertices,
+    )
 
 
 def with_columns_of(first, subject):
@@ -108,6 +116,7 @@ def with_columns_of(first, subject):
 
 
 # ---- what is in the files
+
 
 def test_betas_of_a_c_and_d_are_equal_to_the_bit(arranged):
     for number, subject in arranged["A"].subjects.items():
@@ -196,14 +205,16 @@ def test_raw_nsd_is_in_nsds_form(datasets, root, tmp_path):
 
 # ---- pretrain, tune, decode, evaluate
 
+
 @pytest.fixture(scope="module")
 def config():
     quick = load_config("quick")
     fit = dataclasses.replace(quick.tune, epochs=12, lr=3e-3, batch_per_subject=24, head_trials=8)
     first = dataclasses.replace(fit, start="random", similar_voxels=0)
     model = dataclasses.replace(quick.model, hidden=64, blocks=1, prior_depth=1, prior_heads=2, lowlevel_channels=(8, 4))
-    return dataclasses.replace(quick, model=model, pretrain=first, tune=fit,
-                               pivot=dataclasses.replace(quick.pivot, epochs=30, batch=32))
+    return dataclasses.replace(
+        quick, model=model, pretrain=first, tune=fit, pivot=dataclasses.replace(quick.pivot, epochs=30, batch=32)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +238,9 @@ def decode(dataset, targets, config):
     images = cosine(found.retrieval_tokens.reshape(len(tokens), -1), tokens.reshape(len(tokens), -1))
     return {"image": images, "brain": images.T, "text": cosine(found.text, text)}, {
         "image": image_retrieval(found.retrieval_tokens, tokens).top1,
-        "brain": brain_retrieval(found.retrieval_tokens, tokens).top1, "text": text_retrieval(found.text, text).top1}
+        "brain": brain_retrieval(found.retrieval_tokens, tokens).top1,
+        "text": text_retrieval(found.text, text).top1,
+    }
 
 
 def margins(similarity):

@@ -43,10 +43,34 @@ def call(*words):
 @pytest.fixture(scope="module")
 def command(lab, models):
     """decode as a user types it, but for OUT and which images."""
+
     def words(out, *others):
-        return ["decode", lab.tuned, lab.data, out, "--device", "cpu", "--generator", "sdxl", "--unclip", models.unclip,
-                "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--captions", models.git, "--converter",
-                models.converter, "--side", SIDE, "--stages", *others]
+        return [
+            "decode",
+            lab.tuned,
+            lab.data,
+            out,
+            "--device",
+            "cpu",
+            "--generator",
+            "sdxl",
+            "--unclip",
+            models.unclip,
+            "--sdxl",
+            models.sdxl,
+            "--vae",
+            models.vae,
+            *models.clip,
+            "--captions",
+            models.git,
+            "--converter",
+            models.converter,
+            "--side",
+            SIDE,
+            "--stages",
+            *others,
+        ]
+
     return words
 
 
@@ -61,9 +85,31 @@ def decoded(lab, command):
 def evaluated(lab, models):
     """The run of ``evaluate``, stopped between two methods and then going on."""
     out, real = lab.root / "evaluated", FullSizeGenerator.stages
-    evaluate = ["evaluate", lab.tuned, lab.data, out, "--cache", lab.cache, "--device", "cpu", "--generator", "sdxl",
-                "--unclip", models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--captions", models.git,
-                "--converter", models.converter, "--side", SIDE]
+    evaluate = [
+        "evaluate",
+        lab.tuned,
+        lab.data,
+        out,
+        "--cache",
+        lab.cache,
+        "--device",
+        "cpu",
+        "--generator",
+        "sdxl",
+        "--unclip",
+        models.unclip,
+        "--sdxl",
+        models.sdxl,
+        "--vae",
+        models.vae,
+        *models.clip,
+        "--captions",
+        models.git,
+        "--converter",
+        models.converter,
+        "--side",
+        SIDE,
+    ]
     asked = []
 
     def stages(self, tokens, words, lowlevel, images, title=""):
@@ -71,6 +117,7 @@ def evaluated(lab, models):
         if asked == ["mindtuner", "prior_only"]:
             raise KeyboardInterrupt
         return real(self, tokens, words, lowlevel, images, title)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FullSizeGenerator, "stages", stages)
         assert call(*evaluate) == 130
@@ -84,6 +131,7 @@ def contents(out):
 
 
 # ---- the chain
+
 
 def test_every_verb_from_fetch_to_report(models, decoded, evaluated, tmp_path):
     """``fetch weights`` brought everything from a hub and converted it, ``embed``, ``pretrain``, ``tune``, ``decode`` and
@@ -104,7 +152,11 @@ def test_every_verb_from_fetch_to_report(models, decoded, evaluated, tmp_path):
 def test_the_base_says_what_its_tokens_are(lab, models):
     seals = {name: read_json(lab.cache / f"{name}.json") for name in ("tokens", "text", "latents", "features")}
     assert {name: tuple(seal["shape"][1:]) for name, seal in seals.items()} == {
-        "tokens": (TOKENS, WIDTH), "text": (TEXT_WIDTH,), "latents": (4, 28, 28), "features": (49, FEATURES)}
+        "tokens": (TOKENS, WIDTH),
+        "text": (TEXT_WIDTH,),
+        "latents": (4, 28, 28),
+        "features": (49, FEATURES),
+    }
     for card in (read_card(lab.base / "base.safetensors"), read_card(lab.tuned / "fingerprint.safetensors")):
         assert card["conventions"] == {"token_norm": "after", "image_range": "clip"}
         assert all(card["towers"][name] == seal["identity"] for name, seal in seals.items())
@@ -175,8 +227,10 @@ def test_evaluate_scores_what_git_writes(lab, models, decoded, evaluated):
             assert low <= mean <= high and method in run.results["chance"]["written"][score]
             assert run.per_image[f"{method}/written/{score}"].shape == (len(images),)
     pixels = np.round(dataset.stimuli.images(dataset.stimuli.training_images) * 255)
-    nearest = [dataset.stimuli.training_images[(pixels == shown).all((1, 2, 3)).argmax()]
-               for shown in run.pictures["nearest_training_image/reconstructed"]]
+    nearest = [
+        dataset.stimuli.training_images[(pixels == shown).all((1, 2, 3)).argmax()]
+        for shown in run.pictures["nearest_training_image/reconstructed"]
+    ]
     tokens = stored_targets(lab.cache, dataset.stimuli).tokens[np.array(nearest)]
     captioner = GitCaptioner(models.git, models.converter, where="cpu", batch=1)
     assert captioner.captions(tokens) == words["nearest_training_image"]["written_caption"]
@@ -196,6 +250,7 @@ def test_a_plain_convnext_has_another_width_and_says_so(lab, tmp_path, capsys):
 
 # ---- the same bytes, whatever the way
 
+
 def test_a_killed_run_goes_on_to_the_same_bytes(lab, command, decoded, tmp_path, monkeypatch):
     out, real, calls = tmp_path / "out", FullSizeGenerator.stages, []
 
@@ -204,6 +259,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(lab, command, decoded, tmp_path,
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(self, *arguments)
+
     monkeypatch.setattr(FullSizeGenerator, "stages", stages)
     assert call(*command(out, "--pictures", 4)) == 130
     there = sorted((out / "pictures").glob("*.png"))
@@ -228,6 +284,7 @@ def stop_at(number):
         if len(calls) == number:
             raise KeyboardInterrupt
         real(*arguments)
+
     return write
 
 
@@ -236,7 +293,8 @@ def test_any_subset_gets_the_same_bytes(command, decoded, tmp_path):
     for image in (images[2], images[0]):  # one after the other into the same folder, in another order
         assert call(*command(tmp_path / "out", "--only", image)) == 0
     assert contents(tmp_path / "out") == {
-        path: content for path, content in contents(decoded).items() if int(path.stem) in (images[0], images[2])}
+        path: content for path, content in contents(decoded).items() if int(path.stem) in (images[0], images[2])
+    }
     whole, part = (load_file(out / "predictions.safetensors") for out in (decoded, tmp_path / "out"))
     assert all(np.array_equal(whole[name], part[name]) for name in whole)
 
@@ -268,6 +326,7 @@ def test_several_corrections_are_refused_before_anything_is_loaded(tmp_path):
 
 
 # ---- refused, in one line
+
 
 def test_a_folder_of_other_settings_is_refused(command, decoded, capsys):
     before = contents(decoded)
@@ -307,11 +366,18 @@ def test_a_generator_of_other_conventions_is_refused_by_field(lab, command, mode
     weights = next((unclip / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
     refused(capsys, again, "unet: not a whole UNet2DConditionModel")
-    other = {key: tensor + 0.01 if tensor.is_floating_point() else tensor
-             for key, tensor in torch.load(models.clip_weights, weights_only=True).items()}
+    other = {
+        key: tensor + 0.01 if tensor.is_floating_point() else tensor
+        for key, tensor in torch.load(models.clip_weights, weights_only=True).items()
+    }
     torch.save(other, tmp_path / "other.bin")
-    refused(capsys, [*command(tmp_path / "out", "--pictures", 1), "--clip-weights", tmp_path / "other.bin"], "weights is",
-            "with which", "base.safetensors was trained")
+    refused(
+        capsys,
+        [*command(tmp_path / "out", "--pictures", 1), "--clip-weights", tmp_path / "other.bin"],
+        "weights is",
+        "with which",
+        "base.safetensors was trained",
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -320,19 +386,41 @@ def test_a_cache_of_other_tokens_is_refused_by_field(lab, models, tmp_path, caps
     shown = [path for path in cache.iterdir() if path.stem == "tokens"]
     for path in shown:
         path.unlink()
-    assert call("embed", lab.data, cache, "--towers", "paper", "--only", "tokens", *models.clip, "--image-range",
-                "mindeye2") == 0
+    assert (
+        call("embed", lab.data, cache, "--towers", "paper", "--only", "tokens", *models.clip, "--image-range", "mindeye2")
+        == 0
+    )
     tune = ["tune", lab.base, lab.data, tmp_path / "out", "--subject", 1, "--method", "mindtuner", "--cache", cache]
     refused(capsys, tune, "tokens.json: image_range is 'mindeye2'; expected 'clip'")
-    refused(capsys, ["evaluate", lab.tuned, lab.data, tmp_path / "out", "--generator", "sdxl", "--unclip", models.unclip,
-                     "--sdxl", models.sdxl, *models.clip, "--cache", cache], "tokens.json: image_range is 'mindeye2'")
+    refused(
+        capsys,
+        [
+            "evaluate",
+            lab.tuned,
+            lab.data,
+            tmp_path / "out",
+            "--generator",
+            "sdxl",
+            "--unclip",
+            models.unclip,
+            "--sdxl",
+            models.sdxl,
+            *models.clip,
+            "--cache",
+            cache,
+        ],
+        "tokens.json: image_range is 'mindeye2'",
+    )
     (cache / "text.json").unlink()
     refused(capsys, tune, "text.json: not found")
     config = yaml.safe_load(lab.config.read_text())
     config["model"]["width"] = 44
     (tmp_path / "wide.yaml").write_text(yaml.safe_dump(config))
-    refused(capsys, ["pretrain", lab.data, tmp_path / "base", "--without", 1, "--config", tmp_path / "wide.yaml", "--cache",
-                     lab.cache], "model.width is 44; expected 40, which the towers of")
+    refused(
+        capsys,
+        ["pretrain", lab.data, tmp_path / "base", "--without", 1, "--config", tmp_path / "wide.yaml", "--cache", lab.cache],
+        "model.width is 44; expected 40, which the towers of",
+    )
     assert not (tmp_path / "base").exists()
 
 
@@ -349,6 +437,7 @@ def test_towers_that_are_not_given(lab, models, tmp_path, capsys):
 def test_a_base_without_conventions_is_not_painted_by_sdxl():
     """A base of the package's own towers says nothing of token norms: there SDXL has no place."""
     from mindtuner.cli.painters import Speech
+
     with pytest.raises(UserError, match="card has no conventions"):
         Speech({}, {"seed": 0}, Path("base.safetensors")).conventions  # noqa: B018
     imported = {"token_norm": "after", "image_range": "mindeye2"}

@@ -21,11 +21,13 @@ from mindtuner.model.generator import CompactDenoiser, noise_schedule
 from mindtuner.training import generator as training
 from mindtuner.training.generator import train_generator
 
-CONFIG = DecodeConfig(pictures=4, prior_steps=10, generator_steps=5, refine_steps=5, refine_start=0.5, guidance=2.0,
-                      neighbours=0)
+CONFIG = DecodeConfig(
+    pictures=4, prior_steps=10, generator_steps=5, refine_steps=5, refine_start=0.5, guidance=2.0, neighbours=0
+)
 
 
 # ---- autoencoder
+
 
 @pytest.fixture(scope="module")
 def images():
@@ -46,8 +48,12 @@ def fitted(images):
 
 def patches_of(images):
     """Rows (n * 256, 192) of 8 x 8 patches by plain slicing, channel, then row, then column."""
-    rows = [image[:, y:y + PATCH, x:x + PATCH].reshape(-1) for image in np.asarray(images, np.float64)
-            for y in range(0, 128, PATCH) for x in range(0, 128, PATCH)]
+    rows = [
+        image[:, y : y + PATCH, x : x + PATCH].reshape(-1)
+        for image in np.asarray(images, np.float64)
+        for y in range(0, 128, PATCH)
+        for x in range(0, 128, PATCH)
+    ]
     return np.array(rows)
 
 
@@ -55,7 +61,7 @@ def pca(images):
     rows = patches_of(images)
     mean = rows.mean(0)
     _, singular, components = np.linalg.svd(rows - mean, full_matrices=False)
-    return rows, mean, singular[:CHANNELS]**2 / (len(rows) - 1), components[:CHANNELS]
+    return rows, mean, singular[:CHANNELS] ** 2 / (len(rows) - 1), components[:CHANNELS]
 
 
 def test_latents_are_principal_components_with_compressed_spread(images, fitted):
@@ -64,8 +70,9 @@ def test_latents_are_principal_components_with_compressed_spread(images, fitted)
     projected = (rows - mean) @ components.T
     for k in range(CHANNELS):
         assert abs(np.corrcoef(latents[:, k], projected[:, k])[0, 1]) > 0.9999
-    np.testing.assert_allclose(latents.var(0, ddof=1) / np.sqrt(variance), latents[:, 0].var(ddof=1) / variance[0]**0.5,
-                               rtol=1e-3)
+    np.testing.assert_allclose(
+        latents.var(0, ddof=1) / np.sqrt(variance), latents[:, 0].var(ddof=1) / variance[0] ** 0.5, rtol=1e-3
+    )
 
 
 def test_latents_have_unit_variance_overall(images, fitted):
@@ -98,6 +105,7 @@ def test_training_the_decoder_never_moves_latents(images, fitted):
 
 # ---- noise schedule and denoiser
 
+
 def test_the_schedule_ends_without_signal():
     alphas = noise_schedule().alphas_cumprod.double()
     assert alphas[-1] == 0 and alphas[0] > 0.999 and (alphas.diff() < 0).all()
@@ -106,10 +114,10 @@ def test_the_schedule_ends_without_signal():
 def test_the_schedule_is_the_shifted_squared_cosine():
     """Cosine betas (Nichol and Dhariwal 2021), then sqrt(alpha-bar) shifted and scaled so that the last is 0 and the
     first stays (Lin et al. 2024)."""
-    bar = lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2)**2
+    bar = lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
     betas = np.array([min(1 - bar((k + 1) / 1000) / bar(k / 1000), 0.999) for k in range(1000)])
     root = np.sqrt(np.cumprod(1 - betas))
-    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1]))**2
+    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     np.testing.assert_allclose(noise_schedule().alphas_cumprod.numpy(), expected, atol=2e-5)
 
 
@@ -121,8 +129,12 @@ def denoiser():
 
 def inputs(n=3):
     rng = torch.Generator().manual_seed(2)
-    return {"latents": torch.randn(n, 8, 16, 16, generator=rng), "time": torch.tensor([999, 500, 3])[:n],
-            "tokens": torch.randn(n, 16, 128, generator=rng), "text": torch.randn(n, 384, generator=rng)}
+    return {
+        "latents": torch.randn(n, 8, 16, 16, generator=rng),
+        "time": torch.tensor([999, 500, 3])[:n],
+        "tokens": torch.randn(n, 16, 128, generator=rng),
+        "text": torch.randn(n, 384, generator=rng),
+    }
 
 
 def velocity(denoiser, tokens_there, text_there, **changes):
@@ -149,8 +161,8 @@ def test_each_row_keeps_its_own_conditions(denoiser):
     with torch.no_grad():
         together = denoiser(**mixed)
         for k in range(3):
-            alone = denoiser(**{name: value[k:k + 1] for name, value in mixed.items()})
-            torch.testing.assert_close(together[k:k + 1], alone, atol=1e-4, rtol=1e-4)
+            alone = denoiser(**{name: value[k : k + 1] for name, value in mixed.items()})
+            torch.testing.assert_close(together[k : k + 1], alone, atol=1e-4, rtol=1e-4)
 
 
 def test_a_token_enters_at_its_place(denoiser):
@@ -174,6 +186,7 @@ def test_the_generator_is_small_enough_to_ship(untrained_generator):
 
 
 # ---- painting
+
 
 @pytest.fixture(scope="module")
 def painter(untrained_generator):
@@ -319,6 +332,7 @@ def test_pictures_are_those_of_the_autoencoder(painter):
 
 def test_weights_without_a_denoiser_are_refused(tmp_path, untrained_generator):
     from safetensors.torch import load_file, save_file
+
     tensors = load_file(untrained_generator)
     save_file({k: v for k, v in tensors.items() if k.startswith("autoencoder.")}, tmp_path / "half.safetensors")
     with pytest.raises(UserError, match=r"half\.safetensors: holds no denoiser\.\* tensors"):
@@ -348,12 +362,14 @@ def test_the_shipped_weights_paint_what_their_tokens_hold(image_encoder):
 
 
 def painter_side(pixels):
-    small = torch.nn.functional.interpolate(torch.from_numpy(pixels).float() / 255, (128, 128), mode="bilinear",
-                                            antialias=True)
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).float() / 255, (128, 128), mode="bilinear", antialias=True
+    )
     return small.numpy()
 
 
 # ---- training
+
 
 @pytest.fixture
 def few_scenes(few_cutouts, monkeypatch, image_encoder, text_encoder):
@@ -363,8 +379,15 @@ def few_scenes(few_cutouts, monkeypatch, image_encoder, text_encoder):
 
 
 def run(tmp_path, autoencoder=2, denoiser=2, prior=2, log=lambda record: None, **more):
-    train_generator(tmp_path / "out.safetensors", tmp_path / "work", **{"scenes": 12, "seed": 0} | more,
-                    autoencoder_steps=autoencoder, prior_steps=prior, denoiser_steps=denoiser, log=log)
+    train_generator(
+        tmp_path / "out.safetensors",
+        tmp_path / "work",
+        **{"scenes": 12, "seed": 0} | more,
+        autoencoder_steps=autoencoder,
+        prior_steps=prior,
+        denoiser_steps=denoiser,
+        log=log,
+    )
     return tmp_path / "out.safetensors"
 
 
@@ -411,6 +434,7 @@ def test_a_run_killed_after_the_autoencoder_goes_on_there(tmp_path, few_scenes, 
 
 def image_encoder_type():
     from mindtuner.encoders.compact import CompactImageEncoder
+
     return CompactImageEncoder
 
 
@@ -487,9 +511,14 @@ def test_the_velocity_of_a_perfect_network_has_no_loss():
         noise = (noisy - signal * clean) / sigma.clamp_min(1e-6)
         return signal * noise - sigma * clean
 
-    loss, clean = training._velocity_loss(perfect, alphas, torch.randn(64, 16, 128),
-                                          rng.normal(size=(64, 384)).astype(np.float16), latents,
-                                          torch.Generator().manual_seed(0))
+    loss, clean = training._velocity_loss(
+        perfect,
+        alphas,
+        torch.randn(64, 16, 128),
+        rng.normal(size=(64, 384)).astype(np.float16),
+        latents,
+        torch.Generator().manual_seed(0),
+    )
     assert loss.item() < 1e-4
     torch.testing.assert_close(clean, torch.from_numpy(latents).float(), atol=1e-3, rtol=0)
     keep_tokens, keep_text = dropped[0]

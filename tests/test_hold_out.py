@@ -43,37 +43,57 @@ def category(simulated, dataset):
     """A kind that stands in some test images, and often enough in training."""
     shared = dataset.stimuli.is_shared
     counts = {kind: truly(simulated, kind) for kind in KINDS}
-    return max((kind for kind in KINDS if 2 <= counts[kind][shared].sum() < shared.sum()),
-               key=lambda kind: counts[kind][~shared].sum())
+    return max(
+        (kind for kind in KINDS if 2 <= counts[kind][shared].sum() < shared.sum()),
+        key=lambda kind: counts[kind][~shared].sum(),
+    )
 
 
 # ---- which images
+
 
 def test_the_rule_finds_what_the_simulator_drew_and_nothing_else(simulated, dataset):
     for kind in KINDS:
         np.testing.assert_array_equal(mask(dataset.stimuli.captions, kind), truly(simulated, kind), err_msg=kind)
 
 
-@pytest.mark.parametrize(("caption", "category", "expected"), [
-    ("A dog.", "dog", True), ("Two DOGS run", "Dog", True), ("a hotdog", "dog", False), ("a hot dog", "dog", True),
-    ("the dogma of cats", "dog", False), ("two buses", "bus", True), ("ponies", "pony", True), ("boys", "boy", True),
-    ("an ice cream", "ice cream", True), ("cream on ice", "ice cream", False), ("a balloon", "ball", False),
-    ("", "dog", False), ("a puppy", "dog", False), ("a dog's bowl", "dog", True), ("the naïve café", "café", True),
-    ("fire-trucks", "fire truck", True),
-])
+@pytest.mark.parametrize(
+    ("caption", "category", "expected"),
+    [
+        ("A dog.", "dog", True),
+        ("Two DOGS run", "Dog", True),
+        ("a hotdog", "dog", False),
+        ("a hot dog", "dog", True),
+        ("the dogma of cats", "dog", False),
+        ("two buses", "bus", True),
+        ("ponies", "pony", True),
+        ("boys", "boy", True),
+        ("an ice cream", "ice cream", True),
+        ("cream on ice", "ice cream", False),
+        ("a balloon", "ball", False),
+        ("", "dog", False),
+        ("a puppy", "dog", False),
+        ("a dog's bowl", "dog", True),
+        ("the naïve café", "café", True),
+        ("fire-trucks", "fire truck", True),
+    ],
+)
 def test_words_and_plurals(caption, category, expected):
     assert shows([caption], category) is expected
     assert shows(["nothing here", caption], category) is expected
 
 
-@given(st.lists(st.sampled_from(["dog", "dogs", "hot", "a", "ice", "cream", "creams"]), max_size=6),
-       st.sampled_from(["dog", "ice cream", "hot dog"]))
+@given(
+    st.lists(st.sampled_from(["dog", "dogs", "hot", "a", "ice", "cream", "creams"]), max_size=6),
+    st.sampled_from(["dog", "ice cream", "hot dog"]),
+)
 def test_it_is_a_search_for_the_words_in_order(words, category):
     padded = f" {' '.join(words)} "
     assert shows([" ".join(words)], category) == (f" {category} " in padded or f" {category}s " in padded)
 
 
 # ---- what they are left out of
+
 
 def test_training_loses_them_and_testing_does_not(dataset, simulated, category):
     without, shown = dataset.without_category(category.upper()), truly(simulated, category)
@@ -127,12 +147,17 @@ def test_prompts_of_the_full_size_do_not_name_it():
 
 # ---- scored apart
 
+
 def test_scores_apart_are_means_over_the_images_of_each_side():
     rng = np.random.default_rng(0)
-    per_image = {"images": np.arange(10) * 2, "shown": np.array([0, 2, 4, 6]), "texts": np.array([0, 1, 2, 3, 5]),
-                 **{f"mindtuner/retrieval/{d}": rng.random(10).astype(np.float32) for d in ("image", "brain")},
-                 "mindtuner/retrieval/text": rng.random(5).astype(np.float32),
-                 "mindtuner/reconstruction/ssim": np.array([.1, .2, .4, np.nan], np.float32)}
+    per_image = {
+        "images": np.arange(10) * 2,
+        "shown": np.array([0, 2, 4, 6]),
+        "texts": np.array([0, 1, 2, 3, 5]),
+        **{f"mindtuner/retrieval/{d}": rng.random(10).astype(np.float32) for d in ("image", "brain")},
+        "mindtuner/retrieval/text": rng.random(5).astype(np.float32),
+        "mindtuner/reconstruction/ssim": np.array([0.1, 0.2, 0.4, np.nan], np.float32),
+    }
     of_category = np.isin(np.arange(10), [2, 3, 4, 9])
     found = scored_apart(per_image, "dog", of_category, 7, seed=0)
     assert (found["category"], found["left_out"], found["images"]) == ("dog", 7, [4, 6, 8, 18])
@@ -141,8 +166,11 @@ def test_scores_apart_are_means_over_the_images_of_each_side():
     assert of["retrieval"]["image"]["mean"] == pytest.approx(image[[2, 3, 4, 9]].mean(), abs=1e-6)
     assert others["retrieval"]["image"]["mean"] == pytest.approx(image[[0, 1, 5, 6, 7, 8]].mean(), abs=1e-6)
     texts = per_image["mindtuner/retrieval/text"]
-    assert of["retrieval"]["text"] == {"mean": pytest.approx(texts[[2, 3]].mean(), abs=1e-6), "n": 2,
-                                       "ci": [pytest.approx(texts[[2, 3]].min()), pytest.approx(texts[[2, 3]].max())]}
+    assert of["retrieval"]["text"] == {
+        "mean": pytest.approx(texts[[2, 3]].mean(), abs=1e-6),
+        "n": 2,
+        "ci": [pytest.approx(texts[[2, 3]].min()), pytest.approx(texts[[2, 3]].max())],
+    }
     assert of["reconstruction"]["ssim"]["mean"] == pytest.approx(0.3, abs=1e-6) and of["reconstruction"]["ssim"]["n"] == 2
     assert "reconstruction" not in others  # one picture is left that has a score
     said = text(found, "mindtuner").splitlines()
@@ -153,6 +181,7 @@ def test_scores_apart_are_means_over_the_images_of_each_side():
 
 # ---- the verbs
 
+
 @pytest.fixture(scope="module")
 def held(tmp_path_factory, simulated, untrained_generator, category):
     """From data to a report without the category, in the smallest sizes, and every stimulus that a training saw."""
@@ -162,11 +191,14 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
     quick = load_config("quick")
     fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8)
     tiny = dataclasses.replace(
-        quick, pretrain=dataclasses.replace(fit, start="random", similar_voxels=0), tune=fit,
+        quick,
+        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        tune=fit,
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         fingerprint=dataclasses.replace(quick.fingerprint, tune_projector=True),
         model=dataclasses.replace(quick.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
-        decode=dataclasses.replace(quick.decode, pictures=8, prior_steps=1, generator_steps=1, refine_steps=1, neighbours=2))
+        decode=dataclasses.replace(quick.decode, pictures=8, prior_steps=1, generator_steps=1, refine_steps=1, neighbours=2),
+    )
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump(as_dict(tiny)))
     paints = ["--generator", untrained_generator]
@@ -197,8 +229,21 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
         patch.setattr(story.TextBank, "of", captions)
         patch.setattr(pivot, "digest", digest)
         patch.setattr(story, "recall", recall)
-        assert call("pretrain", data, folder / "base", "--without", 1, "--config", config, "--hold-out-category",
-                    category.capitalize(), *paints) == 0
+        assert (
+            call(
+                "pretrain",
+                data,
+                folder / "base",
+                "--without",
+                1,
+                "--config",
+                config,
+                "--hold-out-category",
+                category.capitalize(),
+                *paints,
+            )
+            == 0
+        )
         assert call("tune", folder / "base", data, folder / "tuned", "--subject", 1, "--method", "mindtuner", *paints) == 0
         assert call("evaluate", folder / "tuned", data, folder / "report", *paints) == 0
     return SimpleNamespace(folder=folder, data=data, seen=seen, config=config, paints=paints)
@@ -248,12 +293,22 @@ def test_the_table_shows_both_sides_and_runs_can_be_compared_on_either(held, cat
 def test_a_base_that_saw_it_is_refused(held, category, tmp_path, capsys):
     words = ["tune", held.folder / "base", held.data, tmp_path / "out", "--subject", 1, *held.paints]
     other = "star" if category != "star" else "heart"
-    refused(capsys, [*words, "--hold-out-category", other], f"base.safetensors: hold_out_category is '{category}'",
-            f"expected '{other}'")
-    refused(capsys, ["pretrain", held.data, tmp_path / "out", "--config", held.config, "--hold-out-category", "unicorn",
-                     *held.paints], "'unicorn' is in no caption")
-    refused(capsys, ["demo", "--quick", "--out", tmp_path / "out", "--hold-out-category", "unicorn"],
-            "'unicorn' is in no scene; expected one of bird,")
+    refused(
+        capsys,
+        [*words, "--hold-out-category", other],
+        f"base.safetensors: hold_out_category is '{category}'",
+        f"expected '{other}'",
+    )
+    refused(
+        capsys,
+        ["pretrain", held.data, tmp_path / "out", "--config", held.config, "--hold-out-category", "unicorn", *held.paints],
+        "'unicorn' is in no caption",
+    )
+    refused(
+        capsys,
+        ["demo", "--quick", "--out", tmp_path / "out", "--hold-out-category", "unicorn"],
+        "'unicorn' is in no scene; expected one of bird,",
+    )
     refused(capsys, ["demo", "--quick", "--out", tmp_path / "out", "--hold-out-category", "12"], "expected a word")
     assert not (tmp_path / "out").exists()
 
@@ -261,8 +316,9 @@ def test_a_base_that_saw_it_is_refused(held, category, tmp_path, capsys):
 def test_decode_looks_nothing_up_that_shows_it(held, simulated, category, tmp_path, monkeypatch):
     shown, asked = truly(simulated, category), []
     bank = story.TextBank.of
-    monkeypatch.setattr(story.TextBank, "of", lambda stimuli, images, encoder: asked.append(images) or bank(
-        stimuli, images, encoder))
+    monkeypatch.setattr(
+        story.TextBank, "of", lambda stimuli, images, encoder: asked.append(images) or bank(stimuli, images, encoder)
+    )
     assert call("decode", held.folder / "tuned", held.data, tmp_path / "out", "--trials", "train") == 0
     assert not shown[asked[0]].any()
     images = load_file(tmp_path / "out" / "predictions.safetensors")["images"]

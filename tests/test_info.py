@@ -18,10 +18,13 @@ from mindtuner.training.loop import compute_losses, loss_weight
 
 VOXELS = {"subj02": 500, "subj03": 600}
 DEMO = load_config("demo")
-SMALL = dataclasses.replace(DEMO, model=dataclasses.replace(DEMO.model, hidden=256, blocks=2, prior_depth=1),
-                            fingerprint=FingerprintConfig(tune_projector=True),
-                            pretrain=dataclasses.replace(DEMO.pretrain, batch_per_subject=6, head_trials=8),
-                            tune=dataclasses.replace(DEMO.tune, batch_per_subject=9, head_trials=6))
+SMALL = dataclasses.replace(
+    DEMO,
+    model=dataclasses.replace(DEMO.model, hidden=256, blocks=2, prior_depth=1),
+    fingerprint=FingerprintConfig(tune_projector=True),
+    pretrain=dataclasses.replace(DEMO.pretrain, batch_per_subject=6, head_trials=8),
+    tune=dataclasses.replace(DEMO.tune, batch_per_subject=9, head_trials=6),
+)
 
 
 def parts_of(config, n_voxels=15_724, voxels=VOXELS):
@@ -32,8 +35,17 @@ def test_tuning_subject_1_at_paper_size_trains_71_377_120_numbers():
     paper = load_config("paper")
     found = {part.name: part.tuned for part in parts_of(paper)}
     skips = {f"skips.{i}, at {'x0' if i == 0 else f'block {i}'}": 158_560 for i in range(5)}
-    assert found == {"ridges, 2 pretrained": 0, "ridge, new subject": 64_409_600, "blocks, 4": 524_288,
-                     "head": 3_440_640, "retrieval": 79_872, "prior": 0, "lowlevel": 0, "projector": 2_129_920, **skips}
+    assert found == {
+        "ridges, 2 pretrained": 0,
+        "ridge, new subject": 64_409_600,
+        "blocks, 4": 524_288,
+        "head": 3_440_640,
+        "retrieval": 79_872,
+        "prior": 0,
+        "lowlevel": 0,
+        "projector": 2_129_920,
+        **skips,
+    }
     assert sum(found.values()) == 71_377_120
     with_head = dataclasses.replace(paper, fingerprint=dataclasses.replace(paper.fingerprint, skip_head=True))
     found = {part.name: part.tuned for part in parts_of(with_head)}
@@ -44,8 +56,11 @@ def test_tuning_subject_1_at_paper_size_trains_71_377_120_numbers():
 
 @pytest.mark.parametrize("change", [{}, {"backbone": "affine", "blocks": 0}])
 def test_the_table_leaves_nothing_out(change):
-    config = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, **change),
-                                 fingerprint=FingerprintConfig(new_blocks=2, skip_head=True, rank=3))
+    config = dataclasses.replace(
+        SMALL,
+        model=dataclasses.replace(SMALL.model, **change),
+        fingerprint=FingerprintConfig(new_blocks=2, skip_head=True, rank=3),
+    )
     parts = parts_of(config, 40)
     base, tuned = sizes.build_base(config, VOXELS), sizes.build_tuned(config, VOXELS, "subj01", 40)
     assert sum(part.base for part in parts) == sum(p.numel() for p in base.parameters())
@@ -97,8 +112,9 @@ def test_training_memory_is_what_the_allocator_takes(phase, monkeypatch):
     with sdpa_kernel(SDPBackend.MATH), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         for _ in range(2):
             batch = Batch({name: torch.zeros(fit.batch_per_subject, v) for name, v in voxels.items()}, every)
-            losses = compute_losses(network, batch, targets, None, every, every[:fit.head_trials], 0.005,
-                                    torch.device("cpu"), torch.float32)  # not what this machine is fastest with
+            losses = compute_losses(
+                network, batch, targets, None, every, every[: fit.head_trials], 0.005, torch.device("cpu"), torch.float32
+            )  # not what this machine is fastest with
             network.zero_grad(set_to_none=True)
             torch.stack([loss_weight(fit, name) * loss for name, loss in losses.items()]).sum().backward()
     now = peak = 0
@@ -111,14 +127,17 @@ def test_training_memory_is_what_the_allocator_takes(phase, monkeypatch):
 
 def test_memory_grows_with_the_batch_and_decoding_needs_no_gradients():
     more = dataclasses.replace(SMALL.tune, batch_per_subject=18, head_trials=12)
-    a, b = (sizes.training_memory(sizes.build_tuned(SMALL, VOXELS, "subj01", 700), {"subj01": 700}, fit)
-            for fit in (SMALL.tune, more))
+    a, b = (
+        sizes.training_memory(sizes.build_tuned(SMALL, VOXELS, "subj01", 700), {"subj01": 700}, fit)
+        for fit in (SMALL.tune, more)
+    )
     assert a.weights == b.weights and 1.5 * a.activations < b.activations < 2.5 * a.activations
     decoding = sizes.inference_memory(sizes.build_tuned(SMALL, VOXELS, "subj01", 700), "subj01")
     assert decoding.gradients == decoding.optimizer == 0 and 0 < decoding.activations < a.activations
 
 
 # ---- the verb
+
 
 def test_info_prints_the_papers_numbers(capsys):
     assert main(["info", "paper"]) == 0
@@ -138,11 +157,16 @@ def test_info_of_other_voxels_and_subjects(capsys):
     assert f"{101 * hidden:,}" in out and "ridges, 1 pretrained" in out and "with 100 voxels" in out
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["none"], "config 'none': not found; expected one of demo, paper, quick"),
-    (["none.yaml"], "none.yaml: cannot be read"), (["quick", "--voxels", "0"], "--voxels is 0; expected at least 1"),
-    (["quick", "--subjects", "8"], "--subjects is 8; expected 1 to 7"),
-    (["quick", "--subjects", "0"], "--subjects is 0; expected 1 to 7")])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["none"], "config 'none': not found; expected one of demo, paper, quick"),
+        (["none.yaml"], "none.yaml: cannot be read"),
+        (["quick", "--voxels", "0"], "--voxels is 0; expected at least 1"),
+        (["quick", "--subjects", "8"], "--subjects is 8; expected 1 to 7"),
+        (["quick", "--subjects", "0"], "--subjects is 0; expected 1 to 7"),
+    ],
+)
 def test_info_names_what_is_wrong(capsys, argv, message):
     assert main(["info", *argv]) == 2
     lines = capsys.readouterr().err.splitlines()

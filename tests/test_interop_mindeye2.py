@@ -97,16 +97,11 @@ def test_the_comparison_sees_a_changed_weight(weights, tmp_path):
     }.items():
         changed = {**weights, key: weights[key] * 1.5}
         convert(save(tmp_path / "last.pth", changed))
-        assert (
-            parity.output_errors(tmp_path / "base.safetensors", fixture("long_sequence"))[output] > TOLERANCE
-        ), key
+        assert parity.output_errors(tmp_path / "base.safetensors", fixture("long_sequence"))[output] > TOLERANCE, key
 
 
 def test_channel_mlps_reach_nothing(weights, tmp_path):
-    changed = {
-        key: torch.randn_like(t) if key.startswith("backbone.mixer_blocks1.") else t
-        for key, t in weights.items()
-    }
+    changed = {key: torch.randn_like(t) if key.startswith("backbone.mixer_blocks1.") else t for key, t in weights.items()}
     convert(save(tmp_path / "a.pth", weights), tmp_path / "a.safetensors")
     convert(save(tmp_path / "b.pth", changed), tmp_path / "b.safetensors")
     a, b = (load_network(tmp_path / f"{name}.safetensors").state_dict() for name in "ab")
@@ -121,9 +116,7 @@ def test_constant_is_what_the_blocks_compute(weights, tmp_path):
         block = (
             torch.nn.Sequential(
                 torch.nn.LayerNorm(1),
-                torch.nn.Sequential(
-                    torch.nn.Linear(1, 1), torch.nn.GELU(), torch.nn.Dropout(), torch.nn.Linear(1, 1)
-                ),
+                torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.GELU(), torch.nn.Dropout(), torch.nn.Linear(1, 1)),
             )
             .double()
             .eval()
@@ -267,9 +260,7 @@ def save_zero(folder: Path, weights: dict, monkeypatch, ranks: int = 2, stage: i
     groups."""
     folder.mkdir(parents=True)
     trained = {k: t for k, t in weights.items() if "noise_scheduler" not in k and "freqs" not in k}
-    groups = [
-        {k: t for k, t in trained.items() if k.startswith("ridge.") is first} for first in (True, False)
-    ]
+    groups = [{k: t for k, t in trained.items() if k.startswith("ridge.") is first} for first in (True, False)]
     with monkeypatch.context() as patch:
         deepspeed = deepspeed_classes(patch)
         torch.save(
@@ -314,9 +305,7 @@ def test_zero_folder_gives_the_fp32_weights(weights, tmp_path, monkeypatch, give
 
 def test_zero_ranks_are_joined_in_numeric_order(weights, tmp_path, monkeypatch):
     read, origin = read_weights(save_zero(tmp_path / "last", weights, monkeypatch, ranks=11))
-    assert all(
-        torch.equal(read[key], t) for key, t in weights.items() if "noise" not in key and "freqs" not in key
-    )
+    assert all(torch.equal(read[key], t) for key, t in weights.items() if "noise" not in key and "freqs" not in key)
     assert "11 ranks" in origin
 
 
@@ -332,9 +321,7 @@ def test_zero_folder_with_a_rank_missing_or_of_stage_3_is_refused(weights, tmp_p
     folder = save_zero(tmp_path / "last", weights, monkeypatch)
     (folder / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
     assert "partition_count is 2, but 1 files" in refused(folder)
-    assert "zero_stage is 3; expected 1 or 2" in refused(
-        save_zero(tmp_path / "s3", weights, monkeypatch, stage=3)
-    )
+    assert "zero_stage is 3; expected 1 or 2" in refused(save_zero(tmp_path / "s3", weights, monkeypatch, stage=3))
 
 
 def test_zero_partition_of_the_wrong_length_is_refused(weights, tmp_path, monkeypatch):
@@ -357,10 +344,7 @@ def test_optimiser_objects_inside_a_pth_are_never_used(weights, tmp_path, monkey
             lr_scheduler={"anneal_func": scheduler._annealing_cos},
         )
     convert(path)
-    assert (
-        max(parity.output_errors(tmp_path / "base.safetensors", fixture("long_sequence")).values())
-        <= TOLERANCE
-    )
+    assert max(parity.output_errors(tmp_path / "base.safetensors", fixture("long_sequence")).values()) <= TOLERANCE
 
 
 # refusals
@@ -442,9 +426,7 @@ def test_files_that_are_no_checkpoint_are_refused(weights, tmp_path):
         (tmp_path / "junk.pth").write_bytes(content)
         assert "checkpoint" in refused(tmp_path / "junk.pth")
     torch.save({"state_dict": weights}, tmp_path / "other.pth")
-    assert "field model_state_dict is missing (it holds state_dict); expected a checkpoint" in refused(
-        tmp_path / "other.pth"
-    )
+    assert "field model_state_dict is missing (it holds state_dict); expected a checkpoint" in refused(tmp_path / "other.pth")
     torch.save({"model_state_dict": {"ridge": {}}}, tmp_path / "nested.pth")
     assert "ridge is a dict, no tensor; expected a checkpoint" in refused(tmp_path / "nested.pth")
     torch.save([1, 2], tmp_path / "list.pth")

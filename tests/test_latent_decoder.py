@@ -15,8 +15,14 @@ from mindtuner.model.latent_decoder import LatentDecoder
 
 
 def theirs(in_channels: int, out_channels: int, widths: tuple[int, ...], groups: int, double_last: bool) -> Decoder:
-    decoder = Decoder(in_channels, out_channels, ("UpDecoderBlock2D",) * len(widths), tuple(reversed(widths)),
-                      layers_per_block=1, norm_num_groups=groups)
+    decoder = Decoder(
+        in_channels,
+        out_channels,
+        ("UpDecoderBlock2D",) * len(widths),
+        tuple(reversed(widths)),
+        layers_per_block=1,
+        norm_num_groups=groups,
+    )
     if double_last:
         last = Upsample2D(widths[-1], use_conv=True, out_channels=widths[-1])
         decoder.up_blocks[-1].upsamplers = nn.ModuleList([last])
@@ -42,7 +48,8 @@ def test_weights_and_outputs_are_those_of_diffusers(widths, double_last):
 
 
 def test_training_does_not_import_every_network_of_diffusers():
-    code = ("import sys, mindtuner.training\n"
-            "print(*(name for name in sys.modules if name.startswith('diffusers.models.unets')))")
+    code = (
+        "import sys, mindtuner.training\nprint(*(name for name in sys.modules if name.startswith('diffusers.models.unets')))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

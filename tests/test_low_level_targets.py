@@ -22,8 +22,14 @@ parity = script("parity/convnext")
 
 SIDE = 32
 VAE_FILE = "diffusion_pytorch_model.safetensors"
-TINY_VAE = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
-            "block_out_channels": [4, 4, 8, 8], "norm_num_groups": 2, "layers_per_block": 1, "latent_channels": 4}
+TINY_VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [4, 4, 8, 8],
+    "norm_num_groups": 2,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+}
 
 
 def pictures(n=3, side=SIDE, seed=0):
@@ -57,6 +63,7 @@ class Stimuli:
 
 
 # ---- the autoencoder
+
 
 def tiny_vae(seed=0, **changes):
     torch.manual_seed(seed)
@@ -109,8 +116,9 @@ def test_the_folder_itself_and_torch_s_format_with_older_names_are_the_same_auto
     assert StableAutoencoder(folder / "vae", side=SIDE).identity == wanted
     state = load_file(folder / "vae" / VAE_FILE)
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    older = {re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], key): tensor
-             for key, tensor in state.items()}
+    older = {
+        re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], key): tensor for key, tensor in state.items()
+    }
     assert older.keys() != state.keys()
     (folder / "vae" / VAE_FILE).unlink()
     torch.save(older, folder / "vae" / "diffusion_pytorch_model.bin")
@@ -137,12 +145,17 @@ def edit_vae(folder, change):
     save_file(state, path)
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda state: state.pop("encoder.conv_in.weight"), ("lacks 1 tensors such as encoder.conv_in.weight",)),
-    (lambda state: state.update(extra=torch.zeros(1)), ("holds 1 unknown tensors such as extra",)),
-    (lambda state: state.update({"quant_conv.bias": torch.zeros(6)}),
-     ("quant_conv.bias has shape (6,), not (8,)", "by its config.json")),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda state: state.pop("encoder.conv_in.weight"), ("lacks 1 tensors such as encoder.conv_in.weight",)),
+        (lambda state: state.update(extra=torch.zeros(1)), ("holds 1 unknown tensors such as extra",)),
+        (
+            lambda state: state.update({"quant_conv.bias": torch.zeros(6)}),
+            ("quant_conv.bias has shape (6,), not (8,)", "by its config.json"),
+        ),
+    ],
+)
 def test_an_autoencoder_s_wrong_key_is_named(vae, change, words, capfd):
     edit_vae(vae[0], change)
     refused(lambda: StableAutoencoder(vae[0], side=SIDE), vae[0] / "vae", *words)
@@ -153,7 +166,7 @@ def test_cut_absent_and_other_folders_are_refused(vae, tmp_path):
     folder, _ = vae
     path = folder / "vae" / VAE_FILE
     whole = path.read_bytes()
-    path.write_bytes(whole[:len(whole) // 2])
+    path.write_bytes(whole[: len(whole) // 2])
     refused(lambda: StableAutoencoder(folder), path)
     path.unlink()
     refused(lambda: StableAutoencoder(folder), folder / "vae")
@@ -172,6 +185,7 @@ def test_sdxl_s_autoencoder_of_the_same_shapes_is_refused(tmp_path):
 
 
 # ---- the maps projector
+
 
 @pytest.fixture(scope="module")
 def small():
@@ -221,7 +235,8 @@ def test_at_paper_size_keys_and_shapes_are_the_public_class_s():
     with torch.device("meta"):
         timms = timm.create_model("convnext_xlarge", num_classes=0, head_norm_first=True).state_dict()
     assert {name: tensor.shape for name, tensor in network.trunk.state_dict().items()} == {
-        name: tensor.shape for name, tensor in timms.items() if not name.endswith(".gamma")}  # the release has no scales
+        name: tensor.shape for name, tensor in timms.items() if not name.endswith(".gamma")
+    }  # the release has no scales
     model = load_config("paper").model
     with torch.device("meta"):
         out = network(torch.empty(1, 3, 224, 224))
@@ -243,17 +258,20 @@ def test_identity_does_not_depend_on_what_is_not_used(checkpoint, small, tmp_pat
 NORM, CONV = "backbone.stages.2.1.norm.weight", "backbone.stages.1.0.dwconv.weight"
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda w: w.pop(NORM), (f"key {NORM} is missing", "(20,)")),
-    (lambda w: w.pop("maps_projector.6.weight"), ("key maps_projector.6.weight is missing",)),
-    (lambda w: w.pop("backbone.downsample_layers.0.0.weight"), ("backbone.downsample_layers.0.0.weight is missing",)),
-    (lambda w: [w.pop(key) for key in list(w) if ".stages.3." in key], ("backbone.stages.3.0.dwconv.weight is missing",)),
-    (lambda w: w.update({"backbone.stages.1.0.gamma": torch.ones(12)}), ("key backbone.stages.1.0.gamma is unknown",)),
-    (lambda w: w.update({"backbone.stages.1.999.gamma": torch.ones(12)}), ("backbone.stages.1.999 is unknown",)),
-    (lambda w: w.update({CONV: torch.zeros(12, 1, 5, 5)}), (f"{CONV} has shape (12, 1, 5, 5)", "not (12, 1, 7, 7)")),
-    (lambda w: w.update({"maps_projector.3.weight": torch.zeros(3)}), ("maps_projector.3.weight has shape (3,)",)),
-    (lambda w: w.update({NORM: torch.ones(20, dtype=torch.int32)}), (f"{NORM} is of torch.int32",)),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda w: w.pop(NORM), (f"key {NORM} is missing", "(20,)")),
+        (lambda w: w.pop("maps_projector.6.weight"), ("key maps_projector.6.weight is missing",)),
+        (lambda w: w.pop("backbone.downsample_layers.0.0.weight"), ("backbone.downsample_layers.0.0.weight is missing",)),
+        (lambda w: [w.pop(key) for key in list(w) if ".stages.3." in key], ("backbone.stages.3.0.dwconv.weight is missing",)),
+        (lambda w: w.update({"backbone.stages.1.0.gamma": torch.ones(12)}), ("key backbone.stages.1.0.gamma is unknown",)),
+        (lambda w: w.update({"backbone.stages.1.999.gamma": torch.ones(12)}), ("backbone.stages.1.999 is unknown",)),
+        (lambda w: w.update({CONV: torch.zeros(12, 1, 5, 5)}), (f"{CONV} has shape (12, 1, 5, 5)", "not (12, 1, 7, 7)")),
+        (lambda w: w.update({"maps_projector.3.weight": torch.zeros(3)}), ("maps_projector.3.weight has shape (3,)",)),
+        (lambda w: w.update({NORM: torch.ones(20, dtype=torch.int32)}), (f"{NORM} is of torch.int32",)),
+    ],
+)
 def test_a_released_checkpoint_s_wrong_key_is_named(tmp_path, small, change, words):
     weights = dict(small[0])
     change(weights)
@@ -313,8 +331,13 @@ def test_a_plain_convnext_gives_its_last_stage_and_says_that_the_width_differs(p
     path, network = plain
     encoder, images = PlainConvNextMaps(PLAIN, path, side=64), pictures(2, 64)
     stages = timm.create_model(PLAIN, features_only=True).eval()
-    stages.load_state_dict({re.sub(r"^(stem|stages)\.(\d+)", r"\1_\2", key): tensor
-                            for key, tensor in network.state_dict().items() if not key.startswith("head.")})
+    stages.load_state_dict(
+        {
+            re.sub(r"^(stem|stages)\.(\d+)", r"\1_\2", key): tensor
+            for key, tensor in network.state_dict().items()
+            if not key.startswith("head.")
+        }
+    )
     with torch.no_grad():
         expected = stages((torch.from_numpy(images) - 0.5) / 0.5)[-1].flatten(2).transpose(1, 2)
     np.testing.assert_allclose(encoder.maps(images), expected.numpy(), atol=1e-4)
@@ -341,6 +364,7 @@ def test_a_plain_convnext_s_bad_input_is_refused(plain, checkpoint, tmp_path, mo
 
 
 # ---- caches
+
 
 def test_towers_build_the_caches_that_targets_read(tmp_path, vae, checkpoint):
     stimuli = Stimuli()

@@ -67,8 +67,11 @@ PLACES = {  # what reads it there, the kinds that belong there, and its name amo
     "--converter": (lambda path, m, x, out: GitCaptioner(m.git, path), ("converter",), "converter"),
     "--generator": (lambda path, m, x, out: CompactGenerator(DECODE, 0, Path(path)), (), None),
     "BASE": (lambda path, m, x, out: load_network(path), ("base",), None),
-    "FINGERPRINT": (lambda path, m, x, out: load_fingerprint(path, load_network(x.base / "base.safetensors")),
-                    ("fingerprint",), None),
+    "FINGERPRINT": (
+        lambda path, m, x, out: load_fingerprint(path, load_network(x.base / "base.safetensors")),
+        ("fingerprint",),
+        None,
+    ),
 }
 
 
@@ -114,11 +117,16 @@ def test_cut_files(place, models, lab, tmp_path):
         (shutil.copytree if there.is_dir() else copy_file)(there, copy)
         files = sorted(path for path in copy.rglob("*") if path.is_file()) if copy.is_dir() else [copy]
         for file in files:
-            if file.name in ("merges.txt", "vocab.txt", "special_tokens_map.json", "generation_config.json",
-                             "preprocessor_config.json"):
+            if file.name in (
+                "merges.txt",
+                "vocab.txt",
+                "special_tokens_map.json",
+                "generation_config.json",
+                "preprocessor_config.json",
+            ):
                 continue  # not read where the rest is there, or see above
             whole = file.read_bytes()
-            file.write_bytes(whole[:len(whole) // 2])
+            file.write_bytes(whole[: len(whole) // 2])
             with pytest.raises(UserError) as caught:
                 PLACES[place][0](str(copy), models, lab, tmp_path / "out" / "out.safetensors")
             line = str(caught.value)
@@ -138,20 +146,45 @@ def test_what_the_lines_name_can_be_fetched():
 
 # ---- by the command line
 
+
 @pytest.fixture(scope="module")
 def embed(lab, models):
     def words(*others):
         return ["embed", lab.data, lab.root / "none", *lab.paper, *others]
+
     return words
 
 
 @pytest.fixture(scope="module")
 def decode(lab, models):
     """decode as a user types it; of an option that is given twice, the last one counts."""
+
     def words(*others):
-        return ["decode", lab.tuned, lab.data, lab.root / "none", "--pictures", 1, "--generator", "sdxl", "--unclip",
-                models.unclip, "--sdxl", models.sdxl, "--vae", models.vae, *models.clip, "--captions", models.git,
-                "--converter", models.converter, "--side", 16, *others]
+        return [
+            "decode",
+            lab.tuned,
+            lab.data,
+            lab.root / "none",
+            "--pictures",
+            1,
+            "--generator",
+            "sdxl",
+            "--unclip",
+            models.unclip,
+            "--sdxl",
+            models.sdxl,
+            "--vae",
+            models.vae,
+            *models.clip,
+            "--captions",
+            models.git,
+            "--converter",
+            models.converter,
+            "--side",
+            16,
+            *others,
+        ]
+
     return words
 
 
@@ -198,6 +231,7 @@ def test_a_full_gpu_is_one_line(monkeypatch, tmp_path, capsys):
 
     def full(options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\nother lines")
+
     monkeypatch.setattr(embed, "run", full)
     refused(capsys, ["embed", tmp_path, tmp_path], "the GPU's memory is full (CUDA out of memory)", "--offload")
     monkeypatch.setattr(embed, "run", lambda options: torch.zeros(2) @ torch.zeros(3))

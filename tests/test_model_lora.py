@@ -9,8 +9,14 @@ from torch import nn
 from mindtuner.model.lora import LoRALinear, SkipLoRA, add_lora
 
 
-@given(rank=st.integers(1, 9), alpha=st.floats(0.5, 32), inputs=st.integers(1, 12), outputs=st.integers(1, 12),
-       bias=st.booleans(), seed=st.integers(0, 999))
+@given(
+    rank=st.integers(1, 9),
+    alpha=st.floats(0.5, 32),
+    inputs=st.integers(1, 12),
+    outputs=st.integers(1, 12),
+    bias=st.booleans(),
+    seed=st.integers(0, 999),
+)
 @settings(max_examples=40, deadline=None)
 def test_lora_starts_at_the_frozen_function_and_merges_into_one_linear(rank, alpha, inputs, outputs, bias, seed):
     torch.manual_seed(seed)

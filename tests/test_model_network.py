@@ -12,12 +12,40 @@ from mindtuner.model import AdaptiveProjector, BrainNetwork
 from mindtuner.model.lowlevel import LowLevel
 from mindtuner.model.residual import ResidualBlock
 
-PAPER = ModelConfig(hidden=4096, blocks=4, tokens=256, width=1664, text_width=1280, backbone_dropout=0.15, prior_depth=6,
-                    prior_heads=32, prior_head_dim=52, latent_channels=4, latent_side=28, lowlevel_channels=(128, 64, 32),
-                    lowlevel_side=7, feature_positions=49, feature_width=512)
-TINY = ModelConfig(hidden=12, blocks=2, tokens=3, width=8, text_width=5, backbone_dropout=0.15, prior_depth=1,
-                   prior_heads=2, prior_head_dim=4, latent_channels=4, latent_side=8, lowlevel_channels=(8, 4),
-                   lowlevel_side=2, feature_positions=4, feature_width=6)
+PAPER = ModelConfig(
+    hidden=4096,
+    blocks=4,
+    tokens=256,
+    width=1664,
+    text_width=1280,
+    backbone_dropout=0.15,
+    prior_depth=6,
+    prior_heads=32,
+    prior_head_dim=52,
+    latent_channels=4,
+    latent_side=28,
+    lowlevel_channels=(128, 64, 32),
+    lowlevel_side=7,
+    feature_positions=49,
+    feature_width=512,
+)
+TINY = ModelConfig(
+    hidden=12,
+    blocks=2,
+    tokens=3,
+    width=8,
+    text_width=5,
+    backbone_dropout=0.15,
+    prior_depth=1,
+    prior_heads=2,
+    prior_head_dim=4,
+    latent_channels=4,
+    latent_side=8,
+    lowlevel_channels=(8, 4),
+    lowlevel_side=2,
+    feature_positions=4,
+    feature_width=6,
+)
 SUBJECT_1 = 15_724  # nsdgeneral voxels
 
 
@@ -163,9 +191,14 @@ def test_a_training_step_moves_the_fingerprint_and_nothing_else(base):
     assert not base.projector.matrix.weight.requires_grad
 
 
-@pytest.mark.parametrize("config,entries", [(FingerprintConfig(lora=False, skip=False), 2),
-                                            (FingerprintConfig(lora=False), 2 + 6),
-                                            (FingerprintConfig(skip=False), 2 + 2 * (4 + 1 + 3))])
+@pytest.mark.parametrize(
+    "config,entries",
+    [
+        (FingerprintConfig(lora=False, skip=False), 2),
+        (FingerprintConfig(lora=False), 2 + 6),
+        (FingerprintConfig(skip=False), 2 + 2 * (4 + 1 + 3)),
+    ],
+)
 def test_the_config_decides_what_is_added(base, config, entries):
     base.add_fingerprint("1", 7, config)
     assert len(base.fingerprint_state()) == len(base.trainable_parameters()) == entries
@@ -254,10 +287,17 @@ def test_adaptive_projector_is_a_normalised_matrix_on_the_mean_token():
     assert count(projector) == 40
 
 
-@pytest.mark.parametrize("sizes,field", [
-    ({"latent_side": 10}, "latent_side"), ({"latent_side": 2}, "latent_side"), ({"latent_side": 16}, "latent_side"),
-    ({"lowlevel_channels": ()}, "lowlevel_channels"), ({"lowlevel_channels": (7, 4)}, "lowlevel_channels"),
-    ({"feature_positions": 5}, "feature_positions")])
+@pytest.mark.parametrize(
+    "sizes,field",
+    [
+        ({"latent_side": 10}, "latent_side"),
+        ({"latent_side": 2}, "latent_side"),
+        ({"latent_side": 16}, "latent_side"),
+        ({"lowlevel_channels": ()}, "lowlevel_channels"),
+        ({"lowlevel_channels": (7, 4)}, "lowlevel_channels"),
+        ({"feature_positions": 5}, "feature_positions"),
+    ],
+)
 def test_low_level_sizes_that_do_not_fit_are_refused(sizes, field):
     with pytest.raises(ValueError, match=f"{field} is .*expected"):
         LowLevel(dataclasses.replace(TINY, **sizes))

@@ -22,9 +22,23 @@ from mindtuner.model.prior import DiffusionPrior
 
 
 def tiny(tokens=3, width=8, depth=2, heads=2, head_dim=6):
-    return ModelConfig(hidden=16, blocks=2, tokens=tokens, width=width, text_width=5, backbone_dropout=0.1,
-                       prior_depth=depth, prior_heads=heads, prior_head_dim=head_dim, latent_channels=4, latent_side=8,
-                       lowlevel_channels=(8, 4), lowlevel_side=2, feature_positions=4, feature_width=6)
+    return ModelConfig(
+        hidden=16,
+        blocks=2,
+        tokens=tokens,
+        width=width,
+        text_width=5,
+        backbone_dropout=0.1,
+        prior_depth=depth,
+        prior_heads=heads,
+        prior_head_dim=head_dim,
+        latent_channels=4,
+        latent_side=8,
+        lowlevel_channels=(8, 4),
+        lowlevel_side=2,
+        feature_positions=4,
+        feature_width=6,
+    )
 
 
 @pytest.fixture
@@ -35,8 +49,10 @@ def prior():
 
 def alpha_bar(t):
     """The cosine schedule's share of signal variance after step t (betas clipped), straight from its definition."""
+
     def f(u):
         return math.cos((u / 100 + 0.008) / 1.008 * math.pi / 2) ** 2
+
     return math.prod(1 - min(1 - f(i + 1) / f(i), 0.999) for i in range(t + 1))
 
 
@@ -77,7 +93,7 @@ def attend_slowly(layer, x, bias, head_dim, dims):
     for i, row in enumerate(rows):
         q_all, heads_out = [16 * q for q in apply(matrix["to_q.weight"], row)], []
         for head in range(layer.heads):
-            q = unit_times_four(rotate_slowly(q_all[head * head_dim:(head + 1) * head_dim], i, dims))
+            q = unit_times_four(rotate_slowly(q_all[head * head_dim : (head + 1) * head_dim], i, dims))
             scores = [sum(a * b for a, b in zip(q, k)) + bias[head][i][j] for j, k in enumerate(keys)]
             weights = [math.exp(s) for s in scores]
             heads_out += [sum(w * v[d] for w, v in zip(weights, values)) / sum(weights) for d in range(head_dim)]
@@ -103,8 +119,9 @@ def test_attention_equals_the_formula_in_plain_loops(head_dim):
 @pytest.mark.parametrize("attend", [attend_fused, attend_written_out])
 def test_both_ways_to_attend_are_the_formula(attend):
     torch.manual_seed(2)
-    q, k, v, bias = leaves = [torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-                              for shape in ((3, 10, 6), (3, 5, 6), (3, 5, 6), (10, 5))]
+    q, k, v, bias = leaves = [
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 10, 6), (3, 5, 6), (3, 5, 6), (10, 5))
+    ]
     expected = torch.einsum("nml,nld->nmd", torch.softmax(16 * torch.einsum("nmd,nld->nml", q, k) + bias, -1), v)
     found = attend(*leaves)
     torch.testing.assert_close(found, expected)

@@ -17,9 +17,23 @@ from mindtuner.training import load_network, save_network
 from mindtuner.training.fingerprint import Fingerprint
 from mindtuner.training.objectives import l_skip, soft_clip
 
-RESIDUAL = ModelConfig(hidden=12, blocks=2, tokens=3, width=8, text_width=5, backbone_dropout=0.15, prior_depth=1,
-                       prior_heads=2, prior_head_dim=4, latent_channels=4, latent_side=8, lowlevel_channels=(8, 4),
-                       lowlevel_side=2, feature_positions=4, feature_width=6)
+RESIDUAL = ModelConfig(
+    hidden=12,
+    blocks=2,
+    tokens=3,
+    width=8,
+    text_width=5,
+    backbone_dropout=0.15,
+    prior_depth=1,
+    prior_heads=2,
+    prior_head_dim=4,
+    latent_channels=4,
+    latent_side=8,
+    lowlevel_channels=(8, 4),
+    lowlevel_side=2,
+    feature_positions=4,
+    feature_width=6,
+)
 AFFINE = dataclasses.replace(RESIDUAL, backbone="affine", blocks=0)
 ALL = FingerprintConfig(skip_head=True, new_blocks=2, tune_projector=True)
 TOKENS = ("backbone_tokens", "retrieval_tokens")
@@ -50,9 +64,18 @@ def outputs(network, voxels, subject="1", names=OUTPUTS):
 
 # ---- the start
 
+
 @both
-@pytest.mark.parametrize("config", [FingerprintConfig(), ALL, FingerprintConfig(lora=False, skip=False, new_blocks=1),
-                                    FingerprintConfig(skip=False), FingerprintConfig(lora=False)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        FingerprintConfig(),
+        ALL,
+        FingerprintConfig(lora=False, skip=False, new_blocks=1),
+        FingerprintConfig(skip=False),
+        FingerprintConfig(lora=False),
+    ],
+)
 @pytest.mark.parametrize("training", [False, True])
 def test_tuning_starts_at_the_base_to_the_bit(model, config, training):
     base, tuned = new_base(model), new_tuned(model, config)
@@ -103,6 +126,7 @@ def test_new_blocks_stand_between_backbone_and_heads_and_train_whole(model):
 
 # ---- the affine backbone
 
+
 def test_the_affine_backbone_is_affine_and_the_residual_one_is_not():
     for model, holds in ((AFFINE, True), (RESIDUAL, False)):
         network, (a, b) = new_base(model), torch.randn(2, 5, 9)
@@ -126,6 +150,7 @@ def test_on_an_affine_base_lora_sits_on_head_and_projector_and_the_skip_enters_a
 
 # ---- merging
 
+
 @both
 def test_merged_lora_is_the_same_function(model):
     tuned = new_tuned(model, dataclasses.replace(ALL, alpha=16.0), awake=True)
@@ -143,6 +168,7 @@ def test_merged_lora_is_the_same_function(model):
 
 
 # ---- L_skip
+
 
 def gradients(network, loss):
     """Parameter name -> gradient, for those of all (frozen ones too) that the loss reaches."""
@@ -196,6 +222,7 @@ def test_l_skip_stays_finite_through_a_hundred_steps_of_training(model):
 
 # ---- on disk
 
+
 @both
 def test_every_part_of_a_fingerprint_survives(model, tmp_path):
     """A whole network on disk; and a fingerprint taken off, and put on the base again."""
@@ -222,8 +249,9 @@ def test_files_from_before_there_was_a_choice_of_backbone_are_residual(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(outputs(loaded, voxels), outputs(tuned, voxels), strict=True))
 
 
-@pytest.mark.parametrize("wrong, message", [({"backbone": "linear"}, "backbone is linear"),
-                                            ({"backbone": "affine"}, "blocks is 2; expected 0")])
+@pytest.mark.parametrize(
+    "wrong, message", [({"backbone": "linear"}, "backbone is linear"), ({"backbone": "affine"}, "blocks is 2; expected 0")]
+)
 def test_a_header_that_contradicts_itself_is_refused(tmp_path, wrong, message):
     path = tmp_path / "wrong.safetensors"
     save_network(path, new_base(RESIDUAL), {})

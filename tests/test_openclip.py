@@ -21,8 +21,12 @@ SIDE, PATCHES, WIDTH, JOINT = 32, 16, 32, 24
 VISION = {"image_size": SIDE, "layers": 2, "width": WIDTH, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 POOLER = {"attn_pooler_queries": 7, "attn_pooler_heads": 2}
-SENTENCES = ["a red ball on the beach", "a cat", "a red ball on the beach",
-             "two boats at night and a long list of words that no context of twelve tokens will ever hold"]
+SENTENCES = [
+    "a red ball on the beach",
+    "a cat",
+    "a red ball on the beach",
+    "two boats at night and a long list of words that no context of twelve tokens will ever hold",
+]
 
 
 def save_model(folder: Path, seed: int = 0, preprocess: dict | None = None, **changes) -> str:
@@ -145,9 +149,17 @@ def test_tokens_of_timms_vision_transformers(trunk, tmp_path):
     images = pictures(side=160)
     model, batch = their_input(name, images)
     with torch.no_grad():
-        theirs = {norm: model.visual.forward_intermediates(
-            batch, indices=1, normalize_intermediates=norm, intermediates_only=True, output_fmt="NLC",
-            output_extra_tokens=True) for norm in (True, False)}
+        theirs = {
+            norm: model.visual.forward_intermediates(
+                batch,
+                indices=1,
+                normalize_intermediates=norm,
+                intermediates_only=True,
+                output_fmt="NLC",
+                output_extra_tokens=True,
+            )
+            for norm in (True, False)
+        }
     for token_norm, own in (("after", theirs[True]), ("before", theirs[False])):
         encoder = OpenClipImageEncoder(name, token_norm=token_norm)
         tokens = encoder.tokens(images)
@@ -163,9 +175,13 @@ def test_timms_trunks_here_are_with_and_without_class_token(tmp_path):
     assert timm.create_model("test_vit3").cls_token is None
 
 
-@pytest.mark.parametrize("vision", [
-    {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
-    {"image_size": 64, "timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear"}])
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
+        {"image_size": 64, "timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear"},
+    ],
+)
 def test_towers_without_tokens_are_refused(vision, tmp_path):
     name = save_model(tmp_path / "grids", vision_cfg=vision, custom_text=True)
     with pytest.raises(UserError, match="grids: its image tower, a .* has no tokens; expected ") as error:
@@ -195,8 +211,13 @@ def test_images_are_prepared_as_the_model_does_it_itself(plain, plain_encoder):
 
 @pytest.mark.parametrize("mode, interpolation", [("shortest", "bicubic"), ("squash", "bilinear"), ("longest", "bicubic")])
 def test_other_sizes_are_resized_as_pil_does(mode, interpolation, tmp_path):
-    preprocess = {"resize_mode": mode, "interpolation": interpolation, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4],
-                  "fill_color": 40}
+    preprocess = {
+        "resize_mode": mode,
+        "interpolation": interpolation,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+        "fill_color": 40,
+    }
     name = save_model(tmp_path / "m", preprocess=preprocess)
     encoder = OpenClipImageEncoder(name)
     assert encoder.identity["preprocess"] == {**preprocess, "size": [SIDE, SIDE]}
@@ -212,8 +233,13 @@ def test_other_sizes_are_resized_as_pil_does(mode, interpolation, tmp_path):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(5, 60), st.integers(5, 60), st.integers(8, 40), st.integers(8, 40),
-       st.sampled_from(["shortest", "longest", "squash"]))
+@given(
+    st.integers(5, 60),
+    st.integers(5, 60),
+    st.integers(8, 40),
+    st.integers(8, 40),
+    st.sampled_from(["shortest", "longest", "squash"]),
+)
 def test_any_size_becomes_the_towers(height, width, to_height, to_width, mode):
     preprocess = {"size": [to_height, to_width], "resize_mode": mode, "interpolation": "bicubic"}
     flat = resized(torch.full((1, 3, height, width), 0.25), preprocess, 0.25)
@@ -240,9 +266,17 @@ def test_tokens_depend_on_neither_batches_nor_the_images_type(plain):
     assert small.identity == large.identity
 
 
-@pytest.mark.parametrize("images", [np.zeros((3, 32, 32)), np.zeros((1, 1, 32, 32)), np.zeros((1, 3, 32, 32), np.int64),
-                                    np.full((1, 3, 32, 32), 255.0), np.full((1, 3, 32, 32), -1.0),
-                                    np.full((1, 3, 32, 32), np.nan)])
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((3, 32, 32)),
+        np.zeros((1, 1, 32, 32)),
+        np.zeros((1, 3, 32, 32), np.int64),
+        np.full((1, 3, 32, 32), 255.0),
+        np.full((1, 3, 32, 32), -1.0),
+        np.full((1, 3, 32, 32), np.nan),
+    ],
+)
 def test_what_is_no_image_is_refused(images, plain_encoder):
     with pytest.raises(ValueError, match="expected"):
         plain_encoder.tokens(images)
@@ -299,8 +333,10 @@ def test_identity_tells_every_setting_apart(plain, plain_encoder, tmp_path):
 def test_the_same_weights_from_any_file_are_the_same_encoder(plain, plain_encoder, tmp_path):
     weights = load_file(Path(plain.removeprefix("local-dir:")) / "open_clip_model.safetensors")
     torch.save(weights, tmp_path / "plain.pt")
-    torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in weights.items()},
-                "optimizer": {"lr": [1e-3]}}, tmp_path / "epoch_3.pt")
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in weights.items()}, "optimizer": {"lr": [1e-3]}},
+        tmp_path / "epoch_3.pt",
+    )
     torch.save(weights, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     vector = {**weights, "logit_scale": weights["logit_scale"].reshape(1)}  # another form of the loss's temperature
     save_file(vector, tmp_path / "vector.safetensors")
@@ -332,8 +368,11 @@ def test_files_that_are_no_weights_are_refused(plain, tmp_path):
     (tmp_path / "text.pt").write_text("not weights")
     (tmp_path / "empty.safetensors").write_bytes(b"")
     torch.save({"model": Harmless()}, tmp_path / "code.pt")
-    for file, said in (("text.pt", "torch.save wrote no such file"), ("empty.safetensors", "not a whole file"),
-                       ("code.pt", r"holds Python code \(.*Harmless\), which is never run")):
+    for file, said in (
+        ("text.pt", "torch.save wrote no such file"),
+        ("empty.safetensors", "not a whole file"),
+        ("code.pt", r"holds Python code \(.*Harmless\), which is never run"),
+    ):
         refused(rf"{file}: {said}.*; expected the weights of", plain, tmp_path / file)
     refused("gone.pt: not found; expected", plain, tmp_path / "gone.pt")
     refused("is a folder; expected the weights of", plain, tmp_path)
@@ -354,18 +393,31 @@ def test_weights_of_another_model_are_refused(plain, tmp_path):
         save_file({k: v for k, v in weights.items() if k != key}, tmp_path / file)
         return tmp_path / file
 
-    refused(r"less.safetensors: 1 tensors do not fit \(key visual.proj is missing, of shape \(32, 24\)\); expected ",
-            plain, without("less.safetensors", "visual.proj"))
-    refused(r"more.safetensors: 1 tensors do not fit \(key extra is unknown\)", plain,
-            changed("more.safetensors", extra=torch.zeros(1)))
+    refused(
+        r"less.safetensors: 1 tensors do not fit \(key visual.proj is missing, of shape \(32, 24\)\); expected ",
+        plain,
+        without("less.safetensors", "visual.proj"),
+    )
+    refused(
+        r"more.safetensors: 1 tensors do not fit \(key extra is unknown\)",
+        plain,
+        changed("more.safetensors", extra=torch.zeros(1)),
+    )
     larger = save_model(tmp_path / "larger", vision_cfg={**VISION, "image_size": 48})
-    refused(r"do not fit .*visual.positional_embedding has shape \(37, 32\), not \(17, 32\)", plain,  # not resized in silence
-            tmp_path / "larger" / "open_clip_model.safetensors")
-    refused(r"do not fit .*visual.positional_embedding has shape \(17, 32\), not \(37, 32\)", larger,
-            changed("same.safetensors"))
+    refused(
+        r"do not fit .*visual.positional_embedding has shape \(37, 32\), not \(17, 32\)",
+        plain,  # not resized in silence
+        tmp_path / "larger" / "open_clip_model.safetensors",
+    )
+    refused(
+        r"do not fit .*visual.positional_embedding has shape \(17, 32\), not \(37, 32\)", larger, changed("same.safetensors")
+    )
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2)}, tmp_path / "unclip.safetensors")
-    refused(r"unclip.*positional_embedding is missing, .*; key model.diffusion_model.* is unknown", plain,
-            tmp_path / "unclip.safetensors")
+    refused(
+        r"unclip.*positional_embedding is missing, .*; key model.diffusion_model.* is unknown",
+        plain,
+        tmp_path / "unclip.safetensors",
+    )
     broken = {key: torch.full_like(value, float("nan")) for key, value in weights.items()}
     save_file(broken, tmp_path / "nan.safetensors")
     refused("not finite in float32; expected sound weights", plain, tmp_path / "nan.safetensors")
@@ -375,8 +427,11 @@ def test_models_and_settings_that_are_none_are_refused(plain, tmp_path, monkeypa
     refused("ViT-bigG-15: open_clip knows no such model; expected a name like ViT-bigG-14", "ViT-bigG-15", "x.pt")
     refused("ViT-bigG-14: no weights are given; expected a file, or .*laion2b_s39b_b160k", "ViT-bigG-14")
     refused("neither a file nor a tag laion3b; expected a file, or .*laion2b_s39b_b160k", "ViT-bigG-14", "laion3b")
-    refused("metaclip_fullcc was trained with another activation; expected the model ViT-B-32-quickgelu", "ViT-B-32",
-            "metaclip_fullcc")
+    refused(
+        "metaclip_fullcc was trained with another activation; expected the model ViT-B-32-quickgelu",
+        "ViT-B-32",
+        "metaclip_fullcc",
+    )
     refused("no open_clip_config.json can be read", f"local-dir:{tmp_path}")
     (tmp_path / "open_clip_config.json").write_text('{"embed_dim": 3}')
     refused("describes no model; expected embed_dim, vision_cfg and text_cfg", f"local-dir:{tmp_path}")
@@ -399,12 +454,14 @@ def test_models_and_settings_that_are_none_are_refused(plain, tmp_path, monkeypa
 
 def test_published_weights_that_cannot_be_had_say_so(tmp_path, monkeypatch):
     """The hub is never asked here: what open_clip's downloader raises without a network stands in for it."""
+
     def unreachable(*_, **__):
         raise FileNotFoundError("Failed to download file (open_clip_pytorch_model.bin)\nLast error: offline")
 
     monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", unreachable)
-    refused("ViT-bigG-14, laion2b_s39b_b160k: the weights cannot be had .*or give a file",
-            "ViT-bigG-14", "laion2b_s39b_b160k")
+    refused(
+        "ViT-bigG-14, laion2b_s39b_b160k: the weights cannot be had .*or give a file", "ViT-bigG-14", "laion2b_s39b_b160k"
+    )
     refused("hf-hub:nobody/nothing: no open_clip_config.json can be read", "hf-hub:nobody/nothing")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(open_clip.pretrained.urllib.request, "urlopen", unreachable)
@@ -419,13 +476,24 @@ def test_published_weights_bring_their_own_preparation(plain, tmp_path, monkeypa
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
     open_clip.add_model_config(tmp_path / "Tiny.json")
     file = Path(plain.removeprefix("local-dir:")) / "open_clip_model.safetensors"
-    published = {"file": str(file), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bilinear",
-                 "resize_mode": "squash"}
+    published = {
+        "file": str(file),
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+    }
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny", {"one": published})
     for given_as in ("one", file):
         found = OpenClipImageEncoder("Tiny", given_as)
-        assert found.identity["preprocess"] == {"size": [SIDE, SIDE], "mean": [0.5] * 3, "std": [0.25] * 3,
-                                                "interpolation": "bilinear", "resize_mode": "squash", "fill_color": 0}
+        assert found.identity["preprocess"] == {
+            "size": [SIDE, SIDE],
+            "mean": [0.5] * 3,
+            "std": [0.25] * 3,
+            "interpolation": "bilinear",
+            "resize_mode": "squash",
+            "fill_color": 0,
+        }
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny", {"one": published, "two": {**published, "std": (1.0,) * 3}})
     assert OpenClipImageEncoder("Tiny", "two").identity["preprocess"]["std"] == [1.0] * 3
     with pytest.raises(UserError, match=r"Tiny was published with different ways.*\(one, two\); expected preprocess"):
@@ -435,13 +503,18 @@ def test_published_weights_bring_their_own_preparation(plain, tmp_path, monkeypa
     assert OpenClipImageEncoder("Tiny", file, preprocess=own).preprocess == {**own, "size": [SIDE, SIDE], "fill_color": 0}
 
 
-COCA = {"multimodal_cfg": {**TEXT, "attn_pooler_heads": 2, "dim_head": 8, "width": JOINT}, "custom_text": True,
-        "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
-        "vision_cfg": {**VISION, "attentional_pool": True, "output_tokens": True, **POOLER}}
+COCA = {
+    "multimodal_cfg": {**TEXT, "attn_pooler_heads": 2, "dim_head": 8, "width": JOINT},
+    "custom_text": True,
+    "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
+    "vision_cfg": {**VISION, "attentional_pool": True, "output_tokens": True, **POOLER},
+}
 
 
-@pytest.mark.parametrize("form", [{}, {"custom_text": True}, {"text_cfg": {**TEXT, "pool_type": "last", "proj_bias": True},
-                                                             "custom_text": True}, COCA])
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"custom_text": True}, {"text_cfg": {**TEXT, "pool_type": "last", "proj_bias": True}, "custom_text": True}, COCA],
+)
 def test_texts_are_those_of_open_clips_own_encode_text(form, tmp_path):
     name = save_model(tmp_path / "m", **form)
     encoder = OpenClipTextEncoder(name, batch=2)
@@ -461,8 +534,9 @@ def test_weights_saved_without_a_text_module_fit_a_model_that_has_one(plain, tmp
     """Older files keep the text tower's tensors at the top."""
     name = save_model(tmp_path / "custom", custom_text=True)
     file = Path(plain.removeprefix("local-dir:")) / "open_clip_model.safetensors"
-    np.testing.assert_allclose(OpenClipTextEncoder(name, file).embed(SENTENCES), OpenClipTextEncoder(plain).embed(SENTENCES),
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        OpenClipTextEncoder(name, file).embed(SENTENCES), OpenClipTextEncoder(plain).embed(SENTENCES), atol=1e-5
+    )
 
 
 def test_the_text_of_an_image_is_the_normalised_mean_of_its_captions(plain):
@@ -485,8 +559,8 @@ def test_towers_fill_the_caches(plain, plain_encoder, tmp_path):
     assert tokens.shape == (3, PATCHES, WIDTH) and tokens_tower.size(tmp_path, stimuli)[0] == 3 * PATCHES * WIDTH * 2
     np.testing.assert_allclose(tokens[np.arange(3)], expected, rtol=2**-8, atol=1e-5)  # bfloat16 has 8 bits
     np.testing.assert_allclose(text_tower.build(tmp_path, stimuli), texts.embed_groups(captions), atol=1e-6)
-    exact, = openclip_towers(stimuli, plain_encoder, None, np.float32)
+    (exact,) = openclip_towers(stimuli, plain_encoder, None, np.float32)
     np.testing.assert_allclose(exact.build(tmp_path / "exact", stimuli)[:], expected, atol=1e-5)
-    before, = openclip_towers(stimuli, OpenClipImageEncoder(plain, token_norm="before"), None)
+    (before,) = openclip_towers(stimuli, OpenClipImageEncoder(plain, token_norm="before"), None)
     with pytest.raises(UserError, match=r"tokens\.json: identity\.token_norm is 'after'"):
         before.build(tmp_path, stimuli)

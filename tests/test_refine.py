@@ -20,8 +20,9 @@ from mindtuner.decoding.sdxl import SdxlRefiner, blend
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
 
-PAPER = DecodeConfig(pictures=2, prior_steps=20, generator_steps=38, refine_steps=12, refine_start=0.48, guidance=5.0,
-                     neighbours=0)
+PAPER = DecodeConfig(
+    pictures=2, prior_steps=20, generator_steps=38, refine_steps=12, refine_start=0.48, guidance=5.0, neighbours=0
+)
 SHORT = replace(PAPER, refine_steps=2, refine_start=0.5)
 PROMPTS = ["a dog", "a cat on a mat", "two boats"]
 IMAGES = np.array([7, 3, 11])
@@ -55,14 +56,15 @@ def test_the_last_12_of_25_steps_run(folder, pictures, monkeypatch):
     refiner = SdxlRefiner(folder, PAPER, seed=4, where="cpu")
     seen = []
     plain = refiner.pipeline.unet.forward
-    monkeypatch.setattr(refiner.pipeline.unet, "forward",
-                        lambda x, t, **rest: seen.append((t, x, rest)) or plain(x, t, **rest))
+    monkeypatch.setattr(
+        refiner.pipeline.unet, "forward", lambda x, t, **rest: seen.append((t, x, rest)) or plain(x, t, **rest)
+    )
     refiner.correct(pictures[:1], PROMPTS[:1], IMAGES[:1])
     # The grid of SDXL's own code: 25 times from 999 down, equally spaced without the end, cut to whole numbers.
     grid = np.linspace(999, 0, 25, endpoint=False).astype(int)
     assert [int(time) for time, _, _ in seen] == list(grid[-12:])
     # Noise levels from the betas alone.
-    betas = np.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000) ** 2
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     kept = np.cumprod(1 - betas)
     sigma = np.sqrt((1 - kept) / kept)[grid[-12:]]
     assert sigma[0] == pytest.approx(1.51, abs=0.01)
@@ -84,21 +86,33 @@ def test_one_step_by_hand(folder, pictures):
     with torch.no_grad():
         spread = pipeline.vae.encode(torch.from_numpy(pictures[:1]) * 2 - 1).latent_dist
         clean = 0.13025 * (spread.mean + spread.std * torch.randn(spread.mean.shape, generator=source))
-        kept = np.cumprod(1 - np.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000) ** 2)[time]
+        kept = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[time]
         sigma = float(np.sqrt((1 - kept) / kept))
         noisy = clean + sigma * torch.randn(clean.shape, generator=source)
         said = []
         for phrase in ("ugly", "a dog"):
             first, second = (
-                tower(tokenizer(phrase, padding="max_length", max_length=77, return_tensors="pt").input_ids,
-                      output_hidden_states=True)
-                for tokenizer, tower in ((pipeline.tokenizer, pipeline.text_encoder),
-                                         (pipeline.tokenizer_2, pipeline.text_encoder_2)))
+                tower(
+                    tokenizer(phrase, padding="max_length", max_length=77, return_tensors="pt").input_ids,
+                    output_hidden_states=True,
+                )
+                for tokenizer, tower in (
+                    (pipeline.tokenizer, pipeline.text_encoder),
+                    (pipeline.tokenizer_2, pipeline.text_encoder_2),
+                )
+            )
             first = first.hidden_states[-2]
-            said.append(pipeline.unet(
-                noisy / (sigma ** 2 + 1) ** 0.5, time, torch.cat([first, second.hidden_states[-2]], 2),
-                added_cond_kwargs={"text_embeds": second.text_embeds,
-                                   "time_ids": torch.tensor([[16., 16, 0, 0, 1024, 1024]])}).sample)
+            said.append(
+                pipeline.unet(
+                    noisy / (sigma**2 + 1) ** 0.5,
+                    time,
+                    torch.cat([first, second.hidden_states[-2]], 2),
+                    added_cond_kwargs={
+                        "text_embeds": second.text_embeds,
+                        "time_ids": torch.tensor([[16.0, 16, 0, 0, 1024, 1024]]),
+                    },
+                ).sample
+            )
         noise = said[0] + 3 * (said[1] - said[0])
         expected = pipeline.vae.decode((noisy - sigma * noise) / 0.13025).sample
     np.testing.assert_allclose(result, (expected / 2 + 0.5).clamp(0, 1).numpy(), atol=1e-4)
@@ -141,8 +155,9 @@ def test_layers_that_come_one_by_one_paint_the_same(folder, pictures, dtype):
         if isinstance(part, torch.nn.Module):
             cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
             assert {parameter.device.type for parameter in part.parameters()} == {"meta"}
-    np.testing.assert_array_equal(offloaded.correct(pictures[:2], PROMPTS[:2], IMAGES[:2]),
-                                  whole.correct(pictures[:2], PROMPTS[:2], IMAGES[:2]))
+    np.testing.assert_array_equal(
+        offloaded.correct(pictures[:2], PROMPTS[:2], IMAGES[:2]), whole.correct(pictures[:2], PROMPTS[:2], IMAGES[:2])
+    )
 
 
 def test_guidance_pushes_away_from_the_negative_prompt(folder, pictures):
@@ -190,14 +205,17 @@ def test_blend():
             blend(*arguments)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda p, t, i: (p[:, :1], t, i), "pictures: has shape"),
-    (lambda p, t, i: (p[..., :15], t, i), "a multiple of 2"),
-    (lambda p, t, i: (p, t[:2], i), "prompts, images: are 2 and 3"),
-    (lambda p, t, i: (p, t, i[:1]), "prompts, images: are 3 and 1"),
-    (lambda p, t, i: (p * 2 - 1, t, i), "expected 0 to 1"),
-    (lambda p, t, i: (p * np.nan, t, i), "expected 0 to 1"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda p, t, i: (p[:, :1], t, i), "pictures: has shape"),
+        (lambda p, t, i: (p[..., :15], t, i), "a multiple of 2"),
+        (lambda p, t, i: (p, t[:2], i), "prompts, images: are 2 and 3"),
+        (lambda p, t, i: (p, t, i[:1]), "prompts, images: are 3 and 1"),
+        (lambda p, t, i: (p * 2 - 1, t, i), "expected 0 to 1"),
+        (lambda p, t, i: (p * np.nan, t, i), "expected 0 to 1"),
+    ],
+)
 def test_wrong_calls(folder, pictures, change, message):
     with pytest.raises(ValueError, match=message):
         SdxlRefiner(folder, SHORT, seed=0, where="cpu").correct(*change(pictures, PROMPTS, IMAGES))
@@ -219,26 +237,32 @@ def lack_a_tensor(path: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda f: shutil.rmtree(f), "not found; expected an SDXL base .*--only sdxl"),
-    (lambda f: (f / "model_index.json").unlink(), "model_index.json: not found"),
-    (lambda f: edit(f / "model_index.json", _class_name="StableDiffusionPipeline"), "_class_name is 'StableDiffusionP"),
-    (lambda f: shutil.rmtree(f / "text_encoder_2"), "text_encoder_2: not found"),
-    (lambda f: edit(f / "unet" / "config.json", cross_attention_dim=1664), "cross_attention_dim is 1664; expected 16"),
-    (lambda f: edit(f / "unet" / "config.json", projection_class_embeddings_input_dim=24), "is 24; expected 32"),
-    (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "vae: not a whole AutoencoderKL"),
-    (lambda f: cut(f / "unet" / "diffusion_pytorch_model.safetensors"), "unet: not a whole UNet2DConditionModel"),
-    (lambda f: cut(f / "text_encoder" / "model.safetensors"), "text_encoder: not a whole CLIPTextModel"),
-    (lambda f: lack_a_tensor(f / "text_encoder_2" / "model.safetensors"), "text_encoder_2: lacks 1 tensors such as"),
-    (lambda f: lack_a_tensor(f / "unet" / "diffusion_pytorch_model.safetensors"), "unet: "),
-    (lambda f: shutil.copy(f / "vae" / "diffusion_pytorch_model.safetensors", f / "unet"), "unet: "),
-    (lambda f: (f / "tokenizer" / "tokenizer_config.json").unlink(), "tokenizer_config.json: not found"),
-    (lambda f: (f / "tokenizer" / "vocab.json").unlink(), "tokenizer: not a whole tokenizer"),
-    (lambda f: [(f / "tokenizer" / name).unlink() for name in ("vocab.json", "merges.txt")], "has 2 words; expected the 54"),
-    (lambda f: cut(f / "tokenizer" / "vocab.json", 100), "tokenizer: not a whole tokenizer"),
-    (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json: not found"),
-    (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule="none"), "do not fit together"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda f: shutil.rmtree(f), "not found; expected an SDXL base .*--only sdxl"),
+        (lambda f: (f / "model_index.json").unlink(), "model_index.json: not found"),
+        (lambda f: edit(f / "model_index.json", _class_name="StableDiffusionPipeline"), "_class_name is 'StableDiffusionP"),
+        (lambda f: shutil.rmtree(f / "text_encoder_2"), "text_encoder_2: not found"),
+        (lambda f: edit(f / "unet" / "config.json", cross_attention_dim=1664), "cross_attention_dim is 1664; expected 16"),
+        (lambda f: edit(f / "unet" / "config.json", projection_class_embeddings_input_dim=24), "is 24; expected 32"),
+        (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "vae: not a whole AutoencoderKL"),
+        (lambda f: cut(f / "unet" / "diffusion_pytorch_model.safetensors"), "unet: not a whole UNet2DConditionModel"),
+        (lambda f: cut(f / "text_encoder" / "model.safetensors"), "text_encoder: not a whole CLIPTextModel"),
+        (lambda f: lack_a_tensor(f / "text_encoder_2" / "model.safetensors"), "text_encoder_2: lacks 1 tensors such as"),
+        (lambda f: lack_a_tensor(f / "unet" / "diffusion_pytorch_model.safetensors"), "unet: "),
+        (lambda f: shutil.copy(f / "vae" / "diffusion_pytorch_model.safetensors", f / "unet"), "unet: "),
+        (lambda f: (f / "tokenizer" / "tokenizer_config.json").unlink(), "tokenizer_config.json: not found"),
+        (lambda f: (f / "tokenizer" / "vocab.json").unlink(), "tokenizer: not a whole tokenizer"),
+        (
+            lambda f: [(f / "tokenizer" / name).unlink() for name in ("vocab.json", "merges.txt")],
+            "has 2 words; expected the 54",
+        ),
+        (lambda f: cut(f / "tokenizer" / "vocab.json", 100), "tokenizer: not a whole tokenizer"),
+        (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json: not found"),
+        (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule="none"), "do not fit together"),
+    ],
+)
 def test_a_damaged_or_swapped_folder(copy, spoil, message):
     spoil(copy)
     with pytest.raises(UserError, match=message) as caught:
@@ -248,9 +272,12 @@ def test_a_damaged_or_swapped_folder(copy, spoil, message):
 
 def test_what_this_machine_lacks(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for options, message in [({"where": "cuda"}, "torch finds no CUDA here"), ({"where": "abacus"}, "device: is 'abacus'"),
-                             ({"where": "cpu", "dtype": torch.float16}, "float16 on a CPU"),
-                             ({"offload": True}, "offload: is on")]:
+    for options, message in [
+        ({"where": "cuda"}, "torch finds no CUDA here"),
+        ({"where": "abacus"}, "device: is 'abacus'"),
+        ({"where": "cpu", "dtype": torch.float16}, "float16 on a CPU"),
+        ({"offload": True}, "offload: is on"),
+    ]:
         with pytest.raises(UserError, match=message):
             SdxlRefiner(folder, SHORT, seed=0, **options)
     (tmp_path / "file").write_text("")
@@ -268,8 +295,9 @@ def test_of_the_hub_only_what_is_needed_is_asked_for(folder, pictures, monkeypat
     from fnmatch import fnmatchcase
 
     asked = {}
-    monkeypatch.setattr("huggingface_hub.snapshot_download",
-                        lambda name, **options: asked.update(options, name=name) or str(folder))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **options: asked.update(options, name=name) or str(folder)
+    )
     SdxlRefiner("owner/sdxl", SHORT, seed=0, where="cpu")
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     assert asked["name"] == "owner/sdxl"
@@ -297,15 +325,21 @@ KINDS = bank(("a photo of a dog", (1, 0)), ("a photo of a boat", (0, 1)), ("a ph
 SEEN = bank(("A dog runs.", (0.96, 0.28)), ("Two boats at sea.", (0.28, 0.96)), ("a photo of a dog", (1, 0)), ("  ", (1, 0)))
 
 
-@pytest.mark.parametrize("text, options, expected", [
-    ((1, 0), {}, "a photo of a dog, a photo of a cat, A dog runs"),
-    ((0, 1), {}, "a photo of a boat, a photo of a cat, Two boats at sea"),
-    ((1, 0), {"top_categories": 0}, "a photo of a dog"),
-    ((1, 0), {"top_categories": 0, "top_captions": 2}, "a photo of a dog, A dog runs"),
-    ((1, 0), {"top_captions": 0, "top_categories": 1}, "a photo of a dog"),
-    ((0, 1), {"top_captions": 9, "top_categories": 9},
-     "a photo of a boat, a photo of a cat, a photo of a dog, Two boats at sea, A dog runs"),
-])
+@pytest.mark.parametrize(
+    "text, options, expected",
+    [
+        ((1, 0), {}, "a photo of a dog, a photo of a cat, A dog runs"),
+        ((0, 1), {}, "a photo of a boat, a photo of a cat, Two boats at sea"),
+        ((1, 0), {"top_categories": 0}, "a photo of a dog"),
+        ((1, 0), {"top_categories": 0, "top_captions": 2}, "a photo of a dog, A dog runs"),
+        ((1, 0), {"top_captions": 0, "top_categories": 1}, "a photo of a dog"),
+        (
+            (0, 1),
+            {"top_captions": 9, "top_categories": 9},
+            "a photo of a boat, a photo of a cat, a photo of a dog, Two boats at sea, A dog runs",
+        ),
+    ],
+)
 def test_worked_prompts(text, options, expected):
     assert build_prompts(np.array([text], float), KINDS, SEEN, **options) == [expected]
 
@@ -339,8 +373,14 @@ def test_category_prompts():
     kinds = category_bank(Letters())
     assert len(kinds.captions) == len(set(kinds.captions)) == len(COCO_CATEGORIES) == 80
     assert kinds.embeddings.shape == (80, 26)
-    for prompt in ("a photo of a dog", "a photo of an apple", "a photo of scissors", "a photo of skis", "a photo of a bus",
-                   "a photo of a wine glass"):
+    for prompt in (
+        "a photo of a dog",
+        "a photo of an apple",
+        "a photo of scissors",
+        "a photo of skis",
+        "a photo of a bus",
+        "a photo of a wine glass",
+    ):
         assert prompt in kinds.captions
     # A text finds itself first, up to words of the same letters.
     found = build_prompts(kinds.embeddings, kinds, kinds, 1, 0)

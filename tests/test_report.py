@@ -106,9 +106,12 @@ def test_further_scores_are_shown_by_label_and_by_image(tmp_path):
         edit(run / "results.json", "methods", "ridge_only", "ci95", "reconstruction", name, value=[0.1, 0.2])
     edit(run / "results.json", "chance", "reconstruction", "swav", value={"ridge_only": 0.9})
     edit(run / "results.json", "setting", "scores", value={"not_scored": ["alexnet5"]})
-    write_per_image(run, mindtuner__reconstruction__swav=[1, np.nan, 0.3, 0.4, 0.5, 0.6],
-                    mindtuner__retrieval__image=np.arange(TESTS) / TESTS,
-                    mindtuner__retrieval__text=np.arange(1, TESTS) / TESTS)
+    write_per_image(
+        run,
+        mindtuner__reconstruction__swav=[1, np.nan, 0.3, 0.4, 0.5, 0.6],
+        mindtuner__retrieval__image=np.arange(TESTS) / TESTS,
+        mindtuner__retrieval__text=np.arange(1, TESTS) / TESTS,
+    )
     first, second = tables.tables(load_run(run).results, "reconstruction")  # 7 scores are 4 and 3
     assert [column["label"] for column in second["columns"]] == ["CLIP", "SwAV", "Two-way"]
     assert [column["lower"] for column in second["columns"]] == [False, True, False]
@@ -137,12 +140,15 @@ def test_captions_read_and_written_stand_apart(tmp_path):
     edit(run / "words.json", "methods", "mindtuner", "written_caption", value=[f"git writes {n} & more" for n in SEEN])
     write_per_image(run, mindtuner__captions__meteor=[0.1] * PICTURES, mindtuner__written__meteor=[0.2] * PICTURES)
     results = load_run(run).results
-    for part, title, value, ci, chance in (("captions", "Captions retrieved", "0.250", "0.125 to 0.375", "0.050"),
-                                           ("written", "Captions written", "0.500", "0.375 to 0.625", "0.100")):
+    for part, title, value, ci, chance in (
+        ("captions", "Captions retrieved", "0.250", "0.125 to 0.375", "0.050"),
+        ("written", "Captions written", "0.500", "0.375 to 0.625", "0.100"),
+    ):
         (table,) = tables.tables(results, part)
         assert table["title"] == title and table["columns"][0]["chance"] == chance
         assert [(row["label"], row["cells"][0]["value"], row["cells"][0]["ci"]) for row in table["rows"]] == [
-            ("MindTuner", value, ci)]
+            ("MindTuner", value, ci)
+        ]
     told = [runs.load(run)]
     held = gallery(told, runs.labels(told), PLENTY)
     assert held["scores"]["written/meteor"]["label"] == "METEOR of the caption written"
@@ -158,13 +164,22 @@ def test_ranks_and_smaller_pools_stand_beside_their_chance(tmp_path):
     image, brain, text = tables.pool_tables(results)
     assert [table["title"] for table in (image, brain, text)] == ["Image retrieval", "Brain retrieval", "Text retrieval"]
     assert [column["label"] for column in image["columns"]] == [
-        f"Top-5 of {TESTS}", f"Median rank of {TESTS}", "Top-1 of 5", "Top-5 of 5", "Median rank of 5"]
+        f"Top-5 of {TESTS}",
+        f"Median rank of {TESTS}",
+        "Top-1 of 5",
+        "Top-5 of 5",
+        "Median rank of 5",
+    ]
     assert [column["chance"] for column in image["columns"]] == ["21.7", "12.0", "20.0", "100.0", "3.0"]
     assert [column["lower"] for column in image["columns"]] == [False, True, False, False, True]
     assert [row["label"] for row in image["rows"]] == ["MindTuner", "Shuffled brain"]
     assert [(cell["value"], cell["ci"]) for cell in image["rows"][0]["cells"]] == [
-        ("75.0", "62.5 to 87.5"), ("3.0", "2.9 to 3.1"), ("62.5", "50.0 to 75.0"), ("100.0", "87.5 to 112.5"),
-        ("1.5", "1.4 to 1.6")]
+        ("75.0", "62.5 to 87.5"),
+        ("3.0", "2.9 to 3.1"),
+        ("62.5", "50.0 to 75.0"),
+        ("100.0", "87.5 to 112.5"),
+        ("1.5", "1.4 to 1.6"),
+    ]
     drawn = tables.subsets(results)
     assert drawn["columns"][0] == "Image: top-1 of 5" and drawn["count"] == 30
     assert drawn["rows"][0]["cells"][:3] == ["62.5 ± 6.2\N{NO-BREAK SPACE}%", "100.0 ± 6.2\N{NO-BREAK SPACE}%", "1.5 ± 0.1"]
@@ -181,7 +196,9 @@ def test_a_category_held_out_is_shown_apart(page, tmp_path):
     image, pixcorr = shown["groups"][0]["rows"]
     assert (image["score"], image["unit"], image["chance"]) == ("Image retrieval", "%", "4.3")
     assert [(cell["value"], cell["ci"], cell["n"]) for cell in image["cells"]] == [
-        ("25.0", "12.5 to 37.5", 3), ("62.5", "50.0 to 75.0", TESTS - 3)]
+        ("25.0", "12.5 to 37.5", 3),
+        ("62.5", "50.0 to 75.0", TESTS - 3),
+    ]
     assert pixcorr["cells"][0] is None and pixcorr["cells"][1]["value"] == "0.500" and pixcorr["chance"] == "0.020"
     html = write_report(run).read_text(encoding="utf-8")
     assert "A category held out: red dog" in html and "fewer than two images" in html and "41 were left out" in html
@@ -192,8 +209,8 @@ def test_a_category_held_out_is_shown_apart(page, tmp_path):
 
 def test_published_numbers_stand_apart(page, tmp_path):
     html = page.read_text(encoding="utf-8")
-    section = html[html.index('<section id="published"'):]
-    groups = re.findall(r"<tbody>.*?</tbody>", section[:section.index("</section>")], re.DOTALL)
+    section = html[html.index('<section id="published"') :]
+    groups = re.findall(r"<tbody>.*?</tbody>", section[: section.index("</section>")], re.DOTALL)
     assert ["MindEye2 (ICML 2024)" in group for group in groups] == [True, False]
     assert ["<td>simulated</td>" in group for group in groups] == [False, True] and "0.310" in groups[1]
     assert "<td>simulated</td>" not in groups[0]
@@ -232,8 +249,13 @@ def test_plots_put_numbers_in_their_place():
     assert second == first.split()[1]
     assert not plots.curve([[(0, 2.0), (1, 1.0)]])[1]
     plots.curve([[(3, 0.0)]])
-    svg = plots.growth({"mindtuner": [(1, 0.25, 0.0, 0.5), (3, 0.5, 0.5, 0.5), (5, 0.75, 0.5, 1.0)]}, 0.25, [1, 3, 5], (0, 1),
-                       ("0 %", "100 %"))
+    svg = plots.growth(
+        {"mindtuner": [(1, 0.25, 0.0, 0.5), (3, 0.5, 0.5, 0.5), (5, 0.75, 0.5, 1.0)]},
+        0.25,
+        [1, 3, 5],
+        (0, 1),
+        ("0 %", "100 %"),
+    )
     points = [tuple(map(float, point.split(","))) for point in re.search(r'points="([^"]*)"', svg)[1].split()]
     assert np.allclose(np.diff(points, axis=0)[0], np.diff(points, axis=0)[1], atol=0.11)  # a straight line, to rounding
     assert f'y1="{points[0][1]:.1f}"' in re.search(r'<line class="chance"[^>]*>', svg)[0]  # the first score is at chance
@@ -241,8 +263,12 @@ def test_plots_put_numbers_in_their_place():
 
 def test_runs_are_grouped_by_all_but_their_seed(tmp_path):
     told = [runs.load(folder) for folder in several(tmp_path)]
-    assert runs.labels(told) == ["Subject 1, 1 session, seed 0", "Subject 1, 1 session, seed 1",
-                                 "Subject 1, 2 sessions, seed 0", "Subject 2, 1 session, seed 0"]
+    assert runs.labels(told) == [
+        "Subject 1, 1 session, seed 0",
+        "Subject 1, 1 session, seed 1",
+        "Subject 1, 2 sessions, seed 0",
+        "Subject 2, 1 session, seed 0",
+    ]
     assert [[one.folder.name for one in group] for group in runs.groups(told)] == [["a", "b"], ["c"], ["d"]]
     table = runs.table(told, "mindtuner")
     image = [row["cells"][0] for row in table["rows"]]
@@ -268,10 +294,15 @@ def test_scores_by_scanning_time(tmp_path):
     told = [runs.load(folder) for folder in several(tmp_path)]
     (figure,) = runs.efficiency(told)  # of subject 2 there is one amount only
     assert figure["title"] == "Subject 1"
-    assert figure["plots"][0]["alt"] == ("Image of MindTuner: 50.0\N{NO-BREAK SPACE}% from 1 session, "
-                                         "80.0\N{NO-BREAK SPACE}% from 2 sessions")
-    assert [name for _, name, _ in figure["legend"]] == ["mindtuner", "ridge_only", "nearest_training_image",
-                                                         "shuffled_brain"]
+    assert figure["plots"][0]["alt"] == (
+        "Image of MindTuner: 50.0\N{NO-BREAK SPACE}% from 1 session, 80.0\N{NO-BREAK SPACE}% from 2 sessions"
+    )
+    assert [name for _, name, _ in figure["legend"]] == [
+        "mindtuner",
+        "ridge_only",
+        "nearest_training_image",
+        "shuffled_brain",
+    ]
     assert runs.efficiency(told[:2]) == runs.efficiency(told[2:]) == []
 
 
@@ -292,11 +323,17 @@ def test_one_page_on_several_runs(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(folders[0] / "report.html")
 
 
-@pytest.mark.parametrize(("arguments", "named"), [
-    (["a", "b"], "no --out"), (["a", "a", "--out", "x.html"], "given twice"), (["a", "b", "--out", "a"], "is a folder"),
-    (["nowhere"], "not found"), (["a/words.json"], "not a folder"),
-    (["a", "unfinished", "--out", "x.html"], "no results.json"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["a", "b"], "no --out"),
+        (["a", "a", "--out", "x.html"], "given twice"),
+        (["a", "b", "--out", "a"], "is a folder"),
+        (["nowhere"], "not found"),
+        (["a/words.json"], "not a folder"),
+        (["a", "unfinished", "--out", "x.html"], "no results.json"),
+    ],
+)
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, named):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", seed=1)
@@ -330,7 +367,7 @@ def test_pictures_are_reduced_to_fit_and_the_page_says_so(tmp_path, monkeypatch)
 
 def test_contact_sheet(page):
     sheet = contact_sheet(page.parent, 3)
-    cells = [np.asarray(sheet)[y * 166 + 60:y * 166 + 100, -160 + 60:-60].mean((0, 1)) for y in range(4)]
+    cells = [np.asarray(sheet)[y * 166 + 60 : y * 166 + 100, -160 + 60 : -60].mean((0, 1)) for y in range(4)]
     pictures = load_run(page.parent).pictures
     for cell, name in zip(cells, ["seen", *(f"mindtuner/{stage}" for stage in STAGES)], strict=True):
         truth = pictures[name][5][:, 24:40, 24:40].mean((1, 2))  # the last of three evenly spaced out of six
@@ -341,8 +378,7 @@ def test_contact_sheet(page):
         contact_sheet(page.parent, 2, method="prior_only")
 
 
-@pytest.mark.parametrize(
-    "name", ["config.yaml", "results.json", "pictures.safetensors", "words.json", "log.jsonl"])
+@pytest.mark.parametrize("name", ["config.yaml", "results.json", "pictures.safetensors", "words.json", "log.jsonl"])
 def test_a_missing_file_is_named(tmp_path, name):
     run = make_run(tmp_path / "run")
     (run / name).unlink()
@@ -351,10 +387,13 @@ def test_a_missing_file_is_named(tmp_path, name):
     assert not (run / "report.html").exists()
 
 
-@pytest.mark.parametrize(("name", "keys", "value", "named"), [
-    ("words.json", ["methods", "mindtuner", "top5"], [[0, 1, 2, 3, TESTS]] * PICTURES, "top5"),
-    ("results.json", ["setting"], {"subject": 1}, "setting.simulated_brains"),
-])
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "named"),
+    [
+        ("words.json", ["methods", "mindtuner", "top5"], [[0, 1, 2, 3, TESTS]] * PICTURES, "top5"),
+        ("results.json", ["setting"], {"subject": 1}, "setting.simulated_brains"),
+    ],
+)
 def test_a_broken_field_is_named(tmp_path, name, keys, value, named):
     run = make_run(tmp_path / "run")
     edit(run / name, *keys, value=value)

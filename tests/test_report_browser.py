@@ -40,12 +40,26 @@ def large(tmp_path_factory):
     shades = np.random.default_rng(0).integers(0, 256, (MANY, 3, 1, 1), np.uint8).repeat(8, 2).repeat(8, 3)
     save_file({"seen": shades, "thumbnails": shades, "mindtuner/corrected": 255 - shades}, run / "pictures.safetensors")
     captions = [f"number {i}" for i in range(MANY)]
-    (run / "words.json").write_text(json.dumps({
-        "picture_index": list(range(MANY)), "seen_captions": captions, "all_captions": captions,
-        "methods": {"mindtuner": {"top5": [[(i + k) % MANY for k in range(5)] for i in range(MANY)]}}}))
+    (run / "words.json").write_text(
+        json.dumps(
+            {
+                "picture_index": list(range(MANY)),
+                "seen_captions": captions,
+                "all_captions": captions,
+                "methods": {"mindtuner": {"top5": [[(i + k) % MANY for k in range(5)] for i in range(MANY)]}},
+            }
+        )
+    )
     every = np.arange(MANY)
-    save_file({"images": every, "shown": every, "texts": every,
-               "mindtuner/reconstruction/two_way": (every / MANY).astype(np.float32)}, run / "per_image.safetensors")
+    save_file(
+        {
+            "images": every,
+            "shown": every,
+            "texts": every,
+            "mindtuner/reconstruction/two_way": (every / MANY).astype(np.float32),
+        },
+        run / "per_image.safetensors",
+    )
     return write_report(run)
 
 
@@ -58,8 +72,9 @@ def show(chrome, page, size=(1280, 900), dark=False):
 
 def settle(chrome):
     """Wait until the cards near the window are made."""
-    chrome.execute_async_script("const done = arguments[0]; let n = 0;"
-                                "const wait = () => (n++ < 4 ? requestAnimationFrame(wait) : done()); wait();")
+    chrome.execute_async_script(
+        "const done = arguments[0]; let n = 0;const wait = () => (n++ < 4 ? requestAnimationFrame(wait) : done()); wait();"
+    )
 
 
 @pytest.fixture
@@ -84,13 +99,23 @@ def cards(chrome):
 
 
 def choose(chrome, **choice):
-    for name, value in {"method": "mindtuner", "show": "all", "order": "index", "score": "reconstruction/two_way",
-                        "words": "", **choice}.items():
-        chrome.execute_script("""
+    for name, value in {
+        "method": "mindtuner",
+        "show": "all",
+        "order": "index",
+        "score": "reconstruction/two_way",
+        "words": "",
+        **choice,
+    }.items():
+        chrome.execute_script(
+            """
             const control = document.querySelector('form.controls').elements.namedItem(arguments[0]);
             control.value = arguments[1];
             (control.length && control[0].type === 'radio' ? [...control].find(r => r.checked) : control)
-                .dispatchEvent(new Event('change', {bubbles: true}));""", name, value)
+                .dispatchEvent(new Event('change', {bubbles: true}));""",
+            name,
+            value,
+        )
     return cards(chrome)
 
 
@@ -119,13 +144,11 @@ def test_every_image_loads(browser):
 def test_nothing_is_loaded_from_a_network(chrome, page, several):
     for one in (page, several):
         html = one.read_text(encoding="utf-8")
-        assert not re.search(
-            r"""(src|href|action)\s*=\s*["']?\s*(https?:)?//|url\(\s*["']?[^"'d]|@import""", html)
+        assert not re.search(r"""(src|href|action)\s*=\s*["']?\s*(https?:)?//|url\(\s*["']?[^"'d]|@import""", html)
         chrome.get_log("performance")
         show(chrome, one)
         events = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
-        urls = [event["params"]["request"]["url"] for event in events
-                if event["method"] == "Network.requestWillBeSent"]
+        urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
         assert one.as_uri() in urls
         assert [url for url in urls if not url.startswith(("file:", "data:"))] == []
 
@@ -145,12 +168,16 @@ def test_thumbnails_show_the_right_image(browser):
     choose(browser, method="mindtuner")
     browser.execute_script("scrollTo({top: document.getElementById('cards').offsetTop - 200, behavior: 'instant'})")
     settle(browser)
-    shot = Image.open(io.BytesIO(base64.b64decode(
-        browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]))).convert("RGB")
+    shot = Image.open(
+        io.BytesIO(base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]))
+    ).convert("RGB")
     for index in (2, 4):
-        boxes = browser.execute_script("""
+        boxes = browser.execute_script(
+            """
             return [...document.querySelectorAll('#cards .card')[arguments[0]].querySelectorAll('.thumb')].map(t => {
-                const r = t.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; })""", index)
+                const r = t.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; })""",
+            index,
+        )
         for box, position in zip(boxes, strip(SEEN[index], RANKS["mindtuner"][index]), strict=True):
             thumb = np.asarray(shot.crop([round(side) for side in box]).resize((16, 16)), float)
             errors = [np.abs(thumb - scene(n, 16).transpose(1, 2, 0)).mean() for n in range(TESTS)]
@@ -171,6 +198,7 @@ def test_the_switcher_changes_the_pictures_and_back(browser):
 
 def test_keyboard_reaches_the_switcher(browser):
     from selenium.webdriver.common.keys import Keys
+
     choose(browser)
     browser.find_element("css selector", "input[value=mindtuner]").send_keys(Keys.ARROW_RIGHT)
     assert cards(browser)[0]["read"].startswith("ridge_only")
@@ -203,6 +231,7 @@ def test_captions_are_text_never_markup(browser):
 
 def test_the_keyboard_steps_through_the_images(browser):
     from selenium.webdriver.common.keys import Keys
+
     choose(browser, order="best")  # images 3, 5, 1, 4, 6, 2
     browser.execute_script("document.activeElement.blur()")
     press(browser, "j")
@@ -231,8 +260,11 @@ def test_an_image_by_itself_shows_every_method(browser):
         r.querySelector('h3').textContent, r.querySelector('.read').textContent,
         ...[...r.querySelectorAll('figcaption')].map(c => c.textContent)])""")
     stages = ["Low level", "Reconstructed", "Corrected"]
-    assert rows == [["Ridge only", "Found 1st. Read: ridge_only reads 0", *stages],
-                    ["MindTuner", "Found 2nd. Read: mindtuner reads 0", *stages], ["Nearest training image", "", "Corrected"]]
+    assert rows == [
+        ["Ridge only", "Found 1st. Read: ridge_only reads 0", *stages],
+        ["MindTuner", "Found 2nd. Read: mindtuner reads 0", *stages],
+        ["Nearest training image", "", "Corrected"],
+    ]
 
 
 def test_several_runs(chrome, several):
@@ -248,8 +280,10 @@ def test_several_runs(chrome, several):
     chrome.execute_script("document.querySelector('#cards .pictures').click()")
     titles = chrome.execute_script("return [...document.querySelectorAll('#viewer h3')].map(h => h.textContent)")
     assert titles[0] == "MindTuner" and titles[-3:] == [
-        "MindTuner, Subject 1, 1 session, seed 0", "MindTuner, Subject 1, 1 session, seed 1",
-        "MindTuner, Subject 1, 2 sessions, seed 0"]
+        "MindTuner, Subject 1, 1 session, seed 0",
+        "MindTuner, Subject 1, 1 session, seed 1",
+        "MindTuner, Subject 1, 2 sessions, seed 0",
+    ]
 
 
 def test_of_many_images_few_are_made_at_once(chrome, large):
@@ -296,7 +330,7 @@ def test_axe_finds_no_serious_fault_and_nothing_is_cut_off(chrome, page, several
     for one in (page, several):
         show(chrome, one, SIZES[size], dark)
         chrome.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-        for opened in (False, True)[:1 if one == page else 2]:
+        for opened in (False, True)[: 1 if one == page else 2]:
             if opened:
                 chrome.execute_script("document.querySelector('#cards .open').click()")
             assert serious_faults(chrome) == []

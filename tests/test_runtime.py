@@ -10,7 +10,8 @@ def test_without_a_terminal_lines_say_how_far_it_is_and_what_is_left(monkeypatch
     assert list(runtime.progress("abc", "pictures", 3, lines=True)) == ["a", "b", "c"]
     told = capsys.readouterr().err.splitlines()
     assert [re.sub(r"\d\d:\d\d", "TIME", line) for line in told[:2]] == [
-        f"pictures: {k} of 3 in TIME, about TIME left" for k in (1, 2)]
+        f"pictures: {k} of 3 in TIME, about TIME left" for k in (1, 2)
+    ]
     assert all(re.match("pictures: 3 of 3", line) for line in told[2:])
     with runtime.progress((), "paint", 10, lines=True) as bar:
         bar.start_t -= 60  # so 4 take a minute, and 6 a minute and a half

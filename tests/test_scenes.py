@@ -169,7 +169,7 @@ def test_a_broken_png_names_the_file(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("broken")
     blob(root / "good.png", 0)
     whole = (root / "good.png").read_bytes()
-    (root / "bad.png").write_bytes(whole[:data.draw(st.integers(0, len(whole) // 2))])
+    (root / "bad.png").write_bytes(whole[: data.draw(st.integers(0, len(whole) // 2))])
     (root / "bad.txt").write_text("broken")
     with pytest.raises(UserError, match=r"bad\.png: cannot be read as an image") as error:
         folder_cutouts(root, "train")
@@ -183,8 +183,9 @@ def test_no_folder_and_an_empty_one_are_refused(tmp_path, make):
         folder_cutouts(tmp_path / "stamps", "train")
 
 
-@pytest.mark.parametrize("words, phrase", [("apple", "an apple"), ("red car", "a red car"),
-                                           ("orange fish", "an orange fish")])
+@pytest.mark.parametrize(
+    "words, phrase", [("apple", "an apple"), ("red car", "a red car"), ("orange fish", "an orange fish")]
+)
 def test_article(words, phrase):
     assert with_article(words) == phrase
 
@@ -203,8 +204,9 @@ def test_drawings_have_the_colour_that_their_caption_says(drawn):
     for cutout in (c for c in drawn["test"] if c.name in ("balloon", "heart")):
         pixels = np.asarray(cutout.image, float)
         median = np.median(pixels[pixels[..., 3] > 200][:, :3], 0)
-        distance = {name: 1 - median @ COLOURS[name] / np.linalg.norm(median) / np.linalg.norm(COLOURS[name])
-                    for name in names}
+        distance = {
+            name: 1 - median @ COLOURS[name] / np.linalg.norm(median) / np.linalg.norm(COLOURS[name]) for name in names
+        }
         assert min(distance, key=distance.get) == cutout.colour
 
 
@@ -292,11 +294,12 @@ def test_whole_images_become_scenes(tmp_path):
 
 def test_a_whole_image_is_cropped_in_the_middle(tmp_path):
     pixels = np.zeros((SIDE, 2 * SIDE, 3), np.uint8)
-    pixels[:, SIDE // 2:-SIDE // 2] = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3))
+    pixels[:, SIDE // 2 : -SIDE // 2] = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3))
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     (tmp_path / "wide.txt").write_text("stripes")
-    np.testing.assert_array_equal(FolderScenes(tmp_path, 1, 0)(0).pixels.transpose(1, 2, 0),
-                                  pixels[:, SIDE // 2:-SIDE // 2])
+    np.testing.assert_array_equal(
+        FolderScenes(tmp_path, 1, 0)(0).pixels.transpose(1, 2, 0), pixels[:, SIDE // 2 : -SIDE // 2]
+    )
 
 
 def test_too_few_images_are_refused_and_copies_count_once(tmp_path):
@@ -319,7 +322,7 @@ def test_a_whole_image_that_is_none_is_refused_at_once(tmp_path):
 def test_a_whole_image_that_breaks_off_is_refused_when_shown(tmp_path):
     root = photographs(tmp_path / "photos", 1)
     data = (root / "0.png").read_bytes()
-    (root / "0.png").write_bytes(data[:len(data) // 2])
+    (root / "0.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"0\.png: cannot be read as an image"):
         FolderScenes(root, 1, 0)(0)
 

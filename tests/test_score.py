@@ -61,6 +61,7 @@ def test_bad_folders_and_scores_are_refused(folders, tmp_path, capsys):
 
     def bad(*expected, words=()):
         refused(capsys, ["score", seen, painted, *words], *expected)
+
     bad("--scores: lpips is an unknown reconstruction score", "pixcorr, ssim", words=("--scores", "ssim,lpips"))
     bad("--scores: clip cannot be had (needs", words=("--scores", "clip"))
     bad("nowhere is no folder", words=("--networks", tmp_path / "nowhere"))

@@ -28,8 +28,14 @@ from mindtuner.errors import UserError
 from mindtuner.files import read_json
 
 KNOBS = st.builds(
-    SimulateConfig, subjects=st.integers(1, 8), sessions=st.integers(1, 6), trials_per_session=st.integers(24, 120),
-    shared_images=st.integers(2, 30), repeats=st.integers(1, 3), seed=st.integers(0, 100))
+    SimulateConfig,
+    subjects=st.integers(1, 8),
+    sessions=st.integers(1, 6),
+    trials_per_session=st.integers(24, 120),
+    shared_images=st.integers(2, 30),
+    repeats=st.integers(1, 3),
+    seed=st.integers(0, 100),
+)
 
 
 def betas_of(root, number=1):
@@ -163,7 +169,7 @@ def test_the_known_truth_stands_beside(simulated, dataset):
     for number, subject in dataset.subjects.items():
         truth = load_file(simulated / "truth" / f"subj0{number}.safetensors")
         assert truth["noise_ceiling"].shape == truth["ncsnr"].shape == (subject.n_voxels,)
-        np.testing.assert_allclose(truth["noise_ceiling"], truth["ncsnr"]**2 / (truth["ncsnr"]**2 + 1 / 3), atol=1e-4)
+        np.testing.assert_allclose(truth["noise_ceiling"], truth["ncsnr"] ** 2 / (truth["ncsnr"] ** 2 + 1 / 3), atol=1e-4)
 
 
 def test_subjects_recode_with_the_group_that_their_number_falls_into(tmp_path, few_cutouts):
@@ -187,8 +193,9 @@ def test_no_noise_makes_repeats_of_an_image_alike(tmp_path, few_cutouts):
             np.testing.assert_allclose(betas[row], betas[rows[0]], atol=1e-4)
             compared += 1
     # and across sessions up to their z-scores, so patterns still agree
-    one, two = (betas[[np.flatnonzero((stimulus == k) & (subject.train.session == s))[0] for k in both(subject)]]
-                for s in (1, 2))
+    one, two = (
+        betas[[np.flatnonzero((stimulus == k) & (subject.train.session == s))[0] for k in both(subject)]] for s in (1, 2)
+    )
     correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(one.T, two.T, strict=True)]
     assert compared + len(one) > 10 and np.min(correlations) > 0.99
 
@@ -198,12 +205,32 @@ def both(subject):
     return sorted(seen[0] & seen[1])
 
 
-@pytest.mark.parametrize("field, value", [
-    ("subjects", 0), ("subjects", 9), ("sessions", 0), ("sessions", 41), ("trials_per_session", 23),
-    ("trials_per_session", 751), ("shared_images", 1), ("shared_images", 1001), ("repeats", 0), ("repeats", 4),
-    ("voxel_scale", 0.0), ("voxel_scale", 1.01), ("voxel_scale", float("nan")), ("fingerprint", -0.1),
-    ("fingerprint", float("inf")), ("fingerprint_groups", -1), ("fingerprint_groups", 9),
-    ("noise", -1.0), ("noise", float("nan")), ("seed", -1), ("seed", 20_240_412)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("subjects", 0),
+        ("subjects", 9),
+        ("sessions", 0),
+        ("sessions", 41),
+        ("trials_per_session", 23),
+        ("trials_per_session", 751),
+        ("shared_images", 1),
+        ("shared_images", 1001),
+        ("repeats", 0),
+        ("repeats", 4),
+        ("voxel_scale", 0.0),
+        ("voxel_scale", 1.01),
+        ("voxel_scale", float("nan")),
+        ("fingerprint", -0.1),
+        ("fingerprint", float("inf")),
+        ("fingerprint_groups", -1),
+        ("fingerprint_groups", 9),
+        ("noise", -1.0),
+        ("noise", float("nan")),
+        ("seed", -1),
+        ("seed", 20_240_412),
+    ],
+)
 def test_a_knob_out_of_range_is_named_and_nothing_is_written(tmp_path, field, value):
     with pytest.raises(UserError, match=rf"simulate: {field.replace('_', '-')} is .*; expected ") as error:
         simulate(tmp_path / "out", dataclasses.replace(TINY, **{field: value}))
@@ -230,8 +257,9 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", ["write_images", "write_captions", "write_betas", "write_behaviour",
-                                  "write_indices", "write_masks"])
+@pytest.mark.parametrize(
+    "step", ["write_images", "write_captions", "write_betas", "write_behaviour", "write_indices", "write_masks"]
+)
 def test_a_folder_that_was_cut_short_is_refused(tmp_path, monkeypatch, few_cutouts, step):
     def stop(*_):
         raise Stop
@@ -274,14 +302,18 @@ def test_what_passes_the_checks_shows_every_subject_enough_images(knobs):
 
 # ---- the other layouts; that all four hold the same is in test_four_layouts.py
 
+
 @pytest.fixture
 def made_before(simulated, monkeypatch):
     """Layout A is copied instead of made."""
     monkeypatch.setattr(module, "_simulate_a", lambda out, *_: shutil.copytree(simulated, out))
 
 
-LAID = {"B": {"annotations", "nsddata", "nsddata_betas", "nsddata_stimuli"}, "C": {"stimuli", "sub-01", "sub-02"},
-        "D": {"nsd_stiminfo.tsv", "stimuli", "sub-01_NSD.hdf5", "sub-02_NSD.hdf5"}}
+LAID = {
+    "B": {"annotations", "nsddata", "nsddata_betas", "nsddata_stimuli"},
+    "C": {"stimuli", "sub-01", "sub-02"},
+    "D": {"nsd_stiminfo.tsv", "stimuli", "sub-01_NSD.hdf5", "sub-02_NSD.hdf5"},
+}
 
 
 def test_the_verb_writes_each_layout_with_its_truth_and_force_replaces_it(made_before, simulated, tmp_path, capsys):
@@ -326,8 +358,12 @@ def test_mosaic_is_converted_with_its_vertices(made_before, tmp_path, capsys):
     assert main(["convert", "mosaic", str(tmp_path / "D"), str(tmp_path / "out"), "--regions", "early, FFC"]) == 0
     assert "subject 2 (sub-02_NSD): 96 trials, 16 of them test" in capsys.readouterr().out
     dataset = load(tmp_path / "out")
-    mosaic = load_mosaic([tmp_path / "D" / f"sub-0{n}_NSD.hdf5" for n in (1, 2)], tmp_path / "D" / "nsd_stiminfo.tsv",
-                         tmp_path / "D" / "stimuli", ["early", "FFC"])
+    mosaic = load_mosaic(
+        [tmp_path / "D" / f"sub-0{n}_NSD.hdf5" for n in (1, 2)],
+        tmp_path / "D" / "nsd_stiminfo.tsv",
+        tmp_path / "D" / "stimuli",
+        ["early", "FFC"],
+    )
     assert dataset.card["simulated"] is True and dataset.card["zscore"] == "publisher"
     for number, subject in dataset.subjects.items():
         vertices = np.load(tmp_path / "out" / f"sub-0{number}" / "vertices.npy")
@@ -354,8 +390,10 @@ def test_where_vertices_are_scarce_voxels_are_sampled_evenly():
     trials, atlas = Trials([0], [0], [1], [0], [False]), load_atlas()
     v1 = np.arange(9000) < 3000
     placed = layout_d_writer.place(lying_nowhere(trials, 9000, {"V1": v1}))
-    for voxels, parcels in ((v1, ("V1",)), (~v1, (*layout_d_writer.GROUPS["ventral"], *layout_d_writer.GROUPS["lateral"],
-                                                   *layout_d_writer.GROUPS["dorsal"]))):
+    for voxels, parcels in (
+        (v1, ("V1",)),
+        (~v1, (*layout_d_writer.GROUPS["ventral"], *layout_d_writer.GROUPS["lateral"], *layout_d_writer.GROUPS["dorsal"])),
+    ):
         vertices = np.flatnonzero(np.isin(atlas.parcel, parcels))
         kept = np.flatnonzero(voxels & (placed >= 0))
         np.testing.assert_array_equal(placed[kept], vertices)  # each vertex once
@@ -365,9 +403,11 @@ def test_where_vertices_are_scarce_voxels_are_sampled_evenly():
 
 def test_what_nsd_cannot_hold_is_refused(dataset, tmp_path):
     one, uneven = Trials([0], [0], [1], [0], [False]), Trials([0, 1, 2], [0, 0, 0], [1, 1, 2], [0, 1, 2], [False] * 3)
-    for subject, message in ((lying_nowhere(one, 5, number=9), "subject 9; expected 1 to 8"),
-                             (lying_nowhere(uneven, 5), r"subject 1 have \[2, 1\] trials; expected sessions"),
-                             (lying_nowhere(one, 5, scale=60.0), "memory: a beta is 60.0; expected z-scores")):
+    for subject, message in (
+        (lying_nowhere(one, 5, number=9), "subject 9; expected 1 to 8"),
+        (lying_nowhere(uneven, 5), r"subject 1 have \[2, 1\] trials; expected sessions"),
+        (lying_nowhere(one, 5, scale=60.0), "memory: a beta is 60.0; expected z-scores"),
+    ):
         with pytest.raises(UserError, match=message):
             layout_b_writer.write(tmp_path, dataclasses.replace(dataset, subjects={subject.number: subject}))
     with pytest.raises(UserError, match="form: is 'npy'; expected one of hdf5, nifti"):

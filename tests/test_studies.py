@@ -44,27 +44,65 @@ def lab(tmp_path_factory, simulated, untrained_generator):
     quick = load_config("quick")
     fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8, dtype="float32")
     tiny = dataclasses.replace(
-        quick, pretrain=dataclasses.replace(fit, start="random", similar_voxels=0), tune=fit, seed=SEED,
+        quick,
+        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        tune=fit,
+        seed=SEED,
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         model=dataclasses.replace(quick.model, hidden=16, blocks=2, lowlevel_channels=(8, 4)),
-        decode=dataclasses.replace(quick.decode, pictures=3, prior_steps=2, generator_steps=1, refine_steps=1))
+        decode=dataclasses.replace(quick.decode, pictures=3, prior_steps=2, generator_steps=1, refine_steps=1),
+    )
     config, base, out = folder / "tiny.yaml", folder / "base", folder / "ablated"
     config.write_text(yaml.safe_dump(as_dict(tiny)))
     paints, cache = ("--generator", untrained_generator), folder / "cache"
     assert call("pretrain", simulated, base, "--without", 1, "--config", config, "--cache", cache, *paints) == 0
-    study = ("ablate", out, "--data", simulated, "--base", base, "--cache", cache, *paints, "--seeds", 2, "--variants",
-             "ridge_only", "no_pivot", "--jobs")
+    study = (
+        "ablate",
+        out,
+        "--data",
+        simulated,
+        "--base",
+        base,
+        "--cache",
+        cache,
+        *paints,
+        "--seeds",
+        2,
+        "--variants",
+        "ridge_only",
+        "no_pivot",
+        "--jobs",
+    )
     assert call(*study, 2) == 0
-    return SimpleNamespace(folder=folder, data=simulated, base=base, out=out, config=config, cache=cache, paints=paints,
-                           study=study)
+    return SimpleNamespace(
+        folder=folder, data=simulated, base=base, out=out, config=config, cache=cache, paints=paints, study=study
+    )
 
 
 # ---- the numbers
 
+
 def test_a_run_is_what_tune_and_evaluate_give(lab):
     tuned, report = lab.folder / "tuned", lab.folder / "report"
-    assert call("tune", lab.base, lab.data, tuned, "--subject", 1, "--seed", SEED + 1, "--cache", lab.cache, *lab.paints,
-                "--method", "mindtuner", "ridge_only") == 0
+    assert (
+        call(
+            "tune",
+            lab.base,
+            lab.data,
+            tuned,
+            "--subject",
+            1,
+            "--seed",
+            SEED + 1,
+            "--cache",
+            lab.cache,
+            *lab.paints,
+            "--method",
+            "mindtuner",
+            "ridge_only",
+        )
+        == 0
+    )
     assert call("evaluate", tuned, lab.data, report, "--cache", lab.cache, *lab.paints) == 0
     found, methods = table(lab.out), load_run(report).results["methods"]
     for variant, method in (("full", "mindtuner"), ("ridge_only", "ridge_only")):
@@ -106,8 +144,24 @@ def test_a_damaged_run_is_named(lab, capsys):
 @pytest.fixture(scope="module")
 def curved(lab):
     out = lab.folder / "curve"
-    assert call("curve", out, "--data", lab.data, "--cache", lab.cache, *lab.paints, "--config", lab.config, "--seeds", 2,
-                "--jobs", 2) == 0
+    assert (
+        call(
+            "curve",
+            out,
+            "--data",
+            lab.data,
+            "--cache",
+            lab.cache,
+            *lab.paints,
+            "--config",
+            lab.config,
+            "--seeds",
+            2,
+            "--jobs",
+            2,
+        )
+        == 0
+    )
     return out
 
 
@@ -140,15 +194,19 @@ def test_pages_are_sound_and_load_nothing(chrome, lab, curved, dark):
 
 # ---- bad input
 
-@pytest.mark.parametrize("words, message", [
-    (("--seeds", 1), "--seeds: is 1; expected at least 2"),
-    (("--jobs", 0), "--jobs: is 0; expected at least 1"),
-    (("--variants", "lora", "rank9"), "--variants: 'rank9' is unknown; expected some of full, ridge_only, lora"),
-    (("--variants", "base7"), "--variants: 'base7' is unknown; expected some of full"),
-    (("--subject", 2), "base.safetensors: knows subject 2 already"),
-    (("--subject", 9), "no subject 9; expected one of 1, 2"),
-    (("--base", "nowhere"), "nowhere: not found"),
-])
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--seeds", 1), "--seeds: is 1; expected at least 2"),
+        (("--jobs", 0), "--jobs: is 0; expected at least 1"),
+        (("--variants", "lora", "rank9"), "--variants: 'rank9' is unknown; expected some of full, ridge_only, lora"),
+        (("--variants", "base7"), "--variants: 'base7' is unknown; expected some of full"),
+        (("--subject", 2), "base.safetensors: knows subject 2 already"),
+        (("--subject", 9), "no subject 9; expected one of 1, 2"),
+        (("--base", "nowhere"), "nowhere: not found"),
+    ],
+)
 def test_bad_input_is_one_line(lab, tmp_path, capsys, words, message):
     given = {"--data": lab.data, "--base": lab.base, "--cache": lab.cache, "--generator": lab.paints[1]}
     given = [word for pair in given.items() if pair[0] not in words for word in pair]
@@ -162,25 +220,33 @@ def test_another_study_is_not_written_over(lab, capsys):
 
 # ---- variants
 
+
 def test_variants_are_the_config_but_for_one_part():
     rows = {row.name: row for row in ablate.variants(DEMO, 7)}
     assert "rank8" not in rows and "base7" not in rows  # the full method itself
     assert {f"rank{rank}" for rank in (2, 4, 16, 32)} | {"base1", "base3", "base5", "skip_head", "skip_x0"} <= set(rows)
     for row in rows.values():
         changed = row.of(DEMO)
-        differing = {section for section in ("simulate", "model", "fingerprint", "pretrain", "tune", "pivot", "decode")
-                     if getattr(changed, section) != getattr(DEMO, section)}
+        differing = {
+            section
+            for section in ("simulate", "model", "fingerprint", "pretrain", "tune", "pivot", "decode")
+            if getattr(changed, section) != getattr(DEMO, section)
+        }
         assert differing == set(row.changes)
         assert changed.fingerprint.alpha / changed.fingerprint.rank == DEMO.fingerprint.alpha / DEMO.fingerprint.rank
     assert {row.name for row in ablate.variants(DEMO, 3)} >= {"base1"} and "base5" not in {
-        row.name for row in ablate.variants(DEMO, 3)}
+        row.name for row in ablate.variants(DEMO, 3)
+    }
 
 
 def test_verdicts_on_known_differences():
     rng = np.random.default_rng(0)
     full = rng.random((5, 200))
-    found = {"full": {"image": full}, "ridge_only": {"image": full - 0.3 + 0.1 * rng.standard_normal(full.shape)},
-             "lora": {"image": full + 0.1 * rng.standard_normal(full.shape)}}
+    found = {
+        "full": {"image": full},
+        "ridge_only": {"image": full - 0.3 + 0.1 * rng.standard_normal(full.shape)},
+        "lora": {"image": full + 0.1 * rng.standard_normal(full.shape)},
+    }
     rows = [row for row in ablate.variants(DEMO, 7) if row.name in found]
     none, lower, same = (entry["difference"] for entry in ablate.compared(rows, found, 0))
     assert none is None and lower["verdict"] == "lower" and lower["mean"] == pytest.approx(-0.3, abs=0.01)
@@ -191,6 +257,7 @@ def test_verdicts_on_known_differences():
 
 
 # ---- hours
+
 
 @given(st.lists(st.floats(0.001, 1), min_size=2, max_size=7), st.floats(0, 1))
 def test_hours_to_reach_inverts_a_rising_line(steps, goal):
@@ -218,7 +285,10 @@ def test_worth_and_share_of_known_curves():
     assert low > 3.9 and high is None  # it may be more
     assert curve.share(scores(0.5)[0], scores(0.52)[0], 0.0, 0)["goal"] == "reached"
     assert curve.share(scores(0.3)[0], scores(0.5)[0], 0.0, 0) == {
-        "share": pytest.approx(0.6, abs=0.01), "goal": "not reached", "ci": [pytest.approx(0.6, abs=0.02)] * 2}
+        "share": pytest.approx(0.6, abs=0.01),
+        "goal": "not reached",
+        "ci": [pytest.approx(0.6, abs=0.02)] * 2,
+    }
     assert curve.share(scores(0.45)[0], scores(0.5)[0], 0.0, 0)["goal"] == "not decided"
     above = curve.share(scores(0.8)[0], scores(0.9)[0], 0.5, 0)  # 0.3 of 0.4, although 0.8 is 89 % of 0.9
     assert above["share"] == pytest.approx(0.75, abs=0.01) and above["goal"] == "not reached"
@@ -229,14 +299,21 @@ def test_a_curve_has_every_score_that_a_method_has():
     rng, hours = np.random.default_rng(2), [1.0, 2.0]
     of = {"mindtuner": (0.6, 0.8), "from_scratch": (0.4, 0.7), "full_finetune": (0.5, 0.7), "regression": (0.6, 0.75)}
     scores = ("image", "two_way")
-    found = {curve.variant(method, amount): {score: mean + 0.01 * rng.standard_normal((3, 50)) for score in scores
-                                             if method != "regression" or score == "image"}
-             for method, means in of.items() for amount, mean in zip(hours, means, strict=True)}
+    found = {
+        curve.variant(method, amount): {
+            score: mean + 0.01 * rng.standard_normal((3, 50))
+            for score in scores
+            if method != "regression" or score == "image"
+        }
+        for method, means in of.items()
+        for amount, mean in zip(hours, means, strict=True)
+    }
     found["full_finetune-2"]["two_way"][1, 7] = np.nan  # undefined in one run: left out of all
     chance = {"image": 0.0, "two_way": 0.5}
     summed = curve.summary(found, chance, hours, 0)
     assert {(row["method"], row["score"]) for row in summed["rows"]} == {
-        (method, score) for method in of for score in scores} - {("regression", "two_way")}
+        (method, score) for method in of for score in scores
+    } - {("regression", "two_way")}
     assert {row["score"]: row["images"] for row in summed["rows"]} == {"image": 50, "two_way": 49}
     assert summed["worth"]["image"]["from_scratch"]["hours"] == pytest.approx(5 / 3, abs=0.05)
     assert summed["worth"]["image"]["regression"]["hours"] == pytest.approx(1, abs=0.1)

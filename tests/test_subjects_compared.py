@@ -34,7 +34,7 @@ def tuned(name, voxels, seed):
 
 @pytest.fixture(scope="module")
 def planted():
-    """"first", and subjects whose updates write into directions at known angles to its own; all with other voxels."""
+    """ "first", and subjects whose updates write into directions at known angles to its own; all with other voxels."""
     rng, networks = np.random.default_rng(0), {"first": tuned("first", V, 10)}
     networks |= {name: tuned(name, V + 3 * k, 20 + k) for k, name in enumerate(SUBJECTS, 1)}
     for parts in zip(*(_adapters(network) for network in networks.values()), strict=True):
@@ -42,7 +42,7 @@ def planted():
         basis = ortho_group.rvs(width, random_state=rng)
         for (_, part), name in zip(parts, networks, strict=True):
             c = COSINES.get(name, 1.0)
-            written = c * basis[:, :RANK] + np.sqrt(1 - c**2) * basis[:, RANK:2 * RANK]
+            written = c * basis[:, :RANK] + np.sqrt(1 - c**2) * basis[:, RANK : 2 * RANK]
             mixing = rng.standard_normal((RANK, RANK))  # no space changes by it
             part.B.data = torch.from_numpy(written @ mixing).float()
     return networks
@@ -101,8 +101,13 @@ def test_a_planted_similarity_of_what_adapters_add_is_found():
                     part.A.data = torch.randn(RANK, 24) @ torch.from_numpy(reading.T.copy())
             else:
                 part.B.data = other.B.data.clone()
-                part.A.data = (other.A.data if isinstance(part, LoRALinear) else torch.from_numpy(
-                    np.linalg.lstsq(brains[name], brains["a"] @ other.A.data.numpy().T, rcond=None)[0].T).float())
+                part.A.data = (
+                    other.A.data
+                    if isinstance(part, LoRALinear)
+                    else torch.from_numpy(
+                        np.linalg.lstsq(brains[name], brains["a"] @ other.A.data.numpy().T, rcond=None)[0].T
+                    ).float()
+                )
     found = {name: hidden(networks[name], brains[name], images) for name in networks}
     assert np.array_equal(found["a"][0], np.arange(20)) and found["a"][1].shape == (20, 24)
     whole, added = ({n: cka(found["a"][k], found[n][k]) for n in ("b", "c")} for k in (1, 2))

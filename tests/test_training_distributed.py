@@ -22,8 +22,15 @@ CONFIG = dataclasses.replace(SMALL, pretrain=FIT, tune=FIT, pivot=dataclasses.re
 
 
 def child(rank, count, port, shards, what, small, folder, kill):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_FSDP=str(shards))
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(count),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        ACCELERATE_USE_FSDP=str(shards),
+    )
     torch.cuda.is_available = lambda: False
     torch.set_num_threads(1)
     processes.cache_clear()
@@ -37,6 +44,7 @@ def child(rank, count, port, shards, what, small, folder, kill):
             os.kill(os.getpid(), signal.SIGKILL)
         curve.append(0)
         return compute(*args, **more)
+
     loop.compute_losses = noted
     dataset, targets, base = small
     base = base.double()
@@ -68,8 +76,9 @@ def in_float64():
 
 def launch(count, what, small, folder, shards=False, kill=None):
     port = free_port()
-    group = [CHILDREN.Process(target=child, args=(rank, count, port, shards, what, small, folder, kill))
-             for rank in range(count)]
+    group = [
+        CHILDREN.Process(target=child, args=(rank, count, port, shards, what, small, folder, kill)) for rank in range(count)
+    ]
     for process in group:
         process.start()
     for process in group:
@@ -83,8 +92,16 @@ def launch(count, what, small, folder, shards=False, kill=None):
 @pytest.fixture(scope="module")
 def small():
     dataset, targets = world(0, 3)
-    return dataset, targets, pretrain(dataset.without(subject=1), targets, dataclasses.replace(
-        CONFIG, pretrain=dataclasses.replace(FIT, epochs=0.1)), seed=0)
+    return (
+        dataset,
+        targets,
+        pretrain(
+            dataset.without(subject=1),
+            targets,
+            dataclasses.replace(CONFIG, pretrain=dataclasses.replace(FIT, epochs=0.1)),
+            seed=0,
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +116,7 @@ def alone(small, tmp_path_factory):
 def same_curve(found, wanted, first=0):
     """To 1e-9 over 20 steps, in float64: training amplifies rounding, and in float32 by how much depends on the machine."""
     assert len(found["losses"]) >= 20
-    for one, other in zip(found["losses"][:20], wanted["losses"][first:first + 20], strict=True):
+    for one, other in zip(found["losses"][:20], wanted["losses"][first : first + 20], strict=True):
         assert one.keys() == other.keys()
         np.testing.assert_allclose([v.item() for v in one.values()], [v.item() for v in other.values()], atol=1e-9, rtol=0)
 

@@ -26,15 +26,34 @@ from mindtuner.training import (
     save_network,
 )
 
-MODEL = ModelConfig(hidden=16, blocks=2, tokens=4, width=8, text_width=6, backbone_dropout=0.3, prior_depth=1,
-                    prior_heads=2, prior_head_dim=32, latent_channels=8, latent_side=16, lowlevel_channels=(8, 4),
-                    lowlevel_side=4, feature_positions=16, feature_width=8)
-DECODE = DecodeConfig(pictures=4, prior_steps=5, generator_steps=2, refine_steps=1, refine_start=0.5, guidance=2.0,
-                      neighbours=0)
+MODEL = ModelConfig(
+    hidden=16,
+    blocks=2,
+    tokens=4,
+    width=8,
+    text_width=6,
+    backbone_dropout=0.3,
+    prior_depth=1,
+    prior_heads=2,
+    prior_head_dim=32,
+    latent_channels=8,
+    latent_side=16,
+    lowlevel_channels=(8, 4),
+    lowlevel_side=4,
+    feature_positions=16,
+    feature_width=8,
+)
+DECODE = DecodeConfig(
+    pictures=4, prior_steps=5, generator_steps=2, refine_steps=1, refine_start=0.5, guidance=2.0, neighbours=0
+)
 DEMO = load_config("demo")
 # Brains of every kind: all of it, parts of it, a ridge alone, blocks and a projector of their own.
-KINDS = {1: FingerprintConfig(rank=2, alpha=3.0, skip_head=True), 2: FingerprintConfig(lora=False, rank=3),
-         3: FingerprintConfig(lora=False, skip=False), 4: FingerprintConfig(rank=1, new_blocks=2, tune_projector=True)}
+KINDS = {
+    1: FingerprintConfig(rank=2, alpha=3.0, skip_head=True),
+    2: FingerprintConfig(lora=False, rank=3),
+    3: FingerprintConfig(lora=False, skip=False),
+    4: FingerprintConfig(rank=1, new_blocks=2, tune_projector=True),
+}
 VOXELS = {1: 20, 2: 31, 3: 12, 4: 20}
 
 
@@ -78,6 +97,7 @@ def equal(a, b):
 
 # ---- the file
 
+
 @pytest.mark.parametrize("number", KINDS)
 def test_the_file_holds_what_is_new_and_gives_the_network_back(base, brains, tmp_path, number):
     path = tmp_path / "fingerprint.safetensors"
@@ -102,9 +122,18 @@ def test_the_card_tells_a_reader_everything(base, brains, tmp_path):
     card = read_card(path)
     names = [name for name in base.state_dict() if not name.startswith("projector")]  # the projector is subject 4's own
     digests = sorted(hashlib.sha256(base.state_dict()[name].numpy().tobytes()).hexdigest() for name in names)
-    expected = {"subject": 4, "sessions": 2, "trials": 6, "voxels": 20, "date": "2026-01-31", "scores": {"top1": 0.5},
-                "note": "é", "base": hashlib.sha256("".join(digests).encode()).hexdigest(),
-                "config": as_dict(dataclasses.replace(DEMO, fingerprint=KINDS[4])), "mask": card["mask"]}
+    expected = {
+        "subject": 4,
+        "sessions": 2,
+        "trials": 6,
+        "voxels": 20,
+        "date": "2026-01-31",
+        "scores": {"top1": 0.5},
+        "note": "é",
+        "base": hashlib.sha256("".join(digests).encode()).hexdigest(),
+        "config": as_dict(dataclasses.replace(DEMO, fingerprint=KINDS[4])),
+        "mask": card["mask"],
+    }
     assert card == expected and len(card["mask"]) == 64
     once = path.read_bytes()
     save_fingerprint(path, brains[4], someone, DEMO, {"scores": {"top1": 0.5}, "note": "é"}, "2026-01-31")
@@ -123,16 +152,18 @@ def test_what_does_not_belong_together_is_refused(base, brains, tmp_path):
         other_projector.projector.matrix.weight += 1
     other_mask = person(1, rois={"early": np.arange(20) < 6})
     other_name = person(1, rois={"late": np.arange(20) < 5})
-    cases = [(lambda: load_fingerprint(path, moved), "belongs to another base; expected the one that subj01"),
-             (lambda: load_fingerprint(path, other_projector), "belongs to another base"),
-             (lambda: load_fingerprint(path, base, person(1, 21)), "voxels is 20; expected 21, as betas of 1 has"),
-             (lambda: load_fingerprint(path, base, person(4)), "subject is subj01; expected subj04"),
-             (lambda: load_fingerprint(path, base, other_mask), "mask differs from that of betas of 1"),
-             (lambda: load_fingerprint(path, base, other_name), "mask differs from that of betas of 1"),
-             (lambda: load_fingerprint(path, brains[2]), "belongs to another base"),
-             (lambda: save_fingerprint(path, brains[1], person(2), DEMO), "subject is subj01; expected subj02"),
-             (lambda: save_fingerprint(path, brains[1], person(1, 19), DEMO), "voxels is 20; expected 19"),
-             (lambda: save_fingerprint(path, base, person(1), DEMO), "holds no fingerprint")]
+    cases = [
+        (lambda: load_fingerprint(path, moved), "belongs to another base; expected the one that subj01"),
+        (lambda: load_fingerprint(path, other_projector), "belongs to another base"),
+        (lambda: load_fingerprint(path, base, person(1, 21)), "voxels is 20; expected 21, as betas of 1 has"),
+        (lambda: load_fingerprint(path, base, person(4)), "subject is subj01; expected subj04"),
+        (lambda: load_fingerprint(path, base, other_mask), "mask differs from that of betas of 1"),
+        (lambda: load_fingerprint(path, base, other_name), "mask differs from that of betas of 1"),
+        (lambda: load_fingerprint(path, brains[2]), "belongs to another base"),
+        (lambda: save_fingerprint(path, brains[1], person(2), DEMO), "subject is subj01; expected subj02"),
+        (lambda: save_fingerprint(path, brains[1], person(1, 19), DEMO), "voxels is 20; expected 19"),
+        (lambda: save_fingerprint(path, base, person(1), DEMO), "holds no fingerprint"),
+    ]
     for call, message in cases:
         with pytest.raises(UserError) as caught:
             call()
@@ -150,6 +181,7 @@ def test_a_tuned_network_can_be_saved_whole_as_well(brains, tmp_path):
 
 
 # ---- several fingerprints on one base
+
 
 @pytest.fixture(scope="module")
 def mixture(base, brains, tmp_path_factory):
@@ -193,8 +225,9 @@ def test_mixed_subjects_are_decoded_as_each_alone(brains, mixture, together):
 def test_more_trials_than_go_through_together(brains, mixture):
     decoder, _, _ = mixture
     rng = np.random.default_rng(1)
-    voxels = {f"p{n}": rng.standard_normal((count, VOXELS[n])).astype(np.float32)
-              for n, count in {1: 500, 2: 30, 4: 520}.items()}
+    voxels = {
+        f"p{n}": rng.standard_normal((count, VOXELS[n])).astype(np.float32) for n, count in {1: 500, 2: 30, 4: 520}.items()
+    }
     stimulus = {name: np.arange(len(betas)) // 40 for name, betas in voxels.items()}
     found = decoder.predict_mixed(voxels, stimulus)
     for name in voxels:
@@ -220,8 +253,11 @@ class Uses(TorchDispatchMode):
 
 def test_shared_weights_are_held_and_used_once_for_all(base, mixture):
     decoder, voxels, stimulus = mixture
-    shared = {name: p for name, p in base.named_parameters()
-              if p.ndim == 2 and name.startswith(("blocks", "head", "retrieval", "lowlevel.linear"))}
+    shared = {
+        name: p
+        for name, p in base.named_parameters()
+        if p.ndim == 2 and name.startswith(("blocks", "head", "retrieval", "lowlevel.linear"))
+    }
     counts = []
     for names in (["p1"], ["p1", "p2", "p4"]):
         with Uses(shared) as uses:
@@ -257,22 +293,30 @@ def test_bad_voxels_are_named(brains, mixture):
         betas = good.copy()
         betas[trial, voxel] = value
         return betas
+
     alone = Decoder(brains[1], "subj01", DECODE, 3)
-    cases = [(good[:, 1:], shown, "voxels has shape (10, 19); expected (trials, 20)"),
-             (good[0], shown, "voxels has shape (20,); expected (trials, 20)"),
-             (good[:0], shown[:0], "voxels has shape (0, 20); expected (trials, 20)"),
-             (good, shown[1:], "stimulus has shape (9,); expected (10,)"),
-             (with_value(4, 13, np.nan), shown, "voxel 13 is nan in trial 4; expected finite betas"),
-             (with_value(2, 0, -np.inf), shown, "voxel 0 is -inf in trial 2; expected finite betas"),
-             (with_value(slice(None), 6, 0.5), shown, "voxel 6 is 0.5 in all 10 trials; expected betas that vary")]
+    cases = [
+        (good[:, 1:], shown, "voxels has shape (10, 19); expected (trials, 20)"),
+        (good[0], shown, "voxels has shape (20,); expected (trials, 20)"),
+        (good[:0], shown[:0], "voxels has shape (0, 20); expected (trials, 20)"),
+        (good, shown[1:], "stimulus has shape (9,); expected (10,)"),
+        (with_value(4, 13, np.nan), shown, "voxel 13 is nan in trial 4; expected finite betas"),
+        (with_value(2, 0, -np.inf), shown, "voxel 0 is -inf in trial 2; expected finite betas"),
+        (with_value(slice(None), 6, 0.5), shown, "voxel 6 is 0.5 in all 10 trials; expected betas that vary"),
+    ]
     for betas, images, message in cases:
-        for call, name in ((lambda b=betas, i=images: alone.predict(b, i), "subj01"),
-                           (lambda b=betas, i=images: decoder.predict_mixed(voxels | {"p1": b}, stimulus | {"p1": i}), "p1")):
+        for call, name in (
+            (lambda b=betas, i=images: alone.predict(b, i), "subj01"),
+            (lambda b=betas, i=images: decoder.predict_mixed(voxels | {"p1": b}, stimulus | {"p1": i}), "p1"),
+        ):
             with pytest.raises(UserError) as caught:
                 call()
             assert str(caught.value).startswith(f"{name}: {message}") and "\n" not in str(caught.value)
-    for call in (lambda: decoder.predict(good, shown), lambda: decoder.predict(good, shown, "p9"),
-                 lambda: decoder.predict_mixed({"p9": good}, {"p9": shown})):
+    for call in (
+        lambda: decoder.predict(good, shown),
+        lambda: decoder.predict(good, shown, "p9"),
+        lambda: decoder.predict_mixed({"p9": good}, {"p9": shown}),
+    ):
         with pytest.raises(UserError, match="subject: is .*; expected one of p1, p2, p3, p4"):
             call()
     with pytest.raises(UserError, match="subj05: the network has no ridge for it; expected one of subj07, subj01"):

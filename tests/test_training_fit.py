@@ -40,18 +40,45 @@ from mindtuner.training.fingerprint import share_weights
 from mindtuner.training.number_format import frozen_in
 
 N, TESTED, T, D, TEXT = 120, 40, 4, 16, 12
-MODEL = ModelConfig(hidden=32, blocks=1, tokens=T, width=D, text_width=TEXT, backbone_dropout=0.0,
-                    prior_depth=1, prior_heads=2, prior_head_dim=32, latent_channels=4, latent_side=4,
-                    lowlevel_channels=(4, 4), lowlevel_side=2, feature_positions=4, feature_width=8)
-FIT = FitConfig(epochs=12, batch_per_subject=20, lr=1e-2, weight_decay=1e-2, ridge_weight_decay=1e-2,
-                warmup=0.1, mixco_share=0.33, head_trials=16,
-                dtype="float32")  # on any machine: curves are compared more closely than bfloat16 rounds
+MODEL = ModelConfig(
+    hidden=32,
+    blocks=1,
+    tokens=T,
+    width=D,
+    text_width=TEXT,
+    backbone_dropout=0.0,
+    prior_depth=1,
+    prior_heads=2,
+    prior_head_dim=32,
+    latent_channels=4,
+    latent_side=4,
+    lowlevel_channels=(4, 4),
+    lowlevel_side=2,
+    feature_positions=4,
+    feature_width=8,
+)
+FIT = FitConfig(
+    epochs=12,
+    batch_per_subject=20,
+    lr=1e-2,
+    weight_decay=1e-2,
+    ridge_weight_decay=1e-2,
+    warmup=0.1,
+    mixco_share=0.33,
+    head_trials=16,
+    dtype="float32",
+)  # on any machine: curves are compared more closely than bfloat16 rounds
 SHORT = dataclasses.replace(FIT, epochs=0.5)
-CONFIG = Config(simulate=SimulateConfig(), model=MODEL, fingerprint=FingerprintConfig(rank=2, alpha=2.0),
-                pretrain=FIT, tune=FIT, pivot=PivotConfig(epochs=20, batch=40, lr=1e-2, weight_decay=1e-3),
-                decode=DecodeConfig(1, 1, 1, 1, 0.5, 1.0, 0))
-QUICK = dataclasses.replace(CONFIG, pretrain=SHORT, tune=SHORT,
-                            pivot=dataclasses.replace(CONFIG.pivot, epochs=1))
+CONFIG = Config(
+    simulate=SimulateConfig(),
+    model=MODEL,
+    fingerprint=FingerprintConfig(rank=2, alpha=2.0),
+    pretrain=FIT,
+    tune=FIT,
+    pivot=PivotConfig(epochs=20, batch=40, lr=1e-2, weight_decay=1e-3),
+    decode=DecodeConfig(1, 1, 1, 1, 0.5, 1.0, 0),
+)
+QUICK = dataclasses.replace(CONFIG, pretrain=SHORT, tune=SHORT, pivot=dataclasses.replace(CONFIG.pivot, epochs=1))
 
 
 class Spy(np.ndarray):
@@ -181,9 +208,9 @@ def test_what_each_method_trains(quick, method):
     assert "ridges.subj01.weight" in after
     shared = {name for name in before if name.startswith(("blocks", "head", "retrieval", "prior"))}
     if method in ("full_finetune", "from_scratch"):
-        assert "head.linear.weight" not in kept and not any(n.startswith("blocks.0") and n in kept and
-                                                            n.endswith("weight") and before[n].ndim == 2
-                                                            for n in shared)
+        assert "head.linear.weight" not in kept and not any(
+            n.startswith("blocks.0") and n in kept and n.endswith("weight") and before[n].ndim == 2 for n in shared
+        )
     else:
         unchanged = {n for n in shared if n in after}
         assert unchanged and unchanged <= kept
@@ -270,15 +297,18 @@ def test_a_base_without_prior_or_low_level_module_tunes_and_decodes(trained, wit
     bare = BrainNetwork(MODEL, {name: ridge.in_features for name, ridge in base.ridges.items()}, without)
     absent = {*without, "expectation"}
     bare.load_state_dict({name: tensor for name, tensor in base.state_dict().items() if name.split(".")[0] not in absent})
-    whole, part = (Decoder(network, "subj02", CONFIG.decode, 0).predict(seen.betas(seen.test.row), seen.test.stimulus)
-                   for network in (base, bare))
+    whole, part = (
+        Decoder(network, "subj02", CONFIG.decode, 0).predict(seen.betas(seen.test.row), seen.test.stimulus)
+        for network in (base, bare)
+    )
     assert (whole.retrieval_tokens == part.retrieval_tokens).all() and (whole.text == part.text).all()
     assert (part.latents is None) == ("lowlevel" in without)
     records = []
     for method in METHODS:
         config = CONFIG if method == "mindtuner" else QUICK
-        network = tune(bare, dataset.subject(1), targets, config, 0, method, records.append, holdout=0.1,
-                       prior=DiffusionPrior(MODEL))
+        network = tune(
+            bare, dataset.subject(1), targets, config, 0, method, records.append, holdout=0.1, prior=DiffusionPrior(MODEL)
+        )
         assert network.without == without
         if method == "mindtuner":
             assert min(top1(network, dataset.subject(1), targets)) > 10 / TESTED
@@ -306,8 +336,11 @@ def test_pretraining_reads_training_trials_only_and_every_subject_equally(quick,
     pretrain(dataset, targets, QUICK, seed=0)
     for subject in dataset.subjects.values():
         assert subject.source.seen and subject.source.seen <= set(subject.train.row.tolist())
-    feeds = make_feeds({f"subj{n:02d}": s for n, s in dataset.subjects.items()},
-                       {f"subj{n:02d}": s.train for n, s in dataset.subjects.items()}, 0)
+    feeds = make_feeds(
+        {f"subj{n:02d}": s for n, s in dataset.subjects.items()},
+        {f"subj{n:02d}": s.train for n, s in dataset.subjects.items()},
+        0,
+    )
     for batch in batches(feeds, 7, 5):
         assert [v.shape for v in batch.voxels.values()] == [(7, 21), (7, 22), (7, 23)]
         assert (batch.stimulus >= TESTED).all() and batch.stimulus.shape == (21,)
@@ -408,8 +441,9 @@ def test_partners_stay_within_the_subject_and_mix_its_voxels(sizes, seed):
 def test_prior_and_low_level_learn_from_trials_that_are_not_mixed(quick):
     """Their losses must not change when the targets of every other trial do."""
     dataset, targets, base = quick
-    feeds = make_feeds({f"subj{n:02d}": dataset.subject(n) for n in (2, 3)},
-                       {f"subj{n:02d}": dataset.subject(n).train for n in (2, 3)}, 0)
+    feeds = make_feeds(
+        {f"subj{n:02d}": dataset.subject(n) for n in (2, 3)}, {f"subj{n:02d}": dataset.subject(n).train for n in (2, 3)}, 0
+    )
     [batch] = batches(feeds, 8, 1)
     batch.stimulus = np.arange(TESTED, TESTED + 16)  # no image twice, so that each target can change alone
     mixing = loop.Mixing(batch, np.random.default_rng(0), torch.device("cpu"))
@@ -422,8 +456,9 @@ def test_prior_and_low_level_learn_from_trials_that_are_not_mixed(quick):
     found = []
     for these in (targets, changed):
         torch.manual_seed(0)
-        found.append(loop.compute_losses(base, batch, these, mixing, mixing.whole, heads, 0.004, torch.device("cpu"),
-                                         torch.float32))
+        found.append(
+            loop.compute_losses(base, batch, these, mixing, mixing.whole, heads, 0.004, torch.device("cpu"), torch.float32)
+        )
     assert all(found[0][name] == found[1][name] for name in ("prior", "lowlevel", "softcont"))
     assert found[0]["clip"] != found[1]["clip"]
     # The low-level output stands beside the right targets.
@@ -452,8 +487,9 @@ def test_held_out_images_are_apart_and_the_same_for_everybody():
 @pytest.mark.parametrize("steps, warmup", [(100, 0.1), (57, 0.3), (2000, 0.01)])
 def test_one_cycle_is_torchs(steps, warmup):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps, pct_start=warmup,
-                                                   final_div_factor=1000, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.02, total_steps=steps, pct_start=warmup, final_div_factor=1000, cycle_momentum=False
+    )
     for step in range(steps):
         assert loop.one_cycle(step, steps, 0.02, warmup) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
         optimizer.step()
@@ -495,13 +531,16 @@ def test_bad_input_is_named(quick):
         (lambda: tune(base, subject, targets, QUICK, 0, "magic"), "method: 'magic' is unknown"),
         (lambda: tune(base, dataset.subject(2), targets, QUICK, 0), "base: knows subj02 already"),
         (lambda: tune(base, subject, targets, QUICK, 0, holdout=1.5), "holdout: is 1.5"),
-        (lambda: tune(base, subject, dataclasses.replace(targets, text=targets.text[:, :3]), QUICK, 0),
-         "targets: text has shape"),
+        (
+            lambda: tune(base, subject, dataclasses.replace(targets, text=targets.text[:, :3]), QUICK, 0),
+            "targets: text has shape",
+        ),
         (lambda: tune(base, subject, few, QUICK, 0), "but targets hold 50 stimuli"),
-        (lambda: tune(base, dataclasses.replace(subject, trials=subject.test), targets, QUICK, 0),
-         "subj01: trials hold no training trial"),
-        (lambda: pretrain(dataclasses.replace(dataset, subjects={}), targets, QUICK, 0),
-         "dataset: holds no subject"),
+        (
+            lambda: tune(base, dataclasses.replace(subject, trials=subject.test), targets, QUICK, 0),
+            "subj01: trials hold no training trial",
+        ),
+        (lambda: pretrain(dataclasses.replace(dataset, subjects={}), targets, QUICK, 0), "dataset: holds no subject"),
     ]
     for call, message in cases:
         with pytest.raises(UserError) as caught:
@@ -534,8 +573,7 @@ def test_networks_and_fingerprints_survive_the_disk(quick, tmp_path):
     random = torch.random.get_rng_state()
     again = load_network(tmp_path / "base.safetensors")
     assert same(weights(base), weights(again))
-    for loaded in (load_network(tmp_path / "tuned.safetensors"),
-                   load_fingerprint(tmp_path / "print.safetensors", again)):
+    for loaded in (load_network(tmp_path / "tuned.safetensors"), load_fingerprint(tmp_path / "print.safetensors", again)):
         assert torch.equal(outputs(loaded, voxels, "subj01"), outputs(tuned, voxels, "subj01"))
     assert torch.equal(random, torch.random.get_rng_state())
     assert read_card(tmp_path / "print.safetensors")["note"] == "é"
@@ -552,8 +590,12 @@ def test_damaged_files_are_the_users_error(quick, tmp_path):
     dataset, _, base = quick
     whole = tmp_path / "base.safetensors"
     save_network(whole, base, {})
-    for name, content in {"cut": whole.read_bytes()[:-100], "short": whole.read_bytes()[:40], "empty": b"",
-                          "text": b"not weights at all, but long enough"}.items():
+    for name, content in {
+        "cut": whole.read_bytes()[:-100],
+        "short": whole.read_bytes()[:40],
+        "empty": b"",
+        "text": b"not weights at all, but long enough",
+    }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name}: not a whole safetensors file"):
             load_network(tmp_path / name)

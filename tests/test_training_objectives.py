@@ -43,8 +43,9 @@ def test_bimixco_against_plain_loops():
 def test_a_trial_mixed_with_itself_has_target_one():
     p, z = rows(4, 3, 4), rows(4, 3, 5)
     own = torch.arange(4)
-    torch.testing.assert_close(o.bimixco(p, z, own, torch.full((4,), 0.3), tau=0.1),
-                               o.bimixco(p, z, own, torch.ones(4), tau=0.1))
+    torch.testing.assert_close(
+        o.bimixco(p, z, own, torch.full((4,), 0.3), tau=0.1), o.bimixco(p, z, own, torch.ones(4), tau=0.1)
+    )
 
 
 def test_bimixco_finds_both_copies_of_an_image_equally_right():
@@ -121,8 +122,9 @@ def test_soft_contrastive_against_each_position_apart():
 def test_l_skip_is_the_absolute_pearson_correlation():
     linear, skip = rows(3, 50, 15), rows(3, 50, 16)
     other = [(rows(3, 20, 17), -2 * rows(3, 20, 17) + rows(3, 20, 18))]
-    expected = [np.mean([abs(pearsonr(a.numpy(), b.numpy()).statistic) for a, b in zip(x, s)])
-                for x, s in [(linear, skip), *other]]
+    expected = [
+        np.mean([abs(pearsonr(a.numpy(), b.numpy()).statistic) for a, b in zip(x, s)]) for x, s in [(linear, skip), *other]
+    ]
     assert o.l_skip([(linear, skip), *other]).item() == pytest.approx(np.mean(expected), rel=1e-4)
 
 

@@ -23,11 +23,16 @@ from mindtuner.training import loop, pretrain, remove_checkpoint, state, tensorb
 from mindtuner.training.batches import refuse_constant_voxels
 
 # Everything that a checkpoint has to hold is in use: dropout, mixing, running average, best weights, part of an epoch.
-FULL = dataclasses.replace(FIT, epochs=1.5, batch_per_subject=8, head_trials=6, accumulate=2, ema=0.9, patience=9,
-                           checkpoint_steps=3)
-SMALL = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, hidden=16, backbone_dropout=0.2), tune=FULL,
-                            pretrain=dataclasses.replace(FULL, epochs=1),
-                            pivot=dataclasses.replace(CONFIG.pivot, epochs=3))
+FULL = dataclasses.replace(
+    FIT, epochs=1.5, batch_per_subject=8, head_trials=6, accumulate=2, ema=0.9, patience=9, checkpoint_steps=3
+)
+SMALL = dataclasses.replace(
+    CONFIG,
+    model=dataclasses.replace(MODEL, hidden=16, backbone_dropout=0.2),
+    tune=FULL,
+    pretrain=dataclasses.replace(FULL, epochs=1),
+    pivot=dataclasses.replace(CONFIG.pivot, epochs=3),
+)
 PLAIN = dataclasses.replace(SMALL, tune=dataclasses.replace(FIT, epochs=1, batch_per_subject=16, head_trials=6))
 # Children of a process that uses a GPU cannot be forked.
 CHILDREN = multiprocessing.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
@@ -36,8 +41,16 @@ CHILDREN = multiprocessing.get_context("fork" if sys.platform == "linux" and not
 @pytest.fixture(scope="module")
 def small():
     dataset, targets = world(0, 3)
-    return dataset, targets, pretrain(dataset.without(subject=1), targets, dataclasses.replace(
-        SMALL, pretrain=dataclasses.replace(PLAIN.tune, epochs=0.1)), seed=0)
+    return (
+        dataset,
+        targets,
+        pretrain(
+            dataset.without(subject=1),
+            targets,
+            dataclasses.replace(SMALL, pretrain=dataclasses.replace(PLAIN.tune, epochs=0.1)),
+            seed=0,
+        ),
+    )
 
 
 def train(small, what, folder, checkpoint=None):
@@ -68,6 +81,7 @@ def kill_at(event, count):
                 last_act(*args)
                 die()
             return act(*args, **more)
+
         setattr(module, name, acting)
 
     if event == "step":
@@ -82,6 +96,7 @@ def kill_at(event, count):
             whole(what, content)
             file.write(content.getvalue()[: len(content.getvalue()) // 2])
             file.flush()
+
         before(torch, "save", half)
     elif event == "replace":
         before(os, "replace")
@@ -89,6 +104,7 @@ def kill_at(event, count):
         before(os, "replace", os.replace)
     elif event == "log line":
         from mindtuner.evaluation import results
+
         rounded = results.rounded
 
         def tear(entry, where="results.json"):
@@ -97,6 +113,7 @@ def kill_at(event, count):
                     file.write(json.dumps(entry)[:25])
                 die()
             return rounded(entry, where)
+
         results.rounded = tear
 
 
@@ -133,14 +150,17 @@ def unbroken(small, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("what, kills", [
-    ("mindtuner", [("step", 1)]),
-    ("mindtuner", [("step", 12), ("write", 1)]),  # within the first epoch; then while it writes the next checkpoint
-    ("mindtuner", [("write", 1), ("replace", 3), ("step", 2)]),
-    ("mindtuner", [("replaced", 3), ("log line", 1), ("log line", 2)]),  # between a checkpoint and its log entry
-    ("mindtuner", [("replaced", 5)]),  # with all steps done
-    ("pretrain", [("pivot step", 5), ("step", 2), ("write", 2), ("step", 9)]),
-])
+@pytest.mark.parametrize(
+    "what, kills",
+    [
+        ("mindtuner", [("step", 1)]),
+        ("mindtuner", [("step", 12), ("write", 1)]),  # within the first epoch; then while it writes the next checkpoint
+        ("mindtuner", [("write", 1), ("replace", 3), ("step", 2)]),
+        ("mindtuner", [("replaced", 3), ("log line", 1), ("log line", 2)]),  # between a checkpoint and its log entry
+        ("mindtuner", [("replaced", 5)]),  # with all steps done
+        ("pretrain", [("pivot step", 5), ("step", 2), ("write", 2), ("step", 9)]),
+    ],
+)
 def test_a_killed_run_ends_like_an_unbroken_one(small, unbroken, tmp_path, what, kills):
     checkpoint = tmp_path / "state"
     for kill in kills:
@@ -159,6 +179,7 @@ def test_a_finished_run_is_not_trained_again(small, tmp_path, monkeypatch):
 
     def run():
         return tune(base, dataset.subject(1), targets, PLAIN, 0, log=records.append, checkpoint=tmp_path / "state")
+
     first = run()
     monkeypatch.setattr(loop, "compute_losses", None)
     assert same(weights(run()), weights(first))
@@ -172,16 +193,25 @@ def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
     def attempt(base=base, subject=subject, targets=targets, seed=0, method="mindtuner", **changed):
         config = dataclasses.replace(PLAIN, tune=dataclasses.replace(PLAIN.tune, **changed))
         return tune(base, subject, targets, config, seed, method, checkpoint=path)
+
     attempt()
     before = path.read_bytes()
-    other = pretrain(dataset.without(subject=1), targets, dataclasses.replace(
-        SMALL, pretrain=dataclasses.replace(PLAIN.tune, epochs=0.1)), seed=9)
+    other = pretrain(
+        dataset.without(subject=1),
+        targets,
+        dataclasses.replace(SMALL, pretrain=dataclasses.replace(PLAIN.tune, epochs=0.1)),
+        seed=9,
+    )
     louder = dataclasses.replace(subject, source=np.asarray(subject.source) * 2)
-    cases = [(dict(lr=0.5), "lr is 0.01 there and 0.5 here"), (dict(seed=1), "seed is 0 there and 1 here"),
-             (dict(method="ridge_only"), "stage is mindtuner there and ridge_only here"),
-             (dict(base=other), "starting weights is"),
-             (dict(subject=subject.sessions(1)), "trials of subj01 is"), (dict(subject=louder), "betas of subj01 is"),
-             (dict(targets=dataclasses.replace(targets, latents=targets.latents + 1)), "targets is")]
+    cases = [
+        (dict(lr=0.5), "lr is 0.01 there and 0.5 here"),
+        (dict(seed=1), "seed is 0 there and 1 here"),
+        (dict(method="ridge_only"), "stage is mindtuner there and ridge_only here"),
+        (dict(base=other), "starting weights is"),
+        (dict(subject=subject.sessions(1)), "trials of subj01 is"),
+        (dict(subject=louder), "betas of subj01 is"),
+        (dict(targets=dataclasses.replace(targets, latents=targets.latents + 1)), "targets is"),
+    ]
     for changed, message in cases:
         with pytest.raises(UserError, match=f"state: belongs to another run .*({message})") as caught:
             attempt(**changed)
@@ -224,18 +254,22 @@ def test_numbers_that_are_not_finite_stop_the_run_and_spoil_no_checkpoint(small,
             else:  # the value is 0, its derivative is not a number
                 losses["clip"] = losses["clip"] + (network.skips[0].B.sum() * 0).sqrt()
         return losses
+
     monkeypatch.setattr(loop, "compute_losses", broken)
     config = dataclasses.replace(PLAIN, tune=dataclasses.replace(PLAIN.tune, checkpoint_steps=2))
     term = "loss term 'softcont'" if what == "loss" else "the gradient"
     for _ in range(2):
-        with pytest.raises(TrainingDiverged, match=f"mindtuner: {term} is not finite at step 5; last good checkpoint: "
-                                               f"{path} at step 4;"):
+        with pytest.raises(
+            TrainingDiverged, match=f"mindtuner: {term} is not finite at step 5; last good checkpoint: {path} at step 4;"
+        ):
             tune(base, dataset.subject(1), targets, config, 0, checkpoint=path)
     kept = torch.load(path, weights_only=True)["parts"]
     assert kept["progress"]["step"] == 4 and all(w.isfinite().all() for w in kept["weights"].values())
     monkeypatch.setattr(loop, "compute_losses", compute)  # what broke it is mended: the run goes on
-    assert same(weights(tune(base, dataset.subject(1), targets, config, 0, checkpoint=path)),
-                weights(tune(base, dataset.subject(1), targets, config, 0)))
+    assert same(
+        weights(tune(base, dataset.subject(1), targets, config, 0, checkpoint=path)),
+        weights(tune(base, dataset.subject(1), targets, config, 0)),
+    )
 
 
 def test_the_number_format_of_the_first_start_holds(small, tmp_path, monkeypatch):
@@ -248,6 +282,7 @@ def test_the_number_format_of_the_first_start_holds(small, tmp_path, monkeypatch
         save(self, now)
         saves.append(now.step)
         raise KeyboardInterrupt
+
     monkeypatch.setattr(runtime, "fast_dtype", lambda: torch.bfloat16)
     expected = weights(tune(base, dataset.subject(1), targets, config, 0))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -272,6 +307,7 @@ def watched_steps(monkeypatch, take=loop.take_step):
         norm = take(optimizer, scaler, parameters, *rest)
         after.append([p.detach().clone() for p in parameters])
         return norm
+
     monkeypatch.setattr(loop, "take_step", watching)
     return gradients, after
 
@@ -286,7 +322,7 @@ def test_accumulated_gradients_are_the_mean_of_the_batches(small, monkeypatch):
     assert [len(steps) for steps in found.values()] == [10, 5, 2]
     for accumulate in (2, 5):
         for step, joined in enumerate(found[accumulate]):
-            apart = found[1][step * accumulate:(step + 1) * accumulate]
+            apart = found[1][step * accumulate : (step + 1) * accumulate]
             for k, gradient in enumerate(joined):
                 torch.testing.assert_close(gradient, sum(one[k] for one in apart) / accumulate, rtol=1e-4, atol=1e-6)
 
@@ -319,8 +355,17 @@ def test_early_stopping_keeps_the_best_epoch(small, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
 
     def run():
-        return tune(base, dataset.subject(1), targets, changed(epochs=6, patience=3), 0, log=stopped_twice, holdout=0.2,
-                    checkpoint=tmp_path / "state")
+        return tune(
+            base,
+            dataset.subject(1),
+            targets,
+            changed(epochs=6, patience=3),
+            0,
+            log=stopped_twice,
+            holdout=0.2,
+            checkpoint=tmp_path / "state",
+        )
+
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run()
@@ -361,9 +406,11 @@ def test_what_cannot_be_trained_is_refused(small, tmp_path, monkeypatch):
     flat = np.asarray(dataset.subject(1).source).copy()
     flat[:, 7] = 0.25
     subject = dataset.subject(1)
-    cases = [(subject, changed(dtype="float16"), "dtype: float16 trains on a GPU only"),
-             (subject, changed(patience=2), "patience: is 2, but no training image"),
-             (dataclasses.replace(subject, source=flat), PLAIN, "subj01: voxel 7 is 0.25 in all 160 trials")]
+    cases = [
+        (subject, changed(dtype="float16"), "dtype: float16 trains on a GPU only"),
+        (subject, changed(patience=2), "patience: is 2, but no training image"),
+        (dataclasses.replace(subject, source=flat), PLAIN, "subj01: voxel 7 is 0.25 in all 160 trials"),
+    ]
     for brain, config, message in cases:
         with pytest.raises(UserError, match=message) as caught:
             tune(base, brain, targets, config, 0)
@@ -406,10 +453,26 @@ def test_tensorboard_is_written_only_where_it_is_asked_for_and_there(monkeypatch
 
         def flush(self):
             pass
+
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
     log = tensorboard_to(tmp_path)
-    log({"stage": "tune", "epoch": 1, "step": 8, "lr": 0.1, "losses": {"clip": 2.0}, "gradients": {},
-         "validation": {"top1": 0.5}})
+    log(
+        {
+            "stage": "tune",
+            "epoch": 1,
+            "step": 8,
+            "lr": 0.1,
+            "losses": {"clip": 2.0},
+            "gradients": {},
+            "validation": {"top1": 0.5},
+        }
+    )
     log({"stage": "tune", "epoch": 2, "step": 16, "lr": 0.2, "losses": {"clip": 1.0}})
-    assert written == [(str(tmp_path / "tune"), 8), ("losses/clip", 2.0, 8), ("validation/top1", 0.5, 8), ("lr", 0.1, 8),
-                       ("losses/clip", 1.0, 16), ("lr", 0.2, 16)]
+    assert written == [
+        (str(tmp_path / "tune"), 8),
+        ("losses/clip", 2.0, 8),
+        ("validation/top1", 0.5, 8),
+        ("lr", 0.1, 8),
+        ("losses/clip", 1.0, 16),
+        ("lr", 0.2, 16),
+    ]

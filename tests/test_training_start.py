@@ -41,8 +41,13 @@ def by_hand(x, y, images, seed):
     """Penalty by the summed squared error over the same folds, one at a time, with scikit-learn's ridge."""
     alphas = PENALTIES * np.square(x - x.mean(0)).sum(1).mean()
     xc, yc = x - x.mean(0), y - y.mean(0)
-    errors = [sum(np.square(yc[out] - xc[out] @ PlainRidge(alpha, fit_intercept=False).fit(xc[fit], yc[fit]).coef_.T).mean()
-                  for fit, out in folds_of(images, seed)) for alpha in alphas]
+    errors = [
+        sum(
+            np.square(yc[out] - xc[out] @ PlainRidge(alpha, fit_intercept=False).fit(xc[fit], yc[fit]).coef_.T).mean()
+            for fit, out in folds_of(images, seed)
+        )
+        for alpha in alphas
+    ]
     return PlainRidge(alphas[int(np.argmin(errors))]).fit(x, y)
 
 
@@ -89,13 +94,19 @@ def test_a_prediction_never_saw_its_image(shape):
     other[own] += 100 * np.random.default_rng(1).standard_normal(other[own].shape)
     alphas = [ridge_regression(x, target - target.mean(0), images, 0) for target in (y, other)]
     folds = folds_of(images, 0)
-    (rows, held), = [fold for fold in folds if own[fold[1]].any()]
+    ((rows, held),) = [fold for fold in folds if own[fold[1]].any()]
     assert own[held].sum() == own.sum() and not own[rows].any()
     for fit, target in zip(alphas, (y, other), strict=True):
         again = PlainRidge(1.0, fit_intercept=False)
         centred, x_centred = target - target.mean(0), x - x.mean(0)
-        found = [np.allclose(fit.predicted[held], x_centred[held] @ again.set_params(alpha=alpha).fit(
-            x_centred[rows], centred[rows]).coef_.T, atol=1e-6) for alpha in PENALTIES * np.square(x_centred).sum(1).mean()]
+        found = [
+            np.allclose(
+                fit.predicted[held],
+                x_centred[held] @ again.set_params(alpha=alpha).fit(x_centred[rows], centred[rows]).coef_.T,
+                atol=1e-6,
+            )
+            for alpha in PENALTIES * np.square(x_centred).sum(1).mean()
+        ]
         assert any(found)
 
 
@@ -118,8 +129,12 @@ def test_the_base_learns_what_its_subjects_say_of_an_image(trained):
         subject = dataset.subject(number)
         with torch.no_grad():
             x0 = base.embed(torch.from_numpy(subject.betas(subject.test.row)), f"subj{number:02d}").numpy()
-            spread.append(base.embed(torch.from_numpy(subject.betas(subject.train.row)), f"subj{number:02d}").var(
-                0, correction=0).sum().item())
+            spread.append(
+                base.embed(torch.from_numpy(subject.betas(subject.train.row)), f"subj{number:02d}")
+                .var(0, correction=0)
+                .sum()
+                .item()
+            )
         for k, image in enumerate(held):
             truth[k] += x0[subject.test.stimulus == image].mean(0) / 3
     said = base.expectation(targets.rows("tokens", held), base.head.linear).detach().numpy()
@@ -176,8 +191,9 @@ def test_weights_are_those_of_the_ridge_under_a_prior(features):
 def test_the_start_alone_decodes_and_adapters_start_silent(trained):
     """Before a step of training the new subject is decoded nearly as well as after a whole cold tuning."""
     base, subject, targets = trained
-    still = dataclasses.replace(CLOSED, tune=dataclasses.replace(CLOSED.tune, epochs=0, lr=0.0, weight_decay=0.0,
-                                                                 ridge_weight_decay=0.0))
+    still = dataclasses.replace(
+        CLOSED, tune=dataclasses.replace(CLOSED.tune, epochs=0, lr=0.0, weight_decay=0.0, ridge_weight_decay=0.0)
+    )
     networks = {method: tune(base, subject, targets, still, 0, method) for method in ("mindtuner", "ridge_only")}
     betas = torch.from_numpy(subject.betas(subject.test.row))
     with torch.no_grad():
@@ -193,8 +209,14 @@ def test_the_start_alone_decodes_and_adapters_start_silent(trained):
 def test_predicted_features_spread_as_the_base_is_used_to(trained):
     base, subject, targets = trained
     trials = training_trials(subject, len(targets))
-    network = tune(base, subject, targets, dataclasses.replace(QUICK, tune=dataclasses.replace(
-        QUICK.tune, start="closed_form")), 0, "ridge_only")
+    network = tune(
+        base,
+        subject,
+        targets,
+        dataclasses.replace(QUICK, tune=dataclasses.replace(QUICK.tune, start="closed_form")),
+        0,
+        "ridge_only",
+    )
     [feed] = make_feeds({"subj01": subject}, {"subj01": trials}, 0)
     solve_ridge(network, base, feed, targets, 0)
     with torch.no_grad():

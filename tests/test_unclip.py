@@ -25,8 +25,9 @@ parity, memory = script("parity/unclip"), script("convert_memory")
 CASES = sorted(parity.FIXTURES.glob("*.safetensors"))
 TOLERANCE = 1e-4
 SMALL = parity.FIXTURES / "attention_everywhere.safetensors"
-CONFIG = DecodeConfig(pictures=4, prior_steps=20, generator_steps=3, refine_steps=2, refine_start=0.5, guidance=5.0,
-                      neighbours=0)
+CONFIG = DecodeConfig(
+    pictures=4, prior_steps=20, generator_steps=3, refine_steps=2, refine_start=0.5, guidance=5.0, neighbours=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,8 @@ def test_names_are_those_of_diffusers_own_converter(size, weights):
     weights = paper() if size == "paper" else weights
     match = match_keys(weights, Path("unclip.ckpt"))
     theirs = single_file_utils.convert_ldm_unet_checkpoint(
-        {key: key.removeprefix(UNET) for key in weights if key.startswith(UNET)}, match.unet.config)
+        {key: key.removeprefix(UNET) for key in weights if key.startswith(UNET)}, match.unet.config
+    )
     assert {ours: UNET + key for ours, key in theirs.items()} == match.unet_names
     numbered = {key: torch.full((1, 1, 1, 1), float(i)) for i, key in enumerate(weights) if key.startswith(VAE)}
     keys = list(weights)
@@ -129,22 +131,44 @@ def test_names_are_those_of_diffusers_own_converter(size, weights):
 
 def test_a_missing_key_is_refused(weights, tmp_path):
     named = [
-        "middle_block.1.transformer_blocks.1.ff.net.0.proj.bias", "label_emb.0.0.weight", "out.2.weight", "time_embed.2.bias",
-        "input_blocks.0.0.bias", "output_blocks.1.2.conv.weight", "input_blocks.1.1.proj_in.weight",
-        "output_blocks.3.0.skip_connection.weight"]
+        "middle_block.1.transformer_blocks.1.ff.net.0.proj.bias",
+        "label_emb.0.0.weight",
+        "out.2.weight",
+        "time_embed.2.bias",
+        "input_blocks.0.0.bias",
+        "output_blocks.1.2.conv.weight",
+        "input_blocks.1.1.proj_in.weight",
+        "output_blocks.3.0.skip_connection.weight",
+    ]
     of_vae = [
-        "quant_conv.bias", "encoder.mid.attn_1.q.weight", "decoder.up.0.block.0.nin_shortcut.bias", "encoder.conv_in.weight"]
+        "quant_conv.bias",
+        "encoder.mid.attn_1.q.weight",
+        "decoder.up.0.block.0.nin_shortcut.bias",
+        "encoder.conv_in.weight",
+    ]
     for key in [UNET + key for key in named] + [VAE + key for key in of_vae]:
         with pytest.raises(UserError, match=key.replace(".", r"\.") + " is missing"):
             match_keys({k: t for k, t in weights.items() if k != key}, tmp_path)
-    for key in (UNET + "input_blocks.2.0.op.weight", UNET + "input_blocks.1.0.out_layers.3.weight",
-                VAE + "encoder.down.0.block.0.conv1.weight", VAE + "encoder.down.1.block.0.conv1.weight"):
+    for key in (
+        UNET + "input_blocks.2.0.op.weight",
+        UNET + "input_blocks.1.0.out_layers.3.weight",
+        VAE + "encoder.down.0.block.0.conv1.weight",
+        VAE + "encoder.down.1.block.0.conv1.weight",
+    ):
         with pytest.raises(UserError, match="expected"):  # a level or a size cannot be told: another key is named
             match_keys({k: t for k, t in weights.items() if k != key}, tmp_path)
 
 
-@pytest.mark.parametrize("key", [UNET + "middle_block.3.weight", VAE + "loss.logvar", "model_ema.decay", "betas",
-                                 UNET + "input_blocks.1.1.transformer_blocks.0.attn3.to_q.weight"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        UNET + "middle_block.3.weight",
+        VAE + "loss.logvar",
+        "model_ema.decay",
+        "betas",
+        UNET + "input_blocks.1.1.transformer_blocks.0.attn3.to_q.weight",
+    ],
+)
 def test_an_unknown_key_is_refused(weights, tmp_path, key):
     with pytest.raises(UserError, match=f"unknown key {key}".replace(".", r"\.")):
         match_keys({**weights, key: torch.zeros(2)}, tmp_path)
@@ -180,8 +204,10 @@ def test_folder_keeps_the_numbers_and_drops_the_tower(weights, tmp_path):
     unet = load_file(tmp_path / "out" / "unet" / unclip.WEIGHTS)
     vae = load_file(tmp_path / "out" / "vae" / unclip.WEIGHTS)
     match = match_keys(half, tmp_path)
-    assert all(torch.equal(unet[ours], half[theirs]) and unet[ours].dtype is half[theirs].dtype
-               for ours, theirs in match.unet_names.items())
+    assert all(
+        torch.equal(unet[ours], half[theirs]) and unet[ours].dtype is half[theirs].dtype
+        for ours, theirs in match.unet_names.items()
+    )
     assert unet["conv_out.weight"].dtype is torch.float32
     assert all(torch.equal(vae[ours].flatten(), half[theirs].flatten()) for ours, theirs in match.vae_names.items())
     assert card["weights"] == {"unet": sum(t.numel() for t in unet.values()), "vae": sum(t.numel() for t in vae.values())}
@@ -257,8 +283,11 @@ def test_any_subset_in_any_batch_paints_the_same_picture(folder):
     assert three.shape == (3, 4, 8, 8) and three.dtype == np.float32
     alone = UnclipGenerator(CONFIG, 0, folder, "clip", side=16)
     np.testing.assert_allclose(alone.generate(tokens[1:2], images[1:2]), three[1:2], rtol=1e-3, atol=1e-3)
-    for other in (alone.generate(tokens[1:2], images[:1]), alone.generate(tokens[:1], images[1:2]),
-                  UnclipGenerator(CONFIG, 1, folder, "clip", side=16).generate(tokens[1:2], images[1:2])):
+    for other in (
+        alone.generate(tokens[1:2], images[:1]),
+        alone.generate(tokens[:1], images[1:2]),
+        UnclipGenerator(CONFIG, 1, folder, "clip", side=16).generate(tokens[1:2], images[1:2]),
+    ):
         assert np.abs(other - three[1:2]).max() > 0.1
     assert alone.generate(tokens[:0], images[:0]).shape == (0, 4, 8, 8)
 
@@ -284,7 +313,8 @@ def test_range_of_pictures_follows_the_base(folder):
     """A washed-out picture w = (u + 1) / 2 of the range clip is u of the range mindeye2."""
     latents = np.random.default_rng(1).standard_normal((2, 4, 8, 8)).astype(np.float32) * 0.05
     clip, ours = (
-        UnclipGenerator(CONFIG, 0, folder, name, side=16, batch=2).pictures(latents) for name in ("clip", "mindeye2"))
+        UnclipGenerator(CONFIG, 0, folder, name, side=16, batch=2).pictures(latents) for name in ("clip", "mindeye2")
+    )
     assert clip.shape == (2, 3, 16, 16) and clip.dtype == np.float32 and 0 <= ours.min() and ours.max() <= 1
     inside = (clip > 0) & (clip < 1)
     assert inside.mean() > 0.2
@@ -355,7 +385,7 @@ def test_no_weight_is_left_random(folder, tmp_path):
             refuse(f"{part}: not a whole ")
         write_safetensors(file, {**tensors, "conv_between.bias": torch.zeros(2)})
         refuse(f"{part}: holds 1 unknown tensors such as conv_between.bias")
-        file.write_bytes(whole[:len(whole) // 2])
+        file.write_bytes(whole[: len(whole) // 2])
         refuse(f"{part}: not a whole ")
         file.write_bytes(whole)
     generator = UnclipGenerator(CONFIG, 0, copy, "clip", side=16)

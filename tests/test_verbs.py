@@ -45,10 +45,13 @@ def lab(tmp_path_factory, simulated, untrained_generator):
     quick = load_config("quick")
     fit = dataclasses.replace(quick.tune, epochs=2, batch_per_subject=8, head_trials=8, dtype="float32")
     tiny = dataclasses.replace(
-        quick, pretrain=dataclasses.replace(fit, start="random", similar_voxels=0), tune=fit,
+        quick,
+        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        tune=fit,
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         model=dataclasses.replace(quick.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
-        decode=dataclasses.replace(quick.decode, pictures=3, prior_steps=2, generator_steps=1, refine_steps=1))
+        decode=dataclasses.replace(quick.decode, pictures=3, prior_steps=2, generator_steps=1, refine_steps=1),
+    )
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump(as_dict(tiny)))
     paints = ("--generator", untrained_generator)
@@ -80,6 +83,7 @@ def stop_at_step(monkeypatch, number):
         if len(taken) > number:
             raise KeyboardInterrupt
         return real(*arguments)
+
     monkeypatch.setattr(loop, "take_step", step)
 
 
@@ -89,14 +93,30 @@ def entries(run):
 
 # ---- the chain
 
+
 def test_each_verb_leaves_its_files(lab, report, decoded):
     def names(run):
         return {path.name for path in run.iterdir()}
+
     assert names(lab.base) == {"config.yaml", "log.jsonl", "base.safetensors"}
-    assert names(lab.tuned) == {"config.yaml", "log.jsonl", "fingerprint.safetensors", "ridge_only.safetensors",
-                                "full_finetune.safetensors", "from_scratch.safetensors", "shuffled_brain.safetensors"}
-    assert names(report) == {"config.yaml", "log.jsonl", "results.json", "words.json", "pictures.safetensors",
-                             "per_image.safetensors", "report.html"}
+    assert names(lab.tuned) == {
+        "config.yaml",
+        "log.jsonl",
+        "fingerprint.safetensors",
+        "ridge_only.safetensors",
+        "full_finetune.safetensors",
+        "from_scratch.safetensors",
+        "shuffled_brain.safetensors",
+    }
+    assert names(report) == {
+        "config.yaml",
+        "log.jsonl",
+        "results.json",
+        "words.json",
+        "pictures.safetensors",
+        "per_image.safetensors",
+        "report.html",
+    }
     assert names(decoded) == {"config.yaml", "predictions.safetensors", "words.json", "pictures"}
     for run in (lab.base, lab.tuned, report, decoded):
         refuse_foreign(run)  # --force may replace each of them
@@ -115,7 +135,10 @@ def test_the_report_says_what_was_done(lab, report):
     assert (setting["subject"], setting["sessions"], setting["n_training_trials"]) == (101, 1, len(hour.train))
     assert setting["n_pretraining_subjects"] == 1 and setting["simulated_brains"] is True and setting["n_pictures"] == 3
     assert [word for word in setting["command"].split() if word in ("pretrain", "tune", "evaluate")] == [
-        "pretrain", "tune", "evaluate"]
+        "pretrain",
+        "tune",
+        "evaluate",
+    ]
     assert "subject 101" in (report / "report.html").read_text()
 
 
@@ -148,9 +171,12 @@ def test_scores_and_predictions_are_those_of_the_library(lab, report, decoded):
     """The networks on disk are what ``tune`` returns, and the retrieval scores those of a loop over their tokens."""
     dataset = load(lab.data)
     hour, config = dataset.subject(101).sessions(1), load_config(lab.tuned / "config.yaml")
-    caches = {name: np.memmap(lab.data / "cache" / f"{name}.bin", np.float32, "r").reshape(
-        read_json(lab.data / "cache" / f"{name}.json")["shape"])
-        for name in ("tokens", "text", "latents", "features", "features_augmented")}
+    caches = {
+        name: np.memmap(lab.data / "cache" / f"{name}.bin", np.float32, "r").reshape(
+            read_json(lab.data / "cache" / f"{name}.json")["shape"]
+        )
+        for name in ("tokens", "text", "latents", "features", "features_augmented")
+    }
     base = load_network(lab.base / "base.safetensors")
     test, stored = hour.test, load_run(report).results["methods"]
     images = np.unique(test.stimulus)
@@ -177,7 +203,8 @@ def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_
     training = np.flatnonzero(~dataset.stimuli.is_shared)
     bank = TextBank.of(dataset.stimuli, training, CompactTextEncoder())
     seen = np.memmap(lab.data / "cache" / "tokens.bin", np.float32, "r").reshape(
-        read_json(lab.data / "cache" / "tokens.json")["shape"])[training]
+        read_json(lab.data / "cache" / "tokens.json")["shape"]
+    )[training]
     pictures = sorted((decoded / "pictures").iterdir())
     assert len(pictures) == 3
     for path in pictures:
@@ -200,8 +227,7 @@ def test_decode_says_words_and_paints(lab, decoded, tmp_path):
     tested, every = dataset.stimuli.is_shared, dataset.stimuli.captions
     training = {caption for image in np.flatnonzero(~tested) for caption in every[image]}
     assert [entry["image"] for entry in words["images"]] == np.flatnonzero(tested).tolist()
-    assert all(entry["retrieved"] in training and tuple(entry["seen"]) == every[entry["image"]]
-               for entry in words["images"])
+    assert all(entry["retrieved"] in training and tuple(entry["seen"]) == every[entry["image"]] for entry in words["images"])
     pictures = sorted((decoded / "pictures").iterdir())
     assert [path.name for path in pictures] == [f"{words['images'][k]['image']:06d}.png" for k in (0, 4, -1)]
     assert np.asarray(Image.open(pictures[0])).shape == (128, 128, 3)
@@ -212,6 +238,7 @@ def test_decode_says_words_and_paints(lab, decoded, tmp_path):
 
 
 # ---- going on
+
 
 def test_a_killed_pretraining_goes_on_to_the_same_bits(lab, tmp_path, monkeypatch, capsys):
     again = ("pretrain", lab.data, tmp_path / "run", "--without", 101, "--config", lab.config, "--seed", 3, *lab.paints)
@@ -235,12 +262,21 @@ def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monk
         stop_at_step(patch, 17)  # two epochs of five steps each
         assert call(*again, "--method", "mindtuner", "ridge_only") == 130
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.yaml", "log.jsonl", "fingerprint.safetensors", "ridge_only.checkpoint"}
+        "config.yaml",
+        "log.jsonl",
+        "fingerprint.safetensors",
+        "ridge_only.checkpoint",
+    }
     with monkeypatch.context() as patch:
         stop_at_step(patch, 15)
         assert call(*again) == 0
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.yaml", "log.jsonl", "fingerprint.safetensors", "ridge_only.safetensors", "shuffled_brain.safetensors"}
+        "config.yaml",
+        "log.jsonl",
+        "fingerprint.safetensors",
+        "ridge_only.safetensors",
+        "shuffled_brain.safetensors",
+    }
     for path in (tmp_path / "run").glob("*.safetensors"):
         whole = load_file(lab.tuned / path.name)
         for name, tensor in load_file(path).items():
@@ -251,6 +287,7 @@ def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monk
 
 # ---- captions
 
+
 def test_without_captions_only_pretraining_is_refused(lab, tmp_path, capsys):
     """No training image has a caption, and half of the test images."""
     data = tmp_path / "study"
@@ -259,8 +296,12 @@ def test_without_captions_only_pretraining_is_refused(lab, tmp_path, capsys):
     tests = np.flatnonzero(stimuli.is_shared)
     for image in set(range(len(stimuli))) - set(tests[::2].tolist()):
         (data / "stimuli" / f"image-{image:06d}.txt").unlink()
-    refused(capsys, ["pretrain", data, tmp_path / "base", "--subjects", 102, "--config", lab.config, *lab.paints],
-            f"{data}: captions of the", "expected some")
+    refused(
+        capsys,
+        ["pretrain", data, tmp_path / "base", "--subjects", 102, "--config", lab.config, *lab.paints],
+        f"{data}: captions of the",
+        "expected some",
+    )
     assert not (tmp_path / "base").exists()
     assert call("tune", lab.base, data, tmp_path / "tuned", "--subject", 101, "--method", "mindtuner", *lab.paints) == 0
     assert call("evaluate", tmp_path / "tuned", data, tmp_path / "report", *lab.paints) == 0
@@ -276,6 +317,7 @@ def test_without_captions_only_pretraining_is_refused(lab, tmp_path, capsys):
 
 
 # ---- refused, in one line
+
 
 def test_data_and_subjects_that_are_not_there(lab, tmp_path, capsys):
     out = tmp_path / "out"
@@ -298,10 +340,15 @@ def test_data_and_subjects_that_are_not_there(lab, tmp_path, capsys):
 
 def test_a_folder_with_another_run_is_not_touched(lab, report, capsys):
     before = {path: path.read_bytes() for run in (lab.base, lab.tuned, report) for path in run.iterdir()}
-    refused(capsys, ["pretrain", lab.data, lab.base, "--without", 101, "--config", lab.config, "--seed", 4, *lab.paints],
-            "base: holds another run", "--force")
-    refused(capsys, ["tune", lab.base, lab.data, lab.tuned, "--subject", 101, "--sessions", 2, *lab.paints],
-            "holds another run")
+    refused(
+        capsys,
+        ["pretrain", lab.data, lab.base, "--without", 101, "--config", lab.config, "--seed", 4, *lab.paints],
+        "base: holds another run",
+        "--force",
+    )
+    refused(
+        capsys, ["tune", lab.base, lab.data, lab.tuned, "--subject", 101, "--sessions", 2, *lab.paints], "holds another run"
+    )
     refused(capsys, ["evaluate", lab.tuned, lab.data, report, *lab.paints], "holds another run")
     for out, name in ((lab.base, "BASE"), (lab.tuned, "TUNED"), (lab.data, "DATA"), (lab.folder, "DATA")):
         refused(capsys, ["evaluate", lab.tuned, lab.data, out, "--force", *lab.paints], f"holds {name}")
@@ -354,5 +401,8 @@ def test_a_cache_of_other_images_is_refused(lab, tmp_path, capsys):
     shutil.copytree(lab.data / "cache", tmp_path / "cache")
     seal = tmp_path / "cache" / "tokens.json"
     seal.write_text(json.dumps({**read_json(seal), "stimuli": "others"}))
-    refused(capsys, ["tune", lab.base, lab.data, tmp_path / "out", "--subject", 101, "--cache", tmp_path / "cache",
-                     *lab.paints], "tokens.json: stimuli is 'others'")
+    refused(
+        capsys,
+        ["tune", lab.base, lab.data, tmp_path / "out", "--subject", 101, "--cache", tmp_path / "cache", *lab.paints],
+        "tokens.json: stimuli is 'others'",
+    )

@@ -26,18 +26,41 @@ BIG, CONFIG, SHORT = bytes(range(256)) * 200, b'{"tower": 1}', b"converter" * 30
 COMMIT = "c0ffee" + "0" * 34
 
 
-TOWER = Weights("tower", "a tower", "no tokens", "someone/tower", "model", "main", "MIT", (
-    WeightFile("tower/big.bin", "big.bin", 51_000, None, sha256(BIG)),
-    WeightFile("tower/sub/config.json", "sub/config.json", len(CONFIG))))
-SMALL = Weights("short", "a converter", "no captions", "else/data", "dataset", COMMIT, "CC-BY-NC", (
-    WeightFile("short.pth", "short.pth", len(SHORT), len(SHORT), sha256(SHORT)),))
+TOWER = Weights(
+    "tower",
+    "a tower",
+    "no tokens",
+    "someone/tower",
+    "model",
+    "main",
+    "MIT",
+    (
+        WeightFile("tower/big.bin", "big.bin", 51_000, None, sha256(BIG)),
+        WeightFile("tower/sub/config.json", "sub/config.json", len(CONFIG)),
+    ),
+)
+SMALL = Weights(
+    "short",
+    "a converter",
+    "no captions",
+    "else/data",
+    "dataset",
+    COMMIT,
+    "CC-BY-NC",
+    (WeightFile("short.pth", "short.pth", len(SHORT), len(SHORT), sha256(SHORT)),),
+)
 BIG_AT, CONFIG_AT = "/someone/tower/resolve/main/big.bin", "/someone/tower/resolve/main/sub/config.json"
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    with serving({"/someone/tower/resolve/main/big.bin": BIG, "/someone/tower/resolve/main/sub/config.json": CONFIG,
-                  f"/datasets/else/data/resolve/{COMMIT}/short.pth": SHORT}) as hub:
+    with serving(
+        {
+            "/someone/tower/resolve/main/big.bin": BIG,
+            "/someone/tower/resolve/main/sub/config.json": CONFIG,
+            f"/datasets/else/data/resolve/{COMMIT}/short.pth": SHORT,
+        }
+    ) as hub:
         monkeypatch.setattr(store, "MANIFEST", (TOWER, SMALL))
         yield hub
 
@@ -69,25 +92,40 @@ def check_files(out, wanted=WHOLE):
     found = on_disk(out)
     record = json.loads(found.pop("weights.json"))["files"]
     assert found == wanted and {path: entry["size"] for path, entry in record.items()} == {
-        path: len(data) for path, data in wanted.items()}
+        path: len(data) for path, data in wanted.items()
+    }
     assert not list(out.glob(".*"))
 
 
 # ---- fetching
 
+
 def test_all_files_come_and_source_size_and_licence_are_told_first(hub, tmp_path, capsys):
     assert fetch(tmp_path) == 0
     check_files(tmp_path)
     told = capsys.readouterr().out
-    for words in ("someone/tower", "licence: MIT", "datasets/else/data at c0ffee000000", "licence: CC-BY-NC", "2.7 kB",
-                  "about 51.0 kB", "checksum as the hub states it", "3 files, about 53.7 kB", "complete"):
+    for words in (
+        "someone/tower",
+        "licence: MIT",
+        "datasets/else/data at c0ffee000000",
+        "licence: CC-BY-NC",
+        "2.7 kB",
+        "about 51.0 kB",
+        "checksum as the hub states it",
+        "3 files, about 53.7 kB",
+        "complete",
+    ):
         assert words in told, told
     # What the manifest knows whole is not asked for; what it does not know is the hub's word, here git's blob id.
     assert not [path for command, path in hub.asked if command == "HEAD" and path.endswith("short.pth")]
     record = json.loads((tmp_path / "weights.json").read_text())["files"]
     assert record["tower/sub/config.json"]["checksum"] == blob_id(CONFIG)
-    assert record["short.pth"] == {"size": len(SHORT), "checksum": sha256(SHORT), "licence": "CC-BY-NC",
-                                   "source": f"datasets/else/data@{COMMIT}:short.pth"}
+    assert record["short.pth"] == {
+        "size": len(SHORT),
+        "checksum": sha256(SHORT),
+        "licence": "CC-BY-NC",
+        "source": f"datasets/else/data@{COMMIT}:short.pth",
+    }
     hub.asked.clear()
     assert fetch(tmp_path) == 0 and not hub.asked
 
@@ -188,6 +226,7 @@ def test_a_repository_that_was_renamed_is_found(hub, tmp_path):
 
 # ---- from a folder
 
+
 @pytest.fixture
 def cluster(tmp_path) -> Path:
     """What a machine already has: a hub's cache, whose names are links, and files of the same names that are others."""
@@ -251,6 +290,7 @@ def test_a_cluster_without_a_network_needs_its_hubs_cache_alone(released, tmp_pa
 
 # ---- what is there
 
+
 def test_check_says_what_is_there_and_what_is_missing_costs(hub, tmp_path, capsys):
     assert fetch(tmp_path, "--only", "tower") == 0
     capsys.readouterr()
@@ -280,13 +320,23 @@ def test_check_finds_cut_and_damaged_files(hub, tmp_path, capsys):
 
 # ---- conversion
 
+
 def test_the_unclip_checkpoint_is_converted_once_and_then_not_needed(hub, tmp_path, capsys, monkeypatch):
     made = tmp_path / "unclip.ckpt"
     torch.save({"state_dict": parity.read_fixture(parity.FIXTURES / "attention_everywhere.safetensors")[0]}, made)
     data = made.read_bytes()
     hub.files["/someone/tower/resolve/main/unclip.ckpt"] = data
-    unclip = Weights("unclip", "a generator", "no pictures", "someone/tower", "model", "main", "none", (
-        WeightFile("unclip.ckpt", "unclip.ckpt", len(data), len(data), sha256(data)),), ("unclip", 1000))
+    unclip = Weights(
+        "unclip",
+        "a generator",
+        "no pictures",
+        "someone/tower",
+        "model",
+        "main",
+        "none",
+        (WeightFile("unclip.ckpt", "unclip.ckpt", len(data), len(data), sha256(data)),),
+        ("unclip", 1000),
+    )
     monkeypatch.setattr(store, "MANIFEST", (unclip,))
     out = tmp_path / "out"
     store.fetch(out, [unclip])
@@ -304,6 +354,7 @@ def test_the_unclip_checkpoint_is_converted_once_and_then_not_needed(hub, tmp_pa
 
 
 # ---- what ships
+
 
 def test_the_manifest_is_well_formed():
     names, paths = [weights.name for weights in MANIFEST], [file.path for weights in MANIFEST for file in weights.files]

@@ -17,13 +17,19 @@ REFERENCES = [("a red dog", "a dog"), (), ("two cars at night",), ("a house",)]
 
 
 def empty(*methods):
-    return {"setting": {"scores": {}}, "chance": {}, "methods": {
-        name: {"ci95": {}, "picture": "corrected"} for name in methods}}
+    return {
+        "setting": {"scores": {}},
+        "chance": {},
+        "methods": {name: {"ci95": {}, "picture": "corrected"} for name in methods},
+    }
 
 
 def test_captions_are_scored_method_by_method_beside_chance():
-    painted = {"mindtuner": {"caption": ["a dog", "a tree", "a car at night", "a house"]},
-               "shuffled_brain": {"caption": ["a boat"] * 4}, "nearest_training_image": {}}
+    painted = {
+        "mindtuner": {"caption": ["a dog", "a tree", "a car at night", "a house"]},
+        "shuffled_brain": {"caption": ["a boat"] * 4},
+        "nearest_training_image": {},
+    }
     results, per_image, scorer = empty(*painted), {}, CaptionScorer({})
     score_captions(results, per_image, painted, REFERENCES, scorer, seed=0)
     kept = [0, 2, 3]
@@ -46,8 +52,11 @@ def test_captions_are_scored_method_by_method_beside_chance():
 def test_written_captions_are_scored_beside_those_that_were_read():
     """A caption that a network wrote has scores, intervals and chance of its own, also where it wrote nothing."""
     read, wrote = ["a dog", "a tree", "a car at night", "a house"], ["a red dog", "", "", "a house"]
-    painted = {"mindtuner": {"caption": read, "written": wrote}, "ridge_only": {"caption": read},
-               "prior_only": {"written": ["a boat"] * 4}}
+    painted = {
+        "mindtuner": {"caption": read, "written": wrote},
+        "ridge_only": {"caption": read},
+        "prior_only": {"written": ["a boat"] * 4},
+    }
     results, per_image, scorer = empty(*painted), {}, CaptionScorer({})
     score_captions(results, per_image, painted, REFERENCES, scorer, seed=0)
     own, kept = results["methods"]["mindtuner"], [0, 2, 3]
@@ -84,8 +93,11 @@ def test_the_brain_of_the_seen_picture_is_the_reference(simulated):
     shown = np.unique(subject.test.stimulus)
     images = np.asarray(dataset.stimuli.images(np.arange(len(dataset.stimuli))), np.float32)
     pixels = np.round(images[:, :, ::4, ::4] * 255).astype(np.uint8)
-    sets = {("mindtuner", "corrected"): pixels[shown], ("prior_only", "corrected"): pixels[shown[::-1]],
-            ("mindtuner", "lowlevel"): pixels[shown] // 2}
+    sets = {
+        ("mindtuner", "corrected"): pixels[shown],
+        ("prior_only", "corrected"): pixels[shown[::-1]],
+        ("mindtuner", "lowlevel"): pixels[shown] // 2,
+    }
     kept, looked = Kept(), Counter()
     with pytest.MonkeyPatch.context() as patch:
         forward = Lite2.forward

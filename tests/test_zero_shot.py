@@ -34,8 +34,11 @@ def base_of(weights):
     for number, weight in weights.items():
         ridges[f"subj{number:02d}"] = ridge = torch.nn.Linear(len(weight), HIDDEN)
         ridge.weight.data, ridge.bias.data = torch.from_numpy(weight.T).float(), torch.zeros(HIDDEN)
-    return SimpleNamespace(config=SimpleNamespace(hidden=HIDDEN), ridges=ridges,
-                           expectation=SimpleNamespace(spread=torch.tensor(TRUE.var(0).sum())))
+    return SimpleNamespace(
+        config=SimpleNamespace(hidden=HIDDEN),
+        ridges=ridges,
+        expectation=SimpleNamespace(spread=torch.tensor(TRUE.var(0).sum())),
+    )
 
 
 def agreement(ridge, subject, images=None):
@@ -64,8 +67,14 @@ def regions():
 
 def mixed_up(subject):
     order = np.random.default_rng(1).permutation(subject.n_voxels)
-    return Subject(subject.number, subject.trials, {name: mask[order] for name, mask in subject.rois.items()}, subject.source,
-                   subject.is_shared, subject.where)
+    return Subject(
+        subject.number,
+        subject.trials,
+        {name: mask[order] for name, mask in subject.rois.items()},
+        subject.source,
+        subject.is_shared,
+        subject.where,
+    )
 
 
 @pytest.mark.parametrize("way", ["by_regions", "by_connectome"])

@@ -29,10 +29,15 @@ FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures" / "convnext"
 SMALL, SHAPES = FIXTURES / "small.safetensors", FIXTURES / "paper_shapes.json"
 DEPTHS, DIMS, PROJECTOR, SIDE, IMAGES = (1, 2, 3, 1), (8, 12, 20, 28), "18-14-10", 96, 3
 WEAK = {  # the spread of what a norm sees is then about the root of its eps
-    "backbone.downsample_layers.0.0.weight": 1e-3, "backbone.downsample_layers.0.0.bias": 1e-3,
-    "backbone.stages.1.0.dwconv.weight": 1e-3, "backbone.stages.1.0.dwconv.bias": 1e-3,
-    "maps_projector.0.weight": 3e-3, "maps_projector.0.bias": 3e-3,
-    "maps_projector.3.weight": 3e-3, "maps_projector.3.bias": 3e-3}
+    "backbone.downsample_layers.0.0.weight": 1e-3,
+    "backbone.downsample_layers.0.0.bias": 1e-3,
+    "backbone.stages.1.0.dwconv.weight": 1e-3,
+    "backbone.stages.1.0.dwconv.bias": 1e-3,
+    "maps_projector.0.weight": 3e-3,
+    "maps_projector.0.bias": 3e-3,
+    "maps_projector.3.weight": 3e-3,
+    "maps_projector.3.bias": 3e-3,
+}
 
 
 def main() -> None:
@@ -45,11 +50,14 @@ def main() -> None:
     weights, images, features, about = read_fixture()
     with tempfile.TemporaryDirectory() as folder:
         found = torch.from_numpy(ours(write_checkpoint(Path(folder) / "small.pth", weights), images))
-    print(f"{about['peer']} {about['commit'][:7]}: largest difference {(found - features).abs().max():.1e} "
-          f"of features with standard deviation {features.std():.2f}")
+    print(
+        f"{about['peer']} {about['commit'][:7]}: largest difference {(found - features).abs().max():.1e} "
+        f"of features with standard deviation {features.std():.2f}"
+    )
 
 
 # ours
+
 
 def ours(checkpoint: Path, images: torch.Tensor):
     from mindtuner.encoders.convnext_maps import ConvNextMaps
@@ -76,13 +84,17 @@ def write_checkpoint(path: Path, weights: dict[str, torch.Tensor]) -> Path:
 
 # theirs
 
+
 def write_fixtures(clone: Path) -> None:
     sys.path.insert(0, str(clone / "src"))
     from autoencoder import convnext as peer
 
     commit = subprocess.run(["git", "-C", clone, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    about = {"peer": "https://github.com/MedARC-AI/MindEyeV2", "commit": commit.stdout.strip(),
-             "made_with": f"torch {torch.__version__}"}
+    about = {
+        "peer": "https://github.com/MedARC-AI/MindEyeV2",
+        "commit": commit.stdout.strip(),
+        "made_with": f"torch {torch.__version__}",
+    }
     FIXTURES.mkdir(parents=True, exist_ok=True)
     shapes = {name: list(tensor.shape) for name, tensor in at_paper_size(peer).state_dict().items()}
     SHAPES.write_text(json.dumps({**about, "shapes": shapes}, indent=0) + "\n", encoding="utf-8")

@@ -71,19 +71,13 @@ NEVER_RUN = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, metavar="CLONE")
     options = parser.parse_args()
     if options.peer:
         write_fixtures(options.peer)
         return
-    print(
-        "| case | "
-        + " | ".join(("backbone", "retrieval", "prior", "prior, null", "latents", "features"))
-        + " |"
-    )
+    print("| case | " + " | ".join(("backbone", "retrieval", "prior", "prior, null", "latents", "features")) + " |")
     for path in sorted(FIXTURES.glob("*.safetensors")):
         with tempfile.TemporaryDirectory() as folder:
             errors = compare(path, Path(folder))
@@ -162,9 +156,7 @@ def output_errors(base: Path, fixture: Path) -> dict[str, float]:
 
 def write_fixtures(clone: Path) -> None:
     peer = import_peer(clone)
-    commit = subprocess.run(
-        ["git", "-C", clone, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-    )
+    commit = subprocess.run(["git", "-C", clone, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
     about = {
         "peer": "https://github.com/MedARC-AI/MindEyeV2",
         "commit": commit.stdout.strip(),

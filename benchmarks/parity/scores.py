@@ -30,12 +30,35 @@ from safetensors.torch import load_file, save_file
 
 FIXTURE = Path(__file__).parents[2] / "tests" / "fixtures" / "scores" / "mindeye2.safetensors"
 PAIRS, CELLS, CELL = 6, 25, 12  # pictures are mosaics of 25 x 25 cells of 12 x 12 pixels: edges that aliasing shows at
-HEADINGS = ("## 2-way identification", "## PixCorr", "## SSIM", "## AlexNet", "## InceptionV3", "## CLIP", "## Efficient Net",
-            "## SwAV")
-THEIRS = {"pixcorr": "pixcorr", "ssim": "ssim", "alexnet2": "alexnet2", "alexnet5": "alexnet5", "inception": "inception",
-          "clip": "clip_", "efficientnet_b1": "effnet", "swav": "swav"}  # our score -> the notebook's variable
-SMALL_CLIP = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 256,
-              "patch_size": 32, "image_size": 224, "projection_dim": 48}
+HEADINGS = (
+    "## 2-way identification",
+    "## PixCorr",
+    "## SSIM",
+    "## AlexNet",
+    "## InceptionV3",
+    "## CLIP",
+    "## Efficient Net",
+    "## SwAV",
+)
+THEIRS = {
+    "pixcorr": "pixcorr",
+    "ssim": "ssim",
+    "alexnet2": "alexnet2",
+    "alexnet5": "alexnet5",
+    "inception": "inception",
+    "clip": "clip_",
+    "efficientnet_b1": "effnet",
+    "swav": "swav",
+}  # our score -> the notebook's variable
+SMALL_CLIP = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+    "patch_size": 32,
+    "image_size": 224,
+    "projection_dim": 48,
+}
 UNUSED = ("classifier.", "fc.", "AuxLogits.")  # layers after those that are read
 WEAK, SHARE = 0.1, 0.4  # spread of gains and biases; how much of its original a painted picture holds
 
@@ -58,6 +81,7 @@ def main() -> None:
 
 
 # ours
+
 
 def ours(folder: Path, seen: np.ndarray, painted: np.ndarray, way: str, only: tuple[str, ...] = ()) -> dict[str, float]:
     """Mean scores by the networks in ``folder``, or by some; "today" is the published way but antialiased."""
@@ -89,6 +113,7 @@ def mosaic(cells: np.ndarray) -> np.ndarray:
 
 # random networks, of the published forms and under the published names
 
+
 def random_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights drawn from each tensor's name, so that activations keep their size and norms and biases matter."""
     state = {}
@@ -115,18 +140,24 @@ def empty_networks() -> dict[str, torch.nn.Module]:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     with torch.device("meta"):
-        return {"AlexNet": models.alexnet(), "swav": models.resnet50(), "EfficientNet_B1": models.efficientnet_b1(),
-                "Inception_V3": models.inception_v3(init_weights=False, transform_input=True),
-                "clip": CLIPVisionModelWithProjection(CLIPVisionConfig(**SMALL_CLIP))}
+        return {
+            "AlexNet": models.alexnet(),
+            "swav": models.resnet50(),
+            "EfficientNet_B1": models.efficientnet_b1(),
+            "Inception_V3": models.inception_v3(init_weights=False, transform_input=True),
+            "clip": CLIPVisionModelWithProjection(CLIPVisionConfig(**SMALL_CLIP)),
+        }
 
 
 @functools.cache
 def networks() -> dict[str, dict[str, torch.Tensor]]:
     """Weights of all of them, their batch norms' statistics from the fixture."""
     with safe_open(FIXTURE, "pt") as file:
+
         def statistics(name: str) -> dict[str, torch.Tensor]:
             start = f"{name}/"
             return {key.removeprefix(start): file.get_tensor(key).float() for key in file.keys() if key.startswith(start)}
+
         return {name: random_weights(module) | statistics(name) for name, module in empty_networks().items()}
 
 
@@ -145,8 +176,12 @@ def seen_by_norms(pictures: np.ndarray) -> dict[str, torch.Tensor]:
             norm.train()
         with torch.no_grad():
             module((torch.from_numpy(pictures).float() / 255 - 0.45) / 0.225)
-        found |= {f"{name}/{at}.running_{kind}": getattr(norm, f"running_{kind}").half() for at, norm in norms.items()
-                  if not at.startswith(UNUSED) for kind in ("mean", "var")}
+        found |= {
+            f"{name}/{at}.running_{kind}": getattr(norm, f"running_{kind}").half()
+            for at, norm in norms.items()
+            if not at.startswith(UNUSED)
+            for kind in ("mean", "var")
+        }
     return found
 
 
@@ -157,17 +192,25 @@ def write_networks(folder: Path) -> None:
     torch.save(made["Inception_V3"], folder / "inception_v3_google-0cc3c7bd.pth")
     torch.save(made["EfficientNet_B1"], folder / "efficientnet_b1-c27df63c.pth")
     swav = {f"module.{key}": tensor for key, tensor in made["swav"].items() if not key.startswith("fc.")}
-    torch.save(swav | {"module.prototypes.weight": torch.ones(3, 3), "module.projection_head.0.weight": torch.ones(3, 3)},
-               folder / "swav_800ep_pretrain.pth.tar")
+    torch.save(
+        swav | {"module.prototypes.weight": torch.ones(3, 3), "module.projection_head.0.weight": torch.ones(3, 3)},
+        folder / "swav_800ep_pretrain.pth.tar",
+    )
     clip = folder / "clip-vit-large-patch14"
     clip.mkdir()
     save_file(made["clip"], clip / "model.safetensors", {"format": "pt"})
-    config = {"model_type": "clip", "architectures": ["CLIPModel"], "vision_config": SMALL_CLIP, "text_config": {},
-              "projection_dim": SMALL_CLIP["projection_dim"]}
+    config = {
+        "model_type": "clip",
+        "architectures": ["CLIPModel"],
+        "vision_config": SMALL_CLIP,
+        "text_config": {},
+        "projection_dim": SMALL_CLIP["projection_dim"],
+    }
     (clip / "config.json").write_text(json.dumps(config))
 
 
 # theirs
+
 
 def write_fixture(clone: Path) -> None:
     rng = np.random.default_rng(0)
@@ -177,10 +220,15 @@ def write_fixture(clone: Path) -> None:
     FIXTURE.parent.mkdir(parents=True, exist_ok=True)
     save_file(small | seen_by_norms(mosaic(np.concatenate([seen, painted]))), FIXTURE)
     commit = subprocess.run(["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    said = {way: json.dumps(theirs(clone, mosaic(seen), mosaic(painted), antialias=way == "today"))
-            for way in ("published", "today")}
-    save_file(load_file(FIXTURE), FIXTURE,
-              {"peer": "MedARC-AI/MindEyeV2 src/final_evaluations.ipynb", "commit": commit.stdout.strip(), **said})
+    said = {
+        way: json.dumps(theirs(clone, mosaic(seen), mosaic(painted), antialias=way == "today"))
+        for way in ("published", "today")
+    }
+    save_file(
+        load_file(FIXTURE),
+        FIXTURE,
+        {"peer": "MedARC-AI/MindEyeV2 src/final_evaluations.ipynb", "commit": commit.stdout.strip(), **said},
+    )
     print(f"{FIXTURE}: {FIXTURE.stat().st_size:,} bytes")
 
 
@@ -198,10 +246,23 @@ def theirs(clone: Path, seen: np.ndarray, painted: np.ndarray, antialias: bool) 
     from tqdm import tqdm
 
     images = [torch.from_numpy(pictures).float() / 255 for pictures in (seen, painted)]
-    old = types.SimpleNamespace(Resize=functools.partial(transforms.Resize, antialias=antialias), Compose=transforms.Compose,
-                                Normalize=transforms.Normalize, InterpolationMode=transforms.InterpolationMode)
-    names = {"np": np, "torch": torch, "transforms": old, "tqdm": tqdm, "device": "cpu", "model_name_plus_suffix": "plain",
-             "all_images": images[0], "all_recons": images[1], "all_blurryrecons": images[1]}
+    old = types.SimpleNamespace(
+        Resize=functools.partial(transforms.Resize, antialias=antialias),
+        Compose=transforms.Compose,
+        Normalize=transforms.Normalize,
+        InterpolationMode=transforms.InterpolationMode,
+    )
+    names = {
+        "np": np,
+        "torch": torch,
+        "transforms": old,
+        "tqdm": tqdm,
+        "device": "cpu",
+        "model_name_plus_suffix": "plain",
+        "all_images": images[0],
+        "all_recons": images[1],
+        "all_blurryrecons": images[1],
+    }
     with downloads_replaced():
         for source in cells_of(clone / "src" / "final_evaluations.ipynb"):
             exec(compile(source, "final_evaluations.ipynb", "exec"), names)  # noqa: S102 (a checkout that the caller chose)
@@ -250,21 +311,37 @@ def their_clip(state: dict[str, torch.Tensor]) -> torch.nn.Module:
     from open_clip.model import CLIP
 
     config = SMALL_CLIP
-    module = CLIP(config["projection_dim"], {"image_size": 224, "layers": config["num_hidden_layers"],
-                                             "width": config["hidden_size"], "patch_size": config["patch_size"],
-                                             "head_width": config["hidden_size"] // config["num_attention_heads"]},
-                  {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}, quick_gelu=True)
+    module = CLIP(
+        config["projection_dim"],
+        {
+            "image_size": 224,
+            "layers": config["num_hidden_layers"],
+            "width": config["hidden_size"],
+            "patch_size": config["patch_size"],
+            "head_width": config["hidden_size"] // config["num_attention_heads"],
+        },
+        {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1},
+        quick_gelu=True,
+    )
     at = "vision_model."
-    visual = {"class_embedding": state[f"{at}embeddings.class_embedding"],
-              "positional_embedding": state[f"{at}embeddings.position_embedding.weight"],
-              "conv1.weight": state[f"{at}embeddings.patch_embedding.weight"], "proj": state["visual_projection.weight"].T}
+    visual = {
+        "class_embedding": state[f"{at}embeddings.class_embedding"],
+        "positional_embedding": state[f"{at}embeddings.position_embedding.weight"],
+        "conv1.weight": state[f"{at}embeddings.patch_embedding.weight"],
+        "proj": state["visual_projection.weight"].T,
+    }
     for end in ("weight", "bias"):
         visual |= {f"ln_pre.{end}": state[f"{at}pre_layrnorm.{end}"], f"ln_post.{end}": state[f"{at}post_layernorm.{end}"]}
         for k in range(config["num_hidden_layers"]):
             here, there = f"{at}encoder.layers.{k}.", f"transformer.resblocks.{k}."
             visual[f"{there}attn.in_proj_{end}"] = torch.cat([state[f"{here}self_attn.{part}_proj.{end}"] for part in "qkv"])
-            for theirs_, ours_ in (("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"),
-                                   ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")):
+            for theirs_, ours_ in (
+                ("attn.out_proj", "self_attn.out_proj"),
+                ("ln_1", "layer_norm1"),
+                ("ln_2", "layer_norm2"),
+                ("mlp.c_fc", "mlp.fc1"),
+                ("mlp.c_proj", "mlp.fc2"),
+            ):
                 visual[f"{there}{theirs_}.{end}"] = state[f"{here}{ours_}.{end}"]
     module.visual.load_state_dict(visual)
     return module.eval()

@@ -32,23 +32,52 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures" / "unclip"
-UNET = dict(in_channels=4, out_channels=4, num_head_channels=64, use_linear_in_transformer=True, use_checkpoint=False,
-            num_classes="sequential", adm_in_channels=1024, spatial_transformer_attn_type="softmax-xformers")
+UNET = dict(
+    in_channels=4,
+    out_channels=4,
+    num_head_channels=64,
+    use_linear_in_transformer=True,
+    use_checkpoint=False,
+    num_classes="sequential",
+    adm_in_channels=1024,
+    spatial_transformer_attn_type="softmax-xformers",
+)
 VAE = dict(double_z=True, z_channels=4, resolution=32, in_channels=3, out_ch=3, attn_resolutions=[])
 CASES = {
     "published_form": (
-        dict(model_channels=32, channel_mult=[1, 2, 4], transformer_depth=[1, 2, 3], attention_resolutions=[4, 2],
-             num_res_blocks=2, context_dim=24),
-        dict(ch=32, ch_mult=[1, 2, 2, 2], num_res_blocks=2)),
+        dict(
+            model_channels=32,
+            channel_mult=[1, 2, 4],
+            transformer_depth=[1, 2, 3],
+            attention_resolutions=[4, 2],
+            num_res_blocks=2,
+            context_dim=24,
+        ),
+        dict(ch=32, ch_mult=[1, 2, 2, 2], num_res_blocks=2),
+    ),
     "attention_everywhere": (
-        dict(model_channels=64, channel_mult=[1, 2], transformer_depth=[1, 2], attention_resolutions=[1, 2],
-             num_res_blocks=1, context_dim=40),
-        dict(ch=32, ch_mult=[1, 3], num_res_blocks=1)),
+        dict(
+            model_channels=64,
+            channel_mult=[1, 2],
+            transformer_depth=[1, 2],
+            attention_resolutions=[1, 2],
+            num_res_blocks=1,
+            context_dim=40,
+        ),
+        dict(ch=32, ch_mult=[1, 3], num_res_blocks=1),
+    ),
 }
 PAPER = (
-    dict(model_channels=320, channel_mult=[1, 2, 4], transformer_depth=[1, 2, 10], attention_resolutions=[4, 2],
-         num_res_blocks=2, context_dim=1664),
-    dict(ch=128, ch_mult=[1, 2, 4, 4], num_res_blocks=2))
+    dict(
+        model_channels=320,
+        channel_mult=[1, 2, 4],
+        transformer_depth=[1, 2, 10],
+        attention_resolutions=[4, 2],
+        num_res_blocks=2,
+        context_dim=1664,
+    ),
+    dict(ch=128, ch_mult=[1, 2, 4, 4], num_res_blocks=2),
+)
 STEPS, GUIDANCE = 6, 5.0
 OUTPUTS = ("unet", "moments", "decoded", "vector", "times", "sigmas", "sampled")
 NEVER_RUN = ("kornia", "open_clip", "fsspec", "transformers")
@@ -131,8 +160,11 @@ def output_errors(folder: Path, data: dict[str, torch.Tensor]) -> dict[str, floa
 def write_fixtures(clone: Path) -> None:
     peer = import_peer(clone)
     commit = subprocess.run(["git", "-C", clone, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    about = {"peer": "https://github.com/MedARC-AI/MindEyeV2", "commit": commit.stdout.strip(),
-             "made_with": f"torch {torch.__version__}"}
+    about = {
+        "peer": "https://github.com/MedARC-AI/MindEyeV2",
+        "commit": commit.stdout.strip(),
+        "made_with": f"torch {torch.__version__}",
+    }
     FIXTURES.mkdir(parents=True, exist_ok=True)
     for seed, (name, case) in enumerate(CASES.items()):
         data, shapes = run_case(peer, case, seed)
@@ -158,10 +190,13 @@ def import_peer(clone: Path) -> types.SimpleNamespace:
         sys.modules[name] = package
     part = lambda name: importlib.import_module(f"sgm.modules.{name}")
     return types.SimpleNamespace(
-        unet=part("diffusionmodules.openaimodel").UNetModel, vae=part("diffusionmodules.model"),
-        denoiser=part("diffusionmodules.denoiser").DiscreteDenoiser, wrapper=part("diffusionmodules.wrappers").OpenAIWrapper,
+        unet=part("diffusionmodules.openaimodel").UNetModel,
+        vae=part("diffusionmodules.model"),
+        denoiser=part("diffusionmodules.denoiser").DiscreteDenoiser,
+        wrapper=part("diffusionmodules.wrappers").OpenAIWrapper,
         sampler=part("diffusionmodules.sampling").EulerEDMSampler,
-        fourier=part("encoders.modules").ConcatTimestepEmbedderND)
+        fourier=part("encoders.modules").ConcatTimestepEmbedderND,
+    )
 
 
 def build(peer: types.SimpleNamespace, case: tuple[dict, dict]) -> torch.nn.Module:
@@ -184,14 +219,25 @@ def run_case(peer: types.SimpleNamespace, case: tuple[dict, dict], seed: int) ->
     engine.load_state_dict(random_weights(shapes, seed))
     discretization = {"target": at + "discretizer.LegacyDDPMDiscretization"}
     denoiser = peer.denoiser({"target": at + "denoiser_scaling.EpsScaling"}, 1000, discretization)
-    sampler = peer.sampler(discretization_config=discretization, num_steps=STEPS, device="cpu",
-                           guider_config={"target": at + "guiders.VanillaCFG", "params": {"scale": GUIDANCE}})
+    sampler = peer.sampler(
+        discretization_config=discretization,
+        num_steps=STEPS,
+        device="cpu",
+        guider_config={"target": at + "guiders.VanillaCFG", "params": {"scale": GUIDANCE}},
+    )
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator)
     width = case[0]["context_dim"]
     fourier = peer.fourier(256)
-    data = {"noisy": draw(2, 4, 8, 8), "time": torch.tensor([17, 903]), "tokens": draw(2, 5, width),
-            "null": draw(2, 5, width), "y": draw(2, 1024), "image": draw(1, 3, 32, 32), "latents": draw(1, 4, 4, 4)}
+    data = {
+        "noisy": draw(2, 4, 8, 8),
+        "time": torch.tensor([17, 903]),
+        "tokens": draw(2, 5, width),
+        "null": draw(2, 5, width),
+        "y": draw(2, 1024),
+        "image": draw(1, 3, 32, 32),
+        "latents": draw(1, 4, 4, 4),
+    }
     data["vector"] = torch.cat([fourier(torch.full((2, 2), 768.0)), fourier(torch.zeros(2, 2))], 1)
     vae = engine.first_stage_model
     data["unet"] = engine.model(data["noisy"], data["time"], {"crossattn": data["tokens"], "vector": data["y"]})
@@ -202,9 +248,11 @@ def run_case(peer: types.SimpleNamespace, case: tuple[dict, dict], seed: int) ->
     start = draw(2, 4, 8, 8)
     data["start"] = start * torch.sqrt(1 + sampler.discretization(STEPS)[0] ** 2)
     data["sampled"] = sampler(
-        lambda x, sigma, c: denoiser(engine.model, x, sigma, c), start.clone(),
+        lambda x, sigma, c: denoiser(engine.model, x, sigma, c),
+        start.clone(),
         cond={"crossattn": data["tokens"], "vector": data["vector"]},
-        uc={"crossattn": data["null"], "vector": data["vector"]})
+        uc={"crossattn": data["null"], "vector": data["vector"]},
+    )
     data["denoiser.sigmas"] = denoiser.sigmas
     return {name: tensor.contiguous() for name, tensor in data.items()}, shapes
 

@@ -35,9 +35,17 @@ class SimulateConfig:
 
 
 KNOB_LIMITS = {  # smallest and largest value of each field
-    "subjects": (1, 8), "sessions": (1, 40), "trials_per_session": (24, 750), "shared_images": (2, 1000),
-    "repeats": (1, 3), "voxel_scale": (0.01, 1.0), "fingerprint": (0.0, 10.0),
-    "fingerprint_groups": (0, 8), "noise": (0.0, 100.0), "seed": (0, 10_000_000)}
+    "subjects": (1, 8),
+    "sessions": (1, 40),
+    "trials_per_session": (24, 750),
+    "shared_images": (2, 1000),
+    "repeats": (1, 3),
+    "voxel_scale": (0.01, 1.0),
+    "fingerprint": (0.0, 10.0),
+    "fingerprint_groups": (0, 8),
+    "noise": (0.0, 100.0),
+    "seed": (0, 10_000_000),
+}
 
 
 BACKBONES = ("residual", "affine")
@@ -74,8 +82,22 @@ class ModelConfig:
     backbone: str = "residual"
 
     def __post_init__(self) -> None:
-        _limit(self, 1, math.inf, "hidden", "tokens", "text_width", "prior_depth", "prior_heads", "prior_head_dim",
-               "latent_channels", "latent_side", "lowlevel_side", "feature_positions", "feature_width")
+        _limit(
+            self,
+            1,
+            math.inf,
+            "hidden",
+            "tokens",
+            "text_width",
+            "prior_depth",
+            "prior_heads",
+            "prior_head_dim",
+            "latent_channels",
+            "latent_side",
+            "lowlevel_side",
+            "feature_positions",
+            "feature_width",
+        )
         _limit(self, 4, math.inf, "width")  # the prior's sinusoid of time needs two frequencies
         _limit(self, 0, 0.99, "backbone_dropout")
         _require(self.backbone in BACKBONES, "backbone", self.backbone, " or ".join(BACKBONES))
@@ -84,14 +106,23 @@ class ModelConfig:
         else:
             _limit(self, 1, math.inf, "blocks")
         widths, side = self.lowlevel_channels, self.lowlevel_side
-        _require(bool(widths) and min(widths) >= 1 and widths[0] % 2 == 0, "lowlevel_channels", widths,
-                 "positive widths, the first of them even")
+        _require(
+            bool(widths) and min(widths) >= 1 and widths[0] % 2 == 0,
+            "lowlevel_channels",
+            widths,
+            "positive widths, the first of them even",
+        )
         reachable = side * 2 ** (len(widths) - 1), side * 2 ** len(widths)
-        _require(self.latent_side in reachable, "latent_side", self.latent_side,
-                 f"{reachable[0]} or {reachable[1]}, which {len(widths)} lowlevel_channels reach from lowlevel_side "
-                 f"{side} by doubling")
-        _require(self.feature_positions == side**2, "feature_positions", self.feature_positions,
-                 f"lowlevel_side ** 2 = {side**2}")
+        _require(
+            self.latent_side in reachable,
+            "latent_side",
+            self.latent_side,
+            f"{reachable[0]} or {reachable[1]}, which {len(widths)} lowlevel_channels reach from lowlevel_side "
+            f"{side} by doubling",
+        )
+        _require(
+            self.feature_positions == side**2, "feature_positions", self.feature_positions, f"lowlevel_side ** 2 = {side**2}"
+        )
 
 
 @dataclass(frozen=True)
@@ -148,9 +179,24 @@ class FitConfig:
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "batch_per_subject", "head_trials", "accumulate", "checkpoint_steps")
         _limit(self, 0, 1, "warmup", "mixco_share")
-        _limit(self, 0, math.inf, "epochs", "lr", "weight_decay", "ridge_weight_decay", "prior_weight", "clip_weight",
-               "lowlevel_weight", "softcont_weight", "skip_weight", "regression_weight", "grad_clip", "patience",
-               "similar_voxels")
+        _limit(
+            self,
+            0,
+            math.inf,
+            "epochs",
+            "lr",
+            "weight_decay",
+            "ridge_weight_decay",
+            "prior_weight",
+            "clip_weight",
+            "lowlevel_weight",
+            "softcont_weight",
+            "skip_weight",
+            "regression_weight",
+            "grad_clip",
+            "patience",
+            "similar_voxels",
+        )
         _limit(self, 0, 0.999999, "ema")
         _require(self.start in STARTS, "start", repr(self.start), " or ".join(STARTS))
         _require(self.dtype in DTYPES, "dtype", repr(self.dtype), f"one of {', '.join(DTYPES)}")
@@ -191,12 +237,20 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "pictures", "prior_steps", "generator_steps", "refine_steps", "corrections")
-        _require(TIMESTEPS % self.prior_steps == 0, "prior_steps", self.prior_steps,
-                 f"a divisor of the prior's {TIMESTEPS} timesteps")
+        _require(
+            TIMESTEPS % self.prior_steps == 0,
+            "prior_steps",
+            self.prior_steps,
+            f"a divisor of the prior's {TIMESTEPS} timesteps",
+        )
         _limit(self, 0, 1, "refine_start")
         _limit(self, 0, math.inf, "guidance", "neighbours")
-        _require(self.retrieval_tokens in RETRIEVAL_TOKENS, "retrieval_tokens", repr(self.retrieval_tokens),
-                 " or ".join(RETRIEVAL_TOKENS))
+        _require(
+            self.retrieval_tokens in RETRIEVAL_TOKENS,
+            "retrieval_tokens",
+            repr(self.retrieval_tokens),
+            " or ".join(RETRIEVAL_TOKENS),
+        )
 
 
 @dataclass(frozen=True)
@@ -217,12 +271,24 @@ class Config:
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "target_subject", "tuning_sessions")  # a lab's own may have any numbers
-        _require(self.fingerprint.skip_blocks <= self.model.blocks, "fingerprint.skip_blocks", self.fingerprint.skip_blocks,
-                 f"at most {self.model.blocks}, the model's blocks")
-        _require(self.pretrain.start == "random", "pretrain.start", repr(self.pretrain.start),
-                 "random: there is no base yet to solve a ridge against")
-        _require(self.pretrain.similar_voxels == 0, "pretrain.similar_voxels", self.pretrain.similar_voxels,
-                 "0: there is no base yet to solve a ridge against")
+        _require(
+            self.fingerprint.skip_blocks <= self.model.blocks,
+            "fingerprint.skip_blocks",
+            self.fingerprint.skip_blocks,
+            f"at most {self.model.blocks}, the model's blocks",
+        )
+        _require(
+            self.pretrain.start == "random",
+            "pretrain.start",
+            repr(self.pretrain.start),
+            "random: there is no base yet to solve a ridge against",
+        )
+        _require(
+            self.pretrain.similar_voxels == 0,
+            "pretrain.similar_voxels",
+            self.pretrain.similar_voxels,
+            "0: there is no base yet to solve a ridge against",
+        )
 
 
 def load_config(name: str | Path) -> Config:

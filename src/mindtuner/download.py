@@ -76,8 +76,10 @@ def bring(url: str, target: Path, part: Path, file: HubFile, bar) -> None:
     found = checksum_of(part, file.checksum)
     if found != file.checksum:
         part.unlink()
-        raise UserError(f"{target}: arrived with checksum {found}; expected {file.checksum} (it was removed: "
-                        "the same command fetches it again)")
+        raise UserError(
+            f"{target}: arrived with checksum {found}; expected {file.checksum} (it was removed: "
+            "the same command fetches it again)"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(part, target)
 
@@ -125,8 +127,10 @@ def persist(action: Callable, where: str, arrived: Callable[[], int] = lambda: 0
             problem, cause = " ".join(str(error).split()) or type(error).__name__, error
         failures = 1 if arrived() > before else failures + 1
         if failures > retries:
-            raise UserError(f"{where}: no connection ({problem}), tried {failures} times; expected a network and a "
-                            "hub that answers (the same command goes on from here)") from cause
+            raise UserError(
+                f"{where}: no connection ({problem}), tried {failures} times; expected a network and a "
+                "hub that answers (the same command goes on from here)"
+            ) from cause
         time.sleep(WAIT_S * 2 ** (failures - 1))
 
 
@@ -137,8 +141,9 @@ def check_space(folder: Path, needed: int) -> None:
         existing = existing.absolute().parent
     free = shutil.disk_usage(existing).free
     if needed > free:
-        raise UserError(f"{folder}: {free / 1e9:.2f} GB free on its disk; expected {needed / 1e9:.2f} GB, which are "
-                        "still to come")
+        raise UserError(
+            f"{folder}: {free / 1e9:.2f} GB free on its disk; expected {needed / 1e9:.2f} GB, which are still to come"
+        )
 
 
 def checksum_of(path: Path, like: str, tick: Callable[[int], object] = lambda n: None) -> str:
@@ -169,8 +174,10 @@ def in_words(number: int) -> str:
 
 def _refusal(where: str, status: int, error: HfHubHTTPError) -> str:
     if status in (401, 403):
-        return (f"{where}: not open to you, or not there (HTTP {status}); expected a public repository, or a login that "
-                "may read it (hf auth login, or HF_TOKEN)")
+        return (
+            f"{where}: not open to you, or not there (HTTP {status}); expected a public repository, or a login that "
+            "may read it (hf auth login, or HF_TOKEN)"
+        )
     if status == 404:
         what = "revision" if isinstance(error, RevisionNotFoundError) else "repository, revision or file"
         return f"{where}: no such {what} (HTTP 404); expected one that the hub has"

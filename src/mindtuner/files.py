@@ -28,8 +28,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected free space and "
-                        "write permission") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); expected free space and write permission"
+        ) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -96,19 +97,52 @@ def file_digest(path: str | Path) -> str:
 
 
 RUN_FILES = (
-    "config.yaml", "log.jsonl", "results.json", "words.json", "report.html", "demo.png", "pictures.safetensors",
-    "results.csv", "runs", "bases", "voxels.csv", "regions.csv", "fingerprint.png", "fingerprint.nii.gz",
-    "per_image.safetensors", "painted", "base.safetensors", "fingerprint.safetensors", "pretrain.checkpoint*", "data",
-    *(f"{method}.{end}" for method in ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
-      for end in ("safetensors", "checkpoint*")), "predictions.safetensors", "pictures",
-    "dataset.json", "shared1000.npy", "coco_images_224_float16.hdf5", "COCO_73k_annots_curated.npy",
-    "COCO_73k_subj_indices.hdf5", "brain_region_masks.hdf5", "betas_all_subj0?_fp32_renorm.hdf5", "wds", "truth",
-    "cache", ".*.part")
+    "config.yaml",
+    "log.jsonl",
+    "results.json",
+    "words.json",
+    "report.html",
+    "demo.png",
+    "pictures.safetensors",
+    "results.csv",
+    "runs",
+    "bases",
+    "voxels.csv",
+    "regions.csv",
+    "fingerprint.png",
+    "fingerprint.nii.gz",
+    "per_image.safetensors",
+    "painted",
+    "base.safetensors",
+    "fingerprint.safetensors",
+    "pretrain.checkpoint*",
+    "data",
+    *(
+        f"{method}.{end}"
+        for method in ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
+        for end in ("safetensors", "checkpoint*")
+    ),
+    "predictions.safetensors",
+    "pictures",
+    "dataset.json",
+    "shared1000.npy",
+    "coco_images_224_float16.hdf5",
+    "COCO_73k_annots_curated.npy",
+    "COCO_73k_subj_indices.hdf5",
+    "brain_region_masks.hdf5",
+    "betas_all_subj0?_fp32_renorm.hdf5",
+    "wds",
+    "truth",
+    "cache",
+    ".*.part",
+)
 
 
 def refuse_foreign(path: Path) -> None:
     """Refuse to delete a folder that holds anything but what our runs write, whatever ``--force`` says."""
     for entry in sorted(path.iterdir()):
         if not any(fnmatch.fnmatchcase(entry.name, name) for name in RUN_FILES):
-            raise UserError(f"{path}: holds {entry.name}, which no run of mindtuner wrote; expected an earlier run, "
-                            "so --force will not delete it")
+            raise UserError(
+                f"{path}: holds {entry.name}, which no run of mindtuner wrote; expected an earlier run, "
+                "so --force will not delete it"
+            )

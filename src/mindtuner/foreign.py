@@ -25,8 +25,18 @@ from safetensors.torch import load_file
 from mindtuner.errors import UserError
 
 DAMAGED = (  # what torch, diffusers and transformers raise on files that are cut, lacking or of another kind
-    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
-    pickle.UnpicklingError, SafetensorError)
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -44,8 +54,9 @@ def package(name: str, install: str | None = None) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"package {name}: cannot be imported ({one_line(error)}); expected it, pip install "
-                        f"{install or name}") from error
+        raise UserError(
+            f"package {name}: cannot be imported ({one_line(error)}); expected it, pip install {install or name}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -115,8 +126,10 @@ def read_content(path: str | Path, expected: str) -> dict:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
             raise UserError(f"{path}: torch.save wrote no such file; expected {expected}") from error
-        raise UserError(f"{path}: holds Python code ({code[1]}), which is never run; expected {expected}, of tensors and "
-                        "plain containers (docs/full-size.md says how to get them out of a file that you trust)") from error
+        raise UserError(
+            f"{path}: holds Python code ({code[1]}), which is never run; expected {expected}, of tensors and "
+            "plain containers (docs/full-size.md says how to get them out of a file that you trust)"
+        ) from error
     except DAMAGED as error:
         raise UserError(f"{path}: not a whole file ({one_line(error)}); expected {expected}") from error
     if not isinstance(content, dict):
@@ -128,8 +141,9 @@ def field_of(content: Mapping, name: str, path: Path, expected: str):
     """``content[name]``. Raises UserError where it is missing, saying what is there."""
     if name not in content:
         there = ", ".join(map(str, list(content)[:4]))
-        raise UserError(f"{path}: field {name} is missing (it holds {one_line(there) if there else 'nothing'}); expected "
-                        f"{expected}")
+        raise UserError(
+            f"{path}: field {name} is missing (it holds {one_line(there) if there else 'nothing'}); expected {expected}"
+        )
     return content[name]
 
 
@@ -157,14 +171,22 @@ def check_fit(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Te
     both = [key for key in wanted if key in tensors]
     missing = [f"key {key} is missing, of shape {tuple(wanted[key].shape)}" for key in wanted if key not in tensors]
     unknown = [f"key {one_line(key)} is unknown" for key in tensors if key not in wanted]
-    misshapen = [f"{key} has shape {tuple(tensors[key].shape)}, not {tuple(wanted[key].shape)}" for key in both
-                 if tensors[key].shape != wanted[key].shape]
-    other = [f"{key} is of {tensors[key].dtype}" for key in both
-             if tensors[key].is_floating_point() != wanted[key].is_floating_point()]
+    misshapen = [
+        f"{key} has shape {tuple(tensors[key].shape)}, not {tuple(wanted[key].shape)}"
+        for key in both
+        if tensors[key].shape != wanted[key].shape
+    ]
+    other = [
+        f"{key} is of {tensors[key].dtype}"
+        for key in both
+        if tensors[key].is_floating_point() != wanted[key].is_floating_point()
+    ]
     kinds = [found for found in (missing, unknown, misshapen, other) if found]
     if kinds:
-        raise UserError(f"{path}: {sum(map(len, kinds))} tensors do not fit ({'; '.join(found[0] for found in kinds)}); "
-                        f"expected {expected}")
+        raise UserError(
+            f"{path}: {sum(map(len, kinds))} tensors do not fit ({'; '.join(found[0] for found in kinds)}); "
+            f"expected {expected}"
+        )
 
 
 # models in folders
@@ -186,11 +208,14 @@ def model_folder(source: str | Path, patterns: list[str], expected: str = "a mod
         what = "is a file" if folder.exists() else "not found"
         raise UserError(f"{source}: {what}; expected {expected}, or an id on the hub such as owner/name")
     try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns,
-                                      ignore_patterns=["*.fp16.safetensors", "*.fp16.bin"]))
+        return Path(
+            snapshot_download(str(source), allow_patterns=patterns, ignore_patterns=["*.fp16.safetensors", "*.fp16.bin"])
+        )
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: no such folder, and not to be had from the hub ({one_line(error)}); expected {expected}, "
-                        "or an id on the hub") from error
+        raise UserError(
+            f"{source}: no such folder, and not to be had from the hub ({one_line(error)}); expected {expected}, "
+            "or an id on the hub"
+        ) from error
 
 
 def load_part(kind: type, folder: Path, dtype: torch.dtype, *, exact: bool = False, **options) -> torch.nn.Module:
@@ -213,8 +238,9 @@ def load_part(kind: type, folder: Path, dtype: torch.dtype, *, exact: bool = Fal
         with quiet():
             model, found = kind.from_pretrained(folder, **options)
     except DAMAGED as error:
-        raise UserError(f"{folder}: not a whole {kind.__name__} ({one_line(error)}); expected its config.json and the "
-                        "weights that fit it") from error
+        raise UserError(
+            f"{folder}: not a whole {kind.__name__} ({one_line(error)}); expected its config.json and the weights that fit it"
+        ) from error
     expected = f"expected a whole {kind.__name__}, by its config.json"
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{folder}: lacks {len(missing)} tensors such as {missing[0]}; {expected}")

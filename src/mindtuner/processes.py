@@ -48,8 +48,10 @@ def ended_early() -> Iterator[None]:
         talking = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
         if group.count == 1 or not talking:
             raise
-        raise UserError(f"process {group.index} of {group.count}: another process of this launch has ended early; expected "
-                        "all to come to the end (what is done is kept: give the same command again)") from error
+        raise UserError(
+            f"process {group.index} of {group.count}: another process of this launch has ended early; expected "
+            "all to come to the end (what is done is kept: give the same command again)"
+        ) from error
 
 
 @functools.cache
@@ -67,8 +69,10 @@ def processes() -> Processes:
     try:
         state = PartialState(cpu=True, backend="gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"WORLD_SIZE: is {os.environ['WORLD_SIZE']}, but the processes do not find one another "
-                        f"({' '.join(str(error).split())}); expected accelerate launch or torchrun") from error
+        raise UserError(
+            f"WORLD_SIZE: is {os.environ['WORLD_SIZE']}, but the processes do not find one another "
+            f"({' '.join(str(error).split())}); expected accelerate launch or torchrun"
+        ) from error
     if torch.cuda.is_available():
         torch.cuda.set_device(state.local_process_index % torch.cuda.device_count())
     return Processes(state.process_index, state.num_processes)

@@ -95,8 +95,12 @@ class _Lines(tqdm):
         if msg is None and self.n:
             said = self.format_dict
             left = (self.total - self.n) * said["elapsed"] / self.n
-            print(f"{self.desc}: {self.n} of {self.total} in {self.format_interval(said['elapsed'])}, about "
-                  f"{self.format_interval(left)} left", file=sys.stderr, flush=True)
+            print(
+                f"{self.desc}: {self.n} of {self.total} in {self.format_interval(said['elapsed'])}, about "
+                f"{self.format_interval(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def peak_memory_mb() -> float:

@@ -32,8 +32,9 @@ class Variant:
     same: tuple[str, ...] = ()
 
     def of(self, config: Config) -> Config:
-        return replace(config, **{section: replace(getattr(config, section), **fields)
-                                  for section, fields in self.changes.items()})
+        return replace(
+            config, **{section: replace(getattr(config, section), **fields) for section, fields in self.changes.items()}
+        )
 
 
 def variants(config: Config, others: int) -> list[Variant]:
@@ -46,24 +47,34 @@ def variants(config: Config, others: int) -> list[Variant]:
     def entering(name: str, title: str, **where) -> Variant:
         return Variant(name, f"Skip-LoRA enters at {title}", {"fingerprint": {"skip": True, **every, **where}})
 
-    rows = [Variant("ridge_only", "ridge only", method="ridge_only"),
-            Variant("lora", "ridge + LoRA", {"fingerprint": {"lora": True, "skip": False, **every}}),
-            Variant("skip", "ridge + Skip-LoRA", {"fingerprint": {"lora": False, "skip": True}}),
-            Variant("no_similar", "the ridge starts each voxel for itself", {"tune": {"similar_voxels": 0}}),
-            Variant("no_l_skip", "without L_skip", {"tune": {"skip_weight": 0.0}}),
-            Variant("no_pivot", "without the Pivot: words of the nearest training image, pictures not corrected", pivot=False,
-                    same=("image", "brain")),
-            entering("skip_x0", "x0 alone", skip_blocks=0),
-            entering("skip_half", "x0 and the first half of the blocks", skip_blocks=config.model.blocks // 2),
-            entering("skip_head", "the token head too", skip_head=True),
-            *(Variant(f"rank{rank}", f"rank {rank}", {"fingerprint": {"rank": rank, "alpha": own.alpha * rank / own.rank}})
-              for rank in RANKS),
-            *(Variant(f"base{count}", f"base of {count} subject{'s' * (count > 1)}", base=count)
-              for count in BASES if count < others),
-            Variant(REGRESSION, "baseline: ridge regression from voxels to tokens, no base", method=REGRESSION),
-            Variant("shuffled_brain", "control: brains shuffled over training trials", method="shuffled_brain")]
-    return [Variant(FULL, "both: the full method"),
-            *(row for row in rows if not row.changes or row.of(config) != config)]
+    rows = [
+        Variant("ridge_only", "ridge only", method="ridge_only"),
+        Variant("lora", "ridge + LoRA", {"fingerprint": {"lora": True, "skip": False, **every}}),
+        Variant("skip", "ridge + Skip-LoRA", {"fingerprint": {"lora": False, "skip": True}}),
+        Variant("no_similar", "the ridge starts each voxel for itself", {"tune": {"similar_voxels": 0}}),
+        Variant("no_l_skip", "without L_skip", {"tune": {"skip_weight": 0.0}}),
+        Variant(
+            "no_pivot",
+            "without the Pivot: words of the nearest training image, pictures not corrected",
+            pivot=False,
+            same=("image", "brain"),
+        ),
+        entering("skip_x0", "x0 alone", skip_blocks=0),
+        entering("skip_half", "x0 and the first half of the blocks", skip_blocks=config.model.blocks // 2),
+        entering("skip_head", "the token head too", skip_head=True),
+        *(
+            Variant(f"rank{rank}", f"rank {rank}", {"fingerprint": {"rank": rank, "alpha": own.alpha * rank / own.rank}})
+            for rank in RANKS
+        ),
+        *(
+            Variant(f"base{count}", f"base of {count} subject{'s' * (count > 1)}", base=count)
+            for count in BASES
+            if count < others
+        ),
+        Variant(REGRESSION, "baseline: ridge regression from voxels to tokens, no base", method=REGRESSION),
+        Variant("shuffled_brain", "control: brains shuffled over training trials", method="shuffled_brain"),
+    ]
+    return [Variant(FULL, "both: the full method"), *(row for row in rows if not row.changes or row.of(config) != config)]
 
 
 def chosen(rows: Sequence[Variant], names: Sequence[str] | None) -> list[Variant]:
@@ -77,9 +88,19 @@ def chosen(rows: Sequence[Variant], names: Sequence[str] | None) -> list[Variant
 
 def runs_of(rows: Sequence[Variant], config: Config, seeds: int, others: int) -> list[Run]:
     """Every variant with the tuning seeds config.seed, config.seed + 1, ..."""
-    return [Run(row.name, seed, replace(row.of(config), seed=seed), config.tuning_sessions, row.method, row.base or others,
-                row.pivot)
-            for seed in range(config.seed, config.seed + seeds) for row in rows]
+    return [
+        Run(
+            row.name,
+            seed,
+            replace(row.of(config), seed=seed),
+            config.tuning_sessions,
+            row.method,
+            row.base or others,
+            row.pivot,
+        )
+        for seed in range(config.seed, config.seed + seeds)
+        for row in rows
+    ]
 
 
 def compared(rows: Sequence[Variant], found: dict[str, Scores], seed: int) -> list[dict]:
@@ -98,8 +119,16 @@ def compared(rows: Sequence[Variant], found: dict[str, Scores], seed: int) -> li
             difference = None
             if row.name != FULL and score not in row.same:
                 difference = paired_over_seeds(values, full, seed) | {"p": sign_flips((values - full).mean(0), seed)}
-            table.append({"variant": row.name, "title": row.title, "score": score, **over_seeds(values, seed),
-                          "images": int(kept.sum()), "difference": difference})
+            table.append(
+                {
+                    "variant": row.name,
+                    "title": row.title,
+                    "score": score,
+                    **over_seeds(values, seed),
+                    "images": int(kept.sum()),
+                    "difference": difference,
+                }
+            )
     differences = [entry["difference"] for entry in table if entry["difference"] is not None]
     for difference, p in zip(differences, holm([one["p"] for one in differences]), strict=True):
         low, high = difference["ci"]
@@ -111,8 +140,10 @@ def compared(rows: Sequence[Variant], found: dict[str, Scores], seed: int) -> li
 def text(table: list[dict], chance: Chance) -> str:
     """``compared`` as a Markdown table: a row a variant; of each score mean ± sd over seeds, and the difference."""
     scores = list(dict.fromkeys(entry["score"] for entry in table))
-    lines = ["| variant | " + " | ".join(f"{score} | minus full" for score in scores) + " |",
-             "|---|" + "---:|---|" * len(scores)]
+    lines = [
+        "| variant | " + " | ".join(f"{score} | minus full" for score in scores) + " |",
+        "|---|" + "---:|---|" * len(scores),
+    ]
     for name in dict.fromkeys(entry["variant"] for entry in table):
         own = {entry["score"]: entry for entry in table if entry["variant"] == name}
         cells = [f"{said(own[score])} | {difference(own[score])}" if score in own else " | " for score in scores]

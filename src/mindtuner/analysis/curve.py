@@ -14,8 +14,12 @@ from mindtuner.evaluation.statistics import over_seeds
 
 AMOUNTS = (0.25, 0.5, 1.0, 2.0, 4.0, 10.0)  # sessions, an hour of scanning each
 TUNED, SCRATCH = "mindtuner", "from_scratch"
-METHODS = {TUNED: "tuned", SCRATCH: "from scratch", "full_finetune": "full fine-tuning",
-           REGRESSION: "ridge regression, no base"}
+METHODS = {
+    TUNED: "tuned",
+    SCRATCH: "from scratch",
+    "full_finetune": "full fine-tuning",
+    REGRESSION: "ridge regression, no base",
+}
 WORDS = {SCRATCH: "training from scratch", REGRESSION: "ridge regression"}
 RESAMPLES = 2000
 GOAL = 0.9  # of what all hours give, from one
@@ -32,8 +36,12 @@ def variant(method: str, hours: float) -> str:
 
 def runs_of(config: Config, hours: Sequence[float], seeds: int, others: int) -> list[Run]:
     """Every method with every amount of data and the tuning seeds config.seed, config.seed + 1, ..."""
-    return [Run(variant(method, amount), seed, replace(config, seed=seed), amount, method, others)
-            for seed in range(config.seed, config.seed + seeds) for amount in hours for method in METHODS]
+    return [
+        Run(variant(method, amount), seed, replace(config, seed=seed), amount, method, others)
+        for seed in range(config.seed, config.seed + seeds)
+        for amount in hours
+        for method in METHODS
+    ]
 
 
 def summary(found: dict[str, Scores], chance: Chance, hours: Sequence[float], seed: int) -> dict:
@@ -45,17 +53,27 @@ def summary(found: dict[str, Scores], chance: Chance, hours: Sequence[float], se
     """
     rows, worths, shares = [], {}, {}
     for score in found[variant(TUNED, 1)]:
-        curves = {method: np.stack([found[variant(method, amount)][score] for amount in hours]) for method in METHODS
-                  if score in found[variant(method, 1)]}  # (A, S, n) each
+        curves = {
+            method: np.stack([found[variant(method, amount)][score] for amount in hours])
+            for method in METHODS
+            if score in found[variant(method, 1)]
+        }  # (A, S, n) each
         kept = ~np.isnan(sum(curve.sum((0, 1)) for curve in curves.values()))
         curves = {method: curve[..., kept] for method, curve in curves.items()}
-        rows += [{"method": method, "hours": amount, "score": score, "images": int(kept.sum()), **over_seeds(one, seed)}
-                 for method, curve in curves.items() for amount, one in zip(hours, curve, strict=True)]
+        rows += [
+            {"method": method, "hours": amount, "score": score, "images": int(kept.sum()), **over_seeds(one, seed)}
+            for method, curve in curves.items()
+            for amount, one in zip(hours, curve, strict=True)
+        ]
         hour = {method: curve[list(hours).index(1.0)] for method, curve in curves.items()}
-        worths[score] = {method: worth(hour[TUNED], curves[method], hours, seed) for method in (SCRATCH, REGRESSION)
-                         if method in curves}
-        shares[score] = {method: share(hour[method], curves[method][-1], chance[score], seed)
-                         for method in (TUNED, REGRESSION) if method in curves}
+        worths[score] = {
+            method: worth(hour[TUNED], curves[method], hours, seed) for method in (SCRATCH, REGRESSION) if method in curves
+        }
+        shares[score] = {
+            method: share(hour[method], curves[method][-1], chance[score], seed)
+            for method in (TUNED, REGRESSION)
+            if method in curves
+        }
     return {"rows": rows, "worth": worths, "share": shares}
 
 
@@ -118,8 +136,10 @@ def scores_of(summed: dict) -> list[str]:
 def text(summed: dict, hours: Sequence[float], chance: Chance) -> str:
     """A Markdown table, a row a method and amount, and below it ``sentences``."""
     scores = scores_of(summed)
-    lines = ["| method | hours | " + " | ".join(f"{score} | 95 %" for score in scores) + " |",
-             "|---|---:|" + "---:|---|" * len(scores)]
+    lines = [
+        "| method | hours | " + " | ".join(f"{score} | 95 %" for score in scores) + " |",
+        "|---|---:|" + "---:|---|" * len(scores),
+    ]
     for method, title in METHODS.items():
         for amount in hours:
             own = {row["score"]: row for row in summed["rows"] if (row["method"], row["hours"]) == (method, amount)}
@@ -139,6 +159,7 @@ def ends(row: dict) -> str:
 
 def sentences(summed: dict, hours: Sequence[float]) -> list[str]:
     """What an hour is worth, and what share of all hours' score it gives, in words."""
+
     def amount(value: float | None) -> str:
         if value is None:
             return f"more than all {hours[-1]:g}"
@@ -147,12 +168,16 @@ def sentences(summed: dict, hours: Sequence[float]) -> list[str]:
     lines = []
     for score in scores_of(summed):
         for method, found in summed["worth"][score].items():
-            lines.append(f"{score}: one hour of tuning is worth {amount(found['hours'])} hours of {WORDS[method]} "
-                         f"[{', '.join(map(amount, found['ci']))}]")
+            lines.append(
+                f"{score}: one hour of tuning is worth {amount(found['hours'])} hours of {WORDS[method]} "
+                f"[{', '.join(map(amount, found['ci']))}]"
+            )
         for method, one in summed["share"][score].items():
             if hours[-1] > 1 and one["share"] is not None:
                 low, high = one["ci"]
-                lines.append(f"{score}, {METHODS[method]}: above chance, one hour gives {one['share']:.1%} of what all "
-                             f"{hours[-1]:g} hours give [{low:.1%}, {high:.1%}]"
-                             + (f"; the goal, {GOAL:.0%}, is {one['goal']}" if method == TUNED else ""))
+                lines.append(
+                    f"{score}, {METHODS[method]}: above chance, one hour gives {one['share']:.1%} of what all "
+                    f"{hours[-1]:g} hours give [{low:.1%}, {high:.1%}]"
+                    + (f"; the goal, {GOAL:.0%}, is {one['goal']}" if method == TUNED else "")
+                )
     return lines

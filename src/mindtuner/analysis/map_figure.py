@@ -38,8 +38,10 @@ def read_mask(path: Path, voxels: int):
     except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected a NIfTI mask") from error
     if inside.ndim != 3 or inside.sum() != voxels:
-        raise UserError(f"{path}: has shape {inside.shape} and {int(inside.sum())} voxels; expected three axes and {voxels}, "
-                        "the subject's")
+        raise UserError(
+            f"{path}: has shape {inside.shape} and {int(inside.sum())} voxels; expected three axes and {voxels}, "
+            "the subject's"
+        )
     return image, inside
 
 
@@ -70,11 +72,15 @@ def read_surface(paths: Sequence[Path], vertices: np.ndarray | None, voxels: int
     meshes = [_mesh(path) for path in paths]
     sizes = [len(coordinates) for coordinates, _ in meshes]
     if vertices is None and sum(sizes) != voxels:
-        raise UserError(f"{paths[0]}: has {sizes[0]} vertices, {paths[1]} {sizes[1]}; expected {voxels} in all, one for each "
-                        "of the subject's voxels, as its data do not say where these lie")
+        raise UserError(
+            f"{paths[0]}: has {sizes[0]} vertices, {paths[1]} {sizes[1]}; expected {voxels} in all, one for each "
+            "of the subject's voxels, as its data do not say where these lie"
+        )
     if vertices is not None and sizes != [HEMISPHERE, HEMISPHERE]:
-        raise UserError(f"{paths[0]}: has {sizes[0]} vertices, {paths[1]} {sizes[1]}; expected {HEMISPHERE} each, the "
-                        "fsLR-32k meshes, on which the subject's voxels lie")
+        raise UserError(
+            f"{paths[0]}: has {sizes[0]} vertices, {paths[1]} {sizes[1]}; expected {HEMISPHERE} each, the "
+            "fsLR-32k meshes, on which the subject's voxels lie"
+        )
     return meshes, np.arange(voxels) if vertices is None else vertices
 
 
@@ -117,15 +123,32 @@ def cortex(path: Path, maps: Mapping[str, np.ndarray], surface: tuple[list, np.n
     from nilearn.plotting import plot_surf_stat_map
 
     columns = [(hemisphere, view) for hemisphere in HEMISPHERES for view in VIEWS]
-    figure, axes = plt.subplots(len(maps), len(columns), figsize=(12, 3 * len(maps)), squeeze=False,
-                                subplot_kw={"projection": "3d"}, layout="constrained")
+    figure, axes = plt.subplots(
+        len(maps),
+        len(columns),
+        figsize=(12, 3 * len(maps)),
+        squeeze=False,
+        subplot_kw={"projection": "3d"},
+        layout="constrained",
+    )
     for row, (title, values) in zip(axes, runtime.progress(maps.items(), "maps", len(maps), "map"), strict=True):
         halves = dict(zip(HEMISPHERES, zip(surface[0], on_meshes(values, surface), strict=True), strict=True))
         top = float(np.quantile(values, 0.98)) or 1.0
         for axis, (hemisphere, view) in zip(row, columns, strict=True):
             mesh, own = halves[hemisphere]
-            plot_surf_stat_map(mesh, own, hemi=hemisphere, view=view, axes=axis, figure=figure, cmap="viridis", vmin=0,
-                               vmax=top, colorbar=axis is row[-1], title=f"{hemisphere}, {view}")
+            plot_surf_stat_map(
+                mesh,
+                own,
+                hemi=hemisphere,
+                view=view,
+                axes=axis,
+                figure=figure,
+                cmap="viridis",
+                vmin=0,
+                vmax=top,
+                colorbar=axis is row[-1],
+                title=f"{hemisphere}, {view}",
+            )
         row[0].text2D(0, 1.15, title, transform=row[0].transAxes)
     _save(figure, path)
 
@@ -140,8 +163,17 @@ def slices(path: Path, maps: Mapping[str, np.ndarray], mask) -> None:
 
     figure, axes = plt.subplots(len(maps), 1, figsize=(12, 2.4 * len(maps)), squeeze=False)
     for axis, (title, values) in zip(axes[:, 0], maps.items(), strict=True):
-        plot_stat_map(volume_of(values, mask), bg_img=None, display_mode="z", cut_coords=SLICES, axes=axis, title=title,
-                      cmap="viridis", black_bg=False, vmin=0)
+        plot_stat_map(
+            volume_of(values, mask),
+            bg_img=None,
+            display_mode="z",
+            cut_coords=SLICES,
+            axes=axis,
+            title=title,
+            cmap="viridis",
+            black_bg=False,
+            vmin=0,
+        )
     _save(figure, path)
 
 
@@ -161,8 +193,14 @@ def scatter(path: Path, maps: Mapping[str, np.ndarray], places: np.ndarray | Non
             axis.set(aspect="equal", xticks=[], yticks=[])
             for name, mask in rois.items():
                 if not mask.all():
-                    axis.annotate(name, places[mask].mean(0), ha="center", color="white", fontsize=8,
-                                  bbox={"facecolor": "black", "alpha": 0.5, "edgecolor": "none", "pad": 1})
+                    axis.annotate(
+                        name,
+                        places[mask].mean(0),
+                        ha="center",
+                        color="white",
+                        fontsize=8,
+                        bbox={"facecolor": "black", "alpha": 0.5, "edgecolor": "none", "pad": 1},
+                    )
         else:
             shown = {name: mask for name, mask in rois.items() if mask.any()} or {"all": np.ones(len(values), bool)}
             for at, (name, mask) in enumerate(shown.items()):

@@ -35,8 +35,15 @@ def regions(found: Shares, rois: Mapping[str, np.ndarray], seed: int) -> list[di
     for name, added in found.by_roi.items():
         for route, values in zip(ROUTES, added.T, strict=True):
             low, high = bootstrap_ci(values * len(values), seed)
-            rows.append({"region": name, "voxels": int(rois[name].sum()), "route": route, "share": float(values.sum()),
-                         "ci": [low, high]})
+            rows.append(
+                {
+                    "region": name,
+                    "voxels": int(rois[name].sum()),
+                    "route": route,
+                    "share": float(values.sum()),
+                    "ci": [low, high],
+                }
+            )
     return rows
 
 
@@ -62,8 +69,11 @@ def recovery(found: np.ndarray, planted: np.ndarray, region: np.ndarray, seed: i
     means = [np.bincount(region, x) / np.maximum(count, 1) for x in (a, b)]
     inner = [x - mean[region] for x, mean in zip((a, b), means, strict=True)]
     rng, held = np.random.default_rng(seed), np.flatnonzero(count)
-    orders = (list(itertools.permutations(held)) if math.factorial(len(held)) <= 1 + PERMUTATIONS
-              else [held, *(rng.permutation(held) for _ in range(PERMUTATIONS))])
+    orders = (
+        list(itertools.permutations(held))
+        if math.factorial(len(held)) <= 1 + PERMUTATIONS
+        else [held, *(rng.permutation(held) for _ in range(PERMUTATIONS))]
+    )
     moved = np.tile(means[1], (len(orders), 1))
     moved[:, held] = means[1][np.array(orders)]
     result = {"between": _against(_correlation(a, b), [_correlation(a, inner[1] + m[region]) for m in moved]), "within": None}

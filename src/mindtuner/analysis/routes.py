@@ -53,8 +53,16 @@ class Shares:
     residual: float
 
 
-def shares(network: BrainNetwork, subject: str, voxels: np.ndarray, images: np.ndarray, reference: np.ndarray,
-           rois: dict[str, np.ndarray], tokens: str = TOKENS[0], nodes: int = NODES) -> Shares:
+def shares(
+    network: BrainNetwork,
+    subject: str,
+    voxels: np.ndarray,
+    images: np.ndarray,
+    reference: np.ndarray,
+    rois: dict[str, np.ndarray],
+    tokens: str = TOKENS[0],
+    nodes: int = NODES,
+) -> Shares:
     """Shares of the decoded variance over ``images``.
 
     voxels     betas (trials, V) of at least two images
@@ -112,8 +120,15 @@ def weights(network: BrainNetwork, subject: str) -> tuple[np.ndarray, np.ndarray
     return ridge.cpu().numpy(), skip.clamp_min(0).sqrt().cpu().numpy()
 
 
-def _attributions(network: BrainNetwork, subject: str, voxels: torch.Tensor, start: torch.Tensor, cotangent: torch.Tensor,
-                  tokens: str, nodes: int) -> list[np.ndarray]:
+def _attributions(
+    network: BrainNetwork,
+    subject: str,
+    voxels: torch.Tensor,
+    start: torch.Tensor,
+    cotangent: torch.Tensor,
+    tokens: str,
+    nodes: int,
+) -> list[np.ndarray]:
     """For each route a . cotangent, float32 (n, V)."""
     ridge, step = network.ridges[subject], voxels - start
     with torch.no_grad():
@@ -134,13 +149,16 @@ def _attributions(network: BrainNetwork, subject: str, voxels: torch.Tensor, sta
             curved[k] += weight * gradient * (_gelu_slope(z) - 0.5)
     with torch.no_grad():
         through = [hidden["ridge"] @ ridge.weight, (hidden["all"] - hidden["ridge"]) @ ridge.weight]
-        through += [sum((_to_voxels(path, g) for path, g in zip(network.skips, found, strict=True)), torch.zeros_like(step))
-                    for found in (linear, curved)]
+        through += [
+            sum((_to_voxels(path, g) for path, g in zip(network.skips, found, strict=True)), torch.zeros_like(step))
+            for found in (linear, curved)
+        ]
         return [(gradient * step).cpu().numpy() for gradient in through]
 
 
-def _gradients(network: BrainNetwork, x0: torch.Tensor, products: list[torch.Tensor], cotangent: torch.Tensor,
-               tokens: str) -> list[torch.Tensor]:
+def _gradients(
+    network: BrainNetwork, x0: torch.Tensor, products: list[torch.Tensor], cotangent: torch.Tensor, tokens: str
+) -> list[torch.Tensor]:
     """Gradients of tokens . cotangent (n, ...) by x0 (n, h) and by each skip's output."""
     doors = [x0.detach().requires_grad_(), *(F.gelu(z).detach().requires_grad_() for z in products)]
     with torch.enable_grad():
@@ -161,6 +179,7 @@ def _tokens_alone(network: BrainNetwork) -> Iterator[None]:
 @contextlib.contextmanager
 def _lora_cut(network: BrainNetwork) -> Iterator[None]:
     """Within, LoRA's updates are computed as ever and count as constants for gradients."""
+
     def cut(module: LoRALinear, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
         frozen = module.linear(*inputs)
         return frozen + (output - frozen).detach()

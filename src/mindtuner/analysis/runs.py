@@ -121,7 +121,8 @@ def work(bench: Bench, run: Run, base: BrainNetwork) -> tuple[Scores, Chance]:
     else:
         network = tune(base, hour, targets, run.config, run.seed, run.method, prior=bench.prior)
         p = Decoder(network, subject_name(subject.number), run.config.decode, run.seed).predict(
-            subject.betas(subject.test.row), subject.test.stimulus)
+            subject.betas(subject.test.row), subject.test.stimulus
+        )
         images, retrieved, backbone, text = p.images, p.retrieval_tokens, p.backbone_tokens, p.text
         if bench.paint is not None:
             pictures = bench.paint(network, base, run)
@@ -132,14 +133,18 @@ def work(bench: Bench, run: Run, base: BrainNetwork) -> tuple[Scores, Chance]:
     tokens = targets.rows("tokens", images).numpy()
     captioned = np.flatnonzero([bool(stimuli.captions[k]) for k in images])
     captioned = captioned if len(captioned) else np.arange(len(images))
-    found = {"image": image_retrieval(retrieved, tokens), "brain": brain_retrieval(retrieved, tokens),
-             "text": text_retrieval(text[captioned], targets.rows("text", images[captioned]).numpy())}
+    found = {
+        "image": image_retrieval(retrieved, tokens),
+        "brain": brain_retrieval(retrieved, tokens),
+        "text": text_retrieval(text[captioned], targets.rows("text", images[captioned]).numpy()),
+    }
     scores = {score: one.top1 for score, one in found.items()}
     return {**scores, **pictures[0]}, {**{score: 1 / len(top1) for score, top1 in scores.items()}, **pictures[1]}
 
 
-def regression(hour: Subject, targets: Targets, base: BrainNetwork, seed: int,
-               similar: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def regression(
+    hour: Subject, targets: Targets, base: BrainNetwork, seed: int, similar: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Test images (n,), their tokens (n, T, D) by one cross-validated ridge regression from the hour's voxels, with what
     ``similar`` voxels add there as in tuning, and text (n, d) of these by the base's projector, the only part of the base
     that is used."""
@@ -176,8 +181,10 @@ def do(bench: Bench, runs: Sequence[Run], jobs: int, opens: Callable[[], Bench])
                     for done in progress(as_completed(waiting), title, len(waiting), "run", lines=True):
                         done.result()
             except BrokenProcessPool as error:
-                raise UserError(f"{bench.out}: a process was killed, by lack of memory perhaps; expected fewer --jobs (the "
-                                "same command goes on)") from error
+                raise UserError(
+                    f"{bench.out}: a process was killed, by lack of memory perhaps; expected fewer --jobs (the "
+                    "same command goes on)"
+                ) from error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     return collect(bench, runs)
@@ -230,11 +237,20 @@ def _work(run: Run) -> None:
         _bases[path] = load_network(path)
     scores, chance = work(bench, run, _bases[path])
     values = {score: [None if np.isnan(value) else round(float(value), 6) for value in one] for score, one in scores.items()}
-    write_json(bench.run_file(run), {"variant": run.variant, "seed": run.seed, "scores": values, "chance": chance,
-                                     "seconds": round(time.perf_counter() - begun, 2)})
+    write_json(
+        bench.run_file(run),
+        {
+            "variant": run.variant,
+            "seed": run.seed,
+            "scores": values,
+            "chance": chance,
+            "seconds": round(time.perf_counter() - begun, 2),
+        },
+    )
 
 
 # ---- what came out
+
 
 def collect(bench: Bench, runs: Sequence[Run]) -> tuple[dict[str, Scores], Chance]:
     """Variant -> score -> values (S, n), a row a seed and NaN where a score is undefined; and by score the chance of
@@ -252,15 +268,27 @@ def collect(bench: Bench, runs: Sequence[Run]) -> tuple[dict[str, Scores], Chanc
         content = read_json(path)
         scores, chance = content.get("scores"), content.get("chance")
         if not (isinstance(scores, dict) and isinstance(chance, dict) and set(RETRIEVAL) <= set(scores)):
-            raise UserError(f"{path}: scores and chance are not what a run writes; expected a whole file (delete it, and the "
-                            "same command makes it again)")
+            raise UserError(
+                f"{path}: scores and chance are not what a run writes; expected a whole file (delete it, and the "
+                "same command makes it again)"
+            )
         for score, values in scores.items():
             values = np.array(values, float)
             found.setdefault(run.variant, {}).setdefault(score, []).append(values)
-            rows.writerow((run.variant, run.seed, score, f"{np.nanmean(values):.6f}", f"{chance[score]:.6f}",
-                           np.count_nonzero(~np.isnan(values))))
+            rows.writerow(
+                (
+                    run.variant,
+                    run.seed,
+                    score,
+                    f"{np.nanmean(values):.6f}",
+                    f"{chance[score]:.6f}",
+                    np.count_nonzero(~np.isnan(values)),
+                )
+            )
             if run.variant == runs[0].variant:
                 chances.setdefault(score, []).append(chance[score])
     write_text(bench.out / "results.csv", table.getvalue())
-    return ({variant: {score: np.stack(values) for score, values in scores.items()} for variant, scores in found.items()},
-            {score: float(np.mean(values)) for score, values in chances.items()})
+    return (
+        {variant: {score: np.stack(values) for score, values in scores.items()} for variant, scores in found.items()},
+        {score: float(np.mean(values)) for score, values in chances.items()},
+    )

@@ -105,6 +105,7 @@ def crossed(network: BrainNetwork, lender: BrainNetwork) -> BrainNetwork:
 
 # ---- parts
 
+
 def _adapters(network: BrainNetwork) -> list[tuple[str, LoRALinear | SkipLoRA]]:
     return [(name, part) for name, part in network.named_modules() if isinstance(part, (LoRALinear, SkipLoRA))]
 
@@ -150,5 +151,6 @@ def _before_the_head(network: BrainNetwork, voxels: np.ndarray) -> np.ndarray:
 def _hsic(k: np.ndarray, m: np.ndarray) -> float:
     """Unbiased, of kernels (n, n) whose diagonal is 0 (Song et al. 2012, equation 5)."""
     n = len(k)
-    return float(((k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * k.sum(0) @ m.sum(1))
-                 / (n * (n - 3)))
+    return float(
+        ((k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * k.sum(0) @ m.sum(1)) / (n * (n - 3))
+    )

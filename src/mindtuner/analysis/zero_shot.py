@@ -58,8 +58,9 @@ def by_regions(base: BrainNetwork, others: Mapping[int, Subject], subject: Subje
     return _finished(base, others, (found / np.bincount(own, minlength=len(own_names))[:, None])[own].T, betas)
 
 
-def by_connectome(base: BrainNetwork, others: Mapping[int, Subject], subject: Subject, betas: np.ndarray,
-                  seed: int) -> HiddenRidge:
+def by_connectome(
+    base: BrainNetwork, others: Mapping[int, Subject], subject: Subject, betas: np.ndarray, seed: int
+) -> HiddenRidge:
     """x0 = mean over other subjects j of W_j x_j, their voxels x_j guessed from the subject's through matched parcels.
 
     Parcels are k-means clusters of the voxels of a region by their responses over trials. Two subjects' parcels are matched
@@ -82,8 +83,9 @@ def by_connectome(base: BrainNetwork, others: Mapping[int, Subject], subject: Su
     return _finished(base, others, total / len(others), betas)
 
 
-def by_shared_images(base: BrainNetwork, others: Mapping[int, Subject], subject: Subject, images: np.ndarray,
-                     seed: int) -> HiddenRidge:
+def by_shared_images(
+    base: BrainNetwork, others: Mapping[int, Subject], subject: Subject, images: np.ndarray, seed: int
+) -> HiddenRidge:
     """The ridge regression from the subject's responses to ``images`` to the mean hidden features of the others' responses.
 
     ``images`` (m,) are ids of shared images, which no base was trained on. They are used up: score on other ones. Raises
@@ -122,14 +124,16 @@ def network_with(base: BrainNetwork, subject: Subject, ridge: HiddenRidge) -> Br
 
 # ---- parts
 
+
 def region_of(subject: Subject) -> tuple[np.ndarray, list[str]]:
     """Of each voxel the region, as a position (V,) in the names that are returned too. Voxels in the same masks are of the
     same region, named by those masks, so masks may overlap, and one that holds all tells nothing."""
     told = [name for name, mask in sorted(subject.rois.items()) if 0 < mask.sum() < subject.n_voxels]
     held = np.array([[subject.rois[name][v] for name in told] for v in range(subject.n_voxels)], bool)
     kinds, region = np.unique(held.reshape(subject.n_voxels, -1), axis=0, return_inverse=True)
-    return region.ravel(), ["+".join(name for name, inside in zip(told, kind, strict=True) if inside) or "no region"
-                            for kind in kinds]
+    return region.ravel(), [
+        "+".join(name for name, inside in zip(told, kind, strict=True) if inside) or "no region" for kind in kinds
+    ]
 
 
 class Parcels:
@@ -173,8 +177,9 @@ def match(a: Parcels, b: Parcels, seed: int) -> np.ndarray:
     for start in range(STARTS):
         first = np.where(same, 1.0, 1e-3) * (1 if start == 0 else rng.exponential(size=same.shape))
         first = ot.sinkhorn(mass_a, mass_b, -np.log(first), 1.0, numItermax=2000, warn=False)
-        plan, log = ot.gromov.fused_gromov_wasserstein(cost, a.structure, b.structure, mass_a, mass_b, alpha=ALPHA,
-                                                       G0=first, log=True)
+        plan, log = ot.gromov.fused_gromov_wasserstein(
+            cost, a.structure, b.structure, mass_a, mass_b, alpha=ALPHA, G0=first, log=True
+        )
         if log["fgw_dist"] < lowest:
             best, lowest = plan, log["fgw_dist"]
     return best
@@ -185,8 +190,9 @@ def _balanced(a: Parcels, b: Parcels, common: list[str]) -> tuple[np.ndarray, np
     masses = []
     shares = {name: [sum(m for m, n in zip(x.mass, x.names, strict=True) if n == name) for x in (a, b)] for name in common}
     for k, x in enumerate((a, b)):
-        mass = np.array([m * np.mean(shares[n]) / shares[n][k] if n in shares else m
-                         for m, n in zip(x.mass, x.names, strict=True)])
+        mass = np.array(
+            [m * np.mean(shares[n]) / shares[n][k] if n in shares else m for m, n in zip(x.mass, x.names, strict=True)]
+        )
         masses.append(mass / mass.sum())
     return masses[0], masses[1]
 

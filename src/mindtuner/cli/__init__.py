@@ -9,9 +9,29 @@ import sys
 import mindtuner
 from mindtuner.errors import TrainingDiverged, UserError
 
-_VERBS = ("demo", "simulate", "fetch", "check", "embed", "pretrain", "tune", "decode", "evaluate", "train-generator",
-          "report", "compare", "score", "ablate", "curve", "fingerprint", "info", "convert", "fetch weights",
-          "fetch networks", "check weights")
+_VERBS = (
+    "demo",
+    "simulate",
+    "fetch",
+    "check",
+    "embed",
+    "pretrain",
+    "tune",
+    "decode",
+    "evaluate",
+    "train-generator",
+    "report",
+    "compare",
+    "score",
+    "ablate",
+    "curve",
+    "fingerprint",
+    "info",
+    "convert",
+    "fetch weights",
+    "fetch networks",
+    "check weights",
+)
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser, dict]:
@@ -19,16 +39,19 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser,
     import importlib
 
     parser = argparse.ArgumentParser(
-        prog="mindtuner", description="Read what a new person sees from one hour of fMRI.",
-        epilog="Begin with: mindtuner demo")
+        prog="mindtuner",
+        description="Read what a new person sees from one hour of fMRI.",
+        epilog="Begin with: mindtuner demo",
+    )
     parser.add_argument("--version", action="version", version=f"mindtuner {mindtuner.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     modules = {}
     for verb in _VERBS:
         modules[verb] = importlib.import_module(f"mindtuner.cli.{verb.replace('-', '_').replace(' ', '_')}")
         text = modules[verb].__doc__
-        sub = verbs.add_parser(verb, help=text.splitlines()[0], description=text,
-                               formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = verbs.add_parser(
+            verb, help=text.splitlines()[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         modules[verb].add_arguments(sub)
     words = list(argv)
     if " ".join(words[:2]) in _VERBS:  # a verb of two words
@@ -55,8 +78,11 @@ def main(argv: list[str] | None = None) -> int:
 
         if not isinstance(error, torch.OutOfMemoryError):
             raise
-        print(f"mindtuner: the GPU's memory is full ({str(error).partition('. ')[0]}); expected a smaller batch, a larger "
-              "card, or --offload where a verb has it", file=sys.stderr)
+        print(
+            f"mindtuner: the GPU's memory is full ({str(error).partition('. ')[0]}); expected a smaller batch, a larger "
+            "card, or --offload where a verb has it",
+            file=sys.stderr,
+        )
         return 2
     except TrainingDiverged as error:
         print(f"mindtuner: {error}", file=sys.stderr)

@@ -15,10 +15,15 @@ from mindtuner.cli import studies
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     studies.add_arguments(parser)
-    parser.add_argument("--sessions", type=int, metavar="K",
-                        help="train on sessions 1 to K (default: tuning_sessions of the config)")
-    parser.add_argument("--variants", nargs="+", metavar="NAME",
-                        help="these alone, beside the full method (default: all; a wrong name lists them)")
+    parser.add_argument(
+        "--sessions", type=int, metavar="K", help="train on sessions 1 to K (default: tuning_sessions of the config)"
+    )
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        metavar="NAME",
+        help="these alone, beside the full method (default: all; a wrong name lists them)",
+    )
     studies.add_pictures(parser)
 
 

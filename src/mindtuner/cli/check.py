@@ -31,12 +31,17 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _as_json(findings) -> str:
-    return json.dumps({
-        "root": str(findings.root),
-        "found": [{"file": name, "what": what} for name, what in findings.facts],
-        "findings": [dataclasses.asdict(item) for item in findings.items],
-        "errors": findings.count("error"), "warnings": findings.count("warning"), "notes": findings.count("note"),
-    }, indent=2)
+    return json.dumps(
+        {
+            "root": str(findings.root),
+            "found": [{"file": name, "what": what} for name, what in findings.facts],
+            "findings": [dataclasses.asdict(item) for item in findings.items],
+            "errors": findings.count("error"),
+            "warnings": findings.count("warning"),
+            "notes": findings.count("note"),
+        },
+        indent=2,
+    )
 
 
 def _as_table(findings) -> str:

@@ -33,8 +33,10 @@ def run(options: argparse.Namespace) -> None:
         for state in files:
             print(f"    {state.file.path.ljust(width)}  {_words(state)}")
         if missing := sum(state.to_come for state in files):
-            print(f"    to fetch: {_about(missing)} (mindtuner fetch weights {options.out} --only {weights.name}); "
-                  f"without: {weights.without}")
+            print(
+                f"    to fetch: {_about(missing)} (mindtuner fetch weights {options.out} --only {weights.name}); "
+                f"without: {weights.without}"
+            )
         elif weights.converted and not store.is_converted(options.out, weights):
             print(f"    {weights.converted[0]}/: not converted yet; without: {weights.without}")
     print(f"to fetch in all: {_about(sum(state.to_come for state in states))}")

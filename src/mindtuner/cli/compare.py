@@ -17,14 +17,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="two runs; with --to those of the first side")
     parser.add_argument("--to", type=Path, nargs="+", metavar="RUN", help="runs of the second side")
     parser.add_argument("--method", default="mindtuner", metavar="NAME", help="what to compare (default mindtuner)")
-    parser.add_argument("--method-b", metavar="NAME",
-                        help="of the second side, where it is another; with it one RUN is compared to itself")
-    parser.add_argument("--images", choices=("all", "category", "others"), default="all",
-                        help="test images: all, those of the category that a run held out, or the others (default all)")
+    parser.add_argument(
+        "--method-b", metavar="NAME", help="of the second side, where it is another; with it one RUN is compared to itself"
+    )
+    parser.add_argument(
+        "--images",
+        choices=("all", "category", "others"),
+        default="all",
+        help="test images: all, those of the category that a run held out, or the others (default all)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of resampling (default 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON too")
-    parser.add_argument("--published", action="store_true",
-                        help="print published scores with the RUNs beside them, as Markdown, and compare nothing")
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="print published scores with the RUNs beside them, as Markdown, and compare nothing",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -58,8 +66,9 @@ def _sides(options: argparse.Namespace) -> tuple[list[Path], list[Path]]:
     else:
         first, second = runs[:1], runs[1:]
         if len(runs) != 2:
-            raise UserError(f"RUN: {len(runs)} given; expected two, or more with --to between the sides, or one with "
-                            "--method-b")
+            raise UserError(
+                f"RUN: {len(runs)} given; expected two, or more with --to between the sides, or one with --method-b"
+            )
     if not first:
         raise UserError("RUN: none stands before --to; expected one or more of the first side")
     return first, second

@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="text width of the Adaptive Projector, which starts untrained (default 1280)",
     )
-    mindeye2.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the projector's start (default 0)"
-    )
+    mindeye2.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the projector's start (default 0)")
     mindeye2.add_argument("--force", action="store_true", help="replace OUT")
     mindeye2.set_defaults(convert=run_mindeye2)
     mosaic = kinds.add_parser(
@@ -57,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="early,ventral,lateral,dorsal",
         help="these groups of parcels, or single HCP-MMP parcels such as FFC (default %(default)s)",
     )
-    mosaic.add_argument(
-        "--stimuli", type=Path, metavar="DIR", help="folder of the stimuli (default ROOT/stimuli)"
-    )
+    mosaic.add_argument("--stimuli", type=Path, metavar="DIR", help="folder of the stimuli (default ROOT/stimuli)")
     mosaic.add_argument(
         "--split",
         type=Path,
@@ -74,9 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Write NSD, as its authors publish it, as a dataset in the files of the public MindEye2 release. "
         "The same command goes on where an earlier one was cut short.",
     )
-    nsd.add_argument(
-        "root", type=Path, metavar="ROOT", help="folder with nsddata, nsddata_betas and nsddata_stimuli"
-    )
+    nsd.add_argument("root", type=Path, metavar="ROOT", help="folder with nsddata, nsddata_betas and nsddata_stimuli")
     nsd.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     nsd.add_argument("--subjects", metavar="N,N,...", help="subjects (default: all that have betas in ROOT)")
     nsd.add_argument(
@@ -108,9 +102,7 @@ def run_mindeye2(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
 
     if options.out.suffix != ".safetensors":
-        raise UserError(
-            f"{options.out}: ends in {options.out.suffix!r}; expected a file name that ends in .safetensors"
-        )
+        raise UserError(f"{options.out}: ends in {options.out.suffix!r}; expected a file name that ends in .safetensors")
     if options.out.exists() and not options.force:
         raise UserError(f"{options.out}: is there already; expected a new name (or --force to replace it)")
     if options.text_width < 1:
@@ -122,9 +114,7 @@ def run_mindeye2(options: argparse.Namespace) -> None:
     card = convert_mindeye2(options.checkpoint, options.out, subjects, options.text_width, options.seed)
     backbone = card["backbone"]
     print(f"read: {card['read_from']}; subjects {', '.join(card['subjects'])}")
-    print(
-        f"dropped: {backbone['dropped_weights']:,} dead weights ({backbone['dropped']}): they reach no output"
-    )
+    print(f"dropped: {backbone['dropped_weights']:,} dead weights ({backbone['dropped']}): they reach no output")
     print(
         f"folded: x4 = x0 + {backbone['constant']:.6g}, the same for all units, into the biases of "
         f"{' and '.join(backbone['folded_into'])}"
@@ -132,10 +122,7 @@ def run_mindeye2(options: argparse.Namespace) -> None:
     for part in card["without"]:
         print(f"without: {part}, which this checkpoint was released without")
     print(f"untrained: {card['untrained']['projector']}")
-    print(
-        f"conventions: token_norm {card['conventions']['token_norm']}, image_range "
-        f"{card['conventions']['image_range']}"
-    )
+    print(f"conventions: token_norm {card['conventions']['token_norm']}, image_range {card['conventions']['image_range']}")
     print(options.out)
 
 

@@ -33,12 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fingerprint", type=Path, metavar="FINGERPRINT", help="run of mindtuner tune, or a file of it")
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    parser.add_argument("--base", type=Path, metavar="BASE",
-                        help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="BASE",
+        help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)",
+    )
     parser.add_argument("--trials", choices=TRIALS, default="test", help="which trials (default test)")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--pictures", type=int, default=0, metavar="N",
-                       help="paint N of the images, evenly spaced (default 0: none)")
+    which.add_argument(
+        "--pictures", type=int, default=0, metavar="N", help="paint N of the images, evenly spaced (default 0: none)"
+    )
     which.add_argument("--only", metavar="N,M,...", help="paint these images, by the numbers of their stimuli")
     parser.add_argument("--stages", action="store_true", help="keep each stage of the pictures, in pictures/STAGE/IMAGE.png")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
@@ -97,21 +102,43 @@ def run(options: argparse.Namespace) -> None:
         found = decoder.predict(subject.betas(trials.row), trials.stimulus)
         nearest = bank.nearest(found.text) if bank.captions else None
     _save(options.out / "predictions.safetensors", found)
-    write_json(options.out / "words.json", {"subject": number, "trials": options.trials, "images": [
-        {"image": int(image), "seen": list(dataset.stimuli.captions[image]),
-         "retrieved": None if nearest is None else bank.captions[nearest[k]]} for k, image in enumerate(found.images)]})
+    write_json(
+        options.out / "words.json",
+        {
+            "subject": number,
+            "trials": options.trials,
+            "images": [
+                {
+                    "image": int(image),
+                    "seen": list(dataset.stimuli.captions[image]),
+                    "retrieved": None if nearest is None else bank.captions[nearest[k]],
+                }
+                for k, image in enumerate(found.images)
+            ],
+        },
+    )
     if len(shown):
         with watch.stage("embed"):
             training = _training_tokens(options, dataset, generator, speech, config.neighbours)
         with watch.stage("paint"):
-            painted = paint_missing(options.out / "pictures", found, shown, decoder, generator, bank, training, batch,
-                                    options.stages)
+            painted = paint_missing(
+                options.out / "pictures", found, shown, decoder, generator, bank, training, batch, options.stages
+            )
         print(f"{options.out / 'pictures'}: {painted} painted, {len(shown) - painted} were there")
     print(f"\n{options.out}: {len(images)} images from {len(trials)} {options.trials} trials of subject {number}")
 
 
-def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: Decoder, generator: Painter, bank: TextBank,
-                  training: np.ndarray | Rows, batch: int, keep_stages: bool) -> int:
+def paint_missing(
+    folder: Path,
+    found: Predictions,
+    shown: np.ndarray,
+    decoder: Decoder,
+    generator: Painter,
+    bank: TextBank,
+    training: np.ndarray | Rows,
+    batch: int,
+    keep_stages: bool,
+) -> int:
     """Paint the images at the positions ``shown`` of ``found`` that ``folder`` lacks, and return how many that were.
 
     Each is written when it is there, its IMAGE.png last. Batches are cut as if all were missing, so that a run that goes on
@@ -126,7 +153,7 @@ def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: 
     from mindtuner.files import write_text
     from mindtuner.runtime import progress
 
-    groups = [shown[start:start + batch] for start in range(0, len(shown), batch)]
+    groups = [shown[start : start + batch] for start in range(0, len(shown), batch)]
     missing = [group for group in groups if not all(_file(folder, image).exists() for image in found.images[group])]
     sampled = [decoder.image_tokens(found.backbone_tokens[group], found.images[group]) for group in missing]
     decoder.network.cpu()  # its part is done, and generators want the room
@@ -135,8 +162,12 @@ def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: 
         images = found.images[group]
         tokens = np.concatenate([recall(row[None], training, decoder.config.neighbours) for row in drawn])
         lowlevel = None if found.latents is None else found.latents[group]
-        stages = {stage: to_uint8(pictures) for stage, pictures
-                  in generator.stages(tokens, Words(found.text[group], bank), lowlevel, images, "pictures").items()}
+        stages = {
+            stage: to_uint8(pictures)
+            for stage, pictures in generator.stages(
+                tokens, Words(found.text[group], bank), lowlevel, images, "pictures"
+            ).items()
+        }
         captions = generator.captions(tokens)
         for k, image in enumerate(images):
             if _file(folder, image).exists():
@@ -150,8 +181,9 @@ def paint_missing(folder: Path, found: Predictions, shown: np.ndarray, decoder: 
     return painted
 
 
-def _training_tokens(options: argparse.Namespace, dataset, generator: Painter, speech: painters.Speech,
-                     neighbours: int) -> np.ndarray | Rows:
+def _training_tokens(
+    options: argparse.Namespace, dataset, generator: Painter, speech: painters.Speech, neighbours: int
+) -> np.ndarray | Rows:
     """Tokens (m, T, D) of the training images, for ``recall``; none where it asks for none.
 
     Raises UserError where the cache is of other towers than the network was trained with.
@@ -171,8 +203,17 @@ def _training_tokens(options: argparse.Namespace, dataset, generator: Painter, s
 
 def _settings(options: argparse.Namespace, base: Path, card: dict, path: Path, generator: Painter) -> str:
     """What has to be the same for a run to go on. Which images are painted has not: each is what it is by itself."""
-    command = steps.command_of("decode", options.fingerprint, options.data, options.out, "--base", base, "--trials",
-                               options.trials, *painters.words_of(options))
+    command = steps.command_of(
+        "decode",
+        options.fingerprint,
+        options.data,
+        options.out,
+        "--base",
+        base,
+        "--trials",
+        options.trials,
+        *painters.words_of(options),
+    )
     facts = {"fingerprint": file_digest(path), "generator": generator.identity, "stages": options.stages}
     return f"# {command}\n# {json.dumps(facts)}\n{json.dumps(card['config'], indent=2)}\n"  # JSON is YAML
 
@@ -195,8 +236,10 @@ def _positions(images: np.ndarray, wanted: list[int], trials: str) -> np.ndarray
 
     for image in wanted:
         if image not in images:
-            raise UserError(f"--only: image {image} is not among the {len(images)} that the {trials} trials show; expected "
-                            f"some of {images[0]} ... {images[-1]}")
+            raise UserError(
+                f"--only: image {image} is not among the {len(images)} that the {trials} trials show; expected "
+                f"some of {images[0]} ... {images[-1]}"
+            )
     return np.searchsorted(images, sorted(set(wanted)))
 
 

@@ -22,14 +22,20 @@ from mindtuner.cli.steps import Stopwatch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("mindtuner-demo"), metavar="OUT",
-                        help="folder to write (default mindtuner-demo)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("mindtuner-demo"), metavar="OUT", help="folder to write (default mindtuner-demo)"
+    )
     parser.add_argument("--quick", action="store_true", help="every part, much smaller: a minute and a half, poor scores")
     add_stimuli(parser, "needs 3900, with --quick 600")
-    parser.add_argument("--generator", type=Path, metavar="FILE",
-                        help="weights of mindtuner train-generator (default: those that the package ships)")
-    parser.add_argument("--fingerprint", type=float, metavar="N",
-                        help="strength of the subjects' own non-linear recoding (default 0.5)")
+    parser.add_argument(
+        "--generator",
+        type=Path,
+        metavar="FILE",
+        help="weights of mindtuner train-generator (default: those that the package ships)",
+    )
+    parser.add_argument(
+        "--fingerprint", type=float, metavar="N", help="strength of the subjects' own non-linear recoding (default 0.5)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything (default 0)")
     steps.add_hold_out(parser)
     parser.add_argument("--keep-data", action="store_true", help="keep the simulated dataset in OUT/data")
@@ -82,8 +88,9 @@ def _claim(out: Path, settings: str, force: bool) -> None:
     log_to(out)  # drops a line that a killed process left unfinished
     # Until the base is there, pretraining logs again what it had done.
     kept = load_log(out) if (out / "base.safetensors").exists() else []
-    write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept
-                                          if entry["stage"] in ("pivot", "pretrain")))
+    write_text(
+        out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept if entry["stage"] in ("pivot", "pretrain"))
+    )
 
 
 def _dataset_is_whole(data: Path) -> bool:
@@ -118,13 +125,25 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
         targets = materials.targets
     with watch.stage("pretrain"):
         others = dataset.without(subject=config.target_subject)
-        base = steps.pretrained(out, others, targets, config, log, prior, {
-            "seed": config.seed, "simulated": True, "hold_out_category": config.hold_out_category})
+        base = steps.pretrained(
+            out,
+            others,
+            targets,
+            config,
+            log,
+            prior,
+            {"seed": config.seed, "simulated": True, "hold_out_category": config.hold_out_category},
+        )
     hour = dataset.subject(config.target_subject).sessions(config.tuning_sessions)
     with watch.stage("tune"):
         tuned = {method: tune(base, hour, targets, config, config.seed, method, log, prior=prior) for method in METHODS}
-        save_fingerprint(out / "fingerprint.safetensors", tuned["mindtuner"], hour, config,
-                         {"simulated": True, "base_path": steps.BASE, "hold_out_category": config.hold_out_category})
+        save_fingerprint(
+            out / "fingerprint.safetensors",
+            tuned["mindtuner"],
+            hour,
+            config,
+            {"simulated": True, "base_path": steps.BASE, "hold_out_category": config.hold_out_category},
+        )
     note = "" if options.generator else story.generator_note(dataset.card)
     page = story.tell(out, config, materials, hour, base, tuned, watch, command, note)
     with atomic_path(out / "demo.png") as part:

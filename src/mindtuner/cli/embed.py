@@ -21,28 +21,48 @@ if TYPE_CHECKING:
 _NAMES = ("pixels", "tokens", "latents", "features", "features_augmented", "text")
 COMPACT, PAPER, TIMM = "compact", "paper", "timm:"
 _WANTS = {"tokens": "clip", "text": "clip", "latents": "vae", "features": "convnext", "features_augmented": "convnext"}
-_OPTIONS = {COMPACT: ("generator",), PAPER: ("clip", "clip_weights", "vae", "convnext", "convnext_weights",
-                                        "token_norm", "image_range", "dtype")}
+_OPTIONS = {
+    COMPACT: ("generator",),
+    PAPER: ("clip", "clip_weights", "vae", "convnext", "convnext_weights", "token_norm", "image_range", "dtype"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("cache", type=Path, metavar="CACHE", help="folder for the caches: new, or one that embed began")
-    parser.add_argument("--only", nargs="+", choices=_NAMES, metavar="NAME",
-                        help=f"some of {', '.join(_NAMES)} (default: all); all compact ones but text need pixels, which come "
-                        "along, and those of the paper have none")
-    parser.add_argument("--towers", choices=(COMPACT, PAPER), default=COMPACT,
-                        help="those of this package (default), or those of the papers, from files of yours")
-    parser.add_argument("--generator", type=Path, metavar="FILE",
-                        help="weights of mindtuner train-generator, for latents (default: those that the package ships)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=_NAMES,
+        metavar="NAME",
+        help=f"some of {', '.join(_NAMES)} (default: all); all compact ones but text need pixels, which come "
+        "along, and those of the paper have none",
+    )
+    parser.add_argument(
+        "--towers",
+        choices=(COMPACT, PAPER),
+        default=COMPACT,
+        help="those of this package (default), or those of the papers, from files of yours",
+    )
+    parser.add_argument(
+        "--generator",
+        type=Path,
+        metavar="FILE",
+        help="weights of mindtuner train-generator, for latents (default: those that the package ships)",
+    )
     paper = parser.add_argument_group("with --towers paper (see docs/full-size.md)")
     painters.add_text_tower(paper)
     paper.add_argument("--token-norm", metavar="WHICH", help="after (default) or before the tower's final norm")
-    paper.add_argument("--image-range", metavar="WHICH",
-                       help="clip (default), or mindeye2, for a base of mindtuner convert mindeye2")
+    paper.add_argument(
+        "--image-range", metavar="WHICH", help="clip (default), or mindeye2, for a base of mindtuner convert mindeye2"
+    )
     paper.add_argument("--vae", metavar="DIR_OR_ID", help="Stable Diffusion's autoencoder, for latents")
-    paper.add_argument("--convnext", metavar="FILE", help="VICRegL's full checkpoint, for features; or timm:NAME for a plain "
-                       "ConvNeXt of timm's, whose features have another width")
+    paper.add_argument(
+        "--convnext",
+        metavar="FILE",
+        help="VICRegL's full checkpoint, for features; or timm:NAME for a plain "
+        "ConvNeXt of timm's, whose features have another width",
+    )
     paper.add_argument("--convnext-weights", type=Path, metavar="FILE", help="with timm:NAME (default: from the hub)")
     paper.add_argument("--dtype", choices=("float32", "bfloat16"), help="in which --clip computes (default float32)")
 
@@ -79,9 +99,12 @@ def _compact_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower
     if chosen != {"text"}:
         chosen.add("pixels")
     towers = compact_towers(
-        stimuli, options.cache, CompactImageEncoder() if chosen & {"tokens", "features", "features_augmented"} else None,
+        stimuli,
+        options.cache,
+        CompactImageEncoder() if chosen & {"tokens", "features", "features_augmented"} else None,
         CompactTextEncoder() if "text" in chosen else None,
-        _autoencoder(options.generator) if "latents" in chosen else None)
+        _autoencoder(options.generator) if "latents" in chosen else None,
+    )
     return [tower for tower in towers if tower.name in chosen]
 
 
@@ -102,8 +125,13 @@ def _paper_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower]:
     images = texts = autoencoder = maps = None
     clip, dtype = options.clip and painters.clip_name(options.clip), getattr(torch, options.dtype or "float32")
     if "tokens" in chosen:
-        images = OpenClipImageEncoder(clip, options.clip_weights, token_norm=options.token_norm or "after",
-                                      image_range=options.image_range or "clip", dtype=dtype)
+        images = OpenClipImageEncoder(
+            clip,
+            options.clip_weights,
+            token_norm=options.token_norm or "after",
+            image_range=options.image_range or "clip",
+            dtype=dtype,
+        )
     if "text" in chosen:
         texts = OpenClipTextEncoder(clip, options.clip_weights, dtype=dtype)
     if "latents" in chosen:
@@ -143,8 +171,12 @@ def _print_sizes(folder: Path, towers, sizes: list[tuple[int, int]], count: int)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print(folder)
     for row in rows:
-        print("  ".join(cell.ljust(width) if k < 3 else cell.rjust(width)
-                        for k, (cell, width) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  ".join(
+                cell.ljust(width) if k < 3 else cell.rjust(width)
+                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
     print(flush=True)
 
 

@@ -19,8 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="run of mindtuner tune")
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    parser.add_argument("--base", type=Path, metavar="BASE",
-                        help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="BASE",
+        help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)",
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
     painters.add_arguments(parser)
     add_scoring(parser)
@@ -29,19 +33,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_networks(parser) -> None:
     """What ``score`` asks too."""
-    parser.add_argument("--networks", type=Path, metavar="DIR",
-                        help="folder with AlexNet, Inception, CLIP, EfficientNet-B1 and SwAV, as 'mindtuner fetch networks "
-                             "DIR' fills it; a score whose network is not there is left out by name")
-    parser.add_argument("--as-published", action="store_true",
-                        help="the choices of the published evaluation: pictures resized without antialiasing, by way of 256, "
-                             "PixCorr and SSIM at 425, ties lost")
+    parser.add_argument(
+        "--networks",
+        type=Path,
+        metavar="DIR",
+        help="folder with AlexNet, Inception, CLIP, EfficientNet-B1 and SwAV, as 'mindtuner fetch networks "
+        "DIR' fills it; a score whose network is not there is left out by name",
+    )
+    parser.add_argument(
+        "--as-published",
+        action="store_true",
+        help="the choices of the published evaluation: pictures resized without antialiasing, by way of 256, "
+        "PixCorr and SSIM at 425, ties lost",
+    )
 
 
 def add_scoring(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("scores (see docs/scores.md)")
     add_networks(group)
-    group.add_argument("--pool", type=int, default=300, metavar="N",
-                       help="candidates of a second retrieval, where there are more test images (default 300, as published)")
+    group.add_argument(
+        "--pool",
+        type=int,
+        default=300,
+        metavar="N",
+        help="candidates of a second retrieval, where there are more test images (default 300, as published)",
+    )
 
 
 def scoring_words(options: argparse.Namespace) -> list[object]:
@@ -65,8 +81,9 @@ def run(options: argparse.Namespace) -> None:
     files = {method: options.tuned / name for method, name in tuned.FILES.items() if (options.tuned / name).is_file()}
     settings = options.tuned / steps.SETTINGS
     if not files or not settings.is_file():
-        raise UserError(f"{options.tuned}: holds no {steps.SETTINGS} with {tuned.FILES['mindtuner']}; expected a run of "
-                        "mindtuner tune")
+        raise UserError(
+            f"{options.tuned}: holds no {steps.SETTINGS} with {tuned.FILES['mindtuner']}; expected a run of mindtuner tune"
+        )
     config = load_config(settings)
     path = tuned.base_of(next(iter(files.values())), options.base)
     steps.refuse_overlap(options.out, DATA=options.data, TUNED=options.tuned, BASE=path)
@@ -82,8 +99,9 @@ def run(options: argparse.Namespace) -> None:
     texts = painters.text_encoder(options, base, speech)
     generator = painters.painter(options, config.decode, config.seed, base, speech, texts, painters.batch_of(options))
     texts.network.cpu()  # the brain's networks have the GPU first
-    command = steps.command_of("evaluate", options.tuned, options.data, options.out, *painters.words_of(options),
-                               *scoring_words(options))
+    command = steps.command_of(
+        "evaluate", options.tuned, options.data, options.out, *painters.words_of(options), *scoring_words(options)
+    )
     commands = [steps.command_in(path.parent / steps.SETTINGS), steps.command_in(settings), command]
     said = f"{steps.settings_text(config, command)}# {json.dumps(_facts(files, path, generator))}\n"
     steps.claim(options.out, said, options.force, "results.json")
@@ -97,8 +115,19 @@ def run(options: argparse.Namespace) -> None:
             towers.check_same(read_card(path), path, cache)
     own = options.generator == painters.COMPACT
     note = story.generator_note(dataset.card) if own else ""
-    page = story.tell(options.out, config, materials, hour, base, networks, watch, " && ".join(filter(None, commands)), note,
-                      keep=True, scoring=scoring)
+    page = story.tell(
+        options.out,
+        config,
+        materials,
+        hour,
+        base,
+        networks,
+        watch,
+        " && ".join(filter(None, commands)),
+        note,
+        keep=True,
+        scoring=scoring,
+    )
     print(f"\nOpen {page}")
 
 

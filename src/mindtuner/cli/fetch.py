@@ -26,16 +26,21 @@ To fetch them is to say that you have read these terms and agreed to them there.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the dataset: new, or one that fetch began")
     parser.add_argument("--subjects", metavar="N,N,...", help="subjects, such as 1,2 or 1-4 (default: all)")
-    parser.add_argument("--sessions", metavar="N,N,...",
-                        help="sessions whose training trials to get, such as 1 or 1-10 (default: all); test trials "
-                             "come along whole, and a subject's betas are one file")
+    parser.add_argument(
+        "--sessions",
+        metavar="N,N,...",
+        help="sessions whose training trials to get, such as 1 or 1-10 (default: all); test trials "
+        "come along whole, and a subject's betas are one file",
+    )
     parser.add_argument("--list", action="store_true", help="show what would be fetched, and fetch nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask: you have agreed to NSD's terms")
     parser.add_argument("--repo", metavar="OWNER/NAME", help="dataset repository (default: pscotti/mindeyev2)")
     parser.add_argument("--revision", default="main", metavar="REV", help="branch, tag or commit (default: main)")
-    parser.add_argument("--endpoint", metavar="URL",
-                        help="hub to fetch from; gets your hub login if you have one (default: HF_ENDPOINT, or "
-                             "https://huggingface.co)")
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="hub to fetch from; gets your hub login if you have one (default: HF_ENDPOINT, or https://huggingface.co)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -43,8 +48,10 @@ def run(options: argparse.Namespace) -> None:
 
     subjects, sessions = _numbers("--subjects", options.subjects), _numbers("--sessions", options.sessions)
     if not (options.list or options.yes or sys.stdin.isatty()):
-        raise UserError(f"--yes: not given, and there is no terminal to ask on; expected --yes, which says that you have "
-                        f"agreed to NSD's terms ({TERMS_AT})")
+        raise UserError(
+            f"--yes: not given, and there is no terminal to ask on; expected --yes, which says that you have "
+            f"agreed to NSD's terms ({TERMS_AT})"
+        )
 
     from mindtuner.data import fetch
 
@@ -99,7 +106,7 @@ def _print_table(plan) -> str:
     for row in rows:
         if row[0] == "total":
             print("-" * (sum(widths) + 6))
-        print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-              sep="  ")
+        print(
+            row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)), sep="  "
+        )
     return rows[-1][3]
-

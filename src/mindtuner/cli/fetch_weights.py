@@ -11,12 +11,22 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", type=Path, nargs="?", metavar="OUT",
-                        help="folder for the weights: new, or one that fetch weights began (not needed with --list)")
+    parser.add_argument(
+        "out",
+        type=Path,
+        nargs="?",
+        metavar="OUT",
+        help="folder for the weights: new, or one that fetch weights began (not needed with --list)",
+    )
     parser.add_argument("--only", metavar="NAME,...", help="some of the names that --list shows (default: all)")
-    parser.add_argument("--from", type=Path, dest="source", metavar="DIR",
-                        help="take files that lie anywhere under DIR, such as a hub's cache: found by name and size, "
-                             "verified, linked or else copied; the others come from the hub")
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="source",
+        metavar="DIR",
+        help="take files that lie anywhere under DIR, such as a hub's cache: found by name and size, "
+        "verified, linked or else copied; the others come from the hub",
+    )
     parser.add_argument("--list", action="store_true", help="show what would be fetched, and fetch nothing")
 
 
@@ -46,8 +56,10 @@ def listing(chosen) -> list[str]:
     """Lines that say source, licence and the files of each, and what all of them weigh."""
     lines = []
     for weights in chosen:
-        rows = [(file.path, _about(file.about, file.size is not None),
-                 "" if file.sha256 else "  checksum as the hub states it") for file in weights.files]
+        rows = [
+            (file.path, _about(file.about, file.size is not None), "" if file.sha256 else "  checksum as the hub states it")
+            for file in weights.files
+        ]
         widths = [max(len(row[k]) for row in rows) for k in (0, 1)]
         at = "" if weights.revision == "main" else f" at {weights.revision[:12]}"
         lines += [f"{weights.name}: {weights.what}", f"  from {weights.source}{at}; licence: {weights.licence}"]

@@ -12,24 +12,45 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-ROUTE_WORDS = {"ridge": "ridge", "lora": "LoRA", "skip_linear": "Skip-LoRA, linear",
-               "skip_nonlinear": "Skip-LoRA, non-linear"}
+ROUTE_WORDS = {
+    "ridge": "ridge",
+    "lora": "LoRA",
+    "skip_linear": "Skip-LoRA, linear",
+    "skip_nonlinear": "Skip-LoRA, non-linear",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fingerprint", type=Path, metavar="FINGERPRINT", help="run of mindtuner tune, or a file of it")
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    parser.add_argument("--base", type=Path, metavar="BASE",
-                        help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="BASE",
+        help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)",
+    )
     drawn = parser.add_mutually_exclusive_group()
-    drawn.add_argument("--mask", type=Path, metavar="NIFTI",
-                       help="volume that is not 0 at the subject's voxels: the maps are drawn as slices of it")
-    drawn.add_argument("--surface", type=Path, nargs=2, metavar=("LEFT", "RIGHT"),
-                       help="GIFTI meshes of the two hemispheres, of fsaverage or fsLR say, whose vertices are the subject's "
-                            "voxels, left first: the maps are drawn on them")
-    parser.add_argument("--truth", type=Path, metavar="FOLDER",
-                        help="truth of simulated brains to score against (default DATA/truth where there is one)")
+    drawn.add_argument(
+        "--mask",
+        type=Path,
+        metavar="NIFTI",
+        help="volume that is not 0 at the subject's voxels: the maps are drawn as slices of it",
+    )
+    drawn.add_argument(
+        "--surface",
+        type=Path,
+        nargs=2,
+        metavar=("LEFT", "RIGHT"),
+        help="GIFTI meshes of the two hemispheres, of fsaverage or fsLR say, whose vertices are the subject's "
+        "voxels, left first: the maps are drawn on them",
+    )
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        metavar="FOLDER",
+        help="truth of simulated brains to score against (default DATA/truth where there is one)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
 
 
@@ -48,40 +69,67 @@ def run(options: argparse.Namespace) -> None:
     path = options.fingerprint / tuned.FILES["mindtuner"] if options.fingerprint.is_dir() else options.fingerprint
     card = read_card(path)
     if "subject" not in card or "config" not in card or card.get("method") in tuned.WHOLE:
-        raise UserError(f"{path}: is no fingerprint on a base; expected what mindtuner tune wrote for mindtuner, ridge_only "
-                        "or shuffled_brain")
+        raise UserError(
+            f"{path}: is no fingerprint on a base; expected what mindtuner tune wrote for mindtuner, ridge_only "
+            "or shuffled_brain"
+        )
     number, base = card["subject"], tuned.base_of(path, options.base)
     steps.refuse_overlap(options.out, DATA=options.data, FINGERPRINT=path, BASE=base)
     subject = load(options.data, [number]).subject(number)
     test, train = subject.test, subject.sessions(card["config"]["tuning_sessions"]).train
     if len(np.unique(test.stimulus)) < 2 or len(train) == 0:
-        raise UserError(f"{subject.where}: subject {number} has {len(np.unique(test.stimulus))} test images and {len(train)} "
-                        "training trials; expected at least 2 and 1")
+        raise UserError(
+            f"{subject.where}: subject {number} has {len(np.unique(test.stimulus))} test images and {len(train)} "
+            "training trials; expected at least 2 and 1"
+        )
     mask = None if options.mask is None else map_figure.read_mask(options.mask, subject.n_voxels)
-    surface = None if options.surface is None else map_figure.read_surface(options.surface, subject.vertices,
-                                                                           subject.n_voxels)
+    surface = (
+        None if options.surface is None else map_figure.read_surface(options.surface, subject.vertices, subject.n_voxels)
+    )
     planted = _truth(options.truth or options.data / "truth", number, subject.n_voxels, options.truth is not None)
-    command = steps.command_of("fingerprint", options.fingerprint, options.data, options.out,
-                               *(["--mask", options.mask] if options.mask else []),
-                               *(["--surface", *options.surface] if options.surface else []))
+    command = steps.command_of(
+        "fingerprint",
+        options.fingerprint,
+        options.data,
+        options.out,
+        *(["--mask", options.mask] if options.mask else []),
+        *(["--surface", *options.surface] if options.surface else []),
+    )
     steps.claim(options.out, f"# {command}\n", options.force)
 
     network = tuned.load_tuned(path, load_network(base), subject).eval()
-    found = shares(network, subject_name(number), subject.betas(test.row), test.stimulus,
-                   subject.betas(train.row).mean(0), subject.rois)
+    found = shares(
+        network, subject_name(number), subject.betas(test.row), test.stimulus, subject.betas(train.row).mean(0), subject.rois
+    )
     seed = card["config"]["seed"]
     drawn, rows = maps.maps_of(found), maps.regions(found, subject.rois, seed)
     scored = {}
     if planted is not None and np.ptp(planted["fingerprint_share"]) > 0:
-        scored = {name: maps.recovery(values, planted["fingerprint_share"], maps.by_itself(subject.rois), seed)
-                  for name, values in drawn.items() if np.ptp(values) > 0}
-    _csv(options.out / "voxels.csv", ("voxel", *subject.rois, *ROUTES, "fingerprint"),
-         zip(range(subject.n_voxels), *(roi.astype(int) for roi in subject.rois.values()),
-             *(route.round(9) for route in found.voxel), drawn["fingerprint"].round(6), strict=True))
-    _csv(options.out / "regions.csv", ("region", "voxels", "route", "share", "low", "high"),
-         ((r["region"], r["voxels"], r["route"], round(r["share"], 6), *(round(end, 6) for end in r["ci"])) for r in rows))
-    titles = {"Decoded variance through the ridge": drawn["ridge"],
-              "Part of the fingerprint's routes in each voxel's share": drawn["fingerprint"]}
+        scored = {
+            name: maps.recovery(values, planted["fingerprint_share"], maps.by_itself(subject.rois), seed)
+            for name, values in drawn.items()
+            if np.ptp(values) > 0
+        }
+    _csv(
+        options.out / "voxels.csv",
+        ("voxel", *subject.rois, *ROUTES, "fingerprint"),
+        zip(
+            range(subject.n_voxels),
+            *(roi.astype(int) for roi in subject.rois.values()),
+            *(route.round(9) for route in found.voxel),
+            drawn["fingerprint"].round(6),
+            strict=True,
+        ),
+    )
+    _csv(
+        options.out / "regions.csv",
+        ("region", "voxels", "route", "share", "low", "high"),
+        ((r["region"], r["voxels"], r["route"], round(r["share"], 6), *(round(end, 6) for end in r["ci"])) for r in rows),
+    )
+    titles = {
+        "Decoded variance through the ridge": drawn["ridge"],
+        "Part of the fingerprint's routes in each voxel's share": drawn["fingerprint"],
+    }
     if planted is not None:
         titles["Planted: share of the signal that is the subject's own"] = planted["fingerprint_share"]
     picture = options.out / "fingerprint.png"
@@ -94,10 +142,24 @@ def run(options: argparse.Namespace) -> None:
     else:
         map_figure.scatter(picture, titles, None if planted is None else planted["sheet"], subject.rois)
     totals = dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True))
-    write_json(options.out / "results.json", {
-        "setting": {"subject": number, "method": card.get("method"), "voxels": subject.n_voxels, "images": len(found.images),
-                    "simulated_brains": card.get("simulated"), "tokens": "retrieval_tokens", "command": command},
-        "shares": totals, "residual": found.residual, "regions": rows, "recovery": scored})
+    write_json(
+        options.out / "results.json",
+        {
+            "setting": {
+                "subject": number,
+                "method": card.get("method"),
+                "voxels": subject.n_voxels,
+                "images": len(found.images),
+                "simulated_brains": card.get("simulated"),
+                "tokens": "retrieval_tokens",
+                "command": command,
+            },
+            "shares": totals,
+            "residual": found.residual,
+            "regions": rows,
+            "recovery": scored,
+        },
+    )
     _print(totals, rows, scored, planted is not None)
     print(f"\nOpen {picture}")
 
@@ -149,8 +211,12 @@ def _print(totals: dict, rows: list[dict], scored: dict, simulated: bool) -> Non
     if scored:
         print("\nmaps beside what was planted: Spearman [chance], by permuted regions, and by permuted voxels within each")
         for name, one in scored.items():
-            cells = ["the same in each region" if part is None else "{:+.3f} [{:+.3f}, {:+.3f}], p {:.3f}".format(
-                part["spearman"], *part["null"], part["p"]) for part in (one["between"], one["within"])]
+            cells = [
+                "the same in each region"
+                if part is None
+                else "{:+.3f} [{:+.3f}, {:+.3f}], p {:.3f}".format(part["spearman"], *part["null"], part["p"])
+                for part in (one["between"], one["within"])
+            ]
             print(f"{name:<16}{cells[0]:<38}{cells[1]}")
     elif simulated:
         print("\nnothing was planted that differs between voxels, so no map is scored")

@@ -12,10 +12,18 @@ import dataclasses
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="demo, quick, paper, or a YAML file")
-    parser.add_argument("--voxels", type=int, metavar="N",
-                        help="voxels of the subject to tune (default: NSD's, times the config's voxel_scale)")
-    parser.add_argument("--subjects", type=int, metavar="N",
-                        help="subjects to pretrain on, with NSD's voxels (default: all of the config but one)")
+    parser.add_argument(
+        "--voxels",
+        type=int,
+        metavar="N",
+        help="voxels of the subject to tune (default: NSD's, times the config's voxel_scale)",
+    )
+    parser.add_argument(
+        "--subjects",
+        type=int,
+        metavar="N",
+        help="subjects to pretrain on, with NSD's voxels (default: all of the config but one)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -42,17 +50,20 @@ def run(options: argparse.Namespace) -> None:
 
     base = sizes.build_base(config, voxels)
     tuned = sizes.build_tuned(config, voxels, name, n_voxels)
-    print(f"{options.config}: {config.model.backbone} backbone, pretrained on {subjects} subjects, then tuned to {name} "
-          f"with {n_voxels:,} voxels\n")
+    print(
+        f"{options.config}: {config.model.backbone} backbone, pretrained on {subjects} subjects, then tuned to {name} "
+        f"with {n_voxels:,} voxels\n"
+    )
     _print_parts(sizes.count_parts(base, tuned))
-    print(f"\nPretraining trains all of the base (the projector by itself, before the rest). full_finetune would train "
-          f"{sizes.count_full_finetune(tuned):,}.\n")
+    print(
+        f"\nPretraining trains all of the base (the projector by itself, before the rest). full_finetune would train "
+        f"{sizes.count_full_finetune(tuned):,}.\n"
+    )
 
     base.projector.requires_grad_(False)  # as in pretraining: the Pivot has trained it already
     pretraining = sizes.training_memory(base, voxels, config.pretrain)
     tuning = sizes.training_memory(tuned, {name: n_voxels}, config.tune)
-    _print_memory({"pretraining": pretraining, "tuning": tuning,
-                   "inference": sizes.inference_memory(tuned, name)})
+    _print_memory({"pretraining": pretraining, "tuning": tuning, "inference": sizes.inference_memory(tuned, name)})
     print("""
 GiB on the device, every number in float32. Activations are the most that one step holds beside the rest, measured by running
 it without numbers; they grow with the batch. Attention is counted as if written out; fused kernels need less. 16-bit
@@ -83,8 +94,9 @@ batch, and the outputs of the retrieval projector, which are gathered for the co
 
 
 def _print_parts(parts) -> None:
-    total = dataclasses.replace(parts[0], name="total", shape="", base=sum(p.base for p in parts),
-                                tuned=sum(p.tuned for p in parts))
+    total = dataclasses.replace(
+        parts[0], name="total", shape="", base=sum(p.base for p in parts), tuned=sum(p.tuned for p in parts)
+    )
     rows = [("part", "shape of one trial", "base", "trained in tuning")]
     rows += [(p.name, p.shape, f"{p.base:,}", f"{p.tuned:,}") for p in (*parts, total)]
     _print_table(rows, left=2)
@@ -93,8 +105,13 @@ def _print_parts(parts) -> None:
 def _print_memory(phases) -> None:
     rows = [("memory", *phases)]
     rows.append(("trials in a step", *(str(m.batch) for m in phases.values())))
-    for field, label in (("weights", "weights"), ("gradients", "gradients"), ("optimizer", "AdamW's two moments"),
-                         ("activations", "activations"), ("total", "total")):
+    for field, label in (
+        ("weights", "weights"),
+        ("gradients", "gradients"),
+        ("optimizer", "AdamW's two moments"),
+        ("activations", "activations"),
+        ("total", "total"),
+    ):
         rows.append((label, *(f"{getattr(m, field) / 2**30:.2f}" for m in phases.values())))
     _print_table(rows, left=1)
 
@@ -102,8 +119,13 @@ def _print_memory(phases) -> None:
 def _columns(rows: list[tuple[str, ...]], left: int) -> list[str]:
     """Columns as wide as their widest cell; the first ``left`` are words, the others numbers."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) if column < left else cell.rjust(width)
-                       for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _print_table(rows: list[tuple[str, ...]], left: int) -> None:

@@ -24,11 +24,16 @@ _FULL_SIZE = ("unclip", "sdxl", "vae", "captions", "converter", "dtype", "offloa
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--generator", default=COMPACT, metavar="WHICH",
-                        help="compact (default), sdxl, or a FILE of mindtuner train-generator for the compact one")
+    parser.add_argument(
+        "--generator",
+        default=COMPACT,
+        metavar="WHICH",
+        help="compact (default), sdxl, or a FILE of mindtuner train-generator for the compact one",
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), help="where to compute (default: cuda where there is one)")
-    parser.add_argument("--batch", type=int, metavar="N",
-                        help="pictures painted together (default: by the free memory on cuda, 1 on a CPU)")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="pictures painted together (default: by the free memory on cuda, 1 on a CPU)"
+    )
     add_text_tower(parser)
     full = parser.add_argument_group("with --generator sdxl (see docs/full-size.md)")
     full.add_argument("--unclip", type=Path, metavar="DIR", help="folder of mindtuner convert unclip")
@@ -42,8 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text_tower(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--clip", metavar="NAME_OR_DIR",
-                        help="open_clip model, by name or as a folder with open_clip_config.json (the papers': ViT-bigG-14)")
+    parser.add_argument(
+        "--clip",
+        metavar="NAME_OR_DIR",
+        help="open_clip model, by name or as a folder with open_clip_config.json (the papers': ViT-bigG-14)",
+    )
     parser.add_argument("--clip-weights", metavar="FILE", help="its weights, or their tag; a folder has its own")
 
 
@@ -109,8 +117,9 @@ class Speech:
         return towers.conventions_of(self.tuned if "conventions" in self.tuned else self.base, self.path)
 
 
-def text_encoder(options: argparse.Namespace, network: BrainNetwork,
-                 speech: Speech) -> CompactTextEncoder | OpenClipTextEncoder:
+def text_encoder(
+    options: argparse.Namespace, network: BrainNetwork, speech: Speech
+) -> CompactTextEncoder | OpenClipTextEncoder:
     """The text tower that the network's words belong to. Raises UserError where it is another."""
     import torch
 
@@ -122,19 +131,29 @@ def text_encoder(options: argparse.Namespace, network: BrainNetwork,
         encoder = CompactTextEncoder()
     else:
         half = wanted is not None and wanted.get("dtype") == "bfloat16"
-        encoder = OpenClipTextEncoder(clip_name(options.clip), options.clip_weights,
-                                      dtype=torch.bfloat16 if half else torch.float32)
+        encoder = OpenClipTextEncoder(
+            clip_name(options.clip), options.clip_weights, dtype=torch.bfloat16 if half else torch.float32
+        )
     name = options.clip or "the text tower of this package"
     if encoder.width != network.config.text_width:
-        raise UserError(f"{name}: text_width is {encoder.width}; expected {network.config.text_width}, as {speech.path} has"
-                        f"{'' if options.clip else ' (--clip names its tower)'}")
+        raise UserError(
+            f"{name}: text_width is {encoder.width}; expected {network.config.text_width}, as {speech.path} has"
+            f"{'' if options.clip else ' (--clip names its tower)'}"
+        )
     if wanted is not None:
         towers.check_identity(encoder.identity, wanted, name, speech.path)
     return encoder
 
 
-def painter(options: argparse.Namespace, config: DecodeConfig, seed: int, network: BrainNetwork, speech: Speech,
-            encoder: CompactTextEncoder | OpenClipTextEncoder, batch: int) -> CompactGenerator | FullSizeGenerator:
+def painter(
+    options: argparse.Namespace,
+    config: DecodeConfig,
+    seed: int,
+    network: BrainNetwork,
+    speech: Speech,
+    encoder: CompactTextEncoder | OpenClipTextEncoder,
+    batch: int,
+) -> CompactGenerator | FullSizeGenerator:
     """The generator that the options name. Raises UserError where it does not paint what the network says."""
     if options.generator != SDXL:
         from mindtuner.decoding.compact import CompactGenerator
@@ -154,9 +173,17 @@ def painter(options: argparse.Namespace, config: DecodeConfig, seed: int, networ
         raise UserError(f"--side is {side}; expected a multiple of 8")
     bank = category_bank(encoder, categories(speech.tuned.get("hold_out_category", "")))
     generator = FullSizeGenerator(
-        config, seed, Sources(options.unclip, options.sdxl, options.vae, options.captions, options.converter),
-        speech.conventions, network.config.latent_side, bank,
-        dtype=getattr(torch, _dtype(options, device().type)), offload=options.offload, batch=batch, side=side)
+        config,
+        seed,
+        Sources(options.unclip, options.sdxl, options.vae, options.captions, options.converter),
+        speech.conventions,
+        network.config.latent_side,
+        bank,
+        dtype=getattr(torch, _dtype(options, device().type)),
+        offload=options.offload,
+        batch=batch,
+        side=side,
+    )
     wanted = speech.tower("latents")
     if generator.autoencoder is not None and wanted is not None:
         towers.check_identity(generator.autoencoder.identity, wanted, options.vae, speech.path)

@@ -50,15 +50,31 @@ def run(options: argparse.Namespace) -> None:
     steps.refuse_overlap(options.run, DATA=options.data)
     words = [] if options.generator is None else ["--generator", options.generator]
     words += ["--hold-out-category", config.hold_out_category] if config.hold_out_category else []
-    command = steps.command_of("pretrain", options.data, options.run, "--subjects", *sorted(dataset.subjects),
-                               "--config", name, "--seed", config.seed, *words)
+    command = steps.command_of(
+        "pretrain",
+        options.data,
+        options.run,
+        "--subjects",
+        *sorted(dataset.subjects),
+        "--config",
+        name,
+        "--seed",
+        config.seed,
+        *words,
+    )
     steps.claim(options.run, steps.settings_text(config, command), options.force)
     watch = steps.Stopwatch()
     with watch.stage("embed"):
         targets, facts = steps.gather_targets(dataset, cache, generator)
     with watch.stage("pretrain"):
-        card = {"seed": config.seed, "simulated": dataset.card["simulated"], "zscore": dataset.card["zscore"],
-                "subjects": sorted(dataset.subjects), "hold_out_category": config.hold_out_category, **facts}
+        card = {
+            "seed": config.seed,
+            "simulated": dataset.card["simulated"],
+            "zscore": dataset.card["zscore"],
+            "subjects": sorted(dataset.subjects),
+            "hold_out_category": config.hold_out_category,
+            **facts,
+        }
         steps.pretrained(options.run, dataset, targets, config, steps.log_of(options.run), prior, card)
     print(f"\n{options.run / steps.BASE}: {len(dataset.subjects)} subject{'s' if len(dataset.subjects) > 1 else ''}")
 
@@ -71,5 +87,7 @@ def refuse_without_captions(dataset) -> None:
 
     seen = np.unique(np.concatenate([subject.train.stimulus for subject in dataset.subjects.values()]))
     if not any(dataset.stimuli.captions[image] for image in seen):
-        raise UserError(f"{dataset.root}: captions of the {len(seen)} training images are all missing; expected some, from "
-                        "which a base learns words (tuning on another base needs none)")
+        raise UserError(
+            f"{dataset.root}: captions of the {len(seen)} training images are all missing; expected some, from "
+            "which a base learns words (tuning on another base needs none)"
+        )

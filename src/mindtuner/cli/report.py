@@ -13,8 +13,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished demo or evaluate")
-    parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="file to write (default RUN/report.html; several runs need it)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write (default RUN/report.html; several runs need it)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

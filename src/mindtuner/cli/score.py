@@ -50,12 +50,17 @@ def run(options: argparse.Namespace) -> None:
         if name in wanted:
             level = 0.5 if table[name].chance == HALF else chance["painted"][name]
             low, high = bootstrap_ci(defined(values), options.seed)
-            found[name] = {"mean": defined(values).mean(), "ci95": [low, high], "chance": level,
-                           "pictures": {key: None if value != value else value
-                                        for key, value in zip(names, values, strict=True)}}
+            found[name] = {
+                "mean": defined(values).mean(),
+                "ci95": [low, high],
+                "chance": level,
+                "pictures": {key: None if value != value else value for key, value in zip(names, values, strict=True)},
+            }
             print(f"{table[name].label:<16}{found[name]['mean']:>8.3f}{f'{low:.3f} to {high:.3f}':>20}{level:>9.3f}")
-    flat = {where: [name for name, found_flat in zip(names, is_flat(pictures), strict=True) if found_flat]
-            for where, pictures in (("seen", seen), ("painted", painted))}
+    flat = {
+        where: [name for name, found_flat in zip(names, is_flat(pictures), strict=True) if found_flat]
+        for where, pictures in (("seen", seen), ("painted", painted))
+    }
     for where, what in (("seen", "leaves out"), ("painted", "counts 0 for")):
         if flat[where]:
             print(f"PixCorr {what} {len(flat[where])} {where} pictures of one value everywhere: {', '.join(flat[where])}")

@@ -9,13 +9,16 @@ from mindtuner.evaluation.scores.networks import not_scored
 def print_table(results: dict) -> None:
     """The methods' scores in a few aligned lines, and in words what they leave out."""
     first = next(iter(results["methods"].values()))
-    scores = [score for part in ("retrieval", "reconstruction") for score in of_part(part).values()
-              if score.name in first[part]]
+    scores = [
+        score for part in ("retrieval", "reconstruction") for score in of_part(part).values() if score.name in first[part]
+    ]
     widths = [max(8, len(score.label) + 2) for score in scores]
 
     def line(name: str, values: list[float | None]) -> str:
-        cells = ("-".rjust(width) if value is None else f"{value:.3f}".rjust(width)
-                 for value, width in zip(values, widths, strict=True))
+        cells = (
+            "-".rjust(width) if value is None else f"{value:.3f}".rjust(width)
+            for value, width in zip(values, widths, strict=True)
+        )
         return f"{name:<24}{''.join(cells)}"
 
     labels = (score.label.rjust(width) for score, width in zip(scores, widths, strict=True))
@@ -39,16 +42,24 @@ def remarks(results: dict) -> list[str]:
     own, undefined = results["setting"]["scores"], results["undefined"]["pixcorr"]
     by = [f"{', '.join(network['layers'])} by {network['network']}" for network in own["networks"].values()]
     said = [f"networks: {'; '.join(by)}", not_scored(own["not_scored"])]
-    lower = [score.label for score in of_part("reconstruction").values() if not score.higher_is_better
-             and score.name in next(iter(results["methods"].values()))["reconstruction"]]
+    lower = [
+        score.label
+        for score in of_part("reconstruction").values()
+        if not score.higher_is_better and score.name in next(iter(results["methods"].values()))["reconstruction"]
+    ]
     said.append(f"lower is better: {', '.join(lower)}" if lower else "")
     if undefined["left_out"]["count"]:
-        said.append(f"PixCorr leaves out {undefined['left_out']['count']} seen images of one value everywhere: "
-                    f"{undefined['left_out']['images']}")
-    said += [f"PixCorr of {method} counts 0 for {some['count']} pictures of one value everywhere, of the images "
-             f"{some['images']}" for method, some in undefined["counted_zero"].items()]
+        said.append(
+            f"PixCorr leaves out {undefined['left_out']['count']} seen images of one value everywhere: "
+            f"{undefined['left_out']['images']}"
+        )
+    said += [
+        f"PixCorr of {method} counts 0 for {some['count']} pictures of one value everywhere, of the images {some['images']}"
+        for method, some in undefined["counted_zero"].items()
+    ]
     for method, entry in results["methods"].items():
-        pools = [f"{direction} {small[-1]['top1']:.3f}" for direction, small in entry["retrieval_pools"].items()
-                 if len(small) > 1]
+        pools = [
+            f"{direction} {small[-1]['top1']:.3f}" for direction, small in entry["retrieval_pools"].items() if len(small) > 1
+        ]
         said.append(f"top-1 of {own['retrieval_pool']}, {method}: {', '.join(pools)}" if pools else "")
     return [text for text in said if text]

@@ -34,10 +34,20 @@ _HELP = {
     "seed": "seed of scenes, brains and noise",
 }
 # What layouts B, C and D put into OUT beside what every run may write. Real data have these names too.
-_WRITTEN = ("nsddata", "nsddata_betas", "nsddata_stimuli", "annotations", "stimuli", "sub-0[1-8]", "sub-0[1-8]_NSD.hdf5",
-            "nsd_stiminfo.tsv")
-_NEXT = {"B": "mindtuner convert nsd {out} DATASET --captions {out}/annotations",
-         "D": "mindtuner convert mosaic {out} DATASET"}
+_WRITTEN = (
+    "nsddata",
+    "nsddata_betas",
+    "nsddata_stimuli",
+    "annotations",
+    "stimuli",
+    "sub-0[1-8]",
+    "sub-0[1-8]_NSD.hdf5",
+    "nsd_stiminfo.tsv",
+)
+_NEXT = {
+    "B": "mindtuner convert nsd {out} DATASET --captions {out}/annotations",
+    "D": "mindtuner convert mosaic {out} DATASET",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,19 +57,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(SimulateConfig):
         kind = int if isinstance(field.default, int) else float
         low, high = KNOB_LIMITS[field.name]
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar="N",
-                            help=f"{_HELP[field.name]} ({low:.8g} to {high:.8g}; default {field.default:g})")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=field.default,
+            metavar="N",
+            help=f"{_HELP[field.name]} ({low:.8g} to {high:.8g}; default {field.default:g})",
+        )
     parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
 
 
 def add_stimuli(parser: argparse.ArgumentParser, needed: str) -> None:
     """The two folders that can take the place of the drawn cut-outs."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--cutouts", type=Path, metavar="DIR",
-                       help="compose scenes of these transparent PNGs (a .txt caption beside each; may be nested)")
-    which.add_argument("--stimuli", type=Path, metavar="DIR",
-                       help="show these whole images (a .txt with captions beside each) instead of composed scenes; "
-                            f"{needed}")
+    which.add_argument(
+        "--cutouts",
+        type=Path,
+        metavar="DIR",
+        help="compose scenes of these transparent PNGs (a .txt caption beside each; may be nested)",
+    )
+    which.add_argument(
+        "--stimuli",
+        type=Path,
+        metavar="DIR",
+        help=f"show these whole images (a .txt with captions beside each) instead of composed scenes; {needed}",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

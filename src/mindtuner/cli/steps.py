@@ -33,8 +33,15 @@ if TYPE_CHECKING:  # what is heavy is imported only where it is used
 BASE = "base.safetensors"
 SETTINGS = "config.yaml"
 _CHECKPOINT = "pretrain.checkpoint"
-_TOWERS = {"tokens": 16, "width": 128, "text_width": 384, "latent_channels": 8, "latent_side": 16, "feature_positions": 16,
-           "feature_width": 112}  # what the towers that this package carries give
+_TOWERS = {
+    "tokens": 16,
+    "width": 128,
+    "text_width": 384,
+    "latent_channels": 8,
+    "latent_side": 16,
+    "feature_positions": 16,
+    "feature_width": 112,
+}  # what the towers that this package carries give
 
 
 def add_config(parser: argparse.ArgumentParser, default: str) -> None:
@@ -44,13 +51,18 @@ def add_config(parser: argparse.ArgumentParser, default: str) -> None:
 
 def add_towers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
-    parser.add_argument("--generator", type=Path, metavar="FILE",
-                        help="weights of mindtuner train-generator (default: those that the package ships)")
+    parser.add_argument(
+        "--generator",
+        type=Path,
+        metavar="FILE",
+        help="weights of mindtuner train-generator (default: those that the package ships)",
+    )
 
 
 def add_hold_out(parser: argparse.ArgumentParser, also: str = "") -> None:
-    parser.add_argument("--hold-out-category", metavar="NAME",
-                        help=f"train on no image whose captions name it{also} (docs/hold-out.md)")
+    parser.add_argument(
+        "--hold-out-category", metavar="NAME", help=f"train on no image whose captions name it{also} (docs/hold-out.md)"
+    )
 
 
 def category_of(name: str) -> str:
@@ -85,6 +97,7 @@ class Stopwatch:
 
 
 # ---- run folders
+
 
 def command_of(*words: object) -> str:
     """A call of mindtuner as one would type it."""
@@ -146,6 +159,7 @@ def refuse_overlap(out: Path, **inputs: Path) -> None:
 
 
 # ---- data and towers
+
 
 def check_towers(config: ModelConfig, where: object, cache: Path | None = None) -> None:
     """Raise UserError where a model is not made for the outputs of the towers in use: those of full size whose caches are in
@@ -230,8 +244,10 @@ def gather_targets(dataset: Dataset, cache: Path, generator: CompactGenerator | 
 
 # ---- the base
 
-def pretrained(run: Path, dataset: Dataset, targets: Targets, config: Config, log: Log, prior: DiffusionPrior,
-               card: dict) -> BrainNetwork:
+
+def pretrained(
+    run: Path, dataset: Dataset, targets: Targets, config: Config, log: Log, prior: DiffusionPrior, card: dict
+) -> BrainNetwork:
     """The base of ``run``: trained on all of ``dataset``, going on from a checkpoint, or as it lies there already."""
     from mindtuner.processes import processes
     from mindtuner.training import load_network, pretrain, remove_checkpoint, save_network

@@ -46,8 +46,19 @@ PICTURES, WRITTEN = ".safetensors", ".json"  # of a part
 FOREIGN_STIMULI = "The generator was trained on the package's own drawn scenes, not on these stimuli"
 
 
-def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: BrainNetwork, tuned: dict[str, BrainNetwork],
-         watch: Stopwatch, command: str, generator_note: str, keep: bool = False, scoring: Scoring | None = None) -> Path:
+def tell(
+    out: Path,
+    config: Config,
+    materials: Materials,
+    hour: Subject,
+    base: BrainNetwork,
+    tuned: dict[str, BrainNetwork],
+    watch: Stopwatch,
+    command: str,
+    generator_note: str,
+    keep: bool = False,
+    scoring: Scoring | None = None,
+) -> Path:
     """Decode, paint and score the test images of ``hour``, the subject as it was tuned on, and write all of it into ``out``,
     which holds config.yaml and log.jsonl; returns the report's path.
 
@@ -68,17 +79,32 @@ def tell(out: Path, config: Config, materials: Materials, hour: Subject, base: B
         scores = score_all(predictions, painted, test, config.seed, scoring, kept)
     setting = describe_setting(config, materials.dataset, hour, base, test, bank, command)
     setting["scores"] = scoring.described()
-    setting["stimuli_note"] = " ".join(filter(None, [generator_note, captions_note(bank, test),
-                                                    hold_out_note(config.hold_out_category)]))
+    setting["stimuli_note"] = " ".join(
+        filter(None, [generator_note, captions_note(bank, test), hold_out_note(config.hold_out_category)])
+    )
     with watch.stage("words and brain"):
         # How long it took, and how much memory, is known at the end.
         results = build_results(setting, scores, {}, 0, config.seed, test.images[test.shown])
         per_image = per_image_scores(scores, test.images, test.shown, test.texts)
         shown = test.images[test.shown]
-        score_captions(results, per_image, painted, [test.captions[k] for k in test.shown],
-                       caption_scorer(scoring.folder, materials.texts), config.seed)
-        score_brain(results, per_image, kept, materials.dataset.subject(hour.number), shown, test.caches["pixels"],
-                    config.seed, scoring.choices)
+        score_captions(
+            results,
+            per_image,
+            painted,
+            [test.captions[k] for k in test.shown],
+            caption_scorer(scoring.folder, materials.texts),
+            config.seed,
+        )
+        score_brain(
+            results,
+            per_image,
+            kept,
+            materials.dataset.subject(hour.number),
+            shown,
+            test.caches["pixels"],
+            config.seed,
+            scoring.choices,
+        )
         if config.hold_out_category:
             results["held_out"] = scores_apart(per_image, materials.dataset.stimuli, config.seed)
     with watch.stage("report"):
@@ -109,8 +135,12 @@ class Scoring:
 
     def described(self) -> dict:
         """For the setting of a run."""
-        return {**self.choices.described(), "networks": {network.name: network.described() for network in self.networks},
-                "not_scored": self.missing, "retrieval_pool": self.pool}
+        return {
+            **self.choices.described(),
+            "networks": {network.name: network.described() for network in self.networks},
+            "not_scored": self.missing,
+            "retrieval_pool": self.pool,
+        }
 
 
 @dataclass(frozen=True)
@@ -138,10 +168,18 @@ class TestSet:
             raise UserError(f"{subject.where}: subject {subject.number} has no test trial; expected trials of test images")
         images = np.unique(trials.stimulus)
         if stimuli.category and not stimuli.of_category[images].any():
-            raise UserError(f"{subject.where}: subject {subject.number} saw 0 test images of {stimuli.category!r}; expected "
-                            "one at least")
-        return cls(subject, trials, images, evenly(len(images), pictures), stimuli.training_images,
-                   [stimuli.captions[k] for k in images], caches)
+            raise UserError(
+                f"{subject.where}: subject {subject.number} saw 0 test images of {stimuli.category!r}; expected one at least"
+            )
+        return cls(
+            subject,
+            trials,
+            images,
+            evenly(len(images), pictures),
+            stimuli.training_images,
+            [stimuli.captions[k] for k in images],
+            caches,
+        )
 
     @property
     def texts(self) -> np.ndarray:
@@ -155,8 +193,9 @@ def evenly(count: int, n: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(n, count)).round().astype(int))
 
 
-def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet, caches: dict[str, np.ndarray],
-               config: Config) -> dict[str, dict]:
+def decode_all(
+    tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet, caches: dict[str, np.ndarray], config: Config
+) -> dict[str, dict]:
     """For each method: ``predictions`` of all test images, ``image_tokens`` of those to be painted, and
     ``single_trials`` of methods that read a brain."""
     name = subject_name(test.subject.number)
@@ -168,8 +207,10 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
         decoder = Decoder(network, name, config.decode, config.seed)
         rows = first_trials(test.trials)
         single = decoder.predict(voxels[rows], test.trials.stimulus[rows])
-        every[method] = {"predictions": decoder.predict(voxels, test.trials.stimulus),
-                         "single_trials": [{"retrieval_tokens": single.retrieval_tokens, "text": single.text}]}
+        every[method] = {
+            "predictions": decoder.predict(voxels, test.trials.stimulus),
+            "single_trials": [{"retrieval_tokens": single.retrieval_tokens, "text": single.text}],
+        }
         shown = test.images[test.shown]
         expected = decoder.image_tokens(every[method]["predictions"].backbone_tokens[test.shown], shown)
         every[method]["image_tokens"] = recall(expected, training, config.decode.neighbours)
@@ -178,13 +219,16 @@ def decode_all(tuned: dict[str, BrainNetwork], base: BrainNetwork, test: TestSet
     found = test.training[nearest_training_image(every[first]["predictions"].backbone_tokens, training)]
     nearest, latents = np.asarray(tokens[found]), np.asarray(caches["latents"][found])
     every["nearest_training_image"] = {
-        "predictions": Predictions(test.images, nearest, nearest, latents, np.asarray(text[found])), "found": found}
+        "predictions": Predictions(test.images, nearest, nearest, latents, np.asarray(text[found])),
+        "found": found,
+    }
     mean = mean_token(training, len(test.images))
     projected = Decoder(base, name, config.decode, config.seed).text_of(torch.from_numpy(mean))
     base.cpu()  # generators want the room
     every["prior_only"] = {
         "predictions": Predictions(test.images, mean, mean, np.zeros_like(latents), projected),
-        "image_tokens": recall(mean[test.shown], training, config.decode.neighbours)}
+        "image_tokens": recall(mean[test.shown], training, config.decode.neighbours),
+    }
     return every
 
 
@@ -199,8 +243,9 @@ def training_bank(dataset: Dataset, encoder: CompactTextEncoder) -> TextBank:
     return TextBank.of(dataset.stimuli, dataset.stimuli.training_images, encoder)
 
 
-def paint_all(decoded: dict[str, dict], generator: Painter, bank: TextBank, test: TestSet,
-              parts: Path | None = None) -> dict[str, dict]:
+def paint_all(
+    decoded: dict[str, dict], generator: Painter, bank: TextBank, test: TestSet, parts: Path | None = None
+) -> dict[str, dict]:
     """For each method: ``stages`` (uint8 pictures (p, 3, s, s), of the side s of the seen), the ``caption`` retrieved for
     each, and what the generator has ``written`` of it, where it writes. What is made is kept in the folder ``parts``, and
     taken from there, until the caller removes it."""
@@ -225,8 +270,12 @@ def paint_all(decoded: dict[str, dict], generator: Painter, bank: TextBank, test
                     tokens, words = entry["image_tokens"][rows], Words(p.text[some], bank)
                     latents = None if method == "prior_only" or p.latents is None else p.latents[some]
                     stages = generator.stages(tokens, words, latents, images[rows], method)
-                    groups.append(({stage: to_uint8(resize(pictures, side)) for stage, pictures in stages.items()},
-                                   generator.captions(tokens) or []))
+                    groups.append(
+                        (
+                            {stage: to_uint8(resize(pictures, side)) for stage, pictures in stages.items()},
+                            generator.captions(tokens) or [],
+                        )
+                    )
                     _keep(part, *groups[-1])
                 else:
                     groups.append((load_file(part.with_suffix(PICTURES)), read_json(part.with_suffix(WRITTEN))["written"]))
@@ -246,8 +295,9 @@ def _keep(part: Path | None, pictures: dict[str, np.ndarray], written: list[str]
             save_file({stage: np.ascontiguousarray(array) for stage, array in pictures.items()}, path)
 
 
-def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int,
-              scoring: Scoring, kept: Kept | None = None) -> dict[str, MethodScores]:
+def score_all(
+    decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int, scoring: Scoring, kept: Kept | None = None
+) -> dict[str, MethodScores]:
     """Scores of every method against the test images; ``kept`` takes what the brain's encoding model needs of the pictures,
     where one is asked for.
 
@@ -255,35 +305,61 @@ def score_all(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet,
     chance.
     """
     seen, texts = np.asarray(test.caches["pixels"][test.images[test.shown]]), test.texts
-    truth = Truth(np.asarray(test.caches["tokens"][test.images]), np.asarray(test.caches["text"][test.images[texts]]), seen,
-                  scoring.networks, scoring.choices, scoring.pool)
+    truth = Truth(
+        np.asarray(test.caches["tokens"][test.images]),
+        np.asarray(test.caches["text"][test.images[texts]]),
+        seen,
+        scoring.networks,
+        scoring.choices,
+        scoring.pool,
+    )
     predicted = {}
     for method, entry in decoded.items():
         p = entry["predictions"]
         single = [{**draw, "text": draw["text"][texts]} for draw in entry.get("single_trials", ())]
-        predicted[method] = {"retrieval_tokens": p.retrieval_tokens, "text": p.text[texts], "single_trials": single,
-                             "stages": painted[method]["stages"]}
+        predicted[method] = {
+            "retrieval_tokens": p.retrieval_tokens,
+            "text": p.text[texts],
+            "single_trials": single,
+            "stages": painted[method]["stages"],
+        }
     return score_methods(predicted, truth, seed, None if kept is None else kept.keep)
 
 
-def describe_setting(config: Config, dataset: Dataset, hour: Subject, base: BrainNetwork, test: TestSet, bank: TextBank,
-                     command: str) -> dict:
+def describe_setting(
+    config: Config, dataset: Dataset, hour: Subject, base: BrainNetwork, test: TestSet, bank: TextBank, command: str
+) -> dict:
     """What a reader of results.json must know to judge the numbers; None where it is unknown of measured data."""
     card = dataset.card
     return {
-        "simulated_brains": card["simulated"], "simulated_scenes": card.get("simulated_scenes", False),
-        "stimuli": card.get("stimuli"), "stimuli_hash": dataset.stimuli.hash, "subject": test.subject.number,
-        "sessions": config.tuning_sessions, "voxels": test.subject.n_voxels,
-        "n_training_trials": len(hour.train), "n_test_images": len(test.images),
-        "n_test_trials": len(test.trials), "n_pictures": len(test.shown),
-        "n_pretraining_subjects": len(base.ridges), "fingerprint_strength": _planted_fingerprint(card),
-        "prior_steps": config.decode.prior_steps, "generator_steps": config.decode.generator_steps,
-        "refine_steps": config.decode.refine_steps, "refine_start": config.decode.refine_start,
-        "corrections": config.decode.corrections, "guidance": config.decode.guidance, "neighbours": config.decode.neighbours,
-        "retrieval_tokens": config.decode.retrieval_tokens, "text_bank": len(bank.captions),
-        "bank_captions_equal_to_a_test_caption": bank.equal_to_test, "zscore": card["zscore"],
+        "simulated_brains": card["simulated"],
+        "simulated_scenes": card.get("simulated_scenes", False),
+        "stimuli": card.get("stimuli"),
+        "stimuli_hash": dataset.stimuli.hash,
+        "subject": test.subject.number,
+        "sessions": config.tuning_sessions,
+        "voxels": test.subject.n_voxels,
+        "n_training_trials": len(hour.train),
+        "n_test_images": len(test.images),
+        "n_test_trials": len(test.trials),
+        "n_pictures": len(test.shown),
+        "n_pretraining_subjects": len(base.ridges),
+        "fingerprint_strength": _planted_fingerprint(card),
+        "prior_steps": config.decode.prior_steps,
+        "generator_steps": config.decode.generator_steps,
+        "refine_steps": config.decode.refine_steps,
+        "refine_start": config.decode.refine_start,
+        "corrections": config.decode.corrections,
+        "guidance": config.decode.guidance,
+        "neighbours": config.decode.neighbours,
+        "retrieval_tokens": config.decode.retrieval_tokens,
+        "text_bank": len(bank.captions),
+        "bank_captions_equal_to_a_test_caption": bank.equal_to_test,
+        "zscore": card["zscore"],
         "hold_out_category": config.hold_out_category or None,
-        "seed": config.seed, "dtype": str(runtime.fast_dtype()).removeprefix("torch."), "command": command,
+        "seed": config.seed,
+        "dtype": str(runtime.fast_dtype()).removeprefix("torch."),
+        "command": command,
         "versions": {name: version(name) for name in ("mindtuner", "torch", "diffusers", "timm")},
     }
 
@@ -316,8 +392,14 @@ def captions_note(bank: TextBank, test: TestSet) -> str:
 
 def hold_out_note(category: str) -> str:
     """What holding a category out does not reach; nothing where none is."""
-    return "" if not category else (f"No training on brains, no text of the bank and no training image looked up shows "
-                                    f"{category!r}; the towers, the generator and what the prior starts from may know it.")
+    return (
+        ""
+        if not category
+        else (
+            f"No training on brains, no text of the bank and no training image looked up shows "
+            f"{category!r}; the towers, the generator and what the prior starts from may know it."
+        )
+    )
 
 
 def scores_apart(per_image: dict[str, np.ndarray], stimuli: Stimuli, seed: int) -> dict:
@@ -332,8 +414,9 @@ def pictures_of(painted: dict[str, dict], test: TestSet) -> dict[str, np.ndarray
     small = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(pixels).float(), THUMBNAIL)
     thumbnails = small.round().to(torch.uint8).numpy()
     pictures = {"seen": pixels[test.shown], "thumbnails": thumbnails}
-    return pictures | {f"{method}/{stage}": array for method, entry in painted.items()
-                       for stage, array in entry["stages"].items()}
+    return pictures | {
+        f"{method}/{stage}": array for method, entry in painted.items() for stage, array in entry["stages"].items()
+    }
 
 
 def words_of(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet) -> dict:
@@ -347,5 +430,9 @@ def words_of(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet) 
             if key in painted[method]:
                 methods[method][name] = painted[method][key]
     captions = [group[0] if group else "" for group in test.captions]
-    return {"picture_index": test.shown.tolist(), "seen_captions": [captions[k] for k in test.shown],
-            "all_captions": captions, "methods": methods}
+    return {
+        "picture_index": test.shown.tolist(),
+        "seen_captions": [captions[k] for k in test.shown],
+        "all_captions": captions,
+        "methods": methods,
+    }

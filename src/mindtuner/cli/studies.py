@@ -20,10 +20,18 @@ if TYPE_CHECKING:  # what is heavy is imported only where it is used
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    parser.add_argument("--data", type=Path, metavar="DATA",
-                        help="folder of a dataset (default: one is simulated into OUT/data, as the config says)")
-    parser.add_argument("--base", type=Path, metavar="BASE",
-                        help="run of mindtuner pretrain on all other subjects, or its base.safetensors (default: made here)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DATA",
+        help="folder of a dataset (default: one is simulated into OUT/data, as the config says)",
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="BASE",
+        help="run of mindtuner pretrain on all other subjects, or its base.safetensors (default: made here)",
+    )
     parser.add_argument("--subject", type=int, metavar="N", help="the subject to tune to (default: the config's)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="tunings of each kind (default 5)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each (default 1)")
@@ -33,8 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pictures(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", action="store_true",
-                        help="paint and score pictures too, which takes several times as long (docs/science.md)")
+    parser.add_argument(
+        "--pictures",
+        action="store_true",
+        help="paint and score pictures too, which takes several times as long (docs/science.md)",
+    )
 
 
 def settled(options: argparse.Namespace, sessions: int | None = None) -> tuple[Config, Path | None]:
@@ -62,8 +73,9 @@ def settled(options: argparse.Namespace, sessions: int | None = None) -> tuple[C
     return config, path
 
 
-def bench_of(options: argparse.Namespace, verb: str, config: Config, base: Path | None,
-             pictures: bool = False) -> tuple[Bench, Callable[[], Bench]]:
+def bench_of(
+    options: argparse.Namespace, verb: str, config: Config, base: Path | None, pictures: bool = False
+) -> tuple[Bench, Callable[[], Bench]]:
     """The bench, and how a process opens it for itself. Claims OUT, and simulates the data where none are given."""
     from mindtuner.data.layouts import layout_a
     from mindtuner.data.simulation.simulate import simulate
@@ -73,18 +85,27 @@ def bench_of(options: argparse.Namespace, verb: str, config: Config, base: Path 
     steps.refuse_overlap(options.out, **{name: path for name, path in (("DATA", options.data), ("BASE", base)) if path})
     given = {name: getattr(options, name) for name in ("data", "base", "cache", "generator", "config")}
     command = steps.command_of(
-        verb, options.out, *(word for name, value in given.items() if value is not None for word in (f"--{name}", value)),
-        "--subject", config.target_subject, "--seed", config.seed, *(["--pictures"] if pictures else []))
+        verb,
+        options.out,
+        *(word for name, value in given.items() if value is not None for word in (f"--{name}", value)),
+        "--subject",
+        config.target_subject,
+        "--seed",
+        config.seed,
+        *(["--pictures"] if pictures else []),
+    )
     steps.claim(options.out, steps.settings_text(config, command), options.force)
     if options.data is None and not (own / layout_a.MASKS).exists():  # simulate writes it last
         simulate(own, config.simulate)
-    opens = functools.partial(open_bench, data, options.cache or data / "cache", config, options.out, base, options.generator,
-                              pictures)
+    opens = functools.partial(
+        open_bench, data, options.cache or data / "cache", config, options.out, base, options.generator, pictures
+    )
     return opens(), opens
 
 
-def open_bench(data: Path, cache: Path, config: Config, out: Path, base: Path | None, generator: Path | None,
-               pictures: bool) -> Bench:
+def open_bench(
+    data: Path, cache: Path, config: Config, out: Path, base: Path | None, generator: Path | None, pictures: bool
+) -> Bench:
     """Raises UserError where data, towers, base and config do not fit."""
     from mindtuner.analysis.runs import Bench
     from mindtuner.cli import towers
@@ -105,8 +126,9 @@ def open_bench(data: Path, cache: Path, config: Config, out: Path, base: Path | 
     steps.check_towers(config.model, base or cache, cache)
     compact = steps.compact_generator(cache, config, generator)
     if pictures and compact is None:
-        raise UserError(f"{cache}: is of towers of full size, whose pictures are too dear to paint in a study; expected no "
-                        "--pictures")
+        raise UserError(
+            f"{cache}: is of towers of full size, whose pictures are too dear to paint in a study; expected no --pictures"
+        )
     targets, facts = steps.gather_targets(dataset, cache, compact)
     if base is not None:
         towers.check_same(read_card(base), base, cache)
@@ -125,8 +147,9 @@ class Painting:
         self.weights = generator
         self.materials = steps.gather(dataset, cache, steps.compact_generator(cache, config, generator))
         self.bank = story.training_bank(dataset, self.materials.texts)
-        self.test = story.TestSet.of(dataset.subject(config.target_subject), dataset.stimuli, self.materials.caches,
-                                     config.decode.pictures)
+        self.test = story.TestSet.of(
+            dataset.subject(config.target_subject), dataset.stimuli, self.materials.caches, config.decode.pictures
+        )
 
     def __call__(self, network: BrainNetwork, base: BrainNetwork, run: Run) -> tuple[Scores, Chance]:
         from mindtuner.cli import story

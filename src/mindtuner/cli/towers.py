@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 COMPACT = "compact"
 CONVENTIONS = ("token_norm", "image_range")
-_FIELDS = {"tokens": ("tokens", "width"), "text": ("text_width",), "latents": ("latent_channels", "latent_side"),
-           "features": ("feature_positions", "feature_width")}  # of the model's config: the shape of an image's
+_FIELDS = {
+    "tokens": ("tokens", "width"),
+    "text": ("text_width",),
+    "latents": ("latent_channels", "latent_side"),
+    "features": ("feature_positions", "feature_width"),
+}  # of the model's config: the shape of an image's
 _HOW = ("dtype",)  # how a tower computed, not what: bases and caches may differ in it
 
 
@@ -74,8 +78,10 @@ def conventions_of(card: dict, where: object) -> dict[str, str]:
     """token_norm and image_range of the tokens that a base speaks. Raises UserError where its card does not say."""
     found = card.get("conventions")
     if not isinstance(found, dict) or not all(isinstance(found.get(field), str) for field in CONVENTIONS):
-        raise UserError(f"{where}: card has no conventions; expected token_norm and image_range, as a base has that was "
-                        "trained on a cache of embed --towers paper, or converted from a MindEye2 checkpoint")
+        raise UserError(
+            f"{where}: card has no conventions; expected token_norm and image_range, as a base has that was "
+            "trained on a cache of embed --towers paper, or converted from a MindEye2 checkpoint"
+        )
     return {field: found[field] for field in CONVENTIONS}
 
 
@@ -92,8 +98,10 @@ def check_same(card: dict, where: object, cache: Path) -> None:
     for field in CONVENTIONS:
         said = (card.get("conventions") or {}).get(field)
         if said is not None and found["tokens"].get(field) != said:
-            raise UserError(f"{cache / 'tokens.json'}: {field} is {found['tokens'].get(field)!r}; expected {said!r}, the "
-                            f"convention of {where}")
+            raise UserError(
+                f"{cache / 'tokens.json'}: {field} is {found['tokens'].get(field)!r}; expected {said!r}, the "
+                f"convention of {where}"
+            )
     for name, wanted in (card.get("towers") or {}).items():
         check_identity(found.get(name, {}), wanted, f"{cache / name}.json", where)
 
@@ -102,8 +110,9 @@ def check_identity(found: dict, wanted: dict, what: object, where: object) -> No
     """Raise UserError naming the first field in which a tower is not the one that ``where`` was trained with."""
     for field in sorted(set(found) | set(wanted)):
         if field not in _HOW and found.get(field) != wanted.get(field):
-            raise UserError(f"{what}: {field} is {found.get(field)!r}; expected {wanted.get(field)!r}, with which {where} "
-                            "was trained")
+            raise UserError(
+                f"{what}: {field} is {found.get(field)!r}; expected {wanted.get(field)!r}, with which {where} was trained"
+            )
 
 
 def _identity(seal: Path) -> dict:

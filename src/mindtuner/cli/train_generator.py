@@ -12,16 +12,27 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="weights file to write (.safetensors)")
-    parser.add_argument("--work", type=Path, metavar="DIR",
-                        help="folder for rendered scenes and checkpoints (default: OUT without its ending)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="folder for rendered scenes and checkpoints (default: OUT without its ending)",
+    )
     parser.add_argument("--cutouts", type=Path, metavar="DIR", help="train on scenes of these cut-outs")
     parser.add_argument("--scenes", type=int, default=12_000, metavar="N", help="scenes to train on (default 12000)")
-    parser.add_argument("--autoencoder-steps", type=int, default=2_500, metavar="N",
-                        help="training steps of the autoencoder (default 2500)")
-    parser.add_argument("--prior-steps", type=int, default=3_000, metavar="N",
-                        help="training steps of the prior (default 3000)")
-    parser.add_argument("--denoiser-steps", type=int, default=14_000, metavar="N",
-                        help="training steps of the denoiser (default 14000: about three hours on a slow core)")
+    parser.add_argument(
+        "--autoencoder-steps", type=int, default=2_500, metavar="N", help="training steps of the autoencoder (default 2500)"
+    )
+    parser.add_argument(
+        "--prior-steps", type=int, default=3_000, metavar="N", help="training steps of the prior (default 3000)"
+    )
+    parser.add_argument(
+        "--denoiser-steps",
+        type=int,
+        default=14_000,
+        metavar="N",
+        help="training steps of the denoiser (default 14000: about three hours on a slow core)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default 0)")
 
 
@@ -43,6 +54,15 @@ def run(options: argparse.Namespace) -> None:
         record(entry)
         print(f"{entry['stage']} step {entry['step']}: {entry['losses']} ({entry['seconds']:.0f} s)", flush=True)
 
-    train_generator(options.out, work, options.scenes, options.autoencoder_steps, options.prior_steps, options.denoiser_steps,
-                    options.cutouts, options.seed, log)
+    train_generator(
+        options.out,
+        work,
+        options.scenes,
+        options.autoencoder_steps,
+        options.prior_steps,
+        options.denoiser_steps,
+        options.cutouts,
+        options.seed,
+        log,
+    )
     print(options.out)

@@ -21,11 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder to write")
     parser.add_argument("--subject", type=int, required=True, metavar="N", help="the subject to tune to")
-    parser.add_argument("--sessions", type=int, metavar="K",
-                        help="train on sessions 1 to K (default: tuning_sessions of the config)")
+    parser.add_argument(
+        "--sessions", type=int, metavar="K", help="train on sessions 1 to K (default: tuning_sessions of the config)"
+    )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--method", nargs="+", default=list(REPORTED), metavar="METHOD",
-                       help=f"default: {' '.join(REPORTED)}, which a report needs; also full_finetune, from_scratch")
+    which.add_argument(
+        "--method",
+        nargs="+",
+        default=list(REPORTED),
+        metavar="METHOD",
+        help=f"default: {' '.join(REPORTED)}, which a report needs; also full_finetune, from_scratch",
+    )
     which.add_argument("--all", action="store_true", help="all five methods")
     steps.add_config(parser, "config.yaml beside the base, else demo; the model section is the base's")
     steps.add_towers(parser)
@@ -60,15 +66,33 @@ def run(options: argparse.Namespace) -> None:
     dataset = steps.held_out(load(options.data, [options.subject]), category)
     sessions = config.tuning_sessions if options.sessions is None else options.sessions
     hour = dataset.subject(options.subject).sessions(sessions)
-    config = dataclasses.replace(config, model=base.config, target_subject=options.subject, tuning_sessions=sessions,
-                                 seed=config.seed if options.seed is None else options.seed, hold_out_category=category)
+    config = dataclasses.replace(
+        config,
+        model=base.config,
+        target_subject=options.subject,
+        tuning_sessions=sessions,
+        seed=config.seed if options.seed is None else options.seed,
+        hold_out_category=category,
+    )
     generator = steps.compact_generator(cache, config, options.generator)
     scratch = generator is not None and base.prior is not None and "from_scratch" in methods
     prior = starting_prior(config.model, options.generator) if scratch else None
     steps.refuse_overlap(options.run, DATA=options.data, BASE=path)
-    command = steps.command_of("tune", options.base, options.data, options.run, "--subject", options.subject,
-                               "--sessions", sessions, "--config", name, "--seed", config.seed,
-                               *(["--hold-out-category", category] if category else []))
+    command = steps.command_of(
+        "tune",
+        options.base,
+        options.data,
+        options.run,
+        "--subject",
+        options.subject,
+        "--sessions",
+        sessions,
+        "--config",
+        name,
+        "--seed",
+        config.seed,
+        *(["--hold-out-category", category] if category else []),
+    )
     steps.claim(options.run, steps.settings_text(config, command), options.force)
     log, watch = steps.log_of(options.run), steps.Stopwatch()
     with watch.stage("embed"):
@@ -80,8 +104,7 @@ def run(options: argparse.Namespace) -> None:
             if not (options.run / tuned.FILES[method]).exists():
                 network = tune(base, hour, targets, config, config.seed, method, log, prior=prior, checkpoint=checkpoint)
                 if processes().index == 0:
-                    tuned.save_tuned(options.run, method, network, hour, config, path, dataset.card["simulated"],
-                                     facts)
+                    tuned.save_tuned(options.run, method, network, hour, config, path, dataset.card["simulated"], facts)
             processes().wait()
             if processes().index == 0:
                 remove_checkpoint(checkpoint)

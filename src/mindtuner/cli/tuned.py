@@ -44,19 +44,35 @@ def refuse_known(base: BrainNetwork, path: Path, subject: int) -> None:
         raise UserError(f"{path}: knows subject {subject} already; expected a base that has not seen it")
 
 
-def save_tuned(run: Path, method: str, network: BrainNetwork, hour: Subject, config: Config, base: Path,
-               simulated: bool, facts: dict | None = None) -> None:
+def save_tuned(
+    run: Path,
+    method: str,
+    network: BrainNetwork,
+    hour: Subject,
+    config: Config,
+    base: Path,
+    simulated: bool,
+    facts: dict | None = None,
+) -> None:
     """Write what ``tune`` returned for a method into ``run``, with the way from there to the base in its card.
 
     ``facts``: what else the card says, of the towers whose targets it was tuned to."""
     path = run / FILES[method]
-    card = {**(facts or {}), "method": method, "simulated": simulated, "hold_out_category": config.hold_out_category,
-            "base_path": os.path.relpath(base.resolve(), run.resolve())}
+    card = {
+        **(facts or {}),
+        "method": method,
+        "simulated": simulated,
+        "hold_out_category": config.hold_out_category,
+        "base_path": os.path.relpath(base.resolve(), run.resolve()),
+    }
     if method not in WHOLE:
         save_fingerprint(path, network, hour, config, card)
         return
-    save_network(path, network, {**card, "subject": hour.number, "voxels": hour.n_voxels, "trials": len(hour.train),
-                                 "config": as_dict(config)})
+    save_network(
+        path,
+        network,
+        {**card, "subject": hour.number, "voxels": hour.n_voxels, "trials": len(hour.train), "config": as_dict(config)},
+    )
 
 
 def base_of(path: Path, given: Path | None = None) -> Path:
@@ -86,6 +102,7 @@ def load_tuned(path: Path, base: BrainNetwork, subject: Subject) -> BrainNetwork
     if name not in network.ridges:
         raise UserError(f"{path}: subject is {', '.join(network.ridges)}; expected {name}")
     if network.ridges[name].in_features != subject.n_voxels:
-        raise UserError(f"{path}: voxels is {network.ridges[name].in_features}; expected {subject.n_voxels}, as "
-                        f"{subject.where} has")
+        raise UserError(
+            f"{path}: voxels is {network.ridges[name].in_features}; expected {subject.n_voxels}, as {subject.where} has"
+        )
     return network

@@ -43,8 +43,14 @@ def caption_scorer(networks: Path | None, texts: CompactTextEncoder | OpenClipTe
     return CaptionScorer(encoders, find_wordnet())
 
 
-def score_captions(results: dict, per_image: dict[str, np.ndarray], painted: dict[str, dict],
-                   references: list[tuple[str, ...]], scorer: CaptionScorer, seed: int) -> None:
+def score_captions(
+    results: dict,
+    per_image: dict[str, np.ndarray],
+    painted: dict[str, dict],
+    references: list[tuple[str, ...]],
+    scorer: CaptionScorer,
+    seed: int,
+) -> None:
     """Score the captions that correct the pictures, and those that a network wrote where one did, against ``references``,
     those of the p images painted. Where fewer than two of these have any, there is nothing to score."""
     results["setting"]["scores"]["captions_not_scored"] = dict(scorer.missing)
@@ -62,8 +68,16 @@ def score_captions(results: dict, per_image: dict[str, np.ndarray], painted: dic
         per_image |= {f"{method}/{part}/{score}": array for score, array in values.items()}
 
 
-def score_brain(results: dict, per_image: dict[str, np.ndarray], kept: Kept, subject: Subject, shown: np.ndarray,
-                pixels: np.ndarray, seed: int, choices: Choices = OURS) -> None:
+def score_brain(
+    results: dict,
+    per_image: dict[str, np.ndarray],
+    kept: Kept,
+    subject: Subject,
+    shown: np.ndarray,
+    pixels: np.ndarray,
+    seed: int,
+    choices: Choices = OURS,
+) -> None:
     """Correlate the brain that each method's picture predicts with the measured one, by region.
 
     kept : features of each method's picture and of what was seen, by the keys of ``scoring.score_methods``
@@ -76,7 +90,8 @@ def score_brain(results: dict, per_image: dict[str, np.ndarray], kept: Kept, sub
     images = len(np.unique(subject.train.stimulus))
     if images < FOLDS or len(shown) < 2:
         results["setting"]["scores"]["brain_not_scored"] = (
-            f"needs {FOLDS} training images and 2 pictures; there are {images} and {len(shown)}")
+            f"needs {FOLDS} training images and 2 pictures; there are {images} and {len(shown)}"
+        )
         return
     features = EncodingFeatures(choices)
     truth = BrainTruth.of(subject, shown, lambda images: features(pixels[images]), seed, EncodingFeatures.groups)
@@ -85,9 +100,14 @@ def score_brain(results: dict, per_image: dict[str, np.ndarray], kept: Kept, sub
     for method, own in progress(results["methods"].items(), "brain", len(results["methods"]), "method"):
         block, values = brain_block(kept[method, own["picture"]], truth, seed)
         own["brain"] = {
-            region: {"correlation": found["pattern"]["mean"], "ci": found["pattern"]["ci95"],
-                     "chance": found["pattern"]["chance"], "voxelwise": found["voxelwise"],
-                     "seen": reference["seen"][region]["pattern"]["mean"],
-                     "ceiling": reference["regions"][region]["pattern_ceiling"]}
-            for region, found in rounded(block).items()}
+            region: {
+                "correlation": found["pattern"]["mean"],
+                "ci": found["pattern"]["ci95"],
+                "chance": found["pattern"]["chance"],
+                "voxelwise": found["voxelwise"],
+                "seen": reference["seen"][region]["pattern"]["mean"],
+                "ceiling": reference["regions"][region]["pattern_ceiling"],
+            }
+            for region, found in rounded(block).items()
+        }
         per_image |= {f"{method}/brain/{region}": array for region, array in values.items()}

@@ -7,5 +7,15 @@ from mindtuner.data.layouts import load
 from mindtuner.data.leaks import check_no_leak
 from mindtuner.data.rows import FileRows
 
-__all__ = ["Dataset", "FileRows", "HalfRows", "Stimuli", "Subject", "Trials", "build_cache", "check_no_leak", "load",
-           "open_cache"]
+__all__ = [
+    "Dataset",
+    "FileRows",
+    "HalfRows",
+    "Stimuli",
+    "Subject",
+    "Trials",
+    "build_cache",
+    "check_no_leak",
+    "load",
+    "open_cache",
+]

@@ -31,7 +31,7 @@ class StoredCaptions(Sequence):
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         for start in range(0, len(self), BLOCK):
-            yield from self[start:start + BLOCK]
+            yield from self[start : start + BLOCK]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(tuple.__eq__, self, other))

@@ -94,8 +94,9 @@ class Subject:
         if not whole.all():
             at = int(np.argmin(whole))
             voxel = int(np.flatnonzero(~np.isfinite(betas[at]))[0])
-            raise UserError(f"{self.where}: betas row {rows[at]}, voxel {voxel} is {betas[at, voxel]}; "
-                            "expected a finite number")
+            raise UserError(
+                f"{self.where}: betas row {rows[at]}, voxel {voxel} is {betas[at, voxel]}; expected a finite number"
+            )
         return betas
 
     @property
@@ -133,11 +134,15 @@ class Subject:
                 raise UserError(f"subject {self.number}: no region {name!r}; expected some of {known}")
         columns = np.flatnonzero(np.any([self.rois[name] for name in rois], axis=0)) if rois else np.empty(0, int)
         if len(columns) == 0:
-            raise UserError(f"subject {self.number}: no voxel in {' or '.join(rois) or 'no region'}; "
-                            f"expected some of {known}")
-        return dataclasses.replace(self, source=Columns(self.source, columns),
-                                   rois={name: mask[columns] for name, mask in self.rois.items()},
-                                   vertices=None if self.vertices is None else self.vertices[columns])
+            raise UserError(
+                f"subject {self.number}: no voxel in {' or '.join(rois) or 'no region'}; expected some of {known}"
+            )
+        return dataclasses.replace(
+            self,
+            source=Columns(self.source, columns),
+            rois={name: mask[columns] for name, mask in self.rois.items()},
+            vertices=None if self.vertices is None else self.vertices[columns],
+        )
 
     def averaged(self) -> Subject:
         """This subject with one trial an image, whose betas are the mean over the trials that are there of it.
@@ -147,7 +152,7 @@ class Subject:
         """
         order = np.argsort(self.trials.stimulus, kind="stable")
         _, starts = np.unique(self.trials.stimulus[order], return_index=True)
-        groups = np.split(self.trials.row[order], starts[1:])[:len(starts)]
+        groups = np.split(self.trials.row[order], starts[1:])[: len(starts)]
         trials = self.trials.select(np.lexsort((self.trials.repeat, self.trials.stimulus))[starts])
         trials = dataclasses.replace(trials, row=np.arange(len(groups)), repeat=np.zeros(len(groups)))
         return dataclasses.replace(self, trials=trials, source=RowMeans(self.source, groups))
@@ -170,8 +175,7 @@ class Stimuli:
         if len(captions) != count:
             raise UserError(f"{where}: {count} images but {len(captions)} lists of captions; expected as many")
         if np.shape(is_shared) != (count,):
-            raise UserError(f"{where}: {count} images but is_shared has shape {np.shape(is_shared)}; "
-                            f"expected ({count},)")
+            raise UserError(f"{where}: {count} images but is_shared has shape {np.shape(is_shared)}; expected ({count},)")
         self._source = source
         self._where = where
         self.captions = captions if isinstance(captions, StoredCaptions) else [non_empty(texts) for texts in captions]
@@ -195,8 +199,9 @@ class Stimuli:
         images = np.asarray(self._source[ids])
         if not _in_unit_range(images):
             at = next(i for i, image in enumerate(images) if not _in_unit_range(image))
-            raise UserError(f"{self._where}: image {ids[at]} has pixels in {images[at].min()}..{images[at].max()}; "
-                            "expected 0..1")
+            raise UserError(
+                f"{self._where}: image {ids[at]} has pixels in {images[at].min()}..{images[at].max()}; expected 0..1"
+            )
         return images
 
     @functools.cached_property
@@ -213,7 +218,7 @@ class Stimuli:
         count, dtype = len(self), self._source.dtype
         digest.update(f"[{json.dumps(list(self._source.shape))}, {json.dumps(dtype.name)}, [".encode())
         for start in range(0, count, BLOCK):
-            block = json.dumps(self.captions[start:start + BLOCK])[1:-1]  # without its brackets
+            block = json.dumps(self.captions[start : start + BLOCK])[1:-1]  # without its brackets
             digest.update((", " if start else "").encode() + block.encode())
         digest.update(b"]]")
         if hasattr(self._source, "file_hashes"):
@@ -235,7 +240,7 @@ def _in_unit_range(images: np.ndarray) -> bool:
 
 
 def _blocks(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (ids[start:start + size] for start in range(0, len(ids), size))
+    return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,8 +73,9 @@ class Plan:
 
     def bytes_here(self, files: Iterable[HubFile]) -> int:
         """How many bytes of ``files`` need not travel any more."""
-        return sum(file.size if self.target(file).exists() else min(size_of(self.part_path(file)), file.size)
-                   for file in files)
+        return sum(
+            file.size if self.target(file).exists() else min(size_of(self.part_path(file)), file.size) for file in files
+        )
 
 
 def read_release(repo: str = REPO, revision: str = "main", endpoint: str | None = None) -> Release:
@@ -89,11 +90,18 @@ def read_release(repo: str = REPO, revision: str = "main", endpoint: str | None 
         raise UserError(f"--repo: is {repo!r}; expected OWNER/NAME")
     where = f"{endpoint}/datasets/{repo}, revision {revision}"
     try:
-        info = persist(lambda: HfApi(endpoint=endpoint, library_name="mindtuner").dataset_info(
-            repo, revision=revision, files_metadata=True, timeout=3 * constants.HF_HUB_DOWNLOAD_TIMEOUT), where, retries=2)
+        info = persist(
+            lambda: HfApi(endpoint=endpoint, library_name="mindtuner").dataset_info(
+                repo, revision=revision, files_metadata=True, timeout=3 * constants.HF_HUB_DOWNLOAD_TIMEOUT
+            ),
+            where,
+            retries=2,
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: the answer is no description of a dataset repository "
-                        f"({type(error).__name__}); expected a Hugging Face hub") from error
+        raise UserError(
+            f"{where}: the answer is no description of a dataset repository "
+            f"({type(error).__name__}); expected a Hugging Face hub"
+        ) from error
     if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):  # it becomes the name of a folder
         raise UserError(f"{where}: is at commit {info.sha!r}; expected 40 hexadecimal digits")
     files = {}
@@ -105,8 +113,9 @@ def read_release(repo: str = REPO, revision: str = "main", endpoint: str | None 
     return Release(repo, info.sha, endpoint, files)
 
 
-def plan_fetch(release: Release, out: str | Path, subjects: Iterable[int] | None = None,
-               sessions: Iterable[int] | None = None) -> Plan:
+def plan_fetch(
+    release: Release, out: str | Path, subjects: Iterable[int] | None = None, sessions: Iterable[int] | None = None
+) -> Plan:
     """Choose the files of some subjects and sessions (all by default) and look at what is in ``out`` already.
 
     Nothing is written. A subject's test trials always come along, all of them. Betas are one file a subject, whatever
@@ -169,8 +178,9 @@ def fetch(plan: Plan) -> dict:
         write_json(plan.out / layout_a.CARD, card)
         shutil.rmtree(plan.working_folder)
     except OSError as error:
-        raise UserError(f"{plan.out}: cannot be written ({error.strerror or error}); expected free space and "
-                        "write permission") from error
+        raise UserError(
+            f"{plan.out}: cannot be written ({error.strerror or error}); expected free space and write permission"
+        ) from error
     return card
 
 
@@ -181,16 +191,21 @@ def _check_folder(plan: Plan) -> None:
     for other in out.glob(".fetch-*.part"):
         if other != plan.working_folder:
             revision = other.name.removeprefix(".fetch-").removesuffix(".part")
-            raise UserError(f"{out}: half-fetched from revision {revision}; expected that one (--revision {revision}) "
-                            f"or another folder than {plan.release.revision}'s")
+            raise UserError(
+                f"{out}: half-fetched from revision {revision}; expected that one (--revision {revision}) "
+                f"or another folder than {plan.release.revision}'s"
+            )
     if card_path.exists() and read_json(card_path).get("source") != _source(plan.release):
-        raise UserError(f"{card_path}: describes another dataset; expected {plan.release.repo} at revision "
-                        f"{plan.release.revision}, or an empty folder")
+        raise UserError(
+            f"{card_path}: describes another dataset; expected {plan.release.repo} at revision "
+            f"{plan.release.revision}, or an empty folder"
+        )
     for file in plan.files:
         target = plan.target(file)
         if target.exists() and size_of(target) != file.size:
-            raise UserError(f"{target}: has {size_of(target):,} bytes; expected {file.size:,} as in the release "
-                            "(remove it to fetch it)")
+            raise UserError(
+                f"{target}: has {size_of(target):,} bytes; expected {file.size:,} as in the release (remove it to fetch it)"
+            )
 
 
 def _bring(plan: Plan, file: HubFile, bar) -> None:
@@ -198,8 +213,9 @@ def _bring(plan: Plan, file: HubFile, bar) -> None:
     target, part = plan.target(file), plan.part_path(file)
     if target.exists():
         if checksum_of(target, file.checksum, bar.update) != file.checksum:
-            raise UserError(f"{target}: is not what the release holds; expected checksum {file.checksum} "
-                            "(remove it to fetch it)")
+            raise UserError(
+                f"{target}: is not what the release holds; expected checksum {file.checksum} (remove it to fetch it)"
+            )
         return
     release = plan.release
     url = hf_hub_url(release.repo, file.path, repo_type="dataset", revision=release.revision, endpoint=release.endpoint)

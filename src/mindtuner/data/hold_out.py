@@ -40,7 +40,7 @@ def shows(captions: Iterable[str], category: str) -> bool:
     for caption in captions:
         words = re.findall(_WORD, caption.lower())
         for at in range(len(first), len(words)):
-            if words[at] in endings and words[at - len(first):at] == first:
+            if words[at] in endings and words[at - len(first) : at] == first:
                 return True
     return False
 
@@ -61,20 +61,26 @@ def without_category(dataset: Dataset, category: str) -> Dataset:
     name = " ".join(category_words(category))
     of_category, is_shared = mask(dataset.stimuli.captions, name), dataset.stimuli.is_shared
     if not (of_category & ~is_shared).any():
-        raise UserError(f"--hold-out-category: {name!r} is in no caption of a training image of {dataset.root}; expected a "
-                        f"word of its captions{_examples(dataset)}")
+        raise UserError(
+            f"--hold-out-category: {name!r} is in no caption of a training image of {dataset.root}; expected a "
+            f"word of its captions{_examples(dataset)}"
+        )
     count, tests = int((of_category & is_shared).sum()), int(is_shared.sum())
     if not 0 < count < tests:
-        raise UserError(f"--hold-out-category: {name!r} is shown by {count} of the {tests} test images of {dataset.root}; "
-                        "expected some that show it and some that do not")
+        raise UserError(
+            f"--hold-out-category: {name!r} is shown by {count} of the {tests} test images of {dataset.root}; "
+            "expected some that show it and some that do not"
+        )
     stimuli = copy.copy(dataset.stimuli)
     stimuli.category, stimuli.of_category = name, of_category
     subjects = {}
     for number, subject in dataset.subjects.items():
         trials = subject.trials.select(subject.trials.is_test | ~of_category[subject.trials.stimulus])
         if len(subject.train) and trials.is_test.all():
-            raise UserError(f"--hold-out-category: {name!r} is shown by all training images of subject {number} of "
-                            f"{dataset.root}; expected some that do not show it")
+            raise UserError(
+                f"--hold-out-category: {name!r} is shown by all training images of subject {number} of "
+                f"{dataset.root}; expected some that do not show it"
+            )
         subjects[number] = dataclasses.replace(subject, trials=trials)
     return dataclasses.replace(dataset, subjects=subjects, stimuli=stimuli)
 

@@ -21,20 +21,22 @@ def check_no_leak(trials: Trials, is_shared: np.ndarray, where: str) -> None:
     stimulus = trials.stimulus
     outside = (stimulus < 0) | (stimulus >= len(is_shared))
     if outside.any():
-        raise UserError(f"{where}: {_name(trials, outside)} is out of range; "
-                        f"expected a stimulus in 0..{len(is_shared) - 1}")
+        raise UserError(f"{where}: {_name(trials, outside)} is out of range; expected a stimulus in 0..{len(is_shared) - 1}")
     shared = np.asarray(is_shared, bool)[stimulus]
     leaked = shared & ~trials.is_test
     if leaked.any():
-        raise UserError(f"{where}: {_name(trials, leaked)} shows a shared test image in training; "
-                        "expected shared images in test trials only")
+        raise UserError(
+            f"{where}: {_name(trials, leaked)} shows a shared test image in training; "
+            "expected shared images in test trials only"
+        )
     foreign = ~shared & trials.is_test
     if foreign.any():
-        raise UserError(f"{where}: {_name(trials, foreign)} is a test trial of an image that is not shared; "
-                        "expected shared images only in test trials")
+        raise UserError(
+            f"{where}: {_name(trials, foreign)} is a test trial of an image that is not shared; "
+            "expected shared images only in test trials"
+        )
 
 
 def _name(trials: Trials, offending: np.ndarray) -> str:
     first = int(np.flatnonzero(offending)[0])
-    return (f"trial of session {trials.session[first]}, row {trials.row[first]}, "
-            f"stimulus {trials.stimulus[first]}")
+    return f"trial of session {trials.session[first]}, row {trials.row[first]}, stimulus {trials.stimulus[first]}"

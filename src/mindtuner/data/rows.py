@@ -33,8 +33,10 @@ def open_rows(path: str | Path, field: str, ndim: int, dtypes: tuple[str, ...]) 
     shape, dtype = data.shape, data.dtype
     if data.ndim != ndim or 0 in shape or dtype.name not in dtypes:
         file.close()
-        raise UserError(f"{path}: {field} has shape {shape} and dtype {dtype.name}; "
-                        f"expected {ndim} non-empty dimensions of {' or '.join(dtypes)}")
+        raise UserError(
+            f"{path}: {field} has shape {shape} and dtype {dtype.name}; "
+            f"expected {ndim} non-empty dimensions of {' or '.join(dtypes)}"
+        )
     if data.chunks is None and not data.external and not data.is_virtual:
         offset = data.id.get_offset()
         file.close()
@@ -51,8 +53,9 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise UserError(f"{path}: not a whole HDF5 file ({' '.join(str(error).split())}); expected one that "
-                        "was copied to its end") from error
+        raise UserError(
+            f"{path}: not a whole HDF5 file ({' '.join(str(error).split())}); expected one that was copied to its end"
+        ) from error
 
 
 class FileRows:
@@ -86,7 +89,7 @@ class FileRows:
         ascending = ids.reshape(-1)[order]
         starts = np.flatnonzero((np.diff(ascending, prepend=-2) != 1) | (np.diff(order, prepend=-2) != 1))
         for start, stop in itertools.pairwise([*starts, ids.size]):
-            self._read(found[order[start]:order[start] + stop - start], int(ascending[start]))
+            self._read(found[order[start] : order[start] + stop - start], int(ascending[start]))
         return found.reshape((*ids.shape, *self.shape[1:]))[()]  # a number where an array would give one
 
     def _read(self, rows: np.ndarray, first: int) -> None:
@@ -97,8 +100,9 @@ class FileRows:
             try:
                 read = os.preadv(self._file.fileno(), [left], offset)
             except OSError as error:
-                raise UserError(f"{self.path}: row {first} cannot be read ({error.strerror}); expected a whole "
-                                "file") from error
+                raise UserError(
+                    f"{self.path}: row {first} cannot be read ({error.strerror}); expected a whole file"
+                ) from error
             if not read:
                 row = (offset - self._offset) // size
                 raise UserError(f"{self.path}: ends within row {row}; expected {len(self)} rows")
@@ -132,11 +136,15 @@ class ChunkedRows:
             for start, stop in zip([0, *edges], [*edges, len(ascending)], strict=True):
                 first, last = ascending[start], ascending[stop - 1]
                 together = last - first == stop - start - 1
-                self._data.read_direct(found, np.s_[first:last + 1] if together else ascending[start:stop], np.s_[start:stop])
+                self._data.read_direct(
+                    found, np.s_[first : last + 1] if together else ascending[start:stop], np.s_[start:stop]
+                )
             return found if len(place) == len(found) and (np.diff(place) == 1).all() else found[place]
         except OSError as error:
-            raise UserError(f"{self._data.file.filename}: {self._data.name} cannot be read "
-                            f"({' '.join(str(error).split())}); expected whole chunks") from error
+            raise UserError(
+                f"{self._data.file.filename}: {self._data.name} cannot be read "
+                f"({' '.join(str(error).split())}); expected whole chunks"
+            ) from error
 
 
 def as_rows(rows, count: int, where: str, field: str) -> np.ndarray:
@@ -145,8 +153,9 @@ def as_rows(rows, count: int, where: str, field: str) -> np.ndarray:
     if rows.size == 0 and rows.ndim == 1:
         return np.empty(0, np.int64)
     if rows.ndim != 1 or rows.dtype.kind not in "iu":
-        raise UserError(f"{where}: {field} numbers have shape {rows.shape} and dtype {rows.dtype}; "
-                        "expected a list of whole numbers")
+        raise UserError(
+            f"{where}: {field} numbers have shape {rows.shape} and dtype {rows.dtype}; expected a list of whole numbers"
+        )
     outside = (rows < 0) | (rows >= count)
     if outside.any():
         raise UserError(f"{where}: {field} {rows[outside][0]} is out of range; expected 0..{count - 1}")

@@ -26,5 +26,6 @@ def filled(out: str | Path) -> Iterator[Path]:
             for path in sorted(Path(part).iterdir(), key=lambda path: (path.name != CARD, path.name)):
                 path.rename(out / path.name)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); expected free space and write "
-                        "permission") from error
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror or error}); expected free space and write permission"
+        ) from error

@@ -18,8 +18,9 @@ def zscore(betas: np.ndarray, session: np.ndarray, is_training: np.ndarray) -> n
     are 0, see ``standardise``. Raises ValueError where no session has two.
     """
     numbers = np.unique(session)
-    own = {number: mean_and_sd(betas[rows]) for number in numbers
-           if (rows := (session == number) & is_training).sum() >= FEWEST}
+    own = {
+        number: mean_and_sd(betas[rows]) for number in numbers if (rows := (session == number) & is_training).sum() >= FEWEST
+    }
     if len(own) < len(numbers):
         counts = [int(((session == number) & is_training).sum()) for number in own]
         pooled = pool(counts, list(own.values()))

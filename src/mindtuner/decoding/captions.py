@@ -44,10 +44,13 @@ class TokenConverter(nn.Module):
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         matrices = [shapes.get(f"linear{k}.weight", ()) for k in (1, 2)]
         if not all(len(shape) == 2 for shape in matrices) or shapes != {
-                **{f"linear{k}.weight": matrices[k - 1] for k in (1, 2)},
-                **{f"linear{k}.bias": matrices[k - 1][:1] for k in (1, 2)}}:
-            raise UserError(f"{path}: holds {len(shapes)} tensors such as {next(iter(shapes), None)}; expected linear1 and "
-                            "linear2, each a weight and a bias, as in bigG_to_L_epoch8.pth")
+            **{f"linear{k}.weight": matrices[k - 1] for k in (1, 2)},
+            **{f"linear{k}.bias": matrices[k - 1][:1] for k in (1, 2)},
+        }:
+            raise UserError(
+                f"{path}: holds {len(shapes)} tensors such as {next(iter(shapes), None)}; expected linear1 and "
+                "linear2, each a weight and a bias, as in bigG_to_L_epoch8.pth"
+            )
         converter = cls(matrices[0][1], matrices[1][1], matrices[0][0], matrices[1][0])
         converter.load_state_dict(weights)
         return converter.eval().requires_grad_(False)
@@ -76,8 +79,15 @@ class GitCaptioner:
     missing, or the device or number format cannot be had.
     """
 
-    def __init__(self, source: str | Path, converter: str | Path, *, dtype: torch.dtype = torch.float32,
-                 where: torch.device | str | None = None, batch: int = 8):
+    def __init__(
+        self,
+        source: str | Path,
+        converter: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        where: torch.device | str | None = None,
+        batch: int = 8,
+    ):
         self.where, self.batch = usable_device(where, dtype), batch
         transformers = package("transformers")
         with released("converter"):
@@ -93,8 +103,10 @@ class GitCaptioner:
         wanted = ((vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
         given = (self.converter.linear1.out_features, self.converter.linear2.out_features)
         if given != wanted:
-            raise UserError(f"{converter}: makes {given[0]} tokens of width {given[1]}; expected {wanted[0]} of {wanted[1]}, "
-                            f"the image tokens of {source}")
+            raise UserError(
+                f"{converter}: makes {given[0]} tokens of width {given[1]}; expected {wanted[0]} of {wanted[1]}, "
+                f"the image tokens of {source}"
+            )
         self.model.git.image_encoder = TokensAsImage()  # its own tower, most of the weights, is not needed
         self.model.to(self.where)
         self.converter.to(self.where)
@@ -104,13 +116,16 @@ class GitCaptioner:
         """Image tokens (n, T, D), as predicted -> n captions. Raises UserError where T or D are not the converter's."""
         expected = (self.converter.linear1.in_features, self.converter.linear2.in_features)
         if tokens.ndim != 3 or tokens.shape[1:] != expected:
-            raise UserError(f"tokens: have shape {tokens.shape}; expected (n, {expected[0]}, {expected[1]}), what the "
-                            "caption converter was made for")
+            raise UserError(
+                f"tokens: have shape {tokens.shape}; expected (n, {expected[0]}, {expected[1]}), what the "
+                "caption converter was made for"
+            )
         written = []
         for start in progress(range(0, len(tokens), self.batch), title, unit="batch"):
-            part = torch.as_tensor(tokens[start:start + self.batch], dtype=torch.float32, device=self.where)
+            part = torch.as_tensor(tokens[start : start + self.batch], dtype=torch.float32, device=self.where)
             features = self.converter(part).to(self.model.dtype)
-            words = self.model.generate(pixel_values=features.unsqueeze(1), max_length=MAX_LENGTH, do_sample=False,
-                                        num_beams=1)
+            words = self.model.generate(
+                pixel_values=features.unsqueeze(1), max_length=MAX_LENGTH, do_sample=False, num_beams=1
+            )
             written += [text.strip() for text in self.tokenizer.batch_decode(words, skip_special_tokens=True)]
         return written

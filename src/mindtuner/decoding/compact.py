@@ -52,8 +52,9 @@ class CompactGenerator:
         self.tower = CompactImageEncoder() if config.corrections > 1 else None
         self.identity = {"generator": "compact", "weights": file_digest(path)}
 
-    def stages(self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray,
-               title: str = "") -> dict[str, np.ndarray]:
+    def stages(
+        self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray, title: str = ""
+    ) -> dict[str, np.ndarray]:
         """As ``painter.Painter`` says: pictures float32 (n, 3, 128, 128) by stage, from latents (n, 8, 16, 16).
 
         Without a caption in the bank nothing is corrected.
@@ -74,29 +75,41 @@ class CompactGenerator:
         schedule.set_timesteps(self.config.generator_steps)
         return self._denoise(self._noise(images, "paint"), schedule, schedule.timesteps, tokens, None, title)
 
-    def best_correction(self, latents: np.ndarray, tokens: np.ndarray, text: np.ndarray, images: np.ndarray,
-                        title: str = "correct") -> np.ndarray:
+    def best_correction(
+        self, latents: np.ndarray, tokens: np.ndarray, text: np.ndarray, images: np.ndarray, title: str = "correct"
+    ) -> np.ndarray:
         """``correct``, ``config.corrections`` times; of each image the picture in which the tower sees most of its tokens.
 
         latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti
         et al. 2023) chooses among 16 paintings in this way.
         """
-        takes = np.stack([self.pictures(self.correct(latents, tokens, text, images, f"{title} {take}", take))
-                          for take in range(self.config.corrections)])
+        takes = np.stack(
+            [
+                self.pictures(self.correct(latents, tokens, text, images, f"{title} {take}", take))
+                for take in range(self.config.corrections)
+            ]
+        )
         if self.tower is None:
             return takes[0]
         best = best_take(np.stack([self.tower.tokens(pictures) for pictures in takes]), tokens)
         return takes[best, np.arange(len(best))]
 
-    def correct(self, latents: np.ndarray, tokens: np.ndarray, text: np.ndarray, images: np.ndarray,
-                title: str = "correct", take: int = 0) -> np.ndarray:
+    def correct(
+        self,
+        latents: np.ndarray,
+        tokens: np.ndarray,
+        text: np.ndarray,
+        images: np.ndarray,
+        title: str = "correct",
+        take: int = 0,
+    ) -> np.ndarray:
         """Semantic correction (MindTuner paper): noise the latents part of the way and paint them again with the text.
 
         latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 8, 16, 16). Each ``take`` has noise of its own.
         """
         schedule = noise_schedule()
         schedule.set_timesteps(round(self.config.refine_steps / self.config.refine_start))
-        times = schedule.timesteps[-self.config.refine_steps:]
+        times = schedule.timesteps[-self.config.refine_steps :]
         clean = torch.as_tensor(latents, dtype=torch.float32)
         noisy = schedule.add_noise(clean, self._noise(images, f"correct {take}"), times[:1].expand(len(clean)))
         return self._denoise(noisy, schedule, times, tokens, text, title)
@@ -122,8 +135,14 @@ class CompactGenerator:
         keep_text = keep & (text is not None)
         for time in progress(times, title, len(times), "step"):
             with autocast():
-                both = self.denoiser(torch.cat([x, x]), time.to(where).expand(2 * n), torch.cat([tokens, tokens]),
-                                     torch.cat([words, words]), keep, keep_text).float()
+                both = self.denoiser(
+                    torch.cat([x, x]),
+                    time.to(where).expand(2 * n),
+                    torch.cat([tokens, tokens]),
+                    torch.cat([words, words]),
+                    keep,
+                    keep_text,
+                ).float()
             conditional, unconditional = both.chunk(2)
             velocity = unconditional + self.config.guidance * (conditional - unconditional)
             x = schedule.step(velocity, time, x, eta=0.0).prev_sample

@@ -73,16 +73,17 @@ class Decoder:
         return self.predict_mixed({name: voxels}, {name: stimulus})[name]
 
     @torch.no_grad()
-    def predict_mixed(self, voxels: Mapping[str, np.ndarray],
-                      stimulus: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+    def predict_mixed(self, voxels: Mapping[str, np.ndarray], stimulus: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
         """Decode trials of several subjects in one pass through what they share; each as ``predict`` would alone.
 
         voxels: subject -> (n, V) · stimulus: subject -> (n,). The same errors as ``predict``.
         """
         for name, betas in voxels.items():
             self._refuse_bad_voxels(name, betas, stimulus[name])
-        parts = [_on_the_cpu(self._outputs({name: torch.from_numpy(betas).to(device()) for name, betas in chunk.items()}))
-                 for chunk in _chunks(voxels, self._together)]
+        parts = [
+            _on_the_cpu(self._outputs({name: torch.from_numpy(betas).to(device()) for name, betas in chunk.items()}))
+            for chunk in _chunks(voxels, self._together)
+        ]
         sizes = [len(betas) for betas in voxels.values()]
         found = {field: torch.cat([part[field] for part in parts]).split(sizes) for field in parts[0]}
         averaged, images = [], []
@@ -90,10 +91,16 @@ class Decoder:
             numbers, group = np.unique(stimulus[name], return_inverse=True)
             images.append(numbers)
             averaged.append({field: _group_means(values[k], group) for field, values in found.items()})
-        return {name: Predictions(shown, means["backbone_tokens"].numpy(), self._retrieval_tokens(means).numpy(),
-                                  means["latents"].numpy() if "latents" in means else None,
-                                  self.text_of(means["backbone_tokens"], name))
-                for name, shown, means in zip(voxels, images, averaged, strict=True)}
+        return {
+            name: Predictions(
+                shown,
+                means["backbone_tokens"].numpy(),
+                self._retrieval_tokens(means).numpy(),
+                means["latents"].numpy() if "latents" in means else None,
+                self.text_of(means["backbone_tokens"], name),
+            )
+            for name, shown, means in zip(voxels, images, averaged, strict=True)
+        }
 
     def image_tokens(self, backbone_tokens: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Backbone tokens (n, T, D) of images ``images`` (ids (n,)) -> image tokens (n, T, D): a sample of the prior, or
@@ -109,8 +116,10 @@ class Decoder:
         for k, image in enumerate(images):
             start[k].normal_(generator=torch.Generator().manual_seed(derive_seed(self.seed, "prior", int(image))))
         room = self._together
-        drawn = [self.network.prior.sample(some.to(device()), self.config.prior_steps, start=noise).cpu()
-                 for some, noise in zip(tokens.split(room), start.split(room), strict=True)]
+        drawn = [
+            self.network.prior.sample(some.to(device()), self.config.prior_steps, start=noise).cpu()
+            for some, noise in zip(tokens.split(room), start.split(room), strict=True)
+        ]
         return torch.cat(drawn).numpy()
 
     @torch.no_grad()
@@ -188,7 +197,7 @@ def _chunks(voxels: Mapping[str, np.ndarray], size: int) -> list[dict[str, np.nd
             if room == 0:
                 chunks.append({})
                 room = size
-            chunks[-1][name] = betas[start:start + room]
+            chunks[-1][name] = betas[start : start + room]
             start += len(chunks[-1][name])
             room -= len(chunks[-1][name])
     return chunks

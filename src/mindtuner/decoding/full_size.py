@@ -58,14 +58,27 @@ class FullSizeGenerator:
     where device and number format do not go together, or where several corrections are asked for.
     """
 
-    def __init__(self, config: DecodeConfig, seed: int, sources: Sources, conventions: dict, latent_side: int,
-                 categories: TextBank, *, dtype: torch.dtype = torch.float32, offload: bool = False, batch: int = 1,
-                 side: int = TRAINED_SIDE):
+    def __init__(
+        self,
+        config: DecodeConfig,
+        seed: int,
+        sources: Sources,
+        conventions: dict,
+        latent_side: int,
+        categories: TextBank,
+        *,
+        dtype: torch.dtype = torch.float32,
+        offload: bool = False,
+        batch: int = 1,
+        side: int = TRAINED_SIDE,
+    ):
         if (sources.captions is None) != (sources.converter is None):
             raise UserError("captions: is given without a converter, or a converter without captions; expected both or none")
         if config.corrections != 1:
-            raise UserError(f"decode.corrections: is {config.corrections}; expected 1 with the generator at full size, which "
-                            "corrects once")
+            raise UserError(
+                f"decode.corrections: is {config.corrections}; expected 1 with the generator at full size, which "
+                "corrects once"
+            )
         where = usable_device(None, dtype)
         if offload and where.type == "cpu":
             raise UserError("offload: is on, but the device is the CPU; expected device cuda, or no offload")
@@ -79,22 +92,30 @@ class FullSizeGenerator:
             reduction = 8  # of Stable Diffusion's autoencoders; what the network makes of it is compared below
             self.autoencoder = StableAutoencoder(sources.vae, latent_side * reduction)
             if self.autoencoder.shape[1] != latent_side:
-                raise UserError(f"{sources.vae}: makes latents of side {self.autoencoder.shape[1]} of pictures of "
-                                f"{self.autoencoder.side}; expected {latent_side}, as the base has")
+                raise UserError(
+                    f"{sources.vae}: makes latents of side {self.autoencoder.shape[1]} of pictures of "
+                    f"{self.autoencoder.side}; expected {latent_side}, as the base has"
+                )
         self.captioner = None
         if sources.captions is not None:
             self.captioner = GitCaptioner(sources.captions, sources.converter, dtype=dtype, where=where, batch=batch)
-        self.identity = {"generator": "sdxl", "dtype": str(dtype).removeprefix("torch."), "side": side,
-                         "conventions": {field: conventions[field] for field in ("token_norm", "image_range")},
-                         "unclip": _files_in(sources.unclip), "sdxl": _files_in(Path(sources.sdxl)),
-                         "vae": None if self.autoencoder is None else self.autoencoder.identity,
-                         "captions": None if sources.captions is None else _files_in(Path(sources.captions)),
-                         "converter": None if sources.converter is None else sources.converter.stat().st_size}
+        self.identity = {
+            "generator": "sdxl",
+            "dtype": str(dtype).removeprefix("torch."),
+            "side": side,
+            "conventions": {field: conventions[field] for field in ("token_norm", "image_range")},
+            "unclip": _files_in(sources.unclip),
+            "sdxl": _files_in(Path(sources.sdxl)),
+            "vae": None if self.autoencoder is None else self.autoencoder.identity,
+            "captions": None if sources.captions is None else _files_in(Path(sources.captions)),
+            "converter": None if sources.converter is None else sources.converter.stat().st_size,
+        }
         self._where = None if offload else where  # offloaded layers find their way themselves
         self._move_to(torch.device("cpu"))
 
-    def stages(self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray,
-               title: str = "") -> dict[str, np.ndarray]:
+    def stages(
+        self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray, title: str = ""
+    ) -> dict[str, np.ndarray]:
         """As ``painter.Painter`` says, with ``blended`` too where there is a low level: .75 corrected and .25 of that.
 
         Prompts name kinds of things even where the bank has no caption.
@@ -134,11 +155,14 @@ def check_conventions(folder: Path, conventions: dict) -> None:
     """
     wanted = read_card(folder).get("conventions")
     if not isinstance(wanted, dict) or "token_norm" not in wanted:
-        raise UserError(f"{folder / CARD}: conventions.token_norm is missing; expected a folder of 'mindtuner convert "
-                        "unclip'")
+        raise UserError(
+            f"{folder / CARD}: conventions.token_norm is missing; expected a folder of 'mindtuner convert unclip'"
+        )
     if conventions["token_norm"] != wanted["token_norm"]:
-        raise UserError(f"{folder / CARD}: conventions.token_norm is {wanted['token_norm']!r}; expected "
-                        f"{conventions['token_norm']!r}, on which the base was trained")
+        raise UserError(
+            f"{folder / CARD}: conventions.token_norm is {wanted['token_norm']!r}; expected "
+            f"{conventions['token_norm']!r}, on which the base was trained"
+        )
 
 
 def batch_for(where: torch.device) -> int:

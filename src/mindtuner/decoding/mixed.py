@@ -33,7 +33,8 @@ class MixedNetwork:
             if updates:
                 self._shared.set_submodule(name, SharedLinear(module, updates, self.rows))
         self._shared.new_blocks.append(
-            OwnBlocks({subject: network.new_blocks for subject, network in self.subjects.items()}, self.rows))
+            OwnBlocks({subject: network.new_blocks for subject, network in self.subjects.items()}, self.rows)
+        )
         self._shared.eval()
 
     def __call__(self, voxels: Mapping[str, torch.Tensor]) -> BrainOutputs:
@@ -44,20 +45,22 @@ class MixedNetwork:
             self.rows[subject] = slice(end, end + len(betas))
             end += len(betas)
         networks = {subject: self.subjects[subject] for subject in voxels}
-        x = torch.cat([network.embed(voxels[subject], network.fingerprint_subject)
-                       for subject, network in networks.items()])
+        x = torch.cat([network.embed(voxels[subject], network.fingerprint_subject) for subject, network in networks.items()])
         return self._shared.decode_hidden(x, self._skips(networks, voxels, x))
 
-    def _skips(self, networks: dict[str, BrainNetwork], voxels: Mapping[str, torch.Tensor],
-               x: torch.Tensor) -> list[torch.Tensor]:
+    def _skips(
+        self, networks: dict[str, BrainNetwork], voxels: Mapping[str, torch.Tensor], x: torch.Tensor
+    ) -> list[torch.Tensor]:
         """Skip-LoRA's outputs at each entry point, zero for subjects that have none there."""
         joined = []
         for entry in range(max(len(network.skips) for network in networks.values())):
-            own = {subject: network.skips[entry](voxels[subject])
-                   for subject, network in networks.items() if entry < len(network.skips)}
+            own = {
+                subject: network.skips[entry](voxels[subject])
+                for subject, network in networks.items()
+                if entry < len(network.skips)
+            }
             width = next(iter(own.values())).shape[1]
-            joined.append(torch.cat([own.get(subject, x.new_zeros(len(betas), width))
-                                     for subject, betas in voxels.items()]))
+            joined.append(torch.cat([own.get(subject, x.new_zeros(len(betas), width)) for subject, betas in voxels.items()]))
         return joined
 
 

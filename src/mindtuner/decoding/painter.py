@@ -19,8 +19,9 @@ class Painter(Protocol):
 
     identity: dict
 
-    def stages(self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray,
-               title: str = "") -> dict[str, np.ndarray]:
+    def stages(
+        self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray, title: str = ""
+    ) -> dict[str, np.ndarray]:
         """Pictures of n images, float32 (n, 3, H, W) in 0..1, by stage, in the order in which they come to be.
 
         ``lowlevel``, where its latents (n, C, s, s) are given and it can decode them; ``reconstructed``, painted from the

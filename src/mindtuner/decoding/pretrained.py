@@ -34,9 +34,11 @@ def load_tokenizer(kind: type, folder: Path, owner: torch.nn.Module):
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # on a vocabulary that is cut short, the tokenizers' library raises nothing more special
-        raise UserError(f"{folder}: not a whole tokenizer ({one_line(error)}); expected its vocabulary beside "
-                        "tokenizer_config.json") from error
+        raise UserError(
+            f"{folder}: not a whole tokenizer ({one_line(error)}); expected its vocabulary beside tokenizer_config.json"
+        ) from error
     if len(tokenizer) != owner.config.vocab_size:  # without a vocabulary the libraries make an empty one
-        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words; expected the {owner.config.vocab_size} of its "
-                        "model")
+        raise UserError(
+            f"{folder}: the tokenizer has {len(tokenizer)} words; expected the {owner.config.vocab_size} of its model"
+        )
     return tokenizer

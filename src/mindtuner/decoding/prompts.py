@@ -9,14 +9,87 @@ import numpy as np
 from mindtuner.decoding.words import TextBank
 
 COCO_CATEGORIES = (  # the 80 kinds of object that COCO's annotators marked; NSD's images are COCO's
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant",
-    "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra",
-    "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
-    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork",
-    "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut",
-    "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
-    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
-    "hair drier", "toothbrush")
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+)
 
 
 class TextEncoder(Protocol):
@@ -32,8 +105,9 @@ def category_bank(encoder: TextEncoder, categories: tuple[str, ...] = COCO_CATEG
     return TextBank(prompts, encoder.embed(prompts), 0)
 
 
-def build_prompts(text: np.ndarray, categories: TextBank, captions: TextBank, top_categories: int = 2,
-                  top_captions: int = 1) -> list[str]:
+def build_prompts(
+    text: np.ndarray, categories: TextBank, captions: TextBank, top_categories: int = 2, top_captions: int = 1
+) -> list[str]:
     """One prompt for each brain: the category prompts nearest to its text, then the nearest training captions.
 
     The MindTuner paper corrects pictures with text retrieved through the Pivot and gives no form of words; this one is
@@ -75,7 +149,7 @@ def _nearest(text: np.ndarray, bank: TextBank, count: int, said: dict[str, str])
 
 
 def _article(name: str) -> str:
-    """"a ", "an ", or nothing before a plural such as scissors, but not before a bus or a glass."""
+    """ "a ", "an ", or nothing before a plural such as scissors, but not before a bus or a glass."""
     if name.endswith("s") and not name.endswith(("us", "ss")):
         return ""
     return "an " if name[0] in "aeiou" else "a "

@@ -19,14 +19,21 @@ from mindtuner.runtime import derive_seed, progress
 NEGATIVE_PROMPT = (  # of MindEye2's public refinement, so that pictures can be compared with theirs
     "painting, extra fingers, mutated hands, poorly drawn hands, poorly drawn face, deformed, ugly, blurry, bad anatomy, "
     "bad proportions, extra limbs, cloned face, skinny, glitchy, double torso, extra arms, extra hands, mangled fingers, "
-    "missing lips, ugly face, distorted face, extra legs, anime")
+    "missing lips, ugly face, distorted face, extra legs, anime"
+)
 TARGET_SIZE = (1024, 1024)  # what SDXL is told that it paints for, whatever the picture's size; also theirs
-PARTS = {"unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL"),
-         "text_encoder": ("transformers", "CLIPTextModel"),
-         "text_encoder_2": ("transformers", "CLIPTextModelWithProjection")}
+PARTS = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+}
 TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
-FILES = ["model_index.json", "scheduler/*.json",
-         *(f"{part}/*.{end}" for part in (*PARTS, *TOKENIZERS) for end in ("json", "txt", "safetensors"))]
+FILES = [
+    "model_index.json",
+    "scheduler/*.json",
+    *(f"{part}/*.{end}" for part in (*PARTS, *TOKENIZERS) for end in ("json", "txt", "safetensors")),
+]
 
 
 class SdxlRefiner:
@@ -50,9 +57,18 @@ class SdxlRefiner:
     number format cannot be had.
     """
 
-    def __init__(self, source: str | Path, config: DecodeConfig, seed: int, *, negative: str = NEGATIVE_PROMPT,
-                 dtype: torch.dtype = torch.float32, where: torch.device | str | None = None, offload: bool = False,
-                 batch: int = 1):
+    def __init__(
+        self,
+        source: str | Path,
+        config: DecodeConfig,
+        seed: int,
+        *,
+        negative: str = NEGATIVE_PROMPT,
+        dtype: torch.dtype = torch.float32,
+        where: torch.device | str | None = None,
+        offload: bool = False,
+        batch: int = 1,
+    ):
         where = usable_device(where, dtype)
         if offload and where.type == "cpu":
             raise UserError("offload: is on, but the device is the CPU; expected device cuda, or no offload")
@@ -81,21 +97,27 @@ class SdxlRefiner:
             rows = slice(start, start + self.batch)
             refined[rows] = self._refine(pictures[rows], list(prompts[rows]), images[rows])
             if not np.isfinite(refined[rows]).all():
-                raise UserError(f"{self.source}: painted numbers that are not finite in "
-                                f"{str(self.pipeline.dtype).removeprefix('torch.')}; expected dtype bfloat16 or float32")
+                raise UserError(
+                    f"{self.source}: painted numbers that are not finite in "
+                    f"{str(self.pipeline.dtype).removeprefix('torch.')}; expected dtype bfloat16 or float32"
+                )
         return refined
 
     def _refine(self, pictures: np.ndarray, prompts: list[str], images: np.ndarray) -> np.ndarray:
         grid = round(self.config.refine_steps / self.config.refine_start)
         with torch.no_grad(), quiet():  # they tell of prompts that are cut, which is known, and of formats, which is meant
             painted = self.pipeline(
-                prompt=prompts, negative_prompt=[self.negative] * len(prompts),
+                prompt=prompts,
+                negative_prompt=[self.negative] * len(prompts),
                 image=torch.as_tensor(pictures, dtype=torch.float32),
                 num_inference_steps=grid,
                 strength=min(1.0, (self.config.refine_steps + 0.5) / grid),  # the pipeline rounds steps down: stay clear
                 guidance_scale=self.config.guidance,
                 generator=[torch.Generator().manual_seed(derive_seed(self.seed, "refine", int(k))) for k in images],
-                original_size=tuple(pictures.shape[-2:]), target_size=TARGET_SIZE, output_type="pt").images
+                original_size=tuple(pictures.shape[-2:]),
+                target_size=TARGET_SIZE,
+                output_type="pt",
+            ).images
         return painted.float().cpu().numpy()
 
     def _check(self, pictures: np.ndarray, prompts: list[str], images: np.ndarray) -> None:
@@ -116,8 +138,13 @@ def blend(pictures: np.ndarray, lowlevel: np.ndarray, share: float = 0.25) -> np
     """
     if len(pictures) != len(lowlevel) or not 0 <= share <= 1:
         raise ValueError(f"lowlevel, share: are {len(lowlevel)} pictures and {share}; expected {len(pictures)} and 0 to 1")
-    resized = F.interpolate(torch.as_tensor(lowlevel, dtype=torch.float32), size=tuple(pictures.shape[-2:]),
-                            mode="bilinear", align_corners=False, antialias=False)
+    resized = F.interpolate(
+        torch.as_tensor(lowlevel, dtype=torch.float32),
+        size=tuple(pictures.shape[-2:]),
+        mode="bilinear",
+        align_corners=False,
+        antialias=False,
+    )
     return (1 - share) * pictures.astype(np.float32) + share * resized.numpy()
 
 
@@ -131,14 +158,18 @@ def _pipeline(folder: Path, dtype: torch.dtype, libraries: dict[str, ModuleType]
         if not (folder / part).is_dir():
             raise UserError(f"{folder / part}: not found; expected {', '.join((*PARTS, *TOKENIZERS, 'scheduler'))}")
     _check_widths(folder)
-    parts = {part: load_part(getattr(libraries[library], name), folder / part, dtype)
-             for part, (library, name) in PARTS.items()}
+    parts = {
+        part: load_part(getattr(libraries[library], name), folder / part, dtype) for part, (library, name) in PARTS.items()
+    }
     for part, owner in TOKENIZERS.items():
         parts[part] = load_tokenizer(libraries["transformers"].CLIPTokenizer, folder / part, parts[owner])
     try:  # from the folder come the noise levels; "trailing" is the grid that SDXL's own code walks
         parts["scheduler"] = libraries["diffusers"].EulerDiscreteScheduler.from_config(
-            read_json(folder / "scheduler" / "scheduler_config.json"), timestep_spacing="trailing",
-            use_karras_sigmas=False, final_sigmas_type="zero")
+            read_json(folder / "scheduler" / "scheduler_config.json"),
+            timestep_spacing="trailing",
+            use_karras_sigmas=False,
+            final_sigmas_type="zero",
+        )
         return libraries["diffusers"].StableDiffusionXLImg2ImgPipeline(**parts, add_watermarker=False)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"{folder}: its parts do not fit together ({one_line(error)}); expected an SDXL base") from error
@@ -151,9 +182,13 @@ def _check_widths(folder: Path) -> None:
     widths = [tower.get("hidden_size", 0) for tower in towers]
     context = unet.get("cross_attention_dim")
     if context != sum(widths):
-        raise UserError(f"{folder / 'unet' / 'config.json'}: cross_attention_dim is {context}; expected {sum(widths)}, what "
-                        "the two text encoders give")
+        raise UserError(
+            f"{folder / 'unet' / 'config.json'}: cross_attention_dim is {context}; expected {sum(widths)}, what "
+            "the two text encoders give"
+        )
     joined = 6 * (unet.get("addition_time_embed_dim") or 0) + towers[1].get("projection_dim", 0)
     if unet.get("projection_class_embeddings_input_dim") != joined:
-        raise UserError(f"{folder / 'unet' / 'config.json'}: projection_class_embeddings_input_dim is "
-                        f"{unet.get('projection_class_embeddings_input_dim')}; expected {joined}, six sizes and a text")
+        raise UserError(
+            f"{folder / 'unet' / 'config.json'}: projection_class_embeddings_input_dim is "
+            f"{unet.get('projection_class_embeddings_input_dim')}; expected {joined}, six sizes and a text"
+        )

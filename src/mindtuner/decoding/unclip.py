@@ -39,8 +39,17 @@ class UnclipGenerator:
     Raises UserError where the folder is not a whole one, or the image range is unknown.
     """
 
-    def __init__(self, config: DecodeConfig, seed: int, folder: str | Path, image_range: str, side: int = TRAINED_SIDE,
-                 batch: int = 1, dtype: torch.dtype = torch.float32, offload: bool = False):
+    def __init__(
+        self,
+        config: DecodeConfig,
+        seed: int,
+        folder: str | Path,
+        image_range: str,
+        side: int = TRAINED_SIDE,
+        batch: int = 1,
+        dtype: torch.dtype = torch.float32,
+        offload: bool = False,
+    ):
         folder = Path(folder)
         if image_range not in IMAGE_RANGES:
             raise UserError(f"{folder}: image_range is {image_range!r}; expected one of {', '.join(IMAGE_RANGES)}")
@@ -71,8 +80,10 @@ class UnclipGenerator:
         tokens = torch.as_tensor(tokens, dtype=torch.float32)
         width = self.unet.config.cross_attention_dim
         if tokens.dim() != 3 or tokens.shape[2] != width:
-            raise UserError(f"{self.folder}: tokens have shape {tuple(tokens.shape)}; expected (n, T, {width}), the width "
-                            "that this generator was trained on")
+            raise UserError(
+                f"{self.folder}: tokens have shape {tuple(tokens.shape)}; expected (n, T, {width}), the width "
+                "that this generator was trained on"
+            )
         first = first_sigma(self.scheduler, self.config.generator_steps)
         channels = self.unet.config.in_channels
         painted = [np.empty((0, channels, self.latent_side, self.latent_side), np.float32)]
@@ -80,12 +91,21 @@ class UnclipGenerator:
             some = tokens[start : start + self.batch]
             drawn = [self._draw(int(k), some.shape[1:], first) for k in images[start : start + self.batch]]
             noisy, null = (torch.stack(part).to(device()) for part in zip(*drawn, strict=True))
-            latents = sample(self.unet, self.scheduler, noisy, some.to(device()), null,
-                             size_and_crop(self.side, len(some)).to(device()), self.config.generator_steps,
-                             self.config.guidance)
+            latents = sample(
+                self.unet,
+                self.scheduler,
+                noisy,
+                some.to(device()),
+                null,
+                size_and_crop(self.side, len(some)).to(device()),
+                self.config.generator_steps,
+                self.config.guidance,
+            )
             if not latents.isfinite().all():
-                raise UserError(f"{self.folder}: painted numbers that are not finite in "
-                                f"{str(self.unet.dtype).removeprefix('torch.')}; expected dtype bfloat16 or float32")
+                raise UserError(
+                    f"{self.folder}: painted numbers that are not finite in "
+                    f"{str(self.unet.dtype).removeprefix('torch.')}; expected dtype bfloat16 or float32"
+                )
             painted.append(latents.cpu().numpy())
         return np.concatenate(painted)
 
@@ -118,19 +138,30 @@ def read_card(folder: str | Path) -> dict:
     folder = Path(folder)
     with released("unclip"):
         if not folder.is_dir():
-            raise UserError(f"{folder}: {'is a file' if folder.exists() else 'not found'}; expected a folder of 'mindtuner "
-                            "convert unclip'")
+            raise UserError(
+                f"{folder}: {'is a file' if folder.exists() else 'not found'}; expected a folder of 'mindtuner "
+                "convert unclip'"
+            )
         if not (folder / CARD).is_file():
             raise UserError(f"{folder / CARD}: not found; expected a folder of 'mindtuner convert unclip'")
         card = read_json(folder / CARD)
         if card.get("kind") != KIND:
-            raise UserError(f"{folder / CARD}: kind is {card.get('kind')!r}; expected {KIND!r}, a folder of 'mindtuner "
-                            "convert unclip'")
+            raise UserError(
+                f"{folder / CARD}: kind is {card.get('kind')!r}; expected {KIND!r}, a folder of 'mindtuner convert unclip'"
+            )
     return card
 
 
-def sample(unet: UNet2DConditionModel, scheduler: EulerDiscreteScheduler, noisy: torch.Tensor, tokens: torch.Tensor,
-           null: torch.Tensor, vector: torch.Tensor, steps: int, guidance: float) -> torch.Tensor:
+def sample(
+    unet: UNet2DConditionModel,
+    scheduler: EulerDiscreteScheduler,
+    noisy: torch.Tensor,
+    tokens: torch.Tensor,
+    null: torch.Tensor,
+    vector: torch.Tensor,
+    steps: int,
+    guidance: float,
+) -> torch.Tensor:
     """Euler steps with classifier-free guidance, null + guidance x (conditional - null).
 
     noisy (n, 4, s, s) at the first sigma, tokens and null (n, T, D), vector (n, 1024) -> latents (n, 4, s, s).
@@ -174,5 +205,6 @@ def _scheduler(path: Path) -> EulerDiscreteScheduler:
     try:
         return EulerDiscreteScheduler.from_config(settings)
     except DAMAGED as error:
-        raise UserError(f"{path}: no noise schedule ({one_line(error)}); expected what 'mindtuner convert unclip' writes "
-                        "there") from error
+        raise UserError(
+            f"{path}: no noise schedule ({one_line(error)}); expected what 'mindtuner convert unclip' writes there"
+        ) from error

@@ -14,9 +14,14 @@ class AugmentedView:
     """
 
     def __init__(self, side: int):
-        self.transform = v2.Compose([
-            v2.RandomResizedCrop(side, scale=(0.9, 1.0), ratio=(0.95, 1.05), antialias=True),
-            v2.ColorJitter(0.4, 0.4, 0.2, 0.1), v2.RandomGrayscale(0.2), v2.RandomSolarize(128, 0.2)])
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(side, scale=(0.9, 1.0), ratio=(0.95, 1.05), antialias=True),
+                v2.ColorJitter(0.4, 0.4, 0.2, 0.1),
+                v2.RandomGrayscale(0.2),
+                v2.RandomSolarize(128, 0.2),
+            ]
+        )
 
     def __call__(self, images: np.ndarray, ids: np.ndarray) -> torch.Tensor:
         """Images uint8 (n, 3, H, W) of stimuli ``ids`` (n,) -> uint8 (n, 3, side, side)."""

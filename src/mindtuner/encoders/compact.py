@@ -46,8 +46,12 @@ class CompactImageEncoder:
         tensors = load_file(path)
         self.mean = tensors["mean"].to(device())  # (16, C)
         self.matrix = tensors["matrix"].to(device())  # (C, 128)
-        self.identity = {"encoder": "compact", "trunk": file_digest(weights), "projection": file_digest(path),
-                         "tokens": [TOKENS, WIDTH]}
+        self.identity = {
+            "encoder": "compact",
+            "trunk": file_digest(weights),
+            "projection": file_digest(path),
+            "tokens": [TOKENS, WIDTH],
+        }
 
     @torch.no_grad()
     def tokens(self, images) -> np.ndarray:
@@ -110,7 +114,7 @@ class CompactTextEncoder:
         start = 0
         for k, group in enumerate(captions):
             if group:
-                texts[k] = flat[start:start + len(group)].mean(0)
+                texts[k] = flat[start : start + len(group)].mean(0)
             start += len(group)
         norms = np.linalg.norm(texts, axis=1, keepdims=True)
         return np.divide(texts, norms, out=texts, where=norms > 0)
@@ -156,8 +160,7 @@ def read_part(path: Path, part: str) -> dict[str, torch.Tensor]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected generator weights") from error
-    found = {key.removeprefix(f"{part}."): value.float() for key, value in tensors.items()
-             if key.startswith(f"{part}.")}
+    found = {key.removeprefix(f"{part}."): value.float() for key, value in tensors.items() if key.startswith(f"{part}.")}
     if not found:
         raise UserError(f"{path}: holds no {part}.* tensors; expected weights of mindtuner train-generator")
     return found
@@ -168,8 +171,10 @@ def load_part(network: torch.nn.Module, path: Path, part: str) -> None:
     try:
         network.load_state_dict(read_part(path, part))
     except RuntimeError as error:
-        raise UserError(f"{path}: {part}.* do not fit ({str(error).splitlines()[-1].strip()}); expected weights of this "
-                        "version's mindtuner train-generator") from error
+        raise UserError(
+            f"{path}: {part}.* do not fit ({str(error).splitlines()[-1].strip()}); expected weights of this "
+            "version's mindtuner train-generator"
+        ) from error
 
 
 def _as_tensor(images) -> torch.Tensor:

@@ -51,9 +51,14 @@ class MapsNetwork(nn.Module):
         self.trunk = ConvNeXt(depths=depths, dims=dims, ls_init_value=None, head_norm_first=True, num_classes=0)
         first, second, third = widths
         self.projector = nn.Sequential(
-            nn.Linear(dims[-1], first), nn.LayerNorm(first), nn.ReLU(),
-            nn.Linear(first, second), nn.LayerNorm(second), nn.ReLU(),
-            nn.Linear(second, third, bias=False))
+            nn.Linear(dims[-1], first),
+            nn.LayerNorm(first),
+            nn.ReLU(),
+            nn.Linear(first, second),
+            nn.LayerNorm(second),
+            nn.ReLU(),
+            nn.Linear(second, third, bias=False),
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Standardised images (n, 3, s, s) -> (n, (s / 32) ** 2, widths[-1]), cells row by row."""
@@ -65,6 +70,7 @@ class MapsNetwork(nn.Module):
 
         Raises ValueError naming the key from which a size cannot be read.
         """
+
         def width(key: str, axes: int) -> int:
             if key not in tensors or tensors[key].dim() != axes:
                 has = f"has shape {tuple(tensors[key].shape)}" if key in tensors else "is missing"
@@ -102,8 +108,14 @@ class CellMaps:
             raise ValueError(f"side is {side}; expected a multiple of {STRIDE}")
         self.network = network.eval().requires_grad_(False).to(device())
         self.side, self.shape = side, ((side // STRIDE) ** 2, width)
-        self.identity = {**identity, "weights": weights_hash(network), "features": list(self.shape), "side": side,
-                         "mean": list(mean), "std": list(std)}
+        self.identity = {
+            **identity,
+            "weights": weights_hash(network),
+            "features": list(self.shape),
+            "side": side,
+            "mean": list(mean),
+            "std": list(std),
+        }
         self._mean, self._std = (torch.tensor(values, device=device()).view(3, 1, 1) for values in (mean, std))
 
     @torch.no_grad()
@@ -123,8 +135,12 @@ class ConvNextMaps(CellMaps):
     def __init__(self, path: str | Path, side: int = SIDE) -> None:
         with released("convnext"):
             network = _read_release(path)
-        identity = {"encoder": "VICRegL ConvNeXt", "depths": network.depths, "dims": network.dims,
-                    "projector": network.widths}
+        identity = {
+            "encoder": "VICRegL ConvNeXt",
+            "depths": network.depths,
+            "dims": network.dims,
+            "projector": network.widths,
+        }
         super().__init__(network, network.widths[-1], side, MEAN, STD, identity)
 
 
@@ -163,8 +179,10 @@ class PlainConvNextMaps(CellMaps):
         try:
             network = timm.create_model(name, pretrained=weights is None, num_classes=0)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"timm model {name!r}: not available ({one_line(error)}); expected a known tag and a connection "
-                            "to the hub, or a file with timm's keys") from error
+            raise UserError(
+                f"timm model {name!r}: not available ({one_line(error)}); expected a known tag and a connection "
+                "to the hub, or a file with timm's keys"
+            ) from error
         if weights is not None:
             _fill(network, Path(weights), name)
         network.head = nn.Identity()  # it normalises and pools, and no map passes it

@@ -24,7 +24,7 @@ def lite_network(name: str, weights: str, features_only: bool) -> torch.nn.Modul
     wanted = network.state_dict()
     if not features_only and len(given) != len(wanted):
         raise RuntimeError(f"{weights}: holds {len(given)} tensors; timm's {name} has {len(wanted)}")
-    network.load_state_dict(dict(zip(wanted, given[:len(wanted)], strict=True)))
+    network.load_state_dict(dict(zip(wanted, given[: len(wanted)], strict=True)))
     return fold_norms(network.eval().requires_grad_(False)).to(memory_format=torch.channels_last)
 
 

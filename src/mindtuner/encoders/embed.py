@@ -50,8 +50,18 @@ class Tower:
 
     def build(self, folder: str | Path, stimuli: Stimuli) -> FileRows | HalfRows:
         """This tower's cache in ``folder``, computed where it is missing. Raises UserError as ``build_cache`` does."""
-        return build_cache(folder, self.name, self.shape, self.dtype, self.identity, stimuli, self.compute, self.batch,
-                           self.name, inputs=lambda ids: ids)
+        return build_cache(
+            folder,
+            self.name,
+            self.shape,
+            self.dtype,
+            self.identity,
+            stimuli,
+            self.compute,
+            self.batch,
+            self.name,
+            inputs=lambda ids: ids,
+        )
 
     def size(self, folder: str | Path, stimuli: Stimuli) -> tuple[int, int]:
         """Bytes of the cache, and how many of them the disk still has to give. Raises UserError where the cache in
@@ -59,8 +69,9 @@ class Tower:
         return bytes_to_write(folder, self.name, self.shape, self.dtype, self.identity, stimuli, self.batch)
 
 
-def embed(dataset: Dataset, folder: Path, images: CompactImageEncoder, texts: CompactTextEncoder,
-          autoencoder: Autoencoder) -> dict[str, np.ndarray]:
+def embed(
+    dataset: Dataset, folder: Path, images: CompactImageEncoder, texts: CompactTextEncoder, autoencoder: Autoencoder
+) -> dict[str, np.ndarray]:
     """Caches over all N stimuli, built where they are missing, opened where they exist; rows are stimulus ids.
 
     pixels (N, 3, 128, 128) uint8, tokens (N, 16, 128) float32, text (N, 384) float32, latents (N, 8, 16, 16) float32,
@@ -71,12 +82,18 @@ def embed(dataset: Dataset, folder: Path, images: CompactImageEncoder, texts: Co
     return {tower.name: tower.build(folder, dataset.stimuli) for tower in towers}
 
 
-def compact_towers(stimuli: Stimuli, folder: str | Path, images: CompactImageEncoder | None,
-                   texts: CompactTextEncoder | None, autoencoder: Autoencoder | None) -> list[Tower]:
+def compact_towers(
+    stimuli: Stimuli,
+    folder: str | Path,
+    images: CompactImageEncoder | None,
+    texts: CompactTextEncoder | None,
+    autoencoder: Autoencoder | None,
+) -> list[Tower]:
     """What these encoders say of ``stimuli``, in an order in which it can be built; without an encoder, without its towers.
 
     All that look at images take them from the cache of ``pixels`` in ``folder``, so that large images are read once.
     """
+
     @functools.cache
     def cached() -> np.ndarray:
         return open_cache(folder, "pixels", _PIXELS, stimuli.hash)
@@ -86,19 +103,36 @@ def compact_towers(stimuli: Stimuli, folder: str | Path, images: CompactImageEnc
 
     towers = [Tower("pixels", _PIXELS, (3, PICTURE, PICTURE), np.uint8, lambda ids: reduce(stimuli.images(ids)))]
     if images is not None:
-        towers.append(Tower("tokens", images.identity, (TOKENS, WIDTH), np.float32, lambda ids: images.tokens(pixels(ids)),
-                            batch=BATCH))
+        towers.append(
+            Tower("tokens", images.identity, (TOKENS, WIDTH), np.float32, lambda ids: images.tokens(pixels(ids)), batch=BATCH)
+        )
     if autoencoder is not None:
-        towers.append(Tower("latents", autoencoder.identity, (8, 16, 16), np.float32,
-                            lambda ids: autoencoder.encode(pixels(ids))))
+        towers.append(
+            Tower("latents", autoencoder.identity, (8, 16, 16), np.float32, lambda ids: autoencoder.encode(pixels(ids)))
+        )
     if images is not None:
         view, maps = AugmentedView(MAP_SIDE), (TOKENS, MAP_WIDTH)
-        towers += [Tower("features", images.identity, maps, np.float32, lambda ids: images.maps(pixels(ids))),
-                   Tower("features_augmented", {**images.identity, "view": 1}, maps, np.float32,
-                         lambda ids: images.maps(view(pixels(ids), ids)))]
+        towers += [
+            Tower("features", images.identity, maps, np.float32, lambda ids: images.maps(pixels(ids))),
+            Tower(
+                "features_augmented",
+                {**images.identity, "view": 1},
+                maps,
+                np.float32,
+                lambda ids: images.maps(view(pixels(ids), ids)),
+            ),
+        ]
     if texts is not None:  # large batches: equal captions are embedded once
-        towers.append(Tower("text", texts.identity, (texts.width,), np.float32,
-                            lambda ids: _text(texts, [stimuli.captions[i] for i in ids]), batch=4096))
+        towers.append(
+            Tower(
+                "text",
+                texts.identity,
+                (texts.width,),
+                np.float32,
+                lambda ids: _text(texts, [stimuli.captions[i] for i in ids]),
+                batch=4096,
+            )
+        )
     return towers
 
 

@@ -36,8 +36,12 @@ def fit(path: Path) -> None:
     cells = torch.cat(cells).double()
     mean = cells.mean(0)
     residual = (cells - mean).flatten(0, 1)
-    scale = torch.cat([residual[:, stage].std(0).clamp_min(1e-6) * width**0.5
-                       for stage, width in zip(_slices(), _STAGE_WIDTHS, strict=True)])
+    scale = torch.cat(
+        [
+            residual[:, stage].std(0).clamp_min(1e-6) * width**0.5
+            for stage, width in zip(_slices(), _STAGE_WIDTHS, strict=True)
+        ]
+    )
     values, vectors = torch.linalg.eigh(torch.cov((residual / scale).T))
     values, vectors = values.flip(0)[:WIDTH], vectors.flip(1)[:, :WIDTH]
     matrix = vectors / values**0.25 / scale[:, None]

@@ -22,9 +22,14 @@ class PaperView(AugmentedView):
 
     def __init__(self, side: int):
         area = (_VIEW["crop"], _VIEW["crop"])
-        self.transform = v2.Compose([
-            v2.RandomApply([v2.ColorJitter(*_VIEW["jitter"])], p=_VIEW["jitter_p"]), v2.RandomGrayscale(_VIEW["grey_p"]),
-            v2.RandomSolarize(0.5, _VIEW["solarise_p"]), v2.RandomResizedCrop(side, area, (1, 1), antialias=True)])
+        self.transform = v2.Compose(
+            [
+                v2.RandomApply([v2.ColorJitter(*_VIEW["jitter"])], p=_VIEW["jitter_p"]),
+                v2.RandomGrayscale(_VIEW["grey_p"]),
+                v2.RandomSolarize(0.5, _VIEW["solarise_p"]),
+                v2.RandomResizedCrop(side, area, (1, 1), antialias=True),
+            ]
+        )
 
 
 def low_level_towers(stimuli: Stimuli, autoencoder: StableAutoencoder | None, maps: CellMaps | None) -> list[Tower]:
@@ -35,14 +40,29 @@ def low_level_towers(stimuli: Stimuli, autoencoder: StableAutoencoder | None, ma
     """
     towers = []
     if autoencoder is not None:
-        towers.append(Tower("latents", autoencoder.identity, autoencoder.shape, np.float32,
-                            lambda ids: autoencoder.encode(_images(stimuli, ids)), batch=16))
+        towers.append(
+            Tower(
+                "latents",
+                autoencoder.identity,
+                autoencoder.shape,
+                np.float32,
+                lambda ids: autoencoder.encode(_images(stimuli, ids)),
+                batch=16,
+            )
+        )
     if maps is not None:
         view = PaperView(maps.side)
-        towers += [Tower("features", maps.identity, maps.shape, np.float16,
-                         lambda ids: maps.maps(_images(stimuli, ids)), batch=32),
-                   Tower("features_augmented", {**maps.identity, "view": _VIEW}, maps.shape, np.float16,
-                         lambda ids: maps.maps(view(_images(stimuli, ids), ids)), batch=32)]
+        towers += [
+            Tower("features", maps.identity, maps.shape, np.float16, lambda ids: maps.maps(_images(stimuli, ids)), batch=32),
+            Tower(
+                "features_augmented",
+                {**maps.identity, "view": _VIEW},
+                maps.shape,
+                np.float16,
+                lambda ids: maps.maps(view(_images(stimuli, ids), ids)),
+                batch=32,
+            ),
+        ]
     return towers
 
 

@@ -53,9 +53,17 @@ class OpenClipImageEncoder:
     Raises UserError where ``load_model`` does, and where the tower has no tokens or no such ``token_norm``.
     """
 
-    def __init__(self, name: str, pretrained: str | Path | None = None, *, token_norm: str = "after",
-                 image_range: str = "clip", dtype: torch.dtype = torch.float32, batch: int = 32,
-                 preprocess: dict | None = None):
+    def __init__(
+        self,
+        name: str,
+        pretrained: str | Path | None = None,
+        *,
+        token_norm: str = "after",
+        image_range: str = "clip",
+        dtype: torch.dtype = torch.float32,
+        batch: int = 32,
+        preprocess: dict | None = None,
+    ):
         _check(name, "token_norm", token_norm, TOKEN_NORMS)
         _check(name, "image_range", image_range, IMAGE_RANGES)
         _check(name, "dtype", DTYPES.get(dtype, dtype), tuple(DTYPES.values()))
@@ -68,15 +76,25 @@ class OpenClipImageEncoder:
         size = found["size"]
         self.preprocess = {
             "size": [size, size] if isinstance(size, int) else list(size),
-            "mean": list(found["mean"]), "std": list(found["std"]),
+            "mean": list(found["mean"]),
+            "std": list(found["std"]),
             "interpolation": "bilinear" if found["interpolation"] == "bilinear" else "bicubic",  # "random" is bicubic
-            "resize_mode": found["resize_mode"], "fill_color": found["fill_color"]}
+            "resize_mode": found["resize_mode"],
+            "fill_color": found["fill_color"],
+        }
         tower.to(device(), dtype)
         self.shape = tuple(self._probe(name))
         self.identity = {
-            "encoder": "open_clip image", "model": plain_name(name), "form": config_digest(name, "vision_cfg"),
-            "weights": weights, "token_norm": token_norm, "image_range": image_range, "preprocess": self.preprocess,
-            "tokens": list(self.shape), "dtype": DTYPES[dtype]}
+            "encoder": "open_clip image",
+            "model": plain_name(name),
+            "form": config_digest(name, "vision_cfg"),
+            "weights": weights,
+            "token_norm": token_norm,
+            "image_range": image_range,
+            "preprocess": self.preprocess,
+            "tokens": list(self.shape),
+            "dtype": DTYPES[dtype],
+        }
 
     @torch.no_grad()
     def tokens(self, images) -> np.ndarray:
@@ -84,8 +102,8 @@ class OpenClipImageEncoder:
         images = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
         tokens = np.empty((len(images), *self.shape), np.float32)
         for start in range(0, len(images), self.batch):
-            prepared = self.prepare(images[start:start + self.batch])
-            tokens[start:start + self.batch] = self._forward(prepared.to(self.dtype)).float().cpu().numpy()
+            prepared = self.prepare(images[start : start + self.batch])
+            tokens[start : start + self.batch] = self._forward(prepared.to(self.dtype)).float().cpu().numpy()
         return tokens
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
@@ -135,22 +153,25 @@ def token_forward(tower: torch.nn.Module, token_norm: str, name: str) -> Callabl
         tower.output_tokens = True
 
         def forward(images):
-            return tower(images)[1][:, int(keeps_class):]
+            return tower(images)[1][:, int(keeps_class) :]
     elif isinstance(tower, TimmModel) and hasattr(tower.trunk, "num_prefix_tokens") and hasattr(tower.trunk, "norm"):
         owner, norm = tower.trunk, "norm"
         after_pool, norm_first = isinstance(tower.trunk.norm, torch.nn.Identity), False
 
         def forward(images):
-            return tower.trunk.forward_features(images)[:, tower.trunk.num_prefix_tokens:]
+            return tower.trunk.forward_features(images)[:, tower.trunk.num_prefix_tokens :]
     else:
         kind = type(getattr(tower, "trunk", tower)).__name__
         raise UserError(f"{name}: its image tower, a {kind}, has no tokens; expected a model with a vision transformer")
     if after_pool and token_norm == "after":
-        raise UserError(f"{name}: token_norm is after, but its final norm comes after pooling and its tokens never pass it; "
-                        "expected token_norm before")
+        raise UserError(
+            f"{name}: token_norm is after, but its final norm comes after pooling and its tokens never pass it; "
+            "expected token_norm before"
+        )
     if norm_first and token_norm == "before":
-        raise UserError(f"{name}: token_norm is before, but its final norm comes before what makes the tokens; "
-                        "expected token_norm after")
+        raise UserError(
+            f"{name}: token_norm is before, but its final norm comes before what makes the tokens; expected token_norm after"
+        )
     if token_norm == "before":
         setattr(owner, norm, torch.nn.Identity())
     return forward
@@ -193,8 +214,9 @@ class OpenClipTextEncoder:
     tokenizer cannot be had.
     """
 
-    def __init__(self, name: str, pretrained: str | Path | None = None, *, dtype: torch.dtype = torch.float32,
-                 batch: int = 128):
+    def __init__(
+        self, name: str, pretrained: str | Path | None = None, *, dtype: torch.dtype = torch.float32, batch: int = 128
+    ):
         _check(name, "dtype", DTYPES.get(dtype, dtype), tuple(DTYPES.values()))
         model = load_model(name, pretrained, preprocess={})  # images are none of its business
         del model.visual
@@ -203,8 +225,10 @@ class OpenClipTextEncoder:
         try:
             self.tokenizer = require_open_clip().get_tokenizer(name)
         except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"{name}: its tokenizer cannot be had ({one_line(error)}); expected it in the "
-                            "hub's cache or a way to download it") from error
+            raise UserError(
+                f"{name}: its tokenizer cannot be had ({one_line(error)}); expected it in the "
+                "hub's cache or a way to download it"
+            ) from error
         weights = weights_hash(model, without=("logit_",))  # of the contrastive loss alone
         self.network, self.batch = model.to(device(), dtype), batch
         probe = self._vectors(["a"])
@@ -212,8 +236,13 @@ class OpenClipTextEncoder:
             raise UserError(f"{name}: the embedding of a sentence is not finite in {DTYPES[dtype]}; expected sound weights")
         self.width = probe.shape[1]
         self.identity = {
-            "encoder": "open_clip text", "model": plain_name(name), "form": config_digest(name, "text_cfg"),
-            "weights": weights, "width": self.width, "dtype": DTYPES[dtype]}
+            "encoder": "open_clip text",
+            "model": plain_name(name),
+            "form": config_digest(name, "text_cfg"),
+            "weights": weights,
+            "width": self.width,
+            "dtype": DTYPES[dtype],
+        }
 
     def embed(self, sentences: list[str]) -> np.ndarray:
         """Sentences (n) -> float32 (n, d), each of unit length; an equal sentence is embedded once.
@@ -224,7 +253,7 @@ class OpenClipTextEncoder:
         distinct = sorted(set(sentences))
         vectors = np.empty((len(distinct), self.width), np.float32)
         for start in range(0, len(distinct), self.batch):
-            vectors[start:start + self.batch] = self._vectors(distinct[start:start + self.batch])
+            vectors[start : start + self.batch] = self._vectors(distinct[start : start + self.batch])
         row = {sentence: k for k, sentence in enumerate(distinct)}
         return vectors[[row[sentence] for sentence in sentences]]
 
@@ -236,8 +265,9 @@ class OpenClipTextEncoder:
         return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
 
 
-def openclip_towers(stimuli: Stimuli, images: OpenClipImageEncoder | None, texts: OpenClipTextEncoder | None,
-                    dtype: type | str = "bfloat16") -> list[Tower]:
+def openclip_towers(
+    stimuli: Stimuli, images: OpenClipImageEncoder | None, texts: OpenClipTextEncoder | None, dtype: type | str = "bfloat16"
+) -> list[Tower]:
     """The towers "tokens" (T, D) and "text" (d,) of these encoders; without an encoder, without its tower.
 
     ``dtype`` is that of the tokens' cache: with bfloat16, all of NSD's tokens of ViT-bigG-14 take 62 GB. The tower is
@@ -245,11 +275,22 @@ def openclip_towers(stimuli: Stimuli, images: OpenClipImageEncoder | None, texts
     """
     towers = []
     if images is not None:
-        towers.append(Tower("tokens", images.identity, images.shape, dtype, lambda ids: images.tokens(stimuli.images(ids)),
-                            images.batch))
+        towers.append(
+            Tower(
+                "tokens", images.identity, images.shape, dtype, lambda ids: images.tokens(stimuli.images(ids)), images.batch
+            )
+        )
     if texts is not None:  # large batches: equal captions are embedded once
-        towers.append(Tower("text", texts.identity, (texts.width,), np.float32,
-                            lambda ids: texts.embed_groups([stimuli.captions[i] for i in ids]), batch=4096))
+        towers.append(
+            Tower(
+                "text",
+                texts.identity,
+                (texts.width,),
+                np.float32,
+                lambda ids: texts.embed_groups([stimuli.captions[i] for i in ids]),
+                batch=4096,
+            )
+        )
     return towers
 
 

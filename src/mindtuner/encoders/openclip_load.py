@@ -48,8 +48,10 @@ def load_model(name: str, pretrained: str | Path | None, preprocess: dict | None
         with quiet():
             model = open_clip.create_model(name, load_weights=False, pretrained_text=False, force_preprocess_cfg=overlay)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
-        raise UserError(f"{name}: open_clip cannot build it ({one_line(error)}); expected one of its own models or a sound "
-                        "open_clip_config.json") from error
+        raise UserError(
+            f"{name}: open_clip cannot build it ({one_line(error)}); expected one of its own models or a sound "
+            "open_clip_config.json"
+        ) from error
     _fill(model, state, path, name)
     return model.eval().requires_grad_(False)
 
@@ -65,8 +67,9 @@ def model_config(name: str) -> dict:
     try:
         config = open_clip.get_model_config(name)
     except (OSError, ValueError) as error:  # of json too
-        raise UserError(f"{name}: no open_clip_config.json can be read ({one_line(error)}); expected one that open_clip wrote"
-                        ) from error
+        raise UserError(
+            f"{name}: no open_clip_config.json can be read ({one_line(error)}); expected one that open_clip wrote"
+        ) from error
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), 3) or ["ViT-bigG-14"]
         raise UserError(f"{name}: open_clip knows no such model; expected a name like {', '.join(near)}")
@@ -136,8 +139,10 @@ def _downloaded(what: str, download) -> Path:
     try:
         return Path(download())
     except (OSError, RuntimeError, ValueError) as error:  # what the hub and urllib raise is of these kinds
-        raise UserError(f"{what}: the weights cannot be had ({one_line(error)}); expected them in the hub's cache or a way "
-                        "to download them, or give a file") from error
+        raise UserError(
+            f"{what}: the weights cannot be had ({one_line(error)}); expected them in the hub's cache or a way "
+            "to download them, or give a file"
+        ) from error
 
 
 def _only_weights(folder: Path) -> Path:
@@ -156,11 +161,12 @@ def _published_preprocess(name: str, pretrained: str | Path | None, path: Path) 
     if name.startswith((FOLDER, HUB)):
         return {}  # stands in its open_clip_config.json
     tags = open_clip.list_pretrained_tags_by_model(name) if _is_path(pretrained) else [str(pretrained)]
-    published = [{key: cfg[key] for key in PREPROCESS}
-                 for cfg in (open_clip.get_pretrained_cfg(name, tag) for tag in tags)]
+    published = [{key: cfg[key] for key in PREPROCESS} for cfg in (open_clip.get_pretrained_cfg(name, tag) for tag in tags)]
     if any(other != published[0] for other in published[1:]):
-        raise UserError(f"{path}: {name} was published with different ways to prepare images ({', '.join(tags)}); expected "
-                        "preprocess to say which mean, std, interpolation and resize_mode these weights want")
+        raise UserError(
+            f"{path}: {name} was published with different ways to prepare images ({', '.join(tags)}); expected "
+            "preprocess to say which mean, std, interpolation and resize_mode these weights want"
+        )
     return published[0] if published else {}
 
 

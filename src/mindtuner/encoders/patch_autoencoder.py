@@ -29,9 +29,11 @@ class PatchAutoencoder(nn.Module):
         self.register_buffer("encoder", torch.zeros(size, CHANNELS))
         self.register_buffer("inverse", torch.zeros(CHANNELS, size))
         block = {"temb_channels": None, "groups": 16}
-        self.coarse = nn.Sequential(nn.Conv2d(CHANNELS, _WIDTH, 3, padding=1),
-                                    ResnetBlock2D(in_channels=_WIDTH, out_channels=_WIDTH, **block),
-                                    ResnetBlock2D(in_channels=_WIDTH, out_channels=4 * 48, **block))
+        self.coarse = nn.Sequential(
+            nn.Conv2d(CHANNELS, _WIDTH, 3, padding=1),
+            ResnetBlock2D(in_channels=_WIDTH, out_channels=_WIDTH, **block),
+            ResnetBlock2D(in_channels=_WIDTH, out_channels=4 * 48, **block),
+        )
         self.fine = ResnetBlock2D(in_channels=48, out_channels=48, **block)
         self.out = nn.Conv2d(48, 48, 3, padding=1)
         nn.init.zeros_(self.out.weight)

@@ -37,8 +37,15 @@ class StableAutoencoder:
         if side < reduction or side % reduction:
             raise ValueError(f"side is {side}; expected a multiple of {reduction}")
         self.side, self.shape = side, (config.latent_channels, side // reduction, side // reduction)
-        self.identity = {"encoder": "AutoencoderKL", "weights": weights_hash(self.network), "latents": list(self.shape),
-                         "side": side, "range": [-1, 1], "posterior": "mode", "scale": SCALE}
+        self.identity = {
+            "encoder": "AutoencoderKL",
+            "weights": weights_hash(self.network),
+            "latents": list(self.shape),
+            "side": side,
+            "range": [-1, 1],
+            "posterior": "mode",
+            "scale": SCALE,
+        }
 
     @torch.no_grad()
     def encode(self, images) -> np.ndarray:
@@ -65,5 +72,12 @@ def _load(source: str | Path) -> AutoencoderKL:
         if found != wanted:
             raise UserError(f"{path}: {field} is {found!r}; expected {wanted!r}, {_EXPECTED}")
     # Older folders have torch's format alone. What is misshapen is to be told by its key, which these two options allow.
-    return load_part(AutoencoderKL, folder, torch.float32, exact=True, use_safetensors=None, low_cpu_mem_usage=False,
-                     ignore_mismatched_sizes=True)
+    return load_part(
+        AutoencoderKL,
+        folder,
+        torch.float32,
+        exact=True,
+        use_safetensors=None,
+        low_cpu_mem_usage=False,
+        ignore_mismatched_sizes=True,
+    )

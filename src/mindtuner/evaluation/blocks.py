@@ -19,8 +19,9 @@ MOST = 2000  # training images of an encoding model: what more of them add costs
 Features = Callable[[np.ndarray], np.ndarray]  # stimulus ids (n,) -> (n, F)
 
 
-def caption_block(decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer, seed: int
-                  ) -> tuple[dict, dict[str, np.ndarray]]:
+def caption_block(
+    decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer, seed: int
+) -> tuple[dict, dict[str, np.ndarray]]:
     """One method's captions of p images, of one kind (retrieved, or written).
 
     Images without a reference, empty in ``references``, are left out and counted. Returns the block ``{"images",
@@ -39,9 +40,12 @@ def caption_block(decoded: Sequence[str], references: Sequence[Sequence[str]], s
     for name, values in found.items():
         arrays[name] = np.full(len(decoded), np.nan, np.float32)
         arrays[name][kept] = values
-    return {"images": len(kept), "without_reference": len(decoded) - len(kept),
-            "scores": {name: {**_summary(values, seed), "chance": chance[name]} for name, values in found.items()},
-            "missing": dict(scorer.missing)}, arrays
+    return {
+        "images": len(kept),
+        "without_reference": len(decoded) - len(kept),
+        "scores": {name: {**_summary(values, seed), "chance": chance[name]} for name, values in found.items()},
+        "missing": dict(scorer.missing),
+    }, arrays
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ class BrainTruth:
     training_images: int
 
     @classmethod
-    def of(cls, subject: Subject, shown: np.ndarray, features: Features, seed: int,
-           groups: tuple[int, ...] | None = None) -> BrainTruth:
+    def of(
+        cls, subject: Subject, shown: np.ndarray, features: Features, seed: int, groups: tuple[int, ...] | None = None
+    ) -> BrainTruth:
         """Fit the encoding model on the training trials of ``subject``, of MOST images at most, spread evenly over their ids,
         and average its test trials of the images ``shown`` (p,), stimulus ids. ``features`` are asked for training images
         alone here; ``groups`` are their widths by group.
@@ -88,9 +93,14 @@ class BrainTruth:
                 "voxels": int(mask.sum()),
                 "noise_ceiling": None if ceiling is None else float(ceiling.mean()),
                 "voxelwise_ceiling": None if ceiling is None else float(np.sqrt(ceiling).mean()),
-                "pattern_ceiling": None if self.noise is None else self.noise.pattern_ceiling(self.repeats, mask)}
-        return {"training_images": self.training_images, "features": len(self.model.mean),
-                "seen": brain_block(seen_features, self, seed)[0], "regions": ceilings}
+                "pattern_ceiling": None if self.noise is None else self.noise.pattern_ceiling(self.repeats, mask),
+            }
+        return {
+            "training_images": self.training_images,
+            "features": len(self.model.mean),
+            "seen": brain_block(seen_features, self, seed)[0],
+            "regions": ceilings,
+        }
 
 
 def brain_block(features: np.ndarray, truth: BrainTruth, seed: int) -> tuple[dict, dict[str, np.ndarray]]:
@@ -103,9 +113,16 @@ def brain_block(features: np.ndarray, truth: BrainTruth, seed: int) -> tuple[dic
     predicted = truth.model.predict(as_array(features, "features", 2))
     found = brain_scores(predicted, truth.measured, truth.rois)
     chance = brain_chance(predicted, truth.measured, truth.rois, seed)
-    return ({name: {"pattern": {**_summary(own["pattern"], seed), "chance": chance[name]},
-                    "voxelwise": float(own["voxelwise"].mean())} for name, own in found.items()},
-            {name: own["pattern"].astype(np.float32) for name, own in found.items()})
+    return (
+        {
+            name: {
+                "pattern": {**_summary(own["pattern"], seed), "chance": chance[name]},
+                "voxelwise": float(own["voxelwise"].mean()),
+            }
+            for name, own in found.items()
+        },
+        {name: own["pattern"].astype(np.float32) for name, own in found.items()},
+    )
 
 
 def _summary(values: np.ndarray, seed: int) -> dict:

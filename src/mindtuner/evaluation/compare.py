@@ -23,8 +23,14 @@ WHICH = ("all", "category", "others")  # test images: all, of the category held 
 _NOT_TOLD = ("command", "versions", "stimuli_note", "stimuli_hash", "dtype", "subject", "seed")  # of settings that differ
 
 
-def compare(a: Mapping[str, Run], b: Mapping[str, Run], method_a: str = "mindtuner", method_b: str | None = None,
-            which: str = "all", seed: int = 0) -> dict:
+def compare(
+    a: Mapping[str, Run],
+    b: Mapping[str, Run],
+    method_a: str = "mindtuner",
+    method_b: str | None = None,
+    which: str = "all",
+    seed: int = 0,
+) -> dict:
     """``method_a`` of the runs ``a`` minus ``method_b`` (default: the same) of the runs ``b``, for every score that all have.
 
     For each score: the mean of either side and of the difference with 95 % bootstrap intervals, and p by sign flips over
@@ -55,28 +61,44 @@ def compare(a: Mapping[str, Run], b: Mapping[str, Run], method_a: str = "mindtun
     rows = []
     for part, score in names:
         keep = _positions(first, part, score, chosen)
-        sides = [[np.stack([side[pair[k]].per_image[f"{method}/{part}/{score}"][keep].astype(np.float64) for pair in subject])
-                  for subject in pairs] for k, (side, method) in enumerate(((a, method_a), (b, method_b)))]
+        sides = [
+            [
+                np.stack([side[pair[k]].per_image[f"{method}/{part}/{score}"][keep].astype(np.float64) for pair in subject])
+                for subject in pairs
+            ]
+            for k, (side, method) in enumerate(((a, method_a), (b, method_b)))
+        ]
         row = _row(sides[0], sides[1], seed)
         if row is None:
             notes.append(f"{label(part, score)}: defined on fewer than 2 of the images, and left out")
         else:
             rows.append({"part": part, "score": score, **row})
     if not rows:
-        raise UserError(f"{next(iter(b))}/{PER_IMAGE}: no score is shared with {next(iter(a))} and defined on 2 images; "
-                        "expected one at least")
+        raise UserError(
+            f"{next(iter(b))}/{PER_IMAGE}: no score is shared with {next(iter(a))} and defined on 2 images; "
+            "expected one at least"
+        )
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p
         row["in_words"] = _in_words(row)
     notes += _differing_settings(a, b)
     per_side = sum(map(len, pairs))
     return {
-        "a": {"runs": list(a), "method": method_a}, "b": {"runs": list(b), "method": method_b},
-        "test_set": {"stimuli_hash": first.results["setting"]["stimuli_hash"], "which": which,
-                     "images": int(len(_positions(first, "retrieval", "image", chosen))),
-                     "pictures": int(len(_positions(first, "reconstruction", "", chosen)))},
+        "a": {"runs": list(a), "method": method_a},
+        "b": {"runs": list(b), "method": method_b},
+        "test_set": {
+            "stimuli_hash": first.results["setting"]["stimuli_hash"],
+            "which": which,
+            "images": int(len(_positions(first, "retrieval", "image", chosen))),
+            "pictures": int(len(_positions(first, "reconstruction", "", chosen))),
+        },
         "subjects": sorted({run.results["setting"]["subject"] for run in a.values()}),
-        "runs_per_side": per_side, "seed": seed, "how": _how(len(pairs), per_side, len(rows)), "scores": rows, "notes": notes}
+        "runs_per_side": per_side,
+        "seed": seed,
+        "how": _how(len(pairs), per_side, len(rows)),
+        "scores": rows,
+        "notes": notes,
+    }
 
 
 def check_test_sets(runs: list[tuple[str, Run]]) -> None:
@@ -90,13 +112,16 @@ def check_test_sets(runs: list[tuple[str, Run]]) -> None:
     for name, run in runs[1:]:
         hashes = [other.results["setting"]["stimuli_hash"] for other in (run, first)]
         if hashes[0] != hashes[1]:
-            raise UserError(f"{name}/results.json: setting.stimuli_hash is {hashes[0][:12]}…; expected {hashes[1][:12]}…, as "
-                            f"in {reference}: runs over one test set")
+            raise UserError(
+                f"{name}/results.json: setting.stimuli_hash is {hashes[0][:12]}…; expected {hashes[1][:12]}…, as "
+                f"in {reference}: runs over one test set"
+            )
         for field, what in (("images", "test images"), ("shown", "painted images"), ("texts", "images with a caption")):
             mine, other = run.per_image[field], first.per_image[field]
             if not np.array_equal(mine, other):
-                raise UserError(f"{name}/{PER_IMAGE}: {field} holds {len(mine)} {what}; expected the same {len(other)} as in "
-                                f"{reference}")
+                raise UserError(
+                    f"{name}/{PER_IMAGE}: {field} holds {len(mine)} {what}; expected the same {len(other)} as in {reference}"
+                )
 
 
 def _check_method(run: Run, method: str, name: str) -> None:
@@ -114,15 +139,21 @@ def _pairs(a: Mapping[str, Run], b: Mapping[str, Run]) -> tuple[list[list[tuple[
         by_subject: dict = {}
         for name, run in side.items():
             by_subject.setdefault(run.results["setting"]["subject"], []).append(name)
-        sides.append({subject: sorted(names, key=lambda name: side[name].results["setting"].get("seed", 0))
-                      for subject, names in by_subject.items()})
+        sides.append(
+            {
+                subject: sorted(names, key=lambda name: side[name].results["setting"].get("seed", 0))
+                for subject, names in by_subject.items()
+            }
+        )
     pairs, notes = [], []
     for subject in sorted({*sides[0], *sides[1]}):
         names = [side.get(subject, []) for side in sides]
         if len(names[0]) != len(names[1]):
             more = names[0] if len(names[0]) > len(names[1]) else names[1]
-            raise UserError(f"{more[-1]}/results.json: setting.subject is {subject}, of which A has {len(names[0])} and B "
-                            f"{len(names[1])} runs; expected as many on both sides")
+            raise UserError(
+                f"{more[-1]}/results.json: setting.subject is {subject}, of which A has {len(names[0])} and B "
+                f"{len(names[1])} runs; expected as many on both sides"
+            )
         pairs.append(list(zip(*names, strict=True)))
         seeds = [[side[name].results["setting"].get("seed") for name in own] for side, own in zip((a, b), names, strict=True)]
         if seeds[0] != seeds[1]:
@@ -138,13 +169,17 @@ def _chosen(which: str, runs: list[tuple[str, Run]]) -> np.ndarray | None:
         return None
     said = {name: run.results["held_out"] for name, run in runs if run.results.get("held_out")}
     if not said:
-        raise UserError(f"{runs[0][0]}/results.json: held_out is missing, as in the other runs; expected a run with "
-                        f"--hold-out-category, for --images {which}")
+        raise UserError(
+            f"{runs[0][0]}/results.json: held_out is missing, as in the other runs; expected a run with "
+            f"--hold-out-category, for --images {which}"
+        )
     (reference, first), *others = said.items()
     for name, other in others:
         if other["category"] != first["category"]:
-            raise UserError(f"{name}/results.json: held_out.category is {other['category']!r}; expected "
-                            f"{first['category']!r}, as in {reference}")
+            raise UserError(
+                f"{name}/results.json: held_out.category is {other['category']!r}; expected "
+                f"{first['category']!r}, as in {reference}"
+            )
     of_category = np.asarray(first["images"], np.int64)
     return of_category if which == "category" else np.setdiff1d(runs[0][1].per_image["images"], of_category)
 
@@ -175,9 +210,17 @@ def _row(a: list[np.ndarray], b: list[np.ndarray], seed: int) -> dict | None:
     spread = _spread(difference, seed)
     sides = {name: {key: _spread(x, seed)[key] for key in ("mean", "ci")} for name, x in (("a", a), ("b", b))}
     over_images = np.mean([x.mean(0) for x in difference], axis=0)
-    return {"n": int(defined.sum()), "undefined": int((~defined).sum()), **sides, "difference": spread["mean"],
-            "ci": spread["ci"], "sd_seeds": spread["sd_seeds"], "sd_subjects": spread["sd_subjects"],
-            "by_run": [[float(mean) for mean in x.mean(1)] for x in difference], "p": sign_flips(over_images, seed)}
+    return {
+        "n": int(defined.sum()),
+        "undefined": int((~defined).sum()),
+        **sides,
+        "difference": spread["mean"],
+        "ci": spread["ci"],
+        "sd_seeds": spread["sd_seeds"],
+        "sd_subjects": spread["sd_subjects"],
+        "by_run": [[float(mean) for mean in x.mean(1)] for x in difference],
+        "p": sign_flips(over_images, seed),
+    }
 
 
 def _spread(values: list[np.ndarray], seed: int) -> dict:
@@ -188,8 +231,12 @@ def _spread(values: list[np.ndarray], seed: int) -> dict:
     if len(values[0]) > 1:
         found = over_seeds(values[0], seed)
         return {"mean": found["mean"], "ci": found["ci"], "sd_seeds": found["sd"], "sd_subjects": None}
-    return {"mean": float(values[0].mean()), "ci": list(bootstrap_ci(values[0][0], seed)), "sd_seeds": None,
-            "sd_subjects": None}
+    return {
+        "mean": float(values[0].mean()),
+        "ci": list(bootstrap_ci(values[0][0], seed)),
+        "sd_seeds": None,
+        "sd_subjects": None,
+    }
 
 
 def _in_words(row: dict) -> str:
@@ -202,10 +249,12 @@ def _in_words(row: dict) -> str:
 def _how(subjects: int, runs: int, scores: int) -> dict[str, str]:
     units = "images" if runs == 1 else "images and runs" if subjects == 1 else "images, subjects, and runs within subjects"
     averaged = "" if runs == 1 else ", of the difference averaged over runs and subjects"
-    return {"interval": f"95 % percentile bootstrap of the mean, {units} resampled",
-            "p": f"two-sided, sign flips over images{averaged}",
-            "p_holm": f"p by Holm's method over the {scores} scores compared here",
-            "in_words": f"higher: the interval leaves out 0 and p_holm is at most {LEVEL}"}
+    return {
+        "interval": f"95 % percentile bootstrap of the mean, {units} resampled",
+        "p": f"two-sided, sign flips over images{averaged}",
+        "p_holm": f"p by Holm's method over the {scores} scores compared here",
+        "in_words": f"higher: the interval leaves out 0 and p_holm is at most {LEVEL}",
+    }
 
 
 def _differing_settings(a: Mapping[str, Run], b: Mapping[str, Run]) -> list[str]:
@@ -224,28 +273,68 @@ def text(found: dict) -> str:
     """What ``compare`` returned as an aligned table, with what is compared above and how below."""
     a, b, test = found["a"], found["b"], found["test_set"]
     which = {"all": "", "category": ", those of the category held out", "others": ", those not of the category held out"}
-    lines = [f"A  {a['method']} of {', '.join(a['runs'])}", f"B  {b['method']} of {', '.join(b['runs'])}",
-             f"{test['images']} test images{which[test['which']]}, {test['pictures']} painted; subject"
-             f"{'s' if len(found['subjects']) > 1 else ''} {', '.join(map(str, found['subjects']))}, "
-             f"{found['runs_per_side']} run{'s' if found['runs_per_side'] > 1 else ''} a side", ""]
+    lines = [
+        f"A  {a['method']} of {', '.join(a['runs'])}",
+        f"B  {b['method']} of {', '.join(b['runs'])}",
+        f"{test['images']} test images{which[test['which']]}, {test['pictures']} painted; subject"
+        f"{'s' if len(found['subjects']) > 1 else ''} {', '.join(map(str, found['subjects']))}, "
+        f"{found['runs_per_side']} run{'s' if found['runs_per_side'] > 1 else ''} a side",
+        "",
+    ]
     seeds, subjects = (any(row[key] is not None for row in found["scores"]) for key in ("sd_seeds", "sd_subjects"))
-    head = ["score", "n", "A", "B", "A - B", "95 % interval", *(["sd of seeds"] * seeds), *(["sd of subjects"] * subjects),
-            "p", "p (Holm)", "in words"]
+    head = [
+        "score",
+        "n",
+        "A",
+        "B",
+        "A - B",
+        "95 % interval",
+        *(["sd of seeds"] * seeds),
+        *(["sd of subjects"] * subjects),
+        "p",
+        "p (Holm)",
+        "in words",
+    ]
     table = [head]
     for row in found["scores"]:
         spread = [_plain(row["sd_seeds"])] * seeds + [_plain(row["sd_subjects"])] * subjects
-        table.append([label(row["part"], row["score"]), str(row["n"]), *(_with_interval(row[side]) for side in ("a", "b")),
-                      f"{row['difference']:+.3f}", "[{:+.3f}, {:+.3f}]".format(*row["ci"]), *spread, f"{row['p']:.4f}",
-                      f"{row['p_holm']:.4f}", row["in_words"]])
+        table.append(
+            [
+                label(row["part"], row["score"]),
+                str(row["n"]),
+                *(_with_interval(row[side]) for side in ("a", "b")),
+                f"{row['difference']:+.3f}",
+                "[{:+.3f}, {:+.3f}]".format(*row["ci"]),
+                *spread,
+                f"{row['p']:.4f}",
+                f"{row['p_holm']:.4f}",
+                row["in_words"],
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
-        lines.append("  ".join(cell.ljust(width) if k in (0, len(head) - 1) else cell.rjust(width)
-                               for k, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip())
-    undefined = [f"{label(row['part'], row['score'])} is undefined on {row['undefined']} images, which are left out"
-                 for row in found["scores"] if row["undefined"]]
+        lines.append(
+            "  ".join(
+                cell.ljust(width) if k in (0, len(head) - 1) else cell.rjust(width)
+                for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+        )
+    undefined = [
+        f"{label(row['part'], row['score'])} is undefined on {row['undefined']} images, which are left out"
+        for row in found["scores"]
+        if row["undefined"]
+    ]
     how = found["how"]
-    return "\n".join([*lines, "", f"Intervals: {how['interval']}. p: {how['p']}.", f"p (Holm): {how['p_holm']}.",
-                      f"In words: {how['in_words']}.", *(f"Note: {note}." for note in [*undefined, *found["notes"]])])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Intervals: {how['interval']}. p: {how['p']}.",
+            f"p (Holm): {how['p_holm']}.",
+            f"In words: {how['in_words']}.",
+            *(f"Note: {note}." for note in [*undefined, *found["notes"]]),
+        ]
+    )
 
 
 def _with_interval(side: dict) -> str:

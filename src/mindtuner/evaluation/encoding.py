@@ -92,8 +92,7 @@ class EncodingModel:
         from himalaya.backend import set_backend
         from himalaya.ridge import RidgeCV
 
-        x, y = (as_array(a, name, 2).astype(np.float32, copy=False)
-                for a, name in ((features, "features"), (betas, "betas")))
+        x, y = (as_array(a, name, 2).astype(np.float32, copy=False) for a, name in ((features, "features"), (betas, "betas")))
         if not len(x) == len(y) == len(images):
             raise UserError(f"features: {len(x)} rows for {len(y)} of betas and {len(images)} images; expected as many")
         widths = groups or (x.shape[1],)
@@ -109,8 +108,17 @@ class EncodingModel:
             left, values, axes = np.linalg.svd(x, full_matrices=False)
             x = left * values
         backend = set_backend(himalaya_backend())
-        ridge = RidgeCV(ALPHAS, fit_intercept=True, cv=image_folds(images, FOLDS, seed), solver_params={
-            "n_targets_batch": TOGETHER, "n_targets_batch_refit": TOGETHER, "n_alphas_batch": ALPHAS_TOGETHER, "warn": False})
+        ridge = RidgeCV(
+            ALPHAS,
+            fit_intercept=True,
+            cv=image_folds(images, FOLDS, seed),
+            solver_params={
+                "n_targets_batch": TOGETHER,
+                "n_targets_batch_refit": TOGETHER,
+                "n_alphas_batch": ALPHAS_TOGETHER,
+                "warn": False,
+            },
+        )
         ridge.fit(x, y)
         weights, intercept, alphas = map(backend.to_numpy, (ridge.coef_, ridge.intercept_, ridge.best_alphas_))
         return cls(mean, scale, weights if axes is None else axes.T @ weights, intercept, alphas)

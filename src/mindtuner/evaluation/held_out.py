@@ -12,8 +12,9 @@ from mindtuner.evaluation.schema import HELD_OUT_SIDES
 from mindtuner.evaluation.statistics import bootstrap_ci
 
 
-def scored_apart(per_image: Mapping[str, np.ndarray], category: str, of_category: np.ndarray, left_out: int,
-                 seed: int) -> dict:
+def scored_apart(
+    per_image: Mapping[str, np.ndarray], category: str, of_category: np.ndarray, left_out: int, seed: int
+) -> dict:
     """The block ``held_out`` of results.json.
 
     per_image: arrays of per_image.safetensors. of_category: bool (n,) over its "images". left_out: how many training images
@@ -35,7 +36,10 @@ def scored_apart(per_image: Mapping[str, np.ndarray], category: str, of_category
             some = some[np.isfinite(some)]
             if len(some) > 1:
                 found[side].setdefault(method, {}).setdefault(part, {})[score] = {
-                    "mean": float(some.mean(dtype=np.float64)), "ci": bootstrap_ci(some, seed), "n": len(some)}
+                    "mean": float(some.mean(dtype=np.float64)),
+                    "ci": bootstrap_ci(some, seed),
+                    "n": len(some),
+                }
     return rounded(found)
 
 
@@ -49,12 +53,16 @@ def positions(per_image: Mapping[str, np.ndarray], part: str, score: str) -> np.
 def text(held_out: Mapping, method: str) -> str:
     """The block of one method in a few aligned lines, with intervals; a dash where fewer than two images have the score."""
     shown, left_out = len(held_out["images"]), held_out["left_out"]
-    lines = [f"{method}, {held_out['category']!r} held out of training ({left_out} images):",
-             f"{'':<28}{f'{shown} test images that show it':>38}{'the others':>38}"]
+    lines = [
+        f"{method}, {held_out['category']!r} held out of training ({left_out} images):",
+        f"{'':<28}{f'{shown} test images that show it':>38}{'the others':>38}",
+    ]
     for part, scores in held_out["others"].get(method, {}).items():
         for score in scores:
             cells = [held_out[side].get(method, {}).get(part, {}).get(score) for side in HELD_OUT_SIDES]
-            said = ("-" if cell is None else "{:.3f} [{:.3f}, {:.3f}] ({})".format(cell["mean"], *cell["ci"], cell["n"])
-                    for cell in cells)
+            said = (
+                "-" if cell is None else "{:.3f} [{:.3f}, {:.3f}] ({})".format(cell["mean"], *cell["ci"], cell["n"])
+                for cell in cells
+            )
             lines.append(f"{label(part, score):<28}" + "".join(cell.rjust(38) for cell in said))
     return "\n".join(lines)

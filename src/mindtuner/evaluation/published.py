@@ -14,9 +14,17 @@ from mindtuner.evaluation.results import Run
 from mindtuner.evaluation.scores.catalogue import of_part
 
 COLUMNS = {  # key -> label, in the order of the table; "down": lower is better
-    "pixcorr": "PixCorr", "ssim": "SSIM", "alexnet2": "AlexNet(2)", "alexnet5": "AlexNet(5)", "inception": "Inception",
-    "clip": "CLIP", "effnet": "EffNet-B1", "swav": "SwAV",
-    "image_retrieval": "image retrieval (of 300)", "brain_retrieval": "brain retrieval (of 300)"}
+    "pixcorr": "PixCorr",
+    "ssim": "SSIM",
+    "alexnet2": "AlexNet(2)",
+    "alexnet5": "AlexNet(5)",
+    "inception": "Inception",
+    "clip": "CLIP",
+    "effnet": "EffNet-B1",
+    "swav": "SwAV",
+    "image_retrieval": "image retrieval (of 300)",
+    "brain_retrieval": "brain retrieval (of 300)",
+}
 LOWER_IS_BETTER = ("effnet", "swav")
 POOL = 300  # candidates of published retrieval
 _COLUMN_OF = {"efficientnet_b1": "effnet"}  # scores of a run that papers call otherwise
@@ -49,8 +57,11 @@ def parse(text: str) -> list[dict]:
         scores = {name: _number(line[name], -1, 1, f"{where}: {name}") for name in COLUMNS if line[name]}
         if not scores:
             raise ValueError(f"{where}: holds no score; expected at least one")
-        row = {**{field: line[field] for field in _FACTS}, "hours": _number(line["hours"], 0, 40, f"{where}: hours"),
-               "scores": scores}
+        row = {
+            **{field: line[field] for field in _FACTS},
+            "hours": _number(line["hours"], 0, 40, f"{where}: hours"),
+            "scores": scores,
+        }
         key = tuple(row[field] for field in ("method", "hours", "subjects", "refined"))
         if key in keys:
             raise ValueError(f"{where}: {row['method']} at {line['hours']} hours stands there already; expected it once")
@@ -71,17 +82,30 @@ def table(runs: list[Run], method: str = "mindtuner") -> dict:
 
     Raises UserError where a run does not have the method.
     """
-    published = [{
-        "label": f"{row['method']} ({row['venue']})", "data": "real", "group": "published",
-        "setting": ", ".join([f"NSD, {_hours(row['hours'])}", row["subjects"].replace("mean ", "mean of subjects "),
-                              _refined(row["refined"])]),
-        "cells": {key: {"value": value, "ci": None} for key, value in row["scores"].items()}, "source": row["seen_in"],
-    } for row in rows()]
+    published = [
+        {
+            "label": f"{row['method']} ({row['venue']})",
+            "data": "real",
+            "group": "published",
+            "setting": ", ".join(
+                [
+                    f"NSD, {_hours(row['hours'])}",
+                    row["subjects"].replace("mean ", "mean of subjects "),
+                    _refined(row["refined"]),
+                ]
+            ),
+            "cells": {key: {"value": value, "ci": None} for key, value in row["scores"].items()},
+            "source": row["seen_in"],
+        }
+        for row in rows()
+    ]
     ours = [_row_of(run, method, f"run {number}") for number, run in enumerate(runs, 1)]
     ours.sort(key=lambda row: row["data"] == "simulated")  # stable
     own = {key: None for row in ours for key in row["cells"] if key not in COLUMNS}
-    columns = [{"key": key, "label": COLUMNS.get(key, key.replace("_", " ")), "lower_is_better": key in LOWER_IS_BETTER}
-               for key in [*COLUMNS, *own]]
+    columns = [
+        {"key": key, "label": COLUMNS.get(key, key.replace("_", " ")), "lower_is_better": key in LOWER_IS_BETTER}
+        for key in [*COLUMNS, *own]
+    ]
     return {"columns": columns, "rows": published + ours}
 
 
@@ -89,8 +113,12 @@ def label(part: str, score: str) -> str:
     """The name for people of a score of a run, in the catalogue or not; of a distance also which way is better."""
     known = of_part(part).get(score)
     name = known.label if known else score if part == "brain" else score.replace("_", " ")  # regions are called what they are
-    about = {"retrieval": " retrieval", "captions": " of the caption", "written": " of the caption written",
-             "brain": " brain correlation"}.get(part, "")
+    about = {
+        "retrieval": " retrieval",
+        "captions": " of the caption",
+        "written": " of the caption written",
+        "brain": " brain correlation",
+    }.get(part, "")
     return name + about + (" (lower is better)" if known and not known.higher_is_better else "")
 
 
@@ -100,8 +128,9 @@ def _row_of(run: Run, method: str, where: str) -> dict:
         if field not in setting:
             raise UserError(f"{where}: results.json: setting.{field} is missing; expected a value")
     if method not in run.results["methods"]:
-        raise UserError(f"{where}: results.json: methods.{method} is missing; expected one of "
-                        f"{', '.join(run.results['methods'])}")
+        raise UserError(
+            f"{where}: results.json: methods.{method} is missing; expected one of {', '.join(run.results['methods'])}"
+        )
     own = run.results["methods"][method]
     data = "simulated" if setting["simulated_brains"] else "real"
     cells = _retrieval_cells(own, len(run.pictures["thumbnails"]))
@@ -110,15 +139,24 @@ def _row_of(run: Run, method: str, where: str) -> dict:
     said = [f"{setting['sessions']} session{'s' if setting['sessions'] != 1 else ''}"]
     if "n_training_trials" in setting:
         said[0] += f" ({setting['n_training_trials']} trials)"
-    said += [f"subject {setting['subject']}", "refined" if own["picture"] == "corrected" else "not refined",
-             f"{len(run.pictures['thumbnails'])} test images",
-             f"{len(run.pictures['seen'])} pictures at {run.pictures['seen'].shape[-1]} px"]
+    said += [
+        f"subject {setting['subject']}",
+        "refined" if own["picture"] == "corrected" else "not refined",
+        f"{len(run.pictures['thumbnails'])} test images",
+        f"{len(run.pictures['seen'])} pictures at {run.pictures['seen'].shape[-1]} px",
+    ]
     if setting.get("scores", {}).get("as_published"):
         said.append("scored as published")
     version = setting.get("versions", {}).get("mindtuner")
     source = " ".join(filter(None, ["this package", version]))
-    return {"label": f"{method}, this package", "data": data, "group": data, "setting": ", ".join(said), "cells": cells,
-            "source": source + (f", seed {setting['seed']}" if "seed" in setting else "")}
+    return {
+        "label": f"{method}, this package",
+        "data": data,
+        "group": data,
+        "setting": ", ".join(said),
+        "cells": cells,
+        "source": source + (f", seed {setting['seed']}" if "seed" in setting else ""),
+    }
 
 
 def _retrieval_cells(own: dict, n: int) -> dict[str, dict]:
@@ -137,19 +175,39 @@ def _retrieval_cells(own: dict, n: int) -> dict[str, dict]:
 def markdown(found: dict) -> str:
     """What ``table`` returned as a Markdown table, its columns aligned; an empty line of cells parts the groups."""
     columns = [column for column in found["columns"] if any(column["key"] in row["cells"] for row in found["rows"])]
-    head = ["method", "data", "setting", *(f"{column['label']}{' (lower is better)' if column['lower_is_better'] else ''}"
-                                           for column in columns), "source"]
+    head = [
+        "method",
+        "data",
+        "setting",
+        *(f"{column['label']}{' (lower is better)' if column['lower_is_better'] else ''}" for column in columns),
+        "source",
+    ]
     lines, group = [head, ["---"] * 3 + ["---:"] * len(columns) + ["---"]], None
     for row in found["rows"]:
         if group not in (None, row["group"]):
             lines.append([""] * len(head))
         group = row["group"]
-        lines.append([row["label"], row["data"], row["setting"],
-                      *(cell_text(row["cells"].get(column["key"])) for column in columns), row["source"]])
+        lines.append(
+            [
+                row["label"],
+                row["data"],
+                row["setting"],
+                *(cell_text(row["cells"].get(column["key"])) for column in columns),
+                row["source"],
+            ]
+        )
     widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
-    return "\n".join("| " + " | ".join(
-        cell.rjust(width, "-" if at == 1 else " ") if 3 <= k < len(head) - 1 else cell.ljust(width, "-" if at == 1 else " ")
-        for k, (cell, width) in enumerate(zip(line, widths, strict=True))) + " |" for at, line in enumerate(lines))
+    return "\n".join(
+        "| "
+        + " | ".join(
+            cell.rjust(width, "-" if at == 1 else " ")
+            if 3 <= k < len(head) - 1
+            else cell.ljust(width, "-" if at == 1 else " ")
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for at, line in enumerate(lines)
+    )
 
 
 def cell_text(cell: dict | None) -> str:

@@ -62,8 +62,9 @@ class Run:
     log: list[dict]
 
 
-def build_results(setting: dict, scores: Mapping[str, MethodScores], timing_s: dict, peak_memory_mb: float,
-                  seed: int, shown=None) -> dict:
+def build_results(
+    setting: dict, scores: Mapping[str, MethodScores], timing_s: dict, peak_memory_mb: float, seed: int, shown=None
+) -> dict:
     """Assemble results.json, floats rounded to 6 digits so that equal runs give equal files.
 
     {"setting", "methods": {name: MethodScores.summary},
@@ -89,27 +90,35 @@ def build_results(setting: dict, scores: Mapping[str, MethodScores], timing_s: d
     ordered = {name: scores[name] for name in METHODS if name in scores}
     counts = {(len(s.retrieval["image"]), len(s.reconstruction["pixcorr"])) for s in ordered.values()}
     if len(counts) > 1:
-        raise UserError(f"results.json: methods scored on different numbers of images {sorted(counts)}; "
-                        "expected one set of test images for all")
+        raise UserError(
+            f"results.json: methods scored on different numbers of images {sorted(counts)}; "
+            "expected one set of test images for all"
+        )
     first = next(iter(ordered.values()))
     candidates = {direction: len(first.retrieval[direction]) for direction in DIRECTIONS}
-    measured = [score.name for score in of_part("reconstruction").values()
-                if score.chance == RANDOM_PAIRS and score.name in first.reconstruction]
-    results = rounded({
-        "setting": setting,
-        "methods": {name: s.summary for name, s in ordered.items()},
-        "chance": {
-            "retrieval": {direction: 1 / candidates[direction] for direction in DIRECTIONS},
-            "retrieval_pools": {direction: chance_of_pools(first.summary["retrieval_pools"][direction])
-                                for direction in DIRECTIONS},
-            "two_way": 0.5,
-            "reconstruction": {score: {name: s.chance[score] for name, s in ordered.items()} for score in measured},
-        },
-        "undefined": {"pixcorr": _undefined(ordered, shown)},
-        "paired": _paired(ordered, seed),
-        "timing_s": timing_s,
-        "peak_memory_mb": peak_memory_mb,
-    })
+    measured = [
+        score.name
+        for score in of_part("reconstruction").values()
+        if score.chance == RANDOM_PAIRS and score.name in first.reconstruction
+    ]
+    results = rounded(
+        {
+            "setting": setting,
+            "methods": {name: s.summary for name, s in ordered.items()},
+            "chance": {
+                "retrieval": {direction: 1 / candidates[direction] for direction in DIRECTIONS},
+                "retrieval_pools": {
+                    direction: chance_of_pools(first.summary["retrieval_pools"][direction]) for direction in DIRECTIONS
+                },
+                "two_way": 0.5,
+                "reconstruction": {score: {name: s.chance[score] for name, s in ordered.items()} for score in measured},
+            },
+            "undefined": {"pixcorr": _undefined(ordered, shown)},
+            "paired": _paired(ordered, seed),
+            "timing_s": timing_s,
+            "peak_memory_mb": peak_memory_mb,
+        }
+    )
     validate_results(results)
     return results
 
@@ -148,12 +157,17 @@ def from_uint8(images: np.ndarray) -> np.ndarray:
 def per_image_scores(scores: Mapping[str, MethodScores], images, shown, texts) -> dict[str, np.ndarray]:
     """The arrays of per_image.safetensors; images (n,), shown (p,), texts (t,) as described there."""
     arrays = {name: np.asarray(values, np.int64) for name, values in (("images", images), ("shown", shown), ("texts", texts))}
-    return arrays | {f"{method}/{part}/{score}": values.astype(np.float32) for method, own in scores.items()
-                     for part in PARTS for score, values in getattr(own, part).items()}
+    return arrays | {
+        f"{method}/{part}/{score}": values.astype(np.float32)
+        for method, own in scores.items()
+        for part in PARTS
+        for score, values in getattr(own, part).items()
+    }
 
 
-def save_run(folder: str | Path, results: dict, pictures: Mapping[str, np.ndarray], words: dict,
-             per_image: Mapping[str, np.ndarray]) -> None:
+def save_run(
+    folder: str | Path, results: dict, pictures: Mapping[str, np.ndarray], words: dict, per_image: Mapping[str, np.ndarray]
+) -> None:
     """Write pictures, words, scores of single images and, last, results into ``folder``, each file whole or not at all.
 
     Raises UserError where one of them breaks its schema or the disk refuses.
@@ -234,8 +248,7 @@ def log_to(folder: str | Path) -> Callable[[dict], None]:
             with path.open("a", encoding="utf-8") as stream:
                 stream.write(line)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected free space"
-                            ) from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected free space") from error
         written.add(line)
 
     return append
@@ -253,11 +266,9 @@ def load_log(folder: str | Path) -> list[dict]:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error}); "
-                            "expected one object a line") from error
+            raise UserError(f"{path}: line {number} is not JSON ({error}); expected one object a line") from error
         if not isinstance(entry, dict) or "stage" not in entry or not isinstance(entry.get("losses"), dict):
-            raise UserError(f"{path}: line {number} is not a log entry; "
-                            "expected an object with stage and losses")
+            raise UserError(f"{path}: line {number} is not a log entry; expected an object with stage and losses")
         entries.append(entry)
     return entries
 
@@ -279,7 +290,12 @@ def _paired(scores: Mapping[str, MethodScores], seed: int) -> dict:
     ours = scores["mindtuner"]
     return {
         f"mindtuner_minus_{name}": {
-            part: {key: paired_difference(defined(values), defined(getattr(other, part)[key]), seed)
-                   for key, values in getattr(ours, part).items()}
-            for part in PARTS}
-        for name, other in scores.items() if name != "mindtuner"}
+            part: {
+                key: paired_difference(defined(values), defined(getattr(other, part)[key]), seed)
+                for key, values in getattr(ours, part).items()
+            }
+            for part in PARTS
+        }
+        for name, other in scores.items()
+        if name != "mindtuner"
+    }

@@ -13,8 +13,15 @@ from mindtuner.evaluation.scores.catalogue import ALWAYS, RANDOM_PAIRS, Score
 from mindtuner.evaluation.scoring import DIRECTIONS, STAGES
 from mindtuner.foreign import one_line
 
-METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "nearest_training_image", "prior_only",
-           "shuffled_brain")
+METHODS = (
+    "mindtuner",
+    "ridge_only",
+    "full_finetune",
+    "from_scratch",
+    "nearest_training_image",
+    "prior_only",
+    "shuffled_brain",
+)
 HELD_OUT_SIDES = ("of_category", "others")  # test images that show a category held out, and those that do not
 PARTS = ("retrieval", "reconstruction")  # of the scores that every method has
 ALL_PARTS = (*PARTS, "captions", "written", "brain")  # those of single images; regions of the brain have any names
@@ -39,8 +46,7 @@ def validate_results(results: Mapping, where: str = "results.json") -> None:
             _interval(_mapping(ci, "retrieval", f"{at}.ci95"), direction, f"{at}.ci95")
         stages = _mapping(method, "stages", at)
         if not stages or set(stages) - set(STAGES):
-            raise UserError(f"{at}.stages holds {sorted(stages)}; "
-                            f"expected one or more of {', '.join(STAGES)}")
+            raise UserError(f"{at}.stages holds {sorted(stages)}; expected one or more of {', '.join(STAGES)}")
         if method.get("picture") not in stages:
             raise UserError(f"{at}.picture is {method.get('picture')!r}; expected one of {', '.join(stages)}")
         scored = _scores(_mapping(method, "reconstruction", at), f"{at}.reconstruction")
@@ -101,16 +107,14 @@ def validate_pictures(pictures: Mapping[str, np.ndarray], where: str) -> None:
             raise UserError(f"{where}: {name} is missing; expected uint8 (images, 3, height, width)")
     for name, array in pictures.items():
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] != 3:
-            raise UserError(f"{where}: {name} is {array.dtype} {array.shape}; "
-                            "expected uint8 (images, 3, height, width)")
+            raise UserError(f"{where}: {name} is {array.dtype} {array.shape}; expected uint8 (images, 3, height, width)")
         if name in ("seen", "thumbnails"):
             continue
         method, _, stage = name.partition("/")
         if method not in METHODS or stage not in STAGES:
             raise UserError(f"{where}: {name} is unknown; expected method/stage out of {', '.join(STAGES)}")
         if array.shape != pictures["seen"].shape:
-            raise UserError(f"{where}: {name} has shape {array.shape}; "
-                            f"expected that of seen, {pictures['seen'].shape}")
+            raise UserError(f"{where}: {name} has shape {array.shape}; expected that of seen, {pictures['seen'].shape}")
 
 
 def validate_words(words: Mapping, pictures: Mapping[str, np.ndarray], where: str) -> None:
@@ -151,8 +155,9 @@ def validate_per_image(per_image: Mapping[str, np.ndarray], pictures: Mapping[st
         method, _, rest = name.partition("/")
         part, _, score = rest.partition("/")
         if method not in METHODS or part not in ALL_PARTS or not score:
-            raise UserError(f"{where}: {name} is unknown; expected METHOD/PART/SCORE with a part out of "
-                            f"{', '.join(ALL_PARTS)}")
+            raise UserError(
+                f"{where}: {name} is unknown; expected METHOD/PART/SCORE with a part out of {', '.join(ALL_PARTS)}"
+            )
         if part in ("reconstruction", "captions", "written"):
             catalogue.find(part, score, f"{where}: {name}")
         expected = lengths.get(score, n) if part == "retrieval" else p

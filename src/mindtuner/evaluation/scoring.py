@@ -47,8 +47,12 @@ class MethodScores:
     flat: list[int] = field(default_factory=list)  # positions of painted pictures that have one value everywhere
 
 
-def score_methods(predicted: Mapping[str, Mapping], truth: Truth, seed: int,
-                  keep: Callable[[tuple[str, str] | None, dict], None] | None = None) -> dict[str, MethodScores]:
+def score_methods(
+    predicted: Mapping[str, Mapping],
+    truth: Truth,
+    seed: int,
+    keep: Callable[[tuple[str, str] | None, dict], None] | None = None,
+) -> dict[str, MethodScores]:
     """Score methods, {name: what it predicts}.
 
     What a method predicts: "retrieval_tokens" (n, T, D) and "text" (n, d), from brains averaged over repeats;
@@ -66,15 +70,17 @@ def score_methods(predicted: Mapping[str, Mapping], truth: Truth, seed: int,
         except UserError as error:
             raise UserError(f"method {name}: {error}") from error
     picture = {name: stage for name, stage in sets}  # the last stage of each
-    scores, chance = score_images(truth.pictures, sets, truth.networks, truth.choices, list(picture.items()), seed,
-                                  keep)
+    scores, chance = score_images(truth.pictures, sets, truth.networks, truth.choices, list(picture.items()), seed, keep)
     found = {}
     for name, (top1, summary) in retrieved.items():
         own = {stage: values for (method, stage), values in scores.items() if method == name}
         shown = own[picture[name]]
-        summary |= {"reconstruction": _means(shown), "picture": picture[name],
-                    "stages": {stage: _means(values) for stage, values in own.items()},
-                    "ci95": {"retrieval": _intervals(top1, seed), "reconstruction": _intervals(shown, seed)}}
+        summary |= {
+            "reconstruction": _means(shown),
+            "picture": picture[name],
+            "stages": {stage: _means(values) for stage, values in own.items()},
+            "ci95": {"retrieval": _intervals(top1, seed), "reconstruction": _intervals(shown, seed)},
+        }
         flat = np.flatnonzero(is_flat(sets[name, picture[name]])).tolist()
         found[name] = MethodScores(summary, top1, shown, chance[name, picture[name]], flat)
     return found
@@ -84,13 +90,18 @@ def _retrieved(predicted: Mapping, truth: Truth, seed: int) -> tuple[dict[str, n
     """Top-1 of each query by direction, and what a method's summary says of its retrieval."""
     found = _retrieve(predicted, truth)
     top1 = {direction: one.top1 for direction, one in found.items()}
-    summary = {"retrieval": _means(top1),
-               "retrieval_pools": {direction: pools(one, truth.pool, seed) for direction, one in found.items()}}
-    single = [_means({direction: one.top1 for direction, one in _retrieve(draw, truth).items()})
-              for draw in predicted.get("single_trials", ())]
+    summary = {
+        "retrieval": _means(top1),
+        "retrieval_pools": {direction: pools(one, truth.pool, seed) for direction, one in found.items()},
+    }
+    single = [
+        _means({direction: one.top1 for direction, one in _retrieve(draw, truth).items()})
+        for draw in predicted.get("single_trials", ())
+    ]
     if single:
-        summary["single_trial_retrieval"] = {direction: float(np.mean([draw[direction] for draw in single]))
-                                             for direction in DIRECTIONS}
+        summary["single_trial_retrieval"] = {
+            direction: float(np.mean([draw[direction] for draw in single])) for direction in DIRECTIONS
+        }
     return top1, summary
 
 
@@ -98,9 +109,11 @@ def _retrieve(predicted: Mapping, truth: Truth) -> dict[str, Retrieval]:
     for key in ("retrieval_tokens", "text"):
         if predicted.get(key) is None:
             raise UserError(f"{key}: missing; expected the method's predictions for all test images")
-    return {"image": image_retrieval(predicted["retrieval_tokens"], truth.tokens),
-            "brain": brain_retrieval(predicted["retrieval_tokens"], truth.tokens),
-            "text": text_retrieval(predicted["text"], truth.text)}
+    return {
+        "image": image_retrieval(predicted["retrieval_tokens"], truth.tokens),
+        "brain": brain_retrieval(predicted["retrieval_tokens"], truth.tokens),
+        "text": text_retrieval(predicted["text"], truth.text),
+    }
 
 
 def _stages(predicted: Mapping, truth: Truth) -> dict[str, np.ndarray]:

@@ -83,8 +83,12 @@ def over_seeds(values, seed: int, n_boot: int = 2000) -> dict:
     x = as_array(values, "values", 2).astype(np.float64)
     if len(x) < 2:
         raise UserError("values: 1 run; expected at least 2 seeds to measure a spread")
-    return {"mean": float(x.mean()), "sd": float(x.mean(1).std(ddof=1)), "ci": _crossed_interval([x], seed, n_boot),
-            "seeds": len(x)}
+    return {
+        "mean": float(x.mean()),
+        "sd": float(x.mean(1).std(ddof=1)),
+        "ci": _crossed_interval([x], seed, n_boot),
+        "seeds": len(x),
+    }
 
 
 def over_subjects(values: Sequence, seed: int, n_boot: int = 2000) -> dict:
@@ -108,10 +112,16 @@ def over_subjects(values: Sequence, seed: int, n_boot: int = 2000) -> dict:
             raise UserError(f"values[{g}]: has {x.shape[1]} images; expected {groups[0].shape[1]}, as the first has")
     means = np.array([x.mean() for x in groups])
     several = [x.mean(1) for x in groups if len(x) > 1]
-    pooled = np.sqrt(sum(((m - m.mean())**2).sum() for m in several) / sum(len(m) - 1 for m in several)) if several else None
-    return {"mean": float(means.mean()), "sd": float(means.std(ddof=1)),
-            "sd_seeds": None if pooled is None else float(pooled), "ci": _crossed_interval(groups, seed, n_boot),
-            "subjects": len(groups)}
+    pooled = (
+        np.sqrt(sum(((m - m.mean()) ** 2).sum() for m in several) / sum(len(m) - 1 for m in several)) if several else None
+    )
+    return {
+        "mean": float(means.mean()),
+        "sd": float(means.std(ddof=1)),
+        "sd_seeds": None if pooled is None else float(pooled),
+        "ci": _crossed_interval(groups, seed, n_boot),
+        "subjects": len(groups),
+    }
 
 
 def _crossed_interval(groups: list[np.ndarray], seed: int, n_boot: int) -> list[float]:
@@ -139,8 +149,9 @@ def paired_over_seeds(a, b, seed: int, n_boot: int = 2000) -> dict:
 
 
 def _resampled(x: np.ndarray, rng: np.random.Generator, n_boot: int, of: Callable = np.mean) -> np.ndarray:
-    means = [of(x[rng.integers(len(x), size=(min(CHUNK, n_boot - start), len(x)))], axis=1)
-             for start in range(0, n_boot, CHUNK)]
+    means = [
+        of(x[rng.integers(len(x), size=(min(CHUNK, n_boot - start), len(x)))], axis=1) for start in range(0, n_boot, CHUNK)
+    ]
     return np.concatenate(means)
 
 

@@ -82,9 +82,7 @@ def check_fixed_parts(weights: Weights, head_dim: int, where: Path) -> None:
     right = 10000.0 ** (-torch.arange(pairs) / pairs)
     for key, tensor in weights.items():
         loose = 4e-3  # they may be stored in 16 bits
-        if is_rotary(key) and not (
-            tensor.shape == right.shape and torch.allclose(tensor.float(), right, rtol=loose)
-        ):
+        if is_rotary(key) and not (tensor.shape == right.shape and torch.allclose(tensor.float(), right, rtol=loose)):
             raise UserError(f"{where}: {key} differs; expected {pairs} rotary frequencies 10000^(-i/{pairs})")
         if is_schedule(key) and tuple(tensor.shape) != (TIMESTEPS,):
             raise UserError(f"{where}: {key} has shape {tuple(tensor.shape)}; expected ({TIMESTEPS},)")

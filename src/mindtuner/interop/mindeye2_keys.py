@@ -80,16 +80,12 @@ class Match:
     dead: int  # weights of the channel MLPs
 
 
-def match_keys(
-    weights: Weights, where: Path, subjects: list[int] | None = None, text_width: int = 1280
-) -> Match:
+def match_keys(weights: Weights, where: Path, subjects: list[int] | None = None, text_width: int = 1280) -> Match:
     """Read all sizes from the shapes and account for every key (values are not looked at).
 
     Raises UserError naming the first key that is missing, unknown or misshapen.
     """
-    without = tuple(
-        part for part, begins in PARTS.items() if not any(key.startswith(begins) for key in weights)
-    )
+    without = tuple(part for part, begins in PARTS.items() if not any(key.startswith(begins) for key in weights))
     config = read_config(weights, where, "prior" not in without, text_width)
     ridges = count(weights, r"ridge\.linears\.(\d+)\.")
     sizes = [shape(weights, f"ridge.linears.{i}.weight", 2, where)[1] for i in range(ridges)]
@@ -113,9 +109,7 @@ def read_config(weights: Weights, where: Path, has_prior: bool, text_width: int)
     """Sizes of the network. The low-level submodule has the same form in every release; where a release has
     no prior, the prior's sizes are those that its authors would have built."""
     if not count(weights, r"ridge\.linears\.(\d+)\."):
-        raise UserError(
-            f"{where}: ridge.linears.0.weight is missing; expected the model_state_dict of MindEye2"
-        )
+        raise UserError(f"{where}: ridge.linears.0.weight is missing; expected the model_state_dict of MindEye2")
     hidden = shape(weights, "ridge.linears.0.weight", 2, where)[0]
     width = shape(weights, "backbone.clip_proj.0.weight", 1, where)[0]
     rows = shape(weights, "backbone.backbone_linear.weight", 2, where)[0]
@@ -177,8 +171,7 @@ def check_keys(weights: Weights, expected: dict[str, tuple[int, ...]], where: Pa
     for key in weights:
         if key not in expected and not is_schedule(key) and not is_rotary(key):
             raise UserError(
-                f"{where}: unknown key {key}; expected the keys of MindEye2's ridge, backbone and "
-                "diffusion_prior"
+                f"{where}: unknown key {key}; expected the keys of MindEye2's ridge, backbone and diffusion_prior"
             )
 
 

@@ -46,8 +46,7 @@ def _zero_folder(path: Path) -> Path:
         return path / "last"
     if len(below) != 1:
         raise UserError(
-            f"{path}: holds {len(below)} folders with a *{MODEL}; expected one, or give the folder or .pth "
-            "itself"
+            f"{path}: holds {len(below)} folders with a *{MODEL}; expected one, or give the folder or .pth itself"
         )
     return below[0]
 
@@ -56,8 +55,7 @@ def _read_zero(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
     models = sorted(folder.glob(f"*{MODEL}"))
     if len(models) != 1:
         raise UserError(
-            f"{folder}: holds {len(models)} files *{MODEL}; expected 1 (ZeRO stage 1 or 2, not split over "
-            "devices)"
+            f"{folder}: holds {len(models)} files *{MODEL}; expected 1 (ZeRO stage 1 or 2, not split over devices)"
         )
     content = read_content(models[0], _ZERO)
     weights = tensors_of(field_of(content, "module", models[0], _ZERO), models[0], _ZERO)
@@ -66,9 +64,7 @@ def _read_zero(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
         return weights, f"{models[0].name} (16-bit copy; no fp32 partitions beside it)"
     groups = field_of(content, "param_shapes", models[0], _ZERO)
     if not isinstance(groups, list) or not all(isinstance(shapes, dict) for shapes in groups):
-        raise UserError(
-            f"{models[0]}: param_shapes is not a list of dicts; expected one dict of shapes a parameter group"
-        )
+        raise UserError(f"{models[0]}: param_shapes is not a list of dicts; expected one dict of shapes a parameter group")
     pieces = [_partition(file, len(partitions), len(groups)) for file in partitions]
     for index, shapes in enumerate(groups):
         flat = torch.cat([piece[index].flatten() for piece in pieces])
@@ -103,17 +99,10 @@ def _partition(file: Path, files: int, groups: int) -> list[torch.Tensor]:
     ranks = field_of(state, "partition_count", file, _ZERO)
     ranks = max(ranks) if isinstance(ranks, (list, tuple)) else ranks
     if ranks != files:
-        raise UserError(
-            f"{file}: partition_count is {ranks}, but {files} files *{PARTITION} are there; expected one a "
-            "rank"
-        )
+        raise UserError(f"{file}: partition_count is {ranks}, but {files} files *{PARTITION} are there; expected one a rank")
     pieces = field_of(state, "single_partition_of_fp32_groups", file, _ZERO)
     if not isinstance(pieces, list) or not all(isinstance(piece, torch.Tensor) for piece in pieces):
-        raise UserError(
-            f"{file}: single_partition_of_fp32_groups is not a list of tensors; expected one a group"
-        )
+        raise UserError(f"{file}: single_partition_of_fp32_groups is not a list of tensors; expected one a group")
     if len(pieces) != groups:
-        raise UserError(
-            f"{file}: single_partition_of_fp32_groups holds {len(pieces)} groups; expected {groups}"
-        )
+        raise UserError(f"{file}: single_partition_of_fp32_groups holds {len(pieces)} groups; expected {groups}")
     return pieces

@@ -57,8 +57,7 @@ def convert_unclip(checkpoint: str | Path, out: str | Path) -> dict:
 
 def new_scheduler() -> EulerDiscreteScheduler:
     """Euler over the sigmas of DDPM: 1,000 times, betas from 0.00085 to 0.012, linear in their square roots."""
-    return EulerDiscreteScheduler(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    return EulerDiscreteScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
 def check_values(weights: Weights, match: Match, where: Path) -> None:
@@ -75,8 +74,10 @@ def check_schedule(weights: Weights, scheduler: EulerDiscreteScheduler, where: P
         return
     right, stored = scheduler.sigmas[:-1].flip(0).float(), weights[SIGMAS].float()  # rising, without the last zero
     if stored.shape != right.shape or not torch.allclose(stored, right, rtol=4e-3):
-        raise UserError(f"{where}: {SIGMAS} differs; expected {len(right)} sigmas from {right[0]:.4f} to {right[-1]:.4f}, "
-                        "betas linear in their square roots")
+        raise UserError(
+            f"{where}: {SIGMAS} differs; expected {len(right)} sigmas from {right[0]:.4f} to {right[-1]:.4f}, "
+            "betas linear in their square roots"
+        )
 
 
 def write_part(folder: Path, module: ModelMixin, names: dict[str, str], weights: Weights) -> None:
@@ -96,8 +97,11 @@ def write_safetensors(path: Path, tensors: Weights) -> None:
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name in order:
         start, end = end, end + tensors[name].nbytes
-        header[name] = {"dtype": FORMATS[tensors[name].dtype], "shape": list(tensors[name].shape),
-                        "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": FORMATS[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -116,8 +120,16 @@ def describe(weights: Weights, match: Match, checkpoint: Path) -> dict:
         "weights": {"unet": count(match.unet_names.values()), "vae": count(match.vae_names.values())},
         "dropped": {"conditioner": count(match.dropped), "why": "the image tower; tokens come from the brain"},
         "token_width": match.unet.config.cross_attention_dim,
-        "conventions": {"token_norm": "after", "image_range": "clip",
-                        "notes": "trained on tokens of images as the tower's own preprocessing shows them"},
-        "public_sampling": {"side": TRAINED_SIDE, "steps": 38, "guidance": 5.0, "offset_noise": OFFSET_NOISE,
-                            "unconditional": "random"},
+        "conventions": {
+            "token_norm": "after",
+            "image_range": "clip",
+            "notes": "trained on tokens of images as the tower's own preprocessing shows them",
+        },
+        "public_sampling": {
+            "side": TRAINED_SIDE,
+            "steps": 38,
+            "guidance": 5.0,
+            "offset_noise": OFFSET_NOISE,
+            "unconditional": "random",
+        },
     }

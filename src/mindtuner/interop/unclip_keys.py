@@ -24,8 +24,14 @@ HEAD_WIDTH = 64  # of the UNet's attention; no shape tells it
 FOURIER = 256  # features of each of the four numbers of size and crop
 SCALING_FACTOR = 0.13025  # latents x this have about unit variance
 
-RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
-          "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}  # theirs -> diffusers
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}  # theirs -> diffusers
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
@@ -47,15 +53,18 @@ def match_keys(weights: Weights, where: Path) -> Match:
     """
     for begin in (UNET, VAE):
         if not any(key.startswith(begin) for key in weights):
-            raise UserError(f"{where}: no key begins with {begin}; expected the state_dict of an unCLIP checkpoint, "
-                            f"with {UNET}* and {VAE}*")
+            raise UserError(
+                f"{where}: no key begins with {begin}; expected the state_dict of an unCLIP checkpoint, "
+                f"with {UNET}* and {VAE}*"
+            )
     unet_config, vae_config = read_unet(weights, where), read_vae(weights, where)
     try:
         with torch.device("meta"):
             unet, vae = UNet2DConditionModel(**unet_config), AutoencoderKL(**vae_config)
     except (ValueError, ZeroDivisionError) as error:  # channels that no group norm divides
-        raise UserError(f"{where}: sizes that cannot be ({one_line(error)}); expected the shapes of an "
-                        "SDXL-like UNet and autoencoder") from error
+        raise UserError(
+            f"{where}: sizes that cannot be ({one_line(error)}); expected the shapes of an SDXL-like UNet and autoencoder"
+        ) from error
     unet_state, vae_state = unet.state_dict(), vae.state_dict()
     unet_names = {name: their_unet_name(name, unet_config) for name in unet_state}
     vae_names = {name: their_vae_name(name, len(vae_config["block_out_channels"])) for name in vae_state}
@@ -71,8 +80,9 @@ def match_keys(weights: Weights, where: Path) -> Match:
     dropped = [key for key in weights if key.startswith(CONDITIONER)]
     for key in weights:
         if key not in expected and key != SIGMAS and not key.startswith(CONDITIONER):
-            raise UserError(f"{where}: unknown key {key}; expected {UNET}*, {VAE}*, {CONDITIONER}* and {SIGMAS} of an "
-                            "unCLIP checkpoint")
+            raise UserError(
+                f"{where}: unknown key {key}; expected {UNET}*, {VAE}*, {CONDITIONER}* and {SIGMAS} of an unCLIP checkpoint"
+            )
     return Match(unet, vae, unet_names, vae_names, dropped)
 
 
@@ -86,8 +96,10 @@ def read_unet(weights: Weights, where: Path) -> dict:
     first = shape(weights, UNET + "input_blocks.0.0.weight", 4, where)
     y = shape(weights, UNET + "label_emb.0.0.weight", 2, where)[1]
     if y != 4 * FOURIER:
-        raise UserError(f"{where}: {UNET}label_emb.0.0.weight has {y} columns; expected {4 * FOURIER}, size and crop as "
-                        f"4 x {FOURIER} Fourier features (is this an unCLIP checkpoint?)")
+        raise UserError(
+            f"{where}: {UNET}label_emb.0.0.weight has {y} columns; expected {4 * FOURIER}, size and crop as "
+            f"4 x {FOURIER} Fourier features (is this an unCLIP checkpoint?)"
+        )
     blocks = 1 + max(numbers(weights, UNET + r"input_blocks\.(\d+)\."))
     ends = [i for i in range(1, blocks) if f"{UNET}input_blocks.{i}.0.op.weight" in weights] + [blocks]
     layers, channels, depths = ends[0] - 1, [], []
@@ -96,8 +108,10 @@ def read_unet(weights: Weights, where: Path) -> dict:
         channels.append(shape(weights, begin + "0.out_layers.3.weight", 4, where)[0])
         depths.append(1 + max(numbers(weights, re.escape(begin) + r"1\.transformer_blocks\.(\d+)\."), default=-1))
         if depths[-1] and channels[-1] % HEAD_WIDTH:
-            raise UserError(f"{where}: {begin}0.out_layers.3.weight has {channels[-1]} rows; expected a multiple of the "
-                            f"head width {HEAD_WIDTH}")
+            raise UserError(
+                f"{where}: {begin}0.out_layers.3.weight has {channels[-1]} rows; expected a multiple of the "
+                f"head width {HEAD_WIDTH}"
+            )
     context = shape(weights, UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 2, where)[1]
     return {
         "sample_size": TRAINED_SIDE // 8,
@@ -138,14 +152,20 @@ def read_vae(weights: Weights, where: Path) -> dict:
 def their_unet_name(ours: str, config: dict) -> str:
     """Their key for a parameter of the UNet. They number blocks through, diffusers within a level."""
     layers, levels = config["layers_per_block"], len(config["block_out_channels"])
-    for begin, theirs in (("conv_in.", "input_blocks.0.0."), ("time_embedding.linear_1.", "time_embed.0."),
-                          ("time_embedding.linear_2.", "time_embed.2."), ("class_embedding.linear_1.", "label_emb.0.0."),
-                          ("class_embedding.linear_2.", "label_emb.0.2."), ("conv_norm_out.", "out.0."),
-                          ("conv_out.", "out.2.")):
+    for begin, theirs in (
+        ("conv_in.", "input_blocks.0.0."),
+        ("time_embedding.linear_1.", "time_embed.0."),
+        ("time_embedding.linear_2.", "time_embed.2."),
+        ("class_embedding.linear_1.", "label_emb.0.0."),
+        ("class_embedding.linear_2.", "label_emb.0.2."),
+        ("conv_norm_out.", "out.0."),
+        ("conv_out.", "out.2."),
+    ):
         if ours.startswith(begin):
             return UNET + theirs + ours.removeprefix(begin)
     place, kind, index, rest = re.fullmatch(
-        r"(\w+?_block(?:s\.\d+)?)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", ours).groups()
+        r"(\w+?_block(?:s\.\d+)?)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", ours
+    ).groups()
     index = int(index)
     if kind == "resnets":
         rest = rename(rest, RESNET)
@@ -184,7 +204,7 @@ def is_projection(ours: str) -> bool:
 def rename(rest: str, names: dict[str, str]) -> str:
     """``rest`` with its layer's diffusers name replaced by theirs; unchanged where the names agree."""
     layer, kind = rest.rsplit(".", 1)
-    return f"{ {ours: theirs for theirs, ours in names.items()}.get(layer, layer)}.{kind}"
+    return f"{ {ours: theirs for theirs, ours in names.items()}.get(layer, layer) }.{kind}"
 
 
 def numbers(weights: Weights, pattern: str) -> set[int]:

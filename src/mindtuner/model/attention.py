@@ -163,8 +163,7 @@ class PriorTransformer(nn.Module):
         self.bias = PositionBias(heads, length)
         self.rotary = Rotary(min(32, head_dim) // 2 * 2, length)
         self.layers = nn.ModuleList(
-            nn.ModuleList((MultiQueryAttention(width, heads, head_dim), SwiGLUFeedForward(width)))
-            for _ in range(depth)
+            nn.ModuleList((MultiQueryAttention(width, heads, head_dim), SwiGLUFeedForward(width))) for _ in range(depth)
         )
         self.norm = GainNorm(width, stable=True)
         self.project = nn.Linear(width, width, bias=False)

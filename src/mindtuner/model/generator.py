@@ -24,9 +24,15 @@ PLACED = 16  # channels by which tokens enter at their place
 
 def noise_schedule() -> DDIMScheduler:
     """1,000 steps, zero signal at the last, velocity prediction."""
-    return DDIMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
-                         clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
-                         rescale_betas_zero_snr=True)
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+    )
 
 
 class CompactDenoiser(nn.Module):
@@ -44,21 +50,34 @@ class CompactDenoiser(nn.Module):
         self.cell = LATENT_SIDE // self.grid  # latents along one side of a token's cell
         self.place_tokens = nn.Linear(width, PLACED * self.cell**2)
         self.unet = UNet2DConditionModel(
-            sample_size=LATENT_SIDE, in_channels=CHANNELS + PLACED, out_channels=CHANNELS,
-            block_out_channels=(48, 96, 192), layers_per_block=(3, 2, 1),
+            sample_size=LATENT_SIDE,
+            in_channels=CHANNELS + PLACED,
+            out_channels=CHANNELS,
+            block_out_channels=(48, 96, 192),
+            layers_per_block=(3, 2, 1),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=width, norm_num_groups=16,
+            cross_attention_dim=width,
+            norm_num_groups=16,
             attention_head_dim=(2, 3, 6),  # diffusers means the number of heads: each is 32 wide
-            class_embed_type="projection", projection_class_embeddings_input_dim=text_width)
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=text_width,
+        )
         self.embed_tokens = nn.Linear(width, width)
         self.embed_text = nn.Linear(text_width, width)
         self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.no_tokens = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.no_text = nn.Parameter(torch.randn(1, width) * 0.02)
 
-    def forward(self, latents: torch.Tensor, time: torch.Tensor, tokens: torch.Tensor, text: torch.Tensor,
-                keep_tokens: torch.Tensor, keep_text: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        latents: torch.Tensor,
+        time: torch.Tensor,
+        tokens: torch.Tensor,
+        text: torch.Tensor,
+        keep_tokens: torch.Tensor,
+        keep_text: torch.Tensor,
+    ) -> torch.Tensor:
         """Velocity (n, 8, 16, 16).
 
         Parameters
@@ -73,5 +92,4 @@ class CompactDenoiser(nn.Module):
         words = torch.where(keep_text[:, None, None], self.embed_text(text)[:, None], self.no_text)
         placed = self.place_tokens(image).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         placed = F.pixel_shuffle(placed, self.cell)
-        return self.unet(torch.cat([latents, placed], 1), time, torch.cat([image, words], 1),
-                         class_labels=text).sample
+        return self.unet(torch.cat([latents, placed], 1), time, torch.cat([image, words], 1), class_labels=text).sample

@@ -30,8 +30,10 @@ class LatentDecoder(nn.Module):
         first, last = widths[0], widths[-1]
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
         self.mid_block = _Middle(first, groups)
-        self.up_blocks = nn.ModuleList(_Up(before, after, groups, upsample=number < len(widths) - 1)
-                                       for number, (before, after) in enumerate(pairwise([first, *widths])))
+        self.up_blocks = nn.ModuleList(
+            _Up(before, after, groups, upsample=number < len(widths) - 1)
+            for number, (before, after) in enumerate(pairwise([first, *widths]))
+        )
         self.conv_norm_out = nn.GroupNorm(groups, last, EPS)
         self.conv_out = nn.Conv2d(last, out_channels, 3, padding=1)
         if double_last:
@@ -50,8 +52,20 @@ class _Middle(nn.Module):
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
         before = _residual(width, width, groups)
-        self.attentions = nn.ModuleList([Attention(width, heads=1, dim_head=width, norm_num_groups=groups, eps=EPS, bias=True,
-                                                   residual_connection=True, upcast_softmax=True)])
+        self.attentions = nn.ModuleList(
+            [
+                Attention(
+                    width,
+                    heads=1,
+                    dim_head=width,
+                    norm_num_groups=groups,
+                    eps=EPS,
+                    bias=True,
+                    residual_connection=True,
+                    upcast_softmax=True,
+                )
+            ]
+        )
         self.resnets = nn.ModuleList([before, _residual(width, width, groups)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

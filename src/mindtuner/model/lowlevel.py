@@ -31,8 +31,13 @@ class LowLevel(nn.Module):
         self.linear = nn.Linear(config.hidden, math.prod(self.map_shape))
         self.dropout = Dropout(0.3)
         self.norm = nn.GroupNorm(1, channels)
-        self.decoder = LatentDecoder(channels, config.latent_channels, widths, math.gcd(32, *widths),
-                                     double_last=side * 2 ** len(widths) == config.latent_side)
+        self.decoder = LatentDecoder(
+            channels,
+            config.latent_channels,
+            widths,
+            math.gcd(32, *widths),
+            double_last=side * 2 ** len(widths) == config.latent_side,
+        )
         features = config.feature_width
         self.features = nn.Sequential(
             nn.Conv2d(channels, features, 1, bias=False),

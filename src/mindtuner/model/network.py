@@ -47,9 +47,7 @@ class BrainNetwork(nn.Module):
         self.fingerprint_config: FingerprintConfig | None = None
         self._fingerprint_names: list[str] = []
         self.ridges = nn.ModuleDict({name: nn.Linear(count, config.hidden) for name, count in voxels.items()})
-        self.blocks = nn.ModuleList(
-            ResidualBlock(config.hidden, config.backbone_dropout) for _ in range(config.blocks)
-        )
+        self.blocks = nn.ModuleList(ResidualBlock(config.hidden, config.backbone_dropout) for _ in range(config.blocks))
         self.head = TokenHead(config.hidden, config.tokens, config.width)
         self.retrieval = RetrievalProjector(config.width)
         self.lowlevel = None if "lowlevel" in without else LowLevel(config)
@@ -153,12 +151,13 @@ class BrainNetwork(nn.Module):
         """
         own = self.fingerprint_state()
         if state.keys() != own.keys():
-            raise ValueError(f"fingerprint: {min(state.keys() ^ own.keys())} is only on one side; expected the "
-                             f"{len(own)} tensors of this network's fingerprint")
+            raise ValueError(
+                f"fingerprint: {min(state.keys() ^ own.keys())} is only on one side; expected the "
+                f"{len(own)} tensors of this network's fingerprint"
+            )
         for name, tensor in state.items():
             if tensor.shape != own[name].shape:
-                raise ValueError(f"fingerprint: {name} has shape {tuple(tensor.shape)}; expected "
-                                 f"{tuple(own[name].shape)}")
+                raise ValueError(f"fingerprint: {name} has shape {tuple(tensor.shape)}; expected {tuple(own[name].shape)}")
         for name, tensor in state.items():
             own[name].copy_(tensor)
 

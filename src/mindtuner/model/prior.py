@@ -30,7 +30,10 @@ class DiffusionPrior(nn.Module):
         super().__init__()
         tokens, width = config.tokens, config.width
         self.time = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU(),
+            nn.Linear(width, 2 * width),
+            nn.SiLU(),
+            nn.Linear(2 * width, 2 * width),
+            nn.SiLU(),
             nn.Linear(2 * width, width),
         )
         self.positions = nn.Parameter(torch.randn(tokens, width) * width**-0.5)
@@ -65,8 +68,11 @@ class DiffusionPrior(nn.Module):
         return self.transformer(sequence)
 
     def loss(
-        self, brain_tokens: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator | None = None,
-        own: torch.Tensor | None = None
+        self,
+        brain_tokens: torch.Tensor,
+        tokens: torch.Tensor,
+        generator: torch.Generator | None = None,
+        own: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean squared error of the predicted clean tokens at random timesteps (MindEye2's L_prior); a scalar.
 

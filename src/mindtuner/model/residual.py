@@ -20,9 +20,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, hidden: int, dropout: float, silent: bool = False) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
-        self.mlp = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, hidden)
-        )
+        self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, hidden))
         if silent:
             nn.init.zeros_(self.mlp[-1].weight)
             nn.init.zeros_(self.mlp[-1].bias)

@@ -45,8 +45,14 @@ class NetworkFolder:
     repo: str
     about: int
     licence: str
-    names: tuple[str, ...] = ("config.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
-                              "tokenizer_config.json", "vocab.json")
+    names: tuple[str, ...] = (
+        "config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    )
 
 
 _OF_CLIP = "MIT with OpenAI's code; its model card speaks against deployment"
@@ -54,16 +60,26 @@ _OF_CLIP = "MIT with OpenAI's code; its model card speaks against deployment"
 
 def _of_torchvision(name: str, about: int) -> NetworkFile:
     digest = Path(name).stem.rpartition("-")[2]
-    return NetworkFile(name, f"https://download.pytorch.org/models/{name}", digest, about,
-                       "BSD 3-Clause with torchvision; the training data's terms (ImageNet) may hold")
+    return NetworkFile(
+        name,
+        f"https://download.pytorch.org/models/{name}",
+        digest,
+        about,
+        "BSD 3-Clause with torchvision; the training data's terms (ImageNet) may hold",
+    )
 
 
 NETWORKS: tuple[NetworkFile | NetworkFolder, ...] = (
     _of_torchvision("alexnet-owt-7be5be79.pth", 233_000_000),
     _of_torchvision("inception_v3_google-0cc3c7bd.pth", 104_000_000),
     _of_torchvision("efficientnet_b1-c27df63c.pth", 30_000_000),
-    NetworkFile("swav_800ep_pretrain.pth.tar", "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar", "",
-                100_000_000, "that of facebookresearch/swav; read it before any commercial use"),
+    NetworkFile(
+        "swav_800ep_pretrain.pth.tar",
+        "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar",
+        "",
+        100_000_000,
+        "that of facebookresearch/swav; read it before any commercial use",
+    ),
     NetworkFolder("clip-vit-large-patch14", "openai/clip-vit-large-patch14", 1_700_000_000, _OF_CLIP),
     NetworkFolder("clip-vit-base-patch32", "openai/clip-vit-base-patch32", 600_000_000, _OF_CLIP),
 )
@@ -71,9 +87,12 @@ NETWORKS: tuple[NetworkFile | NetworkFolder, ...] = (
 
 def listing(networks: tuple[NetworkFile | NetworkFolder, ...]) -> str:
     """Name, size, source and licence of each, a line each."""
-    return "\n".join(f"{network.name:<34}{'about ' + download.in_words(network.about):>15}  "
-                     f"{network.url if isinstance(network, NetworkFile) else f'the hub, {network.repo}'} "
-                     f"({network.licence})" for network in networks)
+    return "\n".join(
+        f"{network.name:<34}{'about ' + download.in_words(network.about):>15}  "
+        f"{network.url if isinstance(network, NetworkFile) else f'the hub, {network.repo}'} "
+        f"({network.licence})"
+        for network in networks
+    )
 
 
 def choose(names: list[str] | None) -> tuple[NetworkFile | NetworkFolder, ...]:
@@ -102,8 +121,9 @@ def fetch(out: str | Path, networks: tuple[NetworkFile | NetworkFolder, ...]) ->
             elif not (out / network.name).exists():
                 _fetch_file(out / network.name, network)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); expected free space and "
-                        "write permission") from error
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror or error}); expected free space and write permission"
+        ) from error
 
 
 def _fetch_file(target: Path, file: NetworkFile) -> None:
@@ -111,11 +131,14 @@ def _fetch_file(target: Path, file: NetworkFile) -> None:
         try:
             torch.hub.download_url_to_file(file.url, str(part), file.digest or None, sys.stderr.isatty())
         except (URLError, ConnectionError, TimeoutError) as error:
-            raise UserError(f"{file.url}: not to be had ({getattr(error, 'reason', error)}); expected a network and a server "
-                            "that has it") from error
+            raise UserError(
+                f"{file.url}: not to be had ({getattr(error, 'reason', error)}); expected a network and a server that has it"
+            ) from error
         except RuntimeError as error:
-            raise UserError(f"{file.url}: what arrived has another checksum; expected one that begins with {file.digest} "
-                            "(the same command fetches it again)") from error
+            raise UserError(
+                f"{file.url}: what arrived has another checksum; expected one that begins with {file.digest} "
+                "(the same command fetches it again)"
+            ) from error
         read_state_dict(part, f"the whole of {file.url}")
 
 

@@ -59,8 +59,9 @@ def look(out: str | Path, chosen: Iterable[Weights], hashes: bool = False) -> li
     """
     out = Path(out)
     noted = _Folder.open(out).files
-    return [(weights, [_state(out, weights, file, noted.get(file.path), hashes) for file in weights.files])
-            for weights in chosen]
+    return [
+        (weights, [_state(out, weights, file, noted.get(file.path), hashes) for file in weights.files]) for weights in chosen
+    ]
 
 
 def fetch(out: str | Path, chosen: Iterable[Weights], source: str | Path | None = None, say=print) -> None:
@@ -101,8 +102,9 @@ def fetch(out: str | Path, chosen: Iterable[Weights], source: str | Path | None 
         if not any(work.iterdir()):  # parts of other weights stay
             work.rmdir()
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); expected free space and "
-                        "write permission") from error
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror or error}); expected free space and write permission"
+        ) from error
 
 
 def is_converted(out: str | Path, weights: Weights) -> bool:
@@ -164,8 +166,7 @@ def _describe(weights: Weights, file: WeightFile) -> HubFile:
 
 
 def _url(weights: Weights, file: WeightFile) -> str:
-    return hf_hub_url(weights.repo, file.name, repo_type=weights.kind, revision=weights.revision,
-                      endpoint=constants.ENDPOINT)
+    return hf_hub_url(weights.repo, file.name, repo_type=weights.kind, revision=weights.revision, endpoint=constants.ENDPOINT)
 
 
 def _index(source: str | Path) -> dict[str, list[Path]]:
@@ -209,16 +210,23 @@ class _Folder:
             return cls(path, {})
         files = read_json(record).get("files")
         if not isinstance(files, dict) or not all(
-                isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("checksum"), str)
-                for entry in files.values()):
-            raise UserError(f"{record}: files is no table of size and checksum; expected what 'mindtuner fetch weights' "
-                            "wrote (remove it to verify all files again)")
+            isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("checksum"), str)
+            for entry in files.values()
+        ):
+            raise UserError(
+                f"{record}: files is no table of size and checksum; expected what 'mindtuner fetch weights' "
+                "wrote (remove it to verify all files again)"
+            )
         return cls(path, files)
 
     def note(self, weights: Weights, file: WeightFile, at: HubFile) -> None:
         """Write down that the file is whole."""
-        self.files[file.path] = {"size": at.size, "checksum": at.checksum, "licence": weights.licence,
-                                 "source": f"{weights.source}@{weights.revision}:{file.name}"}
+        self.files[file.path] = {
+            "size": at.size,
+            "checksum": at.checksum,
+            "licence": weights.licence,
+            "source": f"{weights.source}@{weights.revision}:{file.name}",
+        }
         write_json(self.path / RECORD, {"files": self.files})
 
     def verified(self, weights: Weights, file: WeightFile) -> bool:
@@ -238,8 +246,11 @@ class _Folder:
 
     def adopt(self, weights: Weights, file: WeightFile, checksum: str, found: dict[str, list[Path]], say) -> bool:
         """Link or copy the file from among those that were found, if one of them is right."""
-        candidates = [path for path in found.get(Path(file.name).name, ())
-                      if path.is_file() and not _size_differs(size_of(path), file, None)]
+        candidates = [
+            path
+            for path in found.get(Path(file.name).name, ())
+            if path.is_file() and not _size_differs(size_of(path), file, None)
+        ]
         for path in sorted(candidates, key=lambda path: not path.as_posix().endswith(file.name)):
             if checksum_of(path, checksum) != checksum:
                 say(f"{path}: not used, it is not {file.path} (another checksum)")

@@ -9,6 +9,19 @@ from mindtuner.training.targets import Targets
 from mindtuner.training.tensorboard import tensorboard_to
 from mindtuner.training.tune import METHODS, tune
 
-__all__ = ["METHODS", "Fingerprint", "Targets", "load_fingerprint", "load_network", "pretrain", "read_card",
-           "read_fingerprint", "remove_checkpoint", "save_fingerprint", "save_network", "subject_name",
-           "tensorboard_to", "tune"]
+__all__ = [
+    "METHODS",
+    "Fingerprint",
+    "Targets",
+    "load_fingerprint",
+    "load_network",
+    "pretrain",
+    "read_card",
+    "read_fingerprint",
+    "remove_checkpoint",
+    "save_fingerprint",
+    "save_network",
+    "subject_name",
+    "tensorboard_to",
+    "tune",
+]

@@ -35,8 +35,10 @@ def training_trials(subject: Subject, n_stimuli: int) -> Trials:
         raise UserError(f"{name}: trials hold no training trial; expected at least one")
     check_no_leak(trials, subject.is_shared, name)
     if trials.stimulus.max() >= n_stimuli:
-        raise UserError(f"{name}: trials show stimulus {trials.stimulus.max()}, but targets hold {n_stimuli} "
-                        "stimuli; expected targets of this dataset")
+        raise UserError(
+            f"{name}: trials show stimulus {trials.stimulus.max()}, but targets hold {n_stimuli} "
+            "stimuli; expected targets of this dataset"
+        )
     refuse_constant_voxels((subject.betas(rows) for rows in np.array_split(trials.row, 1 + len(trials) // 16)), name)
     return trials
 
@@ -57,8 +59,7 @@ def refuse_constant_voxels(blocks: Iterable[np.ndarray], name: str) -> None:
         raise UserError(f"{name}: voxel {voxel} is {first[0, voxel]:g} in all {count} trials; expected betas that vary")
 
 
-def split_holdout(trials: dict[str, Trials], share: float,
-                  seed: int) -> tuple[dict[str, Trials], dict[str, Trials]]:
+def split_holdout(trials: dict[str, Trials], share: float, seed: int) -> tuple[dict[str, Trials], dict[str, Trials]]:
     """Split training trials by image into (fit, held out) for validation; never a test image.
 
     ``share`` of all training images is held out, the same images for every subject, chosen by ``seed``.
@@ -102,7 +103,7 @@ class Feed:
         end = self._planned + m
         while len(self._queue) < end:
             self._queue = np.concatenate([self._queue, self._rng.permutation(len(self.trials))])
-        picked, self._planned = self._queue[self._planned:end], end
+        picked, self._planned = self._queue[self._planned : end], end
         return picked
 
     def drop(self, m: int) -> None:
@@ -142,8 +143,10 @@ def make_feeds(subjects: dict[str, Subject], trials: dict[str, Trials], seed: in
     """One feed per subject. Betas that lie row by row in a file are read batch by batch; others, which may have to be
     unpacked, averaged or z-scored each time, are held in memory where those of all subjects together are small."""
     size = sum(4 * len(trials[name]) * subject.n_voxels for name, subject in subjects.items())
-    return [Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES and not isinstance(subject.source, FileRows))
-            for name, subject in subjects.items()]
+    return [
+        Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES and not isinstance(subject.source, FileRows))
+        for name, subject in subjects.items()
+    ]
 
 
 def steps_per_epoch(feeds: list[Feed], per_step: int) -> int:
@@ -153,19 +156,24 @@ def steps_per_epoch(feeds: list[Feed], per_step: int) -> int:
     return max(1, round(max(len(feed.trials) for feed in feeds) / per_step))
 
 
-def batches(feeds: list[Feed], batch_per_subject: int, count: int, targets: Targets | None = None,
-            names: tuple[str, ...] = ()) -> Iterator[Batch]:
+def batches(
+    feeds: list[Feed], batch_per_subject: int, count: int, targets: Targets | None = None, names: tuple[str, ...] = ()
+) -> Iterator[Batch]:
     """``count`` batches, along with them the arrays ``names`` of ``targets``.
 
     While one is used the next is read by a thread, so that a step waits for a disk only where reading takes longer than the
     step. Which trials it holds is settled here, in order, and what is read ahead still counts as to come in the feeds'
     states: a checkpoint between two batches knows nothing of it.
     """
+
     def read(plans: list[np.ndarray]) -> Batch:
         drawn = {feed.name: feed.read(picked) for feed, picked in zip(feeds, plans, strict=True)}
         stimulus = np.concatenate([stimulus for _, stimulus in drawn.values()])
-        return Batch({name: betas for name, (betas, _) in drawn.items()}, stimulus,
-                     {name: targets.rows(name, stimulus) for name in names})
+        return Batch(
+            {name: betas for name, (betas, _) in drawn.items()},
+            stimulus,
+            {name: targets.rows(name, stimulus) for name in names},
+        )
 
     plans = ([feed.plan(batch_per_subject) for feed in feeds] for _ in range(count))
     for batch in ahead(read, plans):

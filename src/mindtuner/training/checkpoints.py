@@ -49,8 +49,7 @@ def load_network(path: str | Path) -> BrainNetwork:
         raw = header["model"]
         config = ModelConfig(**{**raw, "lowlevel_channels": tuple(raw["lowlevel_channels"])})
         tuned = header["fingerprint"]
-        voxels = {name: count for name, count in header["voxels"].items()
-                  if tuned is None or name != tuned["subject"]}
+        voxels = {name: count for name, count in header["voxels"].items() if tuned is None or name != tuned["subject"]}
         network = BrainNetwork(config, voxels, tuple(header.get("without", ())))
         if tuned is not None:
             network.add_fingerprint(tuned["subject"], tuned["voxels"], FingerprintConfig(**tuned["config"]))
@@ -68,8 +67,11 @@ def read_card(path: str | Path) -> dict:
 def fingerprint_header(network: BrainNetwork) -> dict:
     """Subject, voxel count and FingerprintConfig of a network's fingerprint, as plain values."""
     subject = network.fingerprint_subject
-    return {"subject": subject, "voxels": network.ridges[subject].in_features,
-            "config": dataclasses.asdict(network.fingerprint_config)}
+    return {
+        "subject": subject,
+        "voxels": network.ridges[subject].in_features,
+        "config": dataclasses.asdict(network.fingerprint_config),
+    }
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict) -> None:
@@ -89,11 +91,12 @@ def _read_header(path: str | Path) -> dict:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"{path}: not found; expected a .safetensors file of mindtuner") from error
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({' '.join(str(error).split())}); "
-                        "expected one that mindtuner wrote to its end") from error
+        raise UserError(
+            f"{path}: not a whole safetensors file ({' '.join(str(error).split())}); "
+            "expected one that mindtuner wrote to its end"
+        ) from error
     except (KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: header lacks field 'mindtuner'; "
-                        "expected a file that mindtuner wrote") from error
+        raise UserError(f"{path}: header lacks field 'mindtuner'; expected a file that mindtuner wrote") from error
 
 
 def read_tensors(path: str | Path, kind: str) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -114,7 +117,9 @@ def building(where: str | Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: does not describe a network of this version ({reason}); expected a file "
-                        "that this version of mindtuner wrote") from error
+        raise UserError(
+            f"{where}: does not describe a network of this version ({reason}); expected a file "
+            "that this version of mindtuner wrote"
+        ) from error
     finally:
         torch.random.set_rng_state(random)

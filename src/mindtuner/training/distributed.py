@@ -78,8 +78,18 @@ def _in_shards(network: BrainNetwork, device: torch.device) -> BrainNetwork:
     shards = copy.deepcopy(network)
     mesh = _mesh(device.type)
     layers = [] if shards.prior is None else [part for layer in shards.prior.transformer.layers for part in layer]
-    for part in (*shards.ridges.values(), *shards.blocks, *shards.new_blocks, *shards.skips, shards.head, shards.retrieval,
-                 shards.lowlevel, *layers, shards.prior, shards.projector):
+    for part in (
+        *shards.ridges.values(),
+        *shards.blocks,
+        *shards.new_blocks,
+        *shards.skips,
+        shards.head,
+        shards.retrieval,
+        shards.lowlevel,
+        *layers,
+        shards.prior,
+        shards.projector,
+    ):
         if part is not None:
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
             part.set_gradient_divide_factor(1.0)  # the terms add up, they are no means
@@ -140,15 +150,20 @@ class Share:
         """Of each subject (m, V), the own rows."""
         if self.count == 1:
             return voxels
-        return {name: betas[part.start:part.stop]
-                for (name, betas), part in zip(voxels.items(), self.of_subject, strict=True)}
+        return {
+            name: betas[part.start : part.stop] for (name, betas), part in zip(voxels.items(), self.of_subject, strict=True)
+        }
 
     def among(self, positions: np.ndarray) -> Some:
         """The own ones of these trials of the batch (k,)."""
         mine = np.flatnonzero(self._place[positions] >= 0)
         # Sharded parts gather when they run, so all processes run all of them: a trial that counts nothing stands in.
-        return Some(len(positions), len(mine), mine if len(mine) else np.zeros(1, int),
-                    self._place[positions[mine]] if len(mine) else np.zeros(1, int))
+        return Some(
+            len(positions),
+            len(mine),
+            mine if len(mine) else np.zeros(1, int),
+            self._place[positions[mine]] if len(mine) else np.zeros(1, int),
+        )
 
 
 class Some:
@@ -165,7 +180,7 @@ class Some:
         """Own rows (n, ...) -> those of all processes (total, ...), in the batch's order, with a gradient."""
         if processes().count == 1:
             return rows
-        return _Gather.apply(rows, torch.from_numpy(self.mine[:self.found]).to(rows.device), self.total)
+        return _Gather.apply(rows, torch.from_numpy(self.mine[: self.found]).to(rows.device), self.total)
 
 
 class _Gather(torch.autograd.Function):
@@ -176,14 +191,14 @@ class _Gather(torch.autograd.Function):
         ctx.save_for_backward(mine)
         ctx.n = len(rows)
         gathered = rows.new_zeros(total, *rows.shape[1:])
-        gathered[mine] = rows[:len(mine)]
+        gathered[mine] = rows[: len(mine)]
         return add_up(gathered)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         [mine] = ctx.saved_tensors
         own = gradient.new_zeros(ctx.n, *gradient.shape[1:])
-        own[:len(mine)] = gradient[mine]
+        own[: len(mine)] = gradient[mine]
         return own, None, None
 
 
@@ -214,5 +229,7 @@ def dropout_of(network: BrainNetwork, all_trials: Some, heads: Some) -> Iterator
 def refuse_few(batch_per_subject: int) -> None:
     """Raise UserError where a process would have no trial of a subject."""
     if batch_per_subject < processes().count:
-        raise UserError(f"batch_per_subject: is {batch_per_subject}; expected at least one trial for each of the "
-                        f"{processes().count} processes")
+        raise UserError(
+            f"batch_per_subject: is {batch_per_subject}; expected at least one trial for each of the "
+            f"{processes().count} processes"
+        )

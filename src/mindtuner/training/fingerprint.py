@@ -47,8 +47,14 @@ class Fingerprint:
         if network.fingerprint_subject is None:
             raise UserError("the network holds no fingerprint; expected one tuned on a frozen base")
         subject, tensors = network.fingerprint_subject, network.fingerprint_state()
-        return cls(subject, network.ridges[subject].in_features, network.fingerprint_config,
-                   base_hash(network, tensors), tensors, f"fingerprint of {subject}")
+        return cls(
+            subject,
+            network.ridges[subject].in_features,
+            network.fingerprint_config,
+            base_hash(network, tensors),
+            tensors,
+            f"fingerprint of {subject}",
+        )
 
     def on(self, base: BrainNetwork) -> BrainNetwork:
         """``base`` with this fingerprint, in evaluation mode. It shares the base's weights, which are not copied.
@@ -63,8 +69,14 @@ class Fingerprint:
         return network.eval()
 
 
-def save_fingerprint(path: str | Path, network: BrainNetwork, subject: Subject, config: Config,
-                     card: dict | None = None, date: str | None = None) -> None:
+def save_fingerprint(
+    path: str | Path,
+    network: BrainNetwork,
+    subject: Subject,
+    config: Config,
+    card: dict | None = None,
+    date: str | None = None,
+) -> None:
     """Write only what tuning added to the frozen base: a few MB instead of the whole network.
 
     ``subject`` and ``config`` are those that ``tune`` was given. Its card, which ``read_card`` shows, says subject,
@@ -77,12 +89,21 @@ def save_fingerprint(path: str | Path, network: BrainNetwork, subject: Subject, 
     fingerprint = Fingerprint.of(network)
     _refuse_other_subject(path, fingerprint, subject)
     facts = {
-        "subject": subject.number, "sessions": len(set(subject.train.session.tolist())), "trials": len(subject.train),
-        "voxels": subject.n_voxels, "mask": mask_hash(subject), "base": fingerprint.base,
+        "subject": subject.number,
+        "sessions": len(set(subject.train.session.tolist())),
+        "trials": len(subject.train),
+        "voxels": subject.n_voxels,
+        "mask": mask_hash(subject),
+        "base": fingerprint.base,
         "config": as_dict(dataclasses.replace(config, fingerprint=fingerprint.config)),
-        "date": date or datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
-    header = {"kind": "fingerprint", "version": mindtuner.__version__, "fingerprint": fingerprint_header(network),
-              "card": {**facts, "scores": {}, **(card or {}), **facts}}  # facts come first, and hold
+        "date": date or datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    header = {
+        "kind": "fingerprint",
+        "version": mindtuner.__version__,
+        "fingerprint": fingerprint_header(network),
+        "card": {**facts, "scores": {}, **(card or {}), **facts},
+    }  # facts come first, and hold
     write_tensors(path, fingerprint.tensors, header)
 
 
@@ -95,13 +116,16 @@ def read_fingerprint(path: str | Path, subject: Subject | None = None) -> Finger
     header, tensors = read_tensors(path, "fingerprint")
     with building(path):
         found, card = header["fingerprint"], header["card"]
-        fingerprint = Fingerprint(found["subject"], found["voxels"], FingerprintConfig(**found["config"]), card["base"],
-                                  tensors, str(path))
+        fingerprint = Fingerprint(
+            found["subject"], found["voxels"], FingerprintConfig(**found["config"]), card["base"], tensors, str(path)
+        )
         if subject is not None:
             _refuse_other_subject(path, fingerprint, subject)
             if card["mask"] != mask_hash(subject):
-                raise UserError(f"{path}: mask differs from that of {subject.where}; expected the voxels, and their regions, "
-                                "that the fingerprint was tuned on")
+                raise UserError(
+                    f"{path}: mask differs from that of {subject.where}; expected the voxels, and their regions, "
+                    "that the fingerprint was tuned on"
+                )
     return fingerprint
 
 
@@ -118,8 +142,11 @@ def load_fingerprint(path: str | Path, base: BrainNetwork, subject: Subject | No
 
 def share_weights(base: BrainNetwork, but: Container[str] = ()) -> BrainNetwork:
     """A network of its own around the very weights of ``base``, frozen; those named in ``but`` are copied."""
-    shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False)
-              for name, weight in base.named_parameters() if name not in but}
+    shared = {
+        id(weight): nn.Parameter(weight.detach(), requires_grad=False)
+        for name, weight in base.named_parameters()
+        if name not in but
+    }
     return copy.deepcopy(base, shared)
 
 
@@ -133,15 +160,19 @@ def refuse_other_base(base: BrainNetwork, fingerprints: Iterable[Fingerprint]) -
         if replaced not in hashes:
             hashes[replaced] = base_hash(base, replaced)
         if fingerprint.base != hashes[replaced]:
-            raise UserError(f"{fingerprint.where}: belongs to another base; expected the one that {fingerprint.subject} "
-                            "was tuned on")
+            raise UserError(
+                f"{fingerprint.where}: belongs to another base; expected the one that {fingerprint.subject} was tuned on"
+            )
 
 
 def base_hash(network: BrainNetwork, fingerprint: Container[str]) -> str:
     """The same for a base and for the base inside a network tuned on it: the tensors that the fingerprint holds do not
     count (among them the projector's, where it is tuned), and nor do names, which LoRA changes."""
-    digests = sorted(hashlib.sha256(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
-                     for name, tensor in network.state_dict().items() if name not in fingerprint)
+    digests = sorted(
+        hashlib.sha256(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+        for name, tensor in network.state_dict().items()
+        if name not in fingerprint
+    )
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

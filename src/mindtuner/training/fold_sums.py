@@ -52,8 +52,9 @@ class FoldSums:
         return xx, xy, self.y_squared - 2 * self.y @ y_mean + self.count * (y_mean @ y_mean)
 
 
-def _errors(xx: np.ndarray, xy: np.ndarray, out_xx: np.ndarray, out_xy: np.ndarray, out_y_squared: float,
-            alphas: np.ndarray) -> np.ndarray:
+def _errors(
+    xx: np.ndarray, xy: np.ndarray, out_xx: np.ndarray, out_xy: np.ndarray, out_y_squared: float, alphas: np.ndarray
+) -> np.ndarray:
     """Summed squared errors on the rows left out, by the sums of these and of the rows fitted to, for each penalty.
 
     ||Y - X W||² = ||Y||² - 2 tr(Wᵀ XᵀY) + tr(Wᵀ XᵀX W), with W = V (L + penalty)⁻¹ Vᵀ xy where xx = V L Vᵀ.

@@ -37,9 +37,17 @@ LR = {"autoencoder": 1.5e-3, "prior": 1e-3, "denoiser": 6e-4}
 SAVE_EVERY = 100  # steps
 
 
-def train_generator(out: Path, work: Path, scenes: int = 12_000, autoencoder_steps: int = 2_500,
-                    prior_steps: int = 3_000, denoiser_steps: int = 14_000, cutouts: Path | None = None, seed: int = 0,
-                    log: Callable[[dict], None] = lambda record: None) -> None:
+def train_generator(
+    out: Path,
+    work: Path,
+    scenes: int = 12_000,
+    autoencoder_steps: int = 2_500,
+    prior_steps: int = 3_000,
+    denoiser_steps: int = 14_000,
+    cutouts: Path | None = None,
+    seed: int = 0,
+    log: Callable[[dict], None] = lambda record: None,
+) -> None:
     """Write weights to ``out`` (safetensors: ``autoencoder.*`` and ``prior.*`` in float32, ``denoiser.*`` in bfloat16).
 
     ``work`` keeps rendered scenes and checkpoints; the same call continues from them. A
@@ -69,12 +77,14 @@ def _rendered(work: Path, count: int, stream: SceneStream) -> tuple[np.ndarray, 
     if not caption_path.exists():
         # Plain writes rather than a memory map: on a full disk they fail with an error, not with a bus error.
         with atomic_path(image_path) as part, part.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False,
-                                                        "shape": (count, 3, 128, 128)})
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "|u1", "fortran_order": False, "shape": (count, 3, 128, 128)}
+            )
             captions = []
             for scene in progress(render(stream, range(count)), "scenes", count):
-                small = F.interpolate(torch.from_numpy(scene.pixels)[None].float(), (128, 128), mode="bilinear",
-                                      antialias=True)
+                small = F.interpolate(
+                    torch.from_numpy(scene.pixels)[None].float(), (128, 128), mode="bilinear", antialias=True
+                )
                 file.write(small[0].round().clamp(0, 255).to(torch.uint8).numpy().tobytes())
                 captions.append(scene.captions)
         with atomic_path(caption_path) as part:
@@ -84,8 +94,10 @@ def _rendered(work: Path, count: int, stream: SceneStream) -> tuple[np.ndarray, 
 
 def _randomness(seed: int, stage: str, step: int) -> tuple[np.random.Generator, torch.Generator]:
     """Each step's own random streams, so that a continued run draws what an unbroken one would."""
-    return (np.random.default_rng(derive_seed(seed, stage, "batch", step)),
-            torch.Generator().manual_seed(derive_seed(seed, stage, "noise", step)))
+    return (
+        np.random.default_rng(derive_seed(seed, stage, "batch", step)),
+        torch.Generator().manual_seed(derive_seed(seed, stage, "noise", step)),
+    )
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -94,12 +106,22 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def _edges(images: torch.Tensor) -> torch.Tensor:
-    return torch.cat([(images[..., 1:, :] - images[..., :-1, :]).flatten(1),
-                      (images[..., 1:] - images[..., :-1]).flatten(1)], 1)
+    return torch.cat(
+        [(images[..., 1:, :] - images[..., :-1, :]).flatten(1), (images[..., 1:] - images[..., :-1]).flatten(1)], 1
+    )
 
 
-def _train(stage: str, work: Path, network, optimiser, steps: int, seed: int, log, losses_at,
-           save_weights: Callable[[dict, int], None] = lambda average, step: None) -> dict:
+def _train(
+    stage: str,
+    work: Path,
+    network,
+    optimiser,
+    steps: int,
+    seed: int,
+    log,
+    losses_at,
+    save_weights: Callable[[dict, int], None] = lambda average, step: None,
+) -> dict:
     """Train one stage up to ``steps``, saving as it goes, and return the running average of its weights (empty where the
     stage keeps none).
 
@@ -114,8 +136,16 @@ def _train(stage: str, work: Path, network, optimiser, steps: int, seed: int, lo
 
     def save(step: int) -> None:
         with atomic_path(path) as part:
-            torch.save({"network": network.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
-                        "seconds": time.perf_counter() - start, "average": average}, part)
+            torch.save(
+                {
+                    "network": network.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "step": step,
+                    "seconds": time.perf_counter() - start,
+                    "average": average,
+                },
+                part,
+            )
         save_weights(average, step)
 
     for done in progress(range(done + 1, steps + 1), stage, unit="step"):
@@ -178,8 +208,9 @@ def _conditions(work, pixels, captions, autoencoder):
     tokens_path, text_path = work / "tokens.npy", work / "texts.npy"
     if not tokens_path.exists():
         encoder = CompactImageEncoder()
-        tokens = np.concatenate([encoder.tokens(pixels[k:k + 64]).astype(np.float16)
-                                 for k in progress(range(0, len(pixels), 64), "tokens")])
+        tokens = np.concatenate(
+            [encoder.tokens(pixels[k : k + 64]).astype(np.float16) for k in progress(range(0, len(pixels), 64), "tokens")]
+        )
         with atomic_path(tokens_path) as part, part.open("wb") as file:
             np.save(file, tokens)
     if not text_path.exists():
@@ -187,8 +218,10 @@ def _conditions(work, pixels, captions, autoencoder):
         texts = np.stack([embed([group[k % len(group)] for group in captions]) for k in range(2)], 1)
         with atomic_path(text_path) as part, part.open("wb") as file:
             np.save(file, texts.astype(np.float16))
-    latents = [autoencoder.encode(_images(pixels[k:k + 64]).to(device())).half().cpu()
-               for k in progress(range(0, len(pixels), 64), "latents")]
+    latents = [
+        autoencoder.encode(_images(pixels[k : k + 64]).to(device())).half().cpu()
+        for k in progress(range(0, len(pixels), 64), "latents")
+    ]
     return np.load(tokens_path), np.load(text_path), torch.cat(latents).numpy()
 
 
@@ -232,14 +265,24 @@ def _fit_denoiser(work, out, tokens, texts, latents, others, steps, seed, log):
     def losses(rng, source, step):
         rows = rng.integers(0, len(tokens), BATCH["denoiser"])
         known = uncertain(torch.from_numpy(tokens[rows]), source)
-        loss, clean = _velocity_loss(network, alphas, known, texts[rows, rng.integers(0, texts.shape[1], len(rows))],
-                                     latents[rows], source)
+        loss, clean = _velocity_loss(
+            network, alphas, known, texts[rows, rng.integers(0, texts.shape[1], len(rows))], latents[rows], source
+        )
         seen = tower.look((autoencoder.decode(clean[:LOOKED_AT]) + 1) / 2)
         wanted = torch.from_numpy(tokens[rows[:LOOKED_AT]]).to(seen)
         return {"velocity": loss, "look": LOOK_WEIGHT * F.mse_loss(seen, wanted)}
 
-    _train("denoiser", work, network, optimiser, steps, seed, log, losses,
-           lambda average, step: save_generator(out, *others, average, network, step))
+    _train(
+        "denoiser",
+        work,
+        network,
+        optimiser,
+        steps,
+        seed,
+        log,
+        losses,
+        lambda average, step: save_generator(out, *others, average, network, step),
+    )
 
 
 class UncertainTokens:
@@ -276,8 +319,7 @@ class UncertainTokens:
         return (mean @ self.vectors.T + self.mean).view(tokens.shape)
 
 
-def _velocity_loss(network, alphas, tokens, texts, latents,
-                   source: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _velocity_loss(network, alphas, tokens, texts, latents, source: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared error of the velocity at random times, and the clean latents (n, 8, 16, 16) that it implies."""
     where = device()
     n = len(tokens)
@@ -296,11 +338,18 @@ def _velocity_loss(network, alphas, tokens, texts, latents,
 
 def save_generator(out: Path, autoencoder, prior, average: dict, network, steps: int) -> None:
     """Write the weights that ``decoding.compact.CompactGenerator`` reads: autoencoder, prior and averaged denoiser."""
-    tensors = {f"{name}.{k}": v.detach().cpu().contiguous() for name, part in (("autoencoder", autoencoder), ("prior", prior))
-               for k, v in part.state_dict().items()}
+    tensors = {
+        f"{name}.{k}": v.detach().cpu().contiguous()
+        for name, part in (("autoencoder", autoencoder), ("prior", prior))
+        for k, v in part.state_dict().items()
+    }
     denoiser = dict(network.state_dict()) | average
     tensors |= {f"denoiser.{k}": v.detach().bfloat16().cpu().contiguous() for k, v in denoiser.items()}
-    card = {"denoiser_steps": str(steps), "tokens": str(network.position.shape[0]),
-            "width": str(network.position.shape[1]), "text_width": str(network.embed_text.in_features)}
+    card = {
+        "denoiser_steps": str(steps),
+        "tokens": str(network.position.shape[0]),
+        "width": str(network.position.shape[1]),
+        "text_width": str(network.embed_text.in_features),
+    }
     with atomic_path(out) as part:
         save_file(tensors, part, metadata=card)

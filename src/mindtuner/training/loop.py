@@ -31,9 +31,17 @@ LOWLEVEL = ("latents", "features", "features_augmented")  # the targets of the l
 
 
 @ended_early()
-def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitConfig, seed: int, title: str,
-        log: Log | None = None, held_out: dict[str, Trials] | None = None,
-        checkpoint: str | Path | None = None) -> None:
+def fit(
+    network: BrainNetwork,
+    feeds: list[Feed],
+    targets: Targets,
+    config: FitConfig,
+    seed: int,
+    title: str,
+    log: Log | None = None,
+    held_out: dict[str, Trials] | None = None,
+    checkpoint: str | Path | None = None,
+) -> None:
     """Train, in place, the parameters of ``network`` that require a gradient.
 
         L = prior_weight L_prior + clip_weight L_CLIP + lowlevel_weight (L1 + softcont_weight L_softcont)
@@ -78,9 +86,20 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
     mixco_steps = round(config.mixco_share * steps)
     mixco_rng, heads_rng = (np.random.default_rng(runtime.derive_seed(seed, use)) for use in ("mixco", "heads"))
     now = Progress(dtype=str(dtype).removeprefix("torch."))
-    state = Checkpoint(checkpoint, lambda: run_settings(result, feeds, targets, config, seed, title, held_out), {
-        "progress": now, "weights": trained, "optimizer": optimizer, "scaler": scaler, "average": average, "best": best,
-        "random": RandomStreams(device, mixco=mixco_rng, heads=heads_rng), **{feed.name: feed for feed in feeds}})
+    state = Checkpoint(
+        checkpoint,
+        lambda: run_settings(result, feeds, targets, config, seed, title, held_out),
+        {
+            "progress": now,
+            "weights": trained,
+            "optimizer": optimizer,
+            "scaler": scaler,
+            "average": average,
+            "best": best,
+            "random": RandomStreams(device, mixco=mixco_rng, heads=heads_rng),
+            **{feed.name: feed for feed in feeds},
+        },
+    )
     if state.restore(now):
         dtype = getattr(torch, now.dtype)  # what is fastest may have been measured otherwise this time
         for record in now.records if log is not None else ():
@@ -97,7 +116,7 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
             for batch in itertools.islice(stream, config.accumulate):
                 mixing = Mixing(batch, mixco_rng, device) if step < mixco_steps else None
                 whole = np.arange(len(batch.stimulus)) if mixing is None else mixing.whole
-                heads = heads_rng.permutation(whole)[:config.head_trials]
+                heads = heads_rng.permutation(whole)[: config.head_trials]
                 losses = compute_losses(network, batch, targets, mixing, whole, heads, tau, device, dtype)
                 weighted = {name: loss_weight(config, name) * loss for name, loss in losses.items()}
                 if not now.losses and log is not None and epoch in (0, epochs // 2, epochs - 1):
@@ -109,8 +128,9 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
             lr = one_cycle(step, steps, config.lr, config.warmup)
             now.gradients.append(take_step(optimizer, scaler, parameters, lr, config.grad_clip))
             if average:  # which starts faster than it goes on
-                torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters],
-                                     1 - min(config.ema, (1 + step) / (10 + step)))
+                torch._foreach_lerp_(
+                    list(average.values()), [p.detach() for p in parameters], 1 - min(config.ema, (1 + step) / (10 + step))
+                )
             now.step, now.seconds = step + 1, time.perf_counter() - start
             epoch_is_over = now.step % per_epoch == 0 or now.step == steps
             if not epoch_is_over:
@@ -119,8 +139,15 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
                     state.save(now)
                 continue
             refuse_broken(now, config.accumulate, title, state.last_good)
-            record = {"stage": title, "epoch": epoch + 1, "step": now.step, "lr": lr, "seconds": now.seconds,
-                      "gradients": now.norms, "losses": mean_losses(now.losses)}
+            record = {
+                "stage": title,
+                "epoch": epoch + 1,
+                "step": now.step,
+                "lr": lr,
+                "seconds": now.seconds,
+                "gradients": now.norms,
+                "losses": mean_losses(now.losses),
+            }
             if held_out:
                 with exchanged(trained, average):
                     found = validate(network, feeds, held_out, targets, device, dtype)
@@ -144,8 +171,9 @@ def fit(network: BrainNetwork, feeds: list[Feed], targets: Targets, config: FitC
     result.to(device).eval()
 
 
-def take_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, parameters: list[nn.Parameter], lr: float,
-              clip: float) -> Tensor:
+def take_step(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, parameters: list[nn.Parameter], lr: float, clip: float
+) -> Tensor:
     """Step along the gradients that lie in ``parameters``, clipped to the norm ``clip``; returns the norm they had.
 
     In float16 a norm that is not finite means that the scaler leaves this step out and scales the next one lower; that
@@ -194,9 +222,17 @@ class Mixing:
         self.lam = torch.from_numpy(lam).to(device)
 
 
-def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing: Mixing | None,
-                   whole: np.ndarray, heads: np.ndarray, tau: float, device: torch.device,
-                   dtype: torch.dtype) -> dict[str, Tensor]:
+def compute_losses(
+    network: BrainNetwork,
+    batch: Batch,
+    targets: Targets,
+    mixing: Mixing | None,
+    whole: np.ndarray,
+    heads: np.ndarray,
+    tau: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
     """The unweighted loss terms of one batch (scalars); of several processes, terms that add up to them.
 
     ``whole``: positions of the trials that are not mixed; ``heads``: those of them that train the prior and the
@@ -206,6 +242,7 @@ def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing
     image of its own, so asking those heads for the first one's image would be wrong, and the mean of two
     images' tokens is no image's.
     """
+
     def wanted(name: str, at: np.ndarray | slice) -> Tensor:
         read = batch.targets.get(name)
         return (targets.rows(name, batch.stimulus[at]) if read is None else read[at]).to(device)
@@ -231,7 +268,8 @@ def compute_losses(network: BrainNetwork, batch: Batch, targets: Targets, mixing
         latents, plain, augmented = (wanted(name, heads) for name in LOWLEVEL)
         losses["lowlevel"] = own_heads.part((outputs.latents.float() - latents[own_heads.mine]).abs().mean())
         losses["softcont"] = distributed.one_of_all(
-            objectives.soft_contrastive(own_heads.gather(outputs.features), plain, augmented))
+            objectives.soft_contrastive(own_heads.gather(outputs.features), plain, augmented)
+        )
     error = nn.functional.mse_loss(outputs.backbone_tokens[own_whole.rows].float(), tokens[whole[own_whole.mine]])
     losses["regression"] = own_whole.part(error)
     if outputs.skips:
@@ -264,9 +302,14 @@ def forward(network: BrainNetwork, voxels: dict[str, Tensor], device: torch.devi
 
 def loss_weight(config: FitConfig, name: str) -> float:
     """The weight of one term in the sum; L_softcont stands inside the low-level bracket."""
-    return {"prior": config.prior_weight, "clip": config.clip_weight, "lowlevel": config.lowlevel_weight,
-            "softcont": config.lowlevel_weight * config.softcont_weight, "regression": config.regression_weight,
-            "skip": config.skip_weight}[name]
+    return {
+        "prior": config.prior_weight,
+        "clip": config.clip_weight,
+        "lowlevel": config.lowlevel_weight,
+        "softcont": config.lowlevel_weight * config.softcont_weight,
+        "regression": config.regression_weight,
+        "skip": config.skip_weight,
+    }[name]
 
 
 def parameter_groups(network: BrainNetwork, config: FitConfig) -> list[dict]:
@@ -278,8 +321,11 @@ def parameter_groups(network: BrainNetwork, config: FitConfig) -> list[dict]:
             chosen = vectors if parameter.ndim < 2 else ridge if name.startswith("ridges.") else matrices
             chosen.append(parameter)
     decays = (config.ridge_weight_decay, config.weight_decay, 0.0)
-    return [{"params": group, "weight_decay": decay}
-            for group, decay in zip((ridge, matrices, vectors), decays, strict=True) if group]
+    return [
+        {"params": group, "weight_decay": decay}
+        for group, decay in zip((ridge, matrices, vectors), decays, strict=True)
+        if group
+    ]
 
 
 def one_cycle(step: int, steps: int, lr: float, warmup: float) -> float:

@@ -30,11 +30,23 @@ def frozen_in(dtype: torch.dtype, network: BrainNetwork) -> Iterator[None]:
     stay as they are, since frozen ones are those of other subjects, and so do weights in shards, and everything where
     ``dtype`` is float32, which means no autocast.
     """
-    layers = () if sharded() or dtype is torch.float32 else [
-        layer for name, part in network.named_children() if name != "ridges"
-        for layer in part.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    originals = {weight: (weight.data.cpu(), weight.device) for layer in layers
-                 for weight in layer.parameters(recurse=False) if not weight.requires_grad}
+    layers = (
+        ()
+        if sharded() or dtype is torch.float32
+        else [
+            layer
+            for name, part in network.named_children()
+            if name != "ridges"
+            for layer in part.modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d)
+        ]
+    )
+    originals = {
+        weight: (weight.data.cpu(), weight.device)
+        for layer in layers
+        for weight in layer.parameters(recurse=False)
+        if not weight.requires_grad
+    }
     for weight in originals:
         weight.data = weight.data.to(dtype)
     try:

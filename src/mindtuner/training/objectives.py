@@ -37,8 +37,7 @@ def mix(voxels: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
     return torch.lerp(voxels[partner], voxels, lam[:, None])
 
 
-def bimixco(predicted: Tensor, target: Tensor, partner: Tensor, lam: Tensor,
-            tau: float = TAU_MIXCO) -> Tensor:
+def bimixco(predicted: Tensor, target: Tensor, partner: Tensor, lam: Tensor, tau: float = TAU_MIXCO) -> Tensor:
     """Bidirectional InfoNCE of mixed trials (MindEye2 paper, L_BiMixCo).
 
     With s_ij = cos(p_i, z_j) / tau and W = the weights (lam_i on column i, 1 - lam_i on column partner_i):
@@ -76,16 +75,16 @@ def soft_clip_tau(progress: float) -> float:
     return TAU_SOFT_END + 0.5 * (TAU_SOFT_START - TAU_SOFT_END) * (1 + math.cos(math.pi * progress))
 
 
-def soft_contrastive(predicted: Tensor, features: Tensor, augmented: Tensor,
-                     tau: float = TAU_FEATURES) -> Tensor:
+def soft_contrastive(predicted: Tensor, features: Tensor, augmented: Tensor, tau: float = TAU_FEATURES) -> Tensor:
     """Soft contrastive loss of the low-level features (MindEye2 paper, low-level submodule).
 
     As SoftCLIP, with the augmented view as what is matched and the plain view as who should match it:
     q_ij = softmax_j(cos(f_i, a_j) / tau) against softmax_j(cos(p_i, a_j) / tau), and the same from a_i to f_j
     and p_j. All (n, P, F). Images are contrasted at each position apart, so the cost is P n^2, not (P n)^2.
     """
-    predicted, features, augmented = (F.normalize(x.float(), dim=-1).transpose(0, 1)
-                                      for x in (predicted, features, augmented))
+    predicted, features, augmented = (
+        F.normalize(x.float(), dim=-1).transpose(0, 1) for x in (predicted, features, augmented)
+    )
     scores = predicted @ augmented.mT / tau
     teacher = features @ augmented.mT / tau
     return _soft_cross_entropy(scores, teacher, teacher.mT)

@@ -23,8 +23,15 @@ WARMUP = 0.05
 BLOCK = 4096  # stimuli whose text is in memory at a time
 
 
-def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, config: PivotConfig, seed: int,
-                log: Log | None = None, checkpoint: str | Path | None = None) -> None:
+def train_pivot(
+    projector: nn.Module,
+    targets: Targets,
+    stimuli: np.ndarray,
+    config: PivotConfig,
+    seed: int,
+    log: Log | None = None,
+    checkpoint: str | Path | None = None,
+) -> None:
     """Train ``projector`` (n, T, D) -> (n, d) in place on (image tokens, caption embedding) pairs (MindTuner
     paper, Pivot).
 
@@ -43,18 +50,30 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
     device = runtime.device()
     projector.to(device).train()
     parameters = list(projector.parameters())
-    groups = [{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-              {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=True)
     rng = np.random.default_rng(runtime.derive_seed(seed, "pivot"))
     per_epoch = max(1, round(len(stimuli) / config.batch))
     steps = max(1, round(config.epochs * per_epoch))
     now = Progress()
-    state = Checkpoint(checkpoint, lambda: {
-        **dataclasses.asdict(config), "seed": seed, "starting weights": digest(parameters),
-        "captions": digest(itertools.chain([stimuli], (targets.rows("text", ids) for ids in blocks)))}, {
-        "progress": now, "weights": Weights(projector.named_parameters()), "optimizer": optimizer,
-        "random": RandomStreams(device, order=rng)})
+    state = Checkpoint(
+        checkpoint,
+        lambda: {
+            **dataclasses.asdict(config),
+            "seed": seed,
+            "starting weights": digest(parameters),
+            "captions": digest(itertools.chain([stimuli], (targets.rows("text", ids) for ids in blocks))),
+        },
+        {
+            "progress": now,
+            "weights": Weights(projector.named_parameters()),
+            "optimizer": optimizer,
+            "random": RandomStreams(device, order=rng),
+        },
+    )
     if state.restore(now):
         for record in now.records if log is not None else ():
             log(record)
@@ -75,11 +94,20 @@ def train_pivot(projector: nn.Module, targets: Targets, stimuli: np.ndarray, con
         if (step + 1) % per_epoch == 0 or step + 1 == steps:
             mean = torch.stack(losses).mean().item()
             if not np.isfinite(mean):
-                raise TrainingDiverged(f"pivot: loss is not finite by step {step}; last good checkpoint: {state.last_good}; "
-                                       "lower the learning rate")
+                raise TrainingDiverged(
+                    f"pivot: loss is not finite by step {step}; last good checkpoint: {state.last_good}; "
+                    "lower the learning rate"
+                )
             now.step, now.seconds = step + 1, time.perf_counter() - start
-            now.records.append({"stage": "pivot", "epoch": step // per_epoch + 1, "step": step + 1,
-                                "seconds": now.seconds, "losses": {"pivot": mean}})
+            now.records.append(
+                {
+                    "stage": "pivot",
+                    "epoch": step // per_epoch + 1,
+                    "step": step + 1,
+                    "seconds": now.seconds,
+                    "losses": {"pivot": mean},
+                }
+            )
             losses = []
             state.save(now)
             if log is not None:

@@ -20,9 +20,16 @@ from mindtuner.training.state import pivot_checkpoint
 from mindtuner.training.targets import Targets
 
 
-def pretrain(dataset: Dataset, targets: Targets, config: Config, seed: int, log: Log | None = None,
-             holdout: float = 0.0, prior: DiffusionPrior | None = None,
-             checkpoint: str | Path | None = None) -> BrainNetwork:
+def pretrain(
+    dataset: Dataset,
+    targets: Targets,
+    config: Config,
+    seed: int,
+    log: Log | None = None,
+    holdout: float = 0.0,
+    prior: DiffusionPrior | None = None,
+    checkpoint: str | Path | None = None,
+) -> BrainNetwork:
     """Train a network on every subject of ``dataset`` and the projector on their training images, and keep with it what
     hidden features to expect of an image, from which a new subject's ridge starts.
 
@@ -45,8 +52,15 @@ def pretrain(dataset: Dataset, targets: Targets, config: Config, seed: int, log:
     if prior is not None:
         network.prior.load_state_dict(prior.state_dict())
     seen = np.concatenate([t.stimulus for t in trials.values()])
-    train_pivot(network.projector, targets, seen, config.pivot, seed, log,
-                None if checkpoint is None else pivot_checkpoint(checkpoint))
+    train_pivot(
+        network.projector,
+        targets,
+        seen,
+        config.pivot,
+        seed,
+        log,
+        None if checkpoint is None else pivot_checkpoint(checkpoint),
+    )
     # Brains never move the projector: it stays what images and captions made it.
     network.projector.requires_grad_(False)
     feeds = make_feeds(subjects, trials, seed)

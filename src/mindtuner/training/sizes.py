@@ -75,8 +75,10 @@ def count_parts(base: BrainNetwork, tuned: BrainNetwork) -> list[Part]:
     latents = f"({config.latent_channels}, {config.latent_side}, {config.latent_side})"
     features = f"({config.feature_positions}, {config.feature_width})"
     voxels = tuned.ridges[subject].in_features
-    rows = [Part(f"ridges, {len(base.ridges)} pretrained", f"(V) -> {hidden}", _count(base.ridges), 0),
-            Part("ridge, new subject", f"({voxels}) -> {hidden}", 0, _trains(tuned.ridges))]
+    rows = [
+        Part(f"ridges, {len(base.ridges)} pretrained", f"(V) -> {hidden}", _count(base.ridges), 0),
+        Part("ridge, new subject", f"({voxels}) -> {hidden}", 0, _trains(tuned.ridges)),
+    ]
 
     def shared(name: str, shape: str, label: str = "") -> None:
         rows.append(Part(label or name, shape, _count(getattr(base, name)), _trains(getattr(tuned, name))))
@@ -99,8 +101,12 @@ def count_parts(base: BrainNetwork, tuned: BrainNetwork) -> list[Part]:
 def count_full_finetune(tuned: BrainNetwork) -> int:
     """What ``full_finetune`` trains for the same subject: its ridge and every shared weight but the projector's."""
     shared = (tuned.head, tuned.blocks, tuned.retrieval, tuned.prior, tuned.lowlevel)
-    own = {id(p) for module in (tuned.blocks, tuned.head, tuned.retrieval) for name, p in module.named_parameters()
-           if p.requires_grad}  # LoRA, which full fine-tuning has no use for
+    own = {
+        id(p)
+        for module in (tuned.blocks, tuned.head, tuned.retrieval)
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }  # LoRA, which full fine-tuning has no use for
     ridge = _count(tuned.ridges[tuned.fingerprint_subject])
     return ridge + sum(p.numel() for module in shared for p in module.parameters() if id(p) not in own)
 
@@ -117,11 +123,12 @@ def training_memory(network: BrainNetwork, voxels: dict[str, int], fit: FitConfi
     trains = [p for p in network.parameters() if p.requires_grad]
     n = fit.batch_per_subject * len(voxels)
     targets, every = _empty_targets(network.config, n), np.arange(n)
-    heads = every[:fit.head_trials]
+    heads = every[: fit.head_trials]
     with PeakMemory(network) as memory:
         for _ in range(2):  # from the second step on, the last gradients are still there while losses are computed
-            batch = Batch({name: torch.empty(fit.batch_per_subject, count, device=META)
-                           for name, count in voxels.items()}, every)
+            batch = Batch(
+                {name: torch.empty(fit.batch_per_subject, count, device=META) for name, count in voxels.items()}, every
+            )
             losses = compute_losses(network, batch, targets, None, every, heads, 0.005, META, torch.float32)
             network.zero_grad(set_to_none=True)
             torch.stack([loss_weight(fit, name) * loss for name, loss in losses.items()]).sum().backward()

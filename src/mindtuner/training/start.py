@@ -104,9 +104,9 @@ def smoothing(tuning: np.ndarray, similar: int) -> csr_array:
     voxels = directions.shape[1]
     nearest = np.empty((voxels, similar := min(similar, voxels - 1)), np.int64)
     for start in range(0, voxels, CHUNK):
-        alike = directions[:, start:start + CHUNK].T @ directions
+        alike = directions[:, start : start + CHUNK].T @ directions
         alike[np.arange(len(alike)), start + np.arange(len(alike))] = -2  # not itself
-        nearest[start:start + CHUNK] = np.argpartition(-alike, similar - 1, axis=1)[:, :similar]
+        nearest[start : start + CHUNK] = np.argpartition(-alike, similar - 1, axis=1)[:, :similar]
     own = np.arange(voxels)
     rows, columns = np.r_[own, nearest.ravel()], np.r_[own, own.repeat(similar)]
     weights = np.r_[np.full(voxels, 0.5), np.full(nearest.size, 0.5 / max(similar, 1))].astype(np.float32)
@@ -118,8 +118,9 @@ def _fold_count(images: np.ndarray) -> int:
 
 
 @torch.no_grad()
-def learn_expectation(network: BrainNetwork, subjects: dict[str, Subject], trials: dict[str, Trials], targets: Targets,
-                      seed: int) -> None:
+def learn_expectation(
+    network: BrainNetwork, subjects: dict[str, Subject], trials: dict[str, Trials], targets: Targets, seed: int
+) -> None:
     """Give a trained base its ``expectation``, from the training trials of the subjects that it knows (by name).
 
     Image by image, so that memory does not grow with their number.
@@ -142,7 +143,7 @@ def learn_expectation(network: BrainNetwork, subjects: dict[str, Subject], trial
             starts = np.searchsorted(stimulus[first:last], some)
             mean = np.add.reduceat(x0, starts) / np.diff(starts, append=last - first)[:, None]
             said = said_by_head(targets.rows("tokens", some).to(device), network.head.linear).cpu().numpy()
-            sums.add(fold[done:done + len(some)], said, mean)
+            sums.add(fold[done : done + len(some)], said, mean)
             total, squares, done = total + x0.sum(0), squares + float(np.square(x0).sum()), done + len(some)
         spreads.append(squares / len(row) - float(np.square(total / len(row)).sum()))
     weight, intercept = sums.ridge(PENALTIES)
@@ -155,8 +156,12 @@ def learn_expectation(network: BrainNetwork, subjects: dict[str, Subject], trial
 def solve_ridge(network: BrainNetwork, base: BrainNetwork, feed: Feed, targets: Targets, seed: int, similar: int = 0) -> None:
     """Set the subject's ridge in ``network``, which stands on ``base``, in closed form: ``fit_hidden``."""
     head, expectation, stimulus = base.head.linear, base.expectation, feed.trials.stimulus
-    expected = torch.cat([expectation(targets.rows("tokens", some).to(head.weight.device), head).cpu()
-                          for some in np.array_split(stimulus, 1 + len(stimulus) // CHUNK)]).numpy()
+    expected = torch.cat(
+        [
+            expectation(targets.rows("tokens", some).to(head.weight.device), head).cpu()
+            for some in np.array_split(stimulus, 1 + len(stimulus) // CHUNK)
+        ]
+    ).numpy()
     betas = feed.subject.betas(feed.trials.row) if feed.betas is None else feed.betas
     fit_hidden(expected, betas, stimulus, float(expectation.spread), seed, similar).put_into(network.ridges[feed.name])
 
@@ -173,8 +178,9 @@ class HiddenRidge(NamedTuple):
         ridge.bias.copy_(torch.from_numpy(self.bias))
 
 
-def fit_hidden(expected: np.ndarray, betas: np.ndarray, images: np.ndarray, spread: float, seed: int,
-               similar: int = 0) -> HiddenRidge:
+def fit_hidden(
+    expected: np.ndarray, betas: np.ndarray, images: np.ndarray, spread: float, seed: int, similar: int = 0
+) -> HiddenRidge:
     """The ridge regression from a subject's betas (n, V) to the hidden features to expect (n, h) of the images (n,) that
     it saw: ``voxel_regression``.
 

@@ -126,8 +126,10 @@ def _read(path: Path) -> dict:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, ValueError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: not a whole checkpoint ({' '.join(str(error).split())[:120]}); expected one that "
-                        "mindtuner wrote, or no file") from error
+        raise UserError(
+            f"{path}: not a whole checkpoint ({' '.join(str(error).split())[:120]}); expected one that "
+            "mindtuner wrote, or no file"
+        ) from error
     if not isinstance(saved, dict) or saved.get("kind") != KIND:
         raise UserError(f"{path}: not a training checkpoint of this version; expected one that mindtuner wrote, or no file")
     return saved
@@ -136,8 +138,10 @@ def _read(path: Path) -> dict:
 def _refuse_other_settings(path: Path, saved: dict, wanted: dict) -> None:
     for name in wanted | saved:  # in the order in which they were put down: what they follow from comes first
         if saved.get(name) != wanted.get(name):
-            raise UserError(f"{path}: belongs to another run ({name} is {saved.get(name)} there and {wanted.get(name)} "
-                            "here); expected the checkpoint of this run, or another path")
+            raise UserError(
+                f"{path}: belongs to another run ({name} is {saved.get(name)} there and {wanted.get(name)} "
+                "here); expected the checkpoint of this run, or another path"
+            )
 
 
 class Weights(dict[str, Tensor]):
@@ -198,8 +202,15 @@ class Progress:
         vars(self).update(state)
 
 
-def run_settings(network: nn.Module, feeds: list[Feed], targets: Targets, config: FitConfig, seed: int, title: str,
-                 held_out: dict[str, Trials] | None) -> dict:
+def run_settings(
+    network: nn.Module,
+    feeds: list[Feed],
+    targets: Targets,
+    config: FitConfig,
+    seed: int,
+    title: str,
+    held_out: dict[str, Trials] | None,
+) -> dict:
     """What tells a run of ``fit`` from any other; of weights, trials, betas and targets short hashes.
 
     Of betas and targets, which may be larger than memory, a few rows are looked at.

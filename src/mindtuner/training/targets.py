@@ -41,11 +41,17 @@ class Targets:
         """Raise UserError where an array's shape is not what the model's config expects."""
         side = config.latent_side
         features = (config.feature_positions, config.feature_width)
-        expected = {"tokens": (config.tokens, config.width), "text": (config.text_width,),
-                    "latents": (config.latent_channels, side, side), "features": features,
-                    "features_augmented": features}
+        expected = {
+            "tokens": (config.tokens, config.width),
+            "text": (config.text_width,),
+            "latents": (config.latent_channels, side, side),
+            "features": features,
+            "features_augmented": features,
+        }
         for field in fields(self):
             shape = getattr(self, field.name).shape
             if shape != (len(self), *expected[field.name]):
-                raise UserError(f"targets: {field.name} has shape {tuple(shape)}; expected "
-                                f"{(len(self), *expected[field.name])} by the config's model section")
+                raise UserError(
+                    f"targets: {field.name} has shape {tuple(shape)}; expected "
+                    f"{(len(self), *expected[field.name])} by the config's model section"
+                )

@@ -17,8 +17,9 @@ def tensorboard_to(folder: str | Path) -> Log:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError("tensorboard: is not installed; expected it where its log is asked for "
-                        "(pip install tensorboard)") from error
+        raise UserError(
+            "tensorboard: is not installed; expected it where its log is asked for (pip install tensorboard)"
+        ) from error
     writers: dict[str, SummaryWriter] = {}
 
     def write(record: dict) -> None:

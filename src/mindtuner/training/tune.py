@@ -23,9 +23,18 @@ METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled
 RIDGE_ALONE = FingerprintConfig(lora=False, skip=False)
 
 
-def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config, seed: int,
-         method: str = "mindtuner", log: Log | None = None, holdout: float = 0.0,
-         prior: DiffusionPrior | None = None, checkpoint: str | Path | None = None) -> BrainNetwork:
+def tune(
+    base: BrainNetwork,
+    subject: Subject,
+    targets: Targets,
+    config: Config,
+    seed: int,
+    method: str = "mindtuner",
+    log: Log | None = None,
+    holdout: float = 0.0,
+    prior: DiffusionPrior | None = None,
+    checkpoint: str | Path | None = None,
+) -> BrainNetwork:
     """Fit a new subject on ``base``, which itself is never changed; where its weights stay frozen, they are shared with it.
 
     ``subject`` is already cut to the sessions that count (``subject.sessions(1)``). ``method``:
@@ -56,15 +65,24 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
     seed_everything(derive_seed(seed, "tune"))
     network = _start(base, name, subject.n_voxels, config, method, prior)
     if network.projector.matrix.weight.requires_grad:
-        train_pivot(network.projector, targets, trials[name].stimulus, config.pivot, seed, log,
-                    None if checkpoint is None else pivot_checkpoint(checkpoint))
+        train_pivot(
+            network.projector,
+            targets,
+            trials[name].stimulus,
+            config.pivot,
+            seed,
+            log,
+            None if checkpoint is None else pivot_checkpoint(checkpoint),
+        )
     feeds = make_feeds({name: subject}, trials, seed)
     if method == "shuffled_brain":
         feeds[0].permute_brains(seed)
     if config.tune.start == "closed_form" and method != "from_scratch":
         if base.expectation is None:
-            raise UserError("base: does not hold what hidden features to expect of an image, which pretrain adds; expected "
-                            "such a base, or start: random in the config's tune section")
+            raise UserError(
+                "base: does not hold what hidden features to expect of an image, which pretrain adds; expected "
+                "such a base, or start: random in the config's tune section"
+            )
         solve_ridge(network, base, feeds[0], targets, seed, config.tune.similar_voxels)
     # From scratch, the subject's trials have to teach all that pretraining would have.
     fitting = config.pretrain if method == "from_scratch" else config.tune
@@ -72,8 +90,9 @@ def tune(base: BrainNetwork, subject: Subject, targets: Targets, config: Config,
     return network
 
 
-def _start(base: BrainNetwork, name: str, n_voxels: int, config: Config, method: str,
-           prior: DiffusionPrior | None) -> BrainNetwork:
+def _start(
+    base: BrainNetwork, name: str, n_voxels: int, config: Config, method: str, prior: DiffusionPrior | None
+) -> BrainNetwork:
     """The network before tuning, with what ``method`` trains requiring gradients and nothing else."""
     if method == "from_scratch":
         network = BrainNetwork(base.config, {name: n_voxels}, base.without)

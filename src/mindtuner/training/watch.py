@@ -28,8 +28,10 @@ def gradient_norms(weighted: dict[str, Tensor], parameters: list[nn.Parameter], 
     for name, loss in weighted.items():
         gradients = torch.autograd.grad(scale * loss, parameters, retain_graph=True, allow_unused=True)
         if processes().count > 1:  # of the whole batch
-            gradients = [add_up(torch.zeros_like(p) if g is None else g.contiguous())
-                         for p, g in zip(parameters, gradients, strict=True)]
+            gradients = [
+                add_up(torch.zeros_like(p) if g is None else g.contiguous())
+                for p, g in zip(parameters, gradients, strict=True)
+            ]
         norms[name] = torch.stack([g.norm() for g in gradients if g is not None]).norm().item() / scale
     return {name: norm for name, norm in norms.items() if math.isfinite(norm)}
 
@@ -45,13 +47,18 @@ def refuse_broken(now: Progress, accumulate: int, title: str, last_good: str) ->
     Called before a checkpoint is written and at the end of an epoch only, so that no step waits for an accelerator.
     """
     first = now.step - len(now.gradients)
-    broken = [(step // accumulate, f"loss term {name!r}")
-              for name in now.losses[0] for step in _not_finite([batch[name] for batch in now.losses])]
+    broken = [
+        (step // accumulate, f"loss term {name!r}")
+        for name in now.losses[0]
+        for step in _not_finite([batch[name] for batch in now.losses])
+    ]
     broken += [(step, "the gradient") for step in _not_finite(now.gradients)]  # last: it breaks where a loss does, too
     if broken:
         step, what = min(broken, key=lambda found: found[0])
-        raise TrainingDiverged(f"{title}: {what} is not finite at step {first + step}; last good checkpoint: {last_good}; "
-                               "lower the learning rate or look for extreme values in betas and targets")
+        raise TrainingDiverged(
+            f"{title}: {what} is not finite at step {first + step}; last good checkpoint: {last_good}; "
+            "lower the learning rate or look for extreme values in betas and targets"
+        )
 
 
 def _not_finite(values: list[Tensor]) -> list[int]:
@@ -59,8 +66,15 @@ def _not_finite(values: list[Tensor]) -> list[int]:
 
 
 @torch.no_grad()
-def validate(network: BrainNetwork, feeds: list[Feed], held_out: dict[str, Trials], targets: Targets,
-             device: torch.device, dtype: torch.dtype, chunk: int = 256) -> dict[str, float]:
+def validate(
+    network: BrainNetwork,
+    feeds: list[Feed],
+    held_out: dict[str, Trials],
+    targets: Targets,
+    device: torch.device,
+    dtype: torch.dtype,
+    chunk: int = 256,
+) -> dict[str, float]:
     """Held-out training trials: top-1 retrieval of the image among the held-out images of that subject, its
     chance, and L1 of the latents where there is a low-level module, each the mean over subjects."""
     network.eval()

@@ -20,9 +20,18 @@ from mindtuner.errors import UserError
 from mindtuner.files import read_json
 
 
-def build_cache(folder: str | Path, name: str, shape: tuple[int, ...], dtype, identity: dict, stimuli: Stimuli,
-                compute: Callable[..., object], batch: int, title: str,
-                inputs: Callable[[np.ndarray], object] | None = None) -> FileRows | HalfRows:
+def build_cache(
+    folder: str | Path,
+    name: str,
+    shape: tuple[int, ...],
+    dtype,
+    identity: dict,
+    stimuli: Stimuli,
+    compute: Callable[..., object],
+    batch: int,
+    title: str,
+    inputs: Callable[[np.ndarray], object] | None = None,
+) -> FileRows | HalfRows:
     """Return the features of all stimuli, (N, *shape) read-only, computing what is not cached yet.
 
     ``dtype`` is one of NumPy's, or "bfloat16"; both formats of 16 bits come back as ``HalfRows``, others as ``FileRows``.
@@ -43,8 +52,9 @@ def build_cache(folder: str | Path, name: str, shape: tuple[int, ...], dtype, id
     return open_cache(folder, name, identity, stimuli.hash)
 
 
-def bytes_to_write(folder: str | Path, name: str, shape: tuple[int, ...], dtype, identity: dict, stimuli: Stimuli,
-                   batch: int) -> tuple[int, int]:
+def bytes_to_write(
+    folder: str | Path, name: str, shape: tuple[int, ...], dtype, identity: dict, stimuli: Stimuli, batch: int
+) -> tuple[int, int]:
     """Size of the file that ``build_cache`` would make of the same arguments, and how much of it still needs room.
 
     Raises UserError where the cache on disk is of something else.
@@ -96,8 +106,10 @@ def _compare(path: Path, found: dict, wanted: dict, parent: str = "") -> None:
         if isinstance(there, dict) and isinstance(here, dict):
             _compare(path, there, here, f"{field}.")
         elif there != here:
-            raise UserError(f"{path}: {field} is {there!r}; expected {here!r} (a cache of something else: "
-                            "delete it or choose another folder)")
+            raise UserError(
+                f"{path}: {field} is {there!r}; expected {here!r} (a cache of something else: "
+                "delete it or choose another folder)"
+            )
 
 
 def _open(path: Path, header: dict) -> FileRows | HalfRows:

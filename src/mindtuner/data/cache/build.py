@@ -65,16 +65,21 @@ class Part:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(f"{self.data}: is being written by another process; expected one build of a cache at a "
-                                "time") from error
+                raise UserError(
+                    f"{self.data}: is being written by another process; expected one build of a cache at a time"
+                ) from error
             if self.seal.exists():
                 raise UserError(f"{self.seal}: another process has just finished it; give the same command again")
             yield
 
     def _goes_on(self) -> bool:
         """Whether what is on disk is a part of exactly this cache."""
-        return (self.state.is_file() and read_json(self.state) == self.plan
-                and _size(self.data) == cache_bytes(self.header) and _size(self.done) == self.batches)
+        return (
+            self.state.is_file()
+            and read_json(self.state) == self.plan
+            and _size(self.data) == cache_bytes(self.header)
+            and _size(self.done) == self.batches
+        )
 
     def _prepare(self) -> None:
         with disk_errors(self.data):
@@ -138,8 +143,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected free space and "
-                        "write permission") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); expected free space and write permission"
+        ) from error
 
 
 def _size(path: Path) -> int:
@@ -176,6 +182,8 @@ def _checked(features, ids: np.ndarray, header: dict, path: Path) -> np.ndarray:
         finite = np.isfinite(stored)
     finite = finite.reshape(len(ids), -1).all(axis=1)
     if not finite.all():
-        raise UserError(f"{path}: the features of stimulus {ids[np.argmin(finite)]} are not finite in "
-                        f"{header['dtype']}; expected finite numbers")
+        raise UserError(
+            f"{path}: the features of stimulus {ids[np.argmin(finite)]} are not finite in "
+            f"{header['dtype']}; expected finite numbers"
+        )
     return stored

@@ -15,8 +15,12 @@ from mindtuner.data.checks.check_d import check_d
 from mindtuner.data.checks.findings import Findings
 from mindtuner.data.layouts import layout_of, load
 
-LAYOUTS = {"A": "the files of the public MindEye2 release", "B": "NSD as its authors publish it", "C": "a lab's own scans",
-           "D": "subjects of MOSAIC"}
+LAYOUTS = {
+    "A": "the files of the public MindEye2 release",
+    "B": "NSD as its authors publish it",
+    "C": "a lab's own scans",
+    "D": "subjects of MOSAIC",
+}
 
 
 def check(root: str | Path) -> Findings:

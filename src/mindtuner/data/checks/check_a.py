@@ -37,8 +37,13 @@ def check_a(root: Path, findings: Findings) -> None:
             count = images.shape[0]
             texts = [row.tolist() for row in captions] if captions is not None else [()] * count
             stimuli = Stimuli(images, texts, np.zeros(count, bool) if shared is None else shared, str(root / layout_a.IMAGES))
-            check_stimuli(findings, root / layout_a.IMAGES, stimuli, [f"image {i}" for i in range(count)],
-                          used if len(used) == count else np.ones(count, bool))
+            check_stimuli(
+                findings,
+                root / layout_a.IMAGES,
+                stimuli,
+                [f"image {i}" for i in range(count)],
+                used if len(used) == count else np.ones(count, bool),
+            )
 
 
 def _subjects(root: Path) -> list[int]:
@@ -66,8 +71,9 @@ def _open_stimuli(root: Path, findings: Findings) -> tuple[Rows | None, np.ndarr
     return images, captions, shared
 
 
-def _check_subject(root: Path, number: int, findings: Findings, images: Rows | None,
-                   shared: np.ndarray | None, sessions: list[int] | None) -> Trials | None:
+def _check_subject(
+    root: Path, number: int, findings: Findings, images: Rows | None, shared: np.ndarray | None, sessions: list[int] | None
+) -> Trials | None:
     """``sessions``: the training sessions that are there by the card; None where it lists none, so all should be."""
     path, betas = layout_a.betas_path(root, number), None
     with findings.catching(path, "betas"):
@@ -92,8 +98,9 @@ def _check_subject(root: Path, number: int, findings: Findings, images: Rows | N
     return trials
 
 
-def _check_behaviour(root: Path, number: int, findings: Findings, rows: int, images: int,
-                     sessions: list[int] | None) -> Trials | None:
+def _check_behaviour(
+    root: Path, number: int, findings: Findings, rows: int, images: int, sessions: list[int] | None
+) -> Trials | None:
     """The trials of all tars that can be read, in the order of betas rows."""
     folder = layout_a.behaviour_folder(root, number)
     stems = [path.stem for path in (folder / "train").glob("*.tar")]
@@ -107,8 +114,11 @@ def _check_behaviour(root: Path, number: int, findings: Findings, rows: int, ima
         which = f"0.tar to {found[-1]}.tar, one per session" if sessions is None else f"all that {layout_a.CARD} lists"
         findings.error(folder / "train", "session", f"{some(gaps)} missing; expected {which}")
     if sessions is not None:
-        findings.note(folder / "train", "session", f"{len(sessions)} training sessions are there, as {layout_a.CARD} says; "
-                      "the betas hold more")
+        findings.note(
+            folder / "train",
+            "session",
+            f"{len(sessions)} training sessions are there, as {layout_a.CARD} says; the betas hold more",
+        )
     tables, whole = [], not gaps and sessions is None
     paths = [(folder / "train" / f"{i}.tar", i + 1) for i in found] + [(folder / "new_test" / "0.tar", None)]
     for path, session in paths:
@@ -132,20 +142,28 @@ def _check_rows(findings: Findings, folder: Path, row: np.ndarray, rows: int | N
     """Every betas row belongs to one trial; ``rows`` None: some trials could not be read."""
     twice = np.unique(row[1:][np.diff(row) == 0])
     if len(twice):
-        findings.error(folder, "global trial", f"{len(twice)} betas rows belong to two trials: row {some(twice)}; expected "
-                       "one trial each")
+        findings.error(
+            folder,
+            "global trial",
+            f"{len(twice)} betas rows belong to two trials: row {some(twice)}; expected one trial each",
+        )
     if rows is not None and rows != UNKNOWN:
         missing = np.setdiff1d(np.arange(rows), row)
         if len(missing):
-            findings.error(folder, "global trial", f"{len(missing)} of {rows} betas rows have no trial: row {some(missing)}; "
-                           "expected one each")
+            findings.error(
+                folder,
+                "global trial",
+                f"{len(missing)} of {rows} betas rows have no trial: row {some(missing)}; expected one each",
+            )
 
 
 def _check_old(findings: Findings, folder: Path, table: np.ndarray, whole: bool) -> None:
     """The behaviour says whether the subject had seen the image before; the trials must say so too."""
     said, counted = table[:, layout_a.IS_OLD], layout_a.count_repeats(table[:, layout_a.STIMULUS]) > 0
-    for value, wrong, what in ((1, ~counted, "are said to repeat an image that no earlier trial shows"),
-                               (0, counted, "are said to be the first of an image that an earlier trial shows")):
+    for value, wrong, what in (
+        (1, ~counted, "are said to repeat an image that no earlier trial shows"),
+        (0, counted, "are said to be the first of an image that an earlier trial shows"),
+    ):
         rows = table[(said == value) & wrong, layout_a.ROW]
         if whole and len(rows):
             findings.warning(folder, "is-old", f"{len(rows)} trials {what}: betas row {some(rows)}")

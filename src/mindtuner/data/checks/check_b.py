@@ -58,24 +58,35 @@ def take_whole(root: Path) -> None:
 def _check_design(findings: Findings, path: Path, design: Design) -> None:
     """What can be odd although every number is in range: images listed twice, shared by some only, or shown too often."""
     subjects, places = design.images.shape
-    findings.fact(path, f"{len(design.order)} trials of {subjects} subjects, {places} images each, {design.is_shared.sum()} "
-                  "shared")
+    findings.fact(
+        path, f"{len(design.order)} trials of {subjects} subjects, {places} images each, {design.is_shared.sum()} shared"
+    )
     for number, images in enumerate(design.images, 1):
         listed, times = np.unique(images, return_counts=True)
         if (times > 1).any():
-            findings.warning(path, f"subjectim, row {number}", f"lists {(times > 1).sum()} images more than once: image "
-                             f"{some(listed[times > 1])}; expected each once")
+            findings.warning(
+                path,
+                f"subjectim, row {number}",
+                f"lists {(times > 1).sum()} images more than once: image {some(listed[times > 1])}; expected each once",
+            )
         unseen = np.setdiff1d(np.flatnonzero(design.is_shared), images)
         if len(unseen):
-            findings.warning(path, f"subjectim, row {number}", f"lacks {len(unseen)} of the images in sharedix: image "
-                             f"{some(unseen)}; expected that all subjects see the shared images")
+            findings.warning(
+                path,
+                f"subjectim, row {number}",
+                f"lacks {len(unseen)} of the images in sharedix: image "
+                f"{some(unseen)}; expected that all subjects see the shared images",
+            )
     times = np.bincount(design.order, minlength=places)
     usual = len(design.order) // places
     odd = (times < usual) | (times > usual + (len(design.order) % places > 0))
     if odd.any():
         told = (f"place {place + 1} ({times[place]} times)" for place in np.flatnonzero(odd))
-        findings.warning(path, "masterordering", f"{odd.sum()} of {places} places are not shown as often as the others: "
-                         f"{some(told)}; expected {usual} times each")
+        findings.warning(
+            path,
+            "masterordering",
+            f"{odd.sum()} of {places} places are not shown as often as the others: {some(told)}; expected {usual} times each",
+        )
 
 
 def _check_table(findings: Findings, root: Path, design: Design) -> list[tuple[str, ...]] | None:
@@ -87,15 +98,22 @@ def _check_table(findings: Findings, root: Path, design: Design) -> list[tuple[s
         _check_lines(findings, path)
     places = [place for place in (root, root / "annotations") if any((place / n).is_file() for n in layout_b.CAPTION_FILES)]
     if not places:
-        findings.note(root, "captions", f"no {' or '.join(layout_b.CAPTION_FILES)} here or in annotations/: captions were "
-                      "not checked; 'mindtuner convert nsd --captions' takes them from anywhere")
+        findings.note(
+            root,
+            "captions",
+            f"no {' or '.join(layout_b.CAPTION_FILES)} here or in annotations/: captions were "
+            "not checked; 'mindtuner convert nsd --captions' takes them from anywhere",
+        )
     if coco is None:
         return None
     findings.fact(path, f"{len(coco)} stimuli")
     photo, first, times = np.unique(coco, return_index=True, return_counts=True)
     if (times > 1).any():
-        findings.warning(path, "cocoId", f"{(times > 1).sum()} photographs are two stimuli: cocoId {some(photo[times > 1])}; "
-                         "expected each once")
+        findings.warning(
+            path,
+            "cocoId",
+            f"{(times > 1).sum()} photographs are two stimuli: cocoId {some(photo[times > 1])}; expected each once",
+        )
     if places:
         with findings.catching(places[0], "captions"):
             return layout_b.read_captions(layout_b.caption_files(places), coco)
@@ -106,8 +124,11 @@ def _check_lines(findings: Findings, path: Path) -> None:
     """Lines that break off after what the reader needs of them."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    found = ((f"line {number}", f"has {len(row)} cells; expected {len(rows[0])}, as in the first line")
-             for number, row in enumerate(rows, 1) if row and len(row) != len(rows[0]))
+    found = (
+        (f"line {number}", f"has {len(row)} cells; expected {len(rows[0])}, as in the first line")
+        for number, row in enumerate(rows, 1)
+        if row and len(row) != len(rows[0])
+    )
     findings.errors(path, found)
 
 
@@ -119,5 +140,11 @@ def _check_images(findings: Findings, root: Path, is_shared: np.ndarray, used: n
         findings.fact(path, f"{count} images of {width} x {height}, {bricks.dtype.name}")
         if (count, height, width) != (IMAGES, SIDE, SIDE):
             findings.note(path, "imgBrick", f"NSD has {IMAGES} images of {SIDE} x {SIDE}; taken as it is")
-        check_pictures(findings, path, lambda number: bricks[np.array([number])][0], [f"image {i}" for i in range(count)],
-                       is_shared, used)
+        check_pictures(
+            findings,
+            path,
+            lambda number: bricks[np.array([number])][0],
+            [f"image {i}" for i in range(count)],
+            is_shared,
+            used,
+        )

@@ -29,8 +29,12 @@ def check_subject(findings: Findings, root: Path, number: int, design: Design | 
     """Report on one subject; its trials, in the order of its sessions, where the files say them."""
     folder, known = layout_b.betas_folder(root, number), 1 <= number <= nsd.SUBJECTS
     if not known or design is not None and number > len(design.images):
-        findings.error(folder, "subject", f"{number} is not in NSD's design; expected 1 to "
-                       f"{nsd.SUBJECTS if design is None else min(nsd.SUBJECTS, len(design.images))}")
+        findings.error(
+            folder,
+            "subject",
+            f"{number} is not in NSD's design; expected 1 to "
+            f"{nsd.SUBJECTS if design is None else min(nsd.SUBJECTS, len(design.images))}",
+        )
     mask = _check_masks(findings, root, number)
     files = _check_files(findings, root, number)
     if mask is None:
@@ -46,8 +50,11 @@ def check_subject(findings: Findings, root: Path, number: int, design: Design | 
     if whole and design is not None and known and number <= len(design.images):
         most = len(design.order) // per_session
         for session in (session for session in whole if session > most):
-            findings.error(files[session], "betas", f"is beyond the design; expected at most {most} sessions "
-                           f"({layout_b.DESIGN.name}: masterordering)")
+            findings.error(
+                files[session],
+                "betas",
+                f"is beyond the design; expected at most {most} sessions ({layout_b.DESIGN.name}: masterordering)",
+            )
         inside = [session for session in whole if session <= most]
         if inside:
             trials = _trials(design, number, inside, per_session)
@@ -92,8 +99,12 @@ def _check_labels(findings: Findings, path: Path, expected: np.ndarray) -> None:
     labels = np.asanyarray(nibabel.load(path, mmap=False).dataobj)
     odd = ~np.isin(labels, expected)
     if odd.any():
-        findings.warning(path, "labels", f"{odd.sum()} voxels are {some(np.unique(labels[odd]))}; expected whole numbers "
-                         f"from {expected[0]} to {expected[-1]}")
+        findings.warning(
+            path,
+            "labels",
+            f"{odd.sum()} voxels are {some(np.unique(labels[odd]))}; expected whole numbers "
+            f"from {expected[0]} to {expected[-1]}",
+        )
 
 
 def _check_files(findings: Findings, root: Path, number: int) -> dict[int, Path]:
@@ -104,8 +115,9 @@ def _check_files(findings: Findings, root: Path, number: int) -> dict[int, Path]
     for path in sorted(folder.glob("betas_session*")):  # .hdf5 comes before .nii.gz
         match = re.fullmatch(r"betas_session(\d\d)\.(hdf5|nii\.gz|nii)", path.name)
         if match is None:
-            findings.warning(path, "session", "is passed over; expected a name such as betas_session01.hdf5 or "
-                             "betas_session01.nii.gz")
+            findings.warning(
+                path, "session", "is passed over; expected a name such as betas_session01.hdf5 or betas_session01.nii.gz"
+            )
         elif found.setdefault(int(match[1]), path) != path:
             findings.note(path, "session", f"is passed over: {found[int(match[1])].name} is read instead")
     if 1 <= number <= nsd.SUBJECTS and 0 < len(found) < nsd.SESSIONS[number - 1]:
@@ -137,8 +149,11 @@ def _trials_per_session(findings: Findings, files: dict[int, Path], counts: dict
     often = Counter(counts.values())
     fitting = [n for n in often if design is None or len(design.order) % n == 0]
     if not fitting:
-        findings.error(files[min(counts)], "betas", f"holds {counts[min(counts)]} trials; expected a number that divides the "
-                       f"design's {len(design.order)} trials")
+        findings.error(
+            files[min(counts)],
+            "betas",
+            f"holds {counts[min(counts)]} trials; expected a number that divides the design's {len(design.order)} trials",
+        )
     usual = max(fitting or often, key=often.__getitem__)
     for session, trials in counts.items():
         if trials != usual:
@@ -194,5 +209,9 @@ class _Sessions:
         if self.limits:
             findings.note(path, "dtype", f"{self.limits} values are the smallest or largest of int16: cut off there?")
         if self.scales:
-            findings.warning(path, "scale", f"the median sd of voxels, in percent, is odd in {some(self.scales)}; expected "
-                             f"{SD_LIMITS[0]} to {SD_LIMITS[1]} (int16 is percent x {nsd.BETA_SCALE})")
+            findings.warning(
+                path,
+                "scale",
+                f"the median sd of voxels, in percent, is odd in {some(self.scales)}; expected "
+                f"{SD_LIMITS[0]} to {SD_LIMITS[1]} (int16 is percent x {nsd.BETA_SCALE})",
+            )

@@ -28,8 +28,15 @@ class Labels:
     voxel: Callable[[int], str] = "voxel {}".format
 
 
-def check_betas(findings: Findings, path: Path, betas: Rows, session: np.ndarray | None, zscored: bool,
-                labels: Labels = Labels(), zeroed: bool = False) -> None:
+def check_betas(
+    findings: Findings,
+    path: Path,
+    betas: Rows,
+    session: np.ndarray | None,
+    zscored: bool,
+    labels: Labels = Labels(),
+    zeroed: bool = False,
+) -> None:
     """Read all betas, (rows, V), and report what is not finite, constant, there twice, or not z-scored although it is said
     to be. ``session``: int (rows,), 0 where unknown; None where nobody knows any. ``zeroed``: a session may hold voxels
     that it did not image, all 0, as NSD's do."""
@@ -57,14 +64,20 @@ def check_betas(findings: Findings, path: Path, betas: Rows, session: np.ndarray
     constant = whole.constant()
     if whole.count >= FEW and constant.any():
         (findings.warning if zeroed else findings.error)(
-            path, "betas", f"{constant.sum()} of {voxels} voxels are the same in all {whole.count} rows: "
-            f"{_voxels(constant, labels)}; expected betas that vary (leave such voxels out of the mask)")
+            path,
+            "betas",
+            f"{constant.sum()} of {voxels} voxels are the same in all {whole.count} rows: "
+            f"{_voxels(constant, labels)}; expected betas that vary (leave such voxels out of the mask)",
+        )
     for number, (mask, _) in sessions.items():
         if (own := mask & ~constant).any():
             _report_session(findings, path, number, own, labels, zeroed)
     if odd := [f"session {number} has {found}" for number, (_, found) in sessions.items() if found]:
-        findings.warning(path, "zscore", f"betas are said to be z-scored, but {some(odd)}; expected a mean near 0 and an sd "
-                         "near 1 in each session")
+        findings.warning(
+            path,
+            "zscore",
+            f"betas are said to be z-scored, but {some(odd)}; expected a mean near 0 and an sd near 1 in each session",
+        )
 
 
 def _report_session(findings: Findings, path: Path, number: int, own: np.ndarray, labels: Labels, zeroed: bool) -> None:
@@ -74,8 +87,12 @@ def _report_session(findings: Findings, path: Path, number: int, own: np.ndarray
     elif own.mean() <= MANY_ZEROED:
         findings.note(path, "betas", found + "their z-scores in it will be 0")
     else:
-        findings.warning(path, "betas", found + f"expected at most {MANY_ZEROED:.0%} of the {len(own)} voxels outside the "
-                         "imaged volume; a file that was not copied to its end?")
+        findings.warning(
+            path,
+            "betas",
+            found + f"expected at most {MANY_ZEROED:.0%} of the {len(own)} voxels outside the "
+            "imaged volume; a file that was not copied to its end?",
+        )
 
 
 def _voxels(mask: np.ndarray, labels: Labels) -> str:
@@ -152,9 +169,13 @@ class _NotFinite:
 
     def report(self, findings: Findings, path: Path) -> None:
         if self.first:
-            findings.error(path, "betas", f"{self.voxels.sum()} of {len(self.voxels)} voxels hold {self.word} values, in "
-                           f"{self.rows.sum()} of {len(self.rows)} rows, first in {self.first}; expected finite numbers "
-                           "(leave such voxels out of the mask)")
+            findings.error(
+                path,
+                "betas",
+                f"{self.voxels.sum()} of {len(self.voxels)} voxels hold {self.word} values, in "
+                f"{self.rows.sum()} of {len(self.rows)} rows, first in {self.first}; expected finite numbers "
+                "(leave such voxels out of the mask)",
+            )
 
 
 class _OddRows:
@@ -176,8 +197,13 @@ class _OddRows:
 
     def report(self, findings: Findings, path: Path) -> None:
         if self.flat:
-            findings.warning(path, "betas", f"{len(self.flat)} rows have one value in all voxels: "
-                             f"{some(map(self.labels.row, self.flat))}; trials that were never estimated?")
+            findings.warning(
+                path,
+                "betas",
+                f"{len(self.flat)} rows have one value in all voxels: "
+                f"{some(map(self.labels.row, self.flat))}; trials that were never estimated?",
+            )
         if self.twins:
-            findings.warning(path, "betas", f"{len(self.twins)} rows equal an earlier one: {some(self.twins)}; trials that "
-                             "were copied?")
+            findings.warning(
+                path, "betas", f"{len(self.twins)} rows equal an earlier one: {some(self.twins)}; trials that were copied?"
+            )

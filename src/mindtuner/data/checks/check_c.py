@@ -30,8 +30,11 @@ def check_c(root: Path, findings: Findings) -> None:
     folders: dict[int, Path] = {}
     with findings.catching(root, "subjects"):
         folders = layout_c.subject_folders(root, card)
-    tables = {number: lines for number, folder in folders.items()
-              if (lines := _check_table(findings, folder / layout_c.TRIALS, images)) is not None}
+    tables = {
+        number: lines
+        for number, folder in folders.items()
+        if (lines := _check_table(findings, folder / layout_c.TRIALS, images)) is not None
+    }
     for path, field, message in trial_table.split_conflicts(tables):
         findings.error(path, field, message)
     names, is_shared, used = _what_is_shown(images, tables)
@@ -46,8 +49,12 @@ def _describe_card(findings: Findings, root: Path, card: dict) -> None:
     path = root / layout_c.CARD
     findings.fact(path, f"zscore {card['zscore']}" if path.exists() else "none")
     if card["zscore"] == "none":
-        findings.note(path, "zscore", "betas are z-scored per session with the statistics of its training trials, as they "
-                      "are read; if yours are z-scored already, let dataset.json say how")
+        findings.note(
+            path,
+            "zscore",
+            "betas are z-scored per session with the statistics of its training trials, as they "
+            "are read; if yours are z-scored already, let dataset.json say how",
+        )
 
 
 def _check_table(findings: Findings, path: Path, images: FolderImages | Hdf5Images | None) -> TrialLines | None:
@@ -80,14 +87,18 @@ def _check_repeats(findings: Findings, lines: TrialLines) -> None:
     gaps = [name for name, repeats in found.items() if set(range(max(repeats))) - set(repeats)]
     order = [name for name, repeats in found.items() if repeats != sorted(repeats)]
     if gaps:
-        findings.warning(lines.path, "repeat", f"{len(gaps)} images lack an earlier repeat: {some(gaps)}; expected 0 the "
-                         "first time, then 1, 2, ...")
+        findings.warning(
+            lines.path,
+            "repeat",
+            f"{len(gaps)} images lack an earlier repeat: {some(gaps)}; expected 0 the first time, then 1, 2, ...",
+        )
     if order:
         findings.warning(lines.path, "repeat", f"{len(order)} images have repeats that fall: {some(order)}")
 
 
-def _what_is_shown(images: FolderImages | Hdf5Images | None,
-                   tables: dict[int, TrialLines]) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
+def _what_is_shown(
+    images: FolderImages | Hdf5Images | None, tables: dict[int, TrialLines]
+) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
     """Id of each name, and over ids: whether it is a test image, whether it is shown at all. Where the stimuli cannot be
     opened, the names are those that the tables use."""
     shown = {name for lines in tables.values() for split in ("train", "test") for name in lines.split_of(split)}
@@ -96,8 +107,9 @@ def _what_is_shown(images: FolderImages | Hdf5Images | None,
     return (names, np.array([name in tested for name in names], bool), np.array([name in shown for name in names], bool))
 
 
-def _check_subject(findings: Findings, folder: Path, lines: TrialLines | None, names: dict[str, int], is_shared: np.ndarray,
-                   card: dict) -> None:
+def _check_subject(
+    findings: Findings, folder: Path, lines: TrialLines | None, names: dict[str, int], is_shared: np.ndarray, card: dict
+) -> None:
     betas, path = None, folder
     with findings.catching(folder, "betas"):
         path, betas = layout_c.open_betas(folder)
@@ -136,8 +148,11 @@ def _check_storage(findings: Findings, path: Path, betas, stored: np.dtype) -> N
         if len(kinds) > 1:
             findings.warning(path, "dtype", f"session files hold different numbers: {', '.join(sorted(kinds))}")
         if any(part.path.suffix == ".gz" for part in betas.sessions):
-            findings.note(path, "betas", "compressed sessions are unpacked once per run into a temporary file; .nii or "
-                          "betas.npy are read in place")
+            findings.note(
+                path,
+                "betas",
+                "compressed sessions are unpacked once per run into a temporary file; .nii or betas.npy are read in place",
+            )
 
 
 def _check_rois(findings: Findings, folder: Path, voxels: int) -> None:
@@ -157,17 +172,23 @@ def _compare_subjects(findings: Findings, root: Path, folders: dict[int, Path], 
         findings.fact(root, f"subjects {', '.join(map(str, numbers))}")
     known = [number for number in numbers if number <= len(nsd.VOXELS)]
     if known:
-        findings.note(root, "subjects", f"subject {some(known)} has a number of NSD's own subjects (1 to {len(nsd.VOXELS)}); "
-                      "to tune on a base that knows these, set subject_offset in dataset.json, e.g. to 100")
+        findings.note(
+            root,
+            "subjects",
+            f"subject {some(known)} has a number of NSD's own subjects (1 to {len(nsd.VOXELS)}); "
+            "to tune on a base that knows these, set subject_offset in dataset.json, e.g. to 100",
+        )
     lengths = {number: len(set(lines.sessions()[lines.used()].tolist())) for number, lines in tables.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{number}: {count}" for number, count in lengths.items())
-        findings.note(root, "sessions", f"subjects have different numbers of sessions ({told}); each is used with what it "
-                      "has")
+        findings.note(
+            root, "sessions", f"subjects have different numbers of sessions ({told}); each is used with what it has"
+        )
 
 
-def _check_images(findings: Findings, root: Path, images: FolderImages | Hdf5Images, is_shared: np.ndarray,
-                  used: np.ndarray) -> None:
+def _check_images(
+    findings: Findings, root: Path, images: FolderImages | Hdf5Images, is_shared: np.ndarray, used: np.ndarray
+) -> None:
     path = images.folder if isinstance(images, FolderImages) else images.path
     captions: list[tuple[str, ...]] = []
     for number in range(images.shape[0]):

@@ -38,20 +38,30 @@ def check_d(root: Path, findings: Findings) -> None:
             if person is None:
                 continue
             if person.number in people:
-                findings.error(path, "subject", f"holds {person.name}, and so does {people[person.number].path.name}; "
-                               "expected each subject once")
+                findings.error(
+                    path,
+                    "subject",
+                    f"holds {person.name}, and so does {people[person.number].path.name}; expected each subject once",
+                )
             else:
                 people[person.number] = person
-    known = {dataset: table for dataset in sorted({person.dataset for person in people.values()})
-             if (table := _check_table(findings, root, tables, dataset)) is not None}
+    known = {
+        dataset: table
+        for dataset in sorted({person.dataset for person in people.values()})
+        if (table := _check_table(findings, root, tables, dataset)) is not None
+    }
     for person in people.values():
         with findings.catching(person.path, "betas"), whole(person.path):
             if person.dataset in known:
                 check_keys(findings, person, known[person.dataset])
             check_betas_of(findings, person)
     for dataset, table in known.items():
-        _check_rows(findings, root / DATASETS[dataset].stiminfo, table,
-                    [person for person in people.values() if person.dataset == dataset])
+        _check_rows(
+            findings,
+            root / DATASETS[dataset].stiminfo,
+            table,
+            [person for person in people.values() if person.dataset == dataset],
+        )
     _check_stimuli(findings, stimuli, list(people.values()))
     _check_split(findings, root, list(people.values()))
 
@@ -67,8 +77,9 @@ def _check_table(findings: Findings, root: Path, tables: list[Path], dataset: st
         test = sum(row["test_train"] == "test" for row in rows)
         findings.fact(path, f"{len(rows)} stimuli of {dataset}, {test} of them test")
         cut = [row["filename"] for row in rows if None in row or None in row.values()]
-        findings.errors(path, ((f"row {name}", "has not as many cells as the first line; expected a whole line")
-                               for name in cut))
+        findings.errors(
+            path, ((f"row {name}", "has not as many cells as the first line; expected a whole line") for name in cut)
+        )
         twice = [name for name, times in Counter(row["filename"] for row in rows).items() if times > 1]
         if twice:
             findings.warning(path, "filename", f"{len(twice)} stimuli have several rows: {some(twice)}; expected one each")
@@ -89,8 +100,12 @@ def _check_rows(findings: Findings, path: Path, table: Table, people: list[Perso
             if len(rows) == 1 and said.replace(".0", "", 1).isdecimal() and float(said) != trials[person.name][stem]:
                 wrong.append(f"{rows[0]['filename']} ({trials[person.name][stem]} of {float(said):g})")
         if wrong:
-            findings.warning(path, column, f"{len(wrong)} stimuli have another number of trials in {person.path.name}: "
-                             f"{some(wrong)}; expected as many as the table counts")
+            findings.warning(
+                path,
+                column,
+                f"{len(wrong)} stimuli have another number of trials in {person.path.name}: "
+                f"{some(wrong)}; expected as many as the table counts",
+            )
 
 
 def _check_stimuli(findings: Findings, folder: Path, people: list[Person]) -> None:
@@ -157,18 +172,30 @@ def _check_split(findings: Findings, root: Path, people: list[Person]) -> None:
     for folder in folders:
         with findings.catching(folder, "split"):
             listed = read_split(folder, {person.name for person in people})
-            findings.note(folder, "split", "MOSAIC's split across datasets is used where load_mosaic gets split= alone; "
-                          "otherwise each dataset's own")
+            findings.note(
+                folder,
+                "split",
+                "MOSAIC's split across datasets is used where load_mosaic gets split= alone; otherwise each dataset's own",
+            )
             for person in people:
                 other = [trial.key for trial in person.trials if listed.get(trial.key, trial.is_test) != trial.is_test]
                 if other:
-                    findings.error(folder, "split", f"{len(other)} trials are in the other list than their names say: "
-                                   f"{some(other)}; expected the same phase")
+                    findings.error(
+                        folder,
+                        "split",
+                        f"{len(other)} trials are in the other list than their names say: "
+                        f"{some(other)}; expected the same phase",
+                    )
                 keys = {trial.key for trial in person.trials}
                 lost = [key for key in listed if key.startswith(f"{person.name}_stimulus-") and key not in keys]
                 if lost:
-                    findings.warning(folder, "split", f"lists {len(lost)} trials that {person.path.name} does not hold: "
-                                     f"{some(lost)}")
+                    findings.warning(
+                        folder, "split", f"lists {len(lost)} trials that {person.path.name} does not hold: {some(lost)}"
+                    )
     if not folders and len({person.dataset for person in people}) > 1:
-        findings.note(root, "split", "subjects of several datasets without MOSAIC's split across them: crops and other "
-                      "encodings of a test picture may be in training")
+        findings.note(
+            root,
+            "split",
+            "subjects of several datasets without MOSAIC's split across them: crops and other "
+            "encodings of a test picture may be in training",
+        )

@@ -69,13 +69,19 @@ def open_person(findings: Findings, path: Path) -> Person | None:
         if not isinstance(betas, h5py.Group) or len(betas) == 0:
             raise UserError(f"{path}: no group 'betas' with a dataset for each trial; expected a MOSAIC subject")
         matches = {key: KEY.fullmatch(key) for key in betas}
-    problems = [(f"key {key}", "does not parse; expected sub-NN_DATASET_stimulus-NAME_phase-train_rep-N")
-                for key, match in matches.items() if match is None]
+    problems = [
+        (f"key {key}", "does not parse; expected sub-NN_DATASET_stimulus-NAME_phase-train_rep-N")
+        for key, match in matches.items()
+        if match is None
+    ]
     own = [match for match in matches.values() if match is not None]
     people = sorted({match[1] for match in own}, key=[match[1] for match in own].count)
     name = people[-1] if people else None  # that most keys are of
-    problems += [(f"key {match[0]}", f"is of another subject than {name}; expected one subject a file")
-                 for match in own if match[1] != name]
+    problems += [
+        (f"key {match[0]}", f"is of another subject than {name}; expected one subject a file")
+        for match in own
+        if match[1] != name
+    ]
     damaged = {match[0] for match in own if not _opens(betas, match[0])}
     problems += [(f"key {key}", "cannot be read; expected a whole file") for key in sorted(damaged)]
     findings.errors(path, problems)
@@ -87,8 +93,11 @@ def open_person(findings: Findings, path: Path) -> Person | None:
         return None
     if path.stem != name:
         findings.warning(path, "subject", f"holds {name}; expected the file to be called {name}.hdf5")
-    trials = [Trial(match[0], match[4], match[5] == "test", int(match[6])) for match in own
-              if match[1] == name and match[0] not in damaged]
+    trials = [
+        Trial(match[0], match[4], match[5] == "test", int(match[6]))
+        for match in own
+        if match[1] == name and match[0] not in damaged
+    ]
     trials.sort(key=lambda trial: (trial.stem, trial.is_test, trial.repeat))
     return Person(path, file, name, dataset, DATASETS[dataset].base + int(number), trials)
 
@@ -109,22 +118,35 @@ def check_keys(findings: Findings, person: Person, table: dict[str, list[dict]])
         if len(rows) > 1:  # a.jpg and a.png: only the trial itself knows
             rows = [row for row in rows if row["filename"] == attributes.get("presented_stimulus_filename")]
         if len(rows) != 1:
-            problems.append((f"key {trial.key}", f"has {len(rows)} rows in {DATASETS[person.dataset].stiminfo}; expected "
-                             f"one, whose filename is {trial.stem} and an ending"))
+            problems.append(
+                (
+                    f"key {trial.key}",
+                    f"has {len(rows)} rows in {DATASETS[person.dataset].stiminfo}; expected "
+                    f"one, whose filename is {trial.stem} and an ending",
+                )
+            )
             continue
         if trial.is_test != (rows[0]["test_train"] == "test"):
-            problems.append((f"key {trial.key}", f"and the stimulus table, which says {rows[0]['test_train']}, differ; "
-                             "expected the same phase"))
+            problems.append(
+                (
+                    f"key {trial.key}",
+                    f"and the stimulus table, which says {rows[0]['test_train']}, differ; expected the same phase",
+                )
+            )
         said = {"phase": "test" if trial.is_test else "train", "repetition": trial.repeat}
-        odd += [f"{trial.key} ({name} {attributes[name]})" for name, value in said.items()
-                if attributes.get(name, value) != value]
+        odd += [
+            f"{trial.key} ({name} {attributes[name]})" for name, value in said.items() if attributes.get(name, value) != value
+        ]
         if rows[0]["source"] not in ARTIFICIAL:
             alias = rows[0]["alias"] or ""
             person.names[trial] = [rows[0]["filename"], *([alias] if alias.lower().endswith(ENDINGS) else [])]
     findings.errors(person.path, problems)
     if odd:
-        findings.warning(person.path, "attributes", f"{len(odd)} trials have attributes that differ from their key: "
-                         f"{some(odd)}; the key counts")
+        findings.warning(
+            person.path,
+            "attributes",
+            f"{len(odd)} trials have attributes that differ from their key: {some(odd)}; the key counts",
+        )
     _check_repeats(findings, person)
 
 
@@ -136,15 +158,22 @@ def _check_repeats(findings: Findings, person: Person) -> None:
     twice = [stem for (stem, _), repeats in found.items() if len(set(repeats)) < len(repeats)]
     gaps = [stem for (stem, _), repeats in found.items() if set(range(max(repeats))) - set(repeats)]
     if twice:
-        findings.error(person.path, "repeat", f"{len(twice)} stimuli have the same repeat twice: {some(twice)}; expected 0, "
-                       "1, 2, ... once each")
+        findings.error(
+            person.path,
+            "repeat",
+            f"{len(twice)} stimuli have the same repeat twice: {some(twice)}; expected 0, 1, 2, ... once each",
+        )
     if gaps:
-        findings.warning(person.path, "repeat", f"{len(gaps)} stimuli lack an earlier repeat: {some(gaps)}; expected 0 the "
-                         "first time, then 1, 2, ...")
+        findings.warning(
+            person.path,
+            "repeat",
+            f"{len(gaps)} stimuli lack an earlier repeat: {some(gaps)}; expected 0 the first time, then 1, 2, ...",
+        )
 
 
-def check_shown(findings: Findings, person: Person, numbers: dict[Path, int], is_shared: np.ndarray,
-                name_of: Callable[[int], str]) -> None:
+def check_shown(
+    findings: Findings, person: Person, numbers: dict[Path, int], is_shared: np.ndarray, name_of: Callable[[int], str]
+) -> None:
     """Report what the trials that count show, by the number of each picture. Training trials of a test picture are left out,
     as the reader does."""
     trials = [trial for trial in person.pictures if trial.is_test or not is_shared[numbers[person.pictures[trial]]]]
@@ -166,8 +195,9 @@ def check_betas_of(findings: Findings, person: Person) -> None:
             keys.append(trial.key)
         else:
             form = f"shape {data.shape} and dtype {data.dtype}" if isinstance(data, h5py.Dataset) else "no dataset"
-            problems.append((f"key {trial.key}", f"has {form}; expected ({GRAYORDINATES},) floats, the grayordinates of "
-                             "fsLR"))
+            problems.append(
+                (f"key {trial.key}", f"has {form}; expected ({GRAYORDINATES},) floats, the grayordinates of fsLR")
+            )
     findings.errors(path, problems)
     if not keys:
         return
@@ -189,20 +219,30 @@ def _with_value(findings: Findings, person: Person, keys: list[str]) -> np.ndarr
         for row in progress(range(len(keys)), f"{findings.name(path)}, vertices without a value", unit="trial"):
             with contextlib.suppress(UserError):  # reported when the betas are read
                 empty[:CORTEX] |= ~np.isfinite(vectors[np.array([row])][0])
-        findings.note(path, "nan_indices_all", f"is missing: all trials were read to find the {empty.sum()} vertices without "
-                      "a value in some, which are left out")
+        findings.note(
+            path,
+            "nan_indices_all",
+            f"is missing: all trials were read to find the {empty.sum()} vertices without "
+            "a value in some, which are left out",
+        )
     else:
         listed = known[()]
         if listed.ndim != 1 or not ((listed >= 0) & (listed < GRAYORDINATES) & (listed == np.floor(listed))).all():
-            findings.error(path, "nan_indices_all", f"has shape {listed.shape} or numbers out of range; expected a list of "
-                           f"grayordinates 0..{GRAYORDINATES - 1}")
+            findings.error(
+                path,
+                "nan_indices_all",
+                f"has shape {listed.shape} or numbers out of range; expected a list of grayordinates 0..{GRAYORDINATES - 1}",
+            )
         else:
             empty[listed.astype(np.int64)] = True
     empty = empty[:CORTEX]
     regions = load_atlas().regions(GROUPS)
     left = {name: int((regions[name] & ~empty).sum()) for name in GROUPS}
-    findings.fact(path, f"{CORTEX - empty.sum()} of {CORTEX} vertices have a value: "
-                  + ", ".join(f"{name} {count}" for name, count in left.items()))
+    findings.fact(
+        path,
+        f"{CORTEX - empty.sum()} of {CORTEX} vertices have a value: "
+        + ", ".join(f"{name} {count}" for name, count in left.items()),
+    )
     for name in (name for name, count in left.items() if count == 0):
         findings.warning(path, f"region {name}", "holds no vertex that has a value")
     return np.flatnonzero(~empty)

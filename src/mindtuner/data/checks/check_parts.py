@@ -15,8 +15,9 @@ from mindtuner.errors import UserError
 from mindtuner.runtime import progress
 
 
-def check_trials(findings: Findings, path: Path, trials: Trials, is_shared: np.ndarray,
-                 name_of: Callable[[int], str]) -> None:
+def check_trials(
+    findings: Findings, path: Path, trials: Trials, is_shared: np.ndarray, name_of: Callable[[int], str]
+) -> None:
     """Report sessions that are missing or uneven, how often images were seen, and leaks; and what there is, as a fact."""
     train, test = trials.select(~trials.is_test), trials.select(trials.is_test)
     numbers, counts = np.unique(trials.session, return_counts=True)
@@ -28,12 +29,14 @@ def check_trials(findings: Findings, path: Path, trials: Trials, is_shared: np.n
             findings.warning(path, "session", f"session {some(gaps)} missing between 1 and {numbers[-1]}")
     for part, what in ((train, "training"), (test, "test")):
         _, seen = np.unique(part.stimulus, return_counts=True)
-        findings.fact(path, f"{len(part)} {what} trials of {len(seen)} images"
-                      + (f", each seen {_spread(seen)}" if len(seen) else ""))
+        findings.fact(
+            path, f"{len(part)} {what} trials of {len(seen)} images" + (f", each seen {_spread(seen)}" if len(seen) else "")
+        )
         if len(seen) and seen.min() < seen.max():
             often = "; ".join(f"{(seen == k).sum()} images {k} times" for k in np.unique(seen))
-            findings.note(path, "repeat", f"{what} images were seen unequally often ({often}); averages over trials take "
-                          "what there is")
+            findings.note(
+                path, "repeat", f"{what} images were seen unequally often ({often}); averages over trials take what there is"
+            )
     if len(train) == 0:
         findings.warning(path, "split", "no training trial: nothing can be tuned on this subject")
     if len(test) == 0:
@@ -41,12 +44,18 @@ def check_trials(findings: Findings, path: Path, trials: Trials, is_shared: np.n
     inside = (trials.stimulus >= 0) & (trials.stimulus < len(is_shared))
     shared = np.zeros(len(trials), bool)
     shared[inside] = is_shared[trials.stimulus[inside]]
-    for wrong, message in ((shared & ~trials.is_test, "training trials show a shared test image"),
-                           (~shared & trials.is_test & inside, "test trials show an image that is not shared")):
+    for wrong, message in (
+        (shared & ~trials.is_test, "training trials show a shared test image"),
+        (~shared & trials.is_test & inside, "test trials show an image that is not shared"),
+    ):
         if wrong.any():
             names = some(name_of(i) for i in np.unique(trials.stimulus[wrong]))
-            findings.error(path, "split", f"{wrong.sum()} {message}: {names} (first in betas row "
-                           f"{trials.row[wrong][0]}); expected shared images in test trials, and only them")
+            findings.error(
+                path,
+                "split",
+                f"{wrong.sum()} {message}: {names} (first in betas row "
+                f"{trials.row[wrong][0]}); expected shared images in test trials, and only them",
+            )
 
 
 def _spread(seen: np.ndarray) -> str:
@@ -60,8 +69,14 @@ def check_stimuli(findings: Findings, path: Path, stimuli: Stimuli, names: Seque
     check_captions(findings, path, stimuli.captions, names)
 
 
-def check_pictures(findings: Findings, path: Path, read: Callable[[int], np.ndarray], names: Sequence[str],
-                   is_shared: np.ndarray, used: np.ndarray) -> None:
+def check_pictures(
+    findings: Findings,
+    path: Path,
+    read: Callable[[int], np.ndarray],
+    names: Sequence[str],
+    is_shared: np.ndarray,
+    used: np.ndarray,
+) -> None:
     """The images of ``check_stimuli``; ``read(number)`` is the pixels of one, in any form."""
     digests: dict[bytes, int] = {}
     errors, blank, twins, leaks = [], [], [], []
@@ -85,8 +100,11 @@ def check_pictures(findings: Findings, path: Path, read: Callable[[int], np.ndar
     if blank:
         findings.warning(path, "images", f"{len(blank)} images have one colour: {some(blank)}")
     if leaks:
-        findings.warning(path, "images", f"{len(leaks)} test images have the same pixels as a training image: {some(leaks)}; "
-                         "scores on them are too high")
+        findings.warning(
+            path,
+            "images",
+            f"{len(leaks)} test images have the same pixels as a training image: {some(leaks)}; scores on them are too high",
+        )
     if twins:
         findings.warning(path, "images", f"{len(twins)} images have the same pixels as another: {some(twins)}")
     if not used.all():
@@ -99,11 +117,18 @@ def check_captions(findings: Findings, path: Path, captions: Sequence[Sequence[s
     total = sum(map(len, captions))
     findings.fact(path, f"{len(captions)} images, {len(captions) - len(without)} with captions ({total} in all)")
     if len(without) == len(captions):
-        findings.note(path, "captions", "no image has a caption: a subject can be tuned, but no base pretrained (its "
-                      "projector learns from captions) and no words scored")
+        findings.note(
+            path,
+            "captions",
+            "no image has a caption: a subject can be tuned, but no base pretrained (its "
+            "projector learns from captions) and no words scored",
+        )
     elif without:
-        findings.warning(path, "captions", f"{len(without)} of {len(captions)} images have no caption: {some(without)}; they "
-                         "are left out where words count")
+        findings.warning(
+            path,
+            "captions",
+            f"{len(without)} of {len(captions)} images have no caption: {some(without)}; they are left out where words count",
+        )
 
 
 def check_sizes(findings: Findings, path: Path, sizes: Sequence[tuple[int, int]]) -> None:

@@ -25,7 +25,7 @@ _SIGNS = (
 
 
 def layout_of(root: str | Path) -> str:
-    """"A" for the files of the public MindEye2 release, "B" for NSD as its authors publish it, "C" for a lab's own scans,
+    """ "A" for the files of the public MindEye2 release, "B" for NSD as its authors publish it, "C" for a lab's own scans,
     "D" for subjects of MOSAIC. Raises UserError where it is none of them."""
     root = Path(root)
     if not root.is_dir():
@@ -33,9 +33,11 @@ def layout_of(root: str | Path) -> str:
     for layout, patterns in _SIGNS:
         if any(any(root.glob(pattern)) for pattern in patterns):
             return layout
-    raise UserError(f"{root}: no dataset that is known; expected betas_all_subj0N_fp32_renorm.hdf5 and what goes with it "
-                    "(the public release), nsddata, nsddata_betas and nsddata_stimuli (raw NSD), trials.tsv, betas and "
-                    f"stimuli (a lab's own scans), or {SUBJECT_FILES}, {TABLES} and stimuli (MOSAIC)")
+    raise UserError(
+        f"{root}: no dataset that is known; expected betas_all_subj0N_fp32_renorm.hdf5 and what goes with it "
+        "(the public release), nsddata, nsddata_betas and nsddata_stimuli (raw NSD), trials.tsv, betas and "
+        f"stimuli (a lab's own scans), or {SUBJECT_FILES}, {TABLES} and stimuli (MOSAIC)"
+    )
 
 
 def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
@@ -48,8 +50,10 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     root = Path(root)
     layout = layout_of(root)
     if layout == "B":
-        raise UserError(f"{root}: is NSD as its authors publish it, which is not read as it is; expected what "
-                        f"'mindtuner convert nsd {root} OUT' writes")
+        raise UserError(
+            f"{root}: is NSD as its authors publish it, which is not read as it is; expected what "
+            f"'mindtuner convert nsd {root} OUT' writes"
+        )
     return {"A": layout_a.load, "C": layout_c.load, "D": _load_mosaic}[layout](root, subjects)
 
 

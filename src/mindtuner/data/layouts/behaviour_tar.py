@@ -46,7 +46,7 @@ def read_behaviour(path: Path) -> np.ndarray:
     data = path.read_bytes()
     members = _plain_members(data) or _all_members(path, data)
     sample, is_behaviour = _samples(members.name)
-    first = np.flatnonzero(np.r_[True, sample[1:] != sample[:-1]][:len(sample)])  # members of a sample follow one another
+    first = np.flatnonzero(np.r_[True, sample[1:] != sample[:-1]][: len(sample)])  # members of a sample follow one another
     without = () if np.array_equal(sample[first], sample[is_behaviour]) else np.setdiff1d(sample[first], sample[is_behaviour])
     for name in without:
         raise UserError(f"{path}: {name.decode('utf-8', 'replace')} has no behav.npy; expected one of shape (1, {COLUMNS})")
@@ -97,7 +97,7 @@ def _times_and_owners_alone(records: np.ndarray, sizes: np.ndarray) -> bool:
 def _octal(digits: np.ndarray) -> np.ndarray | None:
     """Numbers (m,) that are written as octal digits (m, k); None where one is written otherwise."""
     digits = digits.astype(np.int64) - ord("0")
-    return None if ((digits < 0) | (digits > 7)).any() else digits @ _OCTAL[-digits.shape[1]:]
+    return None if ((digits < 0) | (digits > 7)).any() else digits @ _OCTAL[-digits.shape[1] :]
 
 
 def _all_members(path: Path, data: bytes) -> Members:
@@ -109,7 +109,7 @@ def _all_members(path: Path, data: bytes) -> Members:
     except tarfile.TarError as error:
         raise UserError(f"{path}: not a whole tar ({error}); expected a tar of behaviour arrays") from error
     # tarfile takes a file that was cut between two members for whole; only the closing zero block tells.
-    if data[end:end + _BLOCK] != bytes(_BLOCK):
+    if data[end : end + _BLOCK] != bytes(_BLOCK):
         trials = sum(name.partition(b".")[2] == b"behav.npy" for name, _, _ in members)
         raise UserError(f"{path}: not a whole tar (it breaks off after {trials} trials); expected a tar of behaviour arrays")
     names, starts, sizes = zip(*members, strict=True) if members else ((), (), ())
@@ -148,10 +148,11 @@ def _as_table(path: Path, data: bytes, found: Members) -> np.ndarray:
 def _read_array(path: Path, data: bytes, found: Members, k: int) -> np.ndarray:
     start, name = int(found.start[k]), found.name[k].decode("utf-8", "replace")
     try:
-        array = np.load(io.BytesIO(data[start:start + int(found.size[k])]), allow_pickle=False)
+        array = np.load(io.BytesIO(data[start : start + int(found.size[k])]), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UserError(f"{path}: {name} is not a .npy array ({' '.join(str(error).split())})") from error
     if array.shape != (1, COLUMNS) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        raise UserError(f"{path}: {name} has shape {array.shape} and dtype {array.dtype}; "
-                        f"expected (1, {COLUMNS}) finite numbers")
+        raise UserError(
+            f"{path}: {name} has shape {array.shape} and dtype {array.dtype}; expected (1, {COLUMNS}) finite numbers"
+        )
     return array

@@ -14,9 +14,14 @@ from mindtuner.errors import UserError
 from mindtuner.files import claim_folder
 
 
-def convert_mosaic(root: str | Path, out: str | Path, regions: Iterable[str] = tuple(GROUPS),
-                   stimuli: str | Path | None = None, split: str | Path | None = None,
-                   say: Callable[[str], None] = print) -> None:
+def convert_mosaic(
+    root: str | Path,
+    out: str | Path,
+    regions: Iterable[str] = tuple(GROUPS),
+    stimuli: str | Path | None = None,
+    split: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
     """Write the subjects in ``root`` (``sub-NN_DATASET.hdf5``, ``*_stiminfo.tsv``) as Layout C into the empty folder ``out``.
 
     ``stimuli`` is by default ``root/stimuli``; ``regions`` and ``split`` as for ``layout_d.load_mosaic``. Betas are kept as
@@ -36,8 +41,10 @@ def convert_mosaic(root: str | Path, out: str | Path, regions: Iterable[str] = t
     dataset = load_mosaic(files, tables, root / "stimuli" if stimuli is None else stimuli, regions, split)
     claim_folder(out)
     for number, subject in dataset.subjects.items():
-        say(f"subject {number} ({dataset.card['subjects'][str(number)]}): {len(subject.trials)} trials, "
-            f"{int(subject.trials.is_test.sum())} of them test, {subject.n_voxels} vertices")
+        say(
+            f"subject {number} ({dataset.card['subjects'][str(number)]}): {len(subject.trials)} trials, "
+            f"{int(subject.trials.is_test.sum())} of them test, {subject.n_voxels} vertices"
+        )
     for note in dataset.card["notes"]:
         say(note)
     with filled(out) as part:

@@ -45,8 +45,14 @@ class Scans:
         return len(self.table), len(self.rois["nsd_general"])
 
 
-def convert_nsd(root: str | Path, out: str | Path, subjects: Iterable[int] | None = None,
-                captions: Sequence[str | Path] = (), force: bool = False, say: Callable[[str], None] = print) -> dict:
+def convert_nsd(
+    root: str | Path,
+    out: str | Path,
+    subjects: Iterable[int] | None = None,
+    captions: Sequence[str | Path] = (),
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict:
     """Write NSD as its authors publish it, in ``root``, as Layout A into ``out``; return the card.
 
     ``subjects`` by default are all that have betas; of each, sessions 1, 2, ... as far as there are files. ``captions``
@@ -99,8 +105,9 @@ def find_scans(root: Path, design: layout_b.Design, subjects: Sequence[int]) -> 
     per_session, scans = None, []
     for number in subjects:
         if not 1 <= number <= min(nsd.SUBJECTS, len(design.images)):
-            raise UserError(f"subjects: {number} is not in NSD's design; expected 1 to "
-                            f"{min(nsd.SUBJECTS, len(design.images))}")
+            raise UserError(
+                f"subjects: {number} is not in NSD's design; expected 1 to {min(nsd.SUBJECTS, len(design.images))}"
+            )
         sessions, mask = layout_b.find_sessions(root, number), read_mask(root, number)
         for path in sessions:
             trials = session_trials(path, mask)
@@ -110,12 +117,16 @@ def find_scans(root: Path, design: layout_b.Design, subjects: Sequence[int]) -> 
                 expected = per_session or f"a number that divides the design's {len(design.order)} trials"
                 raise UserError(f"{path}: holds {trials} trials; expected {expected}, in every session of every subject")
         if len(sessions) * per_session > len(design.order):
-            raise UserError(f"{sessions[-1]}: is beyond the design; expected at most {len(design.order) // per_session} "
-                            f"sessions ({layout_b.DESIGN.name}: masterordering)")
+            raise UserError(
+                f"{sessions[-1]}: is beyond the design; expected at most {len(design.order) // per_session} "
+                f"sessions ({layout_b.DESIGN.name}: masterordering)"
+            )
         table = trial_table(design, number, len(sessions), per_session)
         if np.bincount(table.session[~table.is_shared], minlength=1).max() < FEWEST:
-            raise UserError(f"{layout_b.betas_folder(root, number)}: all {len(table)} trials show shared images, or all "
-                            f"but one in a session; expected {FEWEST} others in a session, to train and to z-score with")
+            raise UserError(
+                f"{layout_b.betas_folder(root, number)}: all {len(table)} trials show shared images, or all "
+                f"but one in a session; expected {FEWEST} others in a session, to train and to z-score with"
+            )
         scans.append(Scans(number, sessions, mask, *read_rois(root, number, mask), table))
     return scans
 
@@ -128,9 +139,13 @@ def trial_table(design: layout_b.Design, subject: int, sessions: int, per_sessio
     within = np.arange(per_session)
     run = np.searchsorted(starts, within, "right")
     return writer.TrialTable(
-        stimulus=stimulus, session=np.repeat(np.arange(1, sessions + 1), per_session), run=np.tile(run, sessions),
-        trial=np.tile(within - starts[run - 1] + 1, sessions), time=np.full(len(stimulus), -1.0),
-        is_shared=design.is_shared[stimulus])
+        stimulus=stimulus,
+        session=np.repeat(np.arange(1, sessions + 1), per_session),
+        run=np.tile(run, sessions),
+        trial=np.tile(within - starts[run - 1] + 1, sessions),
+        time=np.full(len(stimulus), -1.0),
+        is_shared=design.is_shared[stimulus],
+    )
 
 
 def zscored_sessions(scans: Scans) -> Iterator[np.ndarray]:
@@ -145,8 +160,9 @@ def zscored_sessions(scans: Scans) -> Iterator[np.ndarray]:
 
 def _pooled(scans: Scans, training: list[np.ndarray]) -> Statistics:
     enough = [(path, rows) for path, rows in zip(scans.sessions, training, strict=True) if rows.sum() >= FEWEST]
-    return pool([int(rows.sum()) for _, rows in enough],
-                [mean_and_sd(read_session(path, scans.mask)[rows]) for path, rows in enough])
+    return pool(
+        [int(rows.sum()) for _, rows in enough], [mean_and_sd(read_session(path, scans.mask)[rows]) for path, rows in enough]
+    )
 
 
 def _convert_subject(out: Path, scans: Scans, say: Callable[[str], None]) -> None:
@@ -174,8 +190,9 @@ def _is_whole(path: Path, field: str, shape: tuple[int, ...]) -> bool:
         return False
     dtypes = ("float16", "float32")
     if (found := open_rows(path, field, len(shape), dtypes).shape) != shape:
-        raise UserError(f"{path}: {field} has shape {found}; expected {shape}, as in {layout_a.CARD} (delete the file to "
-                        "make it again)")
+        raise UserError(
+            f"{path}: {field} has shape {found}; expected {shape}, as in {layout_a.CARD} (delete the file to make it again)"
+        )
     return True
 
 
@@ -194,18 +211,29 @@ def resize(images: np.ndarray) -> np.ndarray:
 def _card(root: Path, scans: list[Scans], captions: list[Path]) -> dict:
     # Simulated files carry a card, which says that they are; those of NSD's authors have none.
     said = read_json(root / layout_a.CARD) if (root / layout_a.CARD).exists() else {}
-    return {"simulated": False, **said, "zscore": "train_trials", "converted": {
-        "from": "nsd", "root": str(root), "betas": str(layout_b.BETAS_VERSION),
-        "sessions": {str(subject.number): len(subject.sessions) for subject in scans},
-        "trials_per_session": len(scans[0].table) // len(scans[0].sessions), "captions": list(map(str, captions)),
-        "assumed": [f"subj{subject.number:02d}: {subject.assumed}" for subject in scans if subject.assumed]}}
+    return {
+        "simulated": False,
+        **said,
+        "zscore": "train_trials",
+        "converted": {
+            "from": "nsd",
+            "root": str(root),
+            "betas": str(layout_b.BETAS_VERSION),
+            "sessions": {str(subject.number): len(subject.sessions) for subject in scans},
+            "trials_per_session": len(scans[0].table) // len(scans[0].sessions),
+            "captions": list(map(str, captions)),
+            "assumed": [f"subj{subject.number:02d}: {subject.assumed}" for subject in scans if subject.assumed],
+        },
+    }
 
 
 def _found(scans: list[Scans], captions: list[tuple[str, ...]]) -> Iterator[str]:
     for subject in scans:
         (trials, voxels), name = subject.shape, f"subj{subject.number:02d}"
-        yield (f"{name}: {len(subject.sessions)} of NSD's {nsd.SESSIONS[subject.number - 1]} sessions, {trials} trials, "
-               f"{subject.table.is_shared.sum()} of them test, {voxels} voxels")
+        yield (
+            f"{name}: {len(subject.sessions)} of NSD's {nsd.SESSIONS[subject.number - 1]} sessions, {trials} trials, "
+            f"{subject.table.is_shared.sum()} of them test, {voxels} voxels"
+        )
         if voxels != nsd.VOXELS[subject.number - 1]:
             yield f"{name}: NSD's own nsdgeneral has {nsd.VOXELS[subject.number - 1]} voxels; taken as it is"
         if subject.assumed:
@@ -233,5 +261,7 @@ def _compare(path: Path, found: dict, wanted: dict, parent: str = "") -> None:
         if isinstance(there, dict) and isinstance(here, dict):
             _compare(path, there, here, f"{parent}{key}.")
         elif there != here:
-            raise UserError(f"{path}: {parent}{key} is {there!r}; expected {here!r} (another conversion began here: choose "
-                            "another folder, or --force to replace it)")
+            raise UserError(
+                f"{path}: {parent}{key} is {there!r}; expected {here!r} (another conversion began here: choose "
+                "another folder, or --force to replace it)"
+            )

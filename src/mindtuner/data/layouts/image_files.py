@@ -116,8 +116,10 @@ class Hdf5Images:
         shape = self._rows.shape
         self._last = shape[3] == 3 and shape[1] != 3
         if not (shape[1] == 3 or self._last) or self._last and self._rows.dtype != np.uint8:
-            raise UserError(f"{path}: images have shape {shape} and dtype {self._rows.dtype}; expected (N, H, W, 3) uint8, "
-                            "or (N, 3, H, W) uint8 or floats in 0..1")
+            raise UserError(
+                f"{path}: images have shape {shape} and dtype {self._rows.dtype}; expected (N, H, W, 3) uint8, "
+                "or (N, 3, H, W) uint8 or floats in 0..1"
+            )
         self.names: Mapping[str, int] = {str(i): i for i in range(shape[0])}
         self.shape, self.dtype = (shape[0], *IMAGE_SHAPE), np.dtype(np.float16)
         self._captions = self._read_captions()
@@ -146,15 +148,22 @@ class Hdf5Images:
             data = file.get("captions")
             if data is None:
                 return [()] * self.shape[0]
-            if not isinstance(data, h5py.Dataset) or h5py.check_string_dtype(data.dtype) is None or data.ndim not in (1, 2) \
-                    or len(data) != self.shape[0]:
-                raise UserError(f"{self.path}: captions are no strings of shape ({self.shape[0]},) or ({self.shape[0]}, k); "
-                                "expected these, or no such dataset")
+            if (
+                not isinstance(data, h5py.Dataset)
+                or h5py.check_string_dtype(data.dtype) is None
+                or data.ndim not in (1, 2)
+                or len(data) != self.shape[0]
+            ):
+                raise UserError(
+                    f"{self.path}: captions are no strings of shape ({self.shape[0]},) or ({self.shape[0]}, k); "
+                    "expected these, or no such dataset"
+                )
             try:
                 table = data.asstr()[()].reshape(self.shape[0], -1)
             except (UnicodeDecodeError, OSError) as error:
-                raise UserError(f"{self.path}: captions cannot be read ({' '.join(str(error).split())}); expected UTF-8 "
-                                "strings") from error
+                raise UserError(
+                    f"{self.path}: captions cannot be read ({' '.join(str(error).split())}); expected UTF-8 strings"
+                ) from error
         return [tuple(text.strip() for text in row if text.strip()) for row in table]
 
     def captions(self, number: int) -> tuple[str, ...]:

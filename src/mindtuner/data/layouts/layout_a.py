@@ -70,8 +70,11 @@ def load(root: str | Path, subjects: Iterable[int] | None = None, test_split: st
     if not root.is_dir():
         raise UserError(f"{root}: not found; expected a folder with a dataset")
     card = load_card(root)
-    found = sorted(int(match[1]) for path in root.iterdir()
-                   if (match := re.fullmatch(r"betas_all_subj0(\d+)_fp32_renorm\.hdf5", path.name)))
+    found = sorted(
+        int(match[1])
+        for path in root.iterdir()
+        if (match := re.fullmatch(r"betas_all_subj0(\d+)_fp32_renorm\.hdf5", path.name))
+    )
     numbers = found if subjects is None else sorted(set(subjects))
     if not numbers:
         raise UserError(f"{root}: no subject; expected files betas_all_subj0N_fp32_renorm.hdf5")
@@ -92,7 +95,8 @@ def check_card(card: dict, where: str) -> None:
         raise UserError(f"{where}: zscore is {card.get('zscore')!r}; expected one of {', '.join(ZSCORES)}")
     sessions = card.get("sessions", {})
     if not isinstance(sessions, dict) or not all(
-            isinstance(some, list) and all(type(i) is int and i > 0 for i in some) for some in sessions.values()):
+        isinstance(some, list) and all(type(i) is int and i > 0 for i in some) for some in sessions.values()
+    ):
         raise UserError(f"{where}: sessions is {sessions!r}; expected subject: [session, ...]")
 
 
@@ -124,8 +128,9 @@ def load_npy(path: Path, kind: str, shape: tuple[int | None, ...], what: str) ->
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a whole .npy file ({' '.join(str(error).split())}); "
-                        f"expected {what} of shape {shape}") from error
+        raise UserError(
+            f"{path}: not a whole .npy file ({' '.join(str(error).split())}); expected {what} of shape {shape}"
+        ) from error
     fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
     if array.dtype.kind != kind or not fits:
         raise UserError(f"{path}: has shape {array.shape} and dtype {array.dtype}; expected {what} of shape {shape}")
@@ -143,8 +148,9 @@ def _load_subject(root: Path, number: int, stimuli: Stimuli, sessions: list[int]
     return Subject(number, trials, rois, betas, stimuli.is_shared, str(path))
 
 
-def _load_trials(root: Path, number: int, shown: np.ndarray, is_shared: np.ndarray, sessions: list[int] | None,
-                 test_split: str) -> Trials:
+def _load_trials(
+    root: Path, number: int, shown: np.ndarray, is_shared: np.ndarray, sessions: list[int] | None, test_split: str
+) -> Trials:
     """Trials of one subject; ``sessions`` None means that all training sessions are there, as many as there are tars.
 
     Which image each row of the betas showed, ``shown`` (rows,), gives the repeats, also where trials are missing.
@@ -167,8 +173,10 @@ def _load_trials(root: Path, number: int, shown: np.ndarray, is_shared: np.ndarr
     if test_split == "test":  # which leaves out test trials, but no others
         lost = lost[~np.isin(shown[lost], np.flatnonzero(is_shared))]
     if whole and len(lost):
-        raise UserError(f"{folder}: {len(table)} trials but {rows} rows in {betas_path(root, number).name}; expected one "
-                        f"trial per row, but row {lost[0]} has none")
+        raise UserError(
+            f"{folder}: {len(table)} trials but {rows} rows in {betas_path(root, number).name}; expected one "
+            f"trial per row, but row {lost[0]} has none"
+        )
     repeat = count_repeats(shown)[table[:, ROW]]
     return Trials(table[:, ROW], table[:, STIMULUS], table[:, SESSION], repeat, is_test)
 
@@ -202,8 +210,10 @@ def _check_column(path: Path, table: np.ndarray, column: int, name: str, low: in
     wrong = np.flatnonzero((values < low) | (values > high))
     if len(wrong):
         expected = str(low) if low == high else f"{low}..{high}"
-        raise UserError(f"{path}: column {column} ({name}) of the trial with global trial "
-                        f"{table[wrong[0], ROW]} is {values[wrong[0]]}; expected {expected}")
+        raise UserError(
+            f"{path}: column {column} ({name}) of the trial with global trial "
+            f"{table[wrong[0], ROW]} is {values[wrong[0]]}; expected {expected}"
+        )
 
 
 def load_indices(path: Path, number: int, rows: int) -> np.ndarray:
@@ -220,8 +230,10 @@ def check_indices(path: Path, number: int, shown: np.ndarray, trials: Trials) ->
     wrong = np.flatnonzero(shown[trials.row] != trials.stimulus)
     if len(wrong):
         row = trials.row[wrong[0]]
-        raise UserError(f"{path}: subj0{number}[{row}] is {shown[row]}; expected {trials.stimulus[wrong[0]]}, "
-                        "the stimulus that the behaviour tars give")
+        raise UserError(
+            f"{path}: subj0{number}[{row}] is {shown[row]}; expected {trials.stimulus[wrong[0]]}, "
+            "the stimulus that the behaviour tars give"
+        )
 
 
 def load_rois(path: Path, number: int, voxels: int) -> dict[str, np.ndarray]:
@@ -243,13 +255,17 @@ def load_rois(path: Path, number: int, voxels: int) -> dict[str, np.ndarray]:
     general = masks.get("nsd_general", np.ones(voxels, bool))
     for name, mask in masks.items():
         if mask.shape != general.shape:
-            raise UserError(f"{path}: subj0{number}/{name} has {len(mask)} entries; "
-                            f"expected {len(general)} as in {'nsd_general' if 'nsd_general' in masks else 'the betas'}")
+            raise UserError(
+                f"{path}: subj0{number}/{name} has {len(mask)} entries; "
+                f"expected {len(general)} as in {'nsd_general' if 'nsd_general' in masks else 'the betas'}"
+            )
     if len(general) == voxels:
         return masks
     if general.sum() != voxels:
-        raise UserError(f"{path}: subj0{number}/nsd_general has {len(general)} entries, {general.sum()} of them "
-                        f"true; expected {voxels} entries, or {voxels} true ones")
+        raise UserError(
+            f"{path}: subj0{number}/nsd_general has {len(general)} entries, {general.sum()} of them "
+            f"true; expected {voxels} entries, or {voxels} true ones"
+        )
     return {name: mask[general] for name, mask in masks.items()}
 
 

@@ -48,8 +48,7 @@ class TrialTable:
         for field in fields(self):
             array = np.asarray(getattr(self, field.name))
             if array.ndim != 1 or len(array) != len(self.stimulus):
-                raise UserError(f"trial table: {field.name} has shape {array.shape}; "
-                                f"expected ({len(self.stimulus)},)")
+                raise UserError(f"trial table: {field.name} has shape {array.shape}; expected ({len(self.stimulus)},)")
             object.__setattr__(self, field.name, array)
         if len(self.session) and (self.session[0] < 1 or (np.diff(self.session) < 0).any()):
             raise UserError("trial table: session falls or is below 1; expected 1, 1, ..., 2, 2, ...")
@@ -121,12 +120,16 @@ def _write_rows(path: Path, field: str, blocks: Iterable[np.ndarray], shape: tup
         done = 0
         for block in blocks:
             if block.shape[1:] != tuple(shape[1:]) or done + len(block) > shape[0]:
-                raise UserError(f"{path}: a block of {field} from row {done} has shape {block.shape}; "
-                                f"expected it to fit into {tuple(shape)}")
+                raise UserError(
+                    f"{path}: a block of {field} from row {done} has shape {block.shape}; "
+                    f"expected it to fit into {tuple(shape)}"
+                )
             if not np.isfinite(block).all():
-                raise UserError(f"{path}: {field} between row {done} and {done + len(block) - 1} hold a NaN or "
-                                "an infinity; expected finite numbers")
-            rows[done:done + len(block)] = block
+                raise UserError(
+                    f"{path}: {field} between row {done} and {done + len(block) - 1} hold a NaN or "
+                    "an infinity; expected finite numbers"
+                )
+            rows[done : done + len(block)] = block
             done += len(block)
         if done != shape[0] or done == 0:
             raise UserError(f"{path}: got {done} rows of {field}; expected {shape[0]}, at least 1")
@@ -137,12 +140,14 @@ def write_captions(root: str | Path, captions: Sequence[Sequence[str]]) -> None:
     path = Path(root) / layout_a.CAPTIONS
     for i, texts in enumerate(captions):
         if isinstance(texts, str) or len(texts) > layout_a.CAPTIONS_PER_IMAGE:
-            raise UserError(f"{path}: captions of image {i} are {len(texts)} of {type(texts).__name__}; "
-                            f"expected a list of up to {layout_a.CAPTIONS_PER_IMAGE} strings")
+            raise UserError(
+                f"{path}: captions of image {i} are {len(texts)} of {type(texts).__name__}; "
+                f"expected a list of up to {layout_a.CAPTIONS_PER_IMAGE} strings"
+            )
     width = max((len(text) for texts in captions for text in texts), default=0)
     table = np.zeros((len(captions), layout_a.CAPTIONS_PER_IMAGE), f"<U{max(width, 1)}")
     for row, texts in zip(table, captions, strict=True):
-        row[:len(texts)] = texts
+        row[: len(texts)] = texts
     _write_npy(path, table)
 
 
@@ -236,13 +241,13 @@ def _sample(row: int, behaviour: np.ndarray) -> dict[str, np.ndarray]:
     the olds are the presentations of the same image before this one, over all sessions."""
     session = behaviour[:, layout_a.SESSION]
     first, last = np.searchsorted(session, session[row], "left"), np.searchsorted(session, session[row], "right")
-    past = behaviour[max(row - PAST, first):row]
-    future = behaviour[row + 1:min(row + 1 + FUTURE, last)]
+    past = behaviour[max(row - PAST, first) : row]
+    future = behaviour[row + 1 : min(row + 1 + FUTURE, last)]
     olds = behaviour[np.flatnonzero(behaviour[:row, layout_a.STIMULUS] == behaviour[row, layout_a.STIMULUS])[-OLDS:]]
-    arrays = {"behav": behaviour[row:row + 1]}
+    arrays = {"behav": behaviour[row : row + 1]}
     for kind, lines, count in (("past", past, PAST), ("future", future, FUTURE), ("olds", olds, OLDS)):
         array = np.full((count, layout_a.COLUMNS), -1.0)
         start = count - len(lines) if kind == "past" else 0
-        array[start:start + len(lines)] = lines
+        array[start : start + len(lines)] = lines
         arrays[f"{kind}_behav"] = array
     return arrays

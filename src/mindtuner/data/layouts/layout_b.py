@@ -59,8 +59,10 @@ def find_sessions(root: Path, subject: int) -> list[Path]:
         raise UserError(f"{folder}: no session; expected betas_session01.hdf5 or betas_session01.nii.gz and so on")
     for number in range(1, max(found) + 1):
         if number not in found:
-            raise UserError(f"{folder / f'betas_session{number:02d}'}.hdf5 (or .nii.gz): not found; expected it, "
-                            f"since there is a session {max(found)}")
+            raise UserError(
+                f"{folder / f'betas_session{number:02d}'}.hdf5 (or .nii.gz): not found; expected it, "
+                f"since there is a session {max(found)}"
+            )
     return [found[number] for number in range(1, max(found) + 1)]
 
 
@@ -91,8 +93,9 @@ def read_design(root: Path, count: int) -> Design:
     try:
         fields = read_tables(path, names)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a whole MATLAB file ({_one_line(error)}); expected NSD's experimental design, "
-                        "MATLAB 5 format") from error
+        raise UserError(
+            f"{path}: not a whole MATLAB file ({_one_line(error)}); expected NSD's experimental design, MATLAB 5 format"
+        ) from error
     if missing := [name for name in names if name not in fields]:
         raise UserError(f"{path}: no field {missing[0]}; expected {', '.join(names)}")
     images = _ids(path, "subjectim", fields["subjectim"], count)
@@ -125,10 +128,11 @@ def read_stimuli(root: Path, block: int) -> Iterator[np.ndarray]:
         bricks = _img_brick(file)
         for start in range(0, len(bricks), block):
             try:
-                yield bricks[start:start + block]
+                yield bricks[start : start + block]
             except OSError as error:
-                raise UserError(f"{root / STIMULI}: images from {start} cannot be read ({_one_line(error)}); "
-                                "expected a whole file") from error
+                raise UserError(
+                    f"{root / STIMULI}: images from {start} cannot be read ({_one_line(error)}); expected a whole file"
+                ) from error
 
 
 def _img_brick(file: h5py.File) -> h5py.Dataset:
@@ -136,8 +140,9 @@ def _img_brick(file: h5py.File) -> h5py.Dataset:
     if not isinstance(data, h5py.Dataset):
         raise UserError(f"{file.filename}: no dataset 'imgBrick'; expected (images, 425, 425, 3) uint8")
     if data.ndim != 4 or data.shape[3] != 3 or 0 in data.shape or data.dtype != np.uint8:
-        raise UserError(f"{file.filename}: imgBrick has shape {data.shape} and dtype {data.dtype}; "
-                        "expected (images, 425, 425, 3) uint8")
+        raise UserError(
+            f"{file.filename}: imgBrick has shape {data.shape} and dtype {data.dtype}; expected (images, 425, 425, 3) uint8"
+        )
     return data
 
 
@@ -162,8 +167,9 @@ def read_coco_ids(root: Path, is_shared: np.ndarray) -> np.ndarray:
         coco[stimulus] = image
         shared = line.get("shared1000")
         if shared is not None and (shared.strip().lower() in ("true", "1")) != is_shared[stimulus]:
-            raise UserError(f"{path}: line {number}: shared1000 is {shared!r}; expected "
-                            f"'{is_shared[stimulus]}', as {DESIGN.name} has it")
+            raise UserError(
+                f"{path}: line {number}: shared1000 is {shared!r}; expected '{is_shared[stimulus]}', as {DESIGN.name} has it"
+            )
     if (coco < 0).any():
         raise UserError(f"{path}: no line with nsdId {np.argmax(coco < 0)}; expected one for each of {len(coco)} stimuli")
     return coco
@@ -212,8 +218,10 @@ def read_captions(files: Sequence[Path], coco: np.ndarray) -> list[tuple[str, ..
 def _caption(path: Path, number: int, annotation) -> tuple[int, str]:
     image, text = (annotation.get(name) for name in ("image_id", "caption")) if isinstance(annotation, dict) else (None,) * 2
     if not isinstance(image, int) or not isinstance(text, str):
-        raise UserError(f"{path}: annotations[{number}] is {json.dumps(annotation)[:80]}; expected an image_id (number) "
-                        "and a caption (text)")
+        raise UserError(
+            f"{path}: annotations[{number}] is {json.dumps(annotation)[:80]}; expected an image_id (number) "
+            "and a caption (text)"
+        )
     return image, " ".join(text.split())
 
 

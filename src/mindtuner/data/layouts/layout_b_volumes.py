@@ -63,8 +63,9 @@ def session_trials(path: Path, mask: np.ndarray) -> int:
     image = open_nifti(path)
     slope, intercept = image.dataobj.slope, image.dataobj.inter
     if (slope, intercept) != (1, 0):
-        raise UserError(f"{path}: is scaled by {slope} and shifted by {intercept}; expected plain int16, percent x "
-                        f"{BETA_SCALE}")
+        raise UserError(
+            f"{path}: is scaled by {slope} and shifted by {intercept}; expected plain int16, percent x {BETA_SCALE}"
+        )
     return _check_session(path, image.shape, image.get_data_dtype(), mask)
 
 

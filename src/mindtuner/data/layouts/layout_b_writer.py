@@ -66,8 +66,9 @@ def as_int16(betas: np.ndarray, where: str) -> np.ndarray:
     limits = np.iinfo(np.int16)
     outside = (scaled < limits.min) | (scaled > limits.max)
     if outside.any():
-        raise UserError(f"{where}: a beta is {betas[outside][0]}; expected z-scores, which int16 can hold in percent x "
-                        f"{nsd.BETA_SCALE}")
+        raise UserError(
+            f"{where}: a beta is {betas[outside][0]}; expected z-scores, which int16 can hold in percent x {nsd.BETA_SCALE}"
+        )
     return scaled.astype(np.int16)
 
 
@@ -81,8 +82,10 @@ def _trials_per_session(dataset: Dataset) -> int:
         counts = np.bincount(session)[1:]
         found.update(counts.tolist())
         if (np.diff(session) < 0).any() or len(found) != 1:
-            raise UserError(f"{subject.where}: sessions of subject {number} have {counts.tolist()} trials; expected sessions "
-                            "1, 2, ... in order, each with as many trials as all others of all subjects")
+            raise UserError(
+                f"{subject.where}: sessions of subject {number} have {counts.tolist()} trials; expected sessions "
+                "1, 2, ... in order, each with as many trials as all others of all subjects"
+            )
     return found.pop()
 
 
@@ -114,20 +117,28 @@ def _write_images(path: Path, stimuli: Stimuli) -> None:
         for start in progress(range(0, len(stimuli), _BLOCK), "stimuli", unit="batch"):
             images = stimuli.images(np.arange(start, min(start + _BLOCK, len(stimuli)))).astype(np.float32)
             pixels = np.rint(images * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-            bricks[start:start + len(pixels)] = [
+            bricks[start : start + len(pixels)] = [
                 Image.fromarray(np.ascontiguousarray(image)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-                for image in pixels]
+                for image in pixels
+            ]
 
 
 def _write_words(root: Path, stimuli: Stimuli) -> None:
     """The table of stimuli, and COCO's form of their captions. A stimulus' number in COCO is its own, from 1."""
     lines = [",cocoId,cocoSplit,cropBox,loss,nsdId,flagged,BOLD5000,shared1000"]
-    lines += [f'{i},{i + 1},train2017,"(0, 0, 0, 0)",0,{i},False,False,{bool(shared)}'
-              for i, shared in enumerate(stimuli.is_shared)]
+    lines += [
+        f'{i},{i + 1},train2017,"(0, 0, 0, 0)",0,{i},False,False,{bool(shared)}' for i, shared in enumerate(stimuli.is_shared)
+    ]
     write_text(root / layout_b.STIMULUS_TABLE, "\n".join(lines) + "\n")
-    pairs = [(i, text) for i, texts in enumerate(stimuli.captions, 1) for text in texts[:layout_a.CAPTIONS_PER_IMAGE]]
-    write_json(root / CAPTIONS, {"annotations": [{"id": number, "image_id": image, "caption": text}
-                                                 for number, (image, text) in enumerate(pairs, 1)]})
+    pairs = [(i, text) for i, texts in enumerate(stimuli.captions, 1) for text in texts[: layout_a.CAPTIONS_PER_IMAGE]]
+    write_json(
+        root / CAPTIONS,
+        {
+            "annotations": [
+                {"id": number, "image_id": image, "caption": text} for number, (image, text) in enumerate(pairs, 1)
+            ]
+        },
+    )
 
 
 def _write_design(path: Path, dataset: Dataset) -> None:
@@ -136,11 +147,17 @@ def _write_design(path: Path, dataset: Dataset) -> None:
     trials = max(len(subject.trials) for subject in dataset.subjects.values())
     shown = np.zeros((trials, max(dataset.subjects)), np.int64)  # who was not there is said to have seen the first image
     for number, subject in dataset.subjects.items():
-        shown[:len(subject.trials), number - 1] = subject.trials.stimulus
+        shown[: len(subject.trials), number - 1] = subject.trials.stimulus
     images, order = np.unique(shown, axis=0, return_inverse=True)
     file = io.BytesIO()
-    scipy.io.savemat(file, {
-        "masterordering": order.reshape(1, -1) + 1.0, "subjectim": images.T + 1.0,
-        "sharedix": np.flatnonzero(dataset.stimuli.is_shared)[None] + 1.0}, do_compression=True)
+    scipy.io.savemat(
+        file,
+        {
+            "masterordering": order.reshape(1, -1) + 1.0,
+            "subjectim": images.T + 1.0,
+            "sharedix": np.flatnonzero(dataset.stimuli.is_shared)[None] + 1.0,
+        },
+        do_compression=True,
+    )
     with atomic_path(path) as part:
         part.write_bytes(file.getvalue())

@@ -66,8 +66,9 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     for found in trials.values():
         is_shared[found.stimulus[found.is_test]] = True
     stimuli = Stimuli(images, stimulus_captions, is_shared, str(_images_path(root)))
-    opened = {number: _open_subject(number, folders[number], tables[number], trials[number], is_shared, card)
-              for number in numbers}
+    opened = {
+        number: _open_subject(number, folders[number], tables[number], trials[number], is_shared, card) for number in numbers
+    }
     if card["zscore"] == "none":
         card = {**card, "zscore": "train_trials", "zscored_on_read": True}
     return Dataset(root, opened, stimuli, card)
@@ -93,8 +94,9 @@ def load_card(root: Path) -> dict:
 def _images_path(root: Path) -> Path:
     folder, file = root / STIMULI, root / STIMULI_HDF5
     if folder.exists() == file.exists():
-        raise UserError(f"{root}: {'both' if file.exists() else 'neither'} {STIMULI}/ and {STIMULI_HDF5}; "
-                        "expected one of them")
+        raise UserError(
+            f"{root}: {'both' if file.exists() else 'neither'} {STIMULI}/ and {STIMULI_HDF5}; expected one of them"
+        )
     return folder if folder.exists() else file
 
 
@@ -117,14 +119,15 @@ def subject_folders(root: Path, card: dict) -> dict[int, Path]:
             raise UserError(f"{folder}: expected a folder called sub- and a number, such as sub-01")
         number = card["subject_offset"] + (int(match[1]) if match else 1)
         if number in found or number < 1:
-            raise UserError(f"{folder}: is subject {number}{', as ' + found[number].name if number in found else ''}; "
-                            "expected a number of its own, from 1")
+            raise UserError(
+                f"{folder}: is subject {number}{', as ' + found[number].name if number in found else ''}; "
+                "expected a number of its own, from 1"
+            )
         found[number] = folder
     return found
 
 
-def _open_subject(number: int, folder: Path, lines: TrialLines, trials: Trials, is_shared: np.ndarray,
-                  card: dict) -> Subject:
+def _open_subject(number: int, folder: Path, lines: TrialLines, trials: Trials, is_shared: np.ndarray, card: dict) -> Subject:
     path, betas = open_betas(folder)
     check_rows(path, betas, lines)
     check_dtype(path, betas, card)
@@ -144,8 +147,9 @@ def find_betas(folder: Path) -> list[Path]:
     sessions = sorted((path for path in folder.glob("betas_*.nii*")), key=session_number)
     if len(single) + bool(sessions) != 1:
         names = ", ".join(path.name for path in single + sessions[:1]) or "none"
-        raise UserError(f"{folder}: betas are {names}; expected one of betas.npy, betas.h5, betas.hdf5 or "
-                        "betas_session-01.nii.gz, ...")
+        raise UserError(
+            f"{folder}: betas are {names}; expected one of betas.npy, betas.h5, betas.hdf5 or betas_session-01.nii.gz, ..."
+        )
     for path, after in zip(sessions, sessions[1:], strict=False):
         if session_number(path) == session_number(after):
             raise UserError(f"{after}: is session {session_number(path)}, as {path.name}; expected one file per session")
@@ -178,8 +182,10 @@ def open_betas(folder: Path) -> tuple[Path, Rows]:
     if (folder / MASK).exists():
         voxels = int(load_mask(folder / MASK)[0].sum())
         if voxels != betas.shape[1]:
-            raise UserError(f"{folder / MASK}: {voxels} voxels are above 0; expected {betas.shape[1]} as in {files[0].name}"
-                            + _turned(betas, voxels))
+            raise UserError(
+                f"{folder / MASK}: {voxels} voxels are above 0; expected {betas.shape[1]} as in {files[0].name}"
+                + _turned(betas, voxels)
+            )
     return files[0], betas
 
 
@@ -191,11 +197,14 @@ def _open_npy(path: Path) -> Rows:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a whole .npy file ({' '.join(str(error).split())}); expected betas of shape "
-                        "(trials, voxels)") from error
+        raise UserError(
+            f"{path}: not a whole .npy file ({' '.join(str(error).split())}); expected betas of shape (trials, voxels)"
+        ) from error
     if not isinstance(array, np.memmap) or array.ndim != 2 or 0 in array.shape or array.dtype.name not in DTYPES:
-        raise UserError(f"{path}: has shape {np.shape(array)} and dtype {getattr(array, 'dtype', type(array).__name__)}; "
-                        f"expected (trials, voxels) of {' or '.join(DTYPES)}")
+        raise UserError(
+            f"{path}: has shape {np.shape(array)} and dtype {getattr(array, 'dtype', type(array).__name__)}; "
+            f"expected (trials, voxels) of {' or '.join(DTYPES)}"
+        )
     if (size := path.stat().st_size) != array.offset + array.nbytes:
         raise UserError(f"{path}: has {size} bytes; expected {array.offset + array.nbytes} by its header")
     return unmapped(path, array)
@@ -207,23 +216,28 @@ def check_rows(path: Path, betas: Rows, lines: TrialLines) -> None:
     rows = betas.shape[0]
     if rows != len(lines):
         turned = _turned(betas, rows) if betas.shape[1] == len(lines) else ""
-        raise UserError(f"{lines.path}: {len(lines)} trials but {rows} betas rows in {path.name}; expected one line per "
-                        f"row{turned}")
+        raise UserError(
+            f"{lines.path}: {len(lines)} trials but {rows} betas rows in {path.name}; expected one line per row{turned}"
+        )
     if not isinstance(betas, JoinedSessions):
         return
     expected = np.repeat([session_number(part.path) for part in betas.sessions], [part.shape[0] for part in betas.sessions])
     wrong = np.flatnonzero(lines.sessions() != expected)
     if len(wrong):
         first, held = int(wrong[0]), ", ".join(f"{part.shape[0]} trials ({part.path.name})" for part in betas.sessions)
-        raise UserError(f"{lines.path}: line {first + trial_table.FIRST_LINE}, session is {lines.columns['session'][first]}; "
-                        f"expected {expected[first]}, since the session files hold {held}")
+        raise UserError(
+            f"{lines.path}: line {first + trial_table.FIRST_LINE}, session is {lines.columns['session'][first]}; "
+            f"expected {expected[first]}, since the session files hold {held}"
+        )
 
 
 def check_dtype(path: Path, betas: Rows, card: dict) -> None:
     """Raise UserError where the betas are whole numbers although the card says that they are z-scored."""
     if betas.dtype.kind == "i" and card["zscore"] != "none":
-        raise UserError(f"{path}: betas are {betas.dtype.name}, but {CARD} says zscore {card['zscore']!r}; expected real "
-                        "numbers, or zscore \"none\"")
+        raise UserError(
+            f"{path}: betas are {betas.dtype.name}, but {CARD} says zscore {card['zscore']!r}; expected real "
+            'numbers, or zscore "none"'
+        )
 
 
 def load_rois(folder: Path, voxels: int) -> dict[str, np.ndarray]:
@@ -244,8 +258,11 @@ def load_rois(folder: Path, voxels: int) -> dict[str, np.ndarray]:
 
 def _rois_of_nifti(folder: Path) -> dict[str, np.ndarray]:
     mask, image = load_mask(folder.parent / MASK)
-    paths = {path.name.removesuffix(".gz").removesuffix(".nii"): path for path in sorted(folder.glob("*.nii*"))
-             if not path.name.startswith(".")}
+    paths = {
+        path.name.removesuffix(".gz").removesuffix(".nii"): path
+        for path in sorted(folder.glob("*.nii*"))
+        if not path.name.startswith(".")
+    }
     return {name: load_mask(path, image)[0][mask] for name, path in paths.items()}
 
 
@@ -254,8 +271,9 @@ def _rois_of_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
     except (ValueError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a whole .npz file ({' '.join(str(error).split())}); expected one list per "
-                        "region") from error
+        raise UserError(
+            f"{path}: not a whole .npz file ({' '.join(str(error).split())}); expected one list per region"
+        ) from error
     return {name: _as_mask(path, name, values) for name, values in found.items()}
 
 
@@ -266,8 +284,9 @@ def _rois_of_tsv(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); expected a table, a column per region") from error
     for line, row in enumerate(rows, 1):
         if len(row) != len(rows[0]) or line > 1 and not {cell.strip() for cell in row} <= {"0", "1"}:
-            raise UserError(f"{path}: line {line} is not {len(rows[0])} cells of 0 or 1; expected a column per region, "
-                            "a line per voxel")
+            raise UserError(
+                f"{path}: line {line} is not {len(rows[0])} cells of 0 or 1; expected a column per region, a line per voxel"
+            )
     return {name.strip(): np.array([row[i].strip() == "1" for row in rows[1:]], bool) for i, name in enumerate(rows[0])}
 
 
@@ -290,6 +309,8 @@ def load_vertices(folder: Path, voxels: int) -> np.ndarray | None:
     if vertices.shape != (voxels,) or vertices.dtype.kind not in "iu":
         raise UserError(f"{path}: holds {vertices.dtype} {vertices.shape}; expected integers ({voxels},), one for each voxel")
     if len(np.unique(vertices)) != voxels or vertices.min() < 0 or vertices.max() >= 2 * HEMISPHERE:
-        raise UserError(f"{path}: has vertices outside 0..{2 * HEMISPHERE - 1}, or one twice; expected fsLR-32k vertices, "
-                        "left before right")
+        raise UserError(
+            f"{path}: has vertices outside 0..{2 * HEMISPHERE - 1}, or one twice; expected fsLR-32k vertices, "
+            "left before right"
+        )
     return vertices.astype(np.int64)

@@ -73,14 +73,14 @@ def _write_npy(folder: Path, subject: Subject) -> None:
     with atomic_path(folder / "betas.npy") as part, open(part, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for start in range(0, len(subject.trials), _BLOCK):
-            file.write(subject.betas(subject.trials.row[start:start + _BLOCK]).astype("<f4").tobytes())
+            file.write(subject.betas(subject.trials.row[start : start + _BLOCK]).astype("<f4").tobytes())
 
 
 def _write_hdf5(folder: Path, subject: Subject) -> None:
     with atomic_path(folder / "betas.hdf5") as part, h5py.File(part, "w") as file:
         rows = file.create_dataset("betas", (len(subject.trials), subject.n_voxels), np.float32)
         for start in range(0, len(subject.trials), _BLOCK):
-            rows[start:start + _BLOCK] = subject.betas(subject.trials.row[start:start + _BLOCK])
+            rows[start : start + _BLOCK] = subject.betas(subject.trials.row[start : start + _BLOCK])
 
 
 def _write_nifti(folder: Path, subject: Subject) -> None:

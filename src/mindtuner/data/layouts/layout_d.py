@@ -33,8 +33,13 @@ ARTIFICIAL = ("NSDsynthetic", "Artificial")  # sources of drawn stimuli, which M
 TEST_BY_TEST = ("deeprecon",)  # whose test trials were normalised by statistics of test trials
 
 
-def load_mosaic(files: str | Path | Iterable[str | Path], stiminfo: str | Path | Iterable[str | Path],
-                stimuli: str | Path, regions: Iterable[str] = tuple(GROUPS), split: str | Path | None = None) -> Dataset:
+def load_mosaic(
+    files: str | Path | Iterable[str | Path],
+    stiminfo: str | Path | Iterable[str | Path],
+    stimuli: str | Path,
+    regions: Iterable[str] = tuple(GROUPS),
+    split: str | Path | None = None,
+) -> Dataset:
     """Open subjects of MOSAIC as one dataset; betas and pictures stay on disk until they are asked for.
 
     files     HDF5 files, one a subject, of one dataset or of several
@@ -64,13 +69,18 @@ def load_mosaic(files: str | Path | Iterable[str | Path], stiminfo: str | Path |
     notes = ["the files do not say in which session a trial was; all are taken for session 1"]
     chosen = {person.number: _choose(person, tables[person.dataset], listed, notes) for person in opened}
     stimulus, is_shared, images = _read_stimuli(opened, chosen, Path(stimuli))
-    subjects = {n: _subject(person, chosen[n], stimulus[n], is_shared, atlas, masks, notes)
-                for n, person in ((person.number, person) for person in opened)}
-    card = {"simulated": any(bool(person.file.attrs.get("simulated", False)) for person in opened),
-            "zscore": "session_all" if any(person.dataset in TEST_BY_TEST for person in opened) else "publisher",
-            "normalised": {dataset: DATASETS[dataset].normalised for dataset in sorted(tables)},
-            "split": "each dataset's own" if split is None else "MOSAIC's across datasets",
-            "subjects": {str(person.number): person.person for person in opened}, "notes": notes}
+    subjects = {
+        n: _subject(person, chosen[n], stimulus[n], is_shared, atlas, masks, notes)
+        for n, person in ((person.number, person) for person in opened)
+    }
+    card = {
+        "simulated": any(bool(person.file.attrs.get("simulated", False)) for person in opened),
+        "zscore": "session_all" if any(person.dataset in TEST_BY_TEST for person in opened) else "publisher",
+        "normalised": {dataset: DATASETS[dataset].normalised for dataset in sorted(tables)},
+        "split": "each dataset's own" if split is None else "MOSAIC's across datasets",
+        "subjects": {str(person.number): person.person for person in opened},
+        "notes": notes,
+    }
     return Dataset(opened[0].path.parent, subjects, images, card)
 
 
@@ -125,8 +135,10 @@ def _choose(person: _Person, table: dict[str, list[dict]], listed: dict[str, boo
     for trial in person.trials:
         row = _row(person, trial, table)
         if trial.is_test != (row["test_train"] == "test"):
-            raise UserError(f"{person.path}: key {trial.key} and the stimulus table, which says {row['test_train']}, differ; "
-                            "expected the same phase")
+            raise UserError(
+                f"{person.path}: key {trial.key} and the stimulus table, which says {row['test_train']}, differ; "
+                "expected the same phase"
+            )
         if row["source"] in ARTIFICIAL:
             drawn += 1
         elif listed is not None and trial.key not in listed:
@@ -149,18 +161,22 @@ def _row(person: _Person, trial: _Trial, table: dict[str, list[dict]]) -> dict:
         shown = person.file["betas"][trial.key].attrs.get("presented_stimulus_filename")
         rows = [row for row in rows if row["filename"] == shown]
     if len(rows) != 1:
-        raise UserError(f"{person.path}: key {trial.key} has {len(rows)} rows in {DATASETS[person.dataset].stiminfo}; "
-                        f"expected one, whose filename is {trial.stem} and an ending")
+        raise UserError(
+            f"{person.path}: key {trial.key} has {len(rows)} rows in {DATASETS[person.dataset].stiminfo}; "
+            f"expected one, whose filename is {trial.stem} and an ending"
+        )
     return rows[0]
 
 
-def _read_stimuli(opened: list[_Person], chosen: dict[int, list[_Trial]],
-                  root: Path) -> tuple[dict[int, np.ndarray], np.ndarray, Stimuli]:
+def _read_stimuli(
+    opened: list[_Person], chosen: dict[int, list[_Trial]], root: Path
+) -> tuple[dict[int, np.ndarray], np.ndarray, Stimuli]:
     """Stimulus of each trial, int64 (n,) by subject number; is_shared, bool (N,), test picture of anybody; the stimuli."""
     folder, shown, found = StimulusFolder(root), {}, {}
     for person in opened:
-        found[person.number] = [folder.find(person.dataset, trial.names, f"{person.path}: {trial.key}")
-                                for trial in chosen[person.number]]
+        found[person.number] = [
+            folder.find(person.dataset, trial.names, f"{person.path}: {trial.key}") for trial in chosen[person.number]
+        ]
         for path in found[person.number]:
             shown.setdefault(path, set()).add(person.dataset)
     numbers = number_by_content(shown)
@@ -175,13 +191,21 @@ def _read_stimuli(opened: list[_Person], chosen: dict[int, list[_Trial]],
     return stimulus, is_shared, Stimuli(ImageFiles(list(first.values())), captions, is_shared, str(root))
 
 
-def _subject(person: _Person, chosen: list[_Trial], stimulus: np.ndarray, is_shared: np.ndarray, atlas: Atlas,
-             masks: dict[str, np.ndarray], notes: list[str]) -> Subject:
+def _subject(
+    person: _Person,
+    chosen: list[_Trial],
+    stimulus: np.ndarray,
+    is_shared: np.ndarray,
+    atlas: Atlas,
+    masks: dict[str, np.ndarray],
+    notes: list[str],
+) -> Subject:
     is_test = np.array([trial.is_test for trial in chosen], bool)
     leaked = is_shared[stimulus] & ~is_test
     if leaked.any():
-        notes.append(f"{person.person}: {leaked.sum()} training trials left out, whose picture is a test picture of another "
-                     "subject")
+        notes.append(
+            f"{person.person}: {leaked.sum()} training trials left out, whose picture is a test picture of another subject"
+        )
     keep = np.flatnonzero(~leaked)
     wanted = np.any(list(masks.values()), axis=0)
     empty = _without_value(person, notes) & wanted
@@ -193,8 +217,15 @@ def _subject(person: _Person, chosen: list[_Trial], stimulus: np.ndarray, is_sha
     trials = Trials(np.arange(len(keep)), stimulus[keep], np.ones(len(keep)), [chosen[i].repeat for i in keep], is_test[keep])
     check_no_leak(trials, is_shared, str(person.path))
     source = _Vectors(person.file["betas"], [chosen[i].key for i in keep], voxels, person.path)
-    return Subject(person.number, trials, {name: mask[voxels] for name, mask in masks.items()}, source, is_shared,
-                   str(person.path), atlas.surface[voxels])
+    return Subject(
+        person.number,
+        trials,
+        {name: mask[voxels] for name, mask in masks.items()},
+        source,
+        is_shared,
+        str(person.path),
+        atlas.surface[voxels],
+    )
 
 
 def _without_value(person: _Person, notes: list[str]) -> np.ndarray:
@@ -204,8 +235,10 @@ def _without_value(person: _Person, notes: list[str]) -> np.ndarray:
     if isinstance(known, h5py.Dataset):
         listed = known[()]
         if listed.ndim != 1 or not ((listed >= 0) & (listed < GRAYORDINATES)).all():
-            raise UserError(f"{person.path}: nan_indices_all has shape {listed.shape} or numbers out of range; expected "
-                            f"a list of grayordinates 0..{GRAYORDINATES - 1}")
+            raise UserError(
+                f"{person.path}: nan_indices_all has shape {listed.shape} or numbers out of range; expected "
+                f"a list of grayordinates 0..{GRAYORDINATES - 1}"
+            )
         empty[listed.astype(np.int64)] = True
     else:
         notes.append(f"{person.person}: no nan_indices_all; every trial was read to find vertices without a value")
@@ -232,8 +265,10 @@ class _Vectors:
             whole = np.isfinite(target)
             if not whole.all():
                 at = int(np.argmin(whole))
-                raise UserError(f"{self._path}: key {key}, grayordinate {self._voxels[at]} is {target[at]}; expected a "
-                                "finite number, or the grayordinate in nan_indices_all")
+                raise UserError(
+                    f"{self._path}: key {key}, grayordinate {self._voxels[at]} is {target[at]}; expected a "
+                    "finite number, or the grayordinate in nan_indices_all"
+                )
         return betas[place]
 
 

@@ -55,8 +55,10 @@ class StimulusFolder:
                     raise UserError(f"{where}: stimulus {name} is both {found[0]} and {found[1]}; expected one picture of it")
                 if found:
                     return found[0]
-        raise UserError(f"{where}: no picture of stimulus {names[0]} in {self.root / dataset} or {self.root}; expected "
-                        f"{'one frame of the video' if names[0].lower().endswith(VIDEOS) else 'that file'}")
+        raise UserError(
+            f"{where}: no picture of stimulus {names[0]} in {self.root / dataset} or {self.root}; expected "
+            f"{'one frame of the video' if names[0].lower().endswith(VIDEOS) else 'that file'}"
+        )
 
     def _listed(self, folder: Path, deep: bool) -> dict[str, list[Path]]:
         """Name -> pictures in ``folder``. A picture also goes by the name of the video that it may be a frame of."""

@@ -58,8 +58,10 @@ def _read_table(path: Path) -> dict[str, list[dict]]:
                     raise UserError(f"{path}: no column {column}; expected {', '.join(COLUMNS)} and sub-01_reps and so on")
             for row in reader:
                 if not row["filename"] or row["test_train"] not in ("train", "test"):
-                    raise UserError(f"{path}: line {reader.line_num} has filename {row['filename']!r} and test_train "
-                                    f"{row['test_train']!r}; expected a file name, and train or test")
+                    raise UserError(
+                        f"{path}: line {reader.line_num} has filename {row['filename']!r} and test_train "
+                        f"{row['test_train']!r}; expected a file name, and train or test"
+                    )
                 rows.setdefault(PurePath(row["filename"]).stem, []).append(row)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; expected a stimulus table of MOSAIC") from error

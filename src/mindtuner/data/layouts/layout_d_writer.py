@@ -40,8 +40,13 @@ def write(root: str | Path, dataset: Dataset) -> None:
     write_json(root / layout_a.CARD, dataset.card)
     names = write_stimuli(root / STIMULI / NAME, dataset.stimuli)
     for number, subject in dataset.subjects.items():
-        _write_subject(root / f"sub-{number:02d}_{NAME}.hdf5", f"sub-{number:02d}_{NAME}", subject, names,
-                       bool(dataset.card["simulated"]))
+        _write_subject(
+            root / f"sub-{number:02d}_{NAME}.hdf5",
+            f"sub-{number:02d}_{NAME}",
+            subject,
+            names,
+            bool(dataset.card["simulated"]),
+        )
     _write_table(root / DATASETS[NAME].stiminfo, dataset, names)
 
 
@@ -75,7 +80,7 @@ def _write_subject(path: Path, person: str, subject: Subject, names: list[str], 
         file["nan_indices_all"] = np.setdiff1d(np.arange(GRAYORDINATES), grayordinate)
         group = file.create_group("betas", track_order=True)
         for start in progress(range(0, len(order), _BLOCK), person, unit="batch"):
-            block = order[start:start + _BLOCK]
+            block = order[start : start + _BLOCK]
             for trial, betas in zip(block, subject.betas(trials.row[block]), strict=True):
                 name, phase = names[trials.stimulus[trial]], "test" if trials.is_test[trial] else "train"
                 key = f"{person}_stimulus-{Path(name).stem}_phase-{phase}_rep-{trials.repeat[trial]}"
@@ -85,11 +90,14 @@ def _write_subject(path: Path, person: str, subject: Subject, names: list[str], 
 
 
 def _write_table(path: Path, dataset: Dataset, names: list[str]) -> None:
-    people = {f"sub-{number:02d}_reps": np.bincount(subject.trials.stimulus, minlength=len(names))
-              for number, subject in dataset.subjects.items()}
+    people = {
+        f"sub-{number:02d}_reps": np.bincount(subject.trials.stimulus, minlength=len(names))
+        for number, subject in dataset.subjects.items()
+    }
     source = "simulated" if dataset.card["simulated"] else "n/a"
     lines = ["\t".join(("filename", "alias", "source", "test_train", *people))]
     for i, (name, shared) in enumerate(zip(names, dataset.stimuli.is_shared, strict=True)):
-        lines.append("\t".join((name, str(i), source, "test" if shared else "train",
-                                *(str(count[i]) for count in people.values()))))
+        lines.append(
+            "\t".join((name, str(i), source, "test" if shared else "train", *(str(count[i]) for count in people.values())))
+        )
     write_text(path, "\n".join(lines) + "\n")

@@ -27,7 +27,7 @@ def read_tables(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     table of real numbers; OSError where it cannot be read.
     """
     data = path.read_bytes()
-    if data[_HEADER - 4:_HEADER] != _LITTLE_ENDIAN_5:
+    if data[_HEADER - 4 : _HEADER] != _LITTLE_ENDIAN_5:
         raise ValueError("no header of a little-endian MATLAB 5 file")
     found = {}
     for kind, content in _elements(data[_HEADER:]):
@@ -63,7 +63,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
             at = start + size + (0 if kind == _COMPRESSED else -size % 8)
         if len(data) < start + size:
             raise ValueError("ends within an element")
-        yield kind, data[start:start + size]
+        yield kind, data[start : start + size]
 
 
 def _next(parts: Iterator[tuple[int, bytes]]) -> tuple[int, bytes]:

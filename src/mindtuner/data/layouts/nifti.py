@@ -13,8 +13,15 @@ import numpy as np
 
 from mindtuner.errors import UserError
 
-_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, nibabel.filebasedimages.ImageFileError,
-           nibabel.spatialimages.HeaderDataError)
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    zlib.error,
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+)
 
 
 @contextlib.contextmanager
@@ -23,8 +30,9 @@ def whole(path: Path, what: str = "NIfTI file") -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise UserError(f"{path}: damaged or not a whole {what} ({' '.join(str(error).split())}); expected one that was "
-                        "copied to its end") from error
+        raise UserError(
+            f"{path}: damaged or not a whole {what} ({' '.join(str(error).split())}); expected one that was copied to its end"
+        ) from error
 
 
 def open_nifti(path: Path) -> nibabel.spatialimages.SpatialImage:

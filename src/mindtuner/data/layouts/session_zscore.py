@@ -52,10 +52,13 @@ class SessionZScored:
         numbers, counts = np.unique(self._session[self._training], return_counts=True)
         numbers, counts = numbers[counts >= FEWEST], counts[counts >= FEWEST]
         if len(numbers) == 0:
-            raise UserError(f"{self._where}: no session has {FEWEST} training trials, so there are no statistics to z-score "
-                            "with; expected some, or a dataset.json that says how the betas were z-scored")
-        return pool(counts.tolist(), [self._moments(np.flatnonzero((self._session == number) & self._training))
-                                      for number in numbers])
+            raise UserError(
+                f"{self._where}: no session has {FEWEST} training trials, so there are no statistics to z-score "
+                "with; expected some, or a dataset.json that says how the betas were z-scored"
+            )
+        return pool(
+            counts.tolist(), [self._moments(np.flatnonzero((self._session == number) & self._training)) for number in numbers]
+        )
 
     def _moments(self, rows: np.ndarray) -> Statistics:
         """Mean and sd over rows, each float64 (V,), block by block (Chan, Golub and LeVeque 1983)."""
@@ -64,8 +67,9 @@ class SessionZScored:
             block = np.asarray(self._source[part], np.float64)
             if not np.isfinite(block).all():
                 at, voxel = np.argwhere(~np.isfinite(block))[0]
-                raise UserError(f"{self._where}: betas row {part[at]}, voxel {voxel} is {block[at, voxel]}; "
-                                "expected a finite number")
+                raise UserError(
+                    f"{self._where}: betas row {part[at]}, voxel {voxel} is {block[at, voxel]}; expected a finite number"
+                )
             own = block.mean(axis=0)
             total = count + len(block)
             squares += ((block - own) ** 2).sum(axis=0) + (own - mean) ** 2 * (count * len(block) / total)

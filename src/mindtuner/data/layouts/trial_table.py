@@ -77,13 +77,15 @@ def read_lines(path: Path) -> TrialLines:
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected a tab separated "
-                        "table") from error
+        raise UserError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected a tab separated table"
+        ) from error
     header = [name.strip() for name in lines[0].split("\t")]
     for name in COLUMNS:
         if header.count(name) != 1:
-            raise UserError(f"{path}: {header.count(name)} columns {name!r} in {header}; expected one, "
-                            "tab separated from the others")
+            raise UserError(
+                f"{path}: {header.count(name)} columns {name!r} in {header}; expected one, tab separated from the others"
+            )
     if header.count("repeat") > 1:
         raise UserError(f"{path}: {header.count('repeat')} columns 'repeat'; expected at most one")
     if len(lines) < FIRST_LINE:
@@ -111,8 +113,10 @@ def problems(lines: TrialLines, names: Mapping[str, int] | None) -> Iterator[tup
     train = lines.split_of("train")
     for name, line in lines.split_of("test").items():
         if name in train:
-            yield (f"line {line}, split", f"has {name!r} in test, line {train[name]} in train; expected test images "
-                   "in test trials only")
+            yield (
+                f"line {line}, split",
+                f"has {name!r} in test, line {train[name]} in train; expected test images in test trials only",
+            )
     if lines.says_repeats():
         yield from _repeat_problems(lines)
 
@@ -122,11 +126,15 @@ def _repeat_problems(lines: TrialLines) -> Iterator[tuple[str, str]]:
     for row in np.flatnonzero(lines.used()):
         line, cell, name = int(row) + FIRST_LINE, lines.columns["repeat"][row], lines.columns["stimulus"][row]
         if not re.fullmatch(r"\d{1,6}", cell):
-            yield (f"line {line}, repeat", f"is {cell!r}; expected 0, 1, 2, ... for every trial (or no such column: then "
-                   "they are counted)")
+            yield (
+                f"line {line}, repeat",
+                f"is {cell!r}; expected 0, 1, 2, ... for every trial (or no such column: then they are counted)",
+            )
         elif (name, cell) in first:
-            yield (f"line {line}, repeat", f"is {cell} for {name!r}, as on line {first[name, cell]}; expected each repeat "
-                   "of an image once")
+            yield (
+                f"line {line}, repeat",
+                f"is {cell} for {name!r}, as on line {first[name, cell]}; expected each repeat of an image once",
+            )
         first.setdefault((name, cell), line)
 
 
@@ -144,8 +152,12 @@ def split_conflicts(tables: Mapping[int, TrialLines]) -> Iterator[tuple[Path, st
         for name, line in lines.split_of("train").items():
             if name in tested and name not in own:
                 other, there = tested[name]
-                yield (lines.path, f"line {line}, split", f"has {name!r} in train, subject {other} in test (line {there} of "
-                       f"{tables[other].path}); expected the same test images for all subjects")
+                yield (
+                    lines.path,
+                    f"line {line}, split",
+                    f"has {name!r} in train, subject {other} in test (line {there} of "
+                    f"{tables[other].path}); expected the same test images for all subjects",
+                )
 
 
 def _some(names: Mapping[str, int]) -> str:

@@ -81,7 +81,12 @@ class Brain:
 
 
 def simulate_brain(
-    number: int, n_voxels: int, early: np.ndarray, semantic: np.ndarray, phi: float, seed: int,
+    number: int,
+    n_voxels: int,
+    early: np.ndarray,
+    semantic: np.ndarray,
+    phi: float,
+    seed: int,
     group: int | None = None,
 ) -> Brain:
     """A subject's noise-free responses to the images whose features are given.
@@ -129,16 +134,12 @@ def measure(brain: Brain, rows: np.ndarray, session: np.ndarray, noise: float = 
     check_noise(noise)
     rows, session = np.asarray(rows), np.asarray(session)
     if rows.ndim != 1 or rows.shape != session.shape:
-        raise UserError(
-            f"rows and session: shapes {rows.shape} and {session.shape}; expected two equal (trials,)"
-        )
+        raise UserError(f"rows and session: shapes {rows.shape} and {session.shape}; expected two equal (trials,)")
     if rows.size and not (0 <= rows.min() and rows.max() < len(brain.signal)):
         raise UserError(f"rows: {rows.min()} to {rows.max()}; expected 0 to {len(brain.signal) - 1}")
     betas = brain.signal[rows]
     if noise > 0:
         for number in np.unique(session):
             here = session == number
-            betas[here] += (
-                noise / brain.ncsnr * session_noise(int(here.sum()), brain.sheet, brain.seed, int(number))
-            )
+            betas[here] += noise / brain.ncsnr * session_noise(int(here.sum()), brain.sheet, brain.seed, int(number))
     return betas

@@ -83,9 +83,7 @@ def effective_dimension(responses: np.ndarray) -> float:
     return float(np.trace(gram) ** 2 / (gram**2).sum())
 
 
-def held_out_r2(
-    source: np.ndarray, target: np.ndarray, train: np.ndarray, smooth: bool = False
-) -> np.ndarray:
+def held_out_r2(source: np.ndarray, target: np.ndarray, train: np.ndarray, smooth: bool = False) -> np.ndarray:
     """R^2 per column of ``target`` on the images that ``train`` (bool) leaves out, of ridge regression from
     ``source``: linear, or with a Gaussian kernel where ``smooth``. The penalty that does best on the left-out
     images is taken, in favour of the regression."""
@@ -116,9 +114,7 @@ def table(early: np.ndarray, semantic: np.ndarray, n_voxels: int, phi: float, se
     part = brain.fingerprint
     train = np.arange(len(early)) % 5 > 0
     nothing = np.zeros(n_voxels)
-    straight, smooth = (
-        held_out_r2(brain.linear, part, train, kind) if phi else nothing for kind in (False, True)
-    )
+    straight, smooth = (held_out_r2(brain.linear, part, train, kind) if phi else nothing for kind in (False, True))
     lines = [
         f"{len(early)} images, subject 1, {n_voxels} voxels, phi {phi}, seed {seed}",
         f"{'':12} voxels  noise ceiling: planted         esti-  phi:     mea-   dimension   R2 of N from L",

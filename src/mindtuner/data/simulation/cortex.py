@@ -51,13 +51,9 @@ def make_sheet(n_voxels: int, seed: int) -> Sheet:
     # the R2 sequence spreads any number of points evenly; a random shift makes it the subject's own
     steps = np.array([0.7548776662466927, 0.5698402909980532])
     local = [(np.arange(n)[:, None] * steps + rng.random(2)) % 1 for n in counts]
-    position = [
-        points * [n / n_voxels * 6, 1] + [6 * (end - n) / n_voxels, 0]
-        for points, n, end in zip(local, counts, ends)
-    ]
+    position = [points * [n / n_voxels * 6, 1] + [6 * (end - n) / n_voxels, 0] for points, n, end in zip(local, counts, ends)]
     warped = [
-        points + 0.05 * smooth_fields(points, 2, 0.4, derive_seed(seed, "warp", name))
-        for points, name in zip(local, AREAS)
+        points + 0.05 * smooth_fields(points, 2, 0.4, derive_seed(seed, "warp", name)) for points, name in zip(local, AREAS)
     ]
     return Sheet(np.repeat(np.arange(len(AREAS)), counts), np.concatenate(position), np.concatenate(warped))
 

@@ -86,8 +86,10 @@ def folder_cutouts(folder: str | Path, pool: str) -> list[Cutout]:
         if (int(digest[:8], 16) % 3 == 0) == (pool == "generator"):
             cutouts.append(cutout)
     if not cutouts:
-        raise UserError(f"{folder}: no usable cut-out; expected transparent PNGs (at least {_SMALLEST} px) with a .txt "
-                        "caption beside each")
+        raise UserError(
+            f"{folder}: no usable cut-out; expected transparent PNGs (at least {_SMALLEST} px) with a .txt "
+            "caption beside each"
+        )
     return cutouts
 
 

@@ -16,9 +16,16 @@ SIDE = 160  # pixels of a finished cut-out
 _SUPERSAMPLE = 2
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (205, 45, 45), "orange": (238, 134, 36), "yellow": (242, 208, 58), "green": (66, 152, 72),
-    "blue": (52, 104, 200), "purple": (132, 72, 172), "pink": (238, 138, 172), "white": (238, 238, 232),
-    "brown": (132, 88, 54), "grey": (132, 136, 142),
+    "red": (205, 45, 45),
+    "orange": (238, 134, 36),
+    "yellow": (242, 208, 58),
+    "green": (66, 152, 72),
+    "blue": (52, 104, 200),
+    "purple": (132, 72, 172),
+    "pink": (238, 138, 172),
+    "white": (238, 238, 232),
+    "brown": (132, 88, 54),
+    "grey": (132, 136, 142),
 }
 _DARK = (42, 40, 44)
 
@@ -64,11 +71,11 @@ class Pen:
 
 def _bird(p: Pen):
     w = p.vary(24, 30)
-    p.shape([(20, 52), (4, p.vary(38, 60)), (10, 66)], p.tone(.7))
+    p.shape([(20, 52), (4, p.vary(38, 60)), (10, 66)], p.tone(0.7))
     p.oval(44, 56, w, p.vary(18, 23))
     p.oval(68, 36, 15, 15)
     p.shape([(82, 33), (97, 39), (81, 43)], (236, 160, 40))
-    p.oval(40, 55, w * .6, 11, p.tone(.65))
+    p.oval(40, 55, w * 0.6, 11, p.tone(0.65))
     p.oval(72, 33, 3, 3, _DARK)
     p.line([(42, 76), (40, 92)], 3, (210, 130, 40))
     p.line([(54, 76), (54, 92)], 3, (210, 130, 40))
@@ -76,11 +83,11 @@ def _bird(p: Pen):
 
 def _fish(p: Pen):
     h = p.vary(19, 27)
-    p.shape([(26, 50), (4, 50 - h), (4, 50 + h)], p.tone(.7))
-    p.shape([(40, 34), (56, p.vary(12, 20)), (66, 36)], p.tone(.75))
+    p.shape([(26, 50), (4, 50 - h), (4, 50 + h)], p.tone(0.7))
+    p.shape([(40, 34), (56, p.vary(12, 20)), (66, 36)], p.tone(0.75))
     p.oval(55, 50, 36, h)
     for x in (44, 56):
-        p.line([(x, 50 - h * .7), (x - 5, 50), (x, 50 + h * .7)], 3, p.tone(1.5))
+        p.line([(x, 50 - h * 0.7), (x - 5, 50), (x, 50 + h * 0.7)], 3, p.tone(1.5))
     p.oval(76, 44, 5, 5, (250, 250, 250))
     p.oval(77, 44, 2.5, 2.5, _DARK)
 
@@ -103,7 +110,7 @@ def _butterfly(p: Pen):
     top, low = p.vary(19, 24), p.vary(14, 19)
     for side in (-1, 1):
         p.oval(50 + side * 24, 36, 22, top)
-        p.oval(50 + side * 20, 70, 17, low, p.tone(.72))
+        p.oval(50 + side * 20, 70, 17, low, p.tone(0.72))
         p.oval(50 + side * 26, 36, 9, 9, p.tone(1.6))
         p.line([(50, 28), (50 + side * 12, 8)], 1.8, _DARK)
     p.oval(50, 52, 5, 28, _DARK)
@@ -114,8 +121,8 @@ def _snail(p: Pen):
     p.line([(86, 44), (80, 26)], 2, (190, 160, 120))
     p.line([(90, 44), (94, 26)], 2, (190, 160, 120))
     r = p.vary(26, 31)
-    for k, tone in enumerate((1, .72, 1.35, .8)):
-        p.oval(44 - k, 54 + k, r * (1 - .24 * k), r * (1 - .24 * k), p.tone(tone))
+    for k, tone in enumerate((1, 0.72, 1.35, 0.8)):
+        p.oval(44 - k, 54 + k, r * (1 - 0.24 * k), r * (1 - 0.24 * k), p.tone(tone))
 
 
 def _ladybug(p: Pen):
@@ -130,8 +137,8 @@ def _ladybug(p: Pen):
 def _dog(p: Pen):
     p.oval(50, 52, 29, p.vary(31, 36))
     drop = p.vary(20, 28)
-    p.oval(18, 46, 11, drop, p.tone(.6))
-    p.oval(82, 46, 11, drop, p.tone(.6))
+    p.oval(18, 46, 11, drop, p.tone(0.6))
+    p.oval(82, 46, 11, drop, p.tone(0.6))
     p.oval(50, 68, 17, 15, p.tone(1.55))
     p.oval(50, 60, 7, 5, _DARK)
     for x in (38, 62):
@@ -141,7 +148,7 @@ def _dog(p: Pen):
 
 def _car(p: Pen):
     roof = p.vary(26, 34)
-    p.shape([(22, 54), (34, roof), (66, roof), (82, 54)], p.tone(.85))
+    p.shape([(22, 54), (34, roof), (66, roof), (82, 54)], p.tone(0.85))
     p.shape([(30, 52), (38, roof + 5), (49, roof + 5), (49, 52)], (196, 224, 240))
     p.shape([(53, 52), (53, roof + 5), (64, roof + 5), (73, 52)], (196, 224, 240))
     p.box(5, 50, 96, 74, radius=7)
@@ -156,7 +163,7 @@ def _bus(p: Pen):
     p.box(4, top, 96, 76, radius=6)
     for k in range(4):
         p.box(9 + k * 22, top + 8, 26 + k * 22, top + 26, (200, 228, 242), 2)
-    p.box(4, 56, 96, 61, p.tone(.6))
+    p.box(4, 56, 96, 61, p.tone(0.6))
     for x in (25, 75):
         p.oval(x, 77, 11, 11, _DARK)
         p.oval(x, 77, 4, 4, (205, 205, 205))
@@ -168,12 +175,12 @@ def _boat(p: Pen):
     p.shape([(54, top), (54, 62), (90, 62)], (246, 244, 236))
     p.shape([(46, top + 6), (46, 62), (18, 62)], p.tone(1.4))
     p.shape([(6, 66), (95, 66), (80, 90), (22, 90)])
-    p.line([(6, 67), (95, 67)], 3, p.tone(.6))
+    p.line([(6, 67), (95, 67)], 3, p.tone(0.6))
 
 
 def _rocket(p: Pen):
-    p.shape([(34, 66), (16, 88), (38, 82)], p.tone(.6))
-    p.shape([(66, 66), (84, 88), (62, 82)], p.tone(.6))
+    p.shape([(34, 66), (16, 88), (38, 82)], p.tone(0.6))
+    p.shape([(66, 66), (84, 88), (62, 82)], p.tone(0.6))
     p.shape([(40, 84), (50, 99), (60, 84)], (250, 170, 40))
     p.oval(50, 46, p.vary(17, 21), 42, (232, 234, 238))
     p.shape([(34, 24), (50, 2), (66, 24)])
@@ -184,7 +191,7 @@ def _rocket(p: Pen):
 
 def _tractor(p: Pen):
     p.box(40, 40, 92, 66, radius=4)
-    p.box(16, p.vary(14, 22), 46, 66, p.tone(.85), 3)
+    p.box(16, p.vary(14, 22), 46, 66, p.tone(0.85), 3)
     p.box(21, 25, 41, 44, (200, 228, 242))
     p.box(74, 18, 79, 40, _DARK)
     p.oval(30, 70, 23, 23, _DARK)
@@ -197,7 +204,7 @@ def _tree(p: Pen):
     p.box(44, 56, 56, 97, (112, 76, 46))
     r = p.vary(19, 25)
     for x, y in ((50, 26), (30, 42), (70, 42), (50, 48)):
-        p.oval(x, y, r, r, p.tone(p.vary(.82, 1.15)))
+        p.oval(x, y, r, r, p.tone(p.vary(0.82, 1.15)))
 
 
 def _flower(p: Pen):
@@ -240,7 +247,7 @@ def _banana(p: Pen):
     outer = [(8 + 84 * t, 40 + 46 * np.sin(np.pi * t) - 14 * t) for t in np.linspace(0, 1, 24)]
     inner = [(14 + 74 * t, 34 + (20 - lift) * np.sin(np.pi * t) - 14 * t) for t in np.linspace(1, 0, 24)]
     p.shape(outer + inner)
-    p.line([(14 + 70 * t, 42 + 34 * np.sin(np.pi * t) - 14 * t) for t in np.linspace(.08, .95, 20)], 2, p.tone(.75))
+    p.line([(14 + 70 * t, 42 + 34 * np.sin(np.pi * t) - 14 * t) for t in np.linspace(0.08, 0.95, 20)], 2, p.tone(0.75))
     p.shape([(6, 32), (14, 30), (16, 44), (8, 44)], (110, 80, 40))
     p.oval(91, 25, 4, 5, (110, 80, 40))
 
@@ -248,7 +255,7 @@ def _banana(p: Pen):
 def _cupcake(p: Pen):
     p.shape([(22, 56), (78, 56), (68, 96), (32, 96)], (190, 128, 74))
     for x in (34, 45, 56, 66):
-        p.line([(x, 58), (50 + (x - 50) * .75, 95)], 2, (150, 96, 52))
+        p.line([(x, 58), (50 + (x - 50) * 0.75, 95)], 2, (150, 96, 52))
     p.oval(50, 54, p.vary(33, 37), 14)
     p.oval(50, 40, 26, 13, p.tone(1.2))
     p.oval(50, 28, 16, 11, p.tone(1.4))
@@ -277,8 +284,8 @@ def _castle(p: Pen):
     wall = p.vary(46, 54)
     p.box(18, wall, 82, 95)
     for x in (8, 68):
-        p.box(x, 34, x + 24, 95, p.tone(.85))
-        p.shape([(x - 3, 35), (x + 12, 8), (x + 27, 35)], p.tone(.55))
+        p.box(x, 34, x + 24, 95, p.tone(0.85))
+        p.shape([(x - 3, 35), (x + 12, 8), (x + 27, 35)], p.tone(0.55))
         p.box(x + 9, 50, x + 15, 62, _DARK)
     for x in range(34, 66, 11):
         p.box(x, wall - 8, x + 6, wall + 1)
@@ -288,15 +295,21 @@ def _castle(p: Pen):
 def _tent(p: Pen):
     peak = p.vary(12, 24)
     p.shape([(4, 90), (50, peak), (96, 90)])
-    p.shape([(50, peak), (96, 90), (74, 90)], p.tone(.7))
+    p.shape([(50, peak), (96, 90), (74, 90)], p.tone(0.7))
     p.shape([(36, 90), (50, peak + 24), (64, 90)], _DARK)
 
 
 def _lighthouse(p: Pen):
     p.shape([(36, 30), (64, 30), (72, 96), (28, 96)], (242, 240, 232))
     for y in (42, 66):
-        p.shape([(35 - (y - 30) * .12, y), (65 + (y - 30) * .12, y), (66.5 + (y - 30) * .12, y + 12),
-                 (33.5 - (y - 30) * .12, y + 12)])
+        p.shape(
+            [
+                (35 - (y - 30) * 0.12, y),
+                (65 + (y - 30) * 0.12, y),
+                (66.5 + (y - 30) * 0.12, y + 12),
+                (33.5 - (y - 30) * 0.12, y + 12),
+            ]
+        )
     p.box(38, 14, 62, 30, (250, 226, 120))
     p.shape([(34, 15), (50, p.vary(0, 5)), (66, 15)])
     p.box(31, 28, 69, 32, _DARK)
@@ -307,13 +320,13 @@ def _ball(p: Pen):
     start = p.vary(0, 60)
     for k in range(3):
         p.pie(50, 50, 42, start + 120 * k, start + 120 * k + 60, (244, 242, 236))
-    p.oval(50, 50, 8, 8, p.tone(.6))
+    p.oval(50, 50, 8, 8, p.tone(0.6))
 
 
 def _balloon(p: Pen):
     p.line([(50, 72), (46, 84), (54, 98)], 1.6, _DARK)
     p.oval(50, 38, p.vary(28, 33), 36)
-    p.shape([(45, 78), (50, 71), (55, 78)], p.tone(.7))
+    p.shape([(45, 78), (50, 71), (55, 78)], p.tone(0.7))
     p.oval(38, 24, 6, 10, p.tone(1.7))
 
 
@@ -321,9 +334,9 @@ def _umbrella(p: Pen):
     p.line([(50, 46), (50, 88), (44, 95), (37, 90)], 4, (110, 78, 50))
     top = p.vary(42, 46)
     p.pie(50, 52, top, 180, 360)
-    p.pie(50, 52, top * .42, 180, 360, p.tone(1.45))
-    for x in (50 - top * .72, 50, 50 + top * .72):
-        p.oval(x, 52, top * .28, 6, (0, 0, 0, 0))
+    p.pie(50, 52, top * 0.42, 180, 360, p.tone(1.45))
+    for x in (50 - top * 0.72, 50, 50 + top * 0.72):
+        p.oval(x, 52, top * 0.28, 6, (0, 0, 0, 0))
     p.line([(50, 8), (50, 3)], 3, _DARK)
 
 
@@ -331,16 +344,16 @@ def _kite(p: Pen):
     mid = p.vary(32, 40)
     p.shape([(50, 2), (80, mid), (50, 78), (20, mid)])
     p.shape([(50, 2), (80, mid), (50, mid)], p.tone(1.4))
-    p.shape([(50, 78), (20, mid), (50, mid)], p.tone(.65))
+    p.shape([(50, 78), (20, mid), (50, mid)], p.tone(0.65))
     p.line([(50, 78), (58, 86), (46, 92), (56, 99)], 2, _DARK)
 
 
 def _cup(p: Pen):
     top = p.vary(24, 32)
-    p.oval(74, 56, 19, 18, p.tone(.8))
+    p.oval(74, 56, 19, 18, p.tone(0.8))
     p.oval(74, 56, 10, 10, (0, 0, 0, 0))
     p.box(18, top, 72, 88, radius=9)
-    p.oval(45, top + 2, 27, 7, p.tone(.6))
+    p.oval(45, top + 2, 27, 7, p.tone(0.6))
     p.box(18, 54, 72, 62, p.tone(1.5))
 
 
@@ -357,14 +370,19 @@ def _clock(p: Pen):
 
 def _hat(p: Pen):
     p.box(26, p.vary(16, 26), 74, 74, radius=5)
-    p.oval(50, 76, 45, 11, p.tone(.85))
-    p.box(26, 58, 74, 69, p.tone(.45))
+    p.oval(50, 76, 45, 11, p.tone(0.85))
+    p.box(26, 58, 74, 69, p.tone(0.45))
 
 
 def _star(p: Pen):
-    inner, turn = p.vary(18, 23), p.vary(-.2, .2)
-    p.shape([(50 + r * np.sin(turn + np.pi * k / 5), 52 - r * np.cos(turn + np.pi * k / 5))
-             for k in range(10) for r in [46 if k % 2 == 0 else inner]])
+    inner, turn = p.vary(18, 23), p.vary(-0.2, 0.2)
+    p.shape(
+        [
+            (50 + r * np.sin(turn + np.pi * k / 5), 52 - r * np.cos(turn + np.pi * k / 5))
+            for k in range(10)
+            for r in [46 if k % 2 == 0 else inner]
+        ]
+    )
     p.oval(42, 46, 3, 4, _DARK)
     p.oval(58, 46, 3, 4, _DARK)
 
@@ -425,7 +443,7 @@ def draw(kind: str, colour: str, seed: int) -> Image.Image:
     pixels = np.asarray(pen.image.reduce(_SUPERSAMPLE), np.float32)
     alpha = pixels[..., 3]
     depth = np.asarray(Image.fromarray(alpha.astype(np.uint8)).filter(ImageFilter.GaussianBlur(9)), np.float32) / 255
-    y, x = np.mgrid[0:1:SIDE * 1j, 0:1:SIDE * 1j]
+    y, x = np.mgrid[0 : 1 : SIDE * 1j, 0 : 1 : SIDE * 1j]
     light = 1.12 - 0.30 * (0.45 * x + 0.55 * y) - 0.22 * (1 - depth)
     pixels[..., :3] *= light[..., None]
     pixels[..., :3] += rng.normal(0, 3.5, pixels.shape[:2])[..., None]

@@ -10,8 +10,7 @@ from mindtuner.errors import UserError
 COLOURS = frozenset(
     re.findall(
         r"\w+",
-        "red orange yellow green blue purple pink brown black white grey gray golden silver beige turquoise "
-        "violet",
+        "red orange yellow green blue purple pink brown black white grey gray golden silver beige turquoise violet",
     )
 )
 

@@ -84,8 +84,4 @@ def _vector(kind: str, name: str, width: int) -> np.ndarray:
 def _object_vector(name: str, group: str) -> np.ndarray:
     width = _WIDTHS["objects"]
     fall = np.arange(1, width + 1) ** -0.3  # few dimensions carry most: a power law, as in cortex
-    return (
-        fall
-        * (_vector("group", group, width) + _vector("object", name, width))
-        / np.sqrt(2 * (fall**2).mean())
-    )
+    return fall * (_vector("group", group, width) + _vector("object", name, width)) / np.sqrt(2 * (fall**2).mean())

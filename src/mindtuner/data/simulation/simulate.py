@@ -29,12 +29,17 @@ from mindtuner.runtime import derive_seed, progress
 TRIAL_SECONDS = 4.0
 
 
-LAYOUTS = {"A": "the public MindEye2 release", "B": "raw NSD, for convert nsd", "C": "a lab's own scans",
-           "D": "subjects of MOSAIC, for convert mosaic"}
+LAYOUTS = {
+    "A": "the public MindEye2 release",
+    "B": "raw NSD, for convert nsd",
+    "C": "a lab's own scans",
+    "D": "subjects of MOSAIC, for convert mosaic",
+}
 
 
-def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None,
-             layout: str = "A") -> None:
+def simulate(
+    out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None, layout: str = "A"
+) -> None:
     """Write a simulated NSD into the empty folder ``out``.
 
     ``cutouts``: a folder of transparent PNGs with captions takes the place of the drawn cut-outs. ``stimuli``: a folder
@@ -60,8 +65,9 @@ def simulate(out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stim
         {"B": layout_b_writer, "C": layout_c_writer, "D": layout_d_writer}[layout].write(part, dataset)
         if layout == "D":
             with atomic_path(made / "truth" / "placement.safetensors") as file:
-                save_file({f"subj0{number}": layout_d_writer.place(subject)
-                           for number, subject in dataset.subjects.items()}, file)
+                save_file(
+                    {f"subj0{number}": layout_d_writer.place(subject) for number, subject in dataset.subjects.items()}, file
+                )
         (made / "truth").rename(part / "truth")
         shutil.rmtree(made)
 
@@ -70,10 +76,16 @@ def _simulate_a(out: Path, knobs: SimulateConfig, cutouts: Path | None, stimuli:
     check_knobs(knobs)
     plan = Plan(knobs)
     scene_of = _scenes(plan, cutouts, stimuli)
-    writer.write_card(out, {
-        "simulated": True, "simulated_scenes": stimuli is None, "zscore": "train_trials",
-        "stimuli": f"folder {stimuli}" if stimuli else f"scenes of cut-outs in {cutouts}" if cutouts else "drawn scenes",
-        "simulate": dataclasses.asdict(knobs)})
+    writer.write_card(
+        out,
+        {
+            "simulated": True,
+            "simulated_scenes": stimuli is None,
+            "zscore": "train_trials",
+            "stimuli": f"folder {stimuli}" if stimuli else f"scenes of cut-outs in {cutouts}" if cutouts else "drawn scenes",
+            "simulate": dataclasses.asdict(knobs),
+        },
+    )
     writer.write_shared(out, plan.is_shared)
     early, labels, captions = _write_stimuli(out, scene_of, plan.count)
     writer.write_captions(out, captions)
@@ -84,8 +96,15 @@ def _simulate_a(out: Path, knobs: SimulateConfig, cutouts: Path | None, stimuli:
         table = plan.trials(number)
         seen, rows = np.unique(table.stimulus, return_inverse=True)
         voxels = nsd.voxel_count(number, knobs.voxel_scale)
-        brain = simulate_brain(number, voxels, early[seen], semantic[seen], knobs.fingerprint, knobs.seed,
-                               number % knobs.fingerprint_groups if knobs.fingerprint_groups else None)
+        brain = simulate_brain(
+            number,
+            voxels,
+            early[seen],
+            semantic[seen],
+            knobs.fingerprint,
+            knobs.seed,
+            number % knobs.fingerprint_groups if knobs.fingerprint_groups else None,
+        )
         betas = zscore(measure(brain, rows, table.session, knobs.noise), table.session, ~table.is_shared)
         writer.write_betas(out, number, [betas], betas.shape)
         writer.write_behaviour(out, number, table)
@@ -116,12 +135,16 @@ def check_knobs(knobs: SimulateConfig) -> None:
             raise UserError(f"simulate: {name.replace('_', '-')} is {value}; expected {low} to {high}")
     trials, shared = knobs.sessions * knobs.trials_per_session, knobs.shared_images * knobs.repeats
     if shared > trials / 2:
-        raise UserError(f"simulate: shared-images x repeats is {knobs.shared_images} x {knobs.repeats}; expected at most "
-                        f"half of the {trials} trials")
+        raise UserError(
+            f"simulate: shared-images x repeats is {knobs.shared_images} x {knobs.repeats}; expected at most "
+            f"half of the {trials} trials"
+        )
     seen = Plan(knobs).images_per_subject
     if seen < MIN_IMAGES:
-        raise UserError(f"simulate: trials-per-session x sessions / repeats lets each subject see {seen} images; expected at "
-                        f"least {MIN_IMAGES}")
+        raise UserError(
+            f"simulate: trials-per-session x sessions / repeats lets each subject see {seen} images; expected at "
+            f"least {MIN_IMAGES}"
+        )
 
 
 class Plan:
@@ -139,8 +162,8 @@ class Plan:
         self.images_per_subject = knobs.shared_images + self.own_images
         self.count = knobs.shared_images + knobs.subjects * self.own_images
         order = np.random.default_rng(derive_seed(knobs.seed, "stimulus ids")).permutation(self.count)
-        self.shared = np.sort(order[:knobs.shared_images])
-        self.own = order[knobs.shared_images:].reshape(knobs.subjects, self.own_images)
+        self.shared = np.sort(order[: knobs.shared_images])
+        self.own = order[knobs.shared_images :].reshape(knobs.subjects, self.own_images)
         self.is_shared = np.zeros(self.count, bool)
         self.is_shared[self.shared] = True
 
@@ -148,8 +171,10 @@ class Plan:
         """All trials of a subject in order of time."""
         knobs, rng = self.knobs, np.random.default_rng(derive_seed(self.knobs.seed, "trials", number))
         shown = {}
-        for name, images, total in (("own", self.own[number - 1], self.train_trials),
-                                    ("shared", self.shared, self.test_trials)):
+        for name, images, total in (
+            ("own", self.own[number - 1], self.train_trials),
+            ("shared", self.shared, self.test_trials),
+        ):
             sequence = np.concatenate([rng.permutation(images) for _ in range(knobs.repeats)])[:total]
             shown[name] = np.array_split(sequence, knobs.sessions)
         # Uneven splits would make sessions of unequal length: the first ones get the spare shared trials, so
@@ -158,15 +183,20 @@ class Plan:
         stimulus, start = [], 0
         for shared in shown["shared"]:
             room = knobs.trials_per_session - len(shared)
-            stimulus.append(rng.permutation(np.concatenate([own[start:start + room], shared])))
+            stimulus.append(rng.permutation(np.concatenate([own[start : start + room], shared])))
             start += room
         stimulus = np.concatenate(stimulus)
         within = np.tile(np.arange(knobs.trials_per_session), knobs.sessions)
         per_run = -(-knobs.trials_per_session // nsd.RUNS)
         session = np.repeat(np.arange(1, knobs.sessions + 1), knobs.trials_per_session)
-        return writer.TrialTable(stimulus=stimulus, session=session, run=within // per_run + 1,
-                                 trial=within % per_run + 1, time=within * TRIAL_SECONDS,
-                                 is_shared=self.is_shared[stimulus])
+        return writer.TrialTable(
+            stimulus=stimulus,
+            session=session,
+            run=within // per_run + 1,
+            trial=within % per_run + 1,
+            time=within * TRIAL_SECONDS,
+            is_shared=self.is_shared[stimulus],
+        )
 
 
 def _scenes(plan: Plan, cutouts: Path | None, stimuli: Path | None):

@@ -64,9 +64,7 @@ def prf_responses(maps: np.ndarray, prfs: Prfs) -> np.ndarray:
     maps = maps.reshape(len(maps), CHANNELS, -1)
     maps = maps / np.maximum(maps.mean((0, 2), keepdims=True), 1e-6)  # channels adapt to their average drive
     cells = (np.arange(GRID) + 0.5) / GRID
-    x, y = (
-        np.exp(-((cells - prfs.centre[:, [axis]]) ** 2) / (2 * prfs.size[:, None] ** 2)) for axis in (0, 1)
-    )
+    x, y = (np.exp(-((cells - prfs.centre[:, [axis]]) ** 2) / (2 * prfs.size[:, None] ** 2)) for axis in (0, 1))
     weight = (y[:, :, None] * x[:, None, :]).reshape(len(x), -1)
     weight = 0.95 * weight / weight.sum(1, keepdims=True) + 0.05 / GRID**2
     weight = weight.astype(np.float32).T
@@ -84,9 +82,7 @@ def selectivity(sheet: Sheet, atlas_seed: int) -> np.ndarray:
     return np.exp(-distance / (2 * 0.1**2)) * sheet.mask("higher_vis")
 
 
-def scene_responses(
-    features: np.ndarray, sheet: Sheet, voxels: np.ndarray, atlas_seed: int, seed: int
-) -> np.ndarray:
+def scene_responses(features: np.ndarray, sheet: Sheet, voxels: np.ndarray, atlas_seed: int, seed: int) -> np.ndarray:
     """Responses of ``voxels`` (bool mask) to what scenes hold, float32 (n, V): linear in the features (n,
     76).
 
@@ -140,7 +136,5 @@ def shared_responses(
     known = standardise(scene_responses(features, sheet, upper, atlas_seed, seed), "labels")
     out[:, early], out[:, sheet.mask("higher_vis")] = seen, known[:, ~v4[upper]]
     lean = np.pi / 4 + 0.25 * smooth_fields(sheet.map[v4], 1, 0.3, derive_seed(atlas_seed, "V4 lean"))[:, 0]
-    out[:, v4] = standardise(
-        np.cos(lean) * seen[:, v4[early]] + np.sin(lean) * known[:, v4[upper]], "stimuli"
-    )
+    out[:, v4] = standardise(np.cos(lean) * seen[:, v4[early]] + np.sin(lean) * known[:, v4[upper]], "stimuli")
     return out

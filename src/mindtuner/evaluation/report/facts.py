@@ -24,10 +24,16 @@ def curves(logs: list[list[dict]]) -> list[dict]:
         for name, lines in losses.items():
             plot, logarithmic = plots.curve(list(lines.values()))
             epochs = [epoch for line in lines.values() for epoch, _ in line]
-            drawn.append({"name": name, "plot": plot, "logarithmic": logarithmic,
-                          "first": _range([line[0][1] for line in lines.values()]),
-                          "last": _range([line[-1][1] for line in lines.values()]),
-                          "epochs": f"{min(epochs):g} to {max(epochs):g}"})
+            drawn.append(
+                {
+                    "name": name,
+                    "plot": plot,
+                    "logarithmic": logarithmic,
+                    "first": _range([line[0][1] for line in lines.values()]),
+                    "last": _range([line[-1][1] for line in lines.values()]),
+                    "epochs": f"{min(epochs):g} to {max(epochs):g}",
+                }
+            )
         groups.append({"title": STAGES.get(stage) or f"Tuning: {label_of(stage)[0]}", "plots": drawn})
     return groups
 

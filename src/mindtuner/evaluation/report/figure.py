@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_run
 
-STAGES = {"lowlevel": "Low level", "reconstructed": "Reconstructed", "blended": "Blended",
-          "corrected": "Corrected"}
+STAGES = {"lowlevel": "Low level", "reconstructed": "Reconstructed", "blended": "Blended", "corrected": "Corrected"}
 MAIN_METHOD = "mindtuner"
 
 _CELL, _GAP, _LABELS = 160, 6, 124  # pixels
@@ -40,11 +39,12 @@ def contact_sheet(run_folder: str | Path, n: int = 8, method: str = MAIN_METHOD)
     if not 1 <= n <= count:
         raise UserError(f"contact sheet: n is {n}; expected 1 to {count}, the pictures of {run_folder}")
     rows = [("Seen", pictures["seen"])]
-    rows += [(label, pictures[f"{method}/{stage}"]) for stage, label in STAGES.items()
-             if f"{method}/{stage}" in pictures]
+    rows += [(label, pictures[f"{method}/{stage}"]) for stage, label in STAGES.items() if f"{method}/{stage}" in pictures]
     if len(rows) == 1:
-        raise UserError(f"contact sheet: no pictures of method {method} in {run_folder}; expected one of "
-                        f"{', '.join(methods_of(pictures))}")
+        raise UserError(
+            f"contact sheet: no pictures of method {method} in {run_folder}; expected one of "
+            f"{', '.join(methods_of(pictures))}"
+        )
 
     chosen = [(2 * k + 1) * count // (2 * n) for k in range(n)]
     step = _CELL + _GAP

@@ -36,15 +36,27 @@ def gallery(runs: list[Told], labels: list[str], budget: int) -> dict:
     first = store_runs[0]
     full = max(max(told.run.pictures["seen"].shape[2:]) for told in runs)
     methods = in_order({name for own in store_runs for name in own["methods"]})
-    return {"runs": store_runs, "main": first["main"], "method": first["methods"][first["main"]],
-            "cards": _cards(first, album.encoded), "sheets": sheets, "stages": _stages(store_runs),
-            "scores": _scores(store_runs), "methods": {name: label_of(name)[0] for name in methods},
-            "blocks": [{"first": start, "pictures": album.encoded[start:end]} for start, end in blocks[1:] if end > start],
-            "written": any(method["written"] for own in store_runs for method in own["methods"].values()),
-            "reduced": {"side": form.side, "quality": form.quality, "full": full} if form.side < full else None,
-            "count": len(album.encoded),
-            "store": {"runs": store_runs, "stages": _stages(store_runs), "scores": _scores(store_runs),
-                      "ordinals": ORDINALS, "columns": [columns for _, columns in sheets]}}
+    return {
+        "runs": store_runs,
+        "main": first["main"],
+        "method": first["methods"][first["main"]],
+        "cards": _cards(first, album.encoded),
+        "sheets": sheets,
+        "stages": _stages(store_runs),
+        "scores": _scores(store_runs),
+        "methods": {name: label_of(name)[0] for name in methods},
+        "blocks": [{"first": start, "pictures": album.encoded[start:end]} for start, end in blocks[1:] if end > start],
+        "written": any(method["written"] for own in store_runs for method in own["methods"].values()),
+        "reduced": {"side": form.side, "quality": form.quality, "full": full} if form.side < full else None,
+        "count": len(album.encoded),
+        "store": {
+            "runs": store_runs,
+            "stages": _stages(store_runs),
+            "scores": _scores(store_runs),
+            "ordinals": ORDINALS,
+            "columns": [columns for _, columns in sheets],
+        },
+    }
 
 
 def _run(told: Told, title: str, sheets: list[tuple[str, int]]) -> dict:
@@ -59,13 +71,25 @@ def _run(told: Told, title: str, sheets: list[tuple[str, int]]) -> dict:
         own = words["methods"].get(name, {})
         label, about = label_of(name)
         methods[name] = {
-            "label": label, "about": about, "read": own.get("retrieved_caption"), "written": own.get("written_caption"),
+            "label": label,
+            "about": about,
+            "read": own.get("retrieved_caption"),
+            "written": own.get("written_caption"),
             "top5": own.get("top5"),
-            "scores": _scores_of(run, name), "pictures": {},
-            "notes": {stage: _how(name, stage, told.setting) for stage in STAGES if f"{name}/{stage}" in run.pictures}}
-    return {"label": title, "subject": f"Subject {told.setting['subject']}", "main": main_of(names), "methods": methods,
-            "captions": words["seen_captions"], "all": words["all_captions"], "truth": words["picture_index"],
-            "sheet": sheets.index(sheet)}
+            "scores": _scores_of(run, name),
+            "pictures": {},
+            "notes": {stage: _how(name, stage, told.setting) for stage in STAGES if f"{name}/{stage}" in run.pictures},
+        }
+    return {
+        "label": title,
+        "subject": f"Subject {told.setting['subject']}",
+        "main": main_of(names),
+        "methods": methods,
+        "captions": words["seen_captions"],
+        "all": words["all_captions"],
+        "truth": words["picture_index"],
+        "sheet": sheets.index(sheet),
+    }
 
 
 def _scores_of(run: Run, method: str) -> dict[str, list[float | None]]:
@@ -94,8 +118,9 @@ def _paint(runs: list[Told], store_runs: list[dict], album: images.Album) -> lis
         for name in order:
             start = len(album.encoded)
             own["seen"] = album.add(told.run.pictures["seen"]) if name == order[0] else own["seen"]
-            own["methods"][name]["pictures"] = {stage: album.add(told.run.pictures[f"{name}/{stage}"])
-                                                for stage in own["methods"][name]["notes"]}
+            own["methods"][name]["pictures"] = {
+                stage: album.add(told.run.pictures[f"{name}/{stage}"]) for stage in own["methods"][name]["notes"]
+            }
             blocks.append((start, len(album.encoded)))
     return blocks
 
@@ -111,8 +136,10 @@ def _scores(store_runs: list[dict]) -> dict[str, dict]:
     held = dict.fromkeys(key for own in store_runs for method in own["methods"].values() for key in method["scores"])
     scores = {key: score_of(*key.split("/", 1)) for key in sorted(held, key=lambda key: key != ORDER_BY)}
     about = {"retrieval": " retrieval", "captions": " of the caption read", "written": " of the caption written"}
-    return {key: {"label": score.label + about.get(score.part, ""), "share": score.share, "lower": not score.higher_is_better}
-            for key, score in scores.items()}
+    return {
+        key: {"label": score.label + about.get(score.part, ""), "share": score.share, "lower": not score.higher_is_better}
+        for key, score in scores.items()
+    }
 
 
 def _cards(own: dict, encoded: list[str]) -> Callable[[], list[dict]]:
@@ -123,13 +150,20 @@ def _cards(own: dict, encoded: list[str]) -> Callable[[], list[dict]]:
         for i, caption in enumerate(own["captions"]):
             value = method["scores"].get(ORDER_BY, {i: None})[i]
             score = score_of(*ORDER_BY.split("/"))
-            yield {"number": i + 1, "caption": caption, "read": method["read"][i] if method["read"] else None,
-                   "written": method["written"][i] if method["written"] else None,
-                   "score": "" if value is None else f"{score.label} {show(score, value)}{unit(score)}",
-                   "seen": {"id": own["seen"][i], "data": encoded[own["seen"][i]]},
-                   "pictures": {stage: {"id": ids[i], "data": encoded[ids[i]], "note": method["notes"][stage]}
-                                for stage, ids in method["pictures"].items()},
-                   "strip": _strip(method["top5"][i], own["truth"][i], own["all"]) if method["top5"] else None}
+            yield {
+                "number": i + 1,
+                "caption": caption,
+                "read": method["read"][i] if method["read"] else None,
+                "written": method["written"][i] if method["written"] else None,
+                "score": "" if value is None else f"{score.label} {show(score, value)}{unit(score)}",
+                "seen": {"id": own["seen"][i], "data": encoded[own["seen"][i]]},
+                "pictures": {
+                    stage: {"id": ids[i], "data": encoded[ids[i]], "note": method["notes"][stage]}
+                    for stage, ids in method["pictures"].items()
+                },
+                "strip": _strip(method["top5"][i], own["truth"][i], own["all"]) if method["top5"] else None,
+            }
+
     return cards
 
 
@@ -137,9 +171,15 @@ def _strip(top: list[int], truth: int, captions: list[str]) -> dict:
     """The closest five test images, and where the seen one is among them (rank 0 where it is not)."""
     rank = top.index(truth) + 1 if truth in top else 0
     found = "Found first" if rank == 1 else f"Found {ORDINALS[rank - 1]}"
-    return {"rank": rank, "verdict": found if rank else "Not in the first five", "at": top,
-            "labels": [f"{ordinal}{', the image seen' if position == truth else ''}: {captions[position] or 'no caption'}"
-                       for ordinal, position in zip(ORDINALS, top, strict=False)]}
+    return {
+        "rank": rank,
+        "verdict": found if rank else "Not in the first five",
+        "at": top,
+        "labels": [
+            f"{ordinal}{', the image seen' if position == truth else ''}: {captions[position] or 'no caption'}"
+            for ordinal, position in zip(ORDINALS, top, strict=False)
+        ],
+    }
 
 
 def _how(method: str, stage: str, setting: dict) -> str:

@@ -27,8 +27,19 @@ class Form(NamedTuple):
     quality: int
 
 
-FORMS = (Form(LONGEST_SIDE, 88), Form(256, 80), Form(224, 74), Form(192, 68), Form(160, 62), Form(144, 57), Form(128, 52),
-         Form(112, 48), Form(96, 44), Form(80, 40), Form(64, 36))
+FORMS = (
+    Form(LONGEST_SIDE, 88),
+    Form(256, 80),
+    Form(224, 74),
+    Form(192, 68),
+    Form(160, 62),
+    Form(144, 57),
+    Form(128, 52),
+    Form(112, 48),
+    Form(96, 44),
+    Form(80, 40),
+    Form(64, 36),
+)
 
 
 class Album:
@@ -51,7 +62,7 @@ class Album:
             found.append(self._ids[key])
         with ThreadPoolExecutor() as threads:  # Pillow works outside Python's lock
             self.encoded += threads.map(lambda picture: encode(to_image(picture), self.form), new)
-        self.bytes += sum(map(len, self.encoded[len(self.encoded) - len(new):]))
+        self.bytes += sum(map(len, self.encoded[len(self.encoded) - len(new) :]))
         return found
 
 
@@ -79,8 +90,10 @@ def forms_within(budget: int, runs: list[Mapping[str, np.ndarray]]) -> list[Form
     for k, form in enumerate(FORMS):
         if MARGIN * count * np.mean([len(encode(to_image(picture), form)) for picture in sample]) <= budget:
             return list(FORMS[k:])
-    raise UserError(f"report: {count:,} pictures do not fit on one page of bearable size, not even at {FORMS[-1].side} "
-                    "pixels; expected fewer runs, or runs of fewer pictures")
+    raise UserError(
+        f"report: {count:,} pictures do not fit on one page of bearable size, not even at {FORMS[-1].side} "
+        "pixels; expected fewer runs, or runs of fewer pictures"
+    )
 
 
 def sprite(thumbnails: np.ndarray) -> tuple[str, int]:
@@ -88,8 +101,9 @@ def sprite(thumbnails: np.ndarray) -> tuple[str, int]:
     count, _, height, width = thumbnails.shape
     columns = max(SPRITE_COLUMNS, math.ceil(math.sqrt(count)))
     if columns * max(height, width) > LONGEST_SIDE:
-        raise UserError(f"report: {count:,} thumbnails of {width} x {height} do not fit on one sheet; expected fewer test "
-                        "images")
+        raise UserError(
+            f"report: {count:,} thumbnails of {width} x {height} do not fit on one sheet; expected fewer test images"
+        )
     sheet = Image.new("RGB", (columns * width, math.ceil(count / columns) * height))
     for number, thumbnail in enumerate(thumbnails):
         row, column = divmod(number, columns)

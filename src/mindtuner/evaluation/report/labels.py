@@ -13,13 +13,18 @@ METHODS = {
     "full_finetune": ("Full fine-tuning", "Every weight of the base trains on the subject."),
     "from_scratch": ("From scratch", "No base: every weight trains on the subject alone."),
     "nearest_training_image": (
-        "Nearest training image", "No painting: the training image closest to the decoded tokens is shown."),
+        "Nearest training image",
+        "No painting: the training image closest to the decoded tokens is shown.",
+    ),
     "prior_only": ("Prior only", "A control: the generator sees the mean token, never the brain."),
-    "shuffled_brain": (
-        "Shuffled brain", "A control: tuned on permuted brains; what it gets right is not read from them."),
+    "shuffled_brain": ("Shuffled brain", "A control: tuned on permuted brains; what it gets right is not read from them."),
 }
-PARTS = {"retrieval": "Retrieval", "reconstruction": "Pictures", "captions": "Captions retrieved",
-         "written": "Captions written"}
+PARTS = {
+    "retrieval": "Retrieval",
+    "reconstruction": "Pictures",
+    "captions": "Captions retrieved",
+    "written": "Captions written",
+}
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 GROUPS = {part: of_part(part) for part in PARTS}
 

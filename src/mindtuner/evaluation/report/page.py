@@ -56,21 +56,37 @@ def render(told: list[runs.Told]) -> str:
     """The page on these runs."""
     labels = runs.labels(told)
     methods = in_order({name for one in told for name in one.run.results["methods"]})
-    environment = Environment(loader=PackageLoader("mindtuner.evaluation", "report"), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("mindtuner.evaluation", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in our order, and without spaces
     return environment.get_template("page.html.j2").render(
-        style=_joined(STYLES), script=_joined(SCRIPTS),
-        runs=[{"label": label, "setting": _setting(one), "scores": tables.of_run(one.run.results),
-               "facts": facts.facts(one.run.results), "config": one.config, "folder": one.folder.name}
-              for one, label in zip(told, labels, strict=True)],
+        style=_joined(STYLES),
+        script=_joined(SCRIPTS),
+        runs=[
+            {
+                "label": label,
+                "setting": _setting(one),
+                "scores": tables.of_run(one.run.results),
+                "facts": facts.facts(one.run.results),
+                "config": one.config,
+                "folder": one.folder.name,
+            }
+            for one, label in zip(told, labels, strict=True)
+        ],
         gallery=gallery(told, labels, LIMIT - WRITTEN * len(told)),
         headline=tables.headline(told[0].run.results) if len(told) == 1 else [],
         beside=[runs.table(told, name) for name in sorted(methods, key=lambda name: name != main_of(methods))]
-        if len(told) > 1 else [],
+        if len(told) > 1
+        else [],
         efficiency=runs.efficiency(told),
         published=published.table([one.run for one in told], MAIN_METHOD)
-        if all(MAIN_METHOD in one.run.results["methods"] for one in told) else None,
+        if all(MAIN_METHOD in one.run.results["methods"] for one in told)
+        else None,
         curves=facts.curves([one.run.log for one in told]),
     )
 

@@ -21,8 +21,13 @@ def axis(values: Iterable[float]) -> tuple[float, float]:
     return math.floor(low / step) * step, math.ceil(high / step - 1e-9) * step
 
 
-def interval(value: float, ci: tuple[float, float] | None, chance: float | None,
-             limits: tuple[float, float], dots: Sequence[float] = ()) -> Markup:
+def interval(
+    value: float,
+    ci: tuple[float, float] | None,
+    chance: float | None,
+    limits: tuple[float, float],
+    dots: Sequence[float] = (),
+) -> Markup:
     """A dot with its interval on a line from ``limits[0]`` to ``limits[1]``; chance is a dashed mark, ``dots`` are small."""
     at = _along(limits)
     marks = ['<line class="base" x1="2%" x2="98%" y1="9" y2="9"/>']
@@ -35,12 +40,15 @@ def interval(value: float, ci: tuple[float, float] | None, chance: float | None,
     return _row(marks)
 
 
-def bar(value: float, ci: tuple[float, float] | None, seen: float | None, ceiling: float | None,
-        limits: tuple[float, float]) -> Markup:
+def bar(
+    value: float, ci: tuple[float, float] | None, seen: float | None, ceiling: float | None, limits: tuple[float, float]
+) -> Markup:
     """A bar from 0 to ``value`` with its interval; a ring is what the seen picture reaches, a tall mark the ceiling."""
     at = _along(limits)
-    marks = ['<line class="base" x1="2%" x2="98%" y1="9" y2="9"/>',
-             f'<line class="bar" x1="{at(0)}" x2="{at(value)}" y1="9" y2="9"/>']
+    marks = [
+        '<line class="base" x1="2%" x2="98%" y1="9" y2="9"/>',
+        f'<line class="bar" x1="{at(0)}" x2="{at(value)}" y1="9" y2="9"/>',
+    ]
     if ci is not None:
         marks.append(f'<line class="whisker" x1="{at(ci[0])}" x2="{at(ci[1])}" y1="9" y2="9"/>')
     if seen is not None:
@@ -54,6 +62,7 @@ def _along(limits: tuple[float, float]):
     def at(number: float) -> str:
         share = (number - limits[0]) / (limits[1] - limits[0])
         return f"{2 + 96 * min(max(share, 0.0), 1.0):.2f}%"
+
     return at
 
 
@@ -93,8 +102,14 @@ def _drawing(kind: str, width: float, height: float, marks: list[str]) -> Markup
     return Markup(f'<svg class="{kind}" aria-hidden="true" viewBox="0 0 {width:g} {height:g}">{"".join(marks)}</svg>')
 
 
-def growth(lines: dict[str, list[tuple[float, float, float, float]]], chance: float | None, ticks: Sequence[float],
-           limits: tuple[float, float], labels: tuple[str, str], logarithmic: bool = False) -> Markup:
+def growth(
+    lines: dict[str, list[tuple[float, float, float, float]]],
+    chance: float | None,
+    ticks: Sequence[float],
+    limits: tuple[float, float],
+    labels: tuple[str, str],
+    logarithmic: bool = False,
+) -> Markup:
     """Scores against an amount of data, one line per method.
 
     ``lines``: method -> (amount, score, lower end, upper end), amounts ascending. ``labels`` are those of ``limits``. A line
@@ -113,8 +128,10 @@ def growth(lines: dict[str, list[tuple[float, float, float, float]]], chance: fl
 
     foot = height - under
     marks = [f'<line class="base" x1="{left:g}" x2="{width - right:g}" y1="{at:g}" y2="{at:g}"/>' for at in (over, foot)]
-    marks += [f'<text class="end" x="{left - 6:g}" y="{at + 4:g}">{label}</text>'
-              for at, label in ((foot, labels[0]), (over, labels[1]))]
+    marks += [
+        f'<text class="end" x="{left - 6:g}" y="{at + 4:g}">{label}</text>'
+        for at, label in ((foot, labels[0]), (over, labels[1]))
+    ]
     marks += [f'<text class="middle" x="{x(amount):.1f}" y="{height - 6:g}">{amount:g}</text>' for amount in ticks]
     if chance is not None:
         marks.append(f'<line class="chance" x1="{left:g}" x2="{width - right:g}" y1="{y(chance):.1f}" y2="{y(chance):.1f}"/>')
@@ -122,17 +139,23 @@ def growth(lines: dict[str, list[tuple[float, float, float, float]]], chance: fl
         aside = 3.0 * (turn - (len(lines) - 1) / 2)  # so that spans stand beside each other
         placed = [(x(amount) + aside, y(score), y(low), y(high)) for amount, score, low, high in points]
         path = " ".join(f"{across:.1f},{up:.1f}" for across, up, _, _ in placed)
-        ends = "".join(f'<line class="span" x1="{across:.1f}" x2="{across:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
-                       for across, _, low, high in placed)
+        ends = "".join(
+            f'<line class="span" x1="{across:.1f}" x2="{across:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+            for across, _, low, high in placed
+        )
         at = "".join(marker(method, across, up) for across, up, _, _ in placed)
         marks.append(f'<g class="line {method}">{ends}<polyline points="{path}"/>{at}</g>')
     return _drawing("growth", width, height, marks)
 
 
 _SHAPES = {  # corners of a marker around 0, so that methods differ by more than colour
-    "ridge_only": "-4,-4 4,-4 4,4 -4,4", "full_finetune": "0,-5 5,4 -5,4", "from_scratch": "0,-5.5 5.5,0 0,5.5 -5.5,0",
-    "nearest_training_image": "-5,-4 5,-4 0,5", "shuffled_brain": "-5,-1.5 5,-1.5 5,1.5 -5,1.5",
-    "prior_only": "-1.5,-5 1.5,-5 1.5,5 -1.5,5"}
+    "ridge_only": "-4,-4 4,-4 4,4 -4,4",
+    "full_finetune": "0,-5 5,4 -5,4",
+    "from_scratch": "0,-5.5 5.5,0 0,5.5 -5.5,0",
+    "nearest_training_image": "-5,-4 5,-4 0,5",
+    "shuffled_brain": "-5,-1.5 5,-1.5 5,1.5 -5,1.5",
+    "prior_only": "-1.5,-5 1.5,-5 1.5,5 -1.5,5",
+}
 
 
 def marker(method: str, x: float, y: float) -> Markup:

@@ -30,8 +30,18 @@ from mindtuner.evaluation.report.labels import (
 from mindtuner.evaluation.results import Run, load_run
 
 # What follows from the other settings and the seed, and so never tells two kinds of runs apart.
-FOLLOWS = ("seed", "command", "versions", "stimuli_note", "stimuli_hash", "voxels", "n_training_trials", "n_test_trials",
-           "text_bank", "bank_captions_equal_to_a_test_caption")
+FOLLOWS = (
+    "seed",
+    "command",
+    "versions",
+    "stimuli_note",
+    "stimuli_hash",
+    "voxels",
+    "n_training_trials",
+    "n_test_trials",
+    "text_bank",
+    "bank_captions_equal_to_a_test_caption",
+)
 MEASURES = ("subject", "sessions")  # what the table of runs always shows
 FEW = 3  # differing settings that a run's name can hold
 
@@ -54,8 +64,10 @@ def load(folder: str | Path) -> Told:
     """Read a finished run. Raises UserError naming what is missing or broken."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'not found'}; expected the folder of a run that "
-                        "mindtuner demo or evaluate finished")
+        raise UserError(
+            f"{folder}: {'not a folder' if folder.exists() else 'not found'}; expected the folder of a run that "
+            "mindtuner demo or evaluate finished"
+        )
     if not (folder / "results.json").exists():
         raise UserError(f"{folder}: holds no results.json; expected a run that mindtuner demo or evaluate finished")
     run = load_run(folder)
@@ -90,8 +102,9 @@ def _choices(setting: dict, config: str, path: Path) -> dict[str, str]:
         raise UserError(f"{path}: not YAML ({what}); expected the configuration of the run") from error
     told = dict(flat({key: value for key, value in setting.items() if key not in FOLLOWS}, str))
     told_twice = ("seed", *(f" {name}" for name in told if name not in MEASURES), "target subject", "tuning sessions")
-    return told | {name: text for name, text in flat(tree if isinstance(tree, dict) else {}, json.dumps)
-                   if not name.endswith(told_twice)}
+    return told | {
+        name: text for name, text in flat(tree if isinstance(tree, dict) else {}, json.dumps) if not name.endswith(told_twice)
+    }
 
 
 def differing(runs: list[Told]) -> list[str]:
@@ -111,15 +124,19 @@ def labels(runs: list[Told]) -> list[str]:
         words += _said(told, apart)
         words += [f"seed {told.setting.get('seed', 'unknown')}"] if len(seeds) > 1 else []
         found.append(", ".join(words))
-    return [label if label and found.count(label) == 1 else f"{label}{', ' if label else ''}{told.folder.name}"
-            for label, told in zip(found, runs, strict=True)]
+    return [
+        label if label and found.count(label) == 1 else f"{label}{', ' if label else ''}{told.folder.name}"
+        for label, told in zip(found, runs, strict=True)
+    ]
 
 
 def _said(told: Told, apart: list[str]) -> list[str]:
     """A run's choices of those names, the first few of them."""
     rest = len(apart) - FEW
-    return [*(f"{name} {told.choices.get(name, 'unset')}" for name in apart[:FEW]),
-            *([f"and {rest} other settings"] if rest > 0 else [])]
+    return [
+        *(f"{name} {told.choices.get(name, 'unset')}" for name in apart[:FEW]),
+        *([f"and {rest} other settings"] if rest > 0 else []),
+    ]
 
 
 def _sessions(count) -> str:
@@ -145,8 +162,9 @@ def _amount(told: Told) -> tuple:
 
 def table(runs: list[Told], method: str) -> dict:
     """Runs beside each other for one method: a row per group, then means over subjects where they differ in nothing else."""
-    scores = {(part, key): score for part in PARTS for told in runs
-              for key, score in scores_in(told.run.results, part).items()}
+    scores = {
+        (part, key): score for part in PARTS for told in runs for key, score in scores_in(told.run.results, part).items()
+    }
     apart = differing(runs)
     rows = [row for group in groups(runs) if any((row := _row(group, method, scores, apart))["values"].values())]
     rows += _over_subjects(rows, scores)
@@ -157,9 +175,16 @@ def table(runs: list[Told], method: str) -> dict:
         limits = plots.axis(held + chances)
         for row in rows:
             row["cells"].append(_cell(score, row["values"][at], row["ends"][at], row["chances"][at], limits))
-        columns.append({"label": score.label, "meaning": PARTS[at[0]].lower(), "unit": unit(score).strip(),
-                        "lower": not score.higher_is_better, "chance": spread(score, chances),
-                        "limits": [tick(score, limit) for limit in limits]})
+        columns.append(
+            {
+                "label": score.label,
+                "meaning": PARTS[at[0]].lower(),
+                "unit": unit(score).strip(),
+                "lower": not score.higher_is_better,
+                "chance": spread(score, chances),
+                "limits": [tick(score, limit) for limit in limits],
+            }
+        )
     return {"label": label_of(method)[0], "columns": columns, "rows": rows}
 
 
@@ -168,14 +193,21 @@ def _row(group: list[Told], method: str, scores: dict, apart: list[str]) -> dict
     trials = [told.setting["n_training_trials"] for told in group if is_number(told.setting.get("n_training_trials"))]
     amount = _sessions(setting["sessions"]) + (f", {_range(trials)} trials" if trials else "")
     seeds = [str(told.setting.get("seed", "unknown")) for told in group]
-    return {"subject": f"Subject {setting['subject']}", "amount": (amount, setting["sessions"], *map(choices.get, apart)),
-            "said": [amount, *_said(group[0], apart), f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"],
-            "values": {at: _values(group, method, at) for at in scores},
-            "ends": {at: pick(group[0].run.results["methods"], method, "ci95", *at) if len(group) == 1 else None
-                     for at in scores},
-            "chances": {at: [chance for told in group
-                             if (chance := chance_of(told.run.results, *at, method)) is not None] for at in scores},
-            "is_mean": False, "cells": []}
+    return {
+        "subject": f"Subject {setting['subject']}",
+        "amount": (amount, setting["sessions"], *map(choices.get, apart)),
+        "said": [amount, *_said(group[0], apart), f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"],
+        "values": {at: _values(group, method, at) for at in scores},
+        "ends": {
+            at: pick(group[0].run.results["methods"], method, "ci95", *at) if len(group) == 1 else None for at in scores
+        },
+        "chances": {
+            at: [chance for told in group if (chance := chance_of(told.run.results, *at, method)) is not None]
+            for at in scores
+        },
+        "is_mean": False,
+        "cells": [],
+    }
 
 
 def _values(group: list[Told], method: str, at: tuple[str, str]) -> list[float]:
@@ -188,11 +220,19 @@ def _over_subjects(rows: list[dict], scores: dict) -> list[dict]:
     shared: dict[tuple, list[dict]] = {}
     for row in rows:
         shared.setdefault(row["amount"][1:], []).append(row)
-    return [{"subject": f"Mean of {len(members)} subjects", "said": members[0]["said"][:-1], "is_mean": True, "cells": [],
-             "values": {at: [statistics.fmean(row["values"][at]) for row in members if row["values"][at]] for at in scores},
-             "chances": {at: [chance for row in members for chance in row["chances"][at]] for at in scores},
-             "ends": dict.fromkeys(scores)}
-            for members in shared.values() if len({row["subject"] for row in members}) == len(members) > 1]
+    return [
+        {
+            "subject": f"Mean of {len(members)} subjects",
+            "said": members[0]["said"][:-1],
+            "is_mean": True,
+            "cells": [],
+            "values": {at: [statistics.fmean(row["values"][at]) for row in members if row["values"][at]] for at in scores},
+            "chances": {at: [chance for row in members for chance in row["chances"][at]] for at in scores},
+            "ends": dict.fromkeys(scores),
+        }
+        for members in shared.values()
+        if len({row["subject"] for row in members}) == len(members) > 1
+    ]
 
 
 def _cell(score, values: list[float], ends, chances: list[float], limits: tuple[float, float]) -> dict | None:
@@ -203,9 +243,13 @@ def _cell(score, values: list[float], ends, chances: list[float], limits: tuple[
         said = f"\N{PLUS-MINUS SIGN} {show(score, statistics.stdev(values))}"
     else:
         said = f"{show(score, ends[0])} to {show(score, ends[1])}" if ends else None
-    return {"value": show(score, mean), "ci": said,
-            "plot": plots.interval(mean, ends, statistics.fmean(chances) if chances else None, limits,
-                                   values if len(values) > 1 else ())}
+    return {
+        "value": show(score, mean),
+        "ci": said,
+        "plot": plots.interval(
+            mean, ends, statistics.fmean(chances) if chances else None, limits, values if len(values) > 1 else ()
+        ),
+    }
 
 
 def _range(values: list) -> str:
@@ -239,17 +283,30 @@ def _growth(members: list[list[Told]], ticks: list) -> dict:
     drawn = []
     for part in PARTS:
         for key, score in scores_in(members[0][0].run.results, part).items():
-            lines = {name: points for name in sorted(methods, key=lambda name: name != first)
-                     if (points := [point for group in members if (point := _point(group, name, part, key, score))])}
-            chances = [chance for group in members for told in group
-                       if (chance := chance_of(told.run.results, part, key, first)) is not None]
+            lines = {
+                name: points
+                for name in sorted(methods, key=lambda name: name != first)
+                if (points := [point for group in members if (point := _point(group, name, part, key, score))])
+            }
+            chances = [
+                chance
+                for group in members
+                for told in group
+                if (chance := chance_of(told.run.results, part, key, first)) is not None
+            ]
             chance = statistics.fmean(chances) if chances else None
             limits = plots.axis([number for points in lines.values() for point in points for number in point[1:]] + chances)
             own = lines.get(first) or next(iter(lines.values()))
-            drawn.append({"label": score.label, "meaning": PARTS[part].lower(), "lower": not score.higher_is_better,
-                          "alt": f"{score.label} of {label_of(first)[0]}: " + ", ".join(
-                              f"{show(score, value)}{unit(score)} from {_sessions(amount)}" for amount, value, _, _ in own),
-                          "plot": plots.growth(lines, chance, ticks, limits, tuple(tick(score, end) for end in limits))})
+            drawn.append(
+                {
+                    "label": score.label,
+                    "meaning": PARTS[part].lower(),
+                    "lower": not score.higher_is_better,
+                    "alt": f"{score.label} of {label_of(first)[0]}: "
+                    + ", ".join(f"{show(score, value)}{unit(score)} from {_sessions(amount)}" for amount, value, _, _ in own),
+                    "plot": plots.growth(lines, chance, ticks, limits, tuple(tick(score, end) for end in limits)),
+                }
+            )
     return {"plots": drawn, "legend": [(label_of(name)[0], name, plots.marker(name, 12, 7)) for name in methods]}
 
 

@@ -33,24 +33,34 @@ COLUMNS = 5  # of scores that stand side by side and can still be read
 
 def of_run(results: dict) -> dict:
     """Everything that the page says of one run's scores."""
-    return {"tables": [table for part in PARTS for table in tables(results, part)], "not_scored": not_scored(results),
-            "single_trials": single_trials(results), "stages": stage_scores(results), "regions": regions(results),
-            "pools": pool_tables(results), "subsets": subsets(results), "held_out": held_out(results),
-            "paired": paired(results["paired"])}
+    return {
+        "tables": [table for part in PARTS for table in tables(results, part)],
+        "not_scored": not_scored(results),
+        "single_trials": single_trials(results),
+        "stages": stage_scores(results),
+        "regions": regions(results),
+        "pools": pool_tables(results),
+        "subsets": subsets(results),
+        "held_out": held_out(results),
+        "paired": paired(results["paired"]),
+    }
 
 
 def headline(results: dict) -> list[dict]:
     """The three numbers of ``mindtuner`` at the top, each beside chance; none where it was not run."""
     tests = results["setting"].get("n_test_images", "all")
     rows = []
-    for part, name, text in (("retrieval", "image", f"of images found among {tests}"),
-                             ("retrieval", "text", f"of captions found among {tests}"),
-                             ("reconstruction", "two_way", "two-way identification of the pictures")):
+    for part, name, text in (
+        ("retrieval", "image", f"of images found among {tests}"),
+        ("retrieval", "text", f"of captions found among {tests}"),
+        ("reconstruction", "two_way", "two-way identification of the pictures"),
+    ):
         value, score = pick(results["methods"], "mindtuner", part, name), score_of(part, name)
         chance = chance_of(results, part, name, "mindtuner")
         if value is not None:
-            rows.append({"value": show(score, value), "text": text,
-                         "chance": None if chance is None else show(score, chance)})
+            rows.append(
+                {"value": show(score, value), "text": text, "chance": None if chance is None else show(score, chance)}
+            )
     return rows
 
 
@@ -59,15 +69,37 @@ def tables(results: dict, part: str) -> list[dict]:
     scores = list(scores_in(results, part).items())
     count = math.ceil(len(scores) / COLUMNS)
     width = math.ceil(len(scores) / max(count, 1))
-    return [_table(results, part, f"{PARTS[part]}{f', {k + 1} of {count}' if count > 1 else ''}",
-                   dict(scores[k * width:(k + 1) * width])) for k in range(count)]
+    return [
+        _table(
+            results,
+            part,
+            f"{PARTS[part]}{f', {k + 1} of {count}' if count > 1 else ''}",
+            dict(scores[k * width : (k + 1) * width]),
+        )
+        for k in range(count)
+    ]
 
 
 def _table(results: dict, part: str, title: str, scores: dict) -> dict:
     names = in_order(results["methods"])
-    return _filled(title, names, [
-        (score, [(pick(results["methods"], name, part, key), pick(results["methods"], name, "ci95", part, key),
-                  chance_of(results, part, key, name)) for name in names]) for key, score in scores.items()])
+    return _filled(
+        title,
+        names,
+        [
+            (
+                score,
+                [
+                    (
+                        pick(results["methods"], name, part, key),
+                        pick(results["methods"], name, "ci95", part, key),
+                        chance_of(results, part, key, name),
+                    )
+                    for name in names
+                ],
+            )
+            for key, score in scores.items()
+        ],
+    )
 
 
 def _filled(title: str, names: list[str], scored: list[tuple[Score, list[tuple]]]) -> dict:
@@ -80,22 +112,36 @@ def _filled(title: str, names: list[str], scored: list[tuple[Score, list[tuple]]
         limits = _limits(values, intervals, chances)
         for row, value, ci, chance in zip(rows, values, intervals, chances, strict=True):
             row["cells"].append(_cell(score, value, ci, chance, limits))
-        columns.append({"label": score.label, "meaning": score.meaning, "unit": unit(score).strip(),
-                        "lower": not score.higher_is_better, "chance": spread(score, chances),
-                        "limits": [tick(score, limit) for limit in limits]})
+        columns.append(
+            {
+                "label": score.label,
+                "meaning": score.meaning,
+                "unit": unit(score).strip(),
+                "lower": not score.higher_is_better,
+                "chance": spread(score, chances),
+                "limits": [tick(score, limit) for limit in limits],
+            }
+        )
     return {"title": title, "columns": columns, "rows": [row for row in rows if any(row["cells"])]}
 
 
 def _limits(values, intervals, chances) -> tuple[float, float]:
     """An axis that holds all of them, some of which may be None."""
-    return plots.axis([number for number in [*values, *chances] if number is not None]
-                      + [end for ends in intervals if ends for end in ends])
+    return plots.axis(
+        [number for number in [*values, *chances] if number is not None] + [end for ends in intervals if ends for end in ends]
+    )
 
 
 def _cell(score: Score, value, ci, chance, limits: tuple[float, float]) -> dict | None:
-    return None if value is None else {
-        "value": show(score, value), "ci": f"{show(score, ci[0])} to {show(score, ci[1])}" if ci else None,
-        "plot": plots.interval(value, ci, chance, limits)}
+    return (
+        None
+        if value is None
+        else {
+            "value": show(score, value),
+            "ci": f"{show(score, ci[0])} to {show(score, ci[1])}" if ci else None,
+            "plot": plots.interval(value, ci, chance, limits),
+        }
+    )
 
 
 def pool_tables(results: dict) -> list[dict]:
@@ -107,16 +153,30 @@ def pool_tables(results: dict) -> list[dict]:
         for at, entry in enumerate(results["methods"][names[0]]["retrieval_pools"][direction]):
             for key in POOLED if at else POOLED[1:]:  # top-1 among all stands above
                 held = [results["methods"][name]["retrieval_pools"][direction][at] for name in names]
-                scored.append((_pooled(key, entry["pool"], score), [
-                    (pick(own, key), pick(own, "ci95", key), _chance_of_pool(results, direction, at, key)) for own in held]))
+                scored.append(
+                    (
+                        _pooled(key, entry["pool"], score),
+                        [
+                            (pick(own, key), pick(own, "ci95", key), _chance_of_pool(results, direction, at, key))
+                            for own in held
+                        ],
+                    )
+                )
         tables.append(_filled(f"{score.label} retrieval", names, scored))
     return tables
 
 
 def _pooled(key: str, size: int, score: Score) -> Score:
     if key == "median_rank":
-        return Score("pools", key, f"Median rank of {size:,}", f"{score.meaning}: 1 is found first", higher_is_better=False,
-                     low=1, high=size)
+        return Score(
+            "pools",
+            key,
+            f"Median rank of {size:,}",
+            f"{score.meaning}: 1 is found first",
+            higher_is_better=False,
+            low=1,
+            high=size,
+        )
     return Score("pools", key, f"Top-{key.removeprefix('top')} of {size:,}", score.meaning, share=True)
 
 
@@ -156,13 +216,21 @@ def held_out(results: dict) -> dict | None:
                 score = score_of(part, key)
                 sides = [block[side].get(name, {}).get(part, {}).get(key) for side in HELD_OUT_SIDES]
                 values, intervals = ([pick(own, field) for own in sides] for field in ("mean", "ci"))
-                chance = pick(results["methods"][name], "brain", key, "chance") if part == "brain" else chance_of(
-                    results, part, key, name)
+                chance = (
+                    pick(results["methods"][name], "brain", key, "chance")
+                    if part == "brain"
+                    else chance_of(results, part, key, name)
+                )
                 limits = _limits(values, intervals, [chance])
                 cells = [_cell(score, value, ci, chance, limits) for value, ci in zip(values, intervals, strict=True)]
-                rows.append({"score": label(part, key), "unit": unit(score).strip(), "cells": [
-                    cell and {**cell, "n": own["n"]} for cell, own in zip(cells, sides, strict=True)],
-                    "chance": None if chance is None else show(score, chance)})
+                rows.append(
+                    {
+                        "score": label(part, key),
+                        "unit": unit(score).strip(),
+                        "cells": [cell and {**cell, "n": own["n"]} for cell, own in zip(cells, sides, strict=True)],
+                        "chance": None if chance is None else show(score, chance),
+                    }
+                )
         groups.append({"label": label_of(name)[0], "open": name == first, "rows": rows})
     return {"category": block["category"], "images": len(block["images"]), "left_out": block["left_out"], "groups": groups}
 
@@ -179,24 +247,45 @@ def _plain(results: dict, part: str, rows: list[tuple[list[str], dict]]) -> dict
     scores = scores_in(results, part)
     if not rows:
         return None
-    return {"columns": [score.label for score in scores.values()], "rows": [
-        {"heads": heads, "cells": [DASH if pick(own, key) is None else show(score, own[key]) + unit(score)
-                                   for key, score in scores.items()]} for heads, own in rows]}
+    return {
+        "columns": [score.label for score in scores.values()],
+        "rows": [
+            {
+                "heads": heads,
+                "cells": [
+                    DASH if pick(own, key) is None else show(score, own[key]) + unit(score) for key, score in scores.items()
+                ],
+            }
+            for heads, own in rows
+        ],
+    }
 
 
 def stage_scores(results: dict) -> dict | None:
     """Picture scores of each stage of each method, as text."""
-    return _plain(results, "reconstruction", [
-        ([label_of(name)[0], label], results["methods"][name]["stages"][stage])
-        for name in in_order(results["methods"]) for stage, label in STAGES.items()
-        if stage in results["methods"][name].get("stages", {})])
+    return _plain(
+        results,
+        "reconstruction",
+        [
+            ([label_of(name)[0], label], results["methods"][name]["stages"][stage])
+            for name in in_order(results["methods"])
+            for stage, label in STAGES.items()
+            if stage in results["methods"][name].get("stages", {})
+        ],
+    )
 
 
 def single_trials(results: dict) -> dict | None:
     """Retrieval from single trials, as text."""
-    return _plain(results, "retrieval", [
-        ([label_of(name)[0]], single) for name in in_order(results["methods"])
-        if (single := results["methods"][name].get("single_trial_retrieval"))])
+    return _plain(
+        results,
+        "retrieval",
+        [
+            ([label_of(name)[0]], single)
+            for name in in_order(results["methods"])
+            if (single := results["methods"][name].get("single_trial_retrieval"))
+        ],
+    )
 
 
 def regions(results: dict) -> list[dict]:
@@ -211,12 +300,24 @@ def regions(results: dict) -> list[dict]:
     limits = plots.axis([value for value in held if value is not None] + ends)
     score = score_of("reconstruction", "correlation")
     first = main_of(methods)
-    return [{"label": label_of(name)[0], "limits": [tick(score, limit) for limit in limits], "open": name == first, "rows": [
-        {"region": region, "ci": f"{show(score, ci[0])} to {show(score, ci[1])}" if (ci := pick(entry, "ci")) else None,
-         **{mark: None if pick(entry, mark) is None else show(score, entry[mark]) for mark in marks},
-         "plot": plots.bar(pick(entry, "correlation"), ci, pick(entry, "seen"), pick(entry, "ceiling"), limits)}
-        for region, entry in methods[name].items() if pick(entry, "correlation") is not None]}
-        for name in sorted(in_order(methods), key=lambda name: name != first)]
+    return [
+        {
+            "label": label_of(name)[0],
+            "limits": [tick(score, limit) for limit in limits],
+            "open": name == first,
+            "rows": [
+                {
+                    "region": region,
+                    "ci": f"{show(score, ci[0])} to {show(score, ci[1])}" if (ci := pick(entry, "ci")) else None,
+                    **{mark: None if pick(entry, mark) is None else show(score, entry[mark]) for mark in marks},
+                    "plot": plots.bar(pick(entry, "correlation"), ci, pick(entry, "seen"), pick(entry, "ceiling"), limits),
+                }
+                for region, entry in methods[name].items()
+                if pick(entry, "correlation") is not None
+            ],
+        }
+        for name in sorted(in_order(methods), key=lambda name: name != first)
+    ]
 
 
 def paired(differences: dict) -> list[dict]:
@@ -224,8 +325,12 @@ def paired(differences: dict) -> list[dict]:
     groups = []
     for name, parts in differences.items():
         first, second = (label_of(method)[0] for method in name.split("_minus_"))
-        lines = [_difference(first, second, part, key, parts[part][key])
-                 for part in parts for key in dict.fromkeys([*GROUPS[part], *parts[part]]) if key in parts[part]]
+        lines = [
+            _difference(first, second, part, key, parts[part][key])
+            for part in parts
+            for key in dict.fromkeys([*GROUPS[part], *parts[part]])
+            if key in parts[part]
+        ]
         groups.append({"title": f"{first} minus {second}", "lines": lines})
     return groups
 
@@ -237,6 +342,9 @@ def _difference(first: str, second: str, part: str, key: str, entry: dict) -> di
     ahead, behind = (first, second) if (mean > 0) == score.higher_is_better else (second, first)
     interval = f"95 % interval {show_difference(score, low)} to {show_difference(score, high)}"
     p_value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return {"metric": score.label, "is_clear": clear,
-            "words": f"{ahead} is ahead of {behind}" if clear else "no clear difference",
-            "numbers": f"{show_difference(score, mean)}{' points' if score.share else ''}, {interval}, {p_value}"}
+    return {
+        "metric": score.label,
+        "is_clear": clear,
+        "words": f"{ahead} is ahead of {behind}" if clear else "no clear difference",
+        "numbers": f"{show_difference(score, mean)}{' points' if score.share else ''}, {interval}, {p_value}",
+    }

@@ -45,9 +45,10 @@ def brain_scores(predicted, measured, rois: Mapping[str, np.ndarray]) -> dict[st
         for start in range(0, a.shape[1], CHUNK):
             part = slice(start, start + CHUNK)
             across[part] = paired_correlations(a[:, part].T, b[:, part].T)
-    return {name: {"pattern": paired_correlations(a[:, mask], b[:, mask]),
-                   **({"voxelwise": across[mask]} if len(a) > 1 else {})}
-            for name, mask in regions(rois).items()}
+    return {
+        name: {"pattern": paired_correlations(a[:, mask], b[:, mask]), **({"voxelwise": across[mask]} if len(a) > 1 else {})}
+        for name, mask in regions(rois).items()
+    }
 
 
 def brain_chance(predicted, measured, rois: Mapping[str, np.ndarray], seed: int, pairs: int = PAIRS) -> dict[str, float]:
@@ -58,8 +59,10 @@ def brain_chance(predicted, measured, rois: Mapping[str, np.ndarray], seed: int,
     """
     a, b = _voxels(predicted, measured, rois)
     i, j = random_pairs(len(a), seed, pairs)
-    return {name: float((_standardised(a[:, mask]) @ _standardised(b[:, mask]).T)[i, j].mean())
-            for name, mask in regions(rois).items()}
+    return {
+        name: float((_standardised(a[:, mask]) @ _standardised(b[:, mask]).T)[i, j].mean())
+        for name, mask in regions(rois).items()
+    }
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ EMBEDDED = ("sentence_bert", "clip_b", "clip_l")
 CAPTION_SCORES = ("meteor", *ROUGE, *EMBEDDED)
 WORDNET_FOLDERS = ("/usr/share/wordnet", "/usr/share/nltk_data/corpora/wordnet")  # Debian's wordnet-base; NLTK's own copy
 WORDNET_FILES = tuple(f"{part}.{kind}" for kind in ("noun", "verb", "adj", "adv") for part in ("index", "data")) + tuple(
-    f"{kind}.exc" for kind in ("noun", "verb", "adj", "adv"))
+    f"{kind}.exc" for kind in ("noun", "verb", "adj", "adv")
+)
 
 
 class TextEncoder(Protocol):
@@ -66,8 +67,15 @@ class Meteor:
     def __call__(self, decoded: str, reference: str) -> float:
         from nltk.translate.meteor_score import single_meteor_score
 
-        return single_meteor_score(self._words(reference), self._words(decoded), stemmer=self._stemmer,
-                                   wordnet=self._synonyms, alpha=0.9, beta=3.0, gamma=0.5)
+        return single_meteor_score(
+            self._words(reference),
+            self._words(decoded),
+            stemmer=self._stemmer,
+            wordnet=self._synonyms,
+            alpha=0.9,
+            beta=3.0,
+            gamma=0.5,
+        )
 
 
 class CaptionScorer:
@@ -97,8 +105,9 @@ class CaptionScorer:
         self.missing = {name: lacking[name] for name in CAPTION_SCORES if name in lacking}
         self.scores = tuple(name for name in CAPTION_SCORES if name not in lacking)
 
-    def pairs(self, decoded: Sequence[str], references: Sequence[Sequence[str]], i: np.ndarray, j: np.ndarray
-              ) -> dict[str, np.ndarray]:
+    def pairs(
+        self, decoded: Sequence[str], references: Sequence[Sequence[str]], i: np.ndarray, j: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Scores of ``decoded[i[k]]`` against the best of ``references[j[k]]``, for each k: {score: float64 (k,)}."""
         flat = [text for group in references for text in group]
         starts = np.cumsum([0, *(len(group) for group in references[:-1])])
@@ -109,8 +118,9 @@ class CaptionScorer:
         wanted = {(decoded[a], text) for a, b in zip(i, j, strict=True) for text in references[b]}
         words = {pair: self._by_words(*pair) for pair in wanted}  # each pair of sentences once
         for name in set(self.scores) - set(self._texts):
-            found[name] = np.array([max(words[decoded[a], text][name] for text in references[b])
-                                    for a, b in zip(i, j, strict=True)])
+            found[name] = np.array(
+                [max(words[decoded[a], text][name] for text in references[b]) for a, b in zip(i, j, strict=True)]
+            )
         return {name: found[name] for name in self.scores}
 
     def _by_words(self, decoded: str, reference: str) -> dict[str, float]:
@@ -126,8 +136,9 @@ class CaptionScorer:
         return np.stack([known[sentence] for sentence in sentences])
 
 
-def caption_scores(decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer
-                   ) -> dict[str, np.ndarray]:
+def caption_scores(
+    decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer
+) -> dict[str, np.ndarray]:
     """Scores of p decoded captions, each against the references of its image: {score: float64 (p,)}.
 
     METEOR and ROUGE are in 0..1, cosines in -1..1. Raises UserError for unequal counts, an image without references, or
@@ -138,8 +149,9 @@ def caption_scores(decoded: Sequence[str], references: Sequence[Sequence[str]], 
     return scorer.pairs(decoded, references, every, every)
 
 
-def caption_chance(decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer, seed: int,
-                   pairs: int = PAIRS) -> dict[str, float]:
+def caption_chance(
+    decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer, seed: int, pairs: int = PAIRS
+) -> dict[str, float]:
     """Chance levels: the mean scores of ``pairs`` random pairs of a caption and another image's references.
 
     Raises UserError as ``caption_scores`` does, and for fewer than 2 images.
@@ -180,8 +192,10 @@ class _Synonyms:
     def __init__(self, folder: Path):
         missing = [name for name in WORDNET_FILES if not (folder / name).is_file()]
         if missing:
-            raise UserError(f"{folder}: {missing[0]} not found; expected WordNet's dictionary (Debian's wordnet-base, or "
-                            "NLTK's corpora/wordnet)")
+            raise UserError(
+                f"{folder}: {missing[0]} not found; expected WordNet's dictionary (Debian's wordnet-base, or "
+                "NLTK's corpora/wordnet)"
+            )
         self._reader = _wordnet_reader(folder.resolve())
         self.synsets = functools.lru_cache(maxsize=None)(self._look_up)
 
@@ -213,5 +227,7 @@ def _wordnet_reader(folder: Path):
             warnings.simplefilter("ignore")  # that other languages are not there
             return Reader(str(folder), None)
     except (WordNetError, OSError, ValueError, LookupError, AssertionError, StopIteration) as error:
-        raise UserError(f"{folder}: not WordNet's dictionary ({one_line(error)}); expected that of Debian's wordnet-base, or "
-                        "NLTK's corpora/wordnet") from error
+        raise UserError(
+            f"{folder}: not WordNet's dictionary ({one_line(error)}); expected that of Debian's wordnet-base, or "
+            "NLTK's corpora/wordnet"
+        ) from error

@@ -41,13 +41,23 @@ def _two_way(name: str, label: str, layer: str, network: str | None) -> Score:
 
 
 def _distance(name: str, label: str, layer: str, network: str) -> Score:
-    return Score("reconstruction", name, label, f"distance 1 \N{MINUS SIGN} r by {layer}", higher_is_better=False, high=2.0,
-                 chance=RANDOM_PAIRS, network=network)
+    return Score(
+        "reconstruction",
+        name,
+        label,
+        f"distance 1 \N{MINUS SIGN} r by {layer}",
+        higher_is_better=False,
+        high=2.0,
+        chance=RANDOM_PAIRS,
+        network=network,
+    )
 
 
 def _caption(name: str, label: str, how: str, low: float) -> tuple[Score, Score]:
-    return tuple(Score(part, name, label, f"the caption {what}, by {how}", low=low, chance=RANDOM_PAIRS)
-                 for part, what in (("captions", "read"), ("written", "written")))
+    return tuple(
+        Score(part, name, label, f"the caption {what}, by {how}", low=low, chance=RANDOM_PAIRS)
+        for part, what in (("captions", "read"), ("written", "written"))
+    )
 
 
 SCORES = (

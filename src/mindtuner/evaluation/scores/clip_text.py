@@ -43,8 +43,9 @@ class ClipTextEncoder:
         vectors = np.empty((len(sentences), self.width), np.float32)
         longest = self.network.config.max_position_embeddings
         for start in range(0, len(sentences), self.batch):
-            words = self.tokenizer(sentences[start:start + self.batch], return_tensors="pt", padding=True, truncation=True,
-                                   max_length=longest).to(device())
+            words = self.tokenizer(
+                sentences[start : start + self.batch], return_tensors="pt", padding=True, truncation=True, max_length=longest
+            ).to(device())
             found = self.network(**words).text_embeds
-            vectors[start:start + self.batch] = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+            vectors[start : start + self.batch] = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
         return vectors

@@ -30,7 +30,7 @@ class EncodingFeatures:
     def __call__(self, images, batch: int = BATCH) -> np.ndarray:
         """Features of the images. Raises UserError for another shape, NaN, or values outside 0..1."""
         pixels = as_images(images, "images")
-        found = [joined(self.reader(pixels[start:start + batch])) for start in range(0, len(pixels), batch)]
+        found = [joined(self.reader(pixels[start : start + batch])) for start in range(0, len(pixels), batch)]
         return np.concatenate(found) if found else np.empty((0, self.width), np.float32)
 
 

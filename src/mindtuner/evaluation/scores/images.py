@@ -25,9 +25,15 @@ from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images
 BATCH, GROUP = 32, 128  # pictures that a network sees together; that are compared with all originals together
 
 
-def score_images(originals, sets: Mapping[Hashable, np.ndarray], networks: Sequence[Network], choices: Choices = OURS,
-                 chance_of: Collection[Hashable] = (), seed: int = 0,
-                 keep: Callable[[Hashable, dict[str, torch.Tensor]], None] | None = None) -> tuple[dict, dict]:
+def score_images(
+    originals,
+    sets: Mapping[Hashable, np.ndarray],
+    networks: Sequence[Network],
+    choices: Choices = OURS,
+    chance_of: Collection[Hashable] = (),
+    seed: int = 0,
+    keep: Callable[[Hashable, dict[str, torch.Tensor]], None] | None = None,
+) -> tuple[dict, dict]:
     """Scores of each set of pictures, and of those in ``chance_of`` the scores that chance would give.
 
     originals : (p, 3, H, W), p > 1, floats in 0..1 or uint8; each set is of the same number of pictures, its own size
@@ -71,13 +77,20 @@ def score_images(originals, sets: Mapping[Hashable, np.ndarray], networks: Seque
             if key in chance:
                 chance[key] |= by_chance
     order = list(catalogue.of_part("reconstruction"))
-    return tuple({key: {name: own[name] for name in order if name in own} for key, own in table.items()}
-                 for table in (scores, chance))
+    return tuple(
+        {key: {name: own[name] for name in order if name in own} for key, own in table.items()} for table in (scores, chance)
+    )
 
 
 @torch.inference_mode()
-def _by_networks(networks: list[Network], true: np.ndarray, sets: Mapping[Hashable, np.ndarray], choices: Choices,
-                 pairs: tuple[np.ndarray, np.ndarray], watched: Callable) -> Iterator[tuple[Hashable, dict, dict]]:
+def _by_networks(
+    networks: list[Network],
+    true: np.ndarray,
+    sets: Mapping[Hashable, np.ndarray],
+    choices: Choices,
+    pairs: tuple[np.ndarray, np.ndarray],
+    watched: Callable,
+) -> Iterator[tuple[Hashable, dict, dict]]:
     """Of each set the scores by these networks, which want pictures of one side, and what chance gives of the distances."""
     reader = Reader(networks, choices)
     kinds = {name: catalogue.find("reconstruction", name) for network in networks for name in network.layers}
@@ -111,14 +124,14 @@ def _grouped(reader: Reader, images: np.ndarray, reuse: bool = False) -> Iterato
     """Features of GROUP images at a time; with ``reuse`` each group's lie where the last one's did, as new memory is slow."""
     memory: dict[str, torch.Tensor] = {}
     for start in range(0, len(images), GROUP):
-        group = images[start:start + GROUP]
-        parts = [reader(group[at:at + BATCH]) for at in range(0, len(group), BATCH)]
+        group = images[start : start + GROUP]
+        parts = [reader(group[at : at + BATCH]) for at in range(0, len(group), BATCH)]
         for name in list(parts[0]):
             rows = [part.pop(name) for part in parts]
             if not reuse or name not in memory:
                 memory[name] = rows[0].new_empty(len(group), rows[0].shape[1])
-            torch.cat(rows, out=memory[name][:len(group)])
-        yield {name: block[:len(group)] for name, block in memory.items()}
+            torch.cat(rows, out=memory[name][: len(group)])
+        yield {name: block[: len(group)] for name, block in memory.items()}
 
 
 def _mean(values: np.ndarray) -> float:

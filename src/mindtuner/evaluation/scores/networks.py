@@ -21,8 +21,15 @@ from mindtuner.foreign import check_fit, load_part, read_state_dict
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-CLIP_L14 = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-            "patch_size": 14, "image_size": 224, "projection_dim": 768}
+CLIP_L14 = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "patch_size": 14,
+    "image_size": 224,
+    "projection_dim": 768,
+}
 ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar")
 PROJECTOR = ("projection_head.", "prototypes.")  # of SwAV's training, beside its ResNet
 
@@ -71,8 +78,9 @@ def find_networks(folder: Path | None) -> tuple[list[Network], dict[str, str]]:
     folder, or two files could be one network's.
     """
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--networks: {folder} is no folder; expected one with some of "
-                        f"{', '.join(form.what for form in FORMS.values())}")
+        raise UserError(
+            f"--networks: {folder} is no folder; expected one with some of {', '.join(form.what for form in FORMS.values())}"
+        )
     found, missing = [], {}
     for name, form in FORMS.items():
         path = None if folder is None else _path(folder, form)
@@ -83,9 +91,17 @@ def find_networks(folder: Path | None) -> tuple[list[Network], dict[str, str]]:
         weights = path / "model.safetensors" if path.is_dir() else path
         if not weights.is_file():
             raise UserError(f"{weights}: not found; expected {form.what}")
-        found.append(Network(name, form.label, form.side, *form.normalisation, form.layers,
-                             lambda form=form, path=path: form.build(path, form.layers).eval().requires_grad_(False),
-                             f"{path.name} {file_digest(weights)[:16]}"))
+        found.append(
+            Network(
+                name,
+                form.label,
+                form.side,
+                *form.normalisation,
+                form.layers,
+                lambda form=form, path=path: form.build(path, form.layers).eval().requires_grad_(False),
+                f"{path.name} {file_digest(weights)[:16]}",
+            )
+        )
     return found, missing
 
 
@@ -177,17 +193,46 @@ class _Clip(nn.Module):
 
 
 FORMS = {
-    "alexnet": _Form("AlexNet", "alexnet", "torchvision's alexnet-owt-7be5be79.pth", 256, IMAGENET,
-                     {"alexnet2": "features.4", "alexnet5": "features.11"}, _alexnet),
-    "inception_v3": _Form("Inception-v3", "inception_v3", "torchvision's inception_v3_google-0cc3c7bd.pth", 342, IMAGENET,
-                          {"inception": "avgpool"}, _inception_v3),
-    "clip_vit_l14": _Form("CLIP ViT-L/14", "clip-vit-large-patch14",
-                          "the folder clip-vit-large-patch14 with config.json and model.safetensors", 224, CLIP,
-                          {"clip": "image_embeds"}, _clip),
-    "efficientnet_b1": _Form("EfficientNet-B1", "efficientnet_b1", "torchvision's efficientnet_b1-c27df63c.pth", 255,
-                             IMAGENET, {"efficientnet_b1": "avgpool"}, _efficientnet_b1),
-    "swav_resnet50": _Form("SwAV-ResNet50", "swav", "SwAV's swav_800ep_pretrain.pth.tar", 224, IMAGENET,
-                           {"swav": "avgpool"}, _swav),
+    "alexnet": _Form(
+        "AlexNet",
+        "alexnet",
+        "torchvision's alexnet-owt-7be5be79.pth",
+        256,
+        IMAGENET,
+        {"alexnet2": "features.4", "alexnet5": "features.11"},
+        _alexnet,
+    ),
+    "inception_v3": _Form(
+        "Inception-v3",
+        "inception_v3",
+        "torchvision's inception_v3_google-0cc3c7bd.pth",
+        342,
+        IMAGENET,
+        {"inception": "avgpool"},
+        _inception_v3,
+    ),
+    "clip_vit_l14": _Form(
+        "CLIP ViT-L/14",
+        "clip-vit-large-patch14",
+        "the folder clip-vit-large-patch14 with config.json and model.safetensors",
+        224,
+        CLIP,
+        {"clip": "image_embeds"},
+        _clip,
+    ),
+    "efficientnet_b1": _Form(
+        "EfficientNet-B1",
+        "efficientnet_b1",
+        "torchvision's efficientnet_b1-c27df63c.pth",
+        255,
+        IMAGENET,
+        {"efficientnet_b1": "avgpool"},
+        _efficientnet_b1,
+    ),
+    "swav_resnet50": _Form(
+        "SwAV-ResNet50", "swav", "SwAV's swav_800ep_pretrain.pth.tar", 224, IMAGENET, {"swav": "avgpool"}, _swav
+    ),
 }
 assert {score.name: score.network for score in catalogue.SCORES if score.network} == {
-    score: name for name, form in FORMS.items() for score in form.layers}
+    score: name for name, form in FORMS.items() for score in form.layers
+}

@@ -23,8 +23,10 @@ def read_pairs(seen: Path, painted: Path) -> tuple[list[str], np.ndarray, np.nda
     for own, other, where in ((*files, painted), (*files[::-1], seen)):
         if lacking := [name for name in own if name not in other]:
             counts = f"{len(files[0])} are in {seen}, {len(files[1])} in {painted}"
-            raise UserError(f"{where}: no picture {lacking[0]} ({counts}); "
-                            "expected a painted one for each that was seen, by the same name")
+            raise UserError(
+                f"{where}: no picture {lacking[0]} ({counts}); "
+                "expected a painted one for each that was seen, by the same name"
+            )
     return list(files[0]), *(_stacked(own[name] for name in files[0]) for own in files)
 
 

@@ -73,8 +73,14 @@ def distance(features_predicted, features_true) -> np.ndarray:
     return 1 - (standardised(torch.from_numpy(a)) * standardised(torch.from_numpy(b))).sum(1).numpy()
 
 
-def pixel_scores(predicted: np.ndarray, true: np.ndarray, choices: Choices = OURS, i: np.ndarray | None = None,
-                 j: np.ndarray | None = None, only: str | None = None) -> dict[str, np.ndarray]:
+def pixel_scores(
+    predicted: np.ndarray,
+    true: np.ndarray,
+    choices: Choices = OURS,
+    i: np.ndarray | None = None,
+    j: np.ndarray | None = None,
+    only: str | None = None,
+) -> dict[str, np.ndarray]:
     """PixCorr and SSIM of pairs of checked images, predicted[i] with true[j]: float64 (k,) each; see ``pixcorr``, ``ssim``.
 
     Few pairs at a time, one of large images: their arrays then stay in the processor's cache, which is several times faster.
@@ -152,9 +158,9 @@ def _settle(ahead: torch.Tensor, rows: torch.Tensor, true: torch.Tensor, block: 
     """Do again in float64 what is as close to a tie as ``slack``: ahead (k, m) = rows (k, F) . true - rows x block (m, F)."""
     close = ahead.abs() <= slack
     for k in torch.nonzero(close.any(1))[:, 0].tolist():
-        row = standardised(rows[k:k + 1])[0]
+        row = standardised(rows[k : k + 1])[0]
         for some in torch.nonzero(close[k])[:, 0].split(BLOCK):
-            both = standardised(torch.cat([true[k:k + 1], block[some]])) @ row
+            both = standardised(torch.cat([true[k : k + 1], block[some]])) @ row
             ahead[k, some] = both[0] - both[1:]
 
 
@@ -196,8 +202,9 @@ def _ssim(a: np.ndarray, b: np.ndarray) -> torch.Tensor:
     """Of two stacks of grey images (k, H, W): (k,). In place where it can be: new memory costs more here than the sums."""
     height, width = a.shape[-2:]
     if min(height, width) < len(WINDOW):
-        raise UserError(f"predicted images: {height} x {width} pixels; expected at least "
-                        f"{len(WINDOW)} x {len(WINDOW)} for SSIM")
+        raise UserError(
+            f"predicted images: {height} x {width} pixels; expected at least {len(WINDOW)} x {len(WINDOW)} for SSIM"
+        )
     mean_a, mean_b, covariance = _local_mean(a), _local_mean(b), _local_mean(a * b)
     variances = _local_mean(np.add(np.square(a, out=a), np.square(b, out=b), out=a))  # their sum
     product, squares = mean_a * mean_b, np.add(np.square(mean_a, out=mean_a), np.square(mean_b, out=mean_b), out=mean_a)
@@ -227,4 +234,4 @@ def _strips(places: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """Of a direction along which the window fits ``places`` times: strips of places, what their windows see, the weights."""
     for start in range(0, places, STRIP):
         size = min(STRIP, places - start)
-        yield slice(start, start + size), slice(start, start + size + 2 * RADIUS), BAND[:size, :size + 2 * RADIUS]
+        yield slice(start, start + size), slice(start, start + size + 2 * RADIUS), BAND[:size, : size + 2 * RADIUS]

@@ -36,8 +36,10 @@ class Choices:
         return {
             "as_published": self == PUBLISHED,
             "resize": f"bilinear, {'with' if self.antialias else 'without'} antialiasing, the whole picture (no crop)",
-            "first_brought_to": self.first_side, "pixel_side": self.pixel_side or "as the pictures come",
-            "value_range": "0 to 1", "grey": "0.2125 R + 0.7154 G + 0.0721 B",
+            "first_brought_to": self.first_side,
+            "pixel_side": self.pixel_side or "as the pictures come",
+            "value_range": "0 to 1",
+            "grey": "0.2125 R + 0.7154 G + 0.0721 B",
             "ssim_window": "Gaussian, sigma 1.5, 11 x 11, population covariance, places where it fits",
             "two_way_ties": {HALF: "half a point (within 1e-6)", LOST: "lost"}[self.ties],
         }
@@ -69,7 +71,7 @@ def prepare(images: np.ndarray, side: int | None, choices: Choices) -> torch.Ten
     sizes = [(wanted, wanted) for wanted in (choices.first_side, side) if wanted is not None]
     if len(images) > 1 and any(size != images.shape[-2:] for size in sizes):
         # one at a time, so that it stays in the processor's cache
-        return torch.cat([prepare(images[k:k + 1], side, choices) for k in range(len(images))])
+        return torch.cat([prepare(images[k : k + 1], side, choices) for k in range(len(images))])
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32, copy=True)
     if images.dtype == np.uint8:
         pixels /= 255

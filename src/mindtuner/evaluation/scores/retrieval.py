@@ -38,8 +38,8 @@ def cosine(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     dot = np.zeros((len(queries), len(candidates)))
     square_q, square_c = np.zeros(len(queries)), np.zeros(len(candidates))
     for start in range(0, queries.shape[1], COLUMNS):
-        q = queries[:, start:start + COLUMNS].astype(np.float64)
-        c = candidates[:, start:start + COLUMNS].astype(np.float64)
+        q = queries[:, start : start + COLUMNS].astype(np.float64)
+        c = candidates[:, start : start + COLUMNS].astype(np.float64)
         dot += q @ c.T
         square_q += (q * q).sum(1)
         square_c += (c * c).sum(1)
@@ -93,16 +93,27 @@ def pools(found: Retrieval, pool: int, seed: int) -> list[dict]:
         share = (pool - 1) / (n - 1)  # of the others, how many a subset takes
         exact = _entry(pool, [expected_top_k(above, tied, n, pool, k) for k in TOP], 1 + (found.ranks - 1) * share, seed)
         drawn = np.array(_drawn(found, pool, seed))
-        entries.append({**exact, "subsets": {
-            "count": SUBSETS, **{name: {"mean": float(values.mean()), "sd": float(values.std(ddof=1))}
-                                 for name, values in zip(("top1", "top5", "median_rank"), drawn.T, strict=True)}}})
+        entries.append(
+            {
+                **exact,
+                "subsets": {
+                    "count": SUBSETS,
+                    **{
+                        name: {"mean": float(values.mean()), "sd": float(values.std(ddof=1))}
+                        for name, values in zip(("top1", "top5", "median_rank"), drawn.T, strict=True)
+                    },
+                },
+            }
+        )
     return entries
 
 
 def chance_of_pools(entries: list[dict]) -> list[dict]:
     """What guessing gives, for each of the sizes in ``pools``: exact."""
-    return [{"pool": size, "top1": 1 / size, "top5": min(5, size) / size, "median_rank": (size + 1) / 2}
-            for size in (entry["pool"] for entry in entries)]
+    return [
+        {"pool": size, "top1": 1 / size, "top5": min(5, size) / size, "median_rank": (size + 1) / 2}
+        for size in (entry["pool"] for entry in entries)
+    ]
 
 
 def _drawn(found: Retrieval, pool: int, seed: int) -> list[tuple[float, float, float]]:
@@ -117,10 +128,15 @@ def _drawn(found: Retrieval, pool: int, seed: int) -> list[tuple[float, float, f
 
 def _entry(pool: int, tops: list[np.ndarray], ranks: np.ndarray, seed: int) -> dict:
     by_name = {f"top{k}": top for k, top in zip(TOP, tops, strict=True)}
-    return {"pool": pool, **{name: float(top.mean()) for name, top in by_name.items()},
-            "median_rank": float(np.median(ranks)),
-            "ci95": {**{name: list(bootstrap_ci(top, seed)) for name, top in by_name.items()},
-                     "median_rank": list(bootstrap_ci(ranks, seed, of=np.median))}}
+    return {
+        "pool": pool,
+        **{name: float(top.mean()) for name, top in by_name.items()},
+        "median_rank": float(np.median(ranks)),
+        "ci95": {
+            **{name: list(bootstrap_ci(top, seed)) for name, top in by_name.items()},
+            "median_rank": list(bootstrap_ci(ranks, seed, of=np.median)),
+        },
+    }
 
 
 def image_retrieval(predicted_tokens, target_tokens) -> Retrieval:
@@ -162,8 +178,7 @@ def top5_ids(predicted, candidates, k: int = 5) -> np.ndarray:
     queries = as_array(predicted, "predicted", np.ndim(predicted)).reshape(len(predicted), -1)
     others = as_array(candidates, "candidates", np.ndim(candidates)).reshape(len(candidates), -1)
     if queries.shape[1] != others.shape[1]:
-        raise UserError(f"predicted: rows of {queries.shape[1]} numbers; expected {others.shape[1]}, as the "
-                        "candidates have")
+        raise UserError(f"predicted: rows of {queries.shape[1]} numbers; expected {others.shape[1]}, as the candidates have")
     if len(others) < k:
         raise UserError(f"candidates: {len(others)} rows; expected at least {k}")
     return np.argsort(-cosine(queries, others), axis=1, kind="stable")[:, :k]
