@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mindtuner import runtime
-from mindtuner.training.start import fit_hidden
+from mindtuner.training.closed_form import fit_hidden
 
 NEW = 200  # trials to predict
 

@@ -52,8 +52,8 @@ PLAN = Plan(
 
 def make_folders(root: Path) -> None:
     """Write the folder; its twin beside it differs in that betas of subject 1 and images come in chunks."""
-    from mindtuner.data.layouts import layout_a
     from mindtuner.files import claim_folder
+    from mindtuner.formats.nsd_release import read as layout_a
 
     claim_folder(root)
     tables = make(root, PLAN)
@@ -99,7 +99,7 @@ def read_betas(root: Path) -> Callable:
 
 
 def read_images(root: Path) -> Callable:
-    from mindtuner.data import load
+    from mindtuner.formats import load
 
     stimuli = load(root, [1]).stimuli
     ids = chosen("images", PLAN.n_images)
@@ -124,14 +124,14 @@ def read_means(root: Path) -> Callable:
 
 
 def load(root: Path, number: int):
-    from mindtuner.data import load
+    from mindtuner.formats import load
 
     return load(root, [number]).subject(number)
 
 
 def open_dataset(root: Path, subjects: list[int] | None = None, **more) -> Callable:
     def call() -> str:
-        from mindtuner.data.layouts import layout_a
+        from mindtuner.formats.nsd_release import read as layout_a
 
         dataset = layout_a.load(root, subjects, **more)
         test = sum(len(subject.test) for subject in dataset.subjects.values())
@@ -149,7 +149,7 @@ def subset(what: Callable) -> Callable:
 
 
 def hash_of(root: Path) -> Callable:
-    from mindtuner.data import load
+    from mindtuner.formats import load
 
     stimuli = load(root, [1]).stimuli
     return lambda: stimuli.hash[:8]

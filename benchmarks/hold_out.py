@@ -23,9 +23,9 @@ from mindtuner.cli import story
 from mindtuner.cli.steps import Materials
 from mindtuner.config import load_config
 from mindtuner.data.hold_out import mask
-from mindtuner.decoding.compact import CompactGenerator, starting_prior
-from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.evaluation.statistics import bootstrap_ci, over_seeds, paired_difference, paired_over_seeds, sign_flips
+from mindtuner.generators.compact import CompactGenerator, starting_prior
+from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.training import pretrain, remove_checkpoint, tune
 
 SCORES = {"image": "image retrieval", "brain": "brain retrieval", "text": "text retrieval", "two_way": "two-way"}

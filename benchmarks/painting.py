@@ -22,14 +22,14 @@ from tuning_seeds import HOLDOUT, held_out, prepare
 
 from mindtuner.cli.story import training_bank
 from mindtuner.config import Config, load_config
-from mindtuner.decoding.compact import CompactGenerator, starting_prior
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.recall import recall
-from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.evaluation.controls import nearest_training_image
 from mindtuner.evaluation.results import from_uint8
 from mindtuner.evaluation.scores.features import LITE2, features_of
 from mindtuner.evaluation.scores.pictures import two_way
+from mindtuner.generators.compact import CompactGenerator, starting_prior
+from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.training import subject_name, tune
 
 

@@ -55,9 +55,9 @@ def images_of(ids: np.ndarray) -> np.ndarray:
 
 def make(root: Path, plan: Plan) -> dict[int, object]:
     """Write the folder; returns the table of trials of each subject by number."""
-    from mindtuner.data.layouts import layout_a
-    from mindtuner.data.layouts import layout_a_writer as writer
     from mindtuner.data.nsd import voxel_count
+    from mindtuner.formats.nsd_release import read as layout_a
+    from mindtuner.formats.nsd_release import write as writer
 
     rng = np.random.default_rng(0)
     ids = rng.permutation(plan.n_images)

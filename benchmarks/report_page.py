@@ -211,8 +211,8 @@ def look(page: Path) -> dict:
 
 
 def main() -> None:
-    from mindtuner.evaluation.report import write_report
-    from mindtuner.evaluation.report.page import LIMIT
+    from mindtuner.report import write_report
+    from mindtuner.report.page import LIMIT
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)

@@ -20,9 +20,9 @@ from painting import add_seeds, configured
 from sides import write_between
 from tuning_seeds import HOLDOUT, difference, held_out, prepare
 
-from mindtuner.decoding.compact import starting_prior
 from mindtuner.decoding.decoder import Decoder, both
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval
+from mindtuner.generators.compact import starting_prior
 from mindtuner.training import subject_name, tune
 
 METHODS = ("mindtuner", "ridge_only")

@@ -57,7 +57,8 @@ def measure(root: Path, subjects: int, steps: int, seed: int, started: float) ->
     """(Seconds, CPU seconds) from ``started`` to the end of each stage, medians of them over the steps, and peaks in MB."""
     from mindtuner import runtime
     from mindtuner.config import load_config
-    from mindtuner.data import load, open_cache
+    from mindtuner.data import open_cache
+    from mindtuner.formats import load
     from mindtuner.training import Targets, loop, remove_checkpoint
     from mindtuner.training.batches import steps_per_epoch
 
@@ -118,9 +119,9 @@ def make(root: Path, scale: int) -> None:
     import release
 
     from mindtuner.config import load_config
-    from mindtuner.data import load
     from mindtuner.data.dataset import HASH_ALL_BYTES, HASH_SAMPLE
     from mindtuner.files import claim_folder
+    from mindtuner.formats import load
 
     def every(count):
         return np.array_split(np.arange(count), 1 + count // 256)

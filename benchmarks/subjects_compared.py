@@ -6,7 +6,7 @@
 On one simulated dataset (kept in OUT) a base is pretrained on subjects 5 to 8, and each of subjects 1 to 4 is tuned twice:
 on session 1, and, with another seed, on session 2 alone. The two tunings of a subject share its brain and no trial: hidden
 features of the first are of each test image's first trial, those of the second of its last. Every first tuning is compared
-with every second one (``mindtuner.analysis.subjects``):
+with every second one (``mindtuner.studies.similarity``):
 
 - overlap of the directions that adapters write into
 - CKA of hidden features as they are, and of what the adapters add
@@ -34,11 +34,11 @@ import numpy as np
 from scipy import stats
 from tuning_seeds import in_worlds, materials, of_world
 
-from mindtuner.analysis.subjects import cka, crossed, hidden, overlap
-from mindtuner.decoding.compact import starting_prior
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.evaluation.scores.retrieval import image_retrieval
+from mindtuner.generators.compact import starting_prior
 from mindtuner.runtime import progress
+from mindtuner.studies.similarity import cka, crossed, hidden, overlap
 from mindtuner.training import load_network, pretrain, save_network, subject_name, tune
 
 FILE, FAMILIES, NEW, GROUPS = "subjects.jsonl", "families.jsonl", (1, 2, 3, 4), 2

@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from mindtuner.config import load_config
-from mindtuner.data import load
-from mindtuner.data.simulation.simulate import simulate
-from mindtuner.decoding.compact import WEIGHTS, starting_prior
 from mindtuner.decoding.decoder import Decoder
-from mindtuner.encoders.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
-from mindtuner.encoders.embed import embed
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.evaluation.statistics import over_seeds, paired_over_seeds
+from mindtuner.formats import load
+from mindtuner.generators.compact import WEIGHTS, starting_prior
 from mindtuner.runtime import progress
+from mindtuner.simulation.simulate import simulate
+from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
+from mindtuner.towers.embed import embed
 from mindtuner.training import Targets, load_network, pretrain, save_network, subject_name, tune
 from mindtuner.training.batches import split_holdout, training_trials
 

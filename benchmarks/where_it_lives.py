@@ -4,7 +4,7 @@
     python benchmarks/where_it_lives.py --table OUT [OUT ...]
 
 On one simulated dataset and base (kept in OUT, shared with tuning_seeds.py), subject 1 is tuned, the variance of its decoded
-test images is shared out to voxels and routes (``mindtuner.analysis.routes``), and the map of the fingerprint's part is
+test images is shared out to voxels and routes (``mindtuner.studies.routes``), and the map of the fingerprint's part is
 scored against the planted share of each voxel. Methods: mindtuner, and shuffled_brain, tuned on permuted brains.
 
 Simulated subjects have one planted share for each of five areas, so voxels of an area are no independent evidence: what
@@ -25,10 +25,10 @@ import numpy as np
 from safetensors.numpy import load_file
 from tuning_seeds import of_world, prepare
 
-from mindtuner.analysis import maps
-from mindtuner.analysis.routes import ROUTES, shares
-from mindtuner.decoding.compact import starting_prior
+from mindtuner.generators.compact import starting_prior
 from mindtuner.runtime import progress
+from mindtuner.studies import maps
+from mindtuner.studies.routes import ROUTES, shares
 from mindtuner.training import subject_name, tune
 
 FILE, METHODS = "where-it-lives.jsonl", ("mindtuner", "shuffled_brain")

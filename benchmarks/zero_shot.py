@@ -4,7 +4,7 @@
     python benchmarks/zero_shot.py --table OUT [OUT ...]
 
 On one simulated dataset and base (kept in OUT, shared with tuning_seeds.py), subject 1 gets a ridge by each way of
-``mindtuner.analysis.zero_shot``, and its test images are retrieved. Rows:
+``mindtuner.studies.zero_shot``, and its test images are retrieved. Rows:
 
 - regions, connectome: no trial's picture is known; the first session's betas alone
 - shuffled regions: the same with the labels of the voxels' regions permuted, the control
@@ -27,13 +27,13 @@ import numpy as np
 from closing_the_gap import DIRECTIONS, scores
 from tuning_seeds import in_worlds, of_world, prepare
 
-from mindtuner.analysis import zero_shot
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.evaluation.statistics import paired_difference
 from mindtuner.runtime import derive_seed, progress
+from mindtuner.studies import zero_shot
 from mindtuner.training import subject_name
 from mindtuner.training.batches import make_feeds
-from mindtuner.training.start import solve_ridge
+from mindtuner.training.closed_form import solve_ridge
 
 FILE = "zero-shot.jsonl"
 

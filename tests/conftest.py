@@ -7,17 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from worlds import TINY
 
-from mindtuner.config import SimulateConfig, load_config
-from mindtuner.data.simulation import cutouts
-from mindtuner.data.simulation.simulate import simulate
-from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
-from mindtuner.encoders.patch_autoencoder import PatchAutoencoder
-from mindtuner.model.generator import CompactDenoiser
+from mindtuner.config import load_config
+from mindtuner.generators.train_compact import save_generator
+from mindtuner.model.denoiser import CompactDenoiser
 from mindtuner.model.prior import DiffusionPrior
-from mindtuner.training.generator import save_generator
-
-TINY = SimulateConfig(subjects=2, sessions=2, trials_per_session=48, shared_images=8, repeats=2, voxel_scale=0.01)
+from mindtuner.simulation import cutouts
+from mindtuner.simulation.simulate import simulate
+from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
+from mindtuner.towers.patch_autoencoder import PatchAutoencoder
 
 
 @pytest.fixture
@@ -115,7 +114,7 @@ def models(released, tmp_path_factory) -> SimpleNamespace:
     from hub import serving
 
     from mindtuner.cli import main
-    from mindtuner.released import store
+    from mindtuner.published_weights import store
 
     root = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch, serving(release.on_the_hub(released)) as hub:

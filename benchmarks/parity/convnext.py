@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def ours(checkpoint: Path, images: torch.Tensor):
-    from mindtuner.encoders.convnext_maps import ConvNextMaps
+    from mindtuner.towers.convnext_maps import ConvNextMaps
 
     return ConvNextMaps(checkpoint, side=SIDE).maps(images)
 

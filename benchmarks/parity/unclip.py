@@ -136,7 +136,7 @@ def compare(fixture: Path, folder: Path) -> dict[str, float]:
 def output_errors(folder: Path, data: dict[str, torch.Tensor]) -> dict[str, float]:
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 
-    from mindtuner.decoding.unclip import sample, size_and_crop, times
+    from mindtuner.generators.unclip import sample, size_and_crop, times
 
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()

@@ -6,7 +6,7 @@
 
 __version__ = "0.1.0"
 
-_HOMES = {"load": "data", "pretrain": "training", "tune": "training", "Targets": "training", "Decoder": "decoding.decoder"}
+_HOMES = {"load": "formats", "pretrain": "training", "tune": "training", "Targets": "training", "Decoder": "decoding.decoder"}
 __all__ = ["Decoder", "Targets", "__version__", "load", "pretrain", "tune"]
 
 

@@ -173,8 +173,8 @@ class FitConfig:
     ema: float = 0.0  # share that the running average of the weights, which is what comes out, keeps at a step; 0: none
     patience: int = 0  # epochs without a better retrieval of held-out training images after which to stop; 0: never
     checkpoint_steps: int = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
-    start: str = "random"  # of a new subject's ridge in tuning: "random", or "closed_form" (training/start.py)
-    similar_voxels: int = 0  # whose weights each voxel's is drawn to by the closed form (training/start.py); 0: none
+    start: str = "random"  # of a new subject's ridge in tuning: "random", or "closed_form" (training/closed_form.py)
+    similar_voxels: int = 0  # whose weights each voxel's is drawn to by the closed form (training/closed_form.py); 0: none
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "batch_per_subject", "head_trials", "accumulate", "checkpoint_steps")
@@ -233,7 +233,9 @@ class DecodeConfig:
     guidance: float
     neighbours: int = 0  # training images that decoded tokens are drawn to (decoding/recall.py), 0 for none
     retrieval_tokens: str = "projected"  # C, as published, or "both": the sum of the unit vectors of B and C
-    corrections: int = 1  # tries of each correction, of which one is kept (decoding/takes.py); the compact generator's alone
+    corrections: int = (
+        1  # tries of each correction, of which one is kept (generators/takes.py); the compact generator's alone
+    )
 
     def __post_init__(self) -> None:
         _limit(self, 1, math.inf, "pictures", "prior_steps", "generator_steps", "refine_steps", "corrections")

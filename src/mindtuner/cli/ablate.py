@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.analysis import ablate, page, runs
     from mindtuner.files import write_json
+    from mindtuner.studies import ablate, page
+    from mindtuner.studies import bench as runs
 
     config, base = studies.settled(options, options.sessions)
     ablate.chosen(ablate.variants(config, max(ablate.BASES) + 1), options.variants)  # before anything is made

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.data.checks import check
     from mindtuner.errors import UserError
+    from mindtuner.formats.checks import check
 
     findings = check(options.root)
     print(_as_json(findings) if options.json else _as_table(findings))
@@ -45,7 +45,7 @@ def _as_json(findings) -> str:
 
 
 def _as_table(findings) -> str:
-    from mindtuner.data.checks.findings import SEVERITIES
+    from mindtuner.formats.checks.findings import SEVERITIES
 
     lines = [f"{findings.root}", ""]
     lines += _columns([("found", "")] + findings.facts)

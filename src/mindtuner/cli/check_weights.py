@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
-    from mindtuner.released import store
+    from mindtuner.published_weights import store
 
     if options.out is None:
         raise UserError("OUT: not given; expected a folder of weights (./weights is a dataset's folder of that name)")

@@ -127,7 +127,7 @@ def run_mindeye2(options: argparse.Namespace) -> None:
 
 
 def run_mosaic(options: argparse.Namespace) -> None:
-    from mindtuner.data.layouts.convert_mosaic import convert_mosaic
+    from mindtuner.formats.mosaic.convert import convert_mosaic
 
     regions = [name.strip() for name in options.regions.split(",") if name.strip()]
     convert_mosaic(options.root, options.out, regions, options.stimuli, options.split)
@@ -137,7 +137,7 @@ def run_mosaic(options: argparse.Namespace) -> None:
 def run_nsd(options: argparse.Namespace) -> None:
     subjects = _subjects(options.subjects)
 
-    from mindtuner.data.layouts.convert_nsd import convert_nsd
+    from mindtuner.formats.nsd_raw.convert import convert_nsd
 
     convert_nsd(options.root, options.out, subjects, options.captions, options.force)
     print(options.out)

@@ -19,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.analysis import curve, page, runs
     from mindtuner.files import write_json
+    from mindtuner.studies import bench as runs
+    from mindtuner.studies import curve, page
 
     bench, opens = studies.bench_of(options, "curve", *studies.settled(options), options.pictures)
     hours = curve.amounts(int(bench.subject.train.session.max()))

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mindtuner.decoding.decoder import Decoder, Predictions
-    from mindtuner.decoding.painter import Painter
     from mindtuner.decoding.recall import Rows
     from mindtuner.decoding.words import TextBank
+    from mindtuner.generators.painter import Painter
 
 TRIALS = ("test", "train", "all")
 
@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> None:
 
     from mindtuner.cli import story, tuned
     from mindtuner.config import DecodeConfig
-    from mindtuner.data import load
     from mindtuner.decoding.decoder import Decoder
     from mindtuner.files import write_json
+    from mindtuner.formats import load
     from mindtuner.training import load_network, read_card, subject_name
 
     path = options.fingerprint / tuned.FILES["mindtuner"] if options.fingerprint.is_dir() else options.fingerprint
@@ -146,11 +146,11 @@ def paint_missing(
     """
     import numpy as np
 
-    from mindtuner.decoding.painter import main_picture
     from mindtuner.decoding.recall import recall
     from mindtuner.decoding.words import Words
     from mindtuner.evaluation.results import to_uint8
     from mindtuner.files import write_text
+    from mindtuner.generators.painter import main_picture
     from mindtuner.runtime import progress
 
     groups = [shown[start : start + batch] for start in range(0, len(shown), batch)]
@@ -259,8 +259,8 @@ def _file(folder: Path, image: int) -> Path:
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:
-    from mindtuner.evaluation.report.figure import to_image
     from mindtuner.files import atomic_path
+    from mindtuner.report.figure import to_image
 
     with atomic_path(path) as part:
         to_image(picture).save(part, "PNG")

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.config import load_config
-    from mindtuner.data.simulation.simulate import check_inputs
+    from mindtuner.simulation.simulate import check_inputs
 
     config = load_config("quick" if options.quick else "demo")
     knobs = dataclasses.replace(config.simulate, seed=options.seed)
@@ -61,9 +61,9 @@ def _category(options: argparse.Namespace) -> str:
     """The category to hold out, "" for none. Raises UserError where scenes of the package's drawings never show it, which
     would otherwise be known only when they are made."""
     from mindtuner.data.hold_out import shows
-    from mindtuner.data.simulation.drawing import KINDS
-    from mindtuner.data.simulation.scenes import PLACES
     from mindtuner.errors import UserError
+    from mindtuner.simulation.drawing import KINDS
+    from mindtuner.simulation.scenes import PLACES
 
     if options.hold_out_category is None:
         return ""
@@ -94,7 +94,7 @@ def _claim(out: Path, settings: str, force: bool) -> None:
 
 
 def _dataset_is_whole(data: Path) -> bool:
-    from mindtuner.data.layouts import layout_a
+    from mindtuner.formats.nsd_release import read as layout_a
 
     return (data / layout_a.MASKS).exists()  # simulate writes it last
 
@@ -102,12 +102,12 @@ def _dataset_is_whole(data: Path) -> bool:
 def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     """All stages, into ``out``; returns the report's path."""
     from mindtuner.cli import story
-    from mindtuner.data import load
-    from mindtuner.data.simulation.simulate import simulate
-    from mindtuner.decoding.compact import CompactGenerator, starting_prior
-    from mindtuner.evaluation.report.figure import contact_sheet
     from mindtuner.evaluation.results import load_run, log_to
     from mindtuner.files import atomic_path
+    from mindtuner.formats import load
+    from mindtuner.generators.compact import CompactGenerator, starting_prior
+    from mindtuner.report.figure import contact_sheet
+    from mindtuner.simulation.simulate import simulate
     from mindtuner.training import METHODS, save_fingerprint, tune
 
     generator = CompactGenerator(config.decode, config.seed, options.generator)

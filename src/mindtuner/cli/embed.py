@@ -15,8 +15,8 @@ from mindtuner.cli import painters
 
 if TYPE_CHECKING:
     from mindtuner.data import Stimuli
-    from mindtuner.encoders.convnext_maps import CellMaps
-    from mindtuner.encoders.embed import Tower
+    from mindtuner.towers.convnext_maps import CellMaps
+    from mindtuner.towers.embed import Tower
 
 _NAMES = ("pixels", "tokens", "latents", "features", "features_augmented", "text")
 COMPACT, PAPER, TIMM = "compact", "paper", "timm:"
@@ -92,8 +92,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _compact_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower]:
-    from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
-    from mindtuner.encoders.embed import compact_towers
+    from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
+    from mindtuner.towers.embed import compact_towers
 
     chosen = set(options.only or _NAMES)
     if chosen != {"text"}:
@@ -111,10 +111,10 @@ def _compact_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower
 def _paper_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower]:
     import torch
 
-    from mindtuner.encoders.low_level import low_level_towers
-    from mindtuner.encoders.openclip import OpenClipImageEncoder, OpenClipTextEncoder, openclip_towers
-    from mindtuner.encoders.sd_vae import StableAutoencoder
     from mindtuner.errors import UserError
+    from mindtuner.towers.low_level import low_level_towers
+    from mindtuner.towers.openclip import OpenClipImageEncoder, OpenClipTextEncoder, openclip_towers
+    from mindtuner.towers.sd_vae import StableAutoencoder
 
     chosen = set(options.only or _WANTS)
     for name in sorted(chosen):
@@ -143,8 +143,8 @@ def _paper_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower]:
 
 
 def _convnext(options: argparse.Namespace) -> CellMaps:
-    from mindtuner.encoders.convnext_maps import ConvNextMaps, PlainConvNextMaps
     from mindtuner.errors import UserError
+    from mindtuner.towers.convnext_maps import ConvNextMaps, PlainConvNextMaps
 
     if options.convnext.startswith(TIMM):
         return PlainConvNextMaps(options.convnext.removeprefix(TIMM), options.convnext_weights)
@@ -154,8 +154,8 @@ def _convnext(options: argparse.Namespace) -> CellMaps:
 
 
 def _autoencoder(path: Path | None):
-    from mindtuner.decoding.compact import WEIGHTS  # takes seconds
-    from mindtuner.encoders.compact import Autoencoder, packaged
+    from mindtuner.generators.compact import WEIGHTS  # takes seconds
+    from mindtuner.towers.compact import Autoencoder, packaged
 
     return Autoencoder(path or packaged(WEIGHTS))
 

@@ -72,9 +72,9 @@ def run(options: argparse.Namespace) -> None:
 
     from mindtuner.cli import story, towers, tuned
     from mindtuner.config import load_config
-    from mindtuner.data import load
     from mindtuner.errors import UserError
     from mindtuner.files import write_text
+    from mindtuner.formats import load
     from mindtuner.training import load_network, read_card
 
     scoring = story.Scoring(options.networks, options.as_published, options.pool)

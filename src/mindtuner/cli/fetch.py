@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
             f"agreed to NSD's terms ({TERMS_AT})"
         )
 
-    from mindtuner.data import fetch
+    from mindtuner.formats.nsd_release import fetch
 
     release = fetch.read_release(options.repo or fetch.REPO, options.revision, options.endpoint)
     plan = fetch.plan_fetch(release, options.out, subjects, sessions)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
-    from mindtuner.released import scoring
+    from mindtuner.published_weights import scoring_networks as scoring
 
     chosen = scoring.choose(None if options.only is None else [name.strip() for name in options.only.split(",")])
     if options.out is None and not options.list:

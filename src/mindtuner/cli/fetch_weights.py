@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
-    from mindtuner.released import store
+    from mindtuner.published_weights import store
 
     names = None if options.only is None else [name.strip() for name in options.only.split(",")]
     chosen = store.choose(names)

@@ -57,12 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from mindtuner.analysis import map_figure, maps
-    from mindtuner.analysis.routes import ROUTES, shares
     from mindtuner.cli import steps, tuned
-    from mindtuner.data import load
     from mindtuner.errors import UserError
     from mindtuner.files import write_json
+    from mindtuner.formats import load
+    from mindtuner.studies import map_figure, maps
+    from mindtuner.studies.routes import ROUTES, shares
     from mindtuner.training import load_network, read_card, subject_name
 
     map_figure.check_packages(bool(options.mask or options.surface))

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from mindtuner.config import load_config
     from mindtuner.data import nsd
-    from mindtuner.data.simulation.simulate import check_knobs
     from mindtuner.errors import UserError
+    from mindtuner.simulation.simulate import check_knobs
     from mindtuner.training import sizes, subject_name
 
     config = load_config(options.config)

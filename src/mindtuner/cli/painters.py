@@ -12,11 +12,11 @@ from mindtuner.errors import UserError
 
 if TYPE_CHECKING:
     from mindtuner.config import DecodeConfig
-    from mindtuner.decoding.compact import CompactGenerator
-    from mindtuner.decoding.full_size import FullSizeGenerator
-    from mindtuner.encoders.compact import CompactTextEncoder
-    from mindtuner.encoders.openclip import OpenClipTextEncoder
+    from mindtuner.generators.compact import CompactGenerator
+    from mindtuner.generators.full_size import FullSizeGenerator
     from mindtuner.model import BrainNetwork
+    from mindtuner.towers.compact import CompactTextEncoder
+    from mindtuner.towers.openclip import OpenClipTextEncoder
 
 COMPACT, SDXL = "compact", "sdxl"
 DTYPES = ("float16", "bfloat16", "float32")
@@ -81,7 +81,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 def batch_of(options: argparse.Namespace) -> int:
     """Pictures to paint together, by the free memory of a GPU where nobody says."""
-    from mindtuner.decoding.full_size import batch_for
+    from mindtuner.generators.full_size import batch_for
     from mindtuner.runtime import device
 
     return options.batch or batch_for(device())
@@ -123,8 +123,8 @@ def text_encoder(
     """The text tower that the network's words belong to. Raises UserError where it is another."""
     import torch
 
-    from mindtuner.encoders.compact import CompactTextEncoder
-    from mindtuner.encoders.openclip import OpenClipTextEncoder
+    from mindtuner.towers.compact import CompactTextEncoder
+    from mindtuner.towers.openclip import OpenClipTextEncoder
 
     wanted = speech.tower("text")
     if options.clip is None:
@@ -156,15 +156,15 @@ def painter(
 ) -> CompactGenerator | FullSizeGenerator:
     """The generator that the options name. Raises UserError where it does not paint what the network says."""
     if options.generator != SDXL:
-        from mindtuner.decoding.compact import CompactGenerator
+        from mindtuner.generators.compact import CompactGenerator
 
         return CompactGenerator(config, seed, None if options.generator == COMPACT else Path(options.generator))
 
     import torch
 
-    from mindtuner.decoding.full_size import FullSizeGenerator, Sources
-    from mindtuner.decoding.prompts import category_bank
-    from mindtuner.decoding.unclip import TRAINED_SIDE
+    from mindtuner.generators.full_size import FullSizeGenerator, Sources
+    from mindtuner.generators.prompts import category_bank
+    from mindtuner.generators.unclip import TRAINED_SIDE
     from mindtuner.runtime import device
 
     refuse_other_tokens(options.unclip, network, speech)
@@ -193,15 +193,15 @@ def painter(
 def categories(held_out: str) -> tuple[str, ...]:
     """The kinds of things that prompts may name: not one held out, as a prompt of it would correct pictures towards it."""
     from mindtuner.data.hold_out import shows
-    from mindtuner.decoding.prompts import COCO_CATEGORIES
+    from mindtuner.generators.prompts import COCO_CATEGORIES
 
     return tuple(name for name in COCO_CATEGORIES if not (held_out and shows([name], held_out)))
 
 
 def refuse_other_tokens(folder: Path, network: BrainNetwork, speech: Speech) -> None:
     """Raise UserError, before anything large is read, where the generator in ``folder`` reads other tokens."""
-    from mindtuner.decoding.full_size import check_conventions
-    from mindtuner.decoding.unclip import CARD, read_card
+    from mindtuner.generators.full_size import check_conventions
+    from mindtuner.generators.unclip import CARD, read_card
 
     width = read_card(folder).get("token_width")
     if width != network.config.width:

@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.config import load_config
-    from mindtuner.data import load
-    from mindtuner.decoding.compact import starting_prior
     from mindtuner.errors import UserError
+    from mindtuner.formats import load
+    from mindtuner.generators.compact import starting_prior
 
     name = options.config or "demo"
     config = load_config(name)

@@ -19,6 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.evaluation.report import write_report
+    from mindtuner.report import write_report
 
     print(write_report(*options.runs, out=options.out))

@@ -85,7 +85,7 @@ def add_stimuli(parser: argparse.ArgumentParser, needed: str) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.data.simulation.simulate import check_inputs, simulate
+    from mindtuner.simulation.simulate import check_inputs, simulate
 
     knobs = SimulateConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(SimulateConfig)})
     check_inputs(knobs, options.cutouts, options.stimuli, options.layout)

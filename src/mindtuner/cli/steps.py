@@ -21,12 +21,12 @@ if TYPE_CHECKING:  # what is heavy is imported only where it is used
 
     from mindtuner.config import Config, ModelConfig
     from mindtuner.data import Dataset, Stimuli
-    from mindtuner.decoding.compact import CompactGenerator
-    from mindtuner.decoding.painter import Painter
-    from mindtuner.encoders.compact import CompactTextEncoder
-    from mindtuner.encoders.openclip import OpenClipTextEncoder
+    from mindtuner.generators.compact import CompactGenerator
+    from mindtuner.generators.painter import Painter
     from mindtuner.model import BrainNetwork
     from mindtuner.model.prior import DiffusionPrior
+    from mindtuner.towers.compact import CompactTextEncoder
+    from mindtuner.towers.openclip import OpenClipTextEncoder
     from mindtuner.training import Targets
     from mindtuner.training.loop import Log
 
@@ -195,8 +195,8 @@ def gather(dataset: Dataset, cache: Path | None, generator: CompactGenerator) ->
 
     Raises UserError where the cache is of other stimuli or towers, or cannot be written.
     """
-    from mindtuner.encoders.compact import CompactImageEncoder, CompactTextEncoder
-    from mindtuner.encoders.embed import embed
+    from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
+    from mindtuner.towers.embed import embed
 
     texts = CompactTextEncoder()
     caches = embed(dataset, cache or dataset.root / "cache", CompactImageEncoder(), texts, generator.autoencoder)
@@ -224,7 +224,7 @@ class _Pixels:
 
 def compact_generator(cache: Path, config: Config, weights: Path | None) -> CompactGenerator | None:
     """The package's generator, whose autoencoder is one of its towers; None where ``cache`` is of towers of full size."""
-    from mindtuner.decoding.compact import CompactGenerator
+    from mindtuner.generators.compact import CompactGenerator
 
     return None if towers.is_full_size(cache) else CompactGenerator(config.decode, config.seed, weights)
 

@@ -19,15 +19,12 @@ from mindtuner.cli.words_and_brain import caption_scorer, score_brain, score_cap
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder, Predictions
-from mindtuner.decoding.painter import Painter
 from mindtuner.decoding.recall import Rows, recall
 from mindtuner.decoding.words import TextBank, Words
-from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.errors import UserError
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
 from mindtuner.evaluation.held_out import scored_apart
 from mindtuner.evaluation.held_out import text as held_out_text
-from mindtuner.evaluation.report import write_report
 from mindtuner.evaluation.results import build_results, per_image_scores, rounded, save_run, to_uint8
 from mindtuner.evaluation.scores.encoding_features import Kept
 from mindtuner.evaluation.scores.features import LITE2
@@ -36,7 +33,10 @@ from mindtuner.evaluation.scores.preparation import OURS, PUBLISHED, resize
 from mindtuner.evaluation.scores.retrieval import POOL, top5_ids
 from mindtuner.evaluation.scoring import MethodScores, Truth, score_methods
 from mindtuner.files import atomic_path, read_json, write_json
+from mindtuner.generators.painter import Painter
 from mindtuner.model import BrainNetwork
+from mindtuner.report import write_report
+from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.training import subject_name
 
 THUMBNAIL = 64

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from mindtuner.cli import steps
 
 if TYPE_CHECKING:  # what is heavy is imported only where it is used
-    from mindtuner.analysis.runs import Bench, Chance, Run, Scores
     from mindtuner.config import Config
     from mindtuner.data import Dataset
     from mindtuner.model import BrainNetwork
+    from mindtuner.studies.bench import Bench, Chance, Run, Scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +52,8 @@ def settled(options: argparse.Namespace, sessions: int | None = None) -> tuple[C
     """The config, and the file of the base where one is given. Raises UserError for options that cannot be."""
     from mindtuner.cli import tuned
     from mindtuner.config import load_config
-    from mindtuner.data.simulation.simulate import check_inputs
     from mindtuner.errors import UserError
+    from mindtuner.simulation.simulate import check_inputs
     from mindtuner.training import load_network, read_card
 
     for name, least in (("seeds", 2), ("jobs", 1)):
@@ -77,8 +77,8 @@ def bench_of(
     options: argparse.Namespace, verb: str, config: Config, base: Path | None, pictures: bool = False
 ) -> tuple[Bench, Callable[[], Bench]]:
     """The bench, and how a process opens it for itself. Claims OUT, and simulates the data where none are given."""
-    from mindtuner.data.layouts import layout_a
-    from mindtuner.data.simulation.simulate import simulate
+    from mindtuner.formats.nsd_release import read as layout_a
+    from mindtuner.simulation.simulate import simulate
 
     own = options.out / "data"
     data = options.data or own
@@ -107,12 +107,12 @@ def open_bench(
     data: Path, cache: Path, config: Config, out: Path, base: Path | None, generator: Path | None, pictures: bool
 ) -> Bench:
     """Raises UserError where data, towers, base and config do not fit."""
-    from mindtuner.analysis.runs import Bench
     from mindtuner.cli import towers
     from mindtuner.cli.pretrain import refuse_without_captions
-    from mindtuner.data import load
-    from mindtuner.decoding.compact import starting_prior
     from mindtuner.errors import UserError
+    from mindtuner.formats import load
+    from mindtuner.generators.compact import starting_prior
+    from mindtuner.studies.bench import Bench
     from mindtuner.training import read_card
 
     dataset = steps.held_out(load(data), config.hold_out_category)
@@ -153,7 +153,7 @@ class Painting:
 
     def __call__(self, network: BrainNetwork, base: BrainNetwork, run: Run) -> tuple[Scores, Chance]:
         from mindtuner.cli import story
-        from mindtuner.decoding.compact import CompactGenerator
+        from mindtuner.generators.compact import CompactGenerator
 
         decoded = story.decode_all({run.method: network}, base, self.test, self.materials.caches, run.config)
         generator = CompactGenerator(run.config.decode, run.seed, self.weights)

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
     from mindtuner.evaluation.results import log_to
-    from mindtuner.training.generator import train_generator
+    from mindtuner.generators.train_compact import train_generator
 
     if options.out.suffix != ".safetensors":
         raise UserError(f"{options.out}: ends in {options.out.suffix!r}; expected a file name that ends in .safetensors")

@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from mindtuner.cli import towers, tuned
     from mindtuner.config import load_config
-    from mindtuner.data import load
-    from mindtuner.decoding.compact import starting_prior
     from mindtuner.errors import UserError
+    from mindtuner.formats import load
+    from mindtuner.generators.compact import starting_prior
     from mindtuner.processes import processes
     from mindtuner.training import METHODS, load_network, read_card, remove_checkpoint, tune
 

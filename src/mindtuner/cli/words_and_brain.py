@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mindtuner.data import Subject
-from mindtuner.encoders.compact import CompactTextEncoder
 from mindtuner.evaluation.blocks import BrainTruth, brain_block, caption_block
 from mindtuner.evaluation.encoding import FOLDS
 from mindtuner.evaluation.results import rounded
@@ -19,9 +18,10 @@ from mindtuner.evaluation.scores.captions import CaptionScorer, find_wordnet
 from mindtuner.evaluation.scores.encoding_features import EncodingFeatures, Kept
 from mindtuner.evaluation.scores.preparation import OURS, Choices
 from mindtuner.runtime import progress
+from mindtuner.towers.compact import CompactTextEncoder
 
 if TYPE_CHECKING:
-    from mindtuner.encoders.openclip import OpenClipTextEncoder
+    from mindtuner.towers.openclip import OpenClipTextEncoder
 
 KINDS = {"captions": "caption", "written": "written"}  # part of the results -> what was painted with it
 CLIP_FOLDERS = {"clip_b": "clip-vit-base-patch32", "clip_l": "clip-vit-large-patch14"}  # in the folder of networks

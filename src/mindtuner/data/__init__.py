@@ -3,7 +3,6 @@
 from mindtuner.data.cache import build_cache, open_cache
 from mindtuner.data.cache.half_rows import HalfRows
 from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
-from mindtuner.data.layouts import load
 from mindtuner.data.leaks import check_no_leak
 from mindtuner.data.rows import FileRows
 
@@ -16,6 +15,5 @@ __all__ = [
     "Trials",
     "build_cache",
     "check_no_leak",
-    "load",
     "open_cache",
 ]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data.ahead import ahead
 from mindtuner.data.captions import BLOCK, StoredCaptions, non_empty
 from mindtuner.data.hold_out import without_category
 from mindtuner.data.leaks import check_no_leak
+from mindtuner.data.read_ahead import ahead
 from mindtuner.data.rows import ChunkedRows, FileRows, as_rows
 from mindtuner.data.views import Columns, RowMeans
 from mindtuner.errors import UserError

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mindtuner.data.layouts.layout_a import CARD
 from mindtuner.errors import UserError
+from mindtuner.formats.nsd_release.read import CARD
 
 
 @contextlib.contextmanager

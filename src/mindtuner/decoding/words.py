@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindtuner.data import Stimuli
-from mindtuner.encoders.compact import CompactTextEncoder
+from mindtuner.towers.compact import CompactTextEncoder
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from mindtuner.errors import UserError
 from mindtuner.evaluation.scores import catalogue
 from mindtuner.evaluation.scores.catalogue import ALWAYS, RANDOM_PAIRS, Score
 from mindtuner.evaluation.scoring import DIRECTIONS, STAGES
-from mindtuner.foreign import one_line
+from mindtuner.thirdparty import one_line
 
 METHODS = (
     "mindtuner",

@@ -99,7 +99,7 @@ def over_subjects(values: Sequence, seed: int, n_boot: int = 2000) -> dict:
     has. ``ci`` is a 95 % bootstrap interval of the mean: subjects are resampled, within each subject drawn its runs, and
     images once for all of them. Subjects and runs saw the same images, so these are crossed with them and not nested in
     them: drawn anew within each subject, the share of a difference that belongs to the image would average out over
-    subjects, and the interval would be too narrow (tests/test_evaluation_statistics.py shows both).
+    subjects, and the interval would be too narrow (tests/unit/evaluation/test_statistics.py shows both).
 
     Raises UserError for NaN, fewer than two subjects, or unequal numbers of images.
     Returns {"mean", "sd", "sd_seeds", "ci": [lo, hi], "subjects": G}.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mindtuner.errors import UserError
-from mindtuner.foreign import field_of, read_content, read_state_dict, tensors_of
+from mindtuner.thirdparty import field_of, read_content, read_state_dict, tensors_of
 
 MODEL, PARTITION = "_model_states.pt", "_optim_states.pt"  # DeepSpeed's 16-bit model and fp32 partitions
 _CHECKPOINT = "a checkpoint (.pth with model_state_dict) or the folder of one"

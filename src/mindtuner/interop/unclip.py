@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from diffusers import EulerDiscreteScheduler, ModelMixin
 
-from mindtuner.decoding.unclip import CARD, KIND, OFFSET_NOISE, TRAINED_SIDE
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json
-from mindtuner.foreign import read_state_dict, released
+from mindtuner.generators.unclip import CARD, KIND, OFFSET_NOISE, TRAINED_SIDE
 from mindtuner.interop.unclip_keys import SIGMAS, Match, Weights, match_keys
+from mindtuner.thirdparty import read_state_dict, released
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FORMATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

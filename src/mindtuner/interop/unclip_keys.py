@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from mindtuner.decoding.unclip import TRAINED_SIDE
 from mindtuner.errors import UserError
-from mindtuner.foreign import one_line
+from mindtuner.generators.unclip import TRAINED_SIDE
+from mindtuner.thirdparty import one_line
 
 Weights = dict[str, torch.Tensor]
 UNET, VAE, CONDITIONER, SIGMAS = "model.diffusion_model.", "first_stage_model.", "conditioner.", "denoiser.sigmas"

@@ -1,10 +1,10 @@
 """Fitting: the objectives, one loop, pretraining, tuning, and networks and fingerprints on disk."""
 
 from mindtuner.training.batches import subject_name
-from mindtuner.training.checkpoints import load_network, read_card, save_network
+from mindtuner.training.checkpoint import remove_checkpoint
 from mindtuner.training.fingerprint import Fingerprint, load_fingerprint, read_fingerprint, save_fingerprint
+from mindtuner.training.network_files import load_network, read_card, save_network
 from mindtuner.training.pretrain import pretrain
-from mindtuner.training.state import remove_checkpoint
 from mindtuner.training.targets import Targets
 from mindtuner.training.tensorboard import tensorboard_to
 from mindtuner.training.tune import METHODS, tune

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mindtuner.data import FileRows, Subject, Trials, check_no_leak
-from mindtuner.data.ahead import ahead
+from mindtuner.data.read_ahead import ahead
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 from mindtuner.training.targets import Targets

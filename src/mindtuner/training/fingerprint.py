@@ -20,7 +20,7 @@ from mindtuner.data import Subject
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.training.batches import subject_name
-from mindtuner.training.checkpoints import building, fingerprint_header, read_tensors, write_tensors
+from mindtuner.training.network_files import building, fingerprint_header, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from mindtuner.model import BrainNetwork, BrainOutputs
 from mindtuner.processes import ended_early
 from mindtuner.training import distributed, objectives
 from mindtuner.training.batches import Batch, Feed, batches, steps_per_epoch
+from mindtuner.training.checkpoint import Checkpoint, Progress, RandomStreams, Weights, run_settings
+from mindtuner.training.monitor import gradient_norms, mean_losses, refuse_broken, validate
 from mindtuner.training.number_format import frozen_in, number_format
-from mindtuner.training.state import Checkpoint, Progress, RandomStreams, Weights, run_settings
 from mindtuner.training.targets import Targets
-from mindtuner.training.watch import gradient_norms, mean_losses, refuse_broken, validate
 
 Log = Callable[[dict], None]
 LOWLEVEL = ("latents", "features", "features_augmented")  # the targets of the low-level module

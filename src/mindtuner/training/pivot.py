@@ -14,9 +14,9 @@ from torch import nn
 from mindtuner import runtime
 from mindtuner.config import PivotConfig
 from mindtuner.errors import TrainingDiverged, UserError
+from mindtuner.training.checkpoint import Checkpoint, Progress, RandomStreams, Weights, digest
 from mindtuner.training.loop import Log, one_cycle
 from mindtuner.training.objectives import image_to_text
-from mindtuner.training.state import Checkpoint, Progress, RandomStreams, Weights, digest
 from mindtuner.training.targets import Targets
 
 WARMUP = 0.05

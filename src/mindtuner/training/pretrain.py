@@ -13,10 +13,10 @@ from mindtuner.model import BrainNetwork
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
+from mindtuner.training.checkpoint import pivot_checkpoint
+from mindtuner.training.closed_form import learn_expectation
 from mindtuner.training.loop import Log, fit
 from mindtuner.training.pivot import train_pivot
-from mindtuner.training.start import learn_expectation
-from mindtuner.training.state import pivot_checkpoint
 from mindtuner.training.targets import Targets
 
 

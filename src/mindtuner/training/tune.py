@@ -12,11 +12,11 @@ from mindtuner.model import BrainNetwork
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
+from mindtuner.training.checkpoint import pivot_checkpoint
+from mindtuner.training.closed_form import solve_ridge
 from mindtuner.training.fingerprint import share_weights
 from mindtuner.training.loop import Log, fit
 from mindtuner.training.pivot import train_pivot
-from mindtuner.training.start import solve_ridge
-from mindtuner.training.state import pivot_checkpoint
 from mindtuner.training.targets import Targets
 
 METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")

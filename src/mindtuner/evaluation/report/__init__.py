@@ -1,5 +1,0 @@
-"""The page and the sheet that show a run to people."""
-
-from mindtuner.evaluation.report.page import write_report
-
-__all__ = ["write_report"]

@@ -1,0 +1,176 @@
+"""Image files of any size: read, cropped and scaled to 224 x 224 only when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from mindtuner.data.dataset import IMAGE_SHAPE
+from mindtuner.data.rows import open_hdf5, open_rows
+from mindtuner.errors import UserError
+from mindtuner.formats.nsd_release.write import BYTE_AS_HALF
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+SIDE = IMAGE_SHAPE[1]
+DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken picture
+
+
+class FolderImages:
+    """The images of a folder, also of folders in it, sorted by name: ``images[ids]`` is float16 (n, 3, 224, 224) in 0..1.
+
+    ``names``: path below the folder, with ``/`` -> id. Names that begin with a dot are passed over.
+    """
+
+    def __init__(self, folder: Path):
+        paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
+        found = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+        if not found:
+            raise UserError(f"{folder}: holds no image; expected files that end in {', '.join(ENDINGS)}")
+        self.folder, self._paths = folder, found
+        self.names: Mapping[str, int] = {name: i for i, name in enumerate(found)}
+        self.shape, self.dtype = (len(found), *IMAGE_SHAPE), np.dtype(np.float16)
+
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        images = np.empty((len(ids), *IMAGE_SHAPE), np.float16)
+        for image, number in zip(images, ids, strict=True):
+            image[:] = BYTE_AS_HALF[read_picture(self.folder / self._paths[number])]
+        return images
+
+    def file_hashes(self) -> Iterator[bytes]:
+        """sha256 (32 bytes) of each image's file in the order of ids, for ``Stimuli.hash``, before it how images are made
+        of files here. Raises UserError where a file cannot be read."""
+        yield hashlib.sha256(f"central square, bicubic, {SIDE}".encode()).digest()
+        for name in self._paths:
+            try:
+                yield hashlib.sha256((self.folder / name).read_bytes()).digest()
+            except OSError as error:
+                raise UserError(f"{self.folder / name}: cannot be read ({error.strerror}); expected a picture") from error
+
+    def captions(self, number: int) -> tuple[str, ...]:
+        """See ``captions_beside``."""
+        return captions_beside(self.folder / self._paths[number])
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Width and height of an image as it is stored."""
+        with Image.open(self.folder / self._paths[number]) as raw:
+            return raw.size
+
+
+def captions_beside(picture: Path) -> tuple[str, ...]:
+    """The lines of the ``.txt`` of a picture's name beside it that are not empty; none where there is no such file.
+
+    Raises UserError where it is no UTF-8 text.
+    """
+    path = picture.with_suffix(".txt")
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except FileNotFoundError:
+        return ()
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); expected one caption a line") from error
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture as uint8 (3, 224, 224), see ``square``. Raises UserError where it is damaged, has more than 8 bits a
+    channel, or is transparent anywhere: only the lab knows what was behind it."""
+    try:
+        with Image.open(path) as raw:
+            raw.load()
+            deep = raw.mode.startswith("I") or raw.mode == "F"
+            clear = raw.has_transparency_data and raw.convert("RGBA").getchannel("A").getextrema()[0] < 255
+            image = None if deep or clear else raw.convert("RGB")
+    except DAMAGED as error:
+        raise UserError(f"{path}: cannot be read as an image ({error}); expected a whole picture") from error
+    if deep:
+        raise UserError(f"{path}: has pixels of mode {raw.mode}; expected 8 bits a channel")
+    if clear:
+        raise UserError(f"{path}: is transparent in places; expected the picture on the background that was shown")
+    return square(image)
+
+
+def square(image: Image.Image) -> np.ndarray:
+    """The central square of an RGB picture at 224 x 224, uint8 (3, 224, 224): what is left when the shorter side is
+    scaled to 224 (bicubic, antialiased) and the rest cut off evenly."""
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    scaled = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return np.asarray(scaled).transpose(2, 0, 1)
+
+
+class Hdf5Images:
+    """Dataset ``images`` of an HDF5 file: (N, H, W, 3) uint8, or (N, 3, H, W) uint8 or floats in 0..1.
+
+    A trial names an image by its number in the file, from 0. ``images[ids]`` is float16 (n, 3, 224, 224). Floats of
+    another size go through 8 bits when they are scaled. Captions, if any, are a dataset ``captions`` of strings, (N,) or
+    (N, k).
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._rows = open_rows(path, "images", 4, ("uint8", "float16", "float32"))
+        shape = self._rows.shape
+        self._last = shape[3] == 3 and shape[1] != 3
+        if not (shape[1] == 3 or self._last) or self._last and self._rows.dtype != np.uint8:
+            raise UserError(
+                f"{path}: images have shape {shape} and dtype {self._rows.dtype}; expected (N, H, W, 3) uint8, "
+                "or (N, 3, H, W) uint8 or floats in 0..1"
+            )
+        self.names: Mapping[str, int] = {str(i): i for i in range(shape[0])}
+        self.shape, self.dtype = (shape[0], *IMAGE_SHAPE), np.dtype(np.float16)
+        self._captions = self._read_captions()
+
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        images = np.empty((len(ids), *IMAGE_SHAPE), np.float16)
+        for start in range(0, len(ids), 16):  # as stored they may be far larger than 224 x 224
+            part = slice(start, start + 16)
+            stored = zip(self._rows[ids[part]], ids[part], strict=True)
+            images[part] = [self._convert(image, number) for image, number in stored]
+        return images
+
+    def _convert(self, image: np.ndarray, number: int) -> np.ndarray:
+        if image.dtype != np.uint8:
+            if not (image.min() >= 0 and image.max() <= 1):
+                raise UserError(f"{self.path}: image {number} has pixels in {image.min()}..{image.max()}; expected 0..1")
+            if image.shape == IMAGE_SHAPE:
+                return image.astype(np.float16)
+            image = np.rint(image.astype(np.float32) * 255).astype(np.uint8)
+        if not self._last:
+            image = image.transpose(1, 2, 0)
+        return BYTE_AS_HALF[square(Image.fromarray(np.ascontiguousarray(image)))]
+
+    def _read_captions(self) -> list[tuple[str, ...]]:
+        with open_hdf5(self.path) as file:
+            data = file.get("captions")
+            if data is None:
+                return [()] * self.shape[0]
+            if (
+                not isinstance(data, h5py.Dataset)
+                or h5py.check_string_dtype(data.dtype) is None
+                or data.ndim not in (1, 2)
+                or len(data) != self.shape[0]
+            ):
+                raise UserError(
+                    f"{self.path}: captions are no strings of shape ({self.shape[0]},) or ({self.shape[0]}, k); "
+                    "expected these, or no such dataset"
+                )
+            try:
+                table = data.asstr()[()].reshape(self.shape[0], -1)
+            except (UnicodeDecodeError, OSError) as error:
+                raise UserError(
+                    f"{self.path}: captions cannot be read ({' '.join(str(error).split())}); expected UTF-8 strings"
+                ) from error
+        return [tuple(text.strip() for text in row if text.strip()) for row in table]
+
+    def captions(self, number: int) -> tuple[str, ...]:
+        """The captions of an image, none where there are none."""
+        return self._captions[number]
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Width and height of the images as they are stored."""
+        shape = self._rows.shape
+        return (shape[2], shape[1]) if self._last else (shape[3], shape[2])

@@ -1,0 +1,119 @@
+"""Write any dataset as Layout C (see ``layout_c``), for instance simulated brains as a lab would have them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+from PIL import Image
+
+from mindtuner.data.dataset import Dataset, Stimuli, Subject
+from mindtuner.errors import UserError
+from mindtuner.files import atomic_path, write_json, write_text
+from mindtuner.formats.lab_folder import read as layout_c
+from mindtuner.runtime import progress
+
+FORMS = ("npy", "hdf5", "nifti")
+_BLOCK = 256
+
+
+def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
+    """Write ``dataset`` into ``root``: ``stimuli/`` as PNG with captions, a folder ``sub-NN`` per subject, the card.
+
+    ``form`` of the betas: npy, hdf5 or nifti (a box of voxels, one compressed file per session). Betas are written as
+    they are read, so the card keeps what the dataset's says about z-scores. Rows that no trial uses are left out; pixels
+    are rounded to 8 bits. Of a subject that lives on the cortical surface ``vertices.npy`` keeps the vertex of each voxel.
+    Raises UserError where the form is unknown, a session is split by another, or a file cannot be written.
+    """
+    root = Path(root)
+    if form not in FORMS:
+        raise UserError(f"form: is {form!r}; expected one of {', '.join(FORMS)}")
+    write_json(root / layout_c.CARD, dataset.card)
+    names = write_stimuli(root / layout_c.STIMULI, dataset.stimuli)
+    for number, subject in dataset.subjects.items():
+        folder = root / f"sub-{number:02d}"
+        write_text(folder / layout_c.TRIALS, trials_table(subject, names))
+        {"npy": _write_npy, "hdf5": _write_hdf5, "nifti": _write_nifti}[form](folder, subject)
+        if subject.rois and form != "nifti":
+            with atomic_path(folder / "rois.npz") as part, open(part, "wb") as file:
+                np.savez(file, **subject.rois)
+        if subject.vertices is not None:
+            with atomic_path(folder / layout_c.VERTICES) as part, open(part, "wb") as file:
+                np.save(file, subject.vertices, allow_pickle=False)
+
+
+def write_stimuli(folder: Path, stimuli: Stimuli) -> list[str]:
+    """Images and, beside them, captions; returns the file name of each id. They sort in the order of ids."""
+    names = [f"image-{i:06d}.png" for i in range(len(stimuli))]
+    with atomic_path(folder) as part:
+        part.mkdir()
+        for number in progress(range(len(stimuli)), "stimuli"):
+            pixels = np.rint(stimuli.images([number])[0].astype(np.float32) * 255).astype(np.uint8)
+            Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(part / names[number])
+            if texts := stimuli.captions[number]:
+                (part / names[number]).with_suffix(".txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+    return names
+
+
+def trials_table(subject: Subject, names: list[str]) -> str:
+    """The text of ``trials.tsv`` for a subject's trials in their order."""
+    found = subject.trials
+    lines = ["stimulus\tsession\trepeat\tsplit"]
+    for stimulus, session, repeat, is_test in zip(found.stimulus, found.session, found.repeat, found.is_test, strict=True):
+        lines.append(f"{names[stimulus]}\t{session}\t{repeat}\t{'test' if is_test else 'train'}")
+    return "\n".join(lines) + "\n"
+
+
+def _write_npy(folder: Path, subject: Subject) -> None:
+    shape = (len(subject.trials), subject.n_voxels)
+    with atomic_path(folder / "betas.npy") as part, open(part, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for start in range(0, len(subject.trials), _BLOCK):
+            file.write(subject.betas(subject.trials.row[start : start + _BLOCK]).astype("<f4").tobytes())
+
+
+def _write_hdf5(folder: Path, subject: Subject) -> None:
+    with atomic_path(folder / "betas.hdf5") as part, h5py.File(part, "w") as file:
+        rows = file.create_dataset("betas", (len(subject.trials), subject.n_voxels), np.float32)
+        for start in range(0, len(subject.trials), _BLOCK):
+            rows[start : start + _BLOCK] = subject.betas(subject.trials.row[start : start + _BLOCK])
+
+
+def _write_nifti(folder: Path, subject: Subject) -> None:
+    session = subject.trials.session
+    if (np.diff(session) < 0).any():
+        raise UserError(f"{subject.where}: session falls from one trial to the next; expected sessions in order")
+    mask, affine = box_of(subject.n_voxels), np.diag([2.0, 2.0, 2.0, 1.0])
+    save_nifti(folder / layout_c.MASK, mask.astype(np.uint8), affine)
+    for name, region in subject.rois.items():
+        volume = np.zeros(mask.shape, np.uint8)
+        volume[mask] = region
+        save_nifti(folder / "rois" / f"{name}.nii.gz", volume, affine)
+    for number in np.unique(session):
+        rows = subject.trials.row[session == number]
+        volumes = np.zeros((*mask.shape, len(rows)), np.float32)
+        volumes[mask] = subject.betas(rows).T
+        save_nifti(folder / f"betas_session-{number:02d}.nii.gz", volumes, affine)
+
+
+def box_of(voxels: int) -> np.ndarray:
+    """A mask, bool (X, Y, Z), for voxels that lie nowhere: they fill a cube from its first corner on, in C order, with an
+    empty border around it."""
+    side = int(np.ceil(voxels ** (1 / 3)))
+    return np.pad((np.arange(side**3) < voxels).reshape(side, side, side), 1)
+
+
+def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write a volume, or several, as compressed NIfTI of the array's dtype, without scaling."""
+    with atomic_path(path) as part:
+        image = nibabel.Nifti1Image(array, affine)
+        named = part.with_name(f"{part.name}.nii.gz")  # nibabel goes by the ending
+        try:
+            nibabel.save(image, named)
+            named.replace(part)
+        finally:
+            named.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""``mindtuner report``: one self-contained page that shows a run, or several beside each other.
+
+Everything that the page says is made here and in the modules beside this one; the templates only lay it out, and the scripts
+only switch between what is already written.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mindtuner.errors import UserError
+from mindtuner.evaluation import published
+from mindtuner.files import write_text
+from mindtuner.report import facts, runs, tables
+from mindtuner.report.figure import MAIN_METHOD
+from mindtuner.report.gallery import gallery
+from mindtuner.report.labels import in_order, main_of
+
+LIMIT = 40_000_000  # bytes of the page
+WRITTEN = 250_000  # bytes a run that are kept for everything but the gallery: about three times what the demo takes
+STYLES = ("page.css", "gallery.css", "figures.css")
+SCRIPTS = ("store.js", "card.js", "viewer.js", "browse.js")  # in this order, as one script
+
+
+def write_report(*run_folders: str | Path, out: str | Path | None = None) -> Path:
+    """Write one page on all of these finished runs, atomically, to ``out``, and return its path.
+
+    Without ``out`` a single run's page is ``report.html`` in its folder. Reads ``config.yaml`` and the files of
+    ``results.load_run``. The page loads nothing from a network and has at most 40 MB: the more pictures, the smaller they
+    are. Raises UserError where a folder is no finished run or comes twice, one of its files is missing or broken, or the
+    pictures are too many.
+    """
+    folders = [Path(folder) for folder in run_folders]
+    if out is None and len(folders) != 1:
+        raise UserError(f"report: {len(folders)} runs and no --out; expected the file to write a page on several runs to")
+    path = Path(out) if out is not None else folders[0] / "report.html"
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; expected the file to write the page to")
+    seen: set[Path] = set()
+    for folder in folders:
+        if folder.resolve() in seen:
+            raise UserError(f"{folder}: given twice; expected each run once")
+        seen.add(folder.resolve())
+    page = render([runs.load(folder) for folder in folders])
+    if len(page.encode()) > LIMIT:
+        raise UserError(f"{path}: would have {len(page.encode()):,} bytes; expected at most {LIMIT:,}, of fewer runs")
+    write_text(path, page)
+    return path
+
+
+def render(told: list[runs.Told]) -> str:
+    """The page on these runs."""
+    labels = runs.labels(told)
+    methods = in_order({name for one in told for name in one.run.results["methods"]})
+    environment = Environment(
+        loader=PackageLoader("mindtuner.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in our order, and without spaces
+    return environment.get_template("page.html.j2").render(
+        style=_joined(STYLES),
+        script=_joined(SCRIPTS),
+        runs=[
+            {
+                "label": label,
+                "setting": _setting(one),
+                "scores": tables.of_run(one.run.results),
+                "facts": facts.facts(one.run.results),
+                "config": one.config,
+                "folder": one.folder.name,
+            }
+            for one, label in zip(told, labels, strict=True)
+        ],
+        gallery=gallery(told, labels, LIMIT - WRITTEN * len(told)),
+        headline=tables.headline(told[0].run.results) if len(told) == 1 else [],
+        beside=[runs.table(told, name) for name in sorted(methods, key=lambda name: name != main_of(methods))]
+        if len(told) > 1
+        else [],
+        efficiency=runs.efficiency(told),
+        published=published.table([one.run for one in told], MAIN_METHOD)
+        if all(MAIN_METHOD in one.run.results["methods"] for one in told)
+        else None,
+        curves=facts.curves([one.run.log for one in told]),
+    )
+
+
+def _setting(one: runs.Told) -> dict:
+    return {"n_training_trials": None, "stimuli_note": "", "command": "", "seed": None} | one.setting
+
+
+def _joined(names: tuple[str, ...]) -> Markup:
+    assets = resources.files("mindtuner.report")
+    return Markup("\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in names))

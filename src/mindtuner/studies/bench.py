@@ -1,0 +1,294 @@
+"""Many tunings of one subject, each done once: in processes of their own, with one small file each to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mindtuner.config import Config
+from mindtuner.data import Dataset, Subject
+from mindtuner.decoding.decoder import Decoder
+from mindtuner.decoding.recall import Rows, most_similar
+from mindtuner.errors import UserError
+from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
+from mindtuner.files import read_json, write_json, write_text
+from mindtuner.model import BrainNetwork
+from mindtuner.model.prior import DiffusionPrior
+from mindtuner.runtime import progress
+from mindtuner.training import Targets, load_network, pretrain, remove_checkpoint, save_network, subject_name, tune
+from mindtuner.training.closed_form import voxel_regression
+
+RETRIEVAL = ("image", "brain", "text")
+REGRESSION = "regression"  # the method that tunes nothing: voxels -> tokens by one ridge regression
+RUNS, BASES = "runs", "bases"
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+Scores = dict[str, np.ndarray]  # score -> one value an image; of text, an image that has captions; of pictures, a painted one
+Chance = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One tuning. ``sessions``: so many, or below 1 a share of the first. ``base``: pretraining subjects. ``pivot``: whether
+    words come by the Adaptive Projector, and correct pictures."""
+
+    variant: str
+    seed: int
+    config: Config
+    sessions: float
+    method: str
+    base: int
+    pivot: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}.seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all runs of a study share.
+
+    out : the study's folder · base : file of a given base of all other subjects, None where the study pretrains it ·
+    prior : that pretraining and from_scratch start from, None at full size · card : what its own bases say of themselves ·
+    paint : paints with a tuned network and scores that: (network, base, run) -> (scores, chance); None for no pictures
+    """
+
+    dataset: Dataset
+    targets: Targets
+    config: Config
+    out: Path
+    base: Path | None
+    prior: DiffusionPrior | None
+    card: dict
+    paint: Callable[[BrainNetwork, BrainNetwork, Run], tuple[Scores, Chance]] | None = None
+
+    @property
+    def subject(self) -> Subject:
+        return self.dataset.subject(self.config.target_subject)
+
+    @property
+    def others(self) -> list[int]:
+        return sorted(set(self.dataset.subjects) - {self.config.target_subject})
+
+    def base_file(self, count: int) -> Path:
+        """That of ``count`` pretraining subjects, those with the lowest numbers."""
+        given = self.base is not None and count == len(self.others)
+        return self.base if given else self.out / BASES / f"{count}.safetensors"
+
+    def run_file(self, run: Run) -> Path:
+        return self.out / RUNS / f"{run.name}.json"
+
+
+def first_part(subject: Subject, sessions: float) -> Subject:
+    """The subject with the training trials of so many sessions; below 1, of that share of the first one's, from its start.
+
+    Raises UserError where there are not so many sessions, or no trial is left.
+    """
+    if sessions >= 1:
+        return subject.sessions(int(sessions))
+    first = subject.sessions(1)
+    training = np.flatnonzero(~first.trials.is_test)
+    training = training[np.argsort(first.trials.row[training], kind="stable")]  # rows are in the order of scanning
+    kept = training[: int(sessions * len(training))]
+    if len(kept) == 0:
+        raise UserError(f"sessions: {sessions:g} of the {len(training)} training trials of session 1 is none; expected more")
+    chosen = np.sort(np.concatenate([kept, np.flatnonzero(first.trials.is_test)]))
+    return replace(first, trials=first.trials.select(chosen))
+
+
+def work(bench: Bench, run: Run, base: BrainNetwork) -> tuple[Scores, Chance]:
+    """Tune, and score the retrieval of all test images, top-1 (ties share), and pictures where the bench paints. The same
+    numbers as those of the verbs ``tune`` and ``evaluate`` with this config and seed."""
+    subject, stimuli, targets = bench.subject, bench.dataset.stimuli, bench.targets
+    hour = first_part(subject, run.sessions)
+    pictures: tuple[Scores, Chance] = {}, {}
+    if run.method == REGRESSION:
+        images, retrieved, text = regression(hour, targets, base, run.seed, run.config.tune.similar_voxels)
+        backbone = retrieved
+    else:
+        network = tune(base, hour, targets, run.config, run.seed, run.method, prior=bench.prior)
+        p = Decoder(network, subject_name(subject.number), run.config.decode, run.seed).predict(
+            subject.betas(subject.test.row), subject.test.stimulus
+        )
+        images, retrieved, backbone, text = p.images, p.retrieval_tokens, p.backbone_tokens, p.text
+        if bench.paint is not None:
+            pictures = bench.paint(network, base, run)
+    if not run.pivot:
+        training = stimuli.training_images
+        nearest = most_similar(backbone, Rows(targets.tokens, training), 1)[:, 0]
+        text = targets.rows("text", training[nearest]).numpy()
+    tokens = targets.rows("tokens", images).numpy()
+    captioned = np.flatnonzero([bool(stimuli.captions[k]) for k in images])
+    captioned = captioned if len(captioned) else np.arange(len(images))
+    found = {
+        "image": image_retrieval(retrieved, tokens),
+        "brain": brain_retrieval(retrieved, tokens),
+        "text": text_retrieval(text[captioned], targets.rows("text", images[captioned]).numpy()),
+    }
+    scores = {score: one.top1 for score, one in found.items()}
+    return {**scores, **pictures[0]}, {**{score: 1 / len(top1) for score, top1 in scores.items()}, **pictures[1]}
+
+
+def regression(
+    hour: Subject, targets: Targets, base: BrainNetwork, seed: int, similar: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Test images (n,), their tokens (n, T, D) by one cross-validated ridge regression from the hour's voxels, with what
+    ``similar`` voxels add there as in tuning, and text (n, d) of these by the base's projector, the only part of the base
+    that is used."""
+    train, test = hour.train, hour.test
+    tokens = targets.rows("tokens", train.stimulus).numpy()
+    fit = voxel_regression(hour.betas(train.row), tokens.reshape(len(train), -1), train.stimulus, seed, similar)
+    images, row = np.unique(test.stimulus, return_inverse=True)
+    total = np.zeros((len(images), fit.weight.shape[1]), np.float32)
+    np.add.at(total, row, hour.betas(test.row) @ fit.weight + fit.intercept)
+    said = (total / np.bincount(row)[:, None]).astype(np.float32).reshape(-1, *tokens.shape[1:])
+    with torch.no_grad():
+        return images, said, base.projector(torch.from_numpy(said)).numpy()
+
+
+# ---- processes
+
+_opened: list[Bench] = []  # of this worker
+_bases: dict[Path, BrainNetwork] = {}  # likewise
+
+
+def do(bench: Bench, runs: Sequence[Run], jobs: int, opens: Callable[[], Bench]) -> tuple[dict[str, Scores], Chance]:
+    """Do those of ``runs`` that are not done yet, the bases that they stand on first, in ``jobs`` processes of one thread
+    each, which open the bench for themselves; so the numbers do not depend on ``jobs``. Then ``collect``.
+
+    Raises UserError where a process was killed; what was done stays.
+    """
+    todo = [run for run in runs if not bench.run_file(run).exists()]
+    bases = [count for count in sorted({run.base for run in todo}, reverse=True) if not bench.base_file(count).exists()]
+    if todo:
+        with _one_thread(), ProcessPoolExecutor(jobs, _processes(), _open, (opens,)) as pool:
+            try:
+                for title, task, items in (("bases", _pretrain, bases), ("runs", _work, todo)):
+                    waiting = [pool.submit(task, item) for item in items]
+                    for done in progress(as_completed(waiting), title, len(waiting), "run", lines=True):
+                        done.result()
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"{bench.out}: a process was killed, by lack of memory perhaps; expected fewer --jobs (the "
+                    "same command goes on)"
+                ) from error
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+    return collect(bench, runs)
+
+
+def _processes() -> multiprocessing.context.BaseContext:
+    """Processes that know nothing of this one. Where the system can, they come of one that has done the imports."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """What processes started here inherit: linear algebra in one thread."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _open(opens: Callable[[], Bench]) -> None:
+    torch.set_num_threads(1)
+    _opened[:] = [opens()]
+
+
+def _pretrain(count: int) -> None:
+    bench = _opened[0]
+    kept, path = bench.others[:count], bench.base_file(count)
+    dataset = replace(bench.dataset, subjects={number: bench.dataset.subjects[number] for number in kept})
+    checkpoint = path.with_suffix(".checkpoint")
+    path.parent.mkdir(exist_ok=True)
+    base = pretrain(dataset, bench.targets, bench.config, bench.config.seed, prior=bench.prior, checkpoint=checkpoint)
+    save_network(path, base, {**bench.card, "subjects": kept})
+    remove_checkpoint(checkpoint)
+
+
+def _work(run: Run) -> None:
+    bench, begun = _opened[0], time.perf_counter()
+    path = bench.base_file(run.base)
+    if path not in _bases:
+        _bases[path] = load_network(path)
+    scores, chance = work(bench, run, _bases[path])
+    values = {score: [None if np.isnan(value) else round(float(value), 6) for value in one] for score, one in scores.items()}
+    write_json(
+        bench.run_file(run),
+        {
+            "variant": run.variant,
+            "seed": run.seed,
+            "scores": values,
+            "chance": chance,
+            "seconds": round(time.perf_counter() - begun, 2),
+        },
+    )
+
+
+# ---- what came out
+
+
+def collect(bench: Bench, runs: Sequence[Run]) -> tuple[dict[str, Scores], Chance]:
+    """Variant -> score -> values (S, n), a row a seed and NaN where a score is undefined; and by score the chance of
+    the first variant, mean over its seeds. Writes ``results.csv``, a row a variant, seed and score: the mean over images.
+
+    Raises UserError where a run's file is damaged.
+    """
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    chances: dict[str, list[float]] = {}
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("variant", "seed", "score", "value", "chance", "images"))
+    for run in runs:
+        path = bench.run_file(run)
+        content = read_json(path)
+        scores, chance = content.get("scores"), content.get("chance")
+        if not (isinstance(scores, dict) and isinstance(chance, dict) and set(RETRIEVAL) <= set(scores)):
+            raise UserError(
+                f"{path}: scores and chance are not what a run writes; expected a whole file (delete it, and the "
+                "same command makes it again)"
+            )
+        for score, values in scores.items():
+            values = np.array(values, float)
+            found.setdefault(run.variant, {}).setdefault(score, []).append(values)
+            rows.writerow(
+                (
+                    run.variant,
+                    run.seed,
+                    score,
+                    f"{np.nanmean(values):.6f}",
+                    f"{chance[score]:.6f}",
+                    np.count_nonzero(~np.isnan(values)),
+                )
+            )
+            if run.variant == runs[0].variant:
+                chances.setdefault(score, []).append(chance[score])
+    write_text(bench.out / "results.csv", table.getvalue())
+    return (
+        {variant: {score: np.stack(values) for score, values in scores.items()} for variant, scores in found.items()},
+        {score: float(np.mean(values)) for score, values in chances.items()},
+    )

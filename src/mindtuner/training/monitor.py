@@ -1,0 +1,106 @@
+"""What is looked at while training: losses, gradients, and the decoding of held-out training images."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mindtuner import runtime
+from mindtuner.data import Trials
+from mindtuner.errors import TrainingDiverged
+from mindtuner.model import BrainNetwork
+from mindtuner.processes import processes
+from mindtuner.training.batches import Feed
+from mindtuner.training.checkpoint import Progress
+from mindtuner.training.distributed import add_up
+from mindtuner.training.targets import Targets
+
+
+def gradient_norms(weighted: dict[str, Tensor], parameters: list[nn.Parameter], scale: float = 1.0) -> dict[str, float]:
+    """L2 norm of each weighted loss's gradient: which term drives training.
+
+    ``scale``: what half precision multiplies losses by. A norm that overflows at this scale is left out.
+    """
+    norms = {}
+    for name, loss in weighted.items():
+        gradients = torch.autograd.grad(scale * loss, parameters, retain_graph=True, allow_unused=True)
+        if processes().count > 1:  # of the whole batch
+            gradients = [
+                add_up(torch.zeros_like(p) if g is None else g.contiguous())
+                for p, g in zip(parameters, gradients, strict=True)
+            ]
+        norms[name] = torch.stack([g.norm() for g in gradients if g is not None]).norm().item() / scale
+    return {name: norm for name, norm in norms.items() if math.isfinite(norm)}
+
+
+def mean_losses(losses: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Means over an epoch's batches."""
+    return {name: torch.stack([batch[name] for batch in losses]).mean().item() for name in losses[0]}
+
+
+def refuse_broken(now: Progress, accumulate: int, title: str, last_good: str) -> None:
+    """Raise TrainingDiverged where a loss or gradient of this epoch is not finite.
+
+    Called before a checkpoint is written and at the end of an epoch only, so that no step waits for an accelerator.
+    """
+    first = now.step - len(now.gradients)
+    broken = [
+        (step // accumulate, f"loss term {name!r}")
+        for name in now.losses[0]
+        for step in _not_finite([batch[name] for batch in now.losses])
+    ]
+    broken += [(step, "the gradient") for step in _not_finite(now.gradients)]  # last: it breaks where a loss does, too
+    if broken:
+        step, what = min(broken, key=lambda found: found[0])
+        raise TrainingDiverged(
+            f"{title}: {what} is not finite at step {first + step}; last good checkpoint: {last_good}; "
+            "lower the learning rate or look for extreme values in betas and targets"
+        )
+
+
+def _not_finite(values: list[Tensor]) -> list[int]:
+    return (~torch.stack(values).isfinite()).nonzero().flatten().tolist()
+
+
+@torch.no_grad()
+def validate(
+    network: BrainNetwork,
+    feeds: list[Feed],
+    held_out: dict[str, Trials],
+    targets: Targets,
+    device: torch.device,
+    dtype: torch.dtype,
+    chunk: int = 256,
+) -> dict[str, float]:
+    """Held-out training trials: top-1 retrieval of the image among the held-out images of that subject, its
+    chance, and L1 of the latents where there is a low-level module, each the mean over subjects."""
+    network.eval()
+    top1, chance, l1 = [], [], []
+    for feed in feeds:
+        trials = held_out[feed.name]
+        images, own = np.unique(trials.stimulus, return_inverse=True)
+        if len(images) == 0:
+            continue
+        candidates = nn.functional.normalize(targets.rows("tokens", images).flatten(1), dim=1)
+        right, error = 0, 0.0
+        for start in range(0, len(trials), chunk):
+            part = slice(start, start + chunk)
+            voxels = torch.from_numpy(feed.subject.betas(trials.row[part])).to(device)
+            with runtime.autocast(dtype):
+                outputs = network(voxels, feed.name)
+            scores = outputs.retrieval_tokens.flatten(1).float().cpu() @ candidates.T
+            right += int((scores.argmax(1).numpy() == own[part]).sum())
+            if outputs.latents is not None:
+                truth = targets.rows("latents", trials.stimulus[part])
+                error += (outputs.latents.float().cpu() - truth).abs().mean((1, 2, 3)).sum().item()
+        top1.append(right / len(trials))
+        chance.append(1 / len(images))
+        l1.append(error / len(trials))
+    network.train()
+    if not top1:
+        return {}
+    found = {"top1": float(np.mean(top1)), "chance": float(np.mean(chance))}
+    return found if network.lowlevel is None else found | {"lowlevel": float(np.mean(l1))}

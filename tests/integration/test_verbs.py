@@ -1,0 +1,408 @@
+"""From a lab's files to a report by verbs: pretrain, tune, decode, evaluate."""
+
+import dataclasses
+import json
+import shlex
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.numpy import load_file
+from torchvision.models import alexnet
+from unit.cli.test_cli import refused
+
+import mindtuner
+from mindtuner.cli import main, steps
+from mindtuner.config import as_dict, load_config
+from mindtuner.decoding.decoder import Decoder
+from mindtuner.decoding.recall import recall
+from mindtuner.decoding.words import TextBank
+from mindtuner.evaluation.results import load_log, load_run
+from mindtuner.evaluation.schema import METHODS
+from mindtuner.files import read_json, refuse_foreign, write_json
+from mindtuner.formats import load
+from mindtuner.formats.lab_folder import write as layout_c_writer
+from mindtuner.generators.compact import CompactGenerator
+from mindtuner.towers.compact import CompactTextEncoder
+from mindtuner.training import load_fingerprint, load_network, loop, read_card
+
+
+def call(*words):
+    return main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, simulated, untrained_generator):
+    """Simulated brains in a lab's files, subjects 101 and 102; a base of 102, and 101 tuned with every method."""
+    folder = tmp_path_factory.mktemp("lab")
+    data, base, tuned = folder / "study", folder / "base", folder / "tuned"
+    layout_c_writer.write(data, load(simulated))
+    write_json(data / "dataset.json", {**read_json(data / "dataset.json"), "subject_offset": 100})
+    quick = load_config("quick")
+    fit = dataclasses.replace(quick.tune, epochs=2, batch_per_subject=8, head_trials=8, dtype="float32")
+    tiny = dataclasses.replace(
+        quick,
+        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        tune=fit,
+        pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
+        model=dataclasses.replace(quick.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
+        decode=dataclasses.replace(quick.decode, pictures=3, prior_steps=2, generator_steps=1, refine_steps=1),
+    )
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump(as_dict(tiny)))
+    paints = ("--generator", untrained_generator)
+    assert call("pretrain", data, base, "--without", 101, "--config", config, "--seed", 3, *paints) == 0
+    assert call("tune", base, data, tuned, "--subject", 101, "--all", *paints) == 0
+    return SimpleNamespace(folder=folder, data=data, base=base, tuned=tuned, config=config, paints=paints)
+
+
+@pytest.fixture(scope="module")
+def report(lab):
+    out = lab.folder / "report"
+    assert call("evaluate", lab.tuned, lab.data, out, *lab.paints) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def decoded(lab):
+    out = lab.folder / "decoded"
+    assert call("decode", lab.tuned, lab.data, out, "--pictures", 3, *lab.paints) == 0
+    return out
+
+
+def stop_at_step(monkeypatch, number):
+    """Ctrl-C when that many steps were taken."""
+    taken, real = [], loop.take_step
+
+    def step(*arguments):
+        taken.append(1)
+        if len(taken) > number:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "take_step", step)
+
+
+def entries(run):
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in load_log(run)]
+
+
+# ---- the chain
+
+
+def test_each_verb_leaves_its_files(lab, report, decoded):
+    def names(run):
+        return {path.name for path in run.iterdir()}
+
+    assert names(lab.base) == {"config.yaml", "log.jsonl", "base.safetensors"}
+    assert names(lab.tuned) == {
+        "config.yaml",
+        "log.jsonl",
+        "fingerprint.safetensors",
+        "ridge_only.safetensors",
+        "full_finetune.safetensors",
+        "from_scratch.safetensors",
+        "shuffled_brain.safetensors",
+    }
+    assert names(report) == {
+        "config.yaml",
+        "log.jsonl",
+        "results.json",
+        "words.json",
+        "pictures.safetensors",
+        "per_image.safetensors",
+        "report.html",
+    }
+    assert names(decoded) == {"config.yaml", "predictions.safetensors", "words.json", "pictures"}
+    for run in (lab.base, lab.tuned, report, decoded):
+        refuse_foreign(run)  # --force may replace each of them
+    assert (lab.data / "cache" / "tokens.json").is_file()
+    card = read_card(lab.base / "base.safetensors")
+    assert card["subjects"] == [102] and card["seed"] == 3 and card["simulated"] is True
+    used = load_config(lab.tuned / "config.yaml")
+    assert (used.target_subject, used.tuning_sessions, used.seed) == (101, 1, 3)  # the config of the base's run, by itself
+    assert {entry["stage"] for entry in load_run(report).log} >= {"pivot", "pretrain", "mindtuner", "shuffled_brain"}
+
+
+def test_the_report_says_what_was_done(lab, report):
+    run, hour = load_run(report), load(lab.data).subject(101).sessions(1)
+    setting = run.results["setting"]
+    assert set(run.results["methods"]) == set(METHODS)
+    assert (setting["subject"], setting["sessions"], setting["n_training_trials"]) == (101, 1, len(hour.train))
+    assert setting["n_pretraining_subjects"] == 1 and setting["simulated_brains"] is True and setting["n_pictures"] == 3
+    assert [word for word in setting["command"].split() if word in ("pretrain", "tune", "evaluate")] == [
+        "pretrain",
+        "tune",
+        "evaluate",
+    ]
+    assert "subject 101" in (report / "report.html").read_text()
+
+
+def test_scores_by_the_networks_that_are_there_and_among_few_candidates(lab, report, tmp_path, capsys):
+    """An AlexNet without weights sees no difference anywhere, and is at chance, exactly."""
+    folder = tmp_path / "networks"
+    folder.mkdir()
+    state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in alexnet().state_dict().items()}
+    torch.save(state, folder / "alexnet-owt-7be5be79.pth")
+    words = ["--networks", folder, "--pool", 3]
+    assert call("evaluate", lab.tuned, lab.data, tmp_path / "out", *words, *lab.paints) == 0
+    said, run, before = capsys.readouterr().out, load_run(tmp_path / "out"), load_run(report).results["methods"]
+    assert f"not scored: clip (no clip-vit-large-patch14 file in {folder})" in said
+    assert "alexnet2, alexnet5 by AlexNet" in said
+    for method, own in run.results["methods"].items():
+        assert own["reconstruction"]["alexnet2"] == own["reconstruction"]["alexnet5"] == 0.5
+        assert "clip" not in own["reconstruction"]
+        assert own["reconstruction"]["two_way"] == before[method]["reconstruction"]["two_way"]
+        np.testing.assert_array_equal(run.per_image[f"{method}/reconstruction/alexnet5"], 0.5)
+        assert [entry["pool"] for entry in own["retrieval_pools"]["image"]] == [len(run.per_image["images"]), 3]
+        assert own["retrieval_pools"]["image"][0]["top1"] == own["retrieval"]["image"] == before[method]["retrieval"]["image"]
+    setting = run.results["setting"]
+    assert shlex.join(map(str, words)) in setting["command"] and setting["scores"]["not_scored"]["swav"]
+    assert setting["scores"]["networks"]["alexnet"]["weights"].startswith("alexnet-owt-7be5be79.pth ")
+    for bad, message in ((["--pool", 0], "--pool is 0; expected 1 or more"), (["--networks", folder / "no"], "is no folder")):
+        refused(capsys, ["evaluate", lab.tuned, lab.data, tmp_path / "no", *bad, *lab.paints], message)
+
+
+def test_scores_and_predictions_are_those_of_the_library(lab, report, decoded):
+    """The networks on disk are what ``tune`` returns, and the retrieval scores those of a loop over their tokens."""
+    dataset = load(lab.data)
+    hour, config = dataset.subject(101).sessions(1), load_config(lab.tuned / "config.yaml")
+    caches = {
+        name: np.memmap(lab.data / "cache" / f"{name}.bin", np.float32, "r").reshape(
+            read_json(lab.data / "cache" / f"{name}.json")["shape"]
+        )
+        for name in ("tokens", "text", "latents", "features", "features_augmented")
+    }
+    base = load_network(lab.base / "base.safetensors")
+    test, stored = hour.test, load_run(report).results["methods"]
+    images = np.unique(test.stimulus)
+    truth = caches["tokens"][images].reshape(len(images), -1)
+    truth = truth / np.linalg.norm(truth, axis=1, keepdims=True)
+    for method in ("mindtuner", "full_finetune"):
+        network = mindtuner.tune(base, hour, mindtuner.Targets(**caches), config, 3, method)
+        found = Decoder(network, "subj101", config.decode, 3).predict(hour.betas(test.row), test.stimulus)
+        tokens = found.retrieval_tokens.reshape(len(images), -1)
+        hits = [int(np.argmax(truth @ tokens[k])) == k for k in range(len(images))]
+        assert stored[method]["retrieval"]["image"] == pytest.approx(np.mean(hits), abs=1e-6)
+        if method == "mindtuner":
+            kept = load_file(decoded / "predictions.safetensors")
+            for name in ("images", "backbone_tokens", "retrieval_tokens", "latents", "text"):
+                np.testing.assert_array_equal(kept[name], getattr(found, name))
+
+
+def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_path):
+    """Noise depends on the image alone, so any of the pictures can be had by itself, to the byte."""
+    dataset, config = load(lab.data), load_config(lab.tuned / "config.yaml")
+    test, kept = dataset.subject(101).test, load_file(decoded / "predictions.safetensors")
+    network = load_fingerprint(lab.tuned / "fingerprint.safetensors", load_network(lab.base / "base.safetensors"))
+    decoder, generator = Decoder(network, "subj101", config.decode, 3), CompactGenerator(config.decode, 3, lab.paints[1])
+    training = np.flatnonzero(~dataset.stimuli.is_shared)
+    bank = TextBank.of(dataset.stimuli, training, CompactTextEncoder())
+    seen = np.memmap(lab.data / "cache" / "tokens.bin", np.float32, "r").reshape(
+        read_json(lab.data / "cache" / "tokens.json")["shape"]
+    )[training]
+    pictures = sorted((decoded / "pictures").iterdir())
+    assert len(pictures) == 3
+    for path in pictures:
+        image = np.array([int(path.stem)])
+        row = np.searchsorted(kept["images"], image)
+        assert kept["images"][row] == image and image in test.stimulus
+        tokens = recall(decoder.image_tokens(kept["backbone_tokens"][row], image), seen, config.decode.neighbours)
+        words = bank.embeddings[bank.nearest(kept["text"][row])]
+        painted = generator.pictures(generator.correct(generator.generate(tokens, image), tokens, words, image))
+        np.testing.assert_allclose(np.asarray(Image.open(path)).transpose(2, 0, 1), painted[0] * 255, atol=0.51)
+    again = ("decode", lab.tuned, lab.data, tmp_path / "out", *lab.paints)
+    assert call(*again) == 0 and not (tmp_path / "out" / "pictures").exists()
+    assert call(*again, "--only", int(pictures[1].stem)) == 0  # it adds to what is there
+    assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == [pictures[1].name]
+    assert (tmp_path / "out" / "pictures" / pictures[1].name).read_bytes() == pictures[1].read_bytes()
+
+
+def test_decode_says_words_and_paints(lab, decoded, tmp_path):
+    dataset, words = load(lab.data), read_json(decoded / "words.json")
+    tested, every = dataset.stimuli.is_shared, dataset.stimuli.captions
+    training = {caption for image in np.flatnonzero(~tested) for caption in every[image]}
+    assert [entry["image"] for entry in words["images"]] == np.flatnonzero(tested).tolist()
+    assert all(entry["retrieved"] in training and tuple(entry["seen"]) == every[entry["image"]] for entry in words["images"])
+    pictures = sorted((decoded / "pictures").iterdir())
+    assert [path.name for path in pictures] == [f"{words['images'][k]['image']:06d}.png" for k in (0, 4, -1)]
+    assert np.asarray(Image.open(pictures[0])).shape == (128, 128, 3)
+    assert call("decode", lab.tuned / "from_scratch.safetensors", lab.data, tmp_path / "out", "--trials", "train") == 0
+    kept = load_file(tmp_path / "out" / "predictions.safetensors")
+    np.testing.assert_array_equal(kept["images"], np.unique(dataset.subject(101).train.stimulus))
+    assert not (tmp_path / "out" / "pictures").exists()
+
+
+# ---- going on
+
+
+def test_a_killed_pretraining_goes_on_to_the_same_bits(lab, tmp_path, monkeypatch, capsys):
+    again = ("pretrain", lab.data, tmp_path / "run", "--without", 101, "--config", lab.config, "--seed", 3, *lab.paints)
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 13)  # in the second of two epochs of ten
+        assert call(*again) == 130
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "pretrain.checkpoint" in left and "base.safetensors" not in left
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 10)
+        assert call(*again) == 0  # the second epoch is all that is left
+    assert "going on" in capsys.readouterr().out
+    assert (tmp_path / "run" / "base.safetensors").read_bytes() == (lab.base / "base.safetensors").read_bytes()
+    assert entries(tmp_path / "run") == entries(lab.base)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "log.jsonl", "base.safetensors"}
+
+
+def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monkeypatch):
+    again = ("tune", lab.base, lab.data, tmp_path / "run", "--subject", 101, *lab.paints)
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 17)  # two epochs of five steps each
+        assert call(*again, "--method", "mindtuner", "ridge_only") == 130
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.yaml",
+        "log.jsonl",
+        "fingerprint.safetensors",
+        "ridge_only.checkpoint",
+    }
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 15)
+        assert call(*again) == 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.yaml",
+        "log.jsonl",
+        "fingerprint.safetensors",
+        "ridge_only.safetensors",
+        "shuffled_brain.safetensors",
+    }
+    for path in (tmp_path / "run").glob("*.safetensors"):
+        whole = load_file(lab.tuned / path.name)
+        for name, tensor in load_file(path).items():
+            np.testing.assert_array_equal(tensor, whole[name])
+    stages = ("mindtuner", "ridge_only", "shuffled_brain")
+    assert entries(tmp_path / "run") == [entry for entry in entries(lab.tuned) if entry["stage"] in stages]
+
+
+# ---- captions
+
+
+def test_without_captions_only_pretraining_is_refused(lab, tmp_path, capsys):
+    """No training image has a caption, and half of the test images."""
+    data = tmp_path / "study"
+    shutil.copytree(lab.data, data, ignore=shutil.ignore_patterns("cache"))
+    stimuli = load(lab.data).stimuli
+    tests = np.flatnonzero(stimuli.is_shared)
+    for image in set(range(len(stimuli))) - set(tests[::2].tolist()):
+        (data / "stimuli" / f"image-{image:06d}.txt").unlink()
+    refused(
+        capsys,
+        ["pretrain", data, tmp_path / "base", "--subjects", 102, "--config", lab.config, *lab.paints],
+        f"{data}: captions of the",
+        "expected some",
+    )
+    assert not (tmp_path / "base").exists()
+    assert call("tune", lab.base, data, tmp_path / "tuned", "--subject", 101, "--method", "mindtuner", *lab.paints) == 0
+    assert call("evaluate", tmp_path / "tuned", data, tmp_path / "report", *lab.paints) == 0
+    run = load_run(tmp_path / "report")
+    assert set(run.results["methods"]) == {"mindtuner", "nearest_training_image", "prior_only"}
+    assert run.results["chance"]["retrieval"] == {"image": 1 / 8, "brain": 1 / 8, "text": 1 / 4}
+    assert run.results["methods"]["mindtuner"]["picture"] == "reconstructed"  # nothing to correct it with
+    assert "retrieved_caption" not in run.words["methods"]["mindtuner"] and run.words["all_captions"].count("") == 4
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "4 of 8 test images have no caption" in page and ">no caption<" in page
+    assert call("decode", tmp_path / "tuned", data, tmp_path / "decoded") == 0
+    assert {entry["retrieved"] for entry in read_json(tmp_path / "decoded" / "words.json")["images"]} == {None}
+
+
+# ---- refused, in one line
+
+
+def test_data_and_subjects_that_are_not_there(lab, tmp_path, capsys):
+    out = tmp_path / "out"
+    refused(capsys, ["pretrain", tmp_path / "none", out, "--config", lab.config, *lab.paints], "none: not found")
+    pretrain = ["pretrain", lab.data, out, "--config", lab.config, *lab.paints]
+    refused(capsys, [*pretrain, "--without", 7], "no subject 7")
+    refused(capsys, [*pretrain, "--subjects", 7], "no subject 7")
+    refused(capsys, [*pretrain, "--without", 101, 102], "no subject is left")
+    refused(capsys, ["pretrain", lab.data, out, "--config", "paper"], "model.tokens is 256; expected 16")
+    refused(capsys, ["pretrain", lab.data, out, "--config", tmp_path / "no.yaml"], "no.yaml: cannot be read")
+    tune = ["tune", lab.base, lab.data, out, *lab.paints]
+    refused(capsys, [*tune, "--subject", 7], "no subject 7; expected some of 101, 102")
+    refused(capsys, [*tune, "--subject", 102], "knows subject 102 already")
+    refused(capsys, [*tune, "--subject", 101, "--sessions", 3], "sessions is 3; expected 1..2")
+    refused(capsys, [*tune, "--subject", 101, "--method", "lora"], "--method: 'lora' is unknown")
+    refused(capsys, ["tune", tmp_path, lab.data, out, "--subject", 101], "base.safetensors: not found")
+    refused(capsys, ["tune", lab.tuned / "fingerprint.safetensors", lab.data, out, "--subject", 101], "kind is 'fingerprint'")
+    assert not out.exists()
+
+
+def test_a_folder_with_another_run_is_not_touched(lab, report, capsys):
+    before = {path: path.read_bytes() for run in (lab.base, lab.tuned, report) for path in run.iterdir()}
+    refused(
+        capsys,
+        ["pretrain", lab.data, lab.base, "--without", 101, "--config", lab.config, "--seed", 4, *lab.paints],
+        "base: holds another run",
+        "--force",
+    )
+    refused(
+        capsys, ["tune", lab.base, lab.data, lab.tuned, "--subject", 101, "--sessions", 2, *lab.paints], "holds another run"
+    )
+    refused(capsys, ["evaluate", lab.tuned, lab.data, report, *lab.paints], "holds another run")
+    for out, name in ((lab.base, "BASE"), (lab.tuned, "TUNED"), (lab.data, "DATA"), (lab.folder, "DATA")):
+        refused(capsys, ["evaluate", lab.tuned, lab.data, out, "--force", *lab.paints], f"holds {name}")
+    assert before == {path: path.read_bytes() for path in before}
+    assert (lab.data / "sub-01" / "betas.npy").is_file()
+
+
+def test_a_finished_run_is_left_as_it_is_and_force_makes_it_again(lab, tmp_path, monkeypatch):
+    again = ("pretrain", lab.data, tmp_path / "run", "--subjects", 102, "--config", lab.config, "--seed", 3, *lab.paints)
+    shutil.copytree(lab.base, tmp_path / "run")
+    settings = (tmp_path / "run" / "config.yaml").read_text().replace(str(lab.base), str(tmp_path / "run"))
+    (tmp_path / "run" / "config.yaml").write_text(settings)
+    stop_at_step(monkeypatch, 0)
+    assert call(*again) == 0  # --subjects 102 is --without 101, and nothing is left to do
+    assert call(*again, "--force") == 130 and not (tmp_path / "run" / "base.safetensors").exists()
+
+
+def test_the_base_is_looked_for_and_checked(lab, tmp_path, capsys):
+    """A fingerprint that was moved asks for its base; another base, of the same form, is refused."""
+    moved, out = tmp_path / "elsewhere" / "tuned", tmp_path / "out"
+    shutil.copytree(lab.tuned, moved)
+    refused(capsys, ["decode", moved, lab.data, out, *lab.paints], "base_path is", "--base")
+    refused(capsys, ["evaluate", moved, lab.data, out, *lab.paints], "base_path is", "--base")
+    other = ("pretrain", lab.data, tmp_path / "other", "--without", 101, "--config", lab.config, "--seed", 9)
+    assert call(*other, *lab.paints) == 0
+    for verb in ("decode", "evaluate"):
+        refused(capsys, [verb, moved, lab.data, out, "--base", tmp_path / "other", *lab.paints], "belongs to another base")
+    assert not out.exists()
+    assert call("decode", moved, lab.data, out, "--base", lab.base, *lab.paints) == 0
+
+
+def test_files_that_were_not_tuned(lab, tmp_path, capsys):
+    out = tmp_path / "out"
+    refused(capsys, ["decode", lab.base / "base.safetensors", lab.data, out], "is a base; expected what mindtuner tune wrote")
+    refused(capsys, ["decode", lab.base, lab.data, out], "fingerprint.safetensors: not found")
+    refused(capsys, ["decode", lab.tuned, lab.data, out, "--pictures", -1], "--pictures is -1")
+    refused(capsys, ["evaluate", lab.base, lab.data, out], "expected a run of mindtuner tune")
+    assert not out.exists()
+
+
+def test_painting_wants_the_tokens_that_the_towers_give(lab, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(steps._TOWERS, "tokens", 20)
+    decode = ("decode", lab.tuned, lab.data, tmp_path / "out", *lab.paints)
+    refused(capsys, [*decode, "--pictures", 1], "base.safetensors: model.tokens is 16; expected 20")
+    assert not (tmp_path / "out").exists()
+    assert call(*decode) == 0  # words alone need no painter
+
+
+def test_a_cache_of_other_images_is_refused(lab, tmp_path, capsys):
+    shutil.copytree(lab.data / "cache", tmp_path / "cache")
+    seal = tmp_path / "cache" / "tokens.json"
+    seal.write_text(json.dumps({**read_json(seal), "stimuli": "others"}))
+    refused(
+        capsys,
+        ["tune", lab.base, lab.data, tmp_path / "out", "--subject", 101, "--cache", tmp_path / "cache", *lab.paints],
+        "tokens.json: stimuli is 'others'",
+    )

@@ -1,0 +1,129 @@
+"""The scores of words and of the brain, as a run gets them: the numbers of the functions behind, and what is left out."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mindtuner.cli.words_and_brain import caption_scorer, score_brain, score_captions
+from mindtuner.evaluation.scores.captions import CaptionScorer, caption_scores
+from mindtuner.evaluation.scores.encoding_features import EncodingFeatures, Kept
+from mindtuner.evaluation.scores.features import LITE2, Lite2
+from mindtuner.evaluation.scores.images import score_images
+from mindtuner.formats import load
+
+REFERENCES = [("a red dog", "a dog"), (), ("two cars at night",), ("a house",)]
+
+
+def empty(*methods):
+    return {
+        "setting": {"scores": {}},
+        "chance": {},
+        "methods": {name: {"ci95": {}, "picture": "corrected"} for name in methods},
+    }
+
+
+def test_captions_are_scored_method_by_method_beside_chance():
+    painted = {
+        "mindtuner": {"caption": ["a dog", "a tree", "a car at night", "a house"]},
+        "shuffled_brain": {"caption": ["a boat"] * 4},
+        "nearest_training_image": {},
+    }
+    results, per_image, scorer = empty(*painted), {}, CaptionScorer({})
+    score_captions(results, per_image, painted, REFERENCES, scorer, seed=0)
+    kept = [0, 2, 3]
+    for method in ("mindtuner", "shuffled_brain"):
+        own = results["methods"][method]
+        expected = caption_scores([painted[method]["caption"][k] for k in kept], [REFERENCES[k] for k in kept], scorer)
+        for score, values in expected.items():
+            low, high = own["ci95"]["captions"][score]
+            assert own["captions"][score] == pytest.approx(values.mean(), abs=1e-6) and low <= own["captions"][score] <= high
+            array = per_image[f"{method}/captions/{score}"]
+            np.testing.assert_allclose(array[kept], values, atol=1e-6)
+            assert np.isnan(array[1])
+    assert set(results["chance"]["captions"]["rouge_1"]) == {"mindtuner", "shuffled_brain"}
+    assert "captions" not in results["methods"]["nearest_training_image"]
+    assert set(results["setting"]["scores"]["captions_not_scored"]) == {"meteor", "sentence_bert", "clip_b", "clip_l"}
+    ours, theirs = (results["methods"][method]["captions"]["rouge_1"] for method in ("mindtuner", "shuffled_brain"))
+    assert ours > theirs
+
+
+def test_written_captions_are_scored_beside_those_that_were_read():
+    """A caption that a network wrote has scores, intervals and chance of its own, also where it wrote nothing."""
+    read, wrote = ["a dog", "a tree", "a car at night", "a house"], ["a red dog", "", "", "a house"]
+    painted = {
+        "mindtuner": {"caption": read, "written": wrote},
+        "ridge_only": {"caption": read},
+        "prior_only": {"written": ["a boat"] * 4},
+    }
+    results, per_image, scorer = empty(*painted), {}, CaptionScorer({})
+    score_captions(results, per_image, painted, REFERENCES, scorer, seed=0)
+    own, kept = results["methods"]["mindtuner"], [0, 2, 3]
+    for part, captions in (("captions", read), ("written", wrote)):
+        expected = caption_scores([captions[k] for k in kept], [REFERENCES[k] for k in kept], scorer)
+        for score, values in expected.items():
+            assert own[part][score] == pytest.approx(values.mean(), abs=1e-6)
+            np.testing.assert_allclose(per_image[f"mindtuner/{part}/{score}"][kept], values, atol=1e-6)
+    assert own["written"]["rouge_1"] == pytest.approx((1 + 0 + 1) / 3)
+    assert set(results["chance"]["written"]["rouge_1"]) == {"mindtuner", "prior_only"}
+    assert set(results["chance"]["captions"]["rouge_1"]) == {"mindtuner", "ridge_only"}
+    assert "written" not in results["methods"]["ridge_only"] and set(own["ci95"]) == {"captions", "written"}
+
+
+def test_where_images_have_no_captions_nothing_is_scored():
+    results, per_image = empty("mindtuner"), {}
+    score_captions(results, per_image, {"mindtuner": {"caption": ["a", "b"]}}, [("a",), ()], CaptionScorer({}), 0)
+    assert per_image == {} and "captions" not in results["chance"] and "captions" not in results["methods"]["mindtuner"]
+
+
+def test_a_clip_folder_for_pictures_alone_leaves_its_captions_out(tmp_path, text_encoder):
+    folder = tmp_path / "clip-vit-large-patch14"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):  # what the score of pictures needs
+        (folder / name).write_bytes(b"{}")
+    scorer = caption_scorer(tmp_path, text_encoder)
+    assert "sentence_bert" in scorer.scores and {"clip_b", "clip_l"} <= set(scorer.missing)
+
+
+def test_the_brain_of_the_seen_picture_is_the_reference(simulated):
+    """A method that paints what was seen reaches what the block calls "seen"; all regions of the subject are there."""
+    dataset = load(simulated)
+    subject = dataset.subject(1)
+    shown = np.unique(subject.test.stimulus)
+    images = np.asarray(dataset.stimuli.images(np.arange(len(dataset.stimuli))), np.float32)
+    pixels = np.round(images[:, :, ::4, ::4] * 255).astype(np.uint8)
+    sets = {
+        ("mindtuner", "corrected"): pixels[shown],
+        ("prior_only", "corrected"): pixels[shown[::-1]],
+        ("mindtuner", "lowlevel"): pixels[shown] // 2,
+    }
+    kept, looked = Kept(), Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        forward = Lite2.forward
+        patch.setattr(Lite2, "forward", lambda self, x: looked.update(n=len(x)) or forward(self, x))
+        score_images(pixels[shown], sets, [LITE2], chance_of=list(sets)[:2], keep=kept.keep)
+        assert looked["n"] == 4 * len(shown)  # each picture once
+        assert set(kept.parts) == {None, *list(sets)[:2]}  # the stages that are not the method's picture are let go
+        np.testing.assert_allclose(kept["prior_only", "corrected"], EncodingFeatures()(pixels[shown[::-1]]), atol=1e-5)
+        looked.clear()
+        results, per_image = empty("mindtuner", "prior_only"), {}
+        score_brain(results, per_image, kept, subject, shown, pixels, seed=0)
+        assert looked["n"] == len(np.unique(subject.train.stimulus))  # the training images, and no picture again
+    own = results["methods"]["mindtuner"]["brain"]
+    assert set(own) == set(results["brain"]["regions"]) and "nsd_general" in own
+    for region, found in own.items():
+        low, high = found["ci"]
+        assert found["correlation"] == pytest.approx(found["seen"]) and low <= found["correlation"] <= high
+        assert per_image[f"mindtuner/brain/{region}"].mean() == pytest.approx(found["correlation"], abs=1e-5)
+        assert found["seen"] == results["methods"]["prior_only"]["brain"][region]["seen"]
+    assert own["nsd_general"]["correlation"] != results["methods"]["prior_only"]["brain"]["nsd_general"]["correlation"]
+    assert results["brain"]["features"] == EncodingFeatures.width
+
+
+def test_too_few_images_are_said_so():
+    subject = SimpleNamespace(train=SimpleNamespace(stimulus=np.array([3, 3, 4])))
+    results, per_image = empty("mindtuner"), {}
+    score_brain(results, per_image, Kept(), subject, np.array([1, 2]), np.zeros((5, 3, 8, 8), np.uint8), 0)
+    assert results["setting"]["scores"]["brain_not_scored"] == "needs 5 training images and 2 pictures; there are 2 and 2"
+    assert per_image == {} and "brain" not in results

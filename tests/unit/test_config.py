@@ -1,0 +1,345 @@
+"""Settings read strictly, files whole or absent, folders that never mix two runs, seeds that never collide by accident."""
+
+import dataclasses
+import errno
+import os
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindtuner import config, runtime
+from mindtuner.config import Config, SimulateConfig, as_dict, load_config
+from mindtuner.errors import UserError
+from mindtuner.files import RUN_FILES, atomic_path, claim_folder, read_json, write_json, write_text
+from mindtuner.model.prior import TIMESTEPS
+
+# ---- config
+
+
+@pytest.mark.parametrize("name", ["demo", "quick"])
+def test_carried_configs_read_and_fit_the_towers(name):
+    found = load_config(name)
+    assert isinstance(found, Config)
+    assert (found.model.tokens, found.model.width, found.model.text_width) == (16, 128, 384)
+    assert (found.model.latent_channels, found.model.latent_side) == (8, 16)
+    assert (found.model.feature_positions, found.model.feature_width) == (16, 112)
+    assert TIMESTEPS % found.decode.prior_steps == 0
+    assert 1 <= found.target_subject <= found.simulate.subjects and found.tuning_sessions <= found.simulate.sessions
+
+
+def test_paper_size_is_the_papers():
+    found = load_config("paper")
+    model = found.model
+    assert (model.backbone, model.hidden, model.blocks, model.backbone_dropout) == ("residual", 4096, 4, 0.15)
+    assert (model.tokens, model.width, model.text_width) == (256, 1664, 1280)
+    assert (model.prior_depth, model.prior_heads, model.prior_head_dim) == (6, 32, 52)
+    assert (model.lowlevel_channels, model.lowlevel_side) == ((128, 64, 32), 7)
+    assert (model.latent_channels, model.latent_side, model.feature_positions, model.feature_width) == (4, 28, 49, 512)
+    assert (found.fingerprint.rank, found.fingerprint.alpha, found.fingerprint.skip_head) == (8, 8.0, False)
+    for phase in (found.pretrain, found.tune):
+        assert (phase.lr, phase.weight_decay, phase.ridge_weight_decay, phase.epochs) == (3e-4, 1e-2, 1e-2, 150)
+        assert phase.warmup * 150 == pytest.approx(2) and phase.mixco_share * 3 == pytest.approx(1)
+        weights = (phase.prior_weight, phase.clip_weight, phase.lowlevel_weight, phase.softcont_weight, phase.skip_weight)
+        assert weights == (30, 1, 0.5, 0.1, 1.5) and phase.regression_weight == 0
+    assert found.pivot.temperature == 0.006
+    assert (found.decode.prior_steps, found.decode.guidance) == (20, 5.0)
+    assert round(25 * found.decode.refine_start) == found.decode.refine_steps == 12
+
+
+def config_with(found, at, value, path):
+    """Write ``found`` with another value at the keys ``at``."""
+    raw = as_dict(found)
+    inner = raw
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.mark.parametrize(
+    "at, value, message",
+    [
+        (("model", "latent_side"), 30, "model.latent_side is 30; expected 28 or 56"),
+        (("model", "lowlevel_side"), 6, "model.latent_side is 28; expected 24 or 48"),
+        (("model", "feature_positions"), 50, r"model.feature_positions is 50; expected lowlevel_side ** 2 = 49"),
+        (("model", "lowlevel_channels"), [129, 64, 32], "model.lowlevel_channels is (129, 64, 32); expected positive widths"),
+        (("model", "lowlevel_channels"), [], "model.lowlevel_channels is (); expected positive widths"),
+        (("model", "hidden"), 0, "model.hidden is 0; expected at least 1"),
+        (("model", "width"), 2, "model.width is 2; expected at least 4"),
+        (("model", "backbone_dropout"), 1.0, "model.backbone_dropout is 1.0; expected 0 to 0.99"),
+        (("model", "backbone"), "linear", "model.backbone is linear; expected residual or affine"),
+        (("model", "backbone"), "affine", "model.blocks is 4; expected 0 with the affine backbone"),
+        (("model", "blocks"), 0, "model.blocks is 0; expected at least 1"),
+        (("fingerprint", "rank"), 0, "fingerprint.rank is 0; expected at least 1"),
+        (("fingerprint", "new_blocks"), -1, "fingerprint.new_blocks is -1; expected at least 0"),
+        (("fingerprint",), {"skip": False, "skip_head": True}, "fingerprint.skip_head is True; expected false"),
+        (("tune", "lr"), float("nan"), "tune.lr is nan; expected at least 0"),
+        (("tune", "batch_per_subject"), 0, "tune.batch_per_subject is 0; expected at least 1"),
+        (("pretrain", "warmup"), 2, "pretrain.warmup is 2.0; expected 0 to 1"),
+        (("pivot", "temperature"), 0, "pivot.temperature is 0.0; expected at least 1e-06"),
+        (("decode", "prior_steps"), 30, "decode.prior_steps is 30; expected a divisor of the prior's 100 timesteps"),
+        (("target_subject",), 0, "target_subject is 0; expected at least 1"),
+        (("tuning_sessions",), 0, "tuning_sessions is 0; expected at least 1"),
+    ],
+)
+def test_sizes_that_cannot_be_are_named_with_their_file(tmp_path, at, value, message):
+    path = config_with(load_config("paper"), at, value, tmp_path / "wrong.yaml")
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
+
+
+def test_a_config_survives_yaml(tmp_path):
+    found = dataclasses.replace(load_config("quick"), seed=7, target_subject=2)
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(as_dict(found)))
+    assert load_config(path) == found
+
+
+def test_whole_numbers_serve_as_floats(tmp_path):
+    raw = as_dict(load_config("quick"))
+    raw["simulate"]["noise"] = 2
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))
+    noise = load_config(tmp_path / "c.yaml").simulate.noise
+    assert noise == 2.0 and isinstance(noise, float)
+
+
+@pytest.mark.parametrize(
+    "at, value, message",
+    [
+        (("simulate", "subject"), 8, "unknown field simulate.subject"),
+        (("colour",), 1, "unknown field colour"),
+        (("simulate", "subjects"), 2.5, "simulate.subjects is 2.5; expected int"),
+        (("simulate", "subjects"), True, "simulate.subjects is True; expected int"),
+        (("simulate", "noise"), "much", "simulate.noise is 'much'; expected float"),
+        (("fingerprint", "lora"), 1, "fingerprint.lora is 1; expected bool"),
+        (("model", "lowlevel_channels"), 32, "model.lowlevel_channels is 32; expected a list"),
+        (("model", "lowlevel_channels"), [32, "x"], "model.lowlevel_channels is 'x'; expected int"),
+        (("model",), None, "model holds a NoneType; expected a mapping"),
+        (("tune",), [1], "tune holds a list; expected a mapping"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_file(tmp_path, at, value, message):
+    path = config_with(load_config("quick"), at, value, tmp_path / "wrong.yaml")
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("section", ["model", "tune", "decode"])
+def test_a_missing_field_is_named(tmp_path, section):
+    for field in load_config("quick").__getattribute__(section).__dataclass_fields__.values():
+        if field.default is not dataclasses.MISSING:
+            continue
+        raw = as_dict(load_config("quick"))
+        del raw[section][field.name]
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))
+        with pytest.raises(UserError, match=f"missing field {section}.{field.name}"):
+            load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "a: [", "a: b: c", "\x00", "just words"])
+def test_a_file_that_is_no_config_is_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"c\.yaml") as error:
+        load_config(tmp_path / "c.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(UserError, match=r"c\.yaml: not valid YAML"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_a_config_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="config 'paper2': not found; expected one of demo, paper, quick"):
+        load_config("paper2")
+    with pytest.raises(UserError, match=r"none\.yaml: cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(UserError, match=r"folder\.yaml: cannot be read"):
+        load_config(tmp_path / "folder.yaml")
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    (tmp_path / "c.yaml").write_text("seed: !!python/object/apply:os.mkdir ['%s']\n" % (tmp_path / "made"))
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_config(tmp_path / "c.yaml")
+    assert not (tmp_path / "made").exists()
+
+
+def test_defaults_of_the_simulator_pass_its_checks():
+    from mindtuner.simulation.simulate import check_knobs
+
+    for knobs in (SimulateConfig(), *(load_config(name).simulate for name in ("demo", "quick", "paper"))):
+        check_knobs(knobs)
+    assert config.SimulateConfig().shared_images >= 300
+
+
+# ---- files
+
+
+def test_a_file_appears_only_once_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "er" / "file.txt"
+    with atomic_path(path) as part:
+        part.write_text("half")
+        assert not path.exists() and part.parent == path.parent
+    assert path.read_text() == "half" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt, UserError])
+def test_a_fault_leaves_the_old_file_and_no_trace(tmp_path, fault):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(fault), atomic_path(path) as part:
+        part.write_text("new")
+        raise fault
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="file.txt: cannot be written .*No space left") as error:
+        write_text(tmp_path / "file.txt", "x")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_text(tmp_path / "file" / "inside.txt", "x")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_json_comes_back(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "v.json"
+    write_json(path, {"value": value})
+    assert read_json(path) == {"value": value}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_has_no_nan(tmp_path, value):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "v.json", {"value": value})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text, message", [(None, "not found"), ("{", "not valid JSON"), ("[1]", "holds a list")])
+def test_json_that_is_none_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "v.json").write_text(text)
+    with pytest.raises(UserError, match=rf"v\.json: {message}"):
+        read_json(tmp_path / "v.json")
+
+
+def test_an_empty_or_new_folder_is_claimed(tmp_path):
+    assert claim_folder(tmp_path / "a" / "b").is_dir()
+    assert claim_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_another_run_needs_force(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x").write_text("x")
+    with pytest.raises(UserError, match="holds another run; expected an empty folder"):
+        claim_folder(tmp_path)
+    assert (tmp_path / "data" / "x").exists()
+    claim_folder(tmp_path, force=True)
+    assert tmp_path.is_dir() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("foreign", ["thesis.tex", ".git", "src", "config.yaml.bak"])
+def test_force_never_deletes_what_no_run_wrote(tmp_path, foreign):
+    for name in (foreign, "config.yaml", "results.json"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {foreign}, which no run of mindtuner wrote"):
+        claim_folder(tmp_path, force=True)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_force_replaces_all_that_simulate_writes(simulated):
+    import fnmatch
+
+    for path in simulated.iterdir():
+        assert any(fnmatch.fnmatchcase(path.name, name) for name in RUN_FILES), path.name
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for force in (False, True):
+        with pytest.raises(UserError, match="is a file; expected a folder"):
+            claim_folder(tmp_path / "file", force)
+    with pytest.raises(UserError, match="cannot be written"):
+        claim_folder(tmp_path / "file" / "inside")
+
+
+# ---- runtime
+
+
+@given(st.integers(0, 10**7), st.text(max_size=20), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_seeds_depend_on_every_name(seed, name, number):
+    found = runtime.derive_seed(seed, name, number)
+    assert found == runtime.derive_seed(seed, name, number) and 0 <= found < 2**32
+    assert (
+        len(
+            {
+                found,
+                runtime.derive_seed(seed + 1, name, number),
+                runtime.derive_seed(seed, name, number + 1),
+                runtime.derive_seed(seed, name + "x", number),
+            }
+        )
+        == 4
+    )
+
+
+def test_seed_everything_seeds_all_three():
+    import random
+
+    def draw():
+        runtime.seed_everything(2**40 + 5)
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+    assert draw() == draw()
+
+
+def test_peak_memory_is_megabytes():
+    before = runtime.peak_memory_mb()
+    ballast = np.ones(30 * 2**20, np.uint8)
+    assert 50 < before <= runtime.peak_memory_mb() < 64_000 and ballast[0] == 1
+
+
+def test_measuring_the_number_format_moves_no_random_stream():
+    """Else the first training of a process would differ from the second with the same seed."""
+    runtime.fast_dtype.cache_clear()
+    torch.manual_seed(3)
+    runtime.fast_dtype()
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(2), drawn)
+
+
+def test_the_number_format_is_measured_once():
+    assert runtime.fast_dtype() in (torch.float32, torch.bfloat16)
+    with runtime.autocast(torch.float32):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    with runtime.autocast(torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
