@@ -8,12 +8,10 @@ import torch
 from torch import nn
 
 from mindtuner.config import FingerprintConfig, ModelConfig
-from mindtuner.model.expectation import ExpectedHidden
+from mindtuner.model.backbone import AdaptiveProjector, ExpectedHidden, ResidualBlock, RetrievalProjector, TokenHead
 from mindtuner.model.lora import SkipLoRA, add_lora
-from mindtuner.model.lowlevel import LowLevel
-from mindtuner.model.pivot import AdaptiveProjector
+from mindtuner.model.low_level import LowLevel
 from mindtuner.model.prior import DiffusionPrior
-from mindtuner.model.residual import ResidualBlock, RetrievalProjector, TokenHead
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from mindtuner.config import TIMESTEPS, ModelConfig
 from mindtuner.model.attention import PriorTransformer
-from mindtuner.model.parts import equal_parts, sum_in_parts
 
 NULL_PROBABILITY = 0.2  # of each of the two conditions, in training
 PART_BYTES = 2**24  # of the widest activation of the samples that pass together on a CPU
+# (inputs (n, ...), rows (m,)) -> the sum's share of these rows, a scalar
+Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class DiffusionPrior(nn.Module):
@@ -163,3 +165,52 @@ def new_schedule() -> DDIMScheduler:
         clip_sample=False,
         timestep_spacing="trailing",
     )
+
+
+def sum_in_parts(
+    term: Term, inputs: torch.Tensor, rows: torch.Tensor, weights: list[nn.Parameter], at_once: int
+) -> torch.Tensor:
+    """``sum of term(inputs, part)`` over parts of ``rows`` of about equal size, at most ``at_once`` each.
+
+    Value and gradients (of ``inputs`` and ``weights``, which must be all of what ``term`` uses that requires one) are
+    those of ``term(inputs, rows)`` up to the order of summation. With several parts each goes forth and back at once, so
+    that the activations of one part only are ever held. Such a sum can be differentiated once, not twice.
+    """
+    wanted = torch.is_grad_enabled() and (inputs.requires_grad or weights)
+    if len(rows) <= at_once or not wanted:
+        return term(inputs, rows)
+    return _SumInParts.apply(term, equal_parts(rows, at_once), inputs, *weights)
+
+
+def equal_parts(rows: torch.Tensor, at_once: int) -> tuple[torch.Tensor, ...]:
+    """``rows`` in as few parts as hold at most ``at_once`` each, which differ by one row at most; no rows are one part."""
+    return rows.tensor_split(max(1, -(-len(rows) // at_once)))
+
+
+class _SumInParts(torch.autograd.Function):
+    """The gradients are computed in ``forward``, and multiplied by that of the sum in ``backward``."""
+
+    @staticmethod
+    def forward(
+        ctx, term: Term, parts: tuple[torch.Tensor, ...], inputs: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        own = inputs.detach().requires_grad_(ctx.needs_input_grad[2])
+        leaves = [leaf for leaf in (own, *weights) if leaf.requires_grad]
+        total, gradients = None, None
+        for part in parts:
+            with torch.enable_grad():
+                value = term(own, part)
+            found = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+            total = value.detach() if total is None else total + value.detach()
+            if gradients is None:
+                gradients = found
+            else:
+                torch._foreach_add_(gradients, found)
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scaled = iter(torch._foreach_mul(ctx.saved_tensors, gradient))
+        return None, None, *(next(scaled) if wanted else None for wanted in ctx.needs_input_grad[2:])

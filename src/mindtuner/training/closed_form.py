@@ -2,7 +2,7 @@
 
 Tuning asks of a new ridge that the frozen base make the right tokens of its output. The base knows what it is used to: for
 each image, the hidden features x0 that the brains it was trained on gave. Regressed on the image's tokens, over all of
-them, that is E[x0 | image] (``model.expectation``), free of any one subject's noise. A ridge regression from the new
+them, that is E[x0 | image] (``model.backbone``), free of any one subject's noise. A ridge regression from the new
 subject's voxels to what is to be expected of the images it saw has a closed form, with a penalty chosen by
 cross-validation, and takes seconds.
 """
@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from mindtuner.data import Subject, Trials
 from mindtuner.data.folds import image_folds
 from mindtuner.model import BrainNetwork
-from mindtuner.model.expectation import ExpectedHidden, said_by_head
+from mindtuner.model.backbone import ExpectedHidden, head_projection
 from mindtuner.runtime import derive_seed, progress
 from mindtuner.training.batches import Feed
 from mindtuner.training.fold_sums import FoldSums
@@ -142,7 +142,7 @@ def learn_expectation(
             x0 = network.embed(betas, name).cpu().double().numpy()
             starts = np.searchsorted(stimulus[first:last], some)
             mean = np.add.reduceat(x0, starts) / np.diff(starts, append=last - first)[:, None]
-            said = said_by_head(targets.rows("tokens", some).to(device), network.head.linear).cpu().numpy()
+            said = head_projection(targets.rows("tokens", some).to(device), network.head.linear).cpu().numpy()
             sums.add(fold[done : done + len(some)], said, mean)
             total, squares, done = total + x0.sum(0), squares + float(np.square(x0).sum()), done + len(some)
         spreads.append(squares / len(row) - float(np.square(total / len(row)).sum()))

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
-from mindtuner.model.parts import Dropout
+from mindtuner.model.backbone import Dropout
 from mindtuner.processes import processes
 
 BUCKET_BYTES = 2**28  # of gradients that travel together

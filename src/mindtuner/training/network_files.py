@@ -17,7 +17,7 @@ from mindtuner.config import FingerprintConfig, ModelConfig
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
-from mindtuner.model.expectation import ExpectedHidden
+from mindtuner.model.backbone import ExpectedHidden
 
 
 def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from mindtuner.config import FingerprintConfig, ModelConfig, load_config
 from mindtuner.model import AdaptiveProjector, BrainNetwork
-from mindtuner.model.lowlevel import LowLevel
-from mindtuner.model.residual import ResidualBlock
+from mindtuner.model.backbone import ResidualBlock
+from mindtuner.model.low_level import LowLevel
 
 PAPER = ModelConfig(
     hidden=4096,

@@ -1,28 +1,76 @@
-"""A convolutional decoder of latents in the form of Stable Diffusion's autoencoder, from diffusers' blocks.
-
-Weights have the names and shapes that they have in diffusers' ``Decoder``, so MindEye2's checkpoints fit. It is put together
-here because its module there imports every network of the library, and all that trains would wait for that.
-"""
+"""The low-level submodule: hidden features -> a blurry picture as VAE latents, and contrastive features (MindEye2)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
-from torch.nn import functional
+
+from mindtuner.config import ModelConfig
+from mindtuner.model.backbone import Dropout
 
 EPS = 1e-6
 
 
+class LowLevel(nn.Module):
+    """``Linear(h -> C0 s s) -> Dropout .3 -> GroupNorm(1)``, then a CNN decoder and three 1 x 1 convolutions.
+
+    ``s`` is ``lowlevel_side`` and ``C0`` half of the decoder's first width (paper: 64 and 128). The decoder has the form
+    of diffusers' VAE decoder, with widths ``lowlevel_channels`` from coarse to fine; it doubles the side between two
+    widths (paper: 7 -> 14 -> 28 over 128-64-32) and, where one more doubling is needed, once after the last.
+
+    Raises ValueError where ``latent_side / lowlevel_side`` is not a power of two that the widths can reach, the first
+    width is odd, or ``feature_positions`` is not ``lowlevel_side ** 2``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths, side = config.lowlevel_channels, config.lowlevel_side
+        self.map_shape = (widths[0] // 2, side, side)
+        channels = self.map_shape[0]
+        self.linear = nn.Linear(config.hidden, math.prod(self.map_shape))
+        self.dropout = Dropout(0.3)
+        self.norm = nn.GroupNorm(1, channels)
+        self.decoder = LatentDecoder(
+            channels,
+            config.latent_channels,
+            widths,
+            math.gcd(32, *widths),
+            double_last=side * 2 ** len(widths) == config.latent_side,
+        )
+        features = config.feature_width
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, features, 1, bias=False),
+            nn.GroupNorm(1, features),
+            nn.ReLU(),
+            nn.Conv2d(features, features, 1, bias=False),
+            nn.GroupNorm(1, features),
+            nn.ReLU(),
+            nn.Conv2d(features, features, 1),
+        )
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, h) -> latents (n, latent_channels, latent_side, latent_side), features (n, P, F) in row-major order."""
+        coarse = self.norm(self.dropout(self.linear(x)).unflatten(1, self.map_shape))
+        return self.decoder(coarse), self.features(coarse).flatten(2).transpose(1, 2)
+
+
 class LatentDecoder(nn.Module):
-    """(n, in_channels, s, s) -> (n, out_channels, S, S). ``widths`` go from coarse to fine, two residual blocks each.
+    """A convolutional decoder of latents in the form of Stable Diffusion's autoencoder, from diffusers' blocks.
+
+    (n, in_channels, s, s) -> (n, out_channels, S, S). ``widths`` go from coarse to fine, two residual blocks each.
 
     The side doubles between two widths, S = s 2^(len(widths) - 1), and with ``double_last`` once more after the last.
+
+    Weights have the names and shapes that they have in diffusers' ``Decoder``, so MindEye2's checkpoints fit. It is put
+    together here because its module there imports every network of the library, and all that trains would wait for that.
     """
 
     def __init__(self, in_channels: int, out_channels: int, widths: Sequence[int], groups: int, double_last: bool) -> None:
@@ -43,7 +91,7 @@ class LatentDecoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(functional.silu(self.conv_norm_out(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
 class _Middle(nn.Module):

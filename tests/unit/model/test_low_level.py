@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from mindtuner.model.latent_decoder import LatentDecoder
+from mindtuner.model.low_level import LatentDecoder
 
 
 def theirs(in_channels: int, out_channels: int, widths: tuple[int, ...], groups: int, double_last: bool) -> Decoder:

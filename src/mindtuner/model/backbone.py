@@ -1,0 +1,109 @@
+"""What all subjects share between ridges and prior: residual blocks, token head, retrieval projector, the Pivot's Adaptive
+Projector, and what hidden features to expect of an image."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Dropout(nn.Module):
+    """nn.Dropout of rows (n, ...), number for number on a CPU. Where several processes train on one batch, ``drawn`` is (how
+    many rows the whole batch has, places (n,) of the own ones): all draw for the whole batch, so who has which rows
+    changes nothing."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.drawn: tuple[int, np.ndarray] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0:
+            return x
+        total = len(x) if self.drawn is None else self.drawn[0]
+        kept = x.new_empty(total, *x.shape[1:]).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x * (kept if self.drawn is None else kept[self.drawn[1]])
+
+
+class ResidualBlock(nn.Module):
+    """``x + MLP(LN(x))`` with ``MLP = Linear(h, h) -> GELU -> Dropout -> Linear(h, h)``; (n, h) -> (n, h).
+
+    MindEye2's published code follows such an MLP with a second one over a sequence of length 1. Its LayerNorm then
+    sees a single number, so the first MLP never reaches the output and stays untrained. There is no second MLP here:
+    every block takes part in the function and gets gradient. A ``silent`` block starts as the identity, its last Linear
+    at zero: one that is put into a trained network changes nothing before it is trained.
+    """
+
+    def __init__(self, hidden: int, dropout: float, silent: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, hidden))
+        if silent:
+            nn.init.zeros_(self.mlp[-1].weight)
+            nn.init.zeros_(self.mlp[-1].bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(self.norm(x))
+
+
+class TokenHead(nn.Module):
+    """One Linear, (n, h) -> (n, T * D): the backbone tokens, still flat so that a skip path can be added."""
+
+    def __init__(self, hidden: int, tokens: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden, tokens * width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+class RetrievalProjector(nn.Sequential):
+    """Three times ``LN -> GELU -> Linear`` of one width; backbone tokens (n, T, D) -> retrieval tokens (n, T, D)."""
+
+    def __init__(self, width: int) -> None:
+        layers = [nn.Sequential(nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width)) for _ in range(3)]
+        super().__init__(*layers)
+
+
+class AdaptiveProjector(nn.Module):
+    """One bias-free matrix applied to the mean over tokens; (n, T, D) -> (n, d), rows of unit length.
+
+    Tuning aligns brain tokens with image tokens, so what is trained on images maps brains to text as well.
+    """
+
+    def __init__(self, width: int, text_width: int) -> None:
+        super().__init__()
+        self.matrix = nn.Linear(width, text_width, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.matrix(tokens.mean(dim=1)), dim=-1)
+
+
+class ExpectedHidden(nn.Module):
+    """E[x0 | image], linear in what the token head can say of the image's tokens Z (T, D):
+
+        x0 = M Wᵀ (Z - b) + c        W (T·D, h), b: those of the token head
+
+    No subject's voxels are in it, so it holds for a new one. Fitted once, when a base is trained, to the ridges' outputs for
+    the training images of its subjects (``training.start.learn_expectation``); never by gradients.
+
+    Buffers: matrix M (h, h); offset c (h,); spread, the variance of x0 over single trials, summed over features and averaged
+    over subjects.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.zeros(hidden, hidden))
+        self.register_buffer("offset", torch.zeros(hidden))
+        self.register_buffer("spread", torch.zeros(()))
+
+    def forward(self, tokens: torch.Tensor, head: nn.Linear) -> torch.Tensor:
+        """Image tokens (n, T, D) and the base's token head (its Linear, without adapters) -> x0 (n, h)."""
+        return F.linear(head_projection(tokens, head), self.matrix, self.offset)
+
+
+def head_projection(tokens: torch.Tensor, head: nn.Linear) -> torch.Tensor:
+    """Wᵀ (Z - b): image tokens (n, T, D) -> (n, h), all that a head of h inputs can tell of them."""
+    return (tokens.flatten(1) - head.bias) @ head.weight
