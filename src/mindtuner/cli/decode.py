@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mindtuner.decoding.decoder import Decoder, Predictions
-    from mindtuner.decoding.recall import Rows
+    from mindtuner.decoding.recall import TrainingTokens
     from mindtuner.decoding.words import TextBank
     from mindtuner.generators.painter import Painter
 
@@ -135,7 +135,7 @@ def paint_missing(
     decoder: Decoder,
     generator: Painter,
     bank: TextBank,
-    training: np.ndarray | Rows,
+    training: np.ndarray | TrainingTokens,
     batch: int,
     keep_stages: bool,
 ) -> int:
@@ -183,7 +183,7 @@ def paint_missing(
 
 def _training_tokens(
     options: argparse.Namespace, dataset, generator: Painter, speech: painters.Speech, neighbours: int
-) -> np.ndarray | Rows:
+) -> np.ndarray | TrainingTokens:
     """Tokens (m, T, D) of the training images, for ``recall``; none where it asks for none.
 
     Raises UserError where the cache is of other towers than the network was trained with.
@@ -191,14 +191,14 @@ def _training_tokens(
     import numpy as np
 
     from mindtuner.cli import towers
-    from mindtuner.decoding.recall import Rows
+    from mindtuner.decoding.recall import TrainingTokens
 
     full_size, cache = options.generator == painters.SDXL, options.cache or dataset.root / "cache"
     if full_size and neighbours == 0:
         return np.empty((0, 1, 1), np.float32)  # what the towers say of the images is needed nowhere
     targets, _ = steps.gather_targets(dataset, cache, None if full_size else generator)
     towers.check_same(speech.base, speech.path, cache)
-    return Rows(targets.tokens, dataset.stimuli.training_images if neighbours else np.empty(0, np.int64))
+    return TrainingTokens(targets.tokens, dataset.stimuli.training_images if neighbours else np.empty(0, np.int64))
 
 
 def _settings(options: argparse.Namespace, base: Path, card: dict, path: Path, generator: Painter) -> str:

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.cli.story import Scoring
     from mindtuner.errors import UserError
     from mindtuner.evaluation.results import rounded
-    from mindtuner.evaluation.scores.catalogue import HALF, find, of_part
+    from mindtuner.evaluation.scores.catalogue import ONE_HALF, find, of_part
     from mindtuner.evaluation.scores.images import score_images
     from mindtuner.evaluation.scores.networks import not_scored
     from mindtuner.evaluation.scores.picture_files import read_pairs
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"{'score':<16}{'mean':>8}{'95 % interval':>20}{'chance':>9}")
     for name, values in scores["painted"].items():
         if name in wanted:
-            level = 0.5 if table[name].chance == HALF else chance["painted"][name]
+            level = 0.5 if table[name].chance == ONE_HALF else chance["painted"][name]
             low, high = bootstrap_ci(defined(values), options.seed)
             found[name] = {
                 "mean": defined(values).mean(),

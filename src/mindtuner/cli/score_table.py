@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mindtuner.evaluation.scores.catalogue import HALF, ONE_IN_N, Score, of_part
+from mindtuner.evaluation.scores.catalogue import ONE_HALF, ONE_IN_N, Score, of_part
 from mindtuner.evaluation.scores.networks import not_scored
 
 
@@ -34,7 +34,7 @@ def chance_of(chance: dict, score: Score, method: str = "mindtuner") -> float | 
     """The chance level of a score in a run's results; None where it was measured for other methods only."""
     if score.chance == ONE_IN_N:
         return chance["retrieval"][score.name]
-    return chance["two_way"] if score.chance == HALF else chance["reconstruction"][score.name].get(method)
+    return chance["two_way"] if score.chance == ONE_HALF else chance["reconstruction"][score.name].get(method)
 
 
 def remarks(results: dict) -> list[str]:

@@ -19,7 +19,7 @@ from mindtuner.cli.words_and_brain import caption_scorer, score_brain, score_cap
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder, Predictions
-from mindtuner.decoding.recall import Rows, recall
+from mindtuner.decoding.recall import TrainingTokens, recall
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
 from mindtuner.evaluation.controls import mean_token, nearest_training_image
@@ -201,7 +201,7 @@ def decode_all(
     name = subject_name(test.subject.number)
     voxels = test.subject.betas(test.trials.row)
     tokens, text = caches["tokens"], caches["text"]
-    training = Rows(tokens, test.training)
+    training = TrainingTokens(tokens, test.training)
     every: dict[str, dict] = {}
     for method, network in runtime.progress(tuned.items(), "decode", len(tuned), "method"):
         decoder = Decoder(network, name, config.decode, config.seed)

@@ -12,7 +12,7 @@ from mindtuner.model import BrainNetwork, BrainOutputs
 from mindtuner.model.lora import LoRALinear
 from mindtuner.training.fingerprint import Fingerprint, refuse_other_base, share_weights
 
-Rows = dict[str, slice]  # where in a joined batch the trials of each subject stand
+TrialSlices = dict[str, slice]  # where in a joined batch the trials of each subject stand
 
 
 class MixedNetwork:
@@ -25,7 +25,7 @@ class MixedNetwork:
     def __init__(self, base: BrainNetwork, fingerprints: Mapping[str, Fingerprint]):
         refuse_other_base(base, fingerprints.values())
         self.subjects = {name: fingerprint.on(base) for name, fingerprint in fingerprints.items()}
-        self.rows: Rows = {}
+        self.rows: TrialSlices = {}
         self._shared = share_weights(base)
         for name, module in base.named_modules():
             own = {subject: network.get_submodule(name) for subject, network in self.subjects.items()}
@@ -67,7 +67,7 @@ class MixedNetwork:
 class SharedLinear(nn.Module):
     """A base's Linear over the joined batch (n, ..., in), and each subject's low-rank update on its own rows."""
 
-    def __init__(self, linear: nn.Linear, updates: dict[str, LoRALinear], rows: Rows):
+    def __init__(self, linear: nn.Linear, updates: dict[str, LoRALinear], rows: TrialSlices):
         super().__init__()
         self.linear, self.updates, self.rows = linear, updates, rows
 
@@ -83,7 +83,7 @@ class SharedLinear(nn.Module):
 class OwnBlocks(nn.Module):
     """Each subject's new blocks on its own rows; (n, h) -> (n, h)."""
 
-    def __init__(self, blocks: dict[str, nn.ModuleList], rows: Rows):
+    def __init__(self, blocks: dict[str, nn.ModuleList], rows: TrialSlices):
         super().__init__()
         self.blocks, self.rows = blocks, rows
 

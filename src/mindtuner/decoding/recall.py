@@ -14,7 +14,7 @@ _BLOCK = 2**26  # numbers read at a time: 256 MB of float32
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingTokens:
     """Rows ``ids`` (m,) of a cache (N, ...), read from disk when asked for: at full size all tokens of NSD are 120 GB.
 
     Where the functions here want ``training`` they take these, or an array in memory.
@@ -31,7 +31,7 @@ class Rows:
         return np.asarray(self.cache[self.ids[which]], np.float32)
 
 
-def blocks(training: np.ndarray | Rows) -> Iterator[tuple[slice, np.ndarray]]:
+def blocks(training: np.ndarray | TrainingTokens) -> Iterator[tuple[slice, np.ndarray]]:
     """All of ``training`` (m, ...), as many rows at a time as memory is spent on: positions, and float32 (k, ...)."""
     step = max(1, _BLOCK // max(1, training[:1].size))
     for start in range(0, len(training), step):
@@ -39,7 +39,7 @@ def blocks(training: np.ndarray | Rows) -> Iterator[tuple[slice, np.ndarray]]:
         yield some, np.asarray(training[some], np.float32)
 
 
-def most_similar(predicted: np.ndarray, training: np.ndarray | Rows, count: int) -> np.ndarray:
+def most_similar(predicted: np.ndarray, training: np.ndarray | TrainingTokens, count: int) -> np.ndarray:
     """Positions of the ``count`` training images whose tokens are most similar to the predicted ones, best first.
 
     predicted (n, T, D), training (m, T, D) -> int64 (n, count), or (n, m) where there are fewer; cosine of the flattened
@@ -52,7 +52,7 @@ def most_similar(predicted: np.ndarray, training: np.ndarray | Rows, count: int)
     return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
 
 
-def recall(tokens: np.ndarray, training: np.ndarray | Rows, neighbours: int) -> np.ndarray:
+def recall(tokens: np.ndarray, training: np.ndarray | TrainingTokens, neighbours: int) -> np.ndarray:
     """Draw decoded tokens halfway to the mean tokens of the training images most similar to them.
 
     The prior gives the tokens to expect, and where a brain says little that is the mean of all images. The mean of

@@ -20,7 +20,7 @@ import torch
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Subject
 from mindtuner.decoding.decoder import Decoder
-from mindtuner.decoding.recall import Rows, most_similar
+from mindtuner.decoding.recall import TrainingTokens, most_similar
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.files import read_json, write_json, write_text
@@ -128,7 +128,7 @@ def work(bench: Bench, run: Run, base: BrainNetwork) -> tuple[Scores, Chance]:
             pictures = bench.paint(network, base, run)
     if not run.pivot:
         training = stimuli.training_images
-        nearest = most_similar(backbone, Rows(targets.tokens, training), 1)[:, 0]
+        nearest = most_similar(backbone, TrainingTokens(targets.tokens, training), 1)[:, 0]
         text = targets.rows("text", training[nearest]).numpy()
     tokens = targets.rows("tokens", images).numpy()
     captioned = np.flatnonzero([bool(stimuli.captions[k]) for k in images])

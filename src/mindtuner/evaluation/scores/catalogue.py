@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mindtuner.errors import UserError
 
-ONE_IN_N, HALF, RANDOM_PAIRS = "one_in_n", "half", "random_pairs"
+ONE_IN_N, ONE_HALF, RANDOM_PAIRS = "one_in_n", "half", "random_pairs"
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Score:
     """One row of the table.
 
     ``label`` and ``meaning`` are for people · ``higher_is_better`` · ``low``, ``high``: the range of values ·
-    ``chance``: ONE_IN_N, 1 / candidates; HALF, 0.5; RANDOM_PAIRS, measured for each method on random pairings ·
+    ``chance``: ONE_IN_N, 1 / candidates; ONE_HALF, 0.5; RANDOM_PAIRS, measured for each method on random pairings ·
     ``share``: a share of images or comparisons, which people like in percent · ``network``: the name in
     ``networks.NETWORKS`` of the one that it needs; None for none, and for ``two_way``, whose network the package has
     """
@@ -31,7 +31,7 @@ class Score:
     higher_is_better: bool = True
     low: float = 0.0
     high: float = 1.0
-    chance: str = HALF
+    chance: str = ONE_HALF
     share: bool = False
     network: str | None = None
 

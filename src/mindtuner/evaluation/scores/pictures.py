@@ -13,7 +13,7 @@ import torch
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.arrays import TIE, as_pair
-from mindtuner.evaluation.scores.preparation import HALF, OURS, Choices, as_images, prepare
+from mindtuner.evaluation.scores.preparation import HALF_POINT, OURS, Choices, as_images, prepare
 
 SIGMA, RADIUS = 1.5, 5  # SSIM's Gaussian window, cut off at 3.5 sigma: 11 x 11 pixels
 WINDOW = np.exp(-(np.arange(-RADIUS, RADIUS + 1) ** 2) / (2 * SIGMA**2))
@@ -49,7 +49,7 @@ def ssim(predicted, true) -> np.ndarray:
     return pixel_scores(*_pair(predicted, true), only="ssim")["ssim"]
 
 
-def two_way(features_predicted, features_true, ties: str = HALF) -> np.ndarray:
+def two_way(features_predicted, features_true, ties: str = HALF_POINT) -> np.ndarray:
     """Two-way identification from features (n, F), n > 1: float64 (n,) in 0..1, chance 0.5.
 
     For picture i: the share of the other originals j with r(predicted_i, true_i) > r(predicted_i, true_j),
@@ -130,7 +130,7 @@ class Lineup:
     done again in float64, so the answer is that of float64 at the speed of float32.
     """
 
-    def __init__(self, ties: str = HALF):
+    def __init__(self, ties: str = HALF_POINT):
         self.ties = ties
         self.blocks: list[torch.Tensor] = []
 
@@ -141,7 +141,7 @@ class Lineup:
         rows, true = _standardise_in_place(features), self.blocks[at]
         similar = [rows @ block.T for block in self.blocks]
         own = similar[at].diagonal().clone()
-        tie = TIE if self.ties == HALF else SAME
+        tie = TIE if self.ties == HALF_POINT else SAME
         points = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         for number, block in enumerate(self.blocks):
             ahead = (own[:, None] - similar[number]).double()
@@ -149,7 +149,7 @@ class Lineup:
                 ahead.fill_diagonal_(-2)  # the original itself does not compete
             _settle(ahead, rows, true, block, tie + ROUNDING)
             points += (ahead > tie).sum(1)
-            if self.ties == HALF:
+            if self.ties == HALF_POINT:
                 points += 0.5 * (ahead.abs() <= tie).sum(1)
         return (points / (sum(map(len, self.blocks)) - 1)).cpu().numpy()
 

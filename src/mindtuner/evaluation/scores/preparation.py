@@ -16,20 +16,20 @@ from torch.nn import functional
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.arrays import as_array
 
-HALF, LOST = "half", "lost"
+HALF_POINT, LOST = "half", "lost"
 
 
 @dataclass(frozen=True)
 class Choices:
     """``antialias``: when a picture is reduced · ``first_side``: every picture is brought to this side before anything else,
     None for no such step · ``pixel_side``: of PixCorr and SSIM, None for the side that pictures come in · ``ties``: of
-    two-way identification, HALF a point or LOST
+    two-way identification, HALF_POINT or LOST
     """
 
     antialias: bool = True
     first_side: int | None = None
     pixel_side: int | None = None
-    ties: str = HALF
+    ties: str = HALF_POINT
 
     def described(self) -> dict:
         """Each choice in words, for the setting of a run."""
@@ -41,7 +41,7 @@ class Choices:
             "value_range": "0 to 1",
             "grey": "0.2125 R + 0.7154 G + 0.0721 B",
             "ssim_window": "Gaussian, sigma 1.5, 11 x 11, population covariance, places where it fits",
-            "two_way_ties": {HALF: "half a point (within 1e-6)", LOST: "lost"}[self.ties],
+            "two_way_ties": {HALF_POINT: "half a point (within 1e-6)", LOST: "lost"}[self.ties],
         }
 
 
