@@ -7,9 +7,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from unit.towers.test_embed import free_port
-from unit.training.test_fit import world
-from unit.training.test_resume import CHILDREN, PLAIN, SMALL
+from children import CHILDREN, free_port
+from linear_world import PLAIN, SMALL, world
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError

@@ -10,13 +10,12 @@ import pytest
 import timm
 import torch
 import yaml
+from commands import call, refused
 from paths import ROOT
 from PIL import Image
 from release import CLIP, FEATURES, TEXT_WIDTH, TOKENS, WIDTH
 from safetensors.numpy import load_file
-from unit.cli.test_cli import refused
 
-from mindtuner.cli import main
 from mindtuner.cli.towers import stored_targets
 from mindtuner.config import load_config
 from mindtuner.decoding.decoder import Decoder
@@ -35,10 +34,6 @@ from mindtuner.towers.sd_vae import StableAutoencoder
 from mindtuner.training import load_fingerprint, load_network, read_card
 
 SIDE = 16
-
-
-def call(*words):
-    return main([str(word) for word in words])
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from commands import call, refused
 from hypothesis import given
 from hypothesis import strategies as st
-from integration.test_verbs import call
 from safetensors.numpy import load_file
-from unit.cli.test_cli import refused
 
 from mindtuner.cli import painters, story
 from mindtuner.config import as_dict, load_config

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import refused
 from release import CLIP
-from unit.cli.test_cli import refused
 
 from mindtuner.cli import main
 from mindtuner.config import load_config

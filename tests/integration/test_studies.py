@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import yaml
 from browser import SIZES, open_page, serious_faults
+from commands import call, refused
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.cli.test_cli import refused
 
-from mindtuner.cli import main, studies
+from mindtuner.cli import studies
 from mindtuner.config import as_dict, load_config
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json
@@ -25,10 +25,6 @@ from mindtuner.training import load_network
 
 DEMO = load_config("demo")
 SEED = 3
-
-
-def call(*words):
-    return main([str(word) for word in words])
 
 
 def table(out):

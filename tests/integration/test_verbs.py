@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import call, refused
 from PIL import Image
 from safetensors.numpy import load_file
 from torchvision.models import alexnet
-from unit.cli.test_cli import refused
 
 import mindtuner
-from mindtuner.cli import main, steps
+from mindtuner.cli import steps
 from mindtuner.config import as_dict, load_config
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.recall import recall
@@ -29,10 +29,6 @@ from mindtuner.formats.lab_folder import write as layout_c_writer
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.training import load_fingerprint, load_network, loop, read_card
-
-
-def call(*words):
-    return main([str(word) for word in words])
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from commands import refused
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -34,16 +35,6 @@ TINY = [
     "--voxel-scale",
     ".01",
 ]
-
-
-def refused(capsys, argv, *parts):
-    """Run a command that must fail with code 2 and exactly one line on stderr that holds all ``parts``."""
-    capsys.readouterr()
-    assert main([str(word) for word in argv]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("mindtuner: "), lines
-    for part in parts:
-        assert part in lines[0]
 
 
 def pair(folder, name, opaque=False, words="a thing"):

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from commands import refused
 from PIL import Image
-from unit.cli.test_cli import refused
 
 from mindtuner.cli import main
 from mindtuner.evaluation.scores.pictures import pixcorr, ssim

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.formats.test_nsd_release import TRIALS, make, raw_samples
+from nsd_release_files import TRIALS, make_nsd, raw_samples
 
 from mindtuner.data import Stimuli, dataset
 from mindtuner.data.captions import BLOCK
@@ -41,7 +41,7 @@ def in_chunks(path, field, rows, sound):
 @pytest.fixture(scope="module")
 def torn(tmp_path_factory):
     """Every trial of image 2, and images 2 and 5, can be read; most others lie in chunks that cannot."""
-    truth = make(tmp_path_factory.mktemp("torn"))
+    truth = make_nsd(tmp_path_factory.mktemp("torn"))
     shown = truth.tables[1].stimulus
     sound = np.flatnonzero(shown == 2)
     in_chunks(truth.root / "betas_all_subj01_fp32_renorm.hdf5", "betas", 1, sound)
@@ -205,7 +205,7 @@ def tar(whole_tar, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole_tar(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tars")).root / "wds/subj01/train/0.tar"
+    return make_nsd(tmp_path_factory.mktemp("tars")).root / "wds/subj01/train/0.tar"
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def older_split(truth, last):
 
 
 def test_the_older_test_split_leaves_out_late_test_trials_alone(tmp_path):
-    truth = make(tmp_path)
+    truth = make_nsd(tmp_path)
     with pytest.raises(UserError, match=r"test/0\.tar: not found"):
         layout_a.load(tmp_path, test_split="test")
     older_split(truth, 1)

@@ -11,8 +11,8 @@ import nibabel
 import numpy as np
 import pytest
 from lab import MASK_SHAPE, make_lab, save_nifti, write_betas, write_table
+from nsd_release_files import CAPTIONS, TRIALS, VOXELS, make_nsd, put, rewrite
 from PIL import Image
-from unit.formats.test_nsd_release import CAPTIONS, TRIALS, VOXELS, make, put, rewrite
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError
@@ -28,7 +28,7 @@ IMAGES_A = "coco_images_224_float16.hdf5"
 def whole(tmp_path_factory):
     """Sound datasets: A; C as one file, as session files (with a second subject), and with HDF5 betas."""
     truths = {
-        "A": make(tmp_path_factory.mktemp("a")),
+        "A": make_nsd(tmp_path_factory.mktemp("a")),
         "C": make_lab(tmp_path_factory.mktemp("c")),
         "nii.gz": make_lab(tmp_path_factory.mktemp("n"), "nii.gz", "sub-01"),
         "packed": make_lab(tmp_path_factory.mktemp("h"), "packed"),

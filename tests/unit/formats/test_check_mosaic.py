@@ -8,7 +8,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from unit.formats.test_mosaic import EARLY, C, make_world, rename, replace_in, write_picture, write_subject
+from mosaic_files import EARLY, C, make_world, rename, replace_in, write_picture, write_subject
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import scipy.io
-from unit.formats.test_nsd_raw import (
+from nsd_raw_files import (
     BETAS,
     DESIGN,
     ROI,
@@ -20,14 +20,14 @@ from unit.formats.test_nsd_raw import (
     SHAPE,
     STIMULI,
     TABLE,
+    betas_of,
     cut,
     edit,
     flip,
     hdf5,
-    make,
+    make_raw_nsd,
     nifti,
     redesign,
-    session,
     write_design,
     write_session,
 )
@@ -47,7 +47,7 @@ TWO = [f"{BETAS.format(2)}/betas_session0{n}.hdf5" for n in (1, 2)]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("nsd"))
+    return make_raw_nsd(tmp_path_factory.mktemp("nsd"))
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def in_percent(truth):
 
 def beyond_design(truth):
     for n in (4, 5):
-        write_session(session(truth, 1, 1).parent, n, truth.raw[1][0], "nii.gz")
+        write_session(betas_of(truth, 1, 1).parent, n, truth.raw[1][0], "nii.gz")
 
 
 # name -> (damage, severity, file, what the finding says: a regular expression over field and message)

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab import CAPTIONS, MASK_SHAPE, NAMES, TRIALS, VOXELS, make_lab, save_nifti, write_betas, write_table, zscored
+from nsd_release_files import make_nsd
 from paths import ROOT
 from PIL import Image
-from unit.formats.test_nsd_release import make
 
 from mindtuner.errors import UserError
 from mindtuner.formats import load
@@ -313,7 +313,7 @@ def test_the_release_written_as_a_labs_own_scans_is_the_same_dataset(release, tm
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
-    return load(make(tmp_path_factory.mktemp("release")).root)
+    return load(make_nsd(tmp_path_factory.mktemp("release")).root)
 
 
 def test_irregular_scans_of_two_subjects(tmp_path):

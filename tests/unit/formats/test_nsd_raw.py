@@ -7,13 +7,32 @@ import math
 import os
 import shutil
 
-import h5py
 import nibabel
 import numpy as np
 import pytest
 import scipy.io
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from nsd_raw_files import (
+    DESIGN,
+    IMAGES,
+    ROI,
+    SESSION,
+    SESSIONS,
+    SHAPE,
+    STIMULI,
+    TABLE,
+    betas_of,
+    cut,
+    edit,
+    flip,
+    hdf5,
+    make_raw_nsd,
+    nifti,
+    redesign,
+    write_design,
+    write_session,
+)
 from PIL import Image
 
 from mindtuner import files as files_module
@@ -27,133 +46,10 @@ from mindtuner.formats.nsd_raw import read as layout_b
 from mindtuner.formats.nsd_raw.convert import convert_nsd, resize, trial_table
 from mindtuner.formats.nsd_raw.volumes import read_session
 
-SHAPE, SESSION, PLACES, IMAGES, SIDE = (6, 5, 4), 24, 10, 17, 40
-SESSIONS = {1: 3, 2: 2}
-DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
-TABLE = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
-STIMULI = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
-ROI = "nsddata/ppdata/subj{:02d}/func1pt8mm/roi"
-BETAS = "nsddata_betas/ppdata/subj{:02d}/func1pt8mm/betas_fithrf_GLMdenoise_RR"
-
-
-@dataclasses.dataclass
-class Truth:
-    root: object
-    raw: dict  # subject -> int16 (sessions, X, Y, Z, trials)
-    labels: dict  # subject -> nsdgeneral and prf-visualrois (X, Y, Z)
-    order: np.ndarray  # from 1, as NSD writes it
-    images: np.ndarray  # (8, places), from 1
-    shared: np.ndarray  # from 1
-    pixels: np.ndarray
-    coco: np.ndarray
-    captions: dict  # COCO's number -> texts
-
-    def stimulus(self, subject):
-        trials = SESSIONS[subject] * SESSION
-        return [int(self.images[subject - 1, place - 1]) - 1 for place in self.order[:trials]]
-
-    def is_shared(self, subject):
-        return [image + 1 in self.shared.tolist() for image in self.stimulus(subject)]
-
-    def voxels(self, subject):
-        inside = self.labels[subject][0]
-        return [(x, y, z) for x in range(SHAPE[0]) for y in range(SHAPE[1]) for z in range(SHAPE[2]) if inside[x, y, z] > 0]
-
-
-def nifti(path, array, **header):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image(array, np.eye(4))
-    image.header.set_slope_inter(header.get("slope", 1), 0)
-    image.to_filename(path)
-
-
-def hdf5(path, name, array, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file.create_dataset(name, data=array, **options)
-
-
-def write_session(folder, number, betas, kind):
-    """``betas`` int16 (X, Y, Z, trials), in one of the two forms that NSD publishes."""
-    path = folder / f"betas_session{number:02d}.{kind}"
-    if kind == "nii.gz":
-        nifti(path, betas)
-    else:
-        hdf5(path, "betas", betas.T, chunks=(betas.shape[3], 1, 1, 1))
-    return path
-
-
-def write_design(truth):
-    path = truth.root / DESIGN
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scipy.io.savemat(
-        path,
-        {
-            "masterordering": truth.order[None].astype(float),
-            "subjectim": truth.images.astype(float),
-            "sharedix": truth.shared[None].astype(float),
-        },
-    )
-
-
-def make(root, kinds=("nii.gz", "hdf5"), without_training=None):
-    """Subject 1 with three sessions, subject 2 with two; images 1 to 3 of everyone's ten are shared."""
-    rng = np.random.default_rng(7)
-    ids = rng.permutation(IMAGES) + 1
-    images = np.stack([np.r_[ids[:3], np.roll(ids[3:], 7 * subject)[:7]] for subject in range(8)])
-    order = rng.permutation(np.arange(4 * SESSION) % PLACES) + 1  # a session more than anyone has been to
-    if without_training is not None:
-        order[without_training * SESSION : (without_training + 1) * SESSION] = rng.integers(1, 4, SESSION)
-    coco = rng.permutation(1000)[:IMAGES] + 1
-    truth = Truth(
-        root,
-        {},
-        {},
-        order,
-        images,
-        np.sort(ids[:3]),
-        rng.integers(0, 256, (IMAGES, SIDE, SIDE, 3), np.uint8),
-        coco,
-        {int(image): [f"caption {k} of {image}" for k in range(i % 7)] for i, image in enumerate(coco)},
-    )
-    write_design(truth)
-    lines = [
-        f'{i},{image},train2017,"(0, 0, 0.1, 0.2)",0.5,{i},False,False,{i + 1 in truth.shared.tolist()}'
-        for i, image in enumerate(coco)
-    ]
-    (root / TABLE).write_text(",cocoId,cocoSplit,cropBox,loss,nsdId,flagged,BOLD5000,shared1000\n" + "\n".join(lines) + "\n")
-    hdf5(root / STIMULI, "imgBrick", truth.pixels)
-    for k, name in enumerate(("train", "val")):
-        half = [
-            {"id": n, "image_id": image, "caption": text}
-            for n, image in enumerate(truth.captions)
-            if image % 2 == k
-            for text in (*truth.captions[image], "  ")
-        ]
-        half.append({"id": 9, "image_id": 4321, "caption": "of no stimulus"})
-        (root / f"captions_{name}2017.json").write_text(json.dumps({"info": {}, "annotations": half}))
-    for subject, kind in zip(SESSIONS, kinds, strict=True):
-        general = rng.choice([-1, 0, 1], SHAPE).astype(np.float32)
-        visual = rng.integers(-1, 8, SHAPE).astype(np.float32)
-        truth.labels[subject] = general, visual
-        nifti(root / ROI.format(subject) / "nsdgeneral.nii.gz", general)
-        nifti(root / ROI.format(subject) / "prf-visualrois.nii.gz", visual)
-        betas = rng.normal(rng.normal(0, 300, SHAPE)[..., None], 400, (SESSIONS[subject], *SHAPE, SESSION)).astype(np.int16)
-        betas *= np.arange(1, SESSIONS[subject] + 1).reshape(-1, 1, 1, 1, 1).astype(np.int16)
-        betas[0, ..., 0], betas[0, ..., 1] = 32767, -32768
-        truth.raw[subject] = betas
-        (x, y, z), other = truth.voxels(subject)[:2]
-        betas[1, x, y, z] = 0  # outside the imaged volume in session 2
-        shared = np.array(truth.is_shared(subject)).reshape(-1, SESSION)
-        betas[(1, *other, ~shared[1])] = 123  # varies over test trials alone
-        for number, session in enumerate(betas, 1):
-            write_session(root / BETAS.format(subject), number, session, kind)
-    return truth
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("nsd"))
+    return make_raw_nsd(tmp_path_factory.mktemp("nsd"))
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +168,7 @@ def test_what_is_said(copy, tmp_path, capsys):
 
 
 def test_hdf5_and_nifti_give_the_same_bytes(whole, converted, tmp_path):
-    other = make(tmp_path / "nsd", kinds=("hdf5", "nii.gz"))
+    other = make_raw_nsd(tmp_path / "nsd", kinds=("hdf5", "nii.gz"))
     convert_nsd(other.root, tmp_path / "out", captions=[other.root], say=lambda line: None)
     ours, theirs = everything(tmp_path / "out"), everything(converted)
     assert ours.keys() == theirs.keys()
@@ -297,7 +193,7 @@ def test_big_endian_nifti_reads_alike(whole, tmp_path):
 
 @pytest.mark.parametrize("session", [0, 1])
 def test_a_session_without_training_trials_uses_those_of_the_others(tmp_path, session):
-    truth = make(tmp_path / "nsd", without_training=session)
+    truth = make_raw_nsd(tmp_path / "nsd", without_training=session)
     assert all(truth.is_shared(1)[session * SESSION : (session + 1) * SESSION])
     convert_nsd(truth.root, tmp_path / "out", say=lambda line: None)
     for number, subject in load(tmp_path / "out").subjects.items():
@@ -420,34 +316,6 @@ def test_a_finished_file_of_another_shape_is_refused(copy, converted, tmp_path):
         convert_nsd(copy.root, out, say=lambda line: None)
 
 
-def cut(path, keep=0.6):
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-
-
-def session(truth, subject, number):
-    return next((truth.root / BETAS.format(subject)).glob(f"betas_session{number:02d}.*"))
-
-
-def redesign(truth, **change):
-    fields = {"order": truth.order.copy(), "images": truth.images.copy(), "shared": truth.shared.copy()}
-    for name, value in change.items():
-        fields[name].flat[-1] = value
-    write_design(dataclasses.replace(truth, **fields))
-
-
-def edit(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
-def flip(path):
-    data = bytearray(gzip.decompress(path.read_bytes()))
-    packed = bytearray(gzip.compress(bytes(data), 0))
-    packed[-400] ^= 4  # stored, so only the checksum can tell
-    path.write_bytes(packed)
-
-
 DAMAGE = {
     "no design": (lambda t: (t.root / DESIGN).unlink(), r"nsd_expdesign.mat: not found"),
     "design cut": (lambda t: cut(t.root / DESIGN), r"nsd_expdesign.mat: not a whole MATLAB file"),
@@ -506,40 +374,46 @@ DAMAGE = {
     ),
     "regions cut": (lambda t: cut(t.root / ROI.format(2) / "prf-visualrois.nii.gz"), r"prf-visualrois.nii.gz: damaged"),
     "a session missing": (
-        lambda t: session(t, 1, 2).unlink(),
+        lambda t: betas_of(t, 1, 2).unlink(),
         r"betas_session02.hdf5 \(or .nii.gz\): not found; .* session 3",
     ),
-    "no session": (lambda t: [session(t, 2, n).unlink() for n in (1, 2)], r"no session; expected betas_session01.hdf5"),
+    "no session": (lambda t: [betas_of(t, 2, n).unlink() for n in (1, 2)], r"no session; expected betas_session01.hdf5"),
     "a session too short": (
-        lambda t: write_session(session(t, 1, 3).parent, 3, t.raw[1][2][..., 1:], "nii.gz"),
+        lambda t: write_session(betas_of(t, 1, 3).parent, 3, t.raw[1][2][..., 1:], "nii.gz"),
         r"betas_session03.nii.gz: holds 23 trials; expected 24",
     ),
     "the first session too short": (
-        lambda t: write_session(session(t, 1, 1).parent, 1, t.raw[1][0][..., 1:], "nii.gz"),
+        lambda t: write_session(betas_of(t, 1, 1).parent, 1, t.raw[1][0][..., 1:], "nii.gz"),
         r"betas_session01.nii.gz: holds 23 trials; expected a number that divides .* 96",
     ),
     "more sessions than the design": (
-        lambda t: [write_session(session(t, 1, 1).parent, n, t.raw[1][0], "nii.gz") for n in (4, 5)],
+        lambda t: [write_session(betas_of(t, 1, 1).parent, n, t.raw[1][0], "nii.gz") for n in (4, 5)],
         r"session05.nii.gz: is beyond the design; .* 4 sessions",
     ),
-    "NIfTI not NIfTI": (lambda t: session(t, 1, 1).write_text("hello"), r"betas_session01.nii.gz: damaged or not a whole"),
-    "NIfTI as floats": (lambda t: nifti(session(t, 1, 1), t.raw[1][0].astype(np.float32)), r"dtype float32; expected int16"),
-    "NIfTI scaled": (lambda t: nifti(session(t, 1, 1), t.raw[1][0], slope=0.5), r"is scaled by 0.5 .* plain int16"),
-    "HDF5 cut": (lambda t: cut(session(t, 2, 2)), r"betas_session02.hdf5: not a whole HDF5 file"),
-    "HDF5 the other way round": (lambda t: hdf5(session(t, 2, 2), "betas", t.raw[2][1]), r"have shape \(24, 4, 5, 6\)"),
-    "HDF5 as floats": (lambda t: hdf5(session(t, 2, 2), "betas", t.raw[2][1].T / 300), r"dtype float64; expected int16"),
-    "HDF5 under another name": (lambda t: hdf5(session(t, 2, 2), "b", t.raw[2][1].T), r"no dataset 'betas'"),
+    "NIfTI not NIfTI": (
+        lambda t: betas_of(t, 1, 1).write_text("hello"),
+        r"betas_session01.nii.gz: damaged or not a whole",
+    ),
+    "NIfTI as floats": (
+        lambda t: nifti(betas_of(t, 1, 1), t.raw[1][0].astype(np.float32)),
+        r"dtype float32; expected int16",
+    ),
+    "NIfTI scaled": (lambda t: nifti(betas_of(t, 1, 1), t.raw[1][0], slope=0.5), r"is scaled by 0.5 .* plain int16"),
+    "HDF5 cut": (lambda t: cut(betas_of(t, 2, 2)), r"betas_session02.hdf5: not a whole HDF5 file"),
+    "HDF5 the other way round": (lambda t: hdf5(betas_of(t, 2, 2), "betas", t.raw[2][1]), r"have shape \(24, 4, 5, 6\)"),
+    "HDF5 as floats": (lambda t: hdf5(betas_of(t, 2, 2), "betas", t.raw[2][1].T / 300), r"dtype float64; expected int16"),
+    "HDF5 under another name": (lambda t: hdf5(betas_of(t, 2, 2), "b", t.raw[2][1].T), r"no dataset 'betas'"),
     "shared images alone": (lambda t: redesign_all_shared(t), r"all 72 trials show shared images"),
 }
 LATE = {  # found when the betas are read, hours into a real conversion
-    "NIfTI cut": (lambda t: cut(session(t, 1, 2)), r"betas_session02.nii.gz: damaged or not a whole"),
+    "NIfTI cut": (lambda t: cut(betas_of(t, 1, 2)), r"betas_session02.nii.gz: damaged or not a whole"),
     "NIfTI cut at its last byte": (
-        lambda t: cut(session(t, 1, 2), 1 - 1 / session(t, 1, 2).stat().st_size),
+        lambda t: cut(betas_of(t, 1, 2), 1 - 1 / betas_of(t, 1, 2).stat().st_size),
         r"betas_session02.nii.gz: damaged or not a whole",
     ),
-    "NIfTI with a flipped bit": (lambda t: flip(session(t, 1, 3)), r"betas_session03.nii.gz: damaged .*CRC"),
+    "NIfTI with a flipped bit": (lambda t: flip(betas_of(t, 1, 3)), r"betas_session03.nii.gz: damaged .*CRC"),
     "NIfTI that was cut before it was packed": (
-        lambda t: session(t, 1, 1).write_bytes(gzip.compress(gzip.decompress(session(t, 1, 1).read_bytes())[:-100])),
+        lambda t: betas_of(t, 1, 1).write_bytes(gzip.compress(gzip.decompress(betas_of(t, 1, 1).read_bytes())[:-100])),
         r"betas_session01.nii.gz: damaged .*\(it breaks off\)",
     ),
 }

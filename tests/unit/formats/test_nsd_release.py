@@ -1,7 +1,5 @@
 """Layout A: what the writer puts on disk, seen raw and through the reader, against a truth built by hand."""
 
-import dataclasses
-import io
 import json
 import tarfile
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nsd_release_files import CAPTIONS, IMAGES, ROIS, TRIALS, VOXELS, make_nsd, put, raw_samples, rewrite
 
 from mindtuner.data import FileRows
 from mindtuner.data.rows import ChunkedRows
@@ -18,58 +17,15 @@ from mindtuner.formats import load
 from mindtuner.formats.checks import check
 from mindtuner.formats.nsd_release import write as writer
 
-VOXELS, IMAGES, TRIALS = 7, 6, 40
-ROIS = ("nsd_general", "V1", "V2", "V3", "V4", "higher_vis")
-CAPTIONS = [("a red house", "a house, red"), (), ("über naïve 猫",), ("a", "b", "c", "d", "e"), ("dog",), ("x" * 99,)]
-
-
-@dataclasses.dataclass
-class Truth:
-    root: object
-    betas: dict
-    tables: dict
-    pixels: np.ndarray
-    shared: np.ndarray
-    masks: dict
-
-
-def make(root, seed=0):
-    """Two subjects, two sessions of 20 trials, 6 images of which 1 and 4 are shared."""
-    rng = np.random.default_rng(seed)
-    shared = np.array([False, True, False, False, True, False])
-    pixels = rng.integers(0, 256, (IMAGES, 3, 224, 224), dtype=np.uint8)
-    betas, tables, masks = {}, {}, {}
-    for subject in (1, 3):
-        stimulus = rng.permutation(np.arange(TRIALS) % IMAGES)
-        tables[subject] = writer.TrialTable(
-            stimulus=stimulus,
-            session=np.repeat([1, 2], 20),
-            run=np.tile(np.repeat([1, 2], 10), 2),
-            trial=np.tile(np.arange(1, 11), 4),
-            time=np.arange(TRIALS) * 4.5,
-            is_shared=shared[stimulus],
-        )
-        betas[subject] = rng.standard_normal((TRIALS, VOXELS)).astype(np.float32)
-        masks[subject] = {name: rng.random(VOXELS) < 0.5 for name in ROIS} | {"nsd_general": np.ones(VOXELS, bool)}
-        writer.write_betas(root, subject, [betas[subject][:15], betas[subject][15:]], (TRIALS, VOXELS))
-        writer.write_behaviour(root, subject, tables[subject])
-    writer.write_images(root, (pixels[i : i + 4] for i in (0, 4)), IMAGES)
-    writer.write_captions(root, CAPTIONS)
-    writer.write_shared(root, shared)
-    writer.write_indices(root, {subject: table.stimulus for subject, table in tables.items()})
-    writer.write_masks(root, masks)
-    writer.write_card(root, {"simulated": True, "zscore": "train_trials", "seed": seed})
-    return Truth(root, betas, tables, pixels, shared, masks)
-
 
 @pytest.fixture
 def truth(tmp_path):
-    return make(tmp_path / "data")
+    return make_nsd(tmp_path / "data")
 
 
 @pytest.fixture(scope="module")
 def shared_truth(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("whole"))
+    return make_nsd(tmp_path_factory.mktemp("whole"))
 
 
 def test_reader_returns_what_was_written(shared_truth):
@@ -143,15 +99,6 @@ def test_regions_and_averages_are_views_of_the_same_betas(shared_truth):
     for refused, message in ((("V9",), "no region 'V9'; expected some of V1"), ((), "no voxel in no region")):
         with pytest.raises(UserError, match=message):
             subject.within(*refused)
-
-
-def raw_samples(path):
-    samples = {}
-    with tarfile.open(path) as tar:
-        for member in tar.getmembers():
-            sample, kind = member.name.split(".", 1)
-            samples.setdefault(sample, {})[kind] = np.load(io.BytesIO(tar.extractfile(member).read()))
-    return samples
 
 
 def test_columns_and_windows_of_the_behaviour_files(shared_truth):
@@ -245,8 +192,8 @@ def test_betas_of_any_rows_in_any_order(chunked_subject, rows):
 @pytest.fixture(scope="module")
 def chunked_subject(tmp_path_factory):
     """The same subject twice: betas contiguous, and the file compressed in chunks."""
-    plain = make(tmp_path_factory.mktemp("plain"))
-    packed = make(tmp_path_factory.mktemp("packed"))
+    plain = make_nsd(tmp_path_factory.mktemp("plain"))
+    packed = make_nsd(tmp_path_factory.mktemp("packed"))
     path = packed.root / "betas_all_subj01_fp32_renorm.hdf5"
     path.unlink()
     with h5py.File(path, "w") as file:
@@ -343,28 +290,6 @@ def test_a_tar_cut_between_two_members_is_refused(truth):
         assert len(tar.getmembers()) == 8
     with pytest.raises(UserError, match=r"subj01/train/0\.tar: not a whole tar \(it breaks off after 2 trials\)"):
         load(truth.root)
-
-
-def rewrite(path, change, keep=lambda member: True):
-    """Pass every behaviour array of a tar through ``change`` (array -> array)."""
-    with tarfile.open(path) as tar:
-        contents = [(member, tar.extractfile(member).read()) for member in tar.getmembers() if keep(member)]
-    with tarfile.open(path, "w") as tar:
-        for member, data in contents:
-            if member.name.endswith(".behav.npy"):
-                out = io.BytesIO()
-                np.save(out, change(np.load(io.BytesIO(data))))
-                data = out.getvalue()
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-
-
-def put(column, value):
-    def change(array):
-        array[0, column] = value
-        return array
-
-    return change
 
 
 @pytest.mark.parametrize(
@@ -493,7 +418,7 @@ def test_the_writer_refuses_what_does_not_fit_and_leaves_nothing_behind(tmp_path
 
 def test_irregular_data_of_the_release(tmp_path):
     """One subject with two sessions, one with one; images seen once, twice or thrice; no captions; regions missing."""
-    truth = make(tmp_path)
+    truth = make_nsd(tmp_path)
     shown = np.array([0, 2, 1, 0, 3, 2, 0, 4, 5])
     for path in (tmp_path / "wds/subj03/train").iterdir():
         path.unlink()

@@ -6,46 +6,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import PAPER, TINY
 
-from mindtuner.config import FingerprintConfig, ModelConfig, load_config
+from mindtuner.config import FingerprintConfig, load_config
 from mindtuner.model import AdaptiveProjector, BrainNetwork
 from mindtuner.model.backbone import ResidualBlock
 from mindtuner.model.low_level import LowLevel
 
-PAPER = ModelConfig(
-    hidden=4096,
-    blocks=4,
-    tokens=256,
-    width=1664,
-    text_width=1280,
-    backbone_dropout=0.15,
-    prior_depth=6,
-    prior_heads=32,
-    prior_head_dim=52,
-    latent_channels=4,
-    latent_side=28,
-    lowlevel_channels=(128, 64, 32),
-    lowlevel_side=7,
-    feature_positions=49,
-    feature_width=512,
-)
-TINY = ModelConfig(
-    hidden=12,
-    blocks=2,
-    tokens=3,
-    width=8,
-    text_width=5,
-    backbone_dropout=0.15,
-    prior_depth=1,
-    prior_heads=2,
-    prior_head_dim=4,
-    latent_channels=4,
-    latent_side=8,
-    lowlevel_channels=(8, 4),
-    lowlevel_side=2,
-    feature_positions=4,
-    feature_width=6,
-)
 SUBJECT_1 = 15_724  # nsdgeneral voxels
 
 

@@ -8,9 +8,9 @@ import threading
 
 import pytest
 import torch
+from commands import refused
 from hub import QuietServer, serving
 from safetensors.torch import load_file
-from unit.cli.test_cli import refused
 
 from mindtuner.cli import main
 from mindtuner.evaluation.scores.networks import find_networks

@@ -9,14 +9,13 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from commands import refused
+from networks import V, network_with
 from safetensors.numpy import load_file, save_file
 from scipy.spatial import ConvexHull
 from scipy.stats import spearmanr
-from unit.cli.test_cli import refused
-from unit.model.test_network import TINY
 
 from mindtuner.cli import main
-from mindtuner.config import FingerprintConfig
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.studies.map_figure import on_meshes, read_surface
@@ -24,18 +23,7 @@ from mindtuner.studies.maps import by_itself, maps_of, recovery, regions
 from mindtuner.studies.routes import ROUTES, shares, weights
 from mindtuner.training import save_fingerprint, save_network
 
-V, IMAGES, TRIALS = 30, 12, 24
-
-
-def network_with(lora=True, skip=True, blocks_seed=0, size=0.5, **options):
-    """A network with a fingerprint that is not silent."""
-    torch.manual_seed(blocks_seed)
-    network = BrainNetwork(TINY, {"2": 9}).eval()
-    network.add_fingerprint("1", V, FingerprintConfig(lora=lora, skip=skip, rank=4, alpha=4.0, **options))
-    for name, parameter in network.named_parameters():
-        if name.endswith(".B"):
-            parameter.data.normal_(0, size)
-    return network.eval()
+IMAGES, TRIALS = 12, 24
 
 
 @pytest.fixture(scope="module")

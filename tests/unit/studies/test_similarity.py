@@ -6,9 +6,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from networks import TINY, V, network_with
 from scipy.stats import ortho_group
-from unit.model.test_network import TINY
-from unit.studies.test_maps import V, network_with
 
 from mindtuner.config import FingerprintConfig
 from mindtuner.model import BrainNetwork

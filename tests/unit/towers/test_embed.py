@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from children import free_port
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.training.test_fit import QUICK, same, weights, world
+from linear_world import QUICK, same, weights, world
 
 from mindtuner.cli import embed as verb
 from mindtuner.cli import main
@@ -86,12 +86,6 @@ def child(folder, rank, count, port, dtype, kill_at):
         (folder / f"error of {rank}").write_text(str(error))
         os._exit(2)
     os._exit(0)
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def launch(folder, count, dtype="float32", kill=None):

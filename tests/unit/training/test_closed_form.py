@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from linear_world import CONFIG, QUICK, top1, weights, world
 from sklearn.linear_model import Ridge as PlainRidge
-from unit.training.test_fit import CONFIG, QUICK, top1, weights, world
 
 from mindtuner.data.folds import image_folds
 from mindtuner.errors import UserError

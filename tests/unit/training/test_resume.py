@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import signal
@@ -13,7 +12,8 @@ import types
 import numpy as np
 import pytest
 import torch
-from unit.training.test_fit import CONFIG, FIT, MODEL, TESTED, same, weights, world
+from children import CHILDREN
+from linear_world import PLAIN, SMALL, TESTED, same, weights, world
 
 from mindtuner import runtime
 from mindtuner.config import FitConfig, load_config
@@ -22,21 +22,6 @@ from mindtuner.evaluation.results import load_log, log_to
 from mindtuner.training import checkpoint as state
 from mindtuner.training import loop, pretrain, remove_checkpoint, tensorboard_to, tune
 from mindtuner.training.batches import refuse_constant_voxels
-
-# Everything that a checkpoint has to hold is in use: dropout, mixing, running average, best weights, part of an epoch.
-FULL = dataclasses.replace(
-    FIT, epochs=1.5, batch_per_subject=8, head_trials=6, accumulate=2, ema=0.9, patience=9, checkpoint_steps=3
-)
-SMALL = dataclasses.replace(
-    CONFIG,
-    model=dataclasses.replace(MODEL, hidden=16, backbone_dropout=0.2),
-    tune=FULL,
-    pretrain=dataclasses.replace(FULL, epochs=1),
-    pivot=dataclasses.replace(CONFIG.pivot, epochs=3),
-)
-PLAIN = dataclasses.replace(SMALL, tune=dataclasses.replace(FIT, epochs=1, batch_per_subject=16, head_trials=6))
-# Children of a process that uses a GPU cannot be forked.
-CHILDREN = multiprocessing.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
 
 
 @pytest.fixture(scope="module")
