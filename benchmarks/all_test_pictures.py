@@ -20,8 +20,7 @@ from tuning_seeds import prepare
 
 from mindtuner.cli.story import training_bank
 from mindtuner.decoding.decoder import Decoder
-from mindtuner.decoding.recall import recall
-from mindtuner.evaluation.controls import nearest_training_image
+from mindtuner.decoding.training_images import draw_to_neighbours, nearest_training_image
 from mindtuner.evaluation.results import from_uint8
 from mindtuner.evaluation.scores.features import LITE2, features_of
 from mindtuner.evaluation.scores.pictures import two_way
@@ -68,7 +67,7 @@ def identified(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
     said = decoder.predict(subject.betas(subject.test.row), subject.test.stimulus)
     training = dataset.stimuli.training_images
     tokens = np.asarray(caches["tokens"][training])
-    wanted = recall(decoder.image_tokens(said.backbone_tokens, said.images), tokens, config.decode.neighbours)
+    wanted = draw_to_neighbours(decoder.image_tokens(said.backbone_tokens, said.images), tokens, config.decode.neighbours)
     bank, generator = training_bank(dataset, CompactTextEncoder()), CompactGenerator(config.decode, seed)
     latents = generator.generate(wanted, said.images)
     caption = bank.embeddings[bank.nearest(said.text)]

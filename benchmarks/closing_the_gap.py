@@ -41,7 +41,7 @@ from tuning_seeds import difference, prepare
 from mindtuner.config import load_config
 from mindtuner.data import Subject, Trials
 from mindtuner.data.folds import image_folds
-from mindtuner.decoding.decoder import Decoder, Predictions, both
+from mindtuner.decoding.decoder import Decoder, Predictions, sum_of_unit_tokens
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.runtime import derive_seed, progress
 from mindtuner.training import subject_name, tune
@@ -127,7 +127,7 @@ def with_retrieval(said: Predictions, *tokens: np.ndarray) -> Predictions:
 def with_each_estimate(world, subject: Subject, seed: int) -> dict[str, Predictions]:
     plain = decoded(world, subject, seed, "projected")
     backbone, projected = plain.backbone_tokens, plain.retrieval_tokens
-    fused = both(torch.from_numpy(backbone), torch.from_numpy(projected)).numpy()
+    fused = sum_of_unit_tokens(torch.from_numpy(backbone), torch.from_numpy(projected)).numpy()
     return {
         "": dataclasses.replace(plain, retrieval_tokens=fused),
         C_ALONE: plain,

@@ -23,8 +23,7 @@ from tuning_seeds import HOLDOUT, held_out, prepare
 from mindtuner.cli.story import training_bank
 from mindtuner.config import Config, load_config
 from mindtuner.decoding.decoder import Decoder
-from mindtuner.decoding.recall import recall
-from mindtuner.evaluation.controls import nearest_training_image
+from mindtuner.decoding.training_images import draw_to_neighbours, nearest_training_image
 from mindtuner.evaluation.results import from_uint8
 from mindtuner.evaluation.scores.features import LITE2, features_of
 from mindtuner.evaluation.scores.pictures import two_way
@@ -108,7 +107,9 @@ def rows_of(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
         "tokens of the training image nearest to B": np.asarray(caches["tokens"][nearest(said.backbone_tokens)]),
         "B": said.backbone_tokens,
         "the prior": expected,
-        f"the same, and {config.decode.neighbours} neighbours": recall(expected, training_tokens, config.decode.neighbours),
+        f"the same, and {config.decode.neighbours} neighbours": draw_to_neighbours(
+            expected, training_tokens, config.decode.neighbours
+        ),
     }
     return {name: np.mean([scores(tokens, generator) for generator in generators], 0) for name, tokens in sources.items()}
 

@@ -231,10 +231,10 @@ class DecodeConfig:
     refine_steps: int
     refine_start: float  # share of the noise schedule at which the correction starts, 1 = pure noise
     guidance: float
-    neighbours: int = 0  # training images that decoded tokens are drawn to (decoding/recall.py), 0 for none
+    neighbours: int = 0  # training images that decoded tokens are drawn to (decoding/training_images.py), 0 for none
     retrieval_tokens: str = "projected"  # C, as published, or "both": the sum of the unit vectors of B and C
     corrections: int = (
-        1  # tries of each correction, of which one is kept (generators/takes.py); the compact generator's alone
+        1  # tries of each correction, of which one is kept (generators/compact.py); the compact generator's alone
     )
 
     def __post_init__(self) -> None:

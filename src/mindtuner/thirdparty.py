@@ -249,3 +249,20 @@ def load_part(kind: type, folder: Path, dtype: torch.dtype, *, exact: bool = Fal
     if exact and (unknown := sorted(found["unexpected_keys"])):
         raise UserError(f"{folder}: holds {len(unknown)} unknown tensors such as {unknown[0]}; {expected}")
     return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(kind: type, folder: Path, owner: torch.nn.Module):
+    """The tokenizer in a folder. Raises UserError where there is none, or it knows not as many words as ``owner`` does."""
+    if not (folder / "tokenizer_config.json").is_file():
+        raise UserError(f"{folder / 'tokenizer_config.json'}: not found; expected a tokenizer's folder")
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # on a vocabulary that is cut short, the tokenizers' library raises nothing more special
+        raise UserError(
+            f"{folder}: not a whole tokenizer ({one_line(error)}); expected its vocabulary beside tokenizer_config.json"
+        ) from error
+    if len(tokenizer) != owner.config.vocab_size:  # without a vocabulary the libraries make an empty one
+        raise UserError(
+            f"{folder}: the tokenizer has {len(tokenizer)} words; expected the {owner.config.vocab_size} of its model"
+        )
+    return tokenizer

@@ -219,15 +219,15 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
                 seen["pivot"].update(values[0].tolist())
             return text(values)
 
-        def recall(tokens, training, neighbours):
+        def draw_to_neighbours(tokens, training, neighbours):
             seen["looked up"].update(training.ids.tolist())
-            return recall.before(tokens, training, neighbours)
+            return draw_to_neighbours.before(tokens, training, neighbours)
 
-        recall.before = story.recall
+        draw_to_neighbours.before = story.draw_to_neighbours
         patch.setattr(batches.Feed, "read", feed)
         patch.setattr(story.TextBank, "of", captions)
         patch.setattr(pivot, "digest", digest)
-        patch.setattr(story, "recall", recall)
+        patch.setattr(story, "draw_to_neighbours", draw_to_neighbours)
         assert (
             call(
                 "pretrain",

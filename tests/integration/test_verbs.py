@@ -19,7 +19,7 @@ import mindtuner
 from mindtuner.cli import steps
 from mindtuner.config import as_dict, load_config
 from mindtuner.decoding.decoder import Decoder
-from mindtuner.decoding.recall import recall
+from mindtuner.decoding.training_images import draw_to_neighbours
 from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.results import load_log, load_run
 from mindtuner.evaluation.schema import METHODS
@@ -207,7 +207,7 @@ def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_
         image = np.array([int(path.stem)])
         row = np.searchsorted(kept["images"], image)
         assert kept["images"][row] == image and image in test.stimulus
-        tokens = recall(decoder.image_tokens(kept["backbone_tokens"][row], image), seen, config.decode.neighbours)
+        tokens = draw_to_neighbours(decoder.image_tokens(kept["backbone_tokens"][row], image), seen, config.decode.neighbours)
         words = bank.embeddings[bank.nearest(kept["text"][row])]
         painted = generator.pictures(generator.correct(generator.generate(tokens, image), tokens, words, image))
         np.testing.assert_allclose(np.asarray(Image.open(path)).transpose(2, 0, 1), painted[0] * 255, atol=0.51)

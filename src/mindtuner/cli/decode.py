@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mindtuner.decoding.decoder import Decoder, Predictions
-    from mindtuner.decoding.recall import TrainingTokens
+    from mindtuner.decoding.training_images import TrainingTokens
     from mindtuner.decoding.words import TextBank
     from mindtuner.generators.painter import Painter
 
@@ -146,7 +146,7 @@ def paint_missing(
     """
     import numpy as np
 
-    from mindtuner.decoding.recall import recall
+    from mindtuner.decoding.training_images import draw_to_neighbours
     from mindtuner.decoding.words import Words
     from mindtuner.evaluation.results import to_uint8
     from mindtuner.files import write_text
@@ -160,7 +160,7 @@ def paint_missing(
     painted = 0
     for group, drawn in zip(progress(missing, "pictures", len(missing), "batch", lines=True), sampled, strict=True):
         images = found.images[group]
-        tokens = np.concatenate([recall(row[None], training, decoder.config.neighbours) for row in drawn])
+        tokens = np.concatenate([draw_to_neighbours(row[None], training, decoder.config.neighbours) for row in drawn])
         lowlevel = None if found.latents is None else found.latents[group]
         stages = {
             stage: to_uint8(pictures)
@@ -184,14 +184,14 @@ def paint_missing(
 def _training_tokens(
     options: argparse.Namespace, dataset, generator: Painter, speech: painters.Speech, neighbours: int
 ) -> np.ndarray | TrainingTokens:
-    """Tokens (m, T, D) of the training images, for ``recall``; none where it asks for none.
+    """Tokens (m, T, D) of the training images, for ``draw_to_neighbours``; none where it asks for none.
 
     Raises UserError where the cache is of other towers than the network was trained with.
     """
     import numpy as np
 
     from mindtuner.cli import towers
-    from mindtuner.decoding.recall import TrainingTokens
+    from mindtuner.decoding.training_images import TrainingTokens
 
     full_size, cache = options.generator == painters.SDXL, options.cache or dataset.root / "cache"
     if full_size and neighbours == 0:

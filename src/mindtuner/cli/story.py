@@ -19,10 +19,9 @@ from mindtuner.cli.words_and_brain import caption_scorer, score_brain, score_cap
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder, Predictions
-from mindtuner.decoding.recall import TrainingTokens, recall
+from mindtuner.decoding.training_images import TrainingTokens, draw_to_neighbours, mean_token, nearest_training_image
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
-from mindtuner.evaluation.controls import mean_token, nearest_training_image
 from mindtuner.evaluation.held_out import scored_apart
 from mindtuner.evaluation.held_out import text as held_out_text
 from mindtuner.evaluation.results import build_results, per_image_scores, rounded, save_run, to_uint8
@@ -213,7 +212,7 @@ def decode_all(
         }
         shown = test.images[test.shown]
         expected = decoder.image_tokens(every[method]["predictions"].backbone_tokens[test.shown], shown)
-        every[method]["image_tokens"] = recall(expected, training, config.decode.neighbours)
+        every[method]["image_tokens"] = draw_to_neighbours(expected, training, config.decode.neighbours)
         network.cpu()  # a GPU holds one network of full size
     first = next(iter(tuned))  # mindtuner, where it was tuned
     found = test.training[nearest_training_image(every[first]["predictions"].backbone_tokens, training)]
@@ -227,7 +226,7 @@ def decode_all(
     base.cpu()  # generators want the room
     every["prior_only"] = {
         "predictions": Predictions(test.images, mean, mean, np.zeros_like(latents), projected),
-        "image_tokens": recall(mean[test.shown], training, config.decode.neighbours),
+        "image_tokens": draw_to_neighbours(mean[test.shown], training, config.decode.neighbours),
     }
     return every
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mindtuner.config import DecodeConfig
-from mindtuner.decoding.mixed import MixedNetwork
+from mindtuner.decoding.multi_subject import MultiSubjectNetwork
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork, BrainOutputs
 from mindtuner.runtime import derive_seed, device
@@ -25,9 +25,9 @@ NUMBERS = 2**21  # and at most so many numbers of their tokens: 4 trials at pape
 class Predictions:
     """What a brain says of n images; row k belongs to ``images[k]``.
 
-    images (n,) stimulus ids, ascending · backbone_tokens B (n, T, D) · retrieval_tokens (n, T, D), C or ``both`` of B and C,
-    as the config asks ·
-    latents (n, 8, 16, 16) of the low-level submodule, None without one · text (n, d) unit vectors in the text tower's space
+    images (n,) stimulus ids, ascending · backbone_tokens B (n, T, D) · retrieval_tokens (n, T, D), C, or the
+    ``sum_of_unit_tokens`` of B and C, as the config asks · latents (n, 8, 16, 16) of the low-level submodule, None without
+    one · text (n, d) unit vectors in the text tower's space
     """
 
     images: np.ndarray
@@ -54,7 +54,7 @@ class Decoder:
         self.network = network.eval().to(device())
         self.config, self.seed = config, seed
         self._one = subject if isinstance(subject, str) else None
-        self._mixed = None if isinstance(subject, str) else MixedNetwork(self.network, subject)
+        self._mixed = None if isinstance(subject, str) else MultiSubjectNetwork(self.network, subject)
 
     def predict(self, voxels: np.ndarray, stimulus: np.ndarray, subject: str | None = None) -> Predictions:
         """Decode one subject's trials, averaging the outputs of trials that show the same image. For pictures, give the
@@ -70,10 +70,12 @@ class Decoder:
         trials.
         """
         name = self._named(subject)
-        return self.predict_mixed({name: voxels}, {name: stimulus})[name]
+        return self.predict_subjects({name: voxels}, {name: stimulus})[name]
 
     @torch.no_grad()
-    def predict_mixed(self, voxels: Mapping[str, np.ndarray], stimulus: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+    def predict_subjects(
+        self, voxels: Mapping[str, np.ndarray], stimulus: Mapping[str, np.ndarray]
+    ) -> dict[str, Predictions]:
         """Decode trials of several subjects in one pass through what they share; each as ``predict`` would alone.
 
         voxels: subject -> (n, V) · stimulus: subject -> (n,). The same errors as ``predict``.
@@ -134,7 +136,11 @@ class Decoder:
 
     def _retrieval_tokens(self, means: dict[str, torch.Tensor]) -> torch.Tensor:
         projected = means["retrieval_tokens"]
-        return projected if self.config.retrieval_tokens == "projected" else both(means["backbone_tokens"], projected)
+        return (
+            projected
+            if self.config.retrieval_tokens == "projected"
+            else sum_of_unit_tokens(means["backbone_tokens"], projected)
+        )
 
     @property
     def _together(self) -> int:
@@ -175,7 +181,7 @@ class Decoder:
         refuse_constant_voxels([voxels], name)
 
 
-def both(backbone_tokens: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
+def sum_of_unit_tokens(backbone_tokens: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
     """B / |B| + C / |C|, each (n, T, D) and of one length as a whole: among the same images, its cosine ranks as the sum of
     the two cosines does. B is trained to be the image's tokens, C to be told from other images' (docs/demo.md)."""
     return sum(F.normalize(tokens.flatten(1), dim=1).view_as(tokens) for tokens in (backbone_tokens, projected))

@@ -9,10 +9,10 @@ import torch
 from diffusers import DDIMScheduler
 
 from mindtuner.config import DecodeConfig, ModelConfig
+from mindtuner.decoding.training_images import unit_rows
 from mindtuner.decoding.words import Words
 from mindtuner.files import file_digest
 from mindtuner.generators.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED
-from mindtuner.generators.takes import best_take
 from mindtuner.model.denoiser import LATENT_SIDE, CompactDenoiser, noise_schedule
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import autocast, derive_seed, device, progress
@@ -83,16 +83,16 @@ class CompactGenerator:
         latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti
         et al. 2023) chooses among 16 paintings in this way.
         """
-        takes = np.stack(
+        candidates = np.stack(
             [
-                self.pictures(self.correct(latents, tokens, text, images, f"{title} {take}", take))
-                for take in range(self.config.corrections)
+                self.pictures(self.correct(latents, tokens, text, images, f"{title} {number}", number))
+                for number in range(self.config.corrections)
             ]
         )
         if self.tower is None:
-            return takes[0]
-        best = best_take(np.stack([self.tower.tokens(pictures) for pictures in takes]), tokens)
-        return takes[best, np.arange(len(best))]
+            return candidates[0]
+        best = most_faithful(np.stack([self.tower.tokens(pictures) for pictures in candidates]), tokens)
+        return candidates[best, np.arange(len(best))]
 
     def correct(
         self,
@@ -101,17 +101,18 @@ class CompactGenerator:
         text: np.ndarray,
         images: np.ndarray,
         title: str = "correct",
-        take: int = 0,
+        candidate: int = 0,
     ) -> np.ndarray:
         """Semantic correction (MindTuner paper): noise the latents part of the way and paint them again with the text.
 
-        latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 8, 16, 16). Each ``take`` has noise of its own.
+        latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 8, 16, 16). Each ``candidate`` has its own
+        noise.
         """
         schedule = noise_schedule()
         schedule.set_timesteps(round(self.config.refine_steps / self.config.refine_start))
         times = schedule.timesteps[-self.config.refine_steps :]
         clean = torch.as_tensor(latents, dtype=torch.float32)
-        noisy = schedule.add_noise(clean, self._noise(images, f"correct {take}"), times[:1].expand(len(clean)))
+        noisy = schedule.add_noise(clean, self._noise(images, f"correct {candidate}"), times[:1].expand(len(clean)))
         return self._denoise(noisy, schedule, times, tokens, text, title)
 
     def pictures(self, latents: np.ndarray) -> np.ndarray:
@@ -147,3 +148,13 @@ class CompactGenerator:
             velocity = unconditional + self.config.guidance * (conditional - unconditional)
             x = schedule.step(velocity, time, x, eta=0.0).prev_sample
         return x.cpu().numpy()
+
+
+def most_faithful(seen: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Of each image the candidate picture in which the tower sees most of what was decoded: int64 (n,).
+
+    seen (candidates, n, T, D), what the image tower sees in each candidate picture · wanted (n, T, D), the decoded tokens
+    that all of them were painted from. By the cosine of the flattened tokens, as in retrieval; the first of equal ones.
+    """
+    target = unit_rows(wanted)
+    return np.stack([(unit_rows(candidate) * target).sum(1) for candidate in seen]).argmax(0)

@@ -13,8 +13,7 @@ from mindtuner.config import DecodeConfig
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
 from mindtuner.generators.git_captioner import GitCaptioner
-from mindtuner.generators.loading import usable_device
-from mindtuner.generators.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED
+from mindtuner.generators.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED, usable_device
 from mindtuner.generators.prompts import build_prompts
 from mindtuner.generators.sdxl import SdxlRefiner, blend
 from mindtuner.generators.unclip import CARD, TRAINED_SIDE, UnclipGenerator, read_card

@@ -10,9 +10,9 @@ from torch import nn
 
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.generators.loading import load_tokenizer, usable_device
+from mindtuner.generators.painter import usable_device
 from mindtuner.runtime import progress
-from mindtuner.thirdparty import load_part, model_folder, package, read_state_dict, released
+from mindtuner.thirdparty import load_part, load_tokenizer, model_folder, package, read_state_dict, released
 
 MAX_LENGTH = 20  # tokens of a caption with its first, as in MindEye2's public code
 FILES = ["*.json", "vocab.txt", "model.safetensors"]

@@ -1,12 +1,15 @@
-"""What the verbs ask of a generator, whichever it is."""
+"""What every generator is asked for, and where it can run."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 import numpy as np
+import torch
 
+from mindtuner import runtime
 from mindtuner.decoding.words import Words
+from mindtuner.errors import UserError
 
 LOWLEVEL, RECONSTRUCTED, CORRECTED = "lowlevel", "reconstructed", "corrected"
 
@@ -38,3 +41,19 @@ class Painter(Protocol):
 def main_picture(stages: dict[str, np.ndarray]) -> np.ndarray:
     """The pictures that count: the corrected ones, or, where nothing corrects, the reconstructed."""
     return stages[CORRECTED if CORRECTED in stages else RECONSTRUCTED]
+
+
+def usable_device(where: torch.device | str | None, dtype: torch.dtype) -> torch.device:
+    """The device ``where``, or the one this machine is fastest with.
+
+    Raises UserError where this machine has no such device, or the device does not compute in ``dtype``.
+    """
+    try:
+        where = runtime.device() if where is None else torch.device(where)
+    except RuntimeError as error:
+        raise UserError(f"device: is {where!r}; expected cpu or cuda") from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: is {where}, but torch finds no CUDA here; expected cpu, or a torch built for your GPU")
+    if where.type == "cpu" and dtype == torch.float16:
+        raise UserError("dtype: is float16 on a CPU; expected float32, or device cuda")
+    return where

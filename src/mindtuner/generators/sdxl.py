@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from mindtuner.config import DecodeConfig
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.generators.loading import load_tokenizer, usable_device
+from mindtuner.generators.painter import usable_device
 from mindtuner.runtime import derive_seed, progress
-from mindtuner.thirdparty import load_part, model_folder, one_line, package, quiet, released
+from mindtuner.thirdparty import load_part, load_tokenizer, model_folder, one_line, package, quiet, released
 
 NEGATIVE_PROMPT = (  # of MindEye2's public refinement, so that pictures can be compared with theirs
     "painting, extra fingers, mutated hands, poorly drawn hands, poorly drawn face, deformed, ugly, blurry, bad anatomy, "

@@ -20,7 +20,7 @@ import torch
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Subject
 from mindtuner.decoding.decoder import Decoder
-from mindtuner.decoding.recall import TrainingTokens, most_similar
+from mindtuner.decoding.training_images import TrainingTokens, most_similar
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.files import read_json, write_json, write_text

@@ -12,9 +12,8 @@ from mindtuner.cli.story import TestSet, first_trials
 from mindtuner.config import DecodeConfig, ModelConfig
 from mindtuner.data import Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder
-from mindtuner.decoding.recall import recall
+from mindtuner.decoding.training_images import draw_to_neighbours, mean_token, nearest_training_image
 from mindtuner.decoding.words import TextBank
-from mindtuner.evaluation.controls import mean_token, nearest_training_image
 from mindtuner.evaluation.scores.retrieval import cosine
 from mindtuner.model import BrainNetwork
 from mindtuner.runtime import derive_seed
@@ -216,15 +215,15 @@ def test_nearest_training_image_against_a_loop():
 def test_recalled_tokens_against_a_loop(n, m, neighbours, seed):
     rng = np.random.default_rng(seed)
     tokens, training = (rng.normal(size=(k, 4, 3)).astype(np.float32) for k in (n, m))
-    for one, got in zip(tokens, recall(tokens, training, neighbours), strict=True):
+    for one, got in zip(tokens, draw_to_neighbours(tokens, training, neighbours), strict=True):
         by_angle = sorted(training, key=lambda t, one=one: -(one * t).sum() / np.sqrt((t.astype(float) ** 2).sum()))
         np.testing.assert_allclose(got, (one + sum(by_angle[:neighbours]) / min(m, neighbours)) / 2, atol=1e-5)
 
 
 def test_without_neighbours_nothing_is_recalled():
     tokens = np.ones((2, 4, 3), np.float32)
-    np.testing.assert_array_equal(recall(tokens, np.zeros((5, 4, 3)), 0), tokens)
-    np.testing.assert_array_equal(recall(tokens, np.zeros((0, 4, 3)), 10), tokens)
+    np.testing.assert_array_equal(draw_to_neighbours(tokens, np.zeros((5, 4, 3)), 0), tokens)
+    np.testing.assert_array_equal(draw_to_neighbours(tokens, np.zeros((0, 4, 3)), 10), tokens)
 
 
 def test_mean_token_is_the_same_for_every_image():

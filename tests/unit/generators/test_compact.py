@@ -274,18 +274,21 @@ def test_with_an_oracle_correction_keeps_part_of_the_painting(untrained_generato
 
 
 def test_of_several_corrections_the_one_is_kept_that_shows_most_of_the_decoded_tokens(untrained_generator):
-    """Takes whose pictures are known: that of the wanted image is kept, wherever among the takes it lies."""
+    """Candidates whose pictures are known: that of the wanted image is kept, wherever among the candidates it lies."""
     painter = CompactGenerator(dataclasses.replace(CONFIG, corrections=3), 0, untrained_generator)
     latents = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(3)).numpy()
     pictures = painter.pictures(latents)
     wanted = painter.tower.tokens(pictures)
-    place = np.array([2, 0, 1, 0])  # of the right picture among an image's takes
-    takes = [np.stack([latents[k if place[k] == take else (k + 1 + take) % 4] for k in range(4)]) for take in range(3)]
+    place = np.array([2, 0, 1, 0])  # of the right picture among an image's candidates
+    candidates = [
+        np.stack([latents[k if place[k] == candidate else (k + 1 + candidate) % 4] for k in range(4)])
+        for candidate in range(3)
+    ]
     asked = []
 
-    def correct(start, tokens, text, images, title, take):
-        asked.append(take)
-        return takes[take]
+    def correct(start, tokens, text, images, title, candidate):
+        asked.append(candidate)
+        return candidates[candidate]
 
     painter.correct = correct
     kept = painter.best_correction(latents, wanted, None, np.arange(4))
@@ -293,10 +296,10 @@ def test_of_several_corrections_the_one_is_kept_that_shows_most_of_the_decoded_t
     np.testing.assert_array_equal(kept, pictures)
 
 
-def test_takes_differ_by_their_noise_alone_and_one_take_is_the_correction(painter):
+def test_candidates_differ_by_their_noise_alone_and_one_candidate_is_the_correction(painter):
     tokens, text = brain(2)
     images, latents = np.array([3, 8]), np.zeros((2, 8, 16, 16), np.float32)
-    first, second = (painter.correct(latents, tokens, text, images, take=take) for take in (0, 1))
+    first, second = (painter.correct(latents, tokens, text, images, candidate=candidate) for candidate in (0, 1))
     assert np.abs(first - second).max() > 0.1
     assert not torch.equal(painter._noise(images, "correct 0"), painter._noise(images, "correct 1"))
     np.testing.assert_array_equal(painter.best_correction(latents, tokens, text, images), painter.pictures(first))

@@ -210,7 +210,7 @@ def assert_alike(found, expected):
 def test_mixed_subjects_are_decoded_as_each_alone(brains, mixture, together):
     decoder, voxels, stimulus = mixture
     names = [f"p{n}" for n in together]
-    found = decoder.predict_mixed({name: voxels[name] for name in names}, {name: stimulus[name] for name in names})
+    found = decoder.predict_subjects({name: voxels[name] for name in names}, {name: stimulus[name] for name in names})
     assert list(found) == names
     for n, name in zip(together, names, strict=True):
         alone = Decoder(brains[n], f"subj{n:02d}", DECODE, 3).predict(voxels[name], stimulus[name])
@@ -229,7 +229,7 @@ def test_more_trials_than_go_through_together(brains, mixture):
         f"p{n}": rng.standard_normal((count, VOXELS[n])).astype(np.float32) for n, count in {1: 500, 2: 30, 4: 520}.items()
     }
     stimulus = {name: np.arange(len(betas)) // 40 for name, betas in voxels.items()}
-    found = decoder.predict_mixed(voxels, stimulus)
+    found = decoder.predict_subjects(voxels, stimulus)
     for name in voxels:
         n = int(name[1])
         assert_alike(found[name], Decoder(brains[n], f"subj{n:02d}", DECODE, 3).predict(voxels[name], stimulus[name]))
@@ -261,7 +261,7 @@ def test_shared_weights_are_held_and_used_once_for_all(base, mixture):
     counts = []
     for names in (["p1"], ["p1", "p2", "p4"]):
         with Uses(shared) as uses:
-            decoder.predict_mixed({n: voxels[n] for n in names}, {n: stimulus[n] for n in names})
+            decoder.predict_subjects({n: voxels[n] for n in names}, {n: stimulus[n] for n in names})
         counts.append(uses.count)
     assert counts[0] == counts[1]
     assert set(counts[0].values()) == {1}
@@ -270,7 +270,7 @@ def test_shared_weights_are_held_and_used_once_for_all(base, mixture):
 def test_the_base_stays_as_it_was(base, mixture):
     decoder, voxels, stimulus = mixture
     before = state(base)
-    decoder.predict_mixed(voxels, stimulus)
+    decoder.predict_subjects(voxels, stimulus)
     assert equal(before, state(base)) and base.fingerprint_subject is None and all(p.requires_grad for p in base.parameters())
 
 
@@ -307,7 +307,7 @@ def test_bad_voxels_are_named(brains, mixture):
     for betas, images, message in cases:
         for call, name in (
             (lambda b=betas, i=images: alone.predict(b, i), "subj01"),
-            (lambda b=betas, i=images: decoder.predict_mixed(voxels | {"p1": b}, stimulus | {"p1": i}), "p1"),
+            (lambda b=betas, i=images: decoder.predict_subjects(voxels | {"p1": b}, stimulus | {"p1": i}), "p1"),
         ):
             with pytest.raises(UserError) as caught:
                 call()
@@ -315,7 +315,7 @@ def test_bad_voxels_are_named(brains, mixture):
     for call in (
         lambda: decoder.predict(good, shown),
         lambda: decoder.predict(good, shown, "p9"),
-        lambda: decoder.predict_mixed({"p9": good}, {"p9": shown}),
+        lambda: decoder.predict_subjects({"p9": good}, {"p9": shown}),
     ):
         with pytest.raises(UserError, match="subject: is .*; expected one of p1, p2, p3, p4"):
             call()

@@ -9,9 +9,8 @@ import torch
 
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.generators.loading import load_tokenizer
 from mindtuner.runtime import device
-from mindtuner.thirdparty import load_part, model_folder, package
+from mindtuner.thirdparty import load_part, load_tokenizer, model_folder, package
 
 FILES = ["*.json", "merges.txt", "model.safetensors"]
 

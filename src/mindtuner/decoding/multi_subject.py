@@ -15,7 +15,7 @@ from mindtuner.training.fingerprint import Fingerprint, refuse_other_base, share
 TrialSlices = dict[str, slice]  # where in a joined batch the trials of each subject stand
 
 
-class MixedNetwork:
+class MultiSubjectNetwork:
     """One base and many fingerprints; weights of the base are held once.
 
     Each frozen Linear sees the joined batch once; ridges, low-rank updates, skip paths and new blocks see the rows of

@@ -1,4 +1,4 @@
-"""What training images can add to decoded tokens: a brain says which of them were much alike."""
+"""Tokens of training images beside decoded ones: which are most similar, what these add, and the controls made of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from mindtuner.data import FileRows, HalfRows
 
-SHARE = 0.5  # of the recalled tokens that come from the training images
+SHARE = 0.5  # of the tokens that come from the training images
 _BLOCK = 2**26  # numbers read at a time: 256 MB of float32
 
 
@@ -31,7 +31,7 @@ class TrainingTokens:
         return np.asarray(self.cache[self.ids[which]], np.float32)
 
 
-def blocks(training: np.ndarray | TrainingTokens) -> Iterator[tuple[slice, np.ndarray]]:
+def in_blocks(training: np.ndarray | TrainingTokens) -> Iterator[tuple[slice, np.ndarray]]:
     """All of ``training`` (m, ...), as many rows at a time as memory is spent on: positions, and float32 (k, ...)."""
     step = max(1, _BLOCK // max(1, training[:1].size))
     for start in range(0, len(training), step):
@@ -45,14 +45,22 @@ def most_similar(predicted: np.ndarray, training: np.ndarray | TrainingTokens, c
     predicted (n, T, D), training (m, T, D) -> int64 (n, count), or (n, m) where there are fewer; cosine of the flattened
     tokens, as in retrieval.
     """
-    queries = directions(predicted)
+    queries = unit_rows(predicted)
     similarity = np.empty((len(queries), len(training)), np.float32)
-    for some, tokens in blocks(training):
-        similarity[:, some] = queries @ directions(tokens).T
+    for some, tokens in in_blocks(training):
+        similarity[:, some] = queries @ unit_rows(tokens).T
     return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
 
 
-def recall(tokens: np.ndarray, training: np.ndarray | TrainingTokens, neighbours: int) -> np.ndarray:
+def nearest_training_image(predicted: np.ndarray, training: np.ndarray | TrainingTokens) -> np.ndarray:
+    """Position of the training image whose tokens are most similar to the predicted ones: int64 (n,).
+
+    predicted (n, T, D), training (m, T, D); cosine of the flattened tokens, as in retrieval.
+    """
+    return most_similar(predicted, training, 1)[:, 0]
+
+
+def draw_to_neighbours(tokens: np.ndarray, training: np.ndarray | TrainingTokens, neighbours: int) -> np.ndarray:
     """Draw decoded tokens halfway to the mean tokens of the training images most similar to them.
 
     The prior gives the tokens to expect, and where a brain says little that is the mean of all images. The mean of
@@ -68,7 +76,13 @@ def recall(tokens: np.ndarray, training: np.ndarray | TrainingTokens, neighbours
     return ((1 - SHARE) * tokens + SHARE * found).astype(np.float32)
 
 
-def directions(tokens: np.ndarray) -> np.ndarray:
+def mean_token(training: np.ndarray | TrainingTokens, count: int) -> np.ndarray:
+    """The mean of the training images' tokens (m, T, D), repeated for ``count`` images: (count, T, D)."""
+    total = sum(tokens.sum(0, dtype=np.float64) for _, tokens in in_blocks(training))
+    return np.repeat((total / len(training)).astype(np.float32)[None], count, axis=0)
+
+
+def unit_rows(tokens: np.ndarray) -> np.ndarray:
     """Tokens (n, T, D) -> (n, T * D), each image's of unit length."""
     flat = tokens.reshape(len(tokens), -1)
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
