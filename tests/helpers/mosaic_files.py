@@ -6,7 +6,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pytest
 from PIL import Image
 
 from mindtuner.formats.mosaic.read import load_mosaic
@@ -86,12 +85,6 @@ def make_world(root):
     )
     file = write_subject(root / "sub-01_NSD.hdf5", "sub-01_NSD", trials, nan=[])
     return World(root, trials, file, table, root / "stimuli")
-
-
-@pytest.fixture
-def world(tmp_path):
-    """May be damaged."""
-    return make_world(tmp_path)
 
 
 def replace_in(path, old, new):

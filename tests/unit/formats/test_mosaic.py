@@ -43,6 +43,12 @@ def shared_world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("mosaic"))
 
 
+@pytest.fixture
+def world(tmp_path):
+    """May be damaged."""
+    return make_world(tmp_path)
+
+
 def other_subject(world, person, trials, sources=None):
     """One more subject of another dataset with random betas; trials: (file name, phase) each."""
     dataset = person.split("_")[1]
