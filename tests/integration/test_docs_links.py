@@ -17,7 +17,7 @@ ELSEWHERE = {"models.py"}  # files of other people's repositories
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-MODULE = re.compile(r"\bmindtuner(?:\.[A-Za-z_]\w*)+(?<!json)")
+MODULE = re.compile(r"\bmindtuner(?:\.[A-Za-z_]\w*)+")
 PYTHON_FILE = re.compile(r"[\w./-]*\w\.py\b")
 OURS = re.compile(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)}|configs)/[\w./-]*\w")
 
@@ -61,7 +61,7 @@ def missing(text: str) -> Iterator[str]:
         if not (ROOT / path).exists() and not name.endswith(".py"):
             yield name
     for name in sorted(set(MODULE.findall(words))):
-        if not known(name):
+        if not known(name) and not name.endswith((".json", ".safetensors")):
             yield name
 
 
