@@ -40,7 +40,7 @@ from tuning_seeds import difference, prepare
 
 from mindtuner.config import load_config
 from mindtuner.data import Subject, Trials
-from mindtuner.data.folds import image_folds
+from mindtuner.data.splits import image_folds
 from mindtuner.decoding.decoder import Decoder, Predictions, sum_of_unit_tokens
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.runtime import derive_seed, progress

@@ -38,7 +38,7 @@ from mindtuner import runtime
 from mindtuner.config import load_config
 from mindtuner.data import HalfRows, Subject, Trials, open_cache
 from mindtuner.data.cache import cache_header
-from mindtuner.data.rows import open_rows
+from mindtuner.data.lazy import open_rows
 from mindtuner.files import claim_folder, write_json
 from mindtuner.model import BrainNetwork
 from mindtuner.training import Targets, batches, loop

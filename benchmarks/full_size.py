@@ -53,12 +53,12 @@ PLAN = Plan(
 def make_folders(root: Path) -> None:
     """Write the folder; its twin beside it differs in that betas of subject 1 and images come in chunks."""
     from mindtuner.files import claim_folder
-    from mindtuner.formats.nsd_release import read as layout_a
+    from mindtuner.formats.nsd_release.read import IMAGES, behaviour_folder, betas_path
 
     claim_folder(root)
     tables = make(root, PLAN)
     for subject, table in tables.items():
-        older_split(layout_a.behaviour_folder(root, subject), table, SESSIONS[subject - 1] - LATER)
+        older_split(behaviour_folder(root, subject), table, SESSIONS[subject - 1] - LATER)
     for tar in (root / "wds").rglob("*.tar"):
         as_webdataset_writes(tar)
     chunked = root / "chunked"
@@ -66,10 +66,10 @@ def make_folders(root: Path) -> None:
     for path in root.iterdir():
         if path != chunked:
             (chunked / path.name).symlink_to(path.resolve())
-    for path in (layout_a.betas_path(chunked, 1), chunked / layout_a.IMAGES):
+    for path in (betas_path(chunked, 1), chunked / IMAGES):
         path.unlink()
-    write_betas(layout_a.betas_path(chunked, 1), 1, (len(tables[1]), VOXELS[0]), PLAN, (RUN["betas"], VOXELS[0]))
-    write_images(chunked / layout_a.IMAGES, PLAN, (RUN["images"], *IMAGE))
+    write_betas(betas_path(chunked, 1), 1, (len(tables[1]), VOXELS[0]), PLAN, (RUN["betas"], VOXELS[0]))
+    write_images(chunked / IMAGES, PLAN, (RUN["images"], *IMAGE))
 
 
 def older_split(folder: Path, table, last: int) -> None:
@@ -131,9 +131,9 @@ def load(root: Path, number: int):
 
 def open_dataset(root: Path, subjects: list[int] | None = None, **more) -> Callable:
     def call() -> str:
-        from mindtuner.formats.nsd_release import read as layout_a
+        from mindtuner.formats.nsd_release.read import load
 
-        dataset = layout_a.load(root, subjects, **more)
+        dataset = load(root, subjects, **more)
         test = sum(len(subject.test) for subject in dataset.subjects.values())
         return f"{sum(len(s.trials) for s in dataset.subjects.values())} trials, {test} of them test"
 

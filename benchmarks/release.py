@@ -56,8 +56,8 @@ def images_of(ids: np.ndarray) -> np.ndarray:
 def make(root: Path, plan: Plan) -> dict[int, object]:
     """Write the folder; returns the table of trials of each subject by number."""
     from mindtuner.data.nsd import voxel_count
-    from mindtuner.formats.nsd_release import read as layout_a
     from mindtuner.formats.nsd_release import write as writer
+    from mindtuner.formats.nsd_release.read import IMAGES, ROIS, betas_path
 
     rng = np.random.default_rng(0)
     ids = rng.permutation(plan.n_images)
@@ -80,12 +80,12 @@ def make(root: Path, plan: Plan) -> dict[int, object]:
         )
         writer.write_behaviour(root, subject, tables[subject])
         parts = rng.integers(0, 5, voxels)
-        masks[subject] = dict(zip(layout_a.ROIS, [parts >= 0, *(parts == part for part in range(5))], strict=True))
-        write_betas(layout_a.betas_path(root, subject), subject, (len(stimulus), voxels), plan)
+        masks[subject] = dict(zip(ROIS, [parts >= 0, *(parts == part for part in range(5))], strict=True))
+        write_betas(betas_path(root, subject), subject, (len(stimulus), voxels), plan)
         print(f"subject {subject}: {len(stimulus)} trials, {voxels} voxels", file=sys.stderr)
     writer.write_indices(root, {subject: table.stimulus for subject, table in tables.items()})
     writer.write_masks(root, masks)
-    write_images(root / layout_a.IMAGES, plan)
+    write_images(root / IMAGES, plan)
     return tables
 
 

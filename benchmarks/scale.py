@@ -1,6 +1,6 @@
 """How do a training step, memory and the way to the first step grow with a dataset?
 
-    python benchmarks/scale.py OUT [--rounds 3] [--steps 30] [--write benchmarks/results/scale.md] [--picture docs/scale.png]
+    python benchmarks/scale.py OUT [--rounds 3] [--steps 30] [--docs docs]
 
 Datasets of 8 subjects with a quarter of NSD's voxels and 1 to 40 sessions of 750 trials each, so 6,000 to 240,000 trials of
 1,825 to 73,000 images: the files of the public release with every beta written, and the caches of ``quick.yaml``'s towers,
@@ -16,8 +16,7 @@ notes
 
 Points with 1 to 16 subjects are taken of the smallest dataset, where from the ninth on the same files count as another
 subject's. Machines drift, so points take turns: in each round the smallest dataset is measured beside the larger one. Prints
-a table in Markdown; ``--write`` puts it between the file's ``scale:begin`` and ``scale:end`` comments, ``--picture`` plots
-the points.
+a table in Markdown, and with ``--docs`` writes it into performance.md there and plots the points into scale.png.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ def make(root: Path, scale: int) -> None:
     import release
 
     from mindtuner.config import load_config
-    from mindtuner.data.dataset import HASH_ALL_BYTES, HASH_SAMPLE
+    from mindtuner.data.stimuli import HASH_ALL_BYTES, HASH_SAMPLE
     from mindtuner.files import claim_folder
     from mindtuner.formats import load
 
@@ -337,8 +336,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for datasets and points; a run that was stopped goes on")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="that are timed (default 30)")
-    parser.add_argument("--write", type=Path, metavar="FILE")
-    parser.add_argument("--picture", type=Path, metavar="PNG")
+    parser.add_argument("--docs", type=Path, help="folder of performance.md and scale.png")
     parser.add_argument("--point", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
@@ -353,10 +351,9 @@ def main() -> None:
     measure_all(points, options.rounds)
     text = table(points.all, options.rounds, options.steps)
     print(text)
-    if options.write:
-        write_between(options.write, "scale", text)
-    if options.picture:
-        plot(points.all, options.rounds, options.picture)
+    if options.docs:
+        write_between(options.docs / "performance.md", "scale", text)
+        plot(points.all, options.rounds, options.docs / "scale.png")
 
 
 if __name__ == "__main__":

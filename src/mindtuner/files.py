@@ -146,3 +146,23 @@ def refuse_foreign(path: Path) -> None:
                 f"{path}: holds {entry.name}, which no run of mindtuner wrote; expected an earlier run, "
                 "so --force will not delete it"
             )
+
+
+@contextlib.contextmanager
+def filled(out: str | Path, first: str) -> Iterator[Path]:
+    """Yield an empty folder within ``out``; what the block wrote there moves up into ``out`` if the block succeeds.
+
+    ``first`` names the file that moves first: a dataset's card, so that nothing simulated ever lies there without it.
+    Raises UserError where ``out`` cannot be written to.
+    """
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=".part", ignore_cleanup_errors=True) as part:
+            yield Path(part)
+            for path in sorted(Path(part).iterdir(), key=lambda path: (path.name != first, path.name)):
+                path.rename(out / path.name)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror or error}); expected free space and write permission"
+        ) from error

@@ -1,4 +1,4 @@
-"""A lab's own scans by hand: the files of Layout C, written without the package, and what is in them."""
+"""A lab's own scans by hand: the files of a lab's folder, written without the package, and what is in them."""
 
 import dataclasses
 

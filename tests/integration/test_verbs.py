@@ -24,8 +24,7 @@ from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.results import load_log, load_run
 from mindtuner.evaluation.schema import METHODS
 from mindtuner.files import read_json, refuse_foreign, write_json
-from mindtuner.formats import load
-from mindtuner.formats.lab_folder import write as layout_c_writer
+from mindtuner.formats import load, write
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.training import load_fingerprint, load_network, loop, read_card
@@ -36,7 +35,7 @@ def lab(tmp_path_factory, simulated, untrained_generator):
     """Simulated brains in a lab's files, subjects 101 and 102; a base of 102, and 101 tuned with every method."""
     folder = tmp_path_factory.mktemp("lab")
     data, base, tuned = folder / "study", folder / "base", folder / "tuned"
-    layout_c_writer.write(data, load(simulated))
+    write(data, load(simulated), "lab_folder")
     write_json(data / "dataset.json", {**read_json(data / "dataset.json"), "subject_offset": 100})
     quick = load_config("quick")
     fit = dataclasses.replace(quick.tune, epochs=2, batch_per_subject=8, head_trials=8, dtype="float32")

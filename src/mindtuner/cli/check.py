@@ -1,8 +1,8 @@
 """Look at everything in a dataset: what is there, what is missing, what is wrong.
 
-ROOT holds the files of the public release, NSD as its authors publish it (docs/nsd.md), a lab's own scans
-(docs/your-own-scans.md), or subjects of MOSAIC (docs/mosaic.md). All betas and images are read once. Errors make the
-dataset unusable and the exit code 2; warnings are to be looked at; notes say what is assumed.
+ROOT is the NSD release, raw NSD (docs/nsd.md), a lab's folder (docs/your-own-scans.md) or MOSAIC (docs/mosaic.md). All
+betas and images are read once. Errors make the dataset unusable and the exit code 2; warnings are to be looked at; notes
+say what is assumed.
 
 A folder of the full-size system's weights: mindtuner check weights.
 """
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
-    from mindtuner.formats.checks import check
+    from mindtuner.formats import check
 
     findings = check(options.root)
     print(_as_json(findings) if options.json else _as_table(findings))

@@ -1,8 +1,8 @@
 """Turn other people's files into this project's.
 
 mindeye2: a released MindEye2 checkpoint becomes a base that equals it and that a new subject can be tuned on.
-mosaic: MOSAIC's subject files become a dataset in the files of a lab's own scans, which every other verb reads.
-nsd: NSD's files as its authors publish them become a dataset that every other verb reads.
+mosaic: MOSAIC's subject files become a lab's folder, without the cortical surface.
+nsd: raw NSD becomes the NSD release, which every other verb reads.
 unclip: the released unCLIP checkpoint becomes a folder that diffusers reads, and that paints pictures from tokens.
 """
 
@@ -40,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mindeye2.set_defaults(convert=run_mindeye2)
     mosaic = kinds.add_parser(
         "mosaic",
-        help="subjects of MOSAIC -> a dataset",
-        description="Write MOSAIC's subjects as a dataset in the files of a lab's own scans: betas of the vertices of some "
-        "regions, trials, images. The dataset holds no surface; each subject's folder keeps vertices.npy for maps "
-        "(see docs/mosaic.md). Needs pip install 'mindtuner[mosaic]'.",
+        help="MOSAIC -> a lab's folder",
+        description="Write MOSAIC's subjects as a lab's folder: betas of the vertices of some regions, trials, images. It "
+        "holds no surface; each subject's folder keeps vertices.npy for maps (see docs/mosaic.md). Needs pip install "
+        "'mindtuner[mosaic]'.",
     )
     mosaic.add_argument(
         "root", type=Path, metavar="ROOT", help="folder with sub-NN_DATASET.hdf5, their *_stiminfo.tsv and stimuli/"
@@ -66,9 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mosaic.set_defaults(convert=run_mosaic)
     nsd = kinds.add_parser(
         "nsd",
-        help="raw NSD -> a dataset",
-        description="Write NSD, as its authors publish it, as a dataset in the files of the public MindEye2 release. "
-        "The same command goes on where an earlier one was cut short.",
+        help="raw NSD -> the NSD release",
+        description="Write raw NSD, which is NSD as its authors publish it, in the files of the NSD release. The same "
+        "command goes on where an earlier one was cut short.",
     )
     nsd.add_argument("root", type=Path, metavar="ROOT", help="folder with nsddata, nsddata_betas and nsddata_stimuli")
     nsd.add_argument("out", type=Path, metavar="OUT", help="folder to write")
@@ -130,7 +130,7 @@ def run_mosaic(options: argparse.Namespace) -> None:
     from mindtuner.formats.mosaic.convert import convert_mosaic
 
     regions = [name.strip() for name in options.regions.split(",") if name.strip()]
-    convert_mosaic(options.root, options.out, regions, options.stimuli, options.split)
+    convert_mosaic(options.root, options.out, regions, options.stimuli, options.split, say=print)
     print(options.out)
 
 
@@ -139,7 +139,7 @@ def run_nsd(options: argparse.Namespace) -> None:
 
     from mindtuner.formats.nsd_raw.convert import convert_nsd
 
-    convert_nsd(options.root, options.out, subjects, options.captions, options.force)
+    convert_nsd(options.root, options.out, subjects, options.captions, options.force, say=print)
     print(options.out)
 
 

@@ -94,9 +94,9 @@ def _claim(out: Path, settings: str, force: bool) -> None:
 
 
 def _dataset_is_whole(data: Path) -> bool:
-    from mindtuner.formats.nsd_release import read as layout_a
+    from mindtuner.formats.nsd_release.read import MASKS
 
-    return (data / layout_a.MASKS).exists()  # simulate writes it last
+    return (data / MASKS).exists()  # simulate writes it last
 
 
 def run_demo(out: Path, config, options: argparse.Namespace) -> Path:

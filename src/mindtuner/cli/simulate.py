@@ -1,25 +1,24 @@
-"""Write a simulated NSD, in the files of the public release or in others.
+"""Write a simulated NSD, in any of the dataset formats.
 
 Scenes are composed of cut-outs on textured places, seen by simulated brains with noise, and written with the known truth
-beside them (see docs/simulation.md). The layouts, all of the same trials, are:
+beside them (see docs/simulation.md). The formats, all of the same trials, are:
 
-  A  the public MindEye2 release, which every verb reads: betas, behaviour tars, images, captions, region masks
-  B  NSD as its authors publish it: int16 volumes a session, design, 425 x 425 images, COCO's form of captions.
-     Then: mindtuner convert nsd OUT DATASET --captions OUT/annotations
-  C  a lab's own scans, which every verb reads: betas.npy, trials.tsv, stimuli/ (see docs/your-own-scans.md)
-  D  subjects of MOSAIC, on vertices of visual parcels of the cortical surface; needs pip install 'mindtuner[mosaic]'.
-     Then: mindtuner convert mosaic OUT DATASET
+  nsd_release  the NSD release, which every verb reads: betas, behaviour tars, images, captions, region masks
+  nsd_raw      raw NSD: int16 volumes a session, design, 425 x 425 images, COCO's form of captions.
+               Then: mindtuner convert nsd OUT DATASET --captions OUT/annotations
+  lab_folder   a lab's folder, which every verb reads: betas.npy, trials.tsv, stimuli/ (see docs/your-own-scans.md)
+  mosaic       MOSAIC, on vertices of visual parcels of the cortical surface, which every verb reads; needs
+               pip install 'mindtuner[mosaic]'. As a lab's folder: mindtuner convert mosaic OUT DATASET
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 from pathlib import Path
 
 from mindtuner.config import KNOB_LIMITS, SimulateConfig
-from mindtuner.files import claim_folder, read_json
+from mindtuner.files import claim_folder
 
 _HELP = {
     "subjects": "subjects 1 to N, with NSD's voxel counts",
@@ -33,26 +32,16 @@ _HELP = {
     "noise": "noise sd, relative to the calibrated noise ceilings",
     "seed": "seed of scenes, brains and noise",
 }
-# What layouts B, C and D put into OUT beside what every run may write. Real data have these names too.
-_WRITTEN = (
-    "nsddata",
-    "nsddata_betas",
-    "nsddata_stimuli",
-    "annotations",
-    "stimuli",
-    "sub-0[1-8]",
-    "sub-0[1-8]_NSD.hdf5",
-    "nsd_stiminfo.tsv",
-)
+FORMATS = ("nsd_release", "nsd_raw", "lab_folder", "mosaic")
 _NEXT = {
-    "B": "mindtuner convert nsd {out} DATASET --captions {out}/annotations",
-    "D": "mindtuner convert mosaic {out} DATASET",
+    "nsd_raw": "mindtuner convert nsd {out} DATASET --captions {out}/annotations",
+    "mosaic": "mindtuner convert mosaic {out} DATASET",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
-    parser.add_argument("--layout", choices=("A", "B", "C", "D"), default="A", help="whose files to write (default A)")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="whose files to write (default %(default)s)")
     add_stimuli(parser, "the defaults need 3900, fewer subjects or sessions less")
     for field in dataclasses.fields(SimulateConfig):
         kind = int if isinstance(field.default, int) else float
@@ -85,22 +74,13 @@ def add_stimuli(parser: argparse.ArgumentParser, needed: str) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.simulation.simulate import check_inputs, simulate
+    from mindtuner.simulation.simulate import check_inputs, remove_simulated, simulate
 
     knobs = SimulateConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(SimulateConfig)})
-    check_inputs(knobs, options.cutouts, options.stimuli, options.layout)
+    check_inputs(knobs, options.cutouts, options.stimuli, options.format)
     if options.force:
-        _remove_simulated(options.out)
-    simulate(claim_folder(options.out, options.force), knobs, options.cutouts, options.stimuli, options.layout)
+        remove_simulated(options.out)
+    simulate(claim_folder(options.out, options.force), knobs, options.cutouts, options.stimuli, options.format)
     print(f"{options.out}: {knobs.subjects} simulated subjects, {knobs.sessions} sessions each")
-    if options.layout in _NEXT:
-        print("next:", _NEXT[options.layout].format(out=options.out))
-
-
-def _remove_simulated(out: Path) -> None:
-    """Delete what an earlier ``simulate`` put into ``out`` under names that real data have, if its card says so."""
-    card = out / "dataset.json"
-    if not card.is_file() or not (said := read_json(card)).get("simulated") or "simulate" not in said:
-        return
-    for path in (path for name in _WRITTEN for path in out.glob(name)):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if options.format in _NEXT:
+        print("next:", _NEXT[options.format].format(out=options.out))

@@ -77,7 +77,7 @@ def bench_of(
     options: argparse.Namespace, verb: str, config: Config, base: Path | None, pictures: bool = False
 ) -> tuple[Bench, Callable[[], Bench]]:
     """The bench, and how a process opens it for itself. Claims OUT, and simulates the data where none are given."""
-    from mindtuner.formats.nsd_release import read as layout_a
+    from mindtuner.formats.nsd_release.read import MASKS
     from mindtuner.simulation.simulate import simulate
 
     own = options.out / "data"
@@ -95,7 +95,7 @@ def bench_of(
         *(["--pictures"] if pictures else []),
     )
     steps.claim(options.out, steps.settings_text(config, command), options.force)
-    if options.data is None and not (own / layout_a.MASKS).exists():  # simulate writes it last
+    if options.data is None and not (own / MASKS).exists():  # simulate writes it last
         simulate(own, config.simulate)
     opens = functools.partial(
         open_bench, data, options.cache or data / "cache", config, options.out, base, options.generator, pictures

@@ -22,7 +22,7 @@ def category_words(category: str) -> tuple[str, ...]:
     """The words of a category, in lower case: "Ice cream" -> ("ice", "cream"). Raises UserError where it has none."""
     words = tuple(re.findall(_WORD, category.lower()))
     if not words:
-        raise UserError(f"--hold-out-category: is {category!r}; expected a word or more, such as dog")
+        raise UserError(f"hold_out_category: is {category!r}; expected a word or more, such as dog")
     return words
 
 
@@ -62,13 +62,13 @@ def without_category(dataset: Dataset, category: str) -> Dataset:
     of_category, is_shared = mask(dataset.stimuli.captions, name), dataset.stimuli.is_shared
     if not (of_category & ~is_shared).any():
         raise UserError(
-            f"--hold-out-category: {name!r} is in no caption of a training image of {dataset.root}; expected a "
+            f"hold_out_category: {name!r} is in no caption of a training image of {dataset.root}; expected a "
             f"word of its captions{_examples(dataset)}"
         )
     count, tests = int((of_category & is_shared).sum()), int(is_shared.sum())
     if not 0 < count < tests:
         raise UserError(
-            f"--hold-out-category: {name!r} is shown by {count} of the {tests} test images of {dataset.root}; "
+            f"hold_out_category: {name!r} is shown by {count} of the {tests} test images of {dataset.root}; "
             "expected some that show it and some that do not"
         )
     stimuli = copy.copy(dataset.stimuli)
@@ -78,7 +78,7 @@ def without_category(dataset: Dataset, category: str) -> Dataset:
         trials = subject.trials.select(subject.trials.is_test | ~of_category[subject.trials.stimulus])
         if len(subject.train) and trials.is_test.all():
             raise UserError(
-                f"--hold-out-category: {name!r} is shown by all training images of subject {number} of "
+                f"hold_out_category: {name!r} is shown by all training images of subject {number} of "
                 f"{dataset.root}; expected some that do not show it"
             )
         subjects[number] = dataclasses.replace(subject, trials=trials)

@@ -1,75 +1,188 @@
-"""Which layout a folder has, and the reader for it."""
+"""Dataset formats. Each is a package whose ``FORMAT`` says how a folder of it is told, read, written and checked.
+
+What is here only finds the format and hands on.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from mindtuner.data.dataset import Dataset
+from mindtuner.data import Dataset
 from mindtuner.errors import UserError
-from mindtuner.formats.lab_folder import read as layout_c
-from mindtuner.formats.mosaic import read as layout_d
-from mindtuner.formats.mosaic.tables import DATASETS
-from mindtuner.formats.nsd_release import read as layout_a
+from mindtuner.formats import lab_folder, mosaic, nsd_raw, nsd_release
+from mindtuner.formats.checks.findings import Finding, Findings
+from mindtuner.formats.format import Format
 
-SUBJECT_FILES, TABLES = "sub-*_*.hdf5", "*_stiminfo.tsv"  # of MOSAIC, in the folder itself; the pictures lie in stimuli/
+__all__ = ["FORMATS", "Finding", "Findings", "Format", "check", "convert", "format_of", "load", "named", "write"]
 
-# A layout by any one of these files, so that a folder with parts missing is still told; the first that fits. Layout D has
-# ``stimuli`` as Layout C does, so there a table of trials decides first.
-_SIGNS = (
-    ("A", ("betas_all_subj0*", "wds", layout_a.IMAGES, layout_a.CAPTIONS, layout_a.INDICES, layout_a.SHARED, layout_a.MASKS)),
-    ("B", ("nsddata", "nsddata_betas", "nsddata_stimuli")),
-    ("C", (layout_c.TRIALS, f"sub-*/{layout_c.TRIALS}")),
-    ("D", (SUBJECT_FILES, TABLES)),
-    ("C", (layout_c.STIMULI, layout_c.STIMULI_HDF5, "betas.*", "betas_session-*")),
-)
-
-
-def layout_of(root: str | Path) -> str:
-    """ "A" for the files of the public MindEye2 release, "B" for NSD as its authors publish it, "C" for a lab's own scans,
-    "D" for subjects of MOSAIC. Raises UserError where it is none of them."""
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"{root}: not found; expected a folder with a dataset")
-    for layout, patterns in _SIGNS:
-        if any(any(root.glob(pattern)) for pattern in patterns):
-            return layout
-    raise UserError(
-        f"{root}: no dataset that is known; expected betas_all_subj0N_fp32_renorm.hdf5 and what goes with it "
-        "(the public release), nsddata, nsddata_betas and nsddata_stimuli (raw NSD), trials.tsv, betas and "
-        f"stimuli (a lab's own scans), or {SUBJECT_FILES}, {TABLES} and stimuli (MOSAIC)"
-    )
+# The first that fits a folder is its format. The last one is told by least: stimuli or betas alone will do.
+FORMATS = (nsd_release.FORMAT, nsd_raw.FORMAT, mosaic.FORMAT, lab_folder.FORMAT)
 
 
 def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
-    """Open a dataset of Layout A, C or D; ``subjects`` by default are all of it. See ``layout_a.load``, ``layout_c.load``
-    and, for D, ``layout_d.load_mosaic``, which gets all files of the folder and otherwise its defaults.
+    """Open a dataset: the NSD release, a lab's folder, or MOSAIC. Betas and images stay on disk until they are asked for.
 
-    Raises UserError where the folder is no dataset, or anything in it is missing, damaged or at odds with the rest, and for
-    Layout B, which is converted first.
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the dataset. Its format is told by the names of its files.
+    subjects : iterable of int, optional
+        Numbers of the subjects to open. All by default.
+
+    Returns
+    -------
+    Dataset
+        Its subjects, stimuli and card.
+
+    Raises
+    ------
+    UserError
+        Where the folder is no dataset, or anything in it is missing, damaged or at odds with the rest, or a trial of a shared
+        image stands in training. Raw NSD is converted first (see ``convert``).
+
+    Examples
+    --------
+    >>> import mindtuner
+    >>> dataset = mindtuner.load("data/nsd", subjects=[1])  # doctest: +SKIP
+    >>> betas = dataset.subject(1).betas([0, 1])  # doctest: +SKIP
     """
     root = Path(root)
-    layout = layout_of(root)
-    if layout == "B":
+    found = format_of(root)
+    if found.load is None:
         raise UserError(
-            f"{root}: is NSD as its authors publish it, which is not read as it is; expected what "
+            f"{root}: is {found.title}, which is not read as it is; expected what mindtuner.formats.convert(root, out) or "
             f"'mindtuner convert nsd {root} OUT' writes"
         )
-    return {"A": layout_a.load, "C": layout_c.load, "D": _load_mosaic}[layout](root, subjects)
+    return found.load(root, subjects)
 
 
-def mosaic_files(root: Path) -> tuple[list[Path], list[Path], Path]:
-    """Of a Layout D folder: subject files, tables under MOSAIC's own names, and the folder of stimuli. Any may be missing."""
-    tables = [path for path in sorted(root.glob(TABLES)) if path.name in {source.stiminfo for source in DATASETS.values()}]
-    return sorted(root.glob(SUBJECT_FILES)), tables, root / layout_c.STIMULI
+def check(root: str | Path) -> Findings:
+    """Look at everything in a dataset and say what is there, what is missing, and what is wrong.
+
+    ``load`` stops at the first thing that is wrong and leaves betas and pixels alone until they are asked for. This reads all
+    of them once, in blocks, and goes on after an error wherever it can.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the dataset, in any format.
+
+    Returns
+    -------
+    Findings
+        ``facts``, what was found in each file; ``items``, errors, warnings and notes. The dataset can be used where
+        ``count("error")`` is 0.
+
+    Examples
+    --------
+    >>> from mindtuner.formats import check
+    >>> check("nowhere").items
+    [Finding(severity='error', file='.', field='format', message='not found; expected a folder with a dataset')]
+    """
+    root = Path(root)
+    findings = Findings(root)
+    with findings.catching(root, "format"):
+        found = format_of(root)
+        findings.fact(root, f"format {found.name}: {found.title}")
+        found.check(root, findings)
+    return findings
 
 
-def _load_mosaic(root: Path, subjects: Iterable[int] | None) -> Dataset:
-    """All subjects are opened, whichever are asked for: the stimuli and which of them are test pictures depend on it."""
-    files, tables, stimuli = mosaic_files(root)
-    if not files:
-        raise UserError(f"{root}: no subject; expected MOSAIC's files such as sub-01_NSD.hdf5")
-    dataset = layout_d.load_mosaic(files, tables, stimuli)
-    wanted = sorted(dataset.subjects) if subjects is None else sorted(set(subjects))
-    return dataclasses.replace(dataset, subjects={number: dataset.subject(number) for number in wanted})
+def convert(root: str | Path, out: str | Path, **options) -> dict:
+    """Write raw NSD as the NSD release, or MOSAIC as a lab's folder.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the dataset. Its format is told by the names of its files.
+    out : str or Path
+        Folder to write.
+    **options
+        Those of ``nsd_raw.convert.convert_nsd`` or ``mosaic.convert.convert_mosaic``.
+
+    Returns
+    -------
+    dict
+        The card of what was written.
+
+    Raises
+    ------
+    UserError
+        Where the format is read as it is, so that there is nothing to convert; and as the two functions do.
+
+    Examples
+    --------
+    >>> from mindtuner.formats import convert
+    >>> card = convert("nsd", "data/nsd", captions=["annotations"])  # doctest: +SKIP
+    """
+    found = format_of(root)
+    if found.convert is None:
+        raise UserError(
+            f"{root}: is {found.title}, which is read as it is; expected "
+            f"{' or '.join(other.title for other in FORMATS if other.convert)}"
+        )
+    return found.convert(root, out, **options)
+
+
+def write(root: str | Path, dataset: Dataset, format: str = "lab_folder", **options) -> None:
+    """Write any dataset, for instance a simulated one, in one of the formats.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder to write into.
+    dataset : Dataset
+        What to write. Its betas are written as they are read.
+    format : str
+        Name of the format: ``nsd_release``, ``nsd_raw``, ``mosaic`` or ``lab_folder``.
+    **options
+        ``form`` of the betas: "npy", "hdf5" or "nifti" of a lab's folder, "hdf5" or "nifti" of raw NSD.
+
+    Raises
+    ------
+    UserError
+        Where the format is unknown, cannot hold this dataset, or a file cannot be written.
+
+    Examples
+    --------
+    >>> from mindtuner.formats import load, write
+    >>> write("mystudy", load("simulated"), form="nifti")  # doctest: +SKIP
+    """
+    named(format).write(root, dataset, **options)
+
+
+def format_of(root: str | Path) -> Format:
+    """The format of a folder, told by the names of its files.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the dataset. Parts of it may be missing.
+
+    Returns
+    -------
+    Format
+        One of ``FORMATS``.
+
+    Raises
+    ------
+    UserError
+        Where there is no such folder, or it is of no known format.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: not found; expected a folder with a dataset")
+    for known in FORMATS:
+        if known.sniff(root):
+            return known
+    told = [f"{known.holds} ({known.title})" for known in FORMATS]
+    raise UserError(f"{root}: no dataset that is known; expected {', '.join(told[:-1])}, or {told[-1]}")
+
+
+def named(name: str) -> Format:
+    """The format of this name. Raises UserError where there is none."""
+    for known in FORMATS:
+        if known.name == name:
+            return known
+    raise UserError(f"format: is {name!r}; expected one of {', '.join(known.name for known in FORMATS)}")

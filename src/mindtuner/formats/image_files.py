@@ -1,8 +1,9 @@
-"""Image files of any size: read, cropped and scaled to 224 x 224 only when they are asked for."""
+"""Image files of any size: read, cropped and scaled to 224 x 224 when they are asked for; and a folder of them, written."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from mindtuner.data.dataset import IMAGE_SHAPE
-from mindtuner.data.rows import open_hdf5, open_rows
+from mindtuner.data import Stimuli
+from mindtuner.data.lazy import open_hdf5, open_rows
+from mindtuner.data.stimuli import IMAGE_SHAPE
 from mindtuner.errors import UserError
-from mindtuner.formats.nsd_release.write import BYTE_AS_HALF
+from mindtuner.files import atomic_path
+from mindtuner.runtime import progress
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 SIDE = IMAGE_SHAPE[1]
+BYTE_AS_HALF = (np.arange(256) / 255).astype(np.float16)  # what each byte of a pixel is in 0..1
 DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken picture
 
 
@@ -174,3 +178,17 @@ class Hdf5Images:
         """Width and height of the images as they are stored."""
         shape = self._rows.shape
         return (shape[2], shape[1]) if self._last else (shape[3], shape[2])
+
+
+def write_stimuli(folder: Path, stimuli: Stimuli) -> list[str]:
+    """Images and, beside them, captions; returns the file name of each id. They sort in the order of ids."""
+    names = [f"image-{i:06d}.png" for i in range(len(stimuli))]
+    with atomic_path(folder) as part:
+        part.mkdir()
+        for number in progress(range(len(stimuli)), "stimuli"):
+            pixels = np.rint(stimuli.images([number])[0].astype(np.float32) * 255).astype(np.uint8)
+            Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(part / names[number])
+            if texts := stimuli.captions[number]:
+                (part / names[number]).with_suffix(".txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+    return names

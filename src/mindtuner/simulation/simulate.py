@@ -1,4 +1,4 @@
-"""A simulated NSD on disk: scenes, brains, sessions, written in any layout with the known truth beside it."""
+"""A simulated NSD on disk: scenes, brains, sessions, written in any format with the known truth beside it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from safetensors.numpy import save_file
 
 from mindtuner.config import KNOB_LIMITS, SimulateConfig
 from mindtuner.data import nsd
-from mindtuner.data.whole_folder import filled
+from mindtuner.data.dataset import CARD
+from mindtuner.data.surface import load_atlas
 from mindtuner.data.zscore import zscore
 from mindtuner.errors import UserError
-from mindtuner.files import atomic_path, write_json
-from mindtuner.formats.lab_folder import write as layout_c_writer
-from mindtuner.formats.mosaic import write as layout_d_writer
-from mindtuner.formats.mosaic.parcels import load_atlas
-from mindtuner.formats.nsd_raw import write as layout_b_writer
-from mindtuner.formats.nsd_release import read as layout_a
-from mindtuner.formats.nsd_release import write as writer
+from mindtuner.files import atomic_path, filled, read_json, write_json
+from mindtuner.formats import mosaic, named, nsd_release, write
+from mindtuner.formats.mosaic.write import place
+from mindtuner.formats.nsd_release import write as release_writer
+from mindtuner.formats.nsd_release.write import TrialTable
 from mindtuner.runtime import derive_seed, progress
 from mindtuner.simulation.brains import MIN_IMAGES, measure, simulate_brain
 from mindtuner.simulation.cutouts import drawn_cutouts, folder_cutouts
@@ -30,56 +29,92 @@ from mindtuner.simulation.scenes import FolderScenes, Scene, SceneStream, render
 from mindtuner.simulation.semantic import semantic_features
 
 TRIAL_SECONDS = 4.0
-
-
-LAYOUTS = {
-    "A": "the public MindEye2 release",
-    "B": "raw NSD, for convert nsd",
-    "C": "a lab's own scans",
-    "D": "subjects of MOSAIC, for convert mosaic",
-}
+# What formats other than the NSD release put into a folder beside what every run may write. Real data have these names too.
+_WRITTEN = (
+    "nsddata",
+    "nsddata_betas",
+    "nsddata_stimuli",
+    "annotations",
+    "stimuli",
+    "sub-0[1-8]",
+    "sub-0[1-8]_NSD.hdf5",
+    "nsd_stiminfo.tsv",
+)
 
 
 def simulate(
-    out: Path, knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None, layout: str = "A"
+    out: str | Path,
+    knobs: SimulateConfig,
+    cutouts: Path | None = None,
+    stimuli: Path | None = None,
+    format: str = "nsd_release",
 ) -> None:
-    """Write a simulated NSD into the empty folder ``out``.
+    """Write a simulated NSD into an empty folder, with the known truth beside it.
 
-    ``cutouts``: a folder of transparent PNGs with captions takes the place of the drawn cut-outs. ``stimuli``: a folder
-    of whole captioned images takes the place of scenes. The known truth goes to ``out/truth``: per subject noise
-    ceilings, fingerprint strengths and the cortical sheet, and what each stimulus shows.
+    The truth goes to ``out/truth``: per subject noise ceilings, fingerprint strengths and the cortical sheet, and what each
+    stimulus shows. All formats hold the same trials of the same brains: others are made of the NSD release, which is written
+    within ``out`` and removed again. Of MOSAIC the truth also says on which grayordinate each voxel lies
+    (``placement.safetensors``, -1 nowhere).
 
-    ``layout``: the files to write, see ``LAYOUTS``. B, C and D are made of Layout A, which is written within ``out`` and
-    removed again, and hold the same trials of the same brains. Of D the truth also says on which grayordinate each voxel
-    lies (``placement.safetensors``, -1 nowhere).
+    Betas are z-scored per session with the statistics of the session's training trials. Those of raw NSD are percent signal
+    change (see ``nsd_raw.write``).
 
-    Betas are z-scored per session with the statistics of the session's training trials; those of B are percent signal
-    change (see ``layout_b_writer``).
-    Raises UserError naming the knob that is out of range, or the folder that cannot serve.
+    Parameters
+    ----------
+    out : str or Path
+        Folder to write, new or empty.
+    knobs : SimulateConfig
+        How many subjects, sessions and images, how many voxels, how much noise, how strong a fingerprint; and the seed.
+    cutouts : Path, optional
+        Folder of transparent PNGs with captions, which take the place of the drawn cut-outs.
+    stimuli : Path, optional
+        Folder of whole captioned images, which take the place of scenes.
+    format : str
+        Whose files to write: ``nsd_release``, ``nsd_raw``, ``lab_folder`` or ``mosaic``.
+
+    Raises
+    ------
+    UserError
+        Naming the knob that is out of range, or the folder that cannot serve; for an unknown format; and where cortical
+        parcels are needed and not installed.
+
+    Examples
+    --------
+    >>> from mindtuner.config import SimulateConfig
+    >>> from mindtuner.simulation.simulate import simulate
+    >>> simulate("simulated", SimulateConfig(subjects=2, sessions=1))  # doctest: +SKIP
     """
-    if layout == "A":
-        _simulate_a(out, knobs, cutouts, stimuli)
+    out = Path(out)
+    if format == nsd_release.FORMAT.name:
+        _simulate_release(out, knobs, cutouts, stimuli)
         return
-    check_inputs(knobs, cutouts, stimuli, layout)
-    with filled(out) as part:
-        made = part / "A"
-        _simulate_a(made, knobs, cutouts, stimuli)
-        dataset = layout_a.load(made)
-        {"B": layout_b_writer, "C": layout_c_writer, "D": layout_d_writer}[layout].write(part, dataset)
-        if layout == "D":
+    check_inputs(knobs, cutouts, stimuli, format)
+    with filled(out, first=CARD) as part:
+        made = part / "made"
+        _simulate_release(made, knobs, cutouts, stimuli)
+        dataset = nsd_release.FORMAT.load(made)
+        write(part, dataset, format)
+        if format == mosaic.FORMAT.name:
             with atomic_path(made / "truth" / "placement.safetensors") as file:
-                save_file(
-                    {f"subj0{number}": layout_d_writer.place(subject) for number, subject in dataset.subjects.items()}, file
-                )
+                save_file({f"subj0{number}": place(subject) for number, subject in dataset.subjects.items()}, file)
         (made / "truth").rename(part / "truth")
         shutil.rmtree(made)
 
 
-def _simulate_a(out: Path, knobs: SimulateConfig, cutouts: Path | None, stimuli: Path | None) -> None:
+def remove_simulated(out: str | Path) -> None:
+    """Delete what an earlier ``simulate`` put into ``out`` under names that real data have, if its card says so."""
+    out = Path(out)
+    if not (out / CARD).is_file() or not (said := read_json(out / CARD)).get("simulated") or "simulate" not in said:
+        return
+    for path in (path for name in _WRITTEN for path in out.glob(name)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _simulate_release(out: Path, knobs: SimulateConfig, cutouts: Path | None, stimuli: Path | None) -> None:
     check_knobs(knobs)
     plan = Plan(knobs)
     scene_of = _scenes(plan, cutouts, stimuli)
-    writer.write_card(
+    release_writer.write_card(
         out,
         {
             "simulated": True,
@@ -89,9 +124,9 @@ def _simulate_a(out: Path, knobs: SimulateConfig, cutouts: Path | None, stimuli:
             "simulate": dataclasses.asdict(knobs),
         },
     )
-    writer.write_shared(out, plan.is_shared)
+    release_writer.write_shared(out, plan.is_shared)
     early, labels, captions = _write_stimuli(out, scene_of, plan.count)
-    writer.write_captions(out, captions)
+    release_writer.write_captions(out, captions)
     semantic = semantic_features(labels)
     write_json(out / "truth" / "scenes.json", {"scenes": [dataclasses.asdict(scene) for scene in labels]})
     masks, stimulus = {}, {}
@@ -109,22 +144,22 @@ def _simulate_a(out: Path, knobs: SimulateConfig, cutouts: Path | None, stimuli:
             number % knobs.fingerprint_groups if knobs.fingerprint_groups else None,
         )
         betas = zscore(measure(brain, rows, table.session, knobs.noise), table.session, ~table.is_shared)
-        writer.write_betas(out, number, [betas], betas.shape)
-        writer.write_behaviour(out, number, table)
+        release_writer.write_betas(out, number, [betas], betas.shape)
+        release_writer.write_behaviour(out, number, table)
         with atomic_path(out / "truth" / f"subj0{number}.safetensors") as part:
             save_file({name: np.ascontiguousarray(value) for name, value in brain.truth().items()}, part)
         masks[number], stimulus[number] = brain.rois, table.stimulus
-    writer.write_indices(out, stimulus)
-    writer.write_masks(out, masks)  # last: a folder without it is no dataset, so one that was cut short is refused
+    release_writer.write_indices(out, stimulus)
+    release_writer.write_masks(out, masks)  # last: a folder without it is no dataset, so one that was cut short is refused
 
 
-def check_inputs(knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None, layout: str = "A") -> None:
+def check_inputs(
+    knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None, format: str = "nsd_release"
+) -> None:
     """Raise UserError as ``simulate`` would, before anything is written: out of range knobs, folders that cannot serve, an
-    unknown layout, cortical parcels that are not installed."""
+    unknown format, cortical parcels that are not installed."""
     check_knobs(knobs)
-    if layout not in LAYOUTS:
-        raise UserError(f"simulate: layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
-    if layout == "D":
+    if named(format) is mosaic.FORMAT:
         load_atlas()
     if cutouts is not None or stimuli is not None:
         _scenes(Plan(knobs), cutouts, stimuli)
@@ -135,17 +170,17 @@ def check_knobs(knobs: SimulateConfig) -> None:
     for name, (low, high) in KNOB_LIMITS.items():
         value = getattr(knobs, name)
         if not low <= value <= high:
-            raise UserError(f"simulate: {name.replace('_', '-')} is {value}; expected {low} to {high}")
+            raise UserError(f"simulate: {name} is {value}; expected {low} to {high}")
     trials, shared = knobs.sessions * knobs.trials_per_session, knobs.shared_images * knobs.repeats
     if shared > trials / 2:
         raise UserError(
-            f"simulate: shared-images x repeats is {knobs.shared_images} x {knobs.repeats}; expected at most "
+            f"simulate: shared_images x repeats is {knobs.shared_images} x {knobs.repeats}; expected at most "
             f"half of the {trials} trials"
         )
     seen = Plan(knobs).images_per_subject
     if seen < MIN_IMAGES:
         raise UserError(
-            f"simulate: trials-per-session x sessions / repeats lets each subject see {seen} images; expected at "
+            f"simulate: trials_per_session x sessions / repeats lets each subject see {seen} images; expected at "
             f"least {MIN_IMAGES}"
         )
 
@@ -170,7 +205,7 @@ class Plan:
         self.is_shared = np.zeros(self.count, bool)
         self.is_shared[self.shared] = True
 
-    def trials(self, number: int) -> writer.TrialTable:
+    def trials(self, number: int) -> TrialTable:
         """All trials of a subject in order of time."""
         knobs, rng = self.knobs, np.random.default_rng(derive_seed(self.knobs.seed, "trials", number))
         shown = {}
@@ -192,7 +227,7 @@ class Plan:
         within = np.tile(np.arange(knobs.trials_per_session), knobs.sessions)
         per_run = -(-knobs.trials_per_session // nsd.RUNS)
         session = np.repeat(np.arange(1, knobs.sessions + 1), knobs.trials_per_session)
-        return writer.TrialTable(
+        return TrialTable(
             stimulus=stimulus,
             session=session,
             run=within // per_run + 1,
@@ -238,5 +273,5 @@ def _write_stimuli(out: Path, scene_of, count: int) -> tuple[np.ndarray, list[Sc
         early.append(early_features(block.astype(np.float32) / 255))
         return block
 
-    writer.write_images(out, blocks(), count)
+    release_writer.write_images(out, blocks(), count)
     return np.concatenate(early), labels, captions

@@ -11,9 +11,9 @@ from xml.parsers.expat import ExpatError
 import numpy as np
 
 from mindtuner import runtime
+from mindtuner.data.surface import HEMISPHERE, on_surface
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
-from mindtuner.formats.mosaic.parcels import HEMISPHERE, on_surface
 from mindtuner.thirdparty import one_line, package
 
 HOW = "'mindtuner[maps]'"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mindtuner.data import FileRows, Subject, Trials, check_no_leak
-from mindtuner.data.read_ahead import ahead
+from mindtuner.data.lazy import read_ahead
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 from mindtuner.training.targets import Targets
@@ -176,7 +176,7 @@ def batches(
         )
 
     plans = ([feed.plan(batch_per_subject) for feed in feeds] for _ in range(count))
-    for batch in ahead(read, plans):
+    for batch in read_ahead(read, plans):
         for feed in feeds:
             feed.drop(batch_per_subject)
         yield batch

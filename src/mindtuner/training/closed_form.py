@@ -16,7 +16,7 @@ import torch
 from scipy.sparse import csr_array
 
 from mindtuner.data import Subject, Trials
-from mindtuner.data.folds import image_folds
+from mindtuner.data.splits import image_folds
 from mindtuner.model import BrainNetwork
 from mindtuner.model.backbone import ExpectedHidden, head_projection
 from mindtuner.runtime import derive_seed, progress

@@ -111,7 +111,12 @@ def test_simulate_writes_what_load_reads(tmp_path, capsys, few_cutouts):
     ],
 )
 def test_a_knob_out_of_range_names_itself(tmp_path, capsys, option, value):
-    refused(capsys, ["simulate", tmp_path / "out", *TINY, option, value], f"{option.removeprefix('--')} ", "expected")
+    refused(
+        capsys,
+        ["simulate", tmp_path / "out", *TINY, option, value],
+        f"{option.removeprefix('--').replace('-', '_')} ",
+        "expected",
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindtuner.data import FileRows, Stimuli, Trials, build_cache, check_no_leak, dataset, open_cache
-from mindtuner.data.rows import open_rows
+from mindtuner.data import FileRows, Stimuli, Subject, Trials, build_cache, check_no_leak, open_cache
+from mindtuner.data import stimuli as stimuli_module
+from mindtuner.data.lazy import open_rows
 from mindtuner.errors import UserError
 from mindtuner.formats.nsd_release.write import write_betas, write_indices, write_shared
 
@@ -59,8 +60,8 @@ def test_hash_tells_stimuli_apart_and_nothing_else(tmp_path, monkeypatch):
     same = Stimuli(open_rows(tmp_path / "x.hdf5", "images", 4, ("float16",)), captions, np.zeros(5, bool), "x")
     assert same.hash == stimuli.hash == make_stimuli(captions=[[*c, " "] for c in captions]).hash
     # Beyond the limit a sample stands for all: first and last image always belong to it.
-    monkeypatch.setattr(dataset, "HASH_ALL_BYTES", 1000)
-    monkeypatch.setattr(dataset, "HASH_SAMPLE", 2)
+    monkeypatch.setattr(stimuli_module, "HASH_ALL_BYTES", 1000)
+    monkeypatch.setattr(stimuli_module, "HASH_SAMPLE", 2)
     sampled = make_stimuli(pixels=pixels).hash
     assert sampled == make_stimuli(pixels=touched).hash
     touched[4, 0, 0, 0] = 1 - touched[4, 0, 0, 0]
@@ -99,7 +100,7 @@ def test_leak_check_also_guards_the_door_of_a_subject():
     """A subject put together by other code than a reader is checked when its trials are taken."""
     shared = np.array([True, False])
     trials = Trials([0, 1], [0, 1], [1, 1], [0, 0], [False, False])
-    subject = dataset.Subject(7, trials, {}, np.zeros((2, 3), np.float32), shared, "memory")
+    subject = Subject(7, trials, {}, np.zeros((2, 3), np.float32), shared, "memory")
     for door in ("train", "test"):
         with pytest.raises(UserError, match="subject 7: trial of session 1, row 0, stimulus 0 shows a shared"):
             getattr(subject, door)

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nsd_release_files import TRIALS, make_nsd, raw_samples
 
-from mindtuner.data import Stimuli, dataset
-from mindtuner.data.captions import BLOCK
-from mindtuner.data.read_ahead import ahead
-from mindtuner.data.rows import FileRows, open_rows, unmapped
+from mindtuner.data import Stimuli
+from mindtuner.data import stimuli as stimuli_module
+from mindtuner.data.dataset import count_repeats
+from mindtuner.data.lazy import FileRows, open_rows, read_ahead, unmapped
+from mindtuner.data.stimuli import CAPTIONS_AT_ONCE
 from mindtuner.errors import UserError
 from mindtuner.formats import load
-from mindtuner.formats.nsd_release import read as layout_a
+from mindtuner.formats.nsd_release import read as release
 from mindtuner.formats.nsd_release.behaviour import read_behaviour
 
 
@@ -157,10 +158,10 @@ def test_what_comes_next_is_read_while_the_rest_is_used():
             lock.set()  # so 1 and 2 are read while 0 is not there yet
         return k * k
 
-    found = ahead(slow_at_first, items(), threads=3)
+    found = read_ahead(slow_at_first, items(), threads=3)
     assert next(found) == 0 and asked == [0, 1, 2, 3]
     assert next(found) == 1 and asked == [0, 1, 2, 3, 4]
-    assert list(found) == [k * k for k in range(2, 9)] and list(ahead(str, [])) == []
+    assert list(found) == [k * k for k in range(2, 9)] and list(read_ahead(str, [])) == []
 
 
 def test_an_error_comes_where_its_item_would_and_ends_the_reading():
@@ -170,12 +171,12 @@ def test_an_error_comes_where_its_item_would_and_ends_the_reading():
         read.append(k)
         return 1 / (3 - k)
 
-    found = ahead(fails, range(100))
+    found = read_ahead(fails, range(100))
     assert [next(found) for _ in range(3)] == [1 / 3, 1 / 2, 1]
     with pytest.raises(ZeroDivisionError):
         next(found)
     assert max(read) <= 4
-    stopped = ahead(fails, range(10, 100))
+    stopped = read_ahead(fails, range(10, 100))
     next(stopped)
     stopped.close()
     assert len(read) <= 5 + 2
@@ -281,32 +282,32 @@ def test_an_empty_tar_is_a_session_without_training_trials(tmp_path):
 @given(st.lists(st.integers(0, 5), max_size=30))
 def test_repeats_are_how_often_an_image_came_before(shown):
     expected = [shown[:i].count(image) for i, image in enumerate(shown)]
-    repeat = layout_a.count_repeats(np.array(shown, np.int64))
+    repeat = count_repeats(np.array(shown, np.int64))
     assert repeat.dtype == np.int64 and repeat.tolist() == expected
 
 
 def test_captions_of_more_than_one_block(tmp_path, monkeypatch):
     """Read as they are asked for, or all there: the same captions, the same stimuli."""
-    count = 2 * BLOCK + 3
+    count = 2 * CAPTIONS_AT_ONCE + 3
     table = np.array(
         [[f"{i} \N{GREEK SMALL LETTER ALPHA}{k}" * (k != i % 6) for k in range(4)] + [" "] for i in range(count)]
     )
     every = [tuple(text for text in texts if text.strip()) for texts in table.tolist()]
     np.save(tmp_path / "captions.npy", table)
-    stored = layout_a.load_captions(tmp_path / "captions.npy", count)
+    stored = release.load_captions(tmp_path / "captions.npy", count)
     assert stored == every and every != stored[:-1] and stored != [*every[:-1], ("other",)]
-    assert stored[BLOCK] == stored[BLOCK - count] == every[BLOCK]
-    assert stored[BLOCK - 1 : BLOCK + 1] == every[BLOCK - 1 : BLOCK + 1]
+    assert stored[CAPTIONS_AT_ONCE] == stored[CAPTIONS_AT_ONCE - count] == every[CAPTIONS_AT_ONCE]
+    assert stored[CAPTIONS_AT_ONCE - 1 : CAPTIONS_AT_ONCE + 1] == every[CAPTIONS_AT_ONCE - 1 : CAPTIONS_AT_ONCE + 1]
     with pytest.raises(IndexError):
         stored[count]
     images = np.broadcast_to(np.float16(0.5), (count, 3, 224, 224))
-    monkeypatch.setattr(dataset, "HASH_ALL_BYTES", 1000)
-    monkeypatch.setattr(dataset, "HASH_SAMPLE", 2)
+    monkeypatch.setattr(stimuli_module, "HASH_ALL_BYTES", 1000)
+    monkeypatch.setattr(stimuli_module, "HASH_SAMPLE", 2)
     lazy, there = (Stimuli(images, captions, np.zeros(count, bool), "x") for captions in (stored, every))
     expected = hashlib.sha256(json.dumps([[count, 3, 224, 224], "float16", every]).encode() + images[:2].tobytes())
     assert lazy.hash == there.hash == expected.hexdigest()
     with pytest.raises(UserError, match="captions.npy: has shape"):
-        layout_a.load_captions(tmp_path / "captions.npy", count + 1)
+        release.load_captions(tmp_path / "captions.npy", count + 1)
 
 
 def older_split(truth, last):
@@ -323,9 +324,9 @@ def older_split(truth, last):
 def test_the_older_test_split_leaves_out_late_test_trials_alone(tmp_path):
     truth = make_nsd(tmp_path)
     with pytest.raises(UserError, match=r"test/0\.tar: not found"):
-        layout_a.load(tmp_path, test_split="test")
+        release.load(tmp_path, test_split="test")
     older_split(truth, 1)
-    new, old = layout_a.load(tmp_path), layout_a.load(tmp_path, test_split="test")
+    new, old = release.load(tmp_path), release.load(tmp_path, test_split="test")
     for number in (1, 3):
         one, two = new.subject(number), old.subject(number)
         for field in ("row", "stimulus", "session", "repeat"):
@@ -339,8 +340,8 @@ def test_the_older_test_split_leaves_out_late_test_trials_alone(tmp_path):
     with tarfile.open(path, "w") as tar:
         for member, data in contents:
             tar.addfile(member, io.BytesIO(data))
-    for split in layout_a.TEST_SPLITS:  # a training trial is missed in either
+    for split in release.TEST_SPLITS:  # a training trial is missed in either
         with pytest.raises(UserError, match=f"row {lost} has none"):
-            layout_a.load(tmp_path, test_split=split)
+            release.load(tmp_path, test_split=split)
     with pytest.raises(UserError, match="test split is 'train'; expected new_test or test"):
-        layout_a.load(tmp_path, test_split="train")
+        release.load(tmp_path, test_split="train")

@@ -1,4 +1,4 @@
-"""``mindtuner check``: damage planted in layouts A and C is found and named, and no reader returns a row of it."""
+"""``check`` of the NSD release and a lab's folder: damage planted there is found, and no reader returns a row of it."""
 
 import dataclasses
 import json
@@ -16,20 +16,19 @@ from PIL import Image
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError
-from mindtuner.formats import load
-from mindtuner.formats.checks import check
-from mindtuner.formats.nsd_release import write as layout_a_writer
+from mindtuner.formats import check, load
+from mindtuner.formats.nsd_release import write as release_writer
 
-BETAS_A = "betas_all_subj01_fp32_renorm.hdf5"
-IMAGES_A = "coco_images_224_float16.hdf5"
+BETAS = "betas_all_subj01_fp32_renorm.hdf5"
+IMAGES = "coco_images_224_float16.hdf5"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Sound datasets: A; C as one file, as session files (with a second subject), and with HDF5 betas."""
     truths = {
-        "A": make_nsd(tmp_path_factory.mktemp("a")),
-        "C": make_lab(tmp_path_factory.mktemp("c")),
+        "release": make_nsd(tmp_path_factory.mktemp("a")),
+        "lab": make_lab(tmp_path_factory.mktemp("c")),
         "nii.gz": make_lab(tmp_path_factory.mktemp("n"), "nii.gz", "sub-01"),
         "packed": make_lab(tmp_path_factory.mktemp("h"), "packed"),
     }
@@ -64,27 +63,28 @@ def everything(root):
     return betas, dataset.stimuli.images(range(len(dataset.stimuli))), stimulus
 
 
-@pytest.mark.parametrize("kind", ["A", "C", "nii.gz", "packed"])
+@pytest.mark.parametrize("kind", ["release", "lab", "nii.gz", "packed"])
 def test_nothing_is_wrong_with_sound_data(whole, kind, capsys):
     findings = check(whole[kind].root)
     assert findings.count("error") == 0
     # What is odd is really there: captions that are missing.
     assert {(item.file, item.field) for item in findings.items if item.severity == "warning"} == {
-        (IMAGES_A if kind == "A" else "stimuli", "captions")
+        (IMAGES if kind == "release" else "stimuli", "captions")
     }
     assert main(["check", str(whole[kind].root)]) == 0
     table = capsys.readouterr().out
-    assert "0 errors, 1 warning, " in table and "layout " in table
-    voxels = VOXELS if kind == "A" else 11
+    said = "format nsd_release: the NSD release" if kind == "release" else "format lab_folder: a lab's folder"
+    assert "0 errors, 1 warning, " in table and said in table
+    voxels = VOXELS if kind == "release" else 11
     assert f"{voxels} voxels" in table
 
 
 def test_sessions_that_the_card_leaves_out_are_no_damage(copy_of):
-    truth = copy_of("A")
+    truth = copy_of("release")
     for number in truth.tables:
         (truth.root / f"wds/subj0{number}/train/0.tar").unlink()
     assert check(truth.root).count("error") == len(truth.tables)
-    layout_a_writer.write_card(
+    release_writer.write_card(
         truth.root,
         {"simulated": True, "zscore": "train_trials", "seed": 0, "sessions": {str(number): [2] for number in truth.tables}},
     )
@@ -145,17 +145,17 @@ def broken_tar(truth):
 def shared_leak(truth):
     shared = truth.shared.copy()
     shared[2] = True
-    layout_a_writer.write_shared(truth.root, shared)
+    release_writer.write_shared(truth.root, shared)
 
 
 def wrong_index(truth):
     stimulus = {number: table.stimulus.copy() for number, table in truth.tables.items()}
     stimulus[1][9] = (stimulus[1][9] + 1) % 6
-    layout_a_writer.write_indices(truth.root, stimulus)
+    release_writer.write_indices(truth.root, stimulus)
 
 
 def masks(change):
-    return lambda truth: layout_a_writer.write_masks(truth.root, {1: truth.masks[1] | change, 3: truth.masks[3]})
+    return lambda truth: release_writer.write_masks(truth.root, {1: truth.masks[1] | change, 3: truth.masks[3]})
 
 
 def say(path, value):
@@ -163,41 +163,41 @@ def say(path, value):
 
 
 # name -> (damage, severity, file, what the finding says: a regular expression over field and message)
-DAMAGE_A = {
-    "betas truncated": (cut(BETAS_A), "error", BETAS_A, "betas: not a whole HDF5 file"),
-    "betas missing": (drop(BETAS_A), "error", BETAS_A, "not found"),
-    "betas float64": (replace_hdf5(BETAS_A, "betas", lambda b: b.astype(float)), "error", BETAS_A, "dtype float64"),
+RELEASE_DAMAGE = {
+    "betas truncated": (cut(BETAS), "error", BETAS, "betas: not a whole HDF5 file"),
+    "betas missing": (drop(BETAS), "error", BETAS, "not found"),
+    "betas float64": (replace_hdf5(BETAS, "betas", lambda b: b.astype(float)), "error", BETAS, "dtype float64"),
     "one NaN": (
-        put_hdf5(BETAS_A, "betas", (17, 3), np.nan),
+        put_hdf5(BETAS, "betas", (17, 3), np.nan),
         "error",
-        BETAS_A,
+        BETAS,
         "1 of 7 voxels hold NaN values, in 1 of 40 rows, first in row 17, voxel 3",
     ),
-    "one infinity": (put_hdf5(BETAS_A, "betas", (5, 6), -np.inf), "error", BETAS_A, "infinite values.*row 5, voxel 6"),
-    "constant voxel": (put_hdf5(BETAS_A, "betas", (slice(None), 2), 0.5), "error", BETAS_A, "same in all 40 rows: voxel 2;"),
+    "one infinity": (put_hdf5(BETAS, "betas", (5, 6), -np.inf), "error", BETAS, "infinite values.*row 5, voxel 6"),
+    "constant voxel": (put_hdf5(BETAS, "betas", (slice(None), 2), 0.5), "error", BETAS, "same in all 40 rows: voxel 2;"),
     "constant in a session": (
-        put_hdf5(BETAS_A, "betas", (slice(0, 20), 2), 0.5),
+        put_hdf5(BETAS, "betas", (slice(0, 20), 2), 0.5),
         "warning",
-        BETAS_A,
+        BETAS,
         "1 voxels are constant in session 1: voxel 2",
     ),
-    "row of zeros": (put_hdf5(BETAS_A, "betas", 8, 0), "warning", BETAS_A, "1 rows have one value.*row 8"),
-    "row copied": (lambda t: put_hdf5(BETAS_A, "betas", 30, t.betas[1][4])(t), "warning", BETAS_A, "row 30 = row 4"),
-    "not z-scored": (replace_hdf5(BETAS_A, "betas", lambda b: b * 30 + 500), "warning", BETAS_A, "zscore: .*session 1 has"),
+    "row of zeros": (put_hdf5(BETAS, "betas", 8, 0), "warning", BETAS, "1 rows have one value.*row 8"),
+    "row copied": (lambda t: put_hdf5(BETAS, "betas", 30, t.betas[1][4])(t), "warning", BETAS, "row 30 = row 4"),
+    "not z-scored": (replace_hdf5(BETAS, "betas", lambda b: b * 30 + 500), "warning", BETAS, "zscore: .*session 1 has"),
     "one row too few": (
-        replace_hdf5(BETAS_A, "betas", lambda b: b[:-1]),
+        replace_hdf5(BETAS, "betas", lambda b: b[:-1]),
         "error",
         "wds/subj01/",
         r"global trial\) of the trial .* is 39; expected 0..38",
     ),
     "one row too many": (
-        replace_hdf5(BETAS_A, "betas", lambda b: np.concatenate([b, b[:1] + 1])),
+        replace_hdf5(BETAS, "betas", lambda b: np.concatenate([b, b[:1] + 1])),
         "error",
         "wds/subj01",
         "1 of 41 betas rows have no trial: row 40",
     ),
     "one voxel too many": (
-        replace_hdf5(BETAS_A, "betas", lambda b: np.hstack([b, b[:, :1] + 1])),
+        replace_hdf5(BETAS, "betas", lambda b: np.hstack([b, b[:, :1] + 1])),
         "error",
         "brain_region_masks.hdf5",
         "subj01/nsd_general has 7 entries",
@@ -222,20 +222,20 @@ DAMAGE_A = {
     "repeats invented": (tar("train/0.tar", put(7, 1)), "warning", "wds/subj01", "is-old: .*said to repeat"),
     "test image in training": (shared_leak, "error", "wds/subj01", "training trials show a shared test image: image 2"),
     "index file disagrees": (wrong_index, "error", "COCO_73k_subj_indices.hdf5", r"subj01\[9\]"),
-    "images truncated": (cut(IMAGES_A), "error", IMAGES_A, "images: not a whole HDF5"),
-    "wild pixel": (put_hdf5(IMAGES_A, "images", (2, 0, 0, 0), 1.5), "error", IMAGES_A, "image 2 has pixels"),
-    "NaN pixel": (put_hdf5(IMAGES_A, "images", (3, 0, 5, 5), np.nan), "error", IMAGES_A, "image 3 has pixels"),
+    "images truncated": (cut(IMAGES), "error", IMAGES, "images: not a whole HDF5"),
+    "wild pixel": (put_hdf5(IMAGES, "images", (2, 0, 0, 0), 1.5), "error", IMAGES, "image 2 has pixels"),
+    "NaN pixel": (put_hdf5(IMAGES, "images", (3, 0, 5, 5), np.nan), "error", IMAGES, "image 3 has pixels"),
     "image copied into test": (
-        lambda t: put_hdf5(IMAGES_A, "images", 4, (t.pixels[3] / 255).astype("f2"))(t),
+        lambda t: put_hdf5(IMAGES, "images", 4, (t.pixels[3] / 255).astype("f2"))(t),
         "warning",
-        IMAGES_A,
+        IMAGES,
         "test images have the same pixels as a training image: image 4 = image 3",
     ),
-    "blank image": (put_hdf5(IMAGES_A, "images", 5, 0.5), "warning", IMAGES_A, "one colour: image 5"),
+    "blank image": (put_hdf5(IMAGES, "images", 5, 0.5), "warning", IMAGES, "one colour: image 5"),
     "captions lost": (
-        lambda t: layout_a_writer.write_captions(t.root, [()] * 4 + list(CAPTIONS[4:])),
+        lambda t: release_writer.write_captions(t.root, [()] * 4 + list(CAPTIONS[4:])),
         "warning",
-        IMAGES_A,
+        IMAGES,
         "captions: 4 of 6 images have no caption: image 0, image 1, image 2 and 1 more",
     ),
     "captions truncated": (cut("COCO_73k_annots_curated.npy"), "error", "COCO_73k_annots_curated.npy", "not a whole .npy"),
@@ -355,10 +355,10 @@ def shown_in_pieces(lab):
     path.write_bytes(path.read_bytes()[:300])
 
 
-DAMAGE_C = {
-    "betas truncated": ("C", cut("betas.npy"), "error", "betas.npy", "betas: not a whole .npy"),
-    "betas missing": ("C", drop("betas.npy"), "error", ".", "betas are none"),
-    "bytes too many": ("C", lambda lab: open(lab.root / "betas.npy", "ab").write(b"1234"), "error", "betas.npy", "bytes"),
+LAB_DAMAGE = {
+    "betas truncated": ("lab", cut("betas.npy"), "error", "betas.npy", "betas: not a whole .npy"),
+    "betas missing": ("lab", drop("betas.npy"), "error", ".", "betas are none"),
+    "bytes too many": ("lab", lambda lab: open(lab.root / "betas.npy", "ab").write(b"1234"), "error", "betas.npy", "bytes"),
     "hdf5 truncated": ("packed", cut("betas.h5"), "error", "betas.h5", "not a whole HDF5"),
     "hdf5 chunk corrupt": ("packed", corrupt_chunk, "error", "betas.h5", "betas rows .*: .*cannot be read"),
     "session file truncated": (
@@ -385,7 +385,7 @@ DAMAGE_C = {
         "24 trials but 12 betas rows",
     ),
     "mask missing": ("nii.gz", drop("sub-01/mask.nii.gz"), "error", "sub-01/mask.nii.gz", "not found"),
-    "mask of another size": ("C", bigger_mask, "error", "mask.nii.gz", "12 voxels are above 0; expected 11"),
+    "mask of another size": ("lab", bigger_mask, "error", "mask.nii.gz", "12 voxels are above 0; expected 11"),
     "mask moved": (
         "nii.gz",
         lambda lab: save_nifti(lab.root / "sub-01/mask.nii.gz", lab.mask.astype(np.uint8), np.eye(4)),
@@ -394,24 +394,24 @@ DAMAGE_C = {
         "affine differs",
     ),
     "region of another grid": (
-        "C",
+        "lab",
         lambda lab: save_nifti(lab.root / "rois/V2.nii.gz", np.ones((2, 2, 2), np.uint8)),
         "error",
         "rois/V2.nii.gz",
         r"volumes of \(2, 2, 2\)",
     ),
     "region empty": (
-        "C",
+        "lab",
         lambda lab: save_nifti(lab.root / "rois/V2.nii.gz", np.zeros(MASK_SHAPE, np.uint8)),
         "warning",
         ".",
         "rois, V2: holds no voxel",
     ),
-    "one NaN": ("C", betas(changed((4, 9), np.nan)), "error", "betas.npy", "1 of 11 voxels hold NaN.*row 4, voxel 9"),
-    "one infinity": ("C", betas(changed((4, 9), np.inf)), "error", "betas.npy", "infinite values.*row 4, voxel 9"),
-    "constant voxel": ("C", betas(changed((slice(None), 5), 3)), "error", "betas.npy", "same in all 24 rows: voxel 5"),
-    "row of zeros": ("C", betas(changed(3, 0)), "warning", "betas.npy", "one value in all voxels: row 3"),
-    "row copied": ("C", betas(lambda b: changed(20, b[2])(b)), "warning", "betas.npy", "row 20 = row 2"),
+    "one NaN": ("lab", betas(changed((4, 9), np.nan)), "error", "betas.npy", "1 of 11 voxels hold NaN.*row 4, voxel 9"),
+    "one infinity": ("lab", betas(changed((4, 9), np.inf)), "error", "betas.npy", "infinite values.*row 4, voxel 9"),
+    "constant voxel": ("lab", betas(changed((slice(None), 5), 3)), "error", "betas.npy", "same in all 24 rows: voxel 5"),
+    "row of zeros": ("lab", betas(changed(3, 0)), "warning", "betas.npy", "one value in all voxels: row 3"),
+    "row copied": ("lab", betas(lambda b: changed(20, b[2])(b)), "warning", "betas.npy", "row 20 = row 2"),
     "betas turned round": (
         "packed",
         replace_hdf5("betas.h5", "betas", lambda b: b.T),
@@ -419,23 +419,29 @@ DAMAGE_C = {
         "mask.nii.gz",
         "turned round",
     ),
-    "betas complex": ("C", betas(lambda b: b.astype(complex)), "error", "betas.npy", "dtype complex128"),
-    "betas in half precision": ("C", betas(lambda b: b.astype(np.float16)), "warning", "betas.npy", "dtype: float16"),
-    "betas in whole numbers": ("C", betas(lambda b: (b * 300).astype(np.int16)), "warning", "betas.npy", "dtype: int16"),
-    "said to be z-scored": ("C", say("dataset.json", {"zscore": "publisher"}), "warning", "betas.npy", "zscore: .*session 1"),
+    "betas complex": ("lab", betas(lambda b: b.astype(complex)), "error", "betas.npy", "dtype complex128"),
+    "betas in half precision": ("lab", betas(lambda b: b.astype(np.float16)), "warning", "betas.npy", "dtype: float16"),
+    "betas in whole numbers": ("lab", betas(lambda b: (b * 300).astype(np.int16)), "warning", "betas.npy", "dtype: int16"),
+    "said to be z-scored": (
+        "lab",
+        say("dataset.json", {"zscore": "publisher"}),
+        "warning",
+        "betas.npy",
+        "zscore: .*session 1",
+    ),
     "a trial too few": (
-        "C",
+        "lab",
         lambda lab: (lab.root / "trials.tsv").write_text("\n".join((lab.root / "trials.tsv").read_text().split("\n")[:-2])),
         "error",
         "trials.tsv",
         "23 trials but 24 betas rows",
     ),
-    "unknown image": ("C", cell(7, 1, "gone.png"), "error", "trials.tsv", "line 7, stimulus: is 'gone.png'"),
-    "split misspelt": ("C", cell(8, 3, "tset"), "error", "trials.tsv", "line 8, split: is 'tset'"),
-    "session of letters": ("C", cell(9, 2, "one"), "error", "trials.tsv", "line 9, session: is 'one'"),
-    "ragged line": ("C", cell(5, 3, "train\t1"), "error", "trials.tsv", "line 5: has 5 cells"),
-    "table missing": ("C", drop("trials.tsv"), "error", "trials.tsv", "not found"),
-    "test image in training": ("C", table(leak), "error", "trials.tsv", r"split: has 'd.png' in test, line \d+ in train"),
+    "unknown image": ("lab", cell(7, 1, "gone.png"), "error", "trials.tsv", "line 7, stimulus: is 'gone.png'"),
+    "split misspelt": ("lab", cell(8, 3, "tset"), "error", "trials.tsv", "line 8, split: is 'tset'"),
+    "session of letters": ("lab", cell(9, 2, "one"), "error", "trials.tsv", "line 9, session: is 'one'"),
+    "ragged line": ("lab", cell(5, 3, "train\t1"), "error", "trials.tsv", "line 5: has 5 cells"),
+    "table missing": ("lab", drop("trials.tsv"), "error", "trials.tsv", "not found"),
+    "test image in training": ("lab", table(leak), "error", "trials.tsv", r"split: has 'd.png' in test, line \d+ in train"),
     "test image in another's training": (
         "nii.gz",
         train_in_one_test_in_other,
@@ -444,60 +450,60 @@ DAMAGE_C = {
         "'d.png' in train, subject 1 in test",
     ),
     "repeat twice": (
-        "C",
+        "lab",
         with_repeats(lambda r: r.__setitem__(first_of(r, 1), 0)),
         "error",
         "trials.tsv",
         "repeat: is 0 .* as on line",
     ),
     "repeat missing": (
-        "C",
+        "lab",
         with_repeats(lambda r: r.__setitem__(first_of(r, 3), 4)),
         "warning",
         "trials.tsv",
         "repeat: 1 images lack an earlier repeat",
     ),
-    "session gap": ("C", table(session_three), "warning", "trials.tsv", "session 2 missing between 1 and 3"),
+    "session gap": ("lab", table(session_three), "warning", "trials.tsv", "session 2 missing between 1 and 3"),
     "session falls": (
-        "C",
+        "lab",
         table(lambda lab: lab.session.__setitem__(slice(None), lab.session[::-1].copy())),
         "warning",
         "trials.tsv",
         "session: falls on line 14",
     ),
-    "picture truncated": ("C", shown_in_pieces, "error", "stimuli/b.jpg", "images: cannot be read as an image"),
+    "picture truncated": ("lab", shown_in_pieces, "error", "stimuli/b.jpg", "images: cannot be read as an image"),
     "picture is text": (
-        "C",
+        "lab",
         lambda lab: (lab.root / "stimuli/c.png").write_text("no"),
         "error",
         "stimuli/c.png",
         "cannot be read",
     ),
     "picture see-through": (
-        "C",
+        "lab",
         lambda lab: Image.new("RGBA", (30, 30), (9, 9, 9, 90)).save(lab.root / "stimuli/c.png"),
         "error",
         "stimuli/c.png",
         "transparent",
     ),
-    "picture copied": ("C", duplicate_picture, "warning", "stimuli", "same pixels as a training image: d.png = c.png"),
+    "picture copied": ("lab", duplicate_picture, "warning", "stimuli", "same pixels as a training image: d.png = c.png"),
     "caption not UTF-8": (
-        "C",
+        "lab",
         lambda lab: (lab.root / "stimuli/d.txt").write_bytes(b"\xff\xfe\x00"),
         "error",
         "stimuli/d.txt",
         "UTF-8",
     ),
-    "no stimuli": ("C", drop("stimuli"), "error", ".", "neither stimuli/ and stimuli.hdf5"),
-    "card": ("C", lambda lab: (lab.root / "dataset.json").write_text("{"), "error", "dataset.json", "not valid JSON"),
+    "no stimuli": ("lab", drop("stimuli"), "error", ".", "neither stimuli/ and stimuli.hdf5"),
+    "card": ("lab", lambda lab: (lab.root / "dataset.json").write_text("{"), "error", "dataset.json", "not valid JSON"),
 }
-CASES = [("A", *case) for case in DAMAGE_A.values()] + list(DAMAGE_C.values())
+CASES = [("release", *case) for case in RELEASE_DAMAGE.values()] + list(LAB_DAMAGE.values())
 
 
 @pytest.mark.parametrize(
     ("kind", "damage", "severity", "file", "said"),
     CASES,
-    ids=[f"A: {name}" for name in DAMAGE_A] + [f"C: {name}" for name in DAMAGE_C],
+    ids=[f"release: {name}" for name in RELEASE_DAMAGE] + [f"lab: {name}" for name in LAB_DAMAGE],
 )
 def test_damage_is_found_named_and_never_read(copy_of, whole, kind, damage, severity, file, said):
     truth = copy_of(kind)
@@ -532,7 +538,7 @@ def test_damage_is_found_named_and_never_read(copy_of, whole, kind, damage, seve
 
 def test_all_damage_is_told_at_once(copy_of, capsys):
     """Three files, four errors: none hides another."""
-    truth = copy_of("C")
+    truth = copy_of("lab")
     betas(changed((4, 9), np.nan))(truth)
     cell(7, 1, "gone.png")(truth)
     cell(8, 3, "tset")(truth)
@@ -594,6 +600,6 @@ def test_what_is_no_dataset_is_refused_in_one_line(tmp_path, capsys):
         assert printed.err.count("\n") == 1 and "expected" in printed.err and "error  " in printed.out
         assert main(["check", str(root), "--json"]) == 2
         report = json.loads(capsys.readouterr().out)
-        assert report["errors"] == 1 and report["findings"][0]["field"] == "layout"
+        assert report["errors"] == 1 and report["findings"][0]["field"] == "format"
     (tmp_path / "trials.tsv").write_text("")
     assert main(["check", str(tmp_path)]) == 2

@@ -12,8 +12,7 @@ from mosaic_files import EARLY, C, make_world, rename, replace_in, write_picture
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError
-from mindtuner.formats import layout_of, load
-from mindtuner.formats.checks import check
+from mindtuner.formats import check, format_of, load
 from mindtuner.formats.mosaic.read import load_mosaic
 
 FILE, TABLE, COCO = "sub-01_NSD.hdf5", "nsd_stiminfo.tsv", "stimuli/NSD/coco"
@@ -55,7 +54,7 @@ def everything(root):
 
 
 def test_nothing_is_wrong_with_sound_data(whole, capsys):
-    assert layout_of(whole.root) == "D"
+    assert format_of(whole.root).name == "mosaic"
     findings = check(whole.root)
     assert findings.count("error") == 0
     assert {(item.file, item.field) for item in findings.items if item.severity == "warning"} == {("stimuli", "captions")}
@@ -69,7 +68,7 @@ def test_nothing_is_wrong_with_sound_data(whole, capsys):
         assert said in facts, facts
     assert any("session a trial was" in item.message for item in findings.items if item.severity == "note")
     assert main(["check", str(whole.root)]) == 0
-    assert "layout D, subjects of MOSAIC" in capsys.readouterr().out
+    assert "format mosaic: MOSAIC" in capsys.readouterr().out
 
 
 def test_load_opens_the_folder_as_load_mosaic_does(whole):
@@ -87,12 +86,12 @@ def test_load_opens_the_folder_as_load_mosaic_does(whole):
 
 def test_a_table_of_trials_makes_it_a_labs_own_folder(world):
     (world.root / "trials.tsv").write_text("")
-    assert layout_of(world.root) == "C"
+    assert format_of(world.root).name == "lab_folder"
     for name in ("trials.tsv", FILE, TABLE):
         (world.root / name).unlink()
-    assert layout_of(world.root) == "C"  # by stimuli/ alone, as before
+    assert format_of(world.root).name == "lab_folder"  # by stimuli/ alone, as before
     world.table.write_text("")
-    assert layout_of(world.root) == "D"
+    assert format_of(world.root).name == "mosaic"
     with pytest.raises(UserError, match="no subject; expected MOSAIC's files such as sub-01_NSD.hdf5"):
         load(world.root)
 

@@ -34,10 +34,9 @@ from nsd_raw_files import (
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError
-from mindtuner.formats import layout_of, load
-from mindtuner.formats.checks import check
-from mindtuner.formats.nsd_raw import convert as convert_nsd
-from mindtuner.formats.nsd_raw import read as layout_b
+from mindtuner.formats import check, format_of, load
+from mindtuner.formats.nsd_raw import read as raw
+from mindtuner.formats.nsd_raw.convert import find_scans
 from mindtuner.formats.nsd_raw.volumes import read_mask, read_session
 
 MASK1, VISUAL2 = ROI.format(1) + "/nsdgeneral.nii.gz", ROI.format(2) + "/prf-visualrois.nii.gz"
@@ -58,10 +57,10 @@ def truth(whole, tmp_path):
 
 def everything(root):
     """All that a conversion reads: betas, stimulus and kind of each trial, by subject; images; captions."""
-    pixels = np.concatenate(list(layout_b.read_stimuli(root, 5)))
-    design = layout_b.read_design(root, len(pixels))
-    captions = layout_b.read_captions(layout_b.caption_files([root]), layout_b.read_coco_ids(root, design.is_shared))
-    scans = convert_nsd.find_scans(root, design, layout_b.find_subjects(root))
+    pixels = np.concatenate(list(raw.read_stimuli(root, 5)))
+    design = raw.read_design(root, len(pixels))
+    captions = raw.read_captions(raw.caption_files([root]), raw.read_coco_ids(root, design.is_shared))
+    scans = find_scans(root, design, raw.find_subjects(root))
     betas = {
         subject.number: np.concatenate([read_session(path, subject.mask) for path in subject.sessions]) for subject in scans
     }
@@ -73,7 +72,7 @@ def everything(root):
 
 
 def test_nothing_is_wrong_with_sound_data(whole, capsys):
-    assert layout_of(whole.root) == "B"
+    assert format_of(whole.root).name == "nsd_raw"
     findings = check(whole.root)
     assert findings.count("error") == 0
     # What is odd is really there: small masks, trials of one value (the ends of int16), images without captions.
@@ -94,7 +93,7 @@ def test_nothing_is_wrong_with_sound_data(whole, capsys):
     facts = dict(findings.facts)
     assert facts[MASK1].startswith(f"{len(whole.voxels(1))} voxels") and "96 trials of 8 subjects" in facts[DESIGN]
     assert main(["check", str(whole.root)]) == 0
-    assert "layout B, NSD as its authors publish it" in capsys.readouterr().out
+    assert "format nsd_raw: raw NSD" in capsys.readouterr().out
 
 
 def test_raw_nsd_is_converted_before_it_is_loaded(whole):
@@ -205,8 +204,8 @@ def repeats_lost(truth):
 
 
 def in_percent(truth):
-    for path, raw in zip(ONE, truth.raw[1], strict=True):
-        nifti(truth.root / path, np.where(np.abs(raw.astype(int)) > 32766, 0, raw // 300).astype(np.int16))
+    for path, betas in zip(ONE, truth.raw[1], strict=True):
+        nifti(truth.root / path, np.where(np.abs(betas.astype(int)) > 32766, 0, betas // 300).astype(np.int16))
 
 
 def beyond_design(truth):

@@ -1,4 +1,4 @@
-"""Fetching Layout A from a hub: a local server stands in for it, drops connections, lies, and refuses."""
+"""Fetching the NSD release from a hub: a local server stands in for it, drops connections, lies, and refuses."""
 
 import functools
 import json
@@ -423,16 +423,16 @@ def test_a_hub_without_checksums_is_refused(hub, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, parts",
     [
-        (["--subjects", "3"], ("--subjects: 3", "has 1, 2")),
-        (["--sessions", "1-3"], ("--sessions: 3", "has 1, 2")),
+        (["--subjects", "3"], ("subjects: 3", "has 1, 2")),
+        (["--sessions", "1-3"], ("sessions: 3", "has 1, 2")),
         (["--subjects", "one"], ("--subjects", "'one'")),
         (["--sessions", "0"], ("--sessions", "from 1 on")),
         (["--sessions", "3-2"], ("--sessions", "'3-2'")),
         (["--subjects", ""], ("--subjects", "''")),
         (["--sessions", "1-99999999999"], ("--sessions",)),
-        (["--endpoint", "hub.org"], ("--endpoint", "https://")),
-        (["--repo", "brains"], ("--repo", "OWNER/NAME")),
-        (["--repo", "a/../b"], ("--repo", "OWNER/NAME")),
+        (["--endpoint", "hub.org"], ("endpoint: is", "https://")),
+        (["--repo", "brains"], ("repo: is", "OWNER/NAME")),
+        (["--repo", "a/../b"], ("repo: is", "OWNER/NAME")),
     ],
 )
 def test_bad_words_are_one_line(hub, tmp_path, capsys, words, parts):
@@ -491,7 +491,7 @@ def test_folders_of_other_datasets_are_left_alone(hub, tmp_path, capsys, simulat
     refused(capsys, run(hub, tmp_path), "describes another dataset", COMMIT)
     (tmp_path / "dataset.json").unlink()
     (tmp_path / f".fetch-{'a' * 40}.part").mkdir()
-    refused(capsys, run(hub, tmp_path), "half-fetched", f"--revision {'a' * 40}")
+    refused(capsys, run(hub, tmp_path), "half-fetched", f"(revision='{'a' * 40}')")
     (tmp_path / "file").write_text("")
     refused(capsys, run(hub, tmp_path / "file"), "is a file")
     assert not hub.started and on_disk(tmp_path) == {"file"}

@@ -1,4 +1,4 @@
-"""Layout C: a lab's own scans, read back against betas, pictures and tables that were made by hand."""
+"""A lab's folder, read back against betas, pictures and tables that were made by hand."""
 
 import ast
 import gzip
@@ -19,9 +19,8 @@ from paths import ROOT
 from PIL import Image
 
 from mindtuner.errors import UserError
-from mindtuner.formats import load
-from mindtuner.formats.checks import check
-from mindtuner.formats.lab_folder import write as layout_c_writer
+from mindtuner.formats import check, load
+from mindtuner.formats.lab_folder import write as lab_writer
 
 FORMS = ("npy", "hdf5", "packed", "nii", "nii.gz")
 
@@ -274,10 +273,10 @@ def lab_affine(lab):
     return nibabel.load(lab.root / "mask.nii.gz").affine
 
 
-@pytest.mark.parametrize("form", layout_c_writer.FORMS)
+@pytest.mark.parametrize("form", lab_writer.FORMS)
 def test_the_writer_writes_what_the_reader_reads(labs, tmp_path, form):
     dataset = load(labs["npy"].root)
-    layout_c_writer.write(tmp_path, dataset, form)
+    lab_writer.write(tmp_path, dataset, form)
     again = load(tmp_path)
     assert again.card["zscore"] == "train_trials"
     one, two = dataset.subject(1), again.subject(1)
@@ -289,13 +288,13 @@ def test_the_writer_writes_what_the_reader_reads(labs, tmp_path, form):
     np.testing.assert_array_equal(two.rois["V1"], one.rois["V1"])
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
     with pytest.raises(UserError, match="form: is 'mat'"):
-        layout_c_writer.write(tmp_path, dataset, "mat")
+        lab_writer.write(tmp_path, dataset, "mat")
 
 
-@pytest.mark.parametrize("form", layout_c_writer.FORMS)
+@pytest.mark.parametrize("form", lab_writer.FORMS)
 def test_the_release_written_as_a_labs_own_scans_is_the_same_dataset(release, tmp_path, form):
-    """Layout A -> Layout C: to the bit."""
-    layout_c_writer.write(tmp_path, release, form)
+    """The NSD release -> a lab's folder: to the bit."""
+    lab_writer.write(tmp_path, release, form)
     again = load(tmp_path)
     assert list(again.subjects) == list(release.subjects) == [1, 3]
     for number, subject in release.subjects.items():

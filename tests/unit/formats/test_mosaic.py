@@ -28,8 +28,8 @@ from PIL import Image
 
 from mindtuner.config import Config, DecodeConfig, FingerprintConfig, FitConfig, ModelConfig, PivotConfig, SimulateConfig
 from mindtuner.data import Subject, Trials
+from mindtuner.data.surface import GROUPS, load_atlas, on_surface
 from mindtuner.errors import UserError
-from mindtuner.formats.mosaic.parcels import GROUPS, load_atlas, on_surface
 from mindtuner.formats.mosaic.read import KEY, load_mosaic
 from mindtuner.formats.nsd_release.read import check_card
 from mindtuner.training import Targets, pretrain, tune
@@ -132,7 +132,7 @@ def test_voxels_lie_where_their_parcels_are_on_the_surface(shared_world):
         on_surface(early.vertices, values[1:])
 
 
-def test_subjects_of_other_layouts_have_no_vertices():
+def test_subjects_of_other_formats_have_no_vertices():
     trials, rois = Trials([0], [0], [1], [0], [False]), {"V1": np.array([True, False])}
     subject = Subject(1, trials, rois, np.zeros((1, 2)), np.zeros(1, bool), "memory")
     assert subject.vertices is None and subject.within("V1").vertices is None

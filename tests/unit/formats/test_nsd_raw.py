@@ -1,4 +1,4 @@
-"""Raw NSD to Layout A: a small NSD written by hand, converted, read back, and compared with plain loops."""
+"""Raw NSD to the NSD release: a small NSD written by hand, converted, read back, and compared with plain loops."""
 
 import dataclasses
 import gzip
@@ -41,8 +41,8 @@ from mindtuner.data import nsd
 from mindtuner.data.zscore import mean_and_sd, pool, zscore
 from mindtuner.errors import UserError
 from mindtuner.formats import load
-from mindtuner.formats.nsd_raw import convert as module
-from mindtuner.formats.nsd_raw import read as layout_b
+from mindtuner.formats.nsd_raw import convert as nsd_raw_convert
+from mindtuner.formats.nsd_raw import read as raw
 from mindtuner.formats.nsd_raw.convert import convert_nsd, resize, trial_table
 from mindtuner.formats.nsd_raw.volumes import read_session
 
@@ -70,7 +70,7 @@ def expected_betas(truth, subject):
     shared = truth.is_shared(subject)
     columns = []
     for x, y, z in truth.voxels(subject):
-        sessions = [[int(raw) / 300 for raw in truth.raw[subject][s, x, y, z]] for s in range(SESSIONS[subject])]
+        sessions = [[int(value) / 300 for value in truth.raw[subject][s, x, y, z]] for s in range(SESSIONS[subject])]
         training = [[b for t, b in enumerate(betas) if not shared[s * SESSION + t]] for s, betas in enumerate(sessions)]
         everything = [b for betas in training for b in betas]
         column = []
@@ -107,7 +107,7 @@ def test_trials_follow_the_design(whole, converted):
 
 
 def test_runs_of_a_session_of_750_have_63_and_62_trials():
-    design = layout_b.Design(np.zeros(1500, int), np.array([[0]]), np.array([False]))
+    design = raw.Design(np.zeros(1500, int), np.array([[0]]), np.array([False]))
     table = trial_table(design, 1, 2, 750)
     for session in (1, 2):
         runs = table.run[table.session == session]
@@ -264,11 +264,11 @@ def test_what_is_whole_is_not_made_again(whole, converted, tmp_path, monkeypatch
         convert_nsd(whole.root, out, captions=[whole.root], say=said.append)
         return said
 
-    monkeypatch.setattr(module, "read_session", reading)
+    monkeypatch.setattr(nsd_raw_convert, "read_session", reading)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert [subject for subject, _ in read] == [1, 1, 1, 2, 2]
-    monkeypatch.setattr(module, "resize", None)
+    monkeypatch.setattr(nsd_raw_convert, "resize", None)
     said = run()
     assert [subject for subject, _ in read[5:]] == [2, 2]
     assert "images: there already" in said and "subj01: there already" in said and "subj02: there already" not in said
@@ -448,7 +448,7 @@ def test_a_damaged_design_never_shows_as_a_traceback(whole, place, value):
     for content in (data, data[: place % len(data)]):
         damaged.write_bytes(content)
         try:
-            layout_b.read_design(whole.root.with_name("damaged"), IMAGES)
+            raw.read_design(whole.root.with_name("damaged"), IMAGES)
         except UserError as error:
             assert "nsd_expdesign.mat" in str(error) and "\n" not in str(error)
 

@@ -1,4 +1,4 @@
-"""Layout A: what the writer puts on disk, seen raw and through the reader, against a truth built by hand."""
+"""The NSD release: what the writer puts on disk, seen raw and through the reader, against a truth built by hand."""
 
 import json
 import tarfile
@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from nsd_release_files import CAPTIONS, IMAGES, ROIS, TRIALS, VOXELS, make_nsd, put, raw_samples, rewrite
 
 from mindtuner.data import FileRows
-from mindtuner.data.rows import ChunkedRows
+from mindtuner.data.lazy import ChunkedRows
 from mindtuner.errors import UserError
-from mindtuner.formats import load
-from mindtuner.formats.checks import check
-from mindtuner.formats.nsd_release import write as writer
+from mindtuner.formats import check, load
+from mindtuner.formats.nsd_release import write as release_writer
 
 
 @pytest.fixture
@@ -220,11 +219,11 @@ def test_masks_over_the_volume_are_reduced_to_the_voxels(truth):
     general = np.array([0, 1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 0], bool)
     v1 = np.array([1, 1, 0, 0, 1, 0, 0, 1, 1, 0, 0, 1], bool)
     volume = dict.fromkeys(ROIS, general) | {"V1": v1}
-    writer.write_masks(truth.root, {1: volume, 3: volume})
+    release_writer.write_masks(truth.root, {1: volume, 3: volume})
     rois = load(truth.root).subject(3).rois
     assert rois["nsd_general"].tolist() == [True] * 7
     assert rois["V1"].tolist() == [True, False, True, False, True, False, False]
-    writer.write_masks(truth.root, dict.fromkeys((1, 3), volume | {"nsd_general": ~v1}))
+    release_writer.write_masks(truth.root, dict.fromkeys((1, 3), volume | {"nsd_general": ~v1}))
     with pytest.raises(UserError, match="brain_region_masks.*nsd_general has 12 entries, 6"):
         load(truth.root)
 
@@ -238,7 +237,7 @@ def test_without_a_card_the_data_are_the_publishers(truth):
         ({"simulated": True, "zscore": "some"}, "publisher, train_trials, session_all"),
     ):
         with pytest.raises(UserError, match=message):
-            writer.write_card(truth.root, card)
+            release_writer.write_card(truth.root, card)
         (truth.root / "dataset.json").write_text(json.dumps(card))
         with pytest.raises(UserError, match=f"dataset.json.*{message}"):
             load(truth.root)
@@ -340,24 +339,24 @@ def test_files_that_disagree_are_refused(truth):
     stimulus = {number: table.stimulus for number, table in truth.tables.items()}
     wrong = stimulus[1].copy()
     wrong[4] = (wrong[4] + 1) % IMAGES
-    writer.write_indices(truth.root, {**stimulus, 1: wrong})
+    release_writer.write_indices(truth.root, {**stimulus, 1: wrong})
     refused(rf"COCO_73k_subj_indices.hdf5: subj01\[4\] is {wrong[4]}; expected {stimulus[1][4]}")
-    writer.write_indices(truth.root, {**stimulus, 1: wrong[:-1]})
+    release_writer.write_indices(truth.root, {**stimulus, 1: wrong[:-1]})
     refused("no whole list subj01")
-    writer.write_indices(truth.root, stimulus)
-    writer.write_shared(truth.root, truth.shared[:-1])
+    release_writer.write_indices(truth.root, stimulus)
+    release_writer.write_shared(truth.root, truth.shared[:-1])
     refused(r"shared1000.npy: has shape \(5,\)")
     np.save(truth.root / "shared1000.npy", truth.shared.astype(int))
     refused("shared1000.npy.*booleans")
-    writer.write_shared(truth.root, truth.shared)
-    writer.write_captions(truth.root, CAPTIONS[:-1])
+    release_writer.write_shared(truth.root, truth.shared)
+    release_writer.write_captions(truth.root, CAPTIONS[:-1])
     refused("annots_curated.npy: has shape")
     np.save(truth.root / "COCO_73k_annots_curated.npy", np.full((IMAGES, 5), "x", object), allow_pickle=True)
     refused("annots_curated.npy: not a whole")
-    writer.write_captions(truth.root, CAPTIONS)
-    writer.write_masks(truth.root, {1: truth.masks[1] | {"V2": np.ones(VOXELS + 1, bool)}, 3: truth.masks[3]})
+    release_writer.write_captions(truth.root, CAPTIONS)
+    release_writer.write_masks(truth.root, {1: truth.masks[1] | {"V2": np.ones(VOXELS + 1, bool)}, 3: truth.masks[3]})
     refused("brain_region_masks.hdf5: subj01/V2 has 8 entries; expected 7")
-    writer.write_masks(truth.root, truth.masks)
+    release_writer.write_masks(truth.root, truth.masks)
     with h5py.File(truth.root / "brain_region_masks.hdf5", "r+") as file:
         del file["subj01/V2"]
         file["subj01/V2"] = np.ones(VOXELS)
@@ -376,7 +375,7 @@ def test_nan_betas_and_wild_pixels_are_refused_when_read(truth):
     betas = truth.betas[1].copy()
     betas[17, 3] = np.nan
     with pytest.raises(UserError, match="between row 0 and 39 hold a NaN"):
-        writer.write_betas(truth.root, 1, [betas], betas.shape)
+        release_writer.write_betas(truth.root, 1, [betas], betas.shape)
     with h5py.File(truth.root / "betas_all_subj01_fp32_renorm.hdf5", "r+") as file:
         file["betas"][17, 3] = np.nan
     with h5py.File(truth.root / "coco_images_224_float16.hdf5", "r+") as file:
@@ -397,19 +396,19 @@ def test_nan_betas_and_wild_pixels_are_refused_when_read(truth):
 def test_the_writer_refuses_what_does_not_fit_and_leaves_nothing_behind(tmp_path):
     good = np.zeros((2, 3, 224, 224), np.float32)
     for refused in (
-        lambda: writer.write_images(tmp_path, [good], 3),
-        lambda: writer.write_images(tmp_path, [good, good], 3),
-        lambda: writer.write_images(tmp_path, [good[:, :, 1:]], 2),
-        lambda: writer.write_images(tmp_path, [good + 2], 2),
-        lambda: writer.write_images(tmp_path, [good * np.nan], 2),
-        lambda: writer.write_images(tmp_path, [good.astype(int)], 2),
-        lambda: writer.write_betas(tmp_path, 1, [], (0, 5)),
-        lambda: writer.write_captions(tmp_path, [["a"] * 6]),
-        lambda: writer.write_captions(tmp_path, ["a string"]),
-        lambda: writer.write_masks(tmp_path, {1: {"V1": np.ones(3, bool)}}),
-        lambda: writer.TrialTable([0, 1], [2, 1], [1, 1], [1, 2], [0, 1], [True, False]),
-        lambda: writer.TrialTable([0, 1], [0, 1], [1, 1], [1, 2], [0, 1], [True, False]),
-        lambda: writer.TrialTable([0, 1], [1, 1], [1], [1, 2], [0, 1], [True, False]),
+        lambda: release_writer.write_images(tmp_path, [good], 3),
+        lambda: release_writer.write_images(tmp_path, [good, good], 3),
+        lambda: release_writer.write_images(tmp_path, [good[:, :, 1:]], 2),
+        lambda: release_writer.write_images(tmp_path, [good + 2], 2),
+        lambda: release_writer.write_images(tmp_path, [good * np.nan], 2),
+        lambda: release_writer.write_images(tmp_path, [good.astype(int)], 2),
+        lambda: release_writer.write_betas(tmp_path, 1, [], (0, 5)),
+        lambda: release_writer.write_captions(tmp_path, [["a"] * 6]),
+        lambda: release_writer.write_captions(tmp_path, ["a string"]),
+        lambda: release_writer.write_masks(tmp_path, {1: {"V1": np.ones(3, bool)}}),
+        lambda: release_writer.TrialTable([0, 1], [2, 1], [1, 1], [1, 2], [0, 1], [True, False]),
+        lambda: release_writer.TrialTable([0, 1], [0, 1], [1, 1], [1, 2], [0, 1], [True, False]),
+        lambda: release_writer.TrialTable([0, 1], [1, 1], [1], [1, 2], [0, 1], [True, False]),
     ):
         with pytest.raises(UserError, match="expected"):
             refused()
@@ -423,12 +422,12 @@ def test_irregular_data_of_the_release(tmp_path):
     for path in (tmp_path / "wds/subj03/train").iterdir():
         path.unlink()
     session = np.ones(len(shown), int)
-    writer.write_behaviour(
-        tmp_path, 3, writer.TrialTable(shown, session, session, np.arange(9) + 1, np.arange(9.0), truth.shared[shown])
+    release_writer.write_behaviour(
+        tmp_path, 3, release_writer.TrialTable(shown, session, session, np.arange(9) + 1, np.arange(9.0), truth.shared[shown])
     )
-    writer.write_betas(tmp_path, 3, [truth.betas[3][:9]], (9, VOXELS))
-    writer.write_indices(tmp_path, {1: truth.tables[1].stimulus, 3: shown})
-    writer.write_captions(tmp_path, [()] * IMAGES)
+    release_writer.write_betas(tmp_path, 3, [truth.betas[3][:9]], (9, VOXELS))
+    release_writer.write_indices(tmp_path, {1: truth.tables[1].stimulus, 3: shown})
+    release_writer.write_captions(tmp_path, [()] * IMAGES)
     with h5py.File(tmp_path / "brain_region_masks.hdf5", "r+") as file:
         del file["subj01/V4"], file["subj03"]
     dataset = load(tmp_path)

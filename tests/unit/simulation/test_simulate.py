@@ -12,18 +12,17 @@ from safetensors.numpy import load_file
 from worlds import TINY
 
 from mindtuner.cli import main
+from mindtuner.cli.simulate import FORMATS as CHOICES
 from mindtuner.config import SimulateConfig
 from mindtuner.data import Subject, Trials
 from mindtuner.data.nsd import VOXELS
+from mindtuner.data.surface import GROUPS, load_atlas, on_surface
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
-from mindtuner.formats import load
-from mindtuner.formats.lab_folder import write as layout_c_writer
-from mindtuner.formats.mosaic import write as layout_d_writer
+from mindtuner.formats import FORMATS, format_of, load, write
 from mindtuner.formats.mosaic.convert import convert_mosaic
-from mindtuner.formats.mosaic.parcels import load_atlas, on_surface
 from mindtuner.formats.mosaic.read import load_mosaic
-from mindtuner.formats.nsd_raw import write as layout_b_writer
+from mindtuner.formats.mosaic.write import place
 from mindtuner.simulation import brains
 from mindtuner.simulation import simulate as module
 from mindtuner.simulation.cutouts import drawn_cutouts
@@ -235,14 +234,14 @@ def both(subject):
     ],
 )
 def test_a_knob_out_of_range_is_named_and_nothing_is_written(tmp_path, field, value):
-    with pytest.raises(UserError, match=rf"simulate: {field.replace('_', '-')} is .*; expected ") as error:
+    with pytest.raises(UserError, match=rf"simulate: {field} is .*; expected ") as error:
         simulate(tmp_path / "out", dataclasses.replace(TINY, **{field: value}))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("shared, repeats", [(25, 2), (17, 3), (49, 1)])
 def test_shared_images_may_take_at_most_half_of_the_trials(shared, repeats):
-    with pytest.raises(UserError, match=f"shared-images x repeats is {shared} x {repeats}"):
+    with pytest.raises(UserError, match=f"shared_images x repeats is {shared} x {repeats}"):
         check_knobs(dataclasses.replace(TINY, shared_images=shared, repeats=repeats))
     check_knobs(dataclasses.replace(TINY, shared_images=shared - 1, repeats=repeats))
 
@@ -267,7 +266,7 @@ def test_a_folder_that_was_cut_short_is_refused(tmp_path, monkeypatch, few_cutou
     def stop(*_):
         raise Stop
 
-    monkeypatch.setattr(module.writer, step, stop)
+    monkeypatch.setattr(module.release_writer, step, stop)
     monkeypatch.setattr(module.nsd, "VOXELS", (5000,) * 8)
     with pytest.raises(Stop):
         simulate(tmp_path, dataclasses.replace(TINY, subjects=1, trials_per_session=24, shared_images=2))
@@ -287,7 +286,7 @@ def test_masks_come_last(simulated, tmp_path):
 
 def test_too_few_images_for_a_brain_are_refused_at_once():
     few = SimulateConfig(subjects=1, sessions=1, trials_per_session=24, shared_images=2, repeats=3)
-    with pytest.raises(UserError, match="trials-per-session x sessions / repeats lets each subject see 8 images"):
+    with pytest.raises(UserError, match="trials_per_session x sessions / repeats lets each subject see 8 images"):
         check_knobs(few)
     check_knobs(dataclasses.replace(few, repeats=1))  # 24 images
 
@@ -303,68 +302,67 @@ def test_what_passes_the_checks_shows_every_subject_enough_images(knobs):
         assert len(np.unique(Plan(knobs).trials(number).stimulus)) >= brains.MIN_IMAGES
 
 
-# ---- the other layouts; that all four hold the same is in test_four_layouts.py
+# ---- the other formats; that all four hold the same is in test_all_formats.py
 
 
 @pytest.fixture
 def made_before(simulated, monkeypatch):
-    """Layout A is copied instead of made."""
-    monkeypatch.setattr(module, "_simulate_a", lambda out, *_: shutil.copytree(simulated, out))
+    """The NSD release is copied instead of made."""
+    monkeypatch.setattr(module, "_simulate_release", lambda out, *_: shutil.copytree(simulated, out))
 
 
-LAID = {
-    "B": {"annotations", "nsddata", "nsddata_betas", "nsddata_stimuli"},
-    "C": {"stimuli", "sub-01", "sub-02"},
-    "D": {"nsd_stiminfo.tsv", "stimuli", "sub-01_NSD.hdf5", "sub-02_NSD.hdf5"},
+WRITTEN = {
+    "nsd_raw": {"annotations", "nsddata", "nsddata_betas", "nsddata_stimuli"},
+    "lab_folder": {"stimuli", "sub-01", "sub-02"},
+    "mosaic": {"nsd_stiminfo.tsv", "stimuli", "sub-01_NSD.hdf5", "sub-02_NSD.hdf5"},
 }
 
 
-def test_the_verb_writes_each_layout_with_its_truth_and_force_replaces_it(made_before, simulated, tmp_path, capsys):
+def test_the_verb_writes_each_format_with_its_truth_and_force_replaces_it(made_before, simulated, tmp_path, capsys):
+    assert {known.name for known in FORMATS} == set(CHOICES) == {"nsd_release", *WRITTEN}
     out = tmp_path / "out"
-    for layout, names in LAID.items():
-        assert main(["simulate", str(out), "--subjects", "2", "--layout", layout, "--force"]) == 0
-        assert {path.name for path in out.iterdir()} == names | {"dataset.json", "truth"}
+    for name, files in WRITTEN.items():
+        assert main(["simulate", str(out), "--subjects", "2", "--format", name, "--force"]) == 0
+        assert format_of(out).name == name
+        assert {path.name for path in out.iterdir()} == files | {"dataset.json", "truth"}
         for path in (simulated / "truth").iterdir():
             assert (out / "truth" / path.name).read_bytes() == path.read_bytes()
         said = capsys.readouterr().out
-        assert ("convert nsd" in said, "convert mosaic" in said) == (layout == "B", layout == "D")
-        assert main(["simulate", str(out), "--layout", layout]) == 2
+        assert ("convert nsd" in said, "convert mosaic" in said) == (name == "nsd_raw", name == "mosaic")
+        assert main(["simulate", str(out), "--format", name]) == 2
     (out / "dataset.json").write_text('{"simulated": false}')  # names that real data have are not deleted for the asking
     assert main(["simulate", str(out), "--force"]) == 2 and (out / "sub-01_NSD.hdf5").exists()
 
 
-@pytest.mark.parametrize("layout", "BCD")
-def test_another_layout_is_whole_or_not_there(made_before, tmp_path, monkeypatch, layout):
-    writer = {"B": layout_b_writer, "C": layout_c_writer, "D": layout_d_writer}[layout]
-    write = writer.write
-
-    def write_and_stop(root, dataset):
-        write(root, dataset)
+@pytest.mark.parametrize("format", WRITTEN)
+def test_another_format_is_whole_or_not_there(made_before, tmp_path, monkeypatch, format):
+    def write_and_stop(root, dataset, format):
+        write(root, dataset, format)
         assert (root / "dataset.json").exists()
         raise Stop
 
-    monkeypatch.setattr(writer, "write", write_and_stop)
+    monkeypatch.setattr(module, "write", write_and_stop)
     with pytest.raises(Stop):
-        simulate(tmp_path / "out", TINY, layout=layout)
+        simulate(tmp_path / "out", TINY, format=format)
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_an_unknown_layout_is_named_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match="simulate: layout is 'E'; expected one of A, B, C, D"):
-        simulate(tmp_path / "out", TINY, layout="E")
+def test_an_unknown_format_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="format: is 'matlab'; expected one of nsd_release, nsd_raw, mosaic, lab_folder"):
+        simulate(tmp_path / "out", TINY, format="matlab")
     assert not (tmp_path / "out").exists()
 
 
 def test_mosaic_is_converted_with_its_vertices(made_before, tmp_path, capsys):
-    simulate(tmp_path / "D", TINY, layout="D")
-    placed = load_file(tmp_path / "D" / "truth" / "placement.safetensors")
-    assert main(["convert", "mosaic", str(tmp_path / "D"), str(tmp_path / "out"), "--regions", "early, FFC"]) == 0
+    simulate(tmp_path / "mosaic", TINY, format="mosaic")
+    placed = load_file(tmp_path / "mosaic" / "truth" / "placement.safetensors")
+    assert main(["convert", "mosaic", str(tmp_path / "mosaic"), str(tmp_path / "out"), "--regions", "early, FFC"]) == 0
     assert "subject 2 (sub-02_NSD): 96 trials, 16 of them test" in capsys.readouterr().out
     dataset = load(tmp_path / "out")
     mosaic = load_mosaic(
-        [tmp_path / "D" / f"sub-0{n}_NSD.hdf5" for n in (1, 2)],
-        tmp_path / "D" / "nsd_stiminfo.tsv",
-        tmp_path / "D" / "stimuli",
+        [tmp_path / "mosaic" / f"sub-0{n}_NSD.hdf5" for n in (1, 2)],
+        tmp_path / "mosaic" / "nsd_stiminfo.tsv",
+        tmp_path / "mosaic" / "stimuli",
         ["early", "FFC"],
     )
     assert dataset.card["simulated"] is True and dataset.card["zscore"] == "publisher"
@@ -377,7 +375,7 @@ def test_mosaic_is_converted_with_its_vertices(made_before, tmp_path, capsys):
         np.testing.assert_array_equal(subject.vertices, vertices)
         assert set(subject.rois) == {"early", "V1", "V2", "V3", "V4", "FFC"}
     with pytest.raises(UserError, match="out: holds another run; expected an empty folder"):
-        convert_mosaic(tmp_path / "D", tmp_path / "out")
+        convert_mosaic(tmp_path / "mosaic", tmp_path / "out")
     for root, message in ((tmp_path / "none", "not found; expected a folder"), (tmp_path, "no subject; expected")):
         with pytest.raises(UserError, match=message):
             convert_mosaic(root, tmp_path / "new")
@@ -392,10 +390,10 @@ def lying_nowhere(trials, voxels, rois=None, number=1, scale=1.0):
 def test_where_vertices_are_scarce_voxels_are_sampled_evenly():
     trials, atlas = Trials([0], [0], [1], [0], [False]), load_atlas()
     v1 = np.arange(9000) < 3000
-    placed = layout_d_writer.place(lying_nowhere(trials, 9000, {"V1": v1}))
+    placed = place(lying_nowhere(trials, 9000, {"V1": v1}))
     for voxels, parcels in (
         (v1, ("V1",)),
-        (~v1, (*layout_d_writer.GROUPS["ventral"], *layout_d_writer.GROUPS["lateral"], *layout_d_writer.GROUPS["dorsal"])),
+        (~v1, (*GROUPS["ventral"], *GROUPS["lateral"], *GROUPS["dorsal"])),
     ):
         vertices = np.flatnonzero(np.isin(atlas.parcel, parcels))
         kept = np.flatnonzero(voxels & (placed >= 0))
@@ -412,8 +410,8 @@ def test_what_nsd_cannot_hold_is_refused(dataset, tmp_path):
         (lying_nowhere(one, 5, scale=60.0), "memory: a beta is 60.0; expected z-scores"),
     ):
         with pytest.raises(UserError, match=message):
-            layout_b_writer.write(tmp_path, dataclasses.replace(dataset, subjects={subject.number: subject}))
+            write(tmp_path, dataclasses.replace(dataset, subjects={subject.number: subject}), "nsd_raw")
     with pytest.raises(UserError, match="form: is 'npy'; expected one of hdf5, nifti"):
-        layout_b_writer.write(tmp_path, dataset, form="npy")
+        write(tmp_path, dataset, "nsd_raw", form="npy")
     with pytest.raises(UserError, match="subject 100; expected 1 to 99"):
-        layout_d_writer.write(tmp_path, dataclasses.replace(dataset, subjects={100: lying_nowhere(one, 5, number=100)}))
+        write(tmp_path, dataclasses.replace(dataset, subjects={100: lying_nowhere(one, 5, number=100)}), "mosaic")

@@ -8,7 +8,7 @@ import torch
 from linear_world import CONFIG, QUICK, top1, weights, world
 from sklearn.linear_model import Ridge as PlainRidge
 
-from mindtuner.data.folds import image_folds
+from mindtuner.data.splits import image_folds
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 from mindtuner.training import load_network, pretrain, save_network, tune

@@ -14,8 +14,8 @@ import numpy as np
 
 from mindtuner.data.cache.build import Part, cache_bytes
 from mindtuner.data.cache.half_rows import HalfRows
-from mindtuner.data.dataset import Stimuli
-from mindtuner.data.rows import FileRows
+from mindtuner.data.lazy import FileRows
+from mindtuner.data.stimuli import Stimuli
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 

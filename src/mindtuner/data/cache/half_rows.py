@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mindtuner.data.rows import FileRows
+from mindtuner.data.lazy import FileRows
 
 
 class HalfRows:

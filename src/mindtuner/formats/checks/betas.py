@@ -1,4 +1,4 @@
-"""The check of betas, which is alike in all layouts: every row is read once, session by session, in blocks."""
+"""The check of betas, which is alike in all formats: every row is read once, session by session, in blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data.dataset import Rows
+from mindtuner.data.lazy import LazyArray
 from mindtuner.errors import UserError
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.runtime import progress
@@ -31,7 +31,7 @@ class Labels:
 def check_betas(
     findings: Findings,
     path: Path,
-    betas: Rows,
+    betas: LazyArray,
     session: np.ndarray | None,
     zscored: bool,
     labels: Labels = Labels(),
@@ -99,7 +99,7 @@ def _voxels(mask: np.ndarray, labels: Labels) -> str:
     return some(labels.voxel(i) for i in np.flatnonzero(mask).tolist())
 
 
-def _blocks(betas: Rows, rows: np.ndarray, findings: Findings, path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _blocks(betas: LazyArray, rows: np.ndarray, findings: Findings, path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(row numbers, float64 block), without the blocks that cannot be read: the first of these is reported."""
     reported = False
     for ids in np.array_split(rows, 1 + len(rows) * betas.shape[1] * 8 // BLOCK_BYTES):

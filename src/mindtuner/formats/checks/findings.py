@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,13 @@ class Findings:
                 self.error(Path(name), field, message)
             else:
                 self.error(path, field, str(error))
+
+    def take_whole(self, open_whole: Callable):
+        """What the reader makes of the whole where nothing was wrong: it sees what single checks overlook. None otherwise."""
+        if not self.count("error"):
+            with self.catching(self.root, "dataset"):
+                return open_whole()
+        return None
 
     def count(self, severity: str) -> int:
         return sum(item.severity == severity for item in self.items)

@@ -1,4 +1,4 @@
-"""The checks of trials and stimuli, which are alike in all layouts."""
+"""The checks of trials and stimuli, which are alike in all formats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data.dataset import Stimuli, Trials
+from mindtuner.data import Stimuli, Trials
 from mindtuner.errors import UserError
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.image_files import SIDE

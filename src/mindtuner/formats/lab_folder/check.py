@@ -6,35 +6,35 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data import nsd
-from mindtuner.data.dataset import Stimuli
+from mindtuner.data import Stimuli, nsd
+from mindtuner.data.dataset import CARD
 from mindtuner.errors import UserError
 from mindtuner.formats.checks.betas import check_betas
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.checks.parts import check_sizes, check_stimuli, check_trials
 from mindtuner.formats.image_files import FolderImages, Hdf5Images
-from mindtuner.formats.lab_folder import read as layout_c
+from mindtuner.formats.lab_folder import read as lab
 from mindtuner.formats.lab_folder import trial_table
 from mindtuner.formats.lab_folder.trial_table import TrialLines
-from mindtuner.formats.nifti_sessions import JoinedSessions
+from mindtuner.formats.nifti import JoinedSessions
 
 
-def check_c(root: Path, findings: Findings) -> None:
+def check(root: Path, findings: Findings) -> None:
     """Report on the card, the stimuli, and each subject's table, betas and regions."""
     card = {"zscore": "none", "subject_offset": 0}
-    with findings.catching(root / layout_c.CARD, "card"):
-        card = layout_c.load_card(root)
+    with findings.catching(root / CARD, "card"):
+        card = lab.load_card(root)
     _describe_card(findings, root, card)
     images = None
     with findings.catching(root, "stimuli"):
-        images = layout_c.open_images(root)
+        images = lab.open_images(root)
     folders: dict[int, Path] = {}
     with findings.catching(root, "subjects"):
-        folders = layout_c.subject_folders(root, card)
+        folders = lab.subject_folders(root, card)
     tables = {
         number: lines
         for number, folder in folders.items()
-        if (lines := _check_table(findings, folder / layout_c.TRIALS, images)) is not None
+        if (lines := _check_table(findings, folder / lab.TRIALS, images)) is not None
     }
     for path, field, message in trial_table.split_conflicts(tables):
         findings.error(path, field, message)
@@ -44,10 +44,11 @@ def check_c(root: Path, findings: Findings) -> None:
     _compare_subjects(findings, root, folders, tables)
     if images is not None:
         _check_images(findings, root, images, is_shared, used)
+    findings.take_whole(lambda: lab.load(root))
 
 
 def _describe_card(findings: Findings, root: Path, card: dict) -> None:
-    path = root / layout_c.CARD
+    path = root / CARD
     findings.fact(path, f"zscore {card['zscore']}" if path.exists() else "none")
     if card["zscore"] == "none":
         findings.note(
@@ -113,12 +114,12 @@ def _check_subject(
 ) -> None:
     betas, path = None, folder
     with findings.catching(folder, "betas"):
-        path, betas = layout_c.open_betas(folder)
+        path, betas = lab.open_betas(folder)
         stored = betas.sessions[0].stored if isinstance(betas, JoinedSessions) else betas.dtype
         files = f" in {len(betas.sessions)} files" if isinstance(betas, JoinedSessions) else ""
         findings.fact(path, f"betas: {betas.shape[0]} trials x {betas.shape[1]} voxels, {stored}{files}")
         _check_storage(findings, path, betas, stored)
-        layout_c.check_dtype(path, betas, card)
+        lab.check_dtype(path, betas, card)
     if lines is not None:
         usable = np.array([name in names for name in lines.columns["stimulus"]], bool)
         if usable[lines.used()].all() and not any(True for _ in trial_table.problems(lines, None)):
@@ -129,7 +130,7 @@ def _check_subject(
     session = None
     if lines is not None:
         with findings.catching(lines.path, "trials"):
-            layout_c.check_rows(path, betas, lines)
+            lab.check_rows(path, betas, lines)
             session = lines.sessions()
     check_betas(findings, path, betas, session, zscored=card["zscore"] != "none")
     _check_rois(findings, folder, betas.shape[1])
@@ -158,7 +159,7 @@ def _check_storage(findings: Findings, path: Path, betas, stored: np.dtype) -> N
 
 def _check_rois(findings: Findings, folder: Path, voxels: int) -> None:
     with findings.catching(folder, "rois"):
-        rois = layout_c.load_rois(folder, voxels)
+        rois = lab.load_rois(folder, voxels)
         findings.fact(folder, "regions: " + (", ".join(f"{name} {mask.sum()}" for name, mask in rois.items()) or "none"))
         if not rois:
             findings.note(folder, "rois", "no regions of interest: all voxels are used together")

@@ -1,4 +1,4 @@
-"""Layout C, a lab's own scans: betas, a trial table and stimuli, read without loading them whole.
+"""A lab's folder of its own scans: betas, a trial table and stimuli, read without loading them whole.
 
 One subject is a folder with ``trials.tsv`` (see ``trial_table``), its betas, and optionally regions of interest. The
 betas are ``betas.npy``, or dataset ``betas`` of ``betas.h5`` or ``betas.hdf5``, both (trials, voxels); or one NIfTI file per
@@ -17,31 +17,37 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data.dataset import Dataset, Rows, Stimuli, Subject, Trials
-from mindtuner.data.leaks import check_no_leak
-from mindtuner.data.rows import open_rows, unmapped
-from mindtuner.data.session_zscore import SessionZScored
+from mindtuner.data import Dataset, Stimuli, Subject, Trials, check_no_leak
+from mindtuner.data.dataset import CARD
+from mindtuner.data.lazy import LazyArray, open_rows, unmapped
+from mindtuner.data.surface import HEMISPHERE
+from mindtuner.data.zscore import SessionZScored
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.formats.image_files import FolderImages, Hdf5Images
 from mindtuner.formats.lab_folder import trial_table
 from mindtuner.formats.lab_folder.trial_table import TrialLines
-from mindtuner.formats.mosaic.parcels import HEMISPHERE
-from mindtuner.formats.nifti_sessions import JoinedSessions, NiftiSession, load_mask
+from mindtuner.formats.nifti import JoinedSessions, NiftiSession, load_mask
 
-CARD, TRIALS, MASK, STIMULI, STIMULI_HDF5 = "dataset.json", "trials.tsv", "mask.nii.gz", "stimuli", "stimuli.hdf5"
+TRIALS, MASK, STIMULI, STIMULI_HDF5 = "trials.tsv", "mask.nii.gz", "stimuli", "stimuli.hdf5"
 VERTICES = "vertices.npy"
 ZSCORES = ("publisher", "train_trials", "session_all", "none")
 DTYPES = ("float32", "float64", "float16", "int16", "int32")
 _SESSION_FILE = re.compile(r"betas_session-(\d+)\.nii(\.gz)?")
 
 
+def sniff(root: Path) -> bool:
+    """Whether a folder looks like a lab's: a table of trials, stimuli or betas will do."""
+    names = (TRIALS, f"sub-*/{TRIALS}", STIMULI, STIMULI_HDF5, "betas.*", "betas_session-*")
+    return any(any(root.glob(name)) for name in names)
+
+
 def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
-    """Open a Layout C folder; ``subjects`` by default are all of it.
+    """Open a lab's folder; ``subjects`` by default are all of it.
 
     Betas and images stay on disk until they are asked for. Test images are those of any subject's test trials. Where
-    the card says ``zscore: none``, or there is no card, betas are z-scored as they are read (see ``session_zscore``), and
-    the dataset's card says ``train_trials``.
+    the card says ``zscore: none``, or there is no card, betas are z-scored as they are read (see
+    ``zscore.SessionZScored``), and the dataset's card says ``train_trials``.
 
     Raises UserError for anything missing, damaged or at odds with another file, and where an image stands in training
     and in test, be it of two subjects.
@@ -164,7 +170,7 @@ def session_number(path: Path) -> int:
     return int(match[1])
 
 
-def open_betas(folder: Path) -> tuple[Path, Rows]:
+def open_betas(folder: Path) -> tuple[Path, LazyArray]:
     """The file (or folder of session files) and the betas as they are stored, (trials, voxels).
 
     Raises UserError where they are missing or damaged, or do not fit the mask.
@@ -189,11 +195,11 @@ def open_betas(folder: Path) -> tuple[Path, Rows]:
     return files[0], betas
 
 
-def _turned(betas: Rows, voxels: int) -> str:
+def _turned(betas: LazyArray, voxels: int) -> str:
     return "; is the array turned round?" if betas.shape[0] == voxels else ""
 
 
-def _open_npy(path: Path) -> Rows:
+def _open_npy(path: Path) -> LazyArray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -210,7 +216,7 @@ def _open_npy(path: Path) -> Rows:
     return unmapped(path, array)
 
 
-def check_rows(path: Path, betas: Rows, lines: TrialLines) -> None:
+def check_rows(path: Path, betas: LazyArray, lines: TrialLines) -> None:
     """Raise UserError where the trial table does not have one line per row of the betas, or, with one file per session,
     not the sessions of these files in their order."""
     rows = betas.shape[0]
@@ -231,7 +237,7 @@ def check_rows(path: Path, betas: Rows, lines: TrialLines) -> None:
         )
 
 
-def check_dtype(path: Path, betas: Rows, card: dict) -> None:
+def check_dtype(path: Path, betas: LazyArray, card: dict) -> None:
     """Raise UserError where the betas are whole numbers although the card says that they are z-scored."""
     if betas.dtype.kind == "i" and card["zscore"] != "none":
         raise UserError(

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data.dataset import Trials
+from mindtuner.data import Trials
+from mindtuner.data.dataset import count_repeats
 from mindtuner.errors import UserError
-from mindtuner.formats.nsd_release.read import count_repeats
 
 COLUMNS = ("stimulus", "session", "split")
 MISSING = "n/a"

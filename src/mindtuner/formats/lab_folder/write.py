@@ -1,20 +1,19 @@
-"""Write any dataset as Layout C (see ``layout_c``), for instance simulated brains as a lab would have them."""
+"""Write any dataset as a lab's folder, for instance simulated brains as a lab would have them."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import h5py
-import nibabel
 import numpy as np
-from PIL import Image
 
-from mindtuner.data.dataset import Dataset, Stimuli, Subject
+from mindtuner.data import Dataset, Subject
+from mindtuner.data.dataset import CARD
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json, write_text
-from mindtuner.formats.lab_folder import read as layout_c
-from mindtuner.runtime import progress
+from mindtuner.formats.image_files import write_stimuli
+from mindtuner.formats.lab_folder.read import MASK, STIMULI, TRIALS, VERTICES
+from mindtuner.formats.nifti import box_of, save_nifti
 
 FORMS = ("npy", "hdf5", "nifti")
 _BLOCK = 256
@@ -31,32 +30,18 @@ def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
     root = Path(root)
     if form not in FORMS:
         raise UserError(f"form: is {form!r}; expected one of {', '.join(FORMS)}")
-    write_json(root / layout_c.CARD, dataset.card)
-    names = write_stimuli(root / layout_c.STIMULI, dataset.stimuli)
+    write_json(root / CARD, dataset.card)
+    names = write_stimuli(root / STIMULI, dataset.stimuli)
     for number, subject in dataset.subjects.items():
         folder = root / f"sub-{number:02d}"
-        write_text(folder / layout_c.TRIALS, trials_table(subject, names))
+        write_text(folder / TRIALS, trials_table(subject, names))
         {"npy": _write_npy, "hdf5": _write_hdf5, "nifti": _write_nifti}[form](folder, subject)
         if subject.rois and form != "nifti":
             with atomic_path(folder / "rois.npz") as part, open(part, "wb") as file:
                 np.savez(file, **subject.rois)
         if subject.vertices is not None:
-            with atomic_path(folder / layout_c.VERTICES) as part, open(part, "wb") as file:
+            with atomic_path(folder / VERTICES) as part, open(part, "wb") as file:
                 np.save(file, subject.vertices, allow_pickle=False)
-
-
-def write_stimuli(folder: Path, stimuli: Stimuli) -> list[str]:
-    """Images and, beside them, captions; returns the file name of each id. They sort in the order of ids."""
-    names = [f"image-{i:06d}.png" for i in range(len(stimuli))]
-    with atomic_path(folder) as part:
-        part.mkdir()
-        for number in progress(range(len(stimuli)), "stimuli"):
-            pixels = np.rint(stimuli.images([number])[0].astype(np.float32) * 255).astype(np.uint8)
-            Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(part / names[number])
-            if texts := stimuli.captions[number]:
-                (part / names[number]).with_suffix(".txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-    return names
 
 
 def trials_table(subject: Subject, names: list[str]) -> str:
@@ -88,7 +73,7 @@ def _write_nifti(folder: Path, subject: Subject) -> None:
     if (np.diff(session) < 0).any():
         raise UserError(f"{subject.where}: session falls from one trial to the next; expected sessions in order")
     mask, affine = box_of(subject.n_voxels), np.diag([2.0, 2.0, 2.0, 1.0])
-    save_nifti(folder / layout_c.MASK, mask.astype(np.uint8), affine)
+    save_nifti(folder / MASK, mask.astype(np.uint8), affine)
     for name, region in subject.rois.items():
         volume = np.zeros(mask.shape, np.uint8)
         volume[mask] = region
@@ -98,22 +83,3 @@ def _write_nifti(folder: Path, subject: Subject) -> None:
         volumes = np.zeros((*mask.shape, len(rows)), np.float32)
         volumes[mask] = subject.betas(rows).T
         save_nifti(folder / f"betas_session-{number:02d}.nii.gz", volumes, affine)
-
-
-def box_of(voxels: int) -> np.ndarray:
-    """A mask, bool (X, Y, Z), for voxels that lie nowhere: they fill a cube from its first corner on, in C order, with an
-    empty border around it."""
-    side = int(np.ceil(voxels ** (1 / 3)))
-    return np.pad((np.arange(side**3) < voxels).reshape(side, side, side), 1)
-
-
-def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    """Write a volume, or several, as compressed NIfTI of the array's dtype, without scaling."""
-    with atomic_path(path) as part:
-        image = nibabel.Nifti1Image(array, affine)
-        named = part.with_name(f"{part.name}.nii.gz")  # nibabel goes by the ending
-        try:
-            nibabel.save(image, named)
-            named.replace(part)
-        finally:
-            named.unlink(missing_ok=True)

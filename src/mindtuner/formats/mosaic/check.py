@@ -1,6 +1,6 @@
 """What ``check`` looks at in a folder of MOSAIC subjects: stimulus tables, pictures and captions, the split.
 
-Subjects are looked at in ``check_d_subjects``.
+Subjects are looked at in ``check_subject``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import numpy as np
 from PIL import Image
 
 from mindtuner.errors import UserError
-from mindtuner.formats import TABLES, mosaic_files
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.checks.parts import check_captions, check_pictures, check_sizes
 from mindtuner.formats.image_files import DAMAGED, captions_beside
 from mindtuner.formats.mosaic.check_subject import Person, check_betas_of, check_keys, check_shown, open_person, whole
+from mindtuner.formats.mosaic.read import TABLES, load, mosaic_files
 from mindtuner.formats.mosaic.stimuli import ImageFiles, StimulusFolder, number_by_content
 from mindtuner.formats.mosaic.tables import DATASETS, SPLIT, read_split, read_tables
 
 Table = dict[str, list[dict]]
 
 
-def check_d(root: Path, findings: Findings) -> None:
+def check(root: Path, findings: Findings) -> None:
     """Report on the tables, each subject's keys and betas, the pictures, and MOSAIC's split where it is there."""
     files, tables, stimuli = mosaic_files(root)
     for path in sorted(set(root.glob(TABLES)) - set(tables)):
@@ -64,6 +64,9 @@ def check_d(root: Path, findings: Findings) -> None:
         )
     _check_stimuli(findings, stimuli, list(people.values()))
     _check_split(findings, root, list(people.values()))
+    dataset = findings.take_whole(lambda: load(root))
+    for note in dataset.card["notes"] if dataset else ():
+        findings.note(root, "dataset", note)
 
 
 def _check_table(findings: Findings, root: Path, tables: list[Path], dataset: str) -> Table | None:

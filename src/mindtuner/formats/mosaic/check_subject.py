@@ -10,13 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data.dataset import Trials
-from mindtuner.data.rows import open_hdf5
+from mindtuner.data import Trials
+from mindtuner.data.lazy import open_hdf5
+from mindtuner.data.surface import CORTEX, GRAYORDINATES, GROUPS, load_atlas
 from mindtuner.errors import UserError
 from mindtuner.formats.checks.betas import Labels, check_betas
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.checks.parts import check_trials
-from mindtuner.formats.mosaic.parcels import CORTEX, GRAYORDINATES, GROUPS, load_atlas
 from mindtuner.formats.mosaic.read import ARTIFICIAL, KEY
 from mindtuner.formats.mosaic.stimuli import ENDINGS
 from mindtuner.formats.mosaic.tables import DATASETS

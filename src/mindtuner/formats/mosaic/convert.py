@@ -1,17 +1,16 @@
-"""A folder of MOSAIC's files (Layout D) to Layout C, which every verb reads."""
+"""MOSAIC to a lab's folder, which holds no surface but keeps the vertex of each voxel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from mindtuner.data.whole_folder import filled
+from mindtuner.data.dataset import CARD
+from mindtuner.data.surface import GROUPS
 from mindtuner.errors import UserError
-from mindtuner.files import claim_folder
-from mindtuner.formats.lab_folder import write as layout_c_writer
-from mindtuner.formats.mosaic.parcels import GROUPS
-from mindtuner.formats.mosaic.read import load_mosaic
-from mindtuner.formats.mosaic.tables import DATASETS
+from mindtuner.files import claim_folder, filled
+from mindtuner.formats.lab_folder import write as lab_writer
+from mindtuner.formats.mosaic.read import load_mosaic, mosaic_files
 
 
 def convert_mosaic(
@@ -20,25 +19,45 @@ def convert_mosaic(
     regions: Iterable[str] = tuple(GROUPS),
     stimuli: str | Path | None = None,
     split: str | Path | None = None,
-    say: Callable[[str], None] = print,
-) -> None:
-    """Write the subjects in ``root`` (``sub-NN_DATASET.hdf5``, ``*_stiminfo.tsv``) as Layout C into the empty folder ``out``.
+    say: Callable[[str], object] = lambda line: None,
+) -> dict:
+    """Write a folder of MOSAIC's files as a lab's folder.
 
-    ``stimuli`` is by default ``root/stimuli``; ``regions`` and ``split`` as for ``layout_d.load_mosaic``. Betas are kept as
-    they are, float32, of the vertices of ``regions`` alone; images become 224 x 224, 8 bits. The card says what was left out
-    and assumed, and so does ``say``. Layout C has no word for vertices: they stand in ``sub-NNN/vertices.npy``, which its
-    reader does not look at.
+    Betas are kept as they are, float32, of the vertices of ``regions`` alone. Images become 224 x 224, 8 bits. The vertex of
+    each voxel stands in ``sub-NNN/vertices.npy``.
 
-    Raises UserError as ``load_mosaic`` does, and where ``root`` holds no subject or ``out`` anything; ``out`` is then empty.
+    Parameters
+    ----------
+    root : str or Path
+        Folder with ``sub-NN_DATASET.hdf5`` and their ``*_stiminfo.tsv``.
+    out : str or Path
+        Folder to write, new or empty.
+    regions : iterable of str
+        ``early``, ``ventral``, ``lateral``, ``dorsal``, or single HCP-MMP parcels such as ``FFC``.
+    stimuli : str or Path, optional
+        Folder of the stimuli. By default ``root/stimuli``.
+    split : str or Path, optional
+        Folder with MOSAIC's split across datasets. By default each dataset's own split counts.
+    say : callable
+        Gets a line of text for each subject, and for each thing that was left out or assumed.
+
+    Returns
+    -------
+    dict
+        The card. Its ``notes`` say what was left out and assumed.
+
+    Raises
+    ------
+    UserError
+        As ``load_mosaic`` does, and where ``root`` holds no subject or ``out`` holds anything. Then ``out`` stays empty.
     """
     root, out = Path(root), Path(out)
     if not root.is_dir():
         raise UserError(f"{root}: not found; expected a folder with MOSAIC's sub-NN_DATASET.hdf5 and *_stiminfo.tsv")
-    files = sorted(root.glob("sub-*_*.hdf5"))
+    files, tables, own_stimuli = mosaic_files(root)
     if not files:
         raise UserError(f"{root}: no subject; expected MOSAIC's files such as sub-01_NSD.hdf5")
-    tables = [path for source in DATASETS.values() if (path := root / source.stiminfo).is_file()]
-    dataset = load_mosaic(files, tables, root / "stimuli" if stimuli is None else stimuli, regions, split)
+    dataset = load_mosaic(files, tables, own_stimuli if stimuli is None else stimuli, regions, split)
     claim_folder(out)
     for number, subject in dataset.subjects.items():
         say(
@@ -47,5 +66,6 @@ def convert_mosaic(
         )
     for note in dataset.card["notes"]:
         say(note)
-    with filled(out) as part:
-        layout_c_writer.write(part, dataset)
+    with filled(out, first=CARD) as part:
+        lab_writer.write(part, dataset)
+    return dataset.card

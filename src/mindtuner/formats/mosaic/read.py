@@ -1,4 +1,4 @@
-"""Layout D, subjects of MOSAIC (93 subjects of eight datasets on one cortical surface), read without loading them whole.
+"""MOSAIC (93 subjects of eight datasets on one cortical surface), read without loading them whole.
 
 One HDF5 file per subject, such as ``sub-01_NSD.hdf5``: group ``betas`` holds a 1-D dataset of the 91,282 fsLR grayordinates
 for each trial, named ``sub-01_NSD_stimulus-NAME_phase-train_rep-0`` (phase ``train`` or ``test``; rep counts from 0), and
@@ -18,19 +18,48 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
-from mindtuner.data.leaks import check_no_leak
-from mindtuner.data.rows import open_hdf5
+from mindtuner.data import Dataset, Stimuli, Subject, Trials, check_no_leak
+from mindtuner.data.lazy import open_hdf5
+from mindtuner.data.surface import CORTEX, GRAYORDINATES, GROUPS, Atlas, load_atlas
 from mindtuner.errors import UserError
 from mindtuner.formats.image_files import captions_beside
-from mindtuner.formats.mosaic.parcels import CORTEX, GRAYORDINATES, GROUPS, Atlas, load_atlas
+from mindtuner.formats.lab_folder.read import TRIALS
 from mindtuner.formats.mosaic.stimuli import ENDINGS, ImageFiles, StimulusFolder, number_by_content
 from mindtuner.formats.mosaic.tables import DATASETS, read_split, read_tables
 from mindtuner.runtime import progress
 
+SUBJECT_FILES, TABLES, STIMULI = "sub-*_*.hdf5", "*_stiminfo.tsv", "stimuli"  # in the folder itself
 KEY = re.compile(r"(sub-(\d+)_([^_]+))_stimulus-(.+)_phase-(train|test)_rep-(\d+)")
 ARTIFICIAL = ("NSDsynthetic", "Artificial")  # sources of drawn stimuli, which MOSAIC keeps apart from photographs
 TEST_BY_TEST = ("deeprecon",)  # whose test trials were normalised by statistics of test trials
+
+
+def sniff(root: Path) -> bool:
+    """Whether a folder looks like MOSAIC's: a subject's file or a table. Beside a lab's table of trials they do not count."""
+    if any(any(root.glob(name)) for name in (TRIALS, f"sub-*/{TRIALS}")):
+        return False
+    return any(any(root.glob(name)) for name in (SUBJECT_FILES, TABLES))
+
+
+def mosaic_files(root: Path) -> tuple[list[Path], list[Path], Path]:
+    """Subject files, tables under MOSAIC's own names, and the folder of stimuli. Any may be missing."""
+    tables = [path for path in sorted(root.glob(TABLES)) if path.name in {source.stiminfo for source in DATASETS.values()}]
+    return sorted(root.glob(SUBJECT_FILES)), tables, root / STIMULI
+
+
+def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
+    """Open a folder of MOSAIC's files under their own names; ``subjects`` by default are all of it.
+
+    All subjects are opened, whichever are asked for: the stimuli and which of them are test pictures depend on it. Regions
+    and split are the defaults of ``load_mosaic``. Raises UserError as that does, and where there is no subject.
+    """
+    root = Path(root)
+    files, tables, stimuli = mosaic_files(root)
+    if not files:
+        raise UserError(f"{root}: no subject; expected MOSAIC's files such as sub-01_NSD.hdf5")
+    dataset = load_mosaic(files, tables, stimuli)
+    wanted = sorted(dataset.subjects) if subjects is None else sorted(set(subjects))
+    return replace(dataset, subjects={number: dataset.subject(number) for number in wanted})
 
 
 def load_mosaic(
@@ -44,7 +73,7 @@ def load_mosaic(
 
     files     HDF5 files, one a subject, of one dataset or of several
     stiminfo  the stimulus table of each of these datasets, under MOSAIC's own name
-    stimuli   folder of stimuli, see ``layout_d_stimuli``; a ``.txt`` beside a picture holds its captions, one a line
+    stimuli   folder of stimuli, see ``mosaic.stimuli``; a ``.txt`` beside a picture holds its captions, one a line
     regions   early, ventral, lateral, dorsal (see ``parcels``), or single HCP-MMP parcels
     split     folder with MOSAIC's split across datasets; without it each dataset's own, which the keys name
 

@@ -1,4 +1,4 @@
-"""Stimulus files of Layout D: found by name, told apart by content, read only when they are asked for.
+"""Stimulus files of MOSAIC: found by name, told apart by content, read only when they are asked for.
 
 MOSAIC publishes no stimuli. A folder holds what the user fetched from each dataset's own source, in one of two forms, the
 first of which is looked at first:
@@ -21,10 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mindtuner.data.dataset import IMAGE_SHAPE
+from mindtuner.data.stimuli import IMAGE_SHAPE
 from mindtuner.errors import UserError
-from mindtuner.formats.image_files import DAMAGED, square
-from mindtuner.formats.nsd_release.write import BYTE_AS_HALF
+from mindtuner.formats.image_files import BYTE_AS_HALF, DAMAGED, square
 from mindtuner.runtime import progress
 
 VIDEOS = (".mp4", ".webm", ".avi", ".mov")

@@ -1,7 +1,7 @@
-"""Write any dataset as Layout D (see ``layout_d``), for instance simulated brains as subjects of MOSAIC.
+"""Write any dataset as MOSAIC's files, for instance simulated brains as subjects of MOSAIC.
 
 A voxel that lies nowhere gets a vertex of a parcel that is like its region: V1 to V4 that parcel, all others one of the
-ventral, lateral and dorsal groups (see ``parcels``). Vertices without a voxel are NaN, and listed as such.
+ventral, lateral and dorsal groups (see ``surface``). Vertices without a voxel are NaN, and listed as such.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data.dataset import Dataset, Subject
+from mindtuner.data import Dataset, Subject
+from mindtuner.data.dataset import CARD
+from mindtuner.data.surface import GRAYORDINATES, GROUPS, load_atlas
 from mindtuner.errors import UserError
 from mindtuner.files import write_json, write_text
-from mindtuner.formats.lab_folder.write import write_stimuli
-from mindtuner.formats.mosaic.parcels import GRAYORDINATES, GROUPS, load_atlas
+from mindtuner.formats.hdf5 import create_hdf5
+from mindtuner.formats.image_files import write_stimuli
 from mindtuner.formats.mosaic.tables import DATASETS
-from mindtuner.formats.nsd_release import read as layout_a
-from mindtuner.formats.nsd_release.write import create_hdf5
 from mindtuner.runtime import progress
 
 NAME = "NSD"  # of MOSAIC's datasets, whose subjects keep their numbers
@@ -37,7 +37,7 @@ def write(root: str | Path, dataset: Dataset) -> None:
     for number, subject in dataset.subjects.items():
         if not 1 <= number <= 99:
             raise UserError(f"{subject.where}: is of subject {number}; expected 1 to 99, as in MOSAIC")
-    write_json(root / layout_a.CARD, dataset.card)
+    write_json(root / CARD, dataset.card)
     names = write_stimuli(root / STIMULI / NAME, dataset.stimuli)
     for number, subject in dataset.subjects.items():
         _write_subject(

@@ -1,4 +1,4 @@
-"""Raw NSD (Layout B) to Layout A: one subject and one session at a time, and on again where it was cut short.
+"""Raw NSD to the NSD release: one subject and one session at a time, and on again where it was cut short.
 
 Each file appears whole or not at all, the masks last, so a folder without them is no dataset yet. Which command began a
 folder stands in its card, and any other is refused there.
@@ -15,15 +15,17 @@ import numpy as np
 import torch
 
 from mindtuner.data import nsd
-from mindtuner.data.dataset import IMAGE_SHAPE
-from mindtuner.data.rows import open_rows
+from mindtuner.data.dataset import CARD
+from mindtuner.data.lazy import open_rows
+from mindtuner.data.stimuli import IMAGE_SHAPE
 from mindtuner.data.zscore import FEWEST, Statistics, mean_and_sd, pool, standardise
 from mindtuner.errors import UserError
 from mindtuner.files import claim_folder, read_json
-from mindtuner.formats.nsd_raw import read as layout_b
+from mindtuner.formats.nsd_raw import read as raw
 from mindtuner.formats.nsd_raw.volumes import read_mask, read_rois, read_session, session_trials
-from mindtuner.formats.nsd_release import read as layout_a
-from mindtuner.formats.nsd_release import write as writer
+from mindtuner.formats.nsd_release import write as release_writer
+from mindtuner.formats.nsd_release.read import IMAGES, MASKS, betas_path
+from mindtuner.formats.nsd_release.write import TrialTable
 from mindtuner.runtime import progress
 
 IMAGES_AT_ONCE = 32  # 17 MB of pixels as they come, 70 MB as floats
@@ -38,7 +40,7 @@ class Scans:
     mask: np.ndarray
     rois: dict[str, np.ndarray]
     assumed: str | None
-    table: writer.TrialTable
+    table: TrialTable
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,64 +54,86 @@ def convert_nsd(
     subjects: Iterable[int] | None = None,
     captions: Sequence[str | Path] = (),
     force: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], object] = lambda line: None,
 ) -> dict:
-    """Write NSD as its authors publish it, in ``root``, as Layout A into ``out``; return the card.
+    """Write raw NSD as the NSD release, one subject and one session at a time.
 
-    ``subjects`` by default are all that have betas; of each, sessions 1, 2, ... as far as there are files. ``captions``
-    are COCO's caption files or folders of them. Betas are z-scored per session with the statistics of training trials
-    (``zscore``); training is every trial of an image that is not one of the shared 1,000. Images are resized to 224 x 224,
-    bilinear and antialiased. ``say`` gets a line for each thing that was found, assumed or done.
+    Betas are z-scored per session with the statistics of training trials (``zscore``). Training is every trial of an image
+    that is not one of the shared 1,000. Images are resized to 224 x 224, bilinear and antialiased. It takes about 1 GB of
+    memory at NSD's size.
 
-    The same call goes on where an earlier one was cut short, and ends with the same bytes; subjects and images that are
-    whole are not made again. ``force`` starts over. About 1 GB of memory at NSD's size.
+    The same call goes on where an earlier one was cut short, and ends with the same bytes. Subjects and images that are whole
+    are not made again.
 
-    Raises UserError, before anything is written, for a file that is missing or does not fit, and where ``out`` was begun
-    from other files or with other arguments.
+    Parameters
+    ----------
+    root : str or Path
+        Folder with NSD's ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``.
+    out : str or Path
+        Folder to write: new, empty, or one that the same call began.
+    subjects : iterable of int, optional
+        Subjects, 1 to 8. By default all that have betas. Of each, sessions 1, 2, ... as far as there are files.
+    captions : sequence of str or Path
+        COCO's caption files, or folders of them.
+    force : bool
+        Start over: replace what is in ``out``.
+    say : callable
+        Gets a line of text for each thing that was found, assumed or done.
+
+    Returns
+    -------
+    dict
+        The card.
+
+    Raises
+    ------
+    UserError
+        Before anything is written: for a file that is missing or does not fit, and where ``out`` was begun from other files
+        or with other arguments.
     """
     root, out = Path(root).resolve(), Path(out)
     if not root.is_dir():
         raise UserError(f"{root}: not found; expected a folder with NSD's nsddata, nsddata_betas and nsddata_stimuli")
-    files = layout_b.caption_files(map(Path, captions))
-    count = layout_b.count_stimuli(root)
-    design = layout_b.read_design(root, count)
-    coco = layout_b.read_coco_ids(root, design.is_shared)
-    scans = find_scans(root, design, layout_b.find_subjects(root) if subjects is None else sorted(set(subjects)))
-    texts = layout_b.read_captions(files, coco)
+    files = raw.caption_files(map(Path, captions))
+    count = raw.count_stimuli(root)
+    design = raw.read_design(root, count)
+    coco = raw.read_coco_ids(root, design.is_shared)
+    scans = find_scans(root, design, raw.find_subjects(root) if subjects is None else sorted(set(subjects)))
+    texts = raw.read_captions(files, coco)
     card = _card(root, scans, files)
     for line in _found(scans, texts):
         say(line)
     _claim(out, card, force)
-    if (out / layout_a.MASKS).exists():
+    if (out / MASKS).exists():
         say(f"{out}: whole already")
         return card
-    writer.write_shared(out, design.is_shared)
-    writer.write_captions(out, texts)
-    if _is_whole(out / layout_a.IMAGES, "images", (count, *IMAGE_SHAPE)):
+    release_writer.write_shared(out, design.is_shared)
+    release_writer.write_captions(out, texts)
+    if _is_whole(out / IMAGES, "images", (count, *IMAGE_SHAPE)):
         say("images: there already")
     else:
-        writer.write_images(out, _resized(root, count), count)
+        release_writer.write_images(out, _resized(root, count), count)
     for subject in scans:
         _convert_subject(out, subject, say)
-    writer.write_indices(out, {subject.number: subject.table.stimulus for subject in scans})
-    writer.write_masks(out, {subject.number: subject.rois for subject in scans})
+    release_writer.write_indices(out, {subject.number: subject.table.stimulus for subject in scans})
+    release_writer.write_masks(out, {subject.number: subject.rois for subject in scans})
     return card
 
 
-def find_scans(root: Path, design: layout_b.Design, subjects: Sequence[int]) -> list[Scans]:
+def find_scans(root: Path, design: raw.Design, subjects: Sequence[int]) -> list[Scans]:
     """What is there of each subject, checked as far as masks, headers and the design tell.
 
     Raises UserError where a file is missing or damaged, is of another shape, or holds another number of trials.
     """
     if not subjects:
-        raise UserError(f"{root / layout_b.BETAS}: no subject; expected folders subj01/{layout_b.BETAS_VERSION} and so on")
+        raise UserError(f"{root / raw.BETAS}: no subject; expected folders subj01/{raw.BETAS_VERSION} and so on")
     per_session, scans = None, []
     for number in subjects:
         if not 1 <= number <= min(nsd.SUBJECTS, len(design.images)):
             raise UserError(
                 f"subjects: {number} is not in NSD's design; expected 1 to {min(nsd.SUBJECTS, len(design.images))}"
             )
-        sessions, mask = layout_b.find_sessions(root, number), read_mask(root, number)
+        sessions, mask = raw.find_sessions(root, number), read_mask(root, number)
         for path in sessions:
             trials = session_trials(path, mask)
             if per_session is None and len(design.order) % trials == 0:
@@ -120,26 +144,26 @@ def find_scans(root: Path, design: layout_b.Design, subjects: Sequence[int]) -> 
         if len(sessions) * per_session > len(design.order):
             raise UserError(
                 f"{sessions[-1]}: is beyond the design; expected at most {len(design.order) // per_session} "
-                f"sessions ({layout_b.DESIGN.name}: masterordering)"
+                f"sessions ({raw.DESIGN.name}: masterordering)"
             )
         table = trial_table(design, number, len(sessions), per_session)
         if np.bincount(table.session[~table.is_shared], minlength=1).max() < FEWEST:
             raise UserError(
-                f"{layout_b.betas_folder(root, number)}: all {len(table)} trials show shared images, or all "
+                f"{raw.betas_folder(root, number)}: all {len(table)} trials show shared images, or all "
                 f"but one in a session; expected {FEWEST} others in a session, to train and to z-score with"
             )
         scans.append(Scans(number, sessions, mask, *read_rois(root, number, mask), table))
     return scans
 
 
-def trial_table(design: layout_b.Design, subject: int, sessions: int, per_session: int) -> writer.TrialTable:
+def trial_table(design: raw.Design, subject: int, sessions: int, per_session: int) -> TrialTable:
     """All trials of a subject's first ``sessions`` sessions. Runs are NSD's, 63 and 62 of 750 trials in turn; when in
     the session a trial came the design does not say, so that is missing, -1."""
     stimulus = design.stimulus(subject, sessions * per_session)
     starts = -(-np.arange(nsd.RUNS) * per_session // nsd.RUNS)
     within = np.arange(per_session)
     run = np.searchsorted(starts, within, "right")
-    return writer.TrialTable(
+    return TrialTable(
         stimulus=stimulus,
         session=np.repeat(np.arange(1, sessions + 1), per_session),
         run=np.tile(run, sessions),
@@ -167,7 +191,7 @@ def _pooled(scans: Scans, training: list[np.ndarray]) -> Statistics:
 
 
 def _convert_subject(out: Path, scans: Scans, say: Callable[[str], None]) -> None:
-    if _is_whole(layout_a.betas_path(out, scans.number), "betas", scans.shape):
+    if _is_whole(betas_path(out, scans.number), "betas", scans.shape):
         say(f"subj{scans.number:02d}: there already")
         return
     unknown = 0
@@ -179,8 +203,8 @@ def _convert_subject(out: Path, scans: Scans, say: Callable[[str], None]) -> Non
             yield block
 
     # Betas come last: where they are, the subject is whole.
-    writer.write_behaviour(out, scans.number, scans.table)
-    writer.write_betas(out, scans.number, blocks(), scans.shape)
+    release_writer.write_behaviour(out, scans.number, scans.table)
+    release_writer.write_betas(out, scans.number, blocks(), scans.shape)
     if unknown:
         say(f"subj{scans.number:02d}: in {unknown} cases a voxel does not vary in a session; its betas there are 0")
 
@@ -192,14 +216,14 @@ def _is_whole(path: Path, field: str, shape: tuple[int, ...]) -> bool:
     dtypes = ("float16", "float32")
     if (found := open_rows(path, field, len(shape), dtypes).shape) != shape:
         raise UserError(
-            f"{path}: {field} has shape {found}; expected {shape}, as in {layout_a.CARD} (delete the file to make it again)"
+            f"{path}: {field} has shape {found}; expected {shape}, as in {CARD} (delete the file to make it again)"
         )
     return True
 
 
 def _resized(root: Path, count: int) -> Iterator[np.ndarray]:
     total = -(-count // IMAGES_AT_ONCE)
-    for block in progress(layout_b.read_stimuli(root, IMAGES_AT_ONCE), "images", total, "batch"):
+    for block in progress(raw.read_stimuli(root, IMAGES_AT_ONCE), "images", total, "batch"):
         yield resize(block)
 
 
@@ -211,7 +235,7 @@ def resize(images: np.ndarray) -> np.ndarray:
 
 def _card(root: Path, scans: list[Scans], captions: list[Path]) -> dict:
     # Simulated files carry a card, which says that they are; those of NSD's authors have none.
-    said = read_json(root / layout_a.CARD) if (root / layout_a.CARD).exists() else {}
+    said = read_json(root / CARD) if (root / CARD).exists() else {}
     return {
         "simulated": False,
         **said,
@@ -219,7 +243,7 @@ def _card(root: Path, scans: list[Scans], captions: list[Path]) -> dict:
         "converted": {
             "from": "nsd",
             "root": str(root),
-            "betas": str(layout_b.BETAS_VERSION),
+            "betas": str(raw.BETAS_VERSION),
             "sessions": {str(subject.number): len(subject.sessions) for subject in scans},
             "trials_per_session": len(scans[0].table) // len(scans[0].sessions),
             "captions": list(map(str, captions)),
@@ -246,14 +270,14 @@ def _found(scans: list[Scans], captions: list[tuple[str, ...]]) -> Iterator[str]
 def _claim(out: Path, card: dict, force: bool) -> None:
     """Make ``out`` a folder that this conversion may fill or go on with; nothing else may be there."""
     left = [path for path in out.rglob(".*.part") if re.fullmatch(r"\..+\.\d+\.part", path.name)] if out.is_dir() else []
-    begun = out / layout_a.CARD
+    begun = out / CARD
     if not force and begun.exists():
         _compare(begun, read_json(begun), card)
     elif force or not left or any(path not in left for path in out.iterdir()):
         claim_folder(out, force)
     for path in left:  # of a run that was killed; up to the size of all images
         path.unlink(missing_ok=True)
-    writer.write_card(out, card)
+    release_writer.write_card(out, card)
 
 
 def _compare(path: Path, found: dict, wanted: dict, parent: str = "") -> None:
@@ -264,5 +288,5 @@ def _compare(path: Path, found: dict, wanted: dict, parent: str = "") -> None:
         elif there != here:
             raise UserError(
                 f"{path}: {parent}{key} is {there!r}; expected {here!r} (another conversion began here: choose "
-                "another folder, or --force to replace it)"
+                "another folder, or force to replace it)"
             )

@@ -1,6 +1,6 @@
-"""Layout B, NSD as its authors publish it: the design, the stimuli and their captions, and where each file lies.
+"""Raw NSD, which is NSD as its authors publish it: the design, the stimuli and their captions, and where each file lies.
 
-Volumes, that is masks and betas, are read in ``layout_b_volumes``. NSD counts trials, images and subjects from 1; every
+Volumes, that is masks and betas, are read in ``volumes``. NSD counts trials, images and subjects from 1; every
 array that leaves this module counts images from 0, as the rows of ``imgBrick`` do.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data.rows import open_hdf5
+from mindtuner.data.lazy import open_hdf5
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.formats.matlab5 import read_tables
@@ -28,6 +28,11 @@ STIMULI = Path("nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5")
 BETAS = Path("nsddata_betas/ppdata")
 BETAS_VERSION = Path("func1pt8mm/betas_fithrf_GLMdenoise_RR")
 CAPTION_FILES = ("captions_train2017.json", "captions_val2017.json")
+
+
+def sniff(root: Path) -> bool:
+    """Whether a folder looks like raw NSD: any one of its three folders will do."""
+    return any((root / name).exists() for name in ("nsddata", "nsddata_betas", "nsddata_stimuli"))
 
 
 def betas_folder(root: Path, subject: int) -> Path:

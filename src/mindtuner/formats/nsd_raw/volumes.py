@@ -1,4 +1,4 @@
-"""The volumes of Layout B: which voxels count, and what they did in each trial of a session.
+"""The volumes of raw NSD: which voxels count, and what they did in each trial of a session.
 
 A voxel's place in every (V,) or (trials, V) array is its place among the mask's voxels in C order of NIfTI's (X, Y, Z),
 which is what ``volume[mask]`` gives.
@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 from nibabel.openers import ImageOpener
 
+from mindtuner.data.lazy import open_hdf5
 from mindtuner.data.nsd import BETA_SCALE, VISUAL_ROIS
-from mindtuner.data.rows import open_hdf5
 from mindtuner.errors import UserError
 from mindtuner.formats.nifti import open_nifti, read_data, stream_volumes, whole
 from mindtuner.formats.nsd_raw.read import roi_folder

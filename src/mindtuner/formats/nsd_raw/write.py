@@ -1,4 +1,4 @@
-"""Write any dataset as Layout B (see ``layout_b``), for instance simulated brains as NSD's authors would publish them.
+"""Write any dataset as raw NSD, for instance simulated brains as NSD's authors would publish them.
 
 Raw betas are in percent signal change. Those of a dataset are z-scores, which have no unit, so a z-score of 1 becomes
 ``SD_PERCENT`` above a mean of ``MEAN_PERCENT``; z-scoring takes both away again. What remains is int16's rounding, by at most
@@ -14,19 +14,19 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from mindtuner.data import nsd
-from mindtuner.data.dataset import Dataset, Stimuli, Subject
+from mindtuner.data import Dataset, Stimuli, Subject, nsd
+from mindtuner.data.dataset import CARD
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json, write_text
-from mindtuner.formats.lab_folder.write import box_of, save_nifti
-from mindtuner.formats.nsd_raw import read as layout_b
+from mindtuner.formats.hdf5 import create_hdf5
+from mindtuner.formats.nifti import box_of, save_nifti
+from mindtuner.formats.nsd_raw.read import CAPTION_FILES, DESIGN, STIMULI, STIMULUS_TABLE, betas_folder, roi_folder
 from mindtuner.formats.nsd_raw.volumes import VISUAL
-from mindtuner.formats.nsd_release import read as layout_a
-from mindtuner.formats.nsd_release.write import create_hdf5
+from mindtuner.formats.nsd_release.read import CAPTIONS_PER_IMAGE
 from mindtuner.runtime import progress
 
 FORMS = ("hdf5", "nifti")
-CAPTIONS = Path("annotations") / layout_b.CAPTION_FILES[0]
+CAPTIONS = Path("annotations") / CAPTION_FILES[0]
 SIDE = 425  # of NSD's images
 MEAN_PERCENT, SD_PERCENT = 1.0, 2.0
 _AFFINE = np.diag([1.8, 1.8, 1.8, 1.0])
@@ -48,17 +48,17 @@ def write(root: str | Path, dataset: Dataset, form: str = "hdf5") -> None:
     if form not in FORMS:
         raise UserError(f"form: is {form!r}; expected one of {', '.join(FORMS)}")
     per_session = _trials_per_session(dataset)
-    write_json(root / layout_a.CARD, {**dataset.card, "zscore": "none"})
-    _write_images(root / layout_b.STIMULI, dataset.stimuli)
+    write_json(root / CARD, {**dataset.card, "zscore": "none"})
+    _write_images(root / STIMULI, dataset.stimuli)
     _write_words(root, dataset.stimuli)
     for number, subject in dataset.subjects.items():
         mask = box_of(subject.n_voxels)
-        _write_masks(layout_b.roi_folder(root, number), subject, mask)
+        _write_masks(roi_folder(root, number), subject, mask)
         sessions = subject.trials.row.reshape(-1, per_session)
         for session, rows in enumerate(progress(sessions, f"subj{number:02d}", unit="session"), 1):
-            path = layout_b.betas_folder(root, number) / f"betas_session{session:02d}"
+            path = betas_folder(root, number) / f"betas_session{session:02d}"
             _write_session(path, as_int16(subject.betas(rows), subject.where), mask, form)
-    _write_design(root / layout_b.DESIGN, dataset)
+    _write_design(root / DESIGN, dataset)
 
 
 def as_int16(betas: np.ndarray, where: str) -> np.ndarray:
@@ -130,8 +130,8 @@ def _write_words(root: Path, stimuli: Stimuli) -> None:
     lines += [
         f'{i},{i + 1},train2017,"(0, 0, 0, 0)",0,{i},False,False,{bool(shared)}' for i, shared in enumerate(stimuli.is_shared)
     ]
-    write_text(root / layout_b.STIMULUS_TABLE, "\n".join(lines) + "\n")
-    pairs = [(i, text) for i, texts in enumerate(stimuli.captions, 1) for text in texts[: layout_a.CAPTIONS_PER_IMAGE]]
+    write_text(root / STIMULUS_TABLE, "\n".join(lines) + "\n")
+    pairs = [(i, text) for i, texts in enumerate(stimuli.captions, 1) for text in texts[:CAPTIONS_PER_IMAGE]]
     write_json(
         root / CAPTIONS,
         {

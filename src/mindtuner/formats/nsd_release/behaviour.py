@@ -1,4 +1,4 @@
-"""Behaviour of trials in the tars of Layout A: small members by the hundred thousand, read in one pass over each file.
+"""Behaviour of trials in the tars of the NSD release: small members by the hundred thousand, read in one pass over each file.
 
 ``tarfile`` would make an object of every member, which at NSD's size takes minutes. What ``webdataset`` and most others
 write is plain enough to be read here as one table of headers; for anything else, and to say what is damaged, ``tarfile`` is

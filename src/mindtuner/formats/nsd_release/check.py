@@ -7,22 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from mindtuner.data.dataset import Rows, Stimuli, Trials
-from mindtuner.data.rows import open_rows
+from mindtuner.data import Stimuli, Trials
+from mindtuner.data.dataset import CARD, count_repeats
+from mindtuner.data.lazy import LazyArray, open_rows
 from mindtuner.formats.checks.betas import check_betas
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.checks.parts import check_stimuli, check_trials
-from mindtuner.formats.nsd_release import read as layout_a
+from mindtuner.formats.nsd_release import read as release
 
 UNKNOWN = np.iinfo(np.int64).max
 
 
-def check_a(root: Path, findings: Findings) -> None:
+def check(root: Path, findings: Findings) -> None:
     """Report on the card, the stimuli, and each subject's betas, behaviour, indices and regions."""
     card = {"zscore": "publisher"}
-    with findings.catching(root / layout_a.CARD, "card"):
-        card = layout_a.load_card(root)
-    findings.fact(root / layout_a.CARD, f"zscore {card['zscore']}")
+    with findings.catching(root / CARD, "card"):
+        card = release.load_card(root)
+    findings.fact(root / CARD, f"zscore {card['zscore']}")
     images, captions, shared = _open_stimuli(root, findings)
     numbers = _subjects(root)
     if not numbers:
@@ -33,17 +34,18 @@ def check_a(root: Path, findings: Findings) -> None:
         if trials is not None:
             used[trials.stimulus[(trials.stimulus >= 0) & (trials.stimulus < len(used))]] = True
     if images is not None:
-        with findings.catching(root / layout_a.IMAGES, "images"):
+        with findings.catching(root / release.IMAGES, "images"):
             count = images.shape[0]
             texts = [row.tolist() for row in captions] if captions is not None else [()] * count
-            stimuli = Stimuli(images, texts, np.zeros(count, bool) if shared is None else shared, str(root / layout_a.IMAGES))
+            stimuli = Stimuli(images, texts, np.zeros(count, bool) if shared is None else shared, str(root / release.IMAGES))
             check_stimuli(
                 findings,
-                root / layout_a.IMAGES,
+                root / release.IMAGES,
                 stimuli,
                 [f"image {i}" for i in range(count)],
                 used if len(used) == count else np.ones(count, bool),
             )
+    findings.take_whole(lambda: release.load(root))
 
 
 def _subjects(root: Path) -> list[int]:
@@ -53,42 +55,47 @@ def _subjects(root: Path) -> list[int]:
     return sorted({int(match[1] or match[2]) for match in found if match})
 
 
-def _open_stimuli(root: Path, findings: Findings) -> tuple[Rows | None, np.ndarray | None, np.ndarray | None]:
+def _open_stimuli(root: Path, findings: Findings) -> tuple[LazyArray | None, np.ndarray | None, np.ndarray | None]:
     """Images, captions and which images are shared; None for each that cannot be opened."""
     images, captions, shared = None, None, None
-    with findings.catching(root / layout_a.IMAGES, "images"):
-        images = open_rows(root / layout_a.IMAGES, "images", 4, ("float16", "float32"))
-        findings.fact(root / layout_a.IMAGES, f"{images.shape[0]} images, {images.dtype.name}")
-    with findings.catching(root / layout_a.SHARED, "shared images"):
+    with findings.catching(root / release.IMAGES, "images"):
+        images = open_rows(root / release.IMAGES, "images", 4, ("float16", "float32"))
+        findings.fact(root / release.IMAGES, f"{images.shape[0]} images, {images.dtype.name}")
+    with findings.catching(root / release.SHARED, "shared images"):
         count = None if images is None else images.shape[0]
-        shared = np.array(layout_a.load_npy(root / layout_a.SHARED, "b", (count,), "booleans"))
-        findings.fact(root / layout_a.SHARED, f"{shared.sum()} of {len(shared)} images are shared test images")
+        shared = np.array(release.load_npy(root / release.SHARED, "b", (count,), "booleans"))
+        findings.fact(root / release.SHARED, f"{shared.sum()} of {len(shared)} images are shared test images")
     count = images.shape[0] if images is not None else len(shared) if shared is not None else None
     if count is not None:
-        with findings.catching(root / layout_a.CAPTIONS, "captions"):
-            shape = (count, layout_a.CAPTIONS_PER_IMAGE)
-            captions = layout_a.load_npy(root / layout_a.CAPTIONS, "U", shape, "fixed-width unicode captions")
+        with findings.catching(root / release.CAPTIONS, "captions"):
+            shape = (count, release.CAPTIONS_PER_IMAGE)
+            captions = release.load_npy(root / release.CAPTIONS, "U", shape, "fixed-width unicode captions")
     return images, captions, shared
 
 
 def _check_subject(
-    root: Path, number: int, findings: Findings, images: Rows | None, shared: np.ndarray | None, sessions: list[int] | None
+    root: Path,
+    number: int,
+    findings: Findings,
+    images: LazyArray | None,
+    shared: np.ndarray | None,
+    sessions: list[int] | None,
 ) -> Trials | None:
     """``sessions``: the training sessions that are there by the card; None where it lists none, so all should be."""
-    path, betas = layout_a.betas_path(root, number), None
+    path, betas = release.betas_path(root, number), None
     with findings.catching(path, "betas"):
         betas = open_rows(path, "betas", 2, ("float32",))
         findings.fact(path, f"{betas.shape[0]} trials x {betas.shape[1]} voxels, {betas.dtype.name}")
     limit = images.shape[0] if images is not None else len(shared) if shared is not None else UNKNOWN
     trials = _check_behaviour(root, number, findings, UNKNOWN if betas is None else betas.shape[0], limit, sessions)
     if trials is not None:
-        folder = layout_a.behaviour_folder(root, number)
+        folder = release.behaviour_folder(root, number)
         if shared is not None:
             check_trials(findings, folder, trials, shared, lambda i: f"image {i}")
         if betas is not None and len(trials) and trials.row[-1] < betas.shape[0]:
-            with findings.catching(root / layout_a.INDICES, f"subj0{number}"):
-                shown = layout_a.load_indices(root / layout_a.INDICES, number, betas.shape[0])
-                layout_a.check_indices(root / layout_a.INDICES, number, shown, trials)
+            with findings.catching(root / release.INDICES, f"subj0{number}"):
+                shown = release.load_indices(root / release.INDICES, number, betas.shape[0])
+                release.check_indices(root / release.INDICES, number, shown, trials)
     if betas is not None:
         session = np.zeros(betas.shape[0], np.int64)
         if trials is not None:
@@ -102,7 +109,7 @@ def _check_behaviour(
     root: Path, number: int, findings: Findings, rows: int, images: int, sessions: list[int] | None
 ) -> Trials | None:
     """The trials of all tars that can be read, in the order of betas rows."""
-    folder = layout_a.behaviour_folder(root, number)
+    folder = release.behaviour_folder(root, number)
     stems = [path.stem for path in (folder / "train").glob("*.tar")]
     found = sorted(int(stem) for stem in stems if stem.isdecimal())
     if not found:
@@ -111,31 +118,31 @@ def _check_behaviour(
     expected = set(range(found[-1])) if sessions is None else {session - 1 for session in sessions}
     gaps = [f"{i}.tar" for i in sorted(expected - set(found))]
     if gaps:
-        which = f"0.tar to {found[-1]}.tar, one per session" if sessions is None else f"all that {layout_a.CARD} lists"
+        which = f"0.tar to {found[-1]}.tar, one per session" if sessions is None else f"all that {CARD} lists"
         findings.error(folder / "train", "session", f"{some(gaps)} missing; expected {which}")
     if sessions is not None:
         findings.note(
             folder / "train",
             "session",
-            f"{len(sessions)} training sessions are there, as {layout_a.CARD} says; the betas hold more",
+            f"{len(sessions)} training sessions are there, as {CARD} says; the betas hold more",
         )
     tables, whole = [], not gaps and sessions is None
     paths = [(folder / "train" / f"{i}.tar", i + 1) for i in found] + [(folder / "new_test" / "0.tar", None)]
     for path, session in paths:
         before = len(tables)
         with findings.catching(path, "behaviour"):
-            tables.append((layout_a.load_behaviour(path, number, rows, images, session), session is None))
+            tables.append((release.load_behaviour(path, number, rows, images, session), session is None))
         whole &= len(tables) > before
     if not any(len(table) for table, _ in tables):
         return None
     table = np.concatenate([table for table, _ in tables])
     is_test = np.concatenate([np.full(len(table), test) for table, test in tables])
-    order = np.argsort(table[:, layout_a.ROW], kind="stable")
+    order = np.argsort(table[:, release.ROW], kind="stable")
     table, is_test = table[order], is_test[order]
-    _check_rows(findings, folder, table[:, layout_a.ROW], rows if whole else None)
+    _check_rows(findings, folder, table[:, release.ROW], rows if whole else None)
     _check_old(findings, folder, table, whole)
-    repeat = layout_a.count_repeats(table[:, layout_a.STIMULUS])
-    return Trials(table[:, layout_a.ROW], table[:, layout_a.STIMULUS], table[:, layout_a.SESSION], repeat, is_test)
+    repeat = count_repeats(table[:, release.STIMULUS])
+    return Trials(table[:, release.ROW], table[:, release.STIMULUS], table[:, release.SESSION], repeat, is_test)
 
 
 def _check_rows(findings: Findings, folder: Path, row: np.ndarray, rows: int | None) -> None:
@@ -159,22 +166,22 @@ def _check_rows(findings: Findings, folder: Path, row: np.ndarray, rows: int | N
 
 def _check_old(findings: Findings, folder: Path, table: np.ndarray, whole: bool) -> None:
     """The behaviour says whether the subject had seen the image before; the trials must say so too."""
-    said, counted = table[:, layout_a.IS_OLD], layout_a.count_repeats(table[:, layout_a.STIMULUS]) > 0
+    said, counted = table[:, release.IS_OLD], count_repeats(table[:, release.STIMULUS]) > 0
     for value, wrong, what in (
         (1, ~counted, "are said to repeat an image that no earlier trial shows"),
         (0, counted, "are said to be the first of an image that an earlier trial shows"),
     ):
-        rows = table[(said == value) & wrong, layout_a.ROW]
+        rows = table[(said == value) & wrong, release.ROW]
         if whole and len(rows):
             findings.warning(folder, "is-old", f"{len(rows)} trials {what}: betas row {some(rows)}")
 
 
 def _check_regions(root: Path, number: int, findings: Findings, voxels: int) -> None:
-    path = root / layout_a.MASKS
+    path = root / release.MASKS
     with findings.catching(path, f"subj0{number}"):
-        rois = layout_a.load_rois(path, number, voxels)
+        rois = release.load_rois(path, number, voxels)
         findings.fact(path, f"subj0{number}: " + ", ".join(f"{name} {mask.sum()}" for name, mask in rois.items()))
-        if assumed := layout_a.missing_rois(rois):
+        if assumed := release.missing_rois(rois):
             findings.note(path, f"subj0{number}", assumed)
         for name, mask in rois.items():
             if not mask.any():

@@ -1,7 +1,7 @@
-"""Layout A from the Hugging Face hub: only what is asked for, resumed where it broke off, every byte verified.
+"""The NSD release from the Hugging Face hub: only what is asked for, resumed where it broke off, every byte verified.
 
 While a fetch is under way, files grow in a hidden folder inside the dataset's, each named by the checksum that it must
-end with. A file moves to its place in Layout A only when its checksum is right, and the card is written last: a folder
+end with. A file moves to its place only when its checksum is right, and the card is written last: a folder
 with this module's card is whole.
 """
 
@@ -17,14 +17,24 @@ from urllib.parse import urlsplit
 from huggingface_hub import HfApi, constants, hf_hub_url
 
 from mindtuner import download
+from mindtuner.data.dataset import CARD
 from mindtuner.download import CHECKSUM, HubFile, checksum_of, persist, size_of
 from mindtuner.errors import UserError
 from mindtuner.files import read_json, write_json
-from mindtuner.formats.nsd_release import read as layout_a
+from mindtuner.formats.nsd_release.read import (
+    CAPTIONS,
+    IMAGES,
+    INDICES,
+    MASKS,
+    SHARED,
+    behaviour_folder,
+    betas_path,
+    check_card,
+)
 from mindtuner.runtime import progress
 
 REPO = "pscotti/mindeyev2"
-SHARED_FILES = (layout_a.SHARED, layout_a.MASKS, layout_a.INDICES, layout_a.CAPTIONS, layout_a.IMAGES)
+SHARED_FILES = (SHARED, MASKS, INDICES, CAPTIONS, IMAGES)
 PUBLISHED_CARD = {"simulated": False, "zscore": "publisher"}
 
 
@@ -69,7 +79,7 @@ class Plan:
 
     def target(self, file: HubFile) -> Path:
         """The file's place. A card that the release has of its own is only read: ours, which extends it, is in its place."""
-        return self.working_folder / layout_a.CARD if file.path == layout_a.CARD else self.out / file.path
+        return self.working_folder / CARD if file.path == CARD else self.out / file.path
 
     def bytes_here(self, files: Iterable[HubFile]) -> int:
         """How many bytes of ``files`` need not travel any more."""
@@ -85,9 +95,9 @@ def read_release(repo: str = REPO, revision: str = "main", endpoint: str | None 
     """
     endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
     if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
-        raise UserError(f"--endpoint: is {endpoint!r}; expected an address such as https://huggingface.co")
+        raise UserError(f"endpoint: is {endpoint!r}; expected an address such as https://huggingface.co")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise UserError(f"--repo: is {repo!r}; expected OWNER/NAME")
+        raise UserError(f"repo: is {repo!r}; expected OWNER/NAME")
     where = f"{endpoint}/datasets/{repo}, revision {revision}"
     try:
         info = persist(
@@ -126,25 +136,25 @@ def plan_fetch(
     """
     out, where = Path(out), f"{release.repo}@{release.revision[:12]}"
     subjects = release.subjects if subjects is None else sorted(set(subjects))
-    wanted = {name: [name] for name in (layout_a.CARD, *SHARED_FILES) if name != layout_a.CARD or name in release.files}
+    wanted = {name: [name] for name in (CARD, *SHARED_FILES) if name != CARD or name in release.files}
     for subject in subjects:
         if subject not in release.subjects:
-            raise UserError(f"--subjects: {subject}; {where} has {_list(release.subjects)}")
+            raise UserError(f"subjects: {subject}; {where} has {_list(release.subjects)}")
         there = release.sessions(subject)
         chosen = there if sessions is None else sorted(set(sessions))
         for session in chosen:
             if session not in there:
-                raise UserError(f"--sessions: {session}; subject {subject} in {where} has {_list(there)}")
-        folder = layout_a.behaviour_folder("", subject).as_posix()
+                raise UserError(f"sessions: {session}; subject {subject} in {where} has {_list(there)}")
+        folder = behaviour_folder("", subject).as_posix()
         wanted[folder] = [f"{folder}/train/{session - 1}.tar" for session in chosen] + [f"{folder}/new_test/0.tar"]
         if f"{folder}/test/0.tar" in release.files:
             wanted[folder].append(f"{folder}/test/0.tar")  # the older split of the test trials
     for subject in subjects:  # last: the reader takes a subject for there as soon as its betas are
-        name = layout_a.betas_path("", subject).as_posix()
+        name = betas_path("", subject).as_posix()
         wanted[name] = [name]
     for name in (name for names in wanted.values() for name in names):
         if name not in release.files:
-            raise UserError(f"{where}: has no {name}; expected the files of Layout A")
+            raise UserError(f"{where}: has no {name}; expected the files of the NSD release")
     if not subjects:
         raise UserError(f"{where}: has no subject; expected files betas_all_subj0N_fp32_renorm.hdf5")
     plan = Plan(release, out, {label: [release.files[name] for name in names] for label, names in wanted.items()})
@@ -175,7 +185,7 @@ def fetch(plan: Plan) -> dict:
                 bar.set_postfix_str(file.path)
                 _bring(plan, file, bar)
         card = _make_card(plan)
-        write_json(plan.out / layout_a.CARD, card)
+        write_json(plan.out / CARD, card)
         shutil.rmtree(plan.working_folder)
     except OSError as error:
         raise UserError(
@@ -185,14 +195,14 @@ def fetch(plan: Plan) -> dict:
 
 
 def _check_folder(plan: Plan) -> None:
-    out, card_path = plan.out, plan.out / layout_a.CARD
+    out, card_path = plan.out, plan.out / CARD
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; expected a folder for the dataset")
     for other in out.glob(".fetch-*.part"):
         if other != plan.working_folder:
             revision = other.name.removeprefix(".fetch-").removesuffix(".part")
             raise UserError(
-                f"{out}: half-fetched from revision {revision}; expected that one (--revision {revision}) "
+                f"{out}: half-fetched from revision {revision}; expected that one (revision={revision!r}) "
                 f"or another folder than {plan.release.revision}'s"
             )
     if card_path.exists() and read_json(card_path).get("source") != _source(plan.release):
@@ -229,18 +239,18 @@ def _make_card(plan: Plan) -> dict:
     training sessions of subjects of which only some are there.
     """
     card = dict(PUBLISHED_CARD)
-    if layout_a.CARD in plan.release.files:
-        published = plan.working_folder / layout_a.CARD
+    if CARD in plan.release.files:
+        published = plan.working_folder / CARD
         card = read_json(published)
-        layout_a.check_card(card, str(published))
+        check_card(card, str(published))
         if not isinstance(card.get("sessions", {}), dict):
             raise UserError(f"{published}: sessions is no table; expected subject: [session, ...]")
     card["source"] = _source(plan.release)
     some = dict(card.get("sessions", {}))
     for subject in plan.release.subjects:
-        all_sessions, folder = plan.release.sessions(subject), layout_a.behaviour_folder(plan.out, subject) / "train"
+        all_sessions, folder = plan.release.sessions(subject), behaviour_folder(plan.out, subject) / "train"
         here = [session for session in all_sessions if (folder / f"{session - 1}.tar").exists()]
-        if layout_a.betas_path(plan.out, subject).exists() and here != all_sessions:
+        if betas_path(plan.out, subject).exists() and here != all_sessions:
             some[str(subject)] = here
     return card | ({"sessions": some} if some else {})
 

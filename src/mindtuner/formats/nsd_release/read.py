@@ -1,4 +1,4 @@
-"""Layout A, the files of the public MindEye2 release, read without loading them whole.
+"""The NSD release, which is the public MindEye2 release of NSD, read without loading them whole.
 
 Per subject ``s``: ``betas_all_subj0{s}_fp32_renorm.hdf5`` (dataset ``betas``, (trials, voxels) float32) and the
 behaviour of each trial in ``wds/subj0{s}/train/{session-1}.tar`` and ``wds/subj0{s}/new_test/0.tar``.
@@ -16,11 +16,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data.captions import StoredCaptions
-from mindtuner.data.dataset import Dataset, Stimuli, Subject, Trials
-from mindtuner.data.leaks import check_no_leak
-from mindtuner.data.read_ahead import ahead
-from mindtuner.data.rows import open_hdf5, open_rows, unmapped
+from mindtuner.data import Dataset, Stimuli, Subject, Trials, check_no_leak
+from mindtuner.data.dataset import CARD, count_repeats
+from mindtuner.data.lazy import open_hdf5, open_rows, read_ahead, unmapped
+from mindtuner.data.stimuli import StoredCaptions
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.formats.nsd_release.behaviour import COLUMNS as COLUMNS
@@ -31,7 +30,6 @@ CAPTIONS = "COCO_73k_annots_curated.npy"
 INDICES = "COCO_73k_subj_indices.hdf5"
 SHARED = "shared1000.npy"
 MASKS = "brain_region_masks.hdf5"
-CARD = "dataset.json"
 ROIS = ("nsd_general", "V1", "V2", "V3", "V4", "higher_vis")
 ZSCORES = ("publisher", "train_trials", "session_all")
 CAPTIONS_PER_IMAGE = 5
@@ -51,8 +49,14 @@ def behaviour_folder(root: str | Path, subject: int) -> Path:
     return Path(root) / "wds" / f"subj0{subject}"
 
 
+def sniff(root: Path) -> bool:
+    """Whether a folder looks like the NSD release: any one of its files will do."""
+    names = ("betas_all_subj0*", "wds", IMAGES, CAPTIONS, INDICES, SHARED, MASKS)
+    return any(any(root.glob(name)) for name in names)
+
+
 def load(root: str | Path, subjects: Iterable[int] | None = None, test_split: str = "new_test") -> Dataset:
-    """Open a Layout A folder; ``subjects`` by default are all that have a betas file.
+    """Open a folder of the NSD release; ``subjects`` by default are all that have a betas file.
 
     Betas and images stay on disk until they are asked for. A folder without ``dataset.json`` is taken for the
     public release: not simulated, z-scored by its publisher. ``test_split`` "test" is the release's older one, without
@@ -161,7 +165,7 @@ def _load_trials(
     if len(sessions) == 0:
         raise UserError(f"{folder / 'train'}: no behaviour; expected 0.tar, 1.tar, ... one per session")
     tars = [(folder / "train" / f"{i - 1}.tar", i) for i in sessions] + [(folder / test_split / "0.tar", None)]
-    tables = list(ahead(lambda tar: load_behaviour(tar[0], number, rows, images, tar[1]), tars, TARS_AT_ONCE))
+    tables = list(read_ahead(lambda tar: load_behaviour(tar[0], number, rows, images, tar[1]), tars, TARS_AT_ONCE))
     is_test = np.repeat([False, True], [sum(map(len, tables[:-1])), len(tables[-1])])
     table = np.concatenate(tables)
     order = np.argsort(table[:, ROW], kind="stable")
@@ -179,15 +183,6 @@ def _load_trials(
         )
     repeat = count_repeats(shown)[table[:, ROW]]
     return Trials(table[:, ROW], table[:, STIMULUS], table[:, SESSION], repeat, is_test)
-
-
-def count_repeats(stimulus: np.ndarray) -> np.ndarray:
-    """How often each entry of ``stimulus`` (n,) occurred before it, int64 (n,)."""
-    order = np.argsort(stimulus, kind="stable")
-    _, first, counts = np.unique(np.asarray(stimulus)[order], return_index=True, return_counts=True)
-    repeat = np.empty(len(order), np.int64)
-    repeat[order] = np.arange(len(order)) - np.repeat(first, counts)
-    return repeat
 
 
 def load_behaviour(path: Path, number: int, rows: int, images: int, session: int | None) -> np.ndarray:

@@ -1,17 +1,38 @@
-"""Rows of numbers that stay on disk until they are asked for: in one block of a file, or in chunks of HDF5."""
+"""Arrays whose rows stay on disk until they are asked for: in one block of a file or in chunks of HDF5, whole, some of
+their columns, or means of them; and reading ahead."""
 
 from __future__ import annotations
 
 import itertools
 import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import h5py
 import numpy as np
 
 from mindtuner.errors import UserError
 
+Item, Found = TypeVar("Item"), TypeVar("Found")
 ROWS_AT_ONCE = 256  # of a dataset without chunks that is not one block: external or virtual
+
+
+class LazyArray(Protocol):
+    """What betas and images are to the rest of the package: ``array[rows]``, int64 (n,) in any order, reads just these rows.
+
+    A NumPy array is one too.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
 
 
 def open_rows(path: str | Path, field: str, ndim: int, dtypes: tuple[str, ...]) -> FileRows | ChunkedRows:
@@ -147,6 +168,37 @@ class ChunkedRows:
             ) from error
 
 
+class Columns:
+    """Some voxels of a subject's betas: ``view[rows]`` is (n, K) for int64 columns (K,)."""
+
+    def __init__(self, source: LazyArray, columns: np.ndarray):
+        self._source, self._columns = source, columns
+        self.shape, self.dtype = (source.shape[0], len(columns)), source.dtype
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self._source[rows])[:, self._columns]
+
+
+class RowMeans:
+    """Means over groups of rows, in float64 on the way: ``view[groups]`` is float32 (n, V).
+
+    groups : for each of the view's rows the rows of ``source`` that it averages, at least one
+    """
+
+    def __init__(self, source: LazyArray, groups: list[np.ndarray]):
+        self._source, self._groups = source, groups
+        self.shape, self.dtype = (len(groups), source.shape[1]), np.dtype(np.float32)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        if len(rows) == 0:
+            return np.empty((0, self.shape[1]), np.float32)
+        groups = [self._groups[row] for row in rows]
+        counts = np.array([len(group) for group in groups])
+        parts = np.asarray(self._source[np.concatenate(groups)])
+        sums = np.add.reduceat(parts, np.cumsum(counts) - counts, axis=0, dtype=np.float64)
+        return (sums / counts[:, None]).astype(np.float32)
+
+
 def as_rows(rows, count: int, where: str, field: str) -> np.ndarray:
     """``rows`` as an int64 (n,) array. Raises UserError where one is no whole number in ``0..count-1``."""
     rows = np.asarray(rows)
@@ -160,3 +212,21 @@ def as_rows(rows, count: int, where: str, field: str) -> np.ndarray:
     if outside.any():
         raise UserError(f"{where}: {field} {rows[outside][0]} is out of range; expected 0..{count - 1}")
     return rows.astype(np.int64)
+
+
+def read_ahead(read: Callable[[Item], Found], items: Iterable[Item], threads: int = 1) -> Iterator[Found]:
+    """``read(item)`` of all items, in their order. While one is used the next ``threads`` of them are read, each by a thread,
+    which is worth it where reading waits for a disk or works outside Python's lock. An error comes up where its item would.
+    """
+    with ThreadPoolExecutor(threads, "ahead") as pool:
+        coming: deque = deque()
+        try:
+            for item in items:
+                coming.append(pool.submit(read, item))
+                if len(coming) > threads:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:  # who stops early waits for what is being read, no longer
+            for future in coming:
+                future.cancel()

@@ -1,4 +1,7 @@
-"""The wall between training and test: a test trial is a trial of a shared image, and no other trial is."""
+"""The wall between training and test, and folds within training.
+
+A test trial is a trial of a shared image, and no other trial is. Folds part images, not trials.
+"""
 
 from __future__ import annotations
 
@@ -40,3 +43,20 @@ def check_no_leak(trials: Trials, is_shared: np.ndarray, where: str) -> None:
 def _name(trials: Trials, offending: np.ndarray) -> str:
     first = int(np.flatnonzero(offending)[0])
     return f"trial of session {trials.session[first]}, row {trials.row[first]}, stimulus {trials.stimulus[first]}"
+
+
+def image_folds(images, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """``folds`` splits of rows into (fitted, left out), int64 positions; all rows of an image, by its id in images (n,),
+    are on one side, and each row is left out once.
+
+    Raises UserError for fewer images than folds.
+    """
+    images = np.asarray(images)
+    distinct = np.unique(images)
+    if len(distinct) < folds:
+        raise UserError(f"images: {len(distinct)} to cross-validate over; expected at least {folds}")
+    splits = []
+    for out in np.array_split(np.random.default_rng(seed).permutation(distinct), folds):
+        left = np.isin(images, out)
+        splits.append((np.flatnonzero(~left), np.flatnonzero(left)))
+    return splits

@@ -1,0 +1,134 @@
+"""The images that subjects saw and their captions, read when they are asked for.
+
+Captions too: those of the 73,000 images of NSD take 50 MB as strings.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from mindtuner.data.lazy import FileRows, LazyArray, as_rows, read_ahead
+from mindtuner.errors import UserError
+
+IMAGE_SHAPE = (3, 224, 224)
+HASH_ALL_BYTES = 4 * 2**30  # above this many bytes of pixels the hash samples images
+HASH_SAMPLE = 2048
+CAPTIONS_AT_ONCE = 4096  # images at a time; each caption is stored as wide as the longest of all, 4 bytes a character
+
+
+def non_empty(captions: Iterable[str]) -> tuple[str, ...]:
+    """The captions of an image that say something."""
+    return tuple(text for text in captions if text.strip())
+
+
+class StoredCaptions(Sequence):
+    """The non-empty captions of each image, a tuple of strings, from a table (N, k) of fixed-width unicode."""
+
+    def __init__(self, table: np.ndarray | FileRows):
+        self._table = table
+
+    def __len__(self) -> int:
+        return self._table.shape[0]
+
+    def __getitem__(self, index: int | slice) -> tuple[str, ...] | list[tuple[str, ...]]:
+        found = self._table[index].tolist()
+        return [non_empty(texts) for texts in found] if isinstance(index, slice) else non_empty(found)
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        for start in range(0, len(self), CAPTIONS_AT_ONCE):
+            yield from self[start : start + CAPTIONS_AT_ONCE]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(tuple.__eq__, self, other))
+
+    __hash__ = None
+
+
+class Stimuli:
+    """The images that subjects saw, lazily read, with their captions.
+
+    source     (N, 3, 224, 224) float16 or float32 in 0..1, usually in a file
+    captions   for each image its non-empty captions, a tuple, possibly none; a list, or read as they are asked for
+    is_shared  bool (N,), the images that all subjects see and that only test uses
+    category   the category that no training sees, "" where there is none
+    of_category  bool (N,), the images that show it
+    """
+
+    def __init__(self, source: LazyArray, captions: Sequence[Sequence[str]], is_shared: np.ndarray, where: str):
+        count = source.shape[0]
+        if source.shape[1:] != IMAGE_SHAPE:
+            raise UserError(f"{where}: images have shape {source.shape}; expected (N, 3, 224, 224)")
+        if len(captions) != count:
+            raise UserError(f"{where}: {count} images but {len(captions)} lists of captions; expected as many")
+        if np.shape(is_shared) != (count,):
+            raise UserError(f"{where}: {count} images but is_shared has shape {np.shape(is_shared)}; expected ({count},)")
+        self._source = source
+        self._where = where
+        self.captions = captions if isinstance(captions, StoredCaptions) else [non_empty(texts) for texts in captions]
+        self.is_shared = np.asarray(is_shared, bool)
+        self.category, self.of_category = "", np.zeros(count, bool)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @property
+    def training_images(self) -> np.ndarray:
+        """Ids of all images that training may show, ascending: neither shared nor of a category held out."""
+        return np.flatnonzero(~(self.is_shared | self.of_category))
+
+    def images(self, ids) -> np.ndarray:
+        """Images (n, 3, 224, 224) in 0..1, of the dtype they are stored in, in the order asked for.
+
+        An id may come twice. Raises UserError where an id or a pixel is out of range.
+        """
+        ids = as_rows(ids, len(self), self._where, "image")
+        images = np.asarray(self._source[ids])
+        if not _in_unit_range(images):
+            at = next(i for i, image in enumerate(images) if not _in_unit_range(image))
+            raise UserError(
+                f"{self._where}: image {ids[at]} has pixels in {images[at].min()}..{images[at].max()}; expected 0..1"
+            )
+        return images
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 (hex) of shape, dtype, captions and pixels: the same stimuli, the same hash.
+
+        Up to 4 GiB all pixels count. Above that (the 73,000 images of NSD are 22 GB) only the pixels of
+        2,048 evenly spaced images do, so a change confined to other pixels goes unseen.
+
+        Of picture files, whose pixels would all have to be unpacked, the bytes count instead, every one of them: the same
+        pictures stored otherwise are other stimuli.
+        """
+        digest = hashlib.sha256()
+        count, dtype = len(self), self._source.dtype
+        digest.update(f"[{json.dumps(list(self._source.shape))}, {json.dumps(dtype.name)}, [".encode())
+        for start in range(0, count, CAPTIONS_AT_ONCE):
+            block = json.dumps(self.captions[start : start + CAPTIONS_AT_ONCE])[1:-1]  # without its brackets
+            digest.update((", " if start else "").encode() + block.encode())
+        digest.update(b"]]")
+        if hasattr(self._source, "file_hashes"):
+            for file in self._source.file_hashes():
+                digest.update(file)
+            return digest.hexdigest()
+        size = int(np.prod(self._source.shape)) * dtype.itemsize
+        ids = np.arange(count) if size <= HASH_ALL_BYTES else np.linspace(0, count - 1, HASH_SAMPLE).astype(np.int64)
+        for images in read_ahead(self._source.__getitem__, _blocks(ids, 32)):
+            digest.update(np.ascontiguousarray(images, dtype.newbyteorder("<")).data)
+        return digest.hexdigest()
+
+
+def _in_unit_range(images: np.ndarray) -> bool:
+    # Half precision compares slowly, but its bit patterns of 0..1 are the integers 0..0x3C00: look there first.
+    if images.size == 0 or images.dtype == np.float16 and images.view(np.uint16).max() <= 0x3C00:
+        return True
+    return bool(images.min() >= 0 and images.max() <= 1)  # a NaN fails both comparisons
+
+
+def _blocks(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
