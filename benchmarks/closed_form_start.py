@@ -32,7 +32,7 @@ from mindtuner.config import load_config
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.runtime import progress
 from mindtuner.training import tune
-from mindtuner.training.closed_form import voxel_regression
+from mindtuner.training.ridge import voxel_regression
 
 METHODS = ("mindtuner", "ridge_only")
 STARTS = {

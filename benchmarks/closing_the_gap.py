@@ -45,7 +45,7 @@ from mindtuner.decoding.decoder import Decoder, Predictions, sum_of_unit_tokens
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.runtime import derive_seed, progress
 from mindtuner.training import subject_name, tune
-from mindtuner.training.closed_form import ridge_regression
+from mindtuner.training.ridge import ridge_regression
 
 DIRECTIONS = ("image", "brain", "text")
 HELD_OUT, WEIGHTS_TRIED, PENALTIES = 90, 30, np.logspace(0, 6, 13)

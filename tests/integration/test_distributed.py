@@ -149,9 +149,9 @@ def test_killed_alone_and_gone_on_by_two(small, alone, tmp_path, shards):
 
 def test_a_process_without_a_trial_of_a_subject_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "processes", lambda: Processes(0, 6))
-    distributed.refuse_few(6)
+    distributed.check_batch_size(6)
     with pytest.raises(UserError, match="batch_per_subject: is 5; expected at least one trial for each of the 6 processes"):
-        distributed.refuse_few(5)
+        distributed.check_batch_size(5)
 
 
 def test_verbs_for_one_process_are_refused_to_several(monkeypatch, capsys, tmp_path):

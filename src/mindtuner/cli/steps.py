@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # what is heavy is imported only where it is used
     from mindtuner.towers.compact import CompactTextEncoder
     from mindtuner.towers.openclip import OpenClipTextEncoder
     from mindtuner.training import Targets
-    from mindtuner.training.loop import Log
+    from mindtuner.training.monitor import Log
 
 BASE = "base.safetensors"
 SETTINGS = "config.yaml"

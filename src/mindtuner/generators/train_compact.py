@@ -27,6 +27,7 @@ from mindtuner.simulation.generator_stream import generator_scenes
 from mindtuner.simulation.scenes import SceneStream, render
 from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
+from mindtuner.training.optimiser import update_average
 
 TOKEN_DROP, TEXT_DROP = 0.12, 0.4
 KNOWN = {"prior": (0.05, 0.5), "denoiser": (0.1, 1.0)}  # share of the tokens' variance in what each is conditioned on
@@ -156,10 +157,8 @@ def _train(
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
-        if average:  # which starts faster than it goes on
-            keep = min(EMA[stage], (1 + done) / (10 + done))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.values()), list(network.parameters()), 1 - keep)
+        if average:
+            update_average(average, list(network.parameters()), EMA[stage], done)
         recent.append({name: loss.item() for name, loss in losses.items()})
         if done % SAVE_EVERY == 0:
             means = {name: float(np.mean([losses[name] for losses in recent])) for name in recent[0]}

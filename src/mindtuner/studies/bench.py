@@ -28,7 +28,7 @@ from mindtuner.model import BrainNetwork
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import progress
 from mindtuner.training import Targets, load_network, pretrain, remove_checkpoint, save_network, subject_name, tune
-from mindtuner.training.closed_form import voxel_regression
+from mindtuner.training.ridge import voxel_regression
 
 RETRIEVAL = ("image", "brain", "text")
 REGRESSION = "regression"  # the method that tunes nothing: voxels -> tokens by one ridge regression

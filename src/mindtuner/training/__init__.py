@@ -3,10 +3,10 @@
 from mindtuner.training.batches import subject_name
 from mindtuner.training.checkpoint import remove_checkpoint
 from mindtuner.training.fingerprint import Fingerprint, load_fingerprint, read_fingerprint, save_fingerprint
+from mindtuner.training.monitor import tensorboard_to
 from mindtuner.training.network_files import load_network, read_card, save_network
 from mindtuner.training.pretrain import pretrain
 from mindtuner.training.targets import Targets
-from mindtuner.training.tensorboard import tensorboard_to
 from mindtuner.training.tune import METHODS, tune
 
 __all__ = [

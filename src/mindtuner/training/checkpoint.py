@@ -28,7 +28,7 @@ from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.processes import processes
 from mindtuner.training.batches import Feed
-from mindtuner.training.distributed import from_first, like, whole
+from mindtuner.training.distributed import broadcast_from_first, gather_shards, shard_like
 from mindtuner.training.targets import Targets
 
 KIND = "mindtuner training checkpoint 1"
@@ -66,7 +66,7 @@ class Checkpoint:
             return False
         if processes().index == 0:
             _remove_torn_writes(self.path)
-        if not from_first(self.path.exists()):
+        if not broadcast_from_first(self.path.exists()):
             return False
         saved = _read(self.path)
         _refuse_other_settings(self.path, saved["settings"], self.settings)
@@ -81,7 +81,7 @@ class Checkpoint:
         """Replace the file by one of this moment, atomically. Raises UserError where it cannot be written."""
         if self.path is None:
             return
-        parts = {name: whole(part.state_dict()) for name, part in self.parts.items()}
+        parts = {name: gather_shards(part.state_dict()) for name, part in self.parts.items()}
         self.last_good = f"{self.path} at step {now.step}"
         if processes().index != 0:
             return
@@ -101,7 +101,7 @@ def _in_shards(optimizer: torch.optim.Optimizer, state: dict) -> None:
     for index, moments in state["state"].items():
         for name, moment in moments.items():
             if moment.ndim:  # not the count of steps
-                moments[name] = like(moment, weights[index])
+                moments[name] = shard_like(moment, weights[index])
 
 
 def remove_checkpoint(path: str | Path) -> None:
@@ -153,7 +153,7 @@ class Weights(dict[str, Tensor]):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, tensor in self.items():
-                tensor.copy_(like(state[name], tensor))
+                tensor.copy_(shard_like(state[name], tensor))
 
     def clone(self) -> Weights:
         """The same values in tensors of their own."""

@@ -47,7 +47,7 @@ def _group(device: str) -> dist.ProcessGroup:
     return dist.new_group(backend="nccl") if device == "cuda" else dist.group.WORLD
 
 
-def from_first(value: object) -> object:
+def broadcast_from_first(value: object) -> object:
     """Process 0's ``value``, plain, on all: what was measured must be the same everywhere."""
     if processes().count == 1:
         return value
@@ -55,7 +55,7 @@ def from_first(value: object) -> object:
     return box[0]
 
 
-def add_up(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """``tensor`` summed over all processes, in place."""
     if processes().count > 1:
         dist.all_reduce(tensor, group=_group(tensor.device.type))
@@ -99,18 +99,18 @@ def _in_shards(network: BrainNetwork, device: torch.device) -> BrainNetwork:
     return shards.to(device)
 
 
-def whole(value: object) -> object:
+def gather_shards(value: object) -> object:
     """``value`` with every sharded tensor in it gathered; all processes must ask."""
     if isinstance(value, DTensor):
         return value.detach().full_tensor()
     if isinstance(value, dict):
-        return {key: whole(part) for key, part in value.items()}
+        return {key: gather_shards(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [whole(part) for part in value]
+        return [gather_shards(part) for part in value]
     return value
 
 
-def like(value: Tensor, wanted: Tensor) -> Tensor:
+def shard_like(value: Tensor, wanted: Tensor) -> Tensor:
     """The whole tensor ``value`` sharded as ``wanted`` is, or as it is."""
     if not isinstance(wanted, DTensor) or isinstance(value, DTensor):
         return value
@@ -118,7 +118,7 @@ def like(value: Tensor, wanted: Tensor) -> Tensor:
     return distribute_tensor(value.to(mesh.device_type), mesh, wanted.placements, src_data_rank=None)
 
 
-def add_up_gradients(parameters: list[nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: list[nn.Parameter]) -> None:
     """Sum whole gradients over all processes; those of shards are summed already."""
     if processes().count == 1 or sharded():
         return
@@ -128,13 +128,13 @@ def add_up_gradients(parameters: list[nn.Parameter]) -> None:
             parameter.grad = torch.zeros_like(parameter)
         bucket.append(parameter.grad)
         if index + 1 == len(parameters) or sum(4 * grad.numel() for grad in bucket) > BUCKET_BYTES:
-            flat = add_up(torch.cat([grad.flatten() for grad in bucket]))
+            flat = all_reduce_sum(torch.cat([grad.flatten() for grad in bucket]))
             for grad, summed in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
                 grad.copy_(summed.view_as(grad))
             bucket = []
 
 
-class Share:
+class BatchShare:
     """This process's trials of a batch of ``sizes`` trials, subject by subject."""
 
     def __init__(self, sizes: list[int]):
@@ -154,11 +154,11 @@ class Share:
             name: betas[part.start : part.stop] for (name, betas), part in zip(voxels.items(), self.of_subject, strict=True)
         }
 
-    def among(self, positions: np.ndarray) -> Some:
+    def among(self, positions: np.ndarray) -> OwnTrials:
         """The own ones of these trials of the batch (k,)."""
         mine = np.flatnonzero(self._place[positions] >= 0)
         # Sharded parts gather when they run, so all processes run all of them: a trial that counts nothing stands in.
-        return Some(
+        return OwnTrials(
             len(positions),
             len(mine),
             mine if len(mine) else np.zeros(1, int),
@@ -166,7 +166,7 @@ class Share:
         )
 
 
-class Some:
+class OwnTrials:
     """Own ones of ``total`` trials: ``mine`` their places among these, ``rows`` those among the process's outputs."""
 
     def __init__(self, total: int, found: int, mine: np.ndarray, rows: np.ndarray):
@@ -192,7 +192,7 @@ class _Gather(torch.autograd.Function):
         ctx.n = len(rows)
         gathered = rows.new_zeros(total, *rows.shape[1:])
         gathered[mine] = rows[: len(mine)]
-        return add_up(gathered)
+        return all_reduce_sum(gathered)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -202,14 +202,14 @@ class _Gather(torch.autograd.Function):
         return own, None, None
 
 
-def one_of_all(loss: Tensor) -> Tensor:
+def share_of_loss(loss: Tensor) -> Tensor:
     """Of a loss that every process computes whole, a value that adds up to it, with the whole gradient."""
     count = processes().count
     return loss if count == 1 else loss - loss.detach() * (1 - 1 / count)
 
 
 @contextlib.contextmanager
-def dropout_of(network: BrainNetwork, all_trials: Some, heads: Some) -> Iterator[None]:
+def shared_dropout(network: BrainNetwork, all_trials: OwnTrials, heads: OwnTrials) -> Iterator[None]:
     """Inside the block dropout is drawn for the whole batch, of which this process uses its own rows."""
     if processes().count == 1:
         yield
@@ -226,7 +226,7 @@ def dropout_of(network: BrainNetwork, all_trials: Some, heads: Some) -> Iterator
             layer.drawn = None
 
 
-def refuse_few(batch_per_subject: int) -> None:
+def check_batch_size(batch_per_subject: int) -> None:
     """Raise UserError where a process would have no trial of a subject."""
     if batch_per_subject < processes().count:
         raise UserError(

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,18 @@ from mindtuner.processes import ended_early
 from mindtuner.training import distributed, objectives
 from mindtuner.training.batches import Batch, Feed, batches, steps_per_epoch
 from mindtuner.training.checkpoint import Checkpoint, Progress, RandomStreams, Weights, run_settings
-from mindtuner.training.monitor import gradient_norms, mean_losses, refuse_broken, validate
-from mindtuner.training.number_format import frozen_in, number_format
+from mindtuner.training.monitor import Log, gradient_norms, mean_losses, refuse_broken, validate
+from mindtuner.training.optimiser import (
+    exchanged,
+    frozen_in,
+    number_format,
+    one_cycle,
+    parameter_groups,
+    take_step,
+    update_average,
+)
 from mindtuner.training.targets import Targets
 
-Log = Callable[[dict], None]
 LOWLEVEL = ("latents", "features", "features_augmented")  # the targets of the low-level module
 
 
@@ -69,8 +76,8 @@ def fit(
     and TrainingDiverged naming step, loss term and last good checkpoint where a loss is not finite.
     """
     device = runtime.device()
-    dtype = distributed.from_first(number_format(config, device))
-    distributed.refuse_few(config.batch_per_subject)
+    dtype = distributed.broadcast_from_first(number_format(config, device))
+    distributed.check_batch_size(config.batch_per_subject)
     if config.patience and not any(len(trials) for trials in (held_out or {}).values()):
         raise UserError(f"patience: is {config.patience}, but no training image is held out; expected a holdout above 0")
     result, network = network, distributed.prepare(network, device).train()
@@ -122,15 +129,13 @@ def fit(
                 if not now.losses and log is not None and epoch in (0, epochs // 2, epochs - 1):
                     now.norms = {} if distributed.sharded() else gradient_norms(weighted, parameters, scaler.get_scale())
                 scaler.scale(torch.stack(list(weighted.values())).sum() / config.accumulate).backward()
-                sums = distributed.add_up(torch.stack([loss.detach() for loss in losses.values()]))
+                sums = distributed.all_reduce_sum(torch.stack([loss.detach() for loss in losses.values()]))
                 now.losses.append(dict(zip(losses, sums.unbind(), strict=True)))
-            distributed.add_up_gradients(parameters)
+            distributed.all_reduce_gradients(parameters)
             lr = one_cycle(step, steps, config.lr, config.warmup)
             now.gradients.append(take_step(optimizer, scaler, parameters, lr, config.grad_clip))
-            if average:  # which starts faster than it goes on
-                torch._foreach_lerp_(
-                    list(average.values()), [p.detach() for p in parameters], 1 - min(config.ema, (1 + step) / (10 + step))
-                )
+            if average:
+                update_average(average, parameters, config.ema, step)
             now.step, now.seconds = step + 1, time.perf_counter() - start
             epoch_is_over = now.step % per_epoch == 0 or now.step == steps
             if not epoch_is_over:
@@ -151,7 +156,7 @@ def fit(
             if held_out:
                 with exchanged(trained, average):
                     found = validate(network, feeds, held_out, targets, device, dtype)
-                    record["validation"] = distributed.from_first(found)
+                    record["validation"] = distributed.broadcast_from_first(found)
             if config.patience and record["validation"]["top1"] > now.best:
                 now.best, now.waited = record["validation"]["top1"], 0
                 best.load_state_dict(average or trained)
@@ -167,39 +172,8 @@ def fit(
     trained.load_state_dict(best or average or trained)
     if result is not network:  # in shards
         weights = dict(result.named_parameters())
-        Weights({name: weights[name] for name in trained}).load_state_dict(distributed.whole(trained.state_dict()))
+        Weights({name: weights[name] for name in trained}).load_state_dict(distributed.gather_shards(trained.state_dict()))
     result.to(device).eval()
-
-
-def take_step(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, parameters: list[nn.Parameter], lr: float, clip: float
-) -> Tensor:
-    """Step along the gradients that lie in ``parameters``, clipped to the norm ``clip``; returns the norm they had.
-
-    In float16 a norm that is not finite means that the scaler leaves this step out and scales the next one lower; that
-    is how it finds its scale, so the norm is given as 0.
-    """
-    scaler.unscale_(optimizer)
-    norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, clip).detach())
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    scaler.step(optimizer)
-    scaler.update()
-    return norm.nan_to_num(0.0, 0.0, 0.0) if scaler.is_enabled() else norm
-
-
-@contextlib.contextmanager
-def exchanged(weights: Weights, others: Weights) -> Iterator[None]:
-    """Inside the block ``weights`` hold the values of ``others``; where there are none, their own."""
-    if not others:
-        yield
-        return
-    own = weights.clone()
-    weights.load_state_dict(others)
-    try:
-        yield
-    finally:
-        weights.load_state_dict(own)
 
 
 class Mixing:
@@ -247,11 +221,11 @@ def compute_losses(
         read = batch.targets.get(name)
         return (targets.rows(name, batch.stimulus[at]) if read is None else read[at]).to(device)
 
-    share = distributed.Share([len(voxels) for voxels in batch.voxels.values()])
+    share = distributed.BatchShare([len(voxels) for voxels in batch.voxels.values()])
     every, own_heads, own_whole = (share.among(at) for at in (np.arange(share.total), heads, whole))
     rows = torch.from_numpy(own_heads.rows).to(device)
     tokens = wanted("tokens", slice(None))
-    with distributed.dropout_of(network, every, own_heads):
+    with distributed.shared_dropout(network, every, own_heads):
         with runtime.autocast(dtype), only_rows(network.lowlevel, rows):
             outputs = forward(network, share.voxels(batch.voxels), device)
     losses = {}
@@ -261,13 +235,13 @@ def compute_losses(
             losses["prior"] = own_heads.part(network.prior.loss(outputs.backbone_tokens[rows], tokens[heads], own=mine))
     predicted = every.gather(outputs.retrieval_tokens)
     if mixing is None:
-        losses["clip"] = distributed.one_of_all(objectives.soft_clip(predicted, tokens, tau))
+        losses["clip"] = distributed.share_of_loss(objectives.soft_clip(predicted, tokens, tau))
     else:
-        losses["clip"] = distributed.one_of_all(objectives.bimixco(predicted, tokens, mixing.partner, mixing.lam))
+        losses["clip"] = distributed.share_of_loss(objectives.bimixco(predicted, tokens, mixing.partner, mixing.lam))
     if network.lowlevel is not None:
         latents, plain, augmented = (wanted(name, heads) for name in LOWLEVEL)
         losses["lowlevel"] = own_heads.part((outputs.latents.float() - latents[own_heads.mine]).abs().mean())
-        losses["softcont"] = distributed.one_of_all(
+        losses["softcont"] = distributed.share_of_loss(
             objectives.soft_contrastive(own_heads.gather(outputs.features), plain, augmented)
         )
     error = nn.functional.mse_loss(outputs.backbone_tokens[own_whole.rows].float(), tokens[whole[own_whole.mine]])
@@ -310,30 +284,3 @@ def loss_weight(config: FitConfig, name: str) -> float:
         "regression": config.regression_weight,
         "skip": config.skip_weight,
     }[name]
-
-
-def parameter_groups(network: BrainNetwork, config: FitConfig) -> list[dict]:
-    """Trainable parameters in three groups: ridge weights, other matrices, and (never decayed) biases and
-    norm gains."""
-    ridge, matrices, vectors = [], [], []
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            chosen = vectors if parameter.ndim < 2 else ridge if name.startswith("ridges.") else matrices
-            chosen.append(parameter)
-    decays = (config.ridge_weight_decay, config.weight_decay, 0.0)
-    return [
-        {"params": group, "weight_decay": decay}
-        for group, decay in zip((ridge, matrices, vectors), decays, strict=True)
-        if group
-    ]
-
-
-def one_cycle(step: int, steps: int, lr: float, warmup: float) -> float:
-    """Learning rate of step 0 .. steps - 1: cosine from lr/25 up to lr at share ``warmup`` of the steps, then
-    cosine down to lr/25,000 (MindEye2 paper, training)."""
-    start, end = lr / 25, lr / 25_000
-    peak, last = max(warmup * steps - 1, 0), steps - 1
-    if step < peak:
-        return lr + (start - lr) * (1 + math.cos(math.pi * step / peak)) / 2
-    share = (step - peak) / max(1, last - peak)
-    return end + (lr - end) * (1 + math.cos(math.pi * share)) / 2

@@ -1,8 +1,10 @@
-"""What is looked at while training: losses, gradients, and the decoding of held-out training images."""
+"""What is looked at while training: losses, gradients, the decoding of held-out training images, and TensorBoard's curves."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,13 +12,15 @@ from torch import Tensor, nn
 
 from mindtuner import runtime
 from mindtuner.data import Trials
-from mindtuner.errors import TrainingDiverged
+from mindtuner.errors import TrainingDiverged, UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.processes import processes
 from mindtuner.training.batches import Feed
 from mindtuner.training.checkpoint import Progress
-from mindtuner.training.distributed import add_up
+from mindtuner.training.distributed import all_reduce_sum
 from mindtuner.training.targets import Targets
+
+Log = Callable[[dict], None]  # takes one record of an epoch
 
 
 def gradient_norms(weighted: dict[str, Tensor], parameters: list[nn.Parameter], scale: float = 1.0) -> dict[str, float]:
@@ -29,7 +33,7 @@ def gradient_norms(weighted: dict[str, Tensor], parameters: list[nn.Parameter], 
         gradients = torch.autograd.grad(scale * loss, parameters, retain_graph=True, allow_unused=True)
         if processes().count > 1:  # of the whole batch
             gradients = [
-                add_up(torch.zeros_like(p) if g is None else g.contiguous())
+                all_reduce_sum(torch.zeros_like(p) if g is None else g.contiguous())
                 for p, g in zip(parameters, gradients, strict=True)
             ]
         norms[name] = torch.stack([g.norm() for g in gradients if g is not None]).norm().item() / scale
@@ -104,3 +108,31 @@ def validate(
         return {}
     found = {"top1": float(np.mean(top1)), "chance": float(np.mean(chance))}
     return found if network.lowlevel is None else found | {"lowlevel": float(np.mean(l1))}
+
+
+def tensorboard_to(folder: str | Path) -> Log:
+    """A log for ``pretrain`` and ``tune`` that writes each stage's curves into a folder of its own in ``folder``.
+
+    A run that goes on sends its records again; they take the place of those that are there.
+    Raises UserError where TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "tensorboard: is not installed; expected it where its log is asked for (pip install tensorboard)"
+        ) from error
+    writers: dict[str, SummaryWriter] = {}
+
+    def write(record: dict) -> None:
+        stage, step = record["stage"], record["step"]
+        if stage not in writers:
+            writers[stage] = SummaryWriter(str(Path(folder) / stage), purge_step=step)
+        for group in ("losses", "gradients", "validation"):
+            for name, value in record.get(group, {}).items():
+                writers[stage].add_scalar(f"{group}/{name}", value, step)
+        if "lr" in record:
+            writers[stage].add_scalar("lr", record["lr"], step)
+        writers[stage].flush()
+
+    return write

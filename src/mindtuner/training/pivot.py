@@ -15,8 +15,9 @@ from mindtuner import runtime
 from mindtuner.config import PivotConfig
 from mindtuner.errors import TrainingDiverged, UserError
 from mindtuner.training.checkpoint import Checkpoint, Progress, RandomStreams, Weights, digest
-from mindtuner.training.loop import Log, one_cycle
+from mindtuner.training.monitor import Log
 from mindtuner.training.objectives import image_to_text
+from mindtuner.training.optimiser import one_cycle
 from mindtuner.training.targets import Targets
 
 WARMUP = 0.05

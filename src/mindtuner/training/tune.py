@@ -15,7 +15,8 @@ from mindtuner.training.batches import make_feeds, split_holdout, subject_name, 
 from mindtuner.training.checkpoint import pivot_checkpoint
 from mindtuner.training.closed_form import solve_ridge
 from mindtuner.training.fingerprint import share_weights
-from mindtuner.training.loop import Log, fit
+from mindtuner.training.loop import fit
+from mindtuner.training.monitor import Log
 from mindtuner.training.pivot import train_pivot
 from mindtuner.training.targets import Targets
 

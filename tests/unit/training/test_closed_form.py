@@ -13,16 +13,8 @@ from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 from mindtuner.training import load_network, pretrain, save_network, tune
 from mindtuner.training.batches import make_feeds, training_trials
-from mindtuner.training.closed_form import (
-    FOLDS,
-    PENALTIES,
-    fit_hidden,
-    ridge_regression,
-    smoothing,
-    solve_ridge,
-    voxel_regression,
-)
-from mindtuner.training.fold_sums import FoldSums
+from mindtuner.training.closed_form import fit_hidden, solve_ridge
+from mindtuner.training.ridge import FOLDS, PENALTIES, FoldSums, ridge_regression, smoothing, voxel_regression
 
 CLOSED = dataclasses.replace(CONFIG, tune=dataclasses.replace(CONFIG.tune, start="closed_form"))
 

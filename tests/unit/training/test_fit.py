@@ -31,7 +31,7 @@ from mindtuner.training import (
 )
 from mindtuner.training.batches import Batch, Feed, batches, make_feeds, split_holdout, steps_per_epoch
 from mindtuner.training.fingerprint import share_weights
-from mindtuner.training.number_format import frozen_in
+from mindtuner.training.optimiser import frozen_in, one_cycle, parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +382,7 @@ def test_one_cycle_is_torchs(steps, warmup):
         optimizer, 0.02, total_steps=steps, pct_start=warmup, final_div_factor=1000, cycle_momentum=False
     )
     for step in range(steps):
-        assert loop.one_cycle(step, steps, 0.02, warmup) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
+        assert one_cycle(step, steps, 0.02, warmup) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
         optimizer.step()
         schedule.step()
 
@@ -390,13 +390,13 @@ def test_one_cycle_is_torchs(steps, warmup):
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
 def test_one_cycle_of_very_few_steps(steps, warmup):
-    assert all(0 < loop.one_cycle(step, steps, 0.02, warmup) <= 0.02 for step in range(steps))
+    assert all(0 < one_cycle(step, steps, 0.02, warmup) <= 0.02 for step in range(steps))
 
 
 def test_biases_and_gains_are_never_decayed():
     network = BrainNetwork(MODEL, {"subj01": 10})
     config = dataclasses.replace(FIT, ridge_weight_decay=0.3, weight_decay=0.2)
-    decay = {id(p): g["weight_decay"] for g in loop.parameter_groups(network, config) for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in parameter_groups(network, config) for p in g["params"]}
     assert len(decay) == len(list(network.parameters()))
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
