@@ -9,7 +9,7 @@ import numpy as np
 from scipy.linalg import eigh, solve
 from scipy.sparse import csr_array
 
-from mindtuner.data.folds import image_folds
+from mindtuner.data.splits import image_folds
 from mindtuner.runtime import derive_seed
 
 PENALTIES = np.logspace(-4, 2, 13)  # in units of the mean square of a row
