@@ -1,6 +1,6 @@
-"""What the full-size networks need on a GPU: the tables of docs/full-size.md.
+"""What the full-size networks need on a GPU: the tables of benchmarks/results/full_size_memory.md.
 
-    python benchmarks/full_size_memory.py [--write docs/full-size.md]
+    python benchmarks/full_size_memory.py [--write benchmarks/results/full_size_memory.md]
 
 Every network is built, and every pass run, on torch's meta device, where a tensor has a shape and no numbers: parameters
 are counted, and activations are the most bytes that one pass holds beside the weights. All of it is computed, nothing

@@ -60,10 +60,12 @@ def content_labels(caption: str) -> SceneLabels:
     one that nothing follows stands for itself. Where things are is unknown, so all sit in the centre at half
     size.
 
+    Raises UserError where the caption has no content word.
+
+    Examples
+    --------
     >>> [(o.name, o.colour) for o in content_labels("A dog beside the red ball").objects]
     [('dog', ''), ('ball', 'red')]
-
-    Raises UserError where the caption has no content word.
     """
     objects, colour = [], ""
     for word in re.findall(r"[^\W\d_]+", caption.lower()):
