@@ -1,7 +1,7 @@
 """What the site takes from files outside ``docs/``, and the pages of the API reference.
 
-README, CONTRIBUTING and CHANGELOG are pages too, written once. The reference has a page for each room of the package, with all
-its public modules, made from their docstrings. Links from a page to a file that is not on the site go to the repository.
+README, CONTRIBUTING and CHANGELOG are pages too, written once. The reference has a page for each room of the package, with
+all its public modules, made from their docstrings. Links from a page to a file that is not on the site go to the repository.
 """
 
 from __future__ import annotations
