@@ -1,6 +1,6 @@
 """Are corrected pictures identified more often than the nearest training image? With every test image painted.
 
-    python benchmarks/all_test_pictures.py OUT [--seeds 0 1 2] [--write docs/demo.md]
+    python benchmarks/all_test_pictures.py OUT [--seeds 0 1 2] [--write benchmarks/results/all_test_pictures.md]
 
 A demo paints 64 of the 300 test images, too few to tell small differences. For each simulator seed this simulates, embeds and
 pretrains once (kept in OUT/seed-N, shared with painting.py), tunes ``mindtuner`` as the demo does, paints all test images and

@@ -1,6 +1,6 @@
 """How long does the prior's attention take, written out and as torch's fused kernel?
 
-    python benchmarks/attention.py [--samples 12] [--rounds 30] [--threads 2] [--write docs/performance.md]
+    python benchmarks/attention.py [--samples 12] [--rounds 30] [--threads 2] [--write benchmarks/results/attention.md]
 
 One layer's queries, keys and values at the sizes of ``train_step.py`` (9 heads, 129 tokens and a null key, 52 a head), forth
 and back; random numbers, seed 0. The two take turns. On a CPU ``model/attention.py`` writes attention out in

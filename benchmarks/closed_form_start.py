@@ -6,7 +6,7 @@ On one simulated dataset and base (kept in OUT, shared with tuning_seeds.py), tu
 is solved against the frozen base, and scores retrieval of the subject's test images. Rows:
 
 - random, 12 epochs: the ridge starts at random; 12 epochs at a peak learning rate of 1e-3, the best found for it
-  (docs/demo.md)
+  (benchmarks/results/closed_form_start.md)
 - closed form alone: no step of training
 - closed form, then the config's epochs: the demo's default
 - voxels to tokens: the same cross-validated regression straight to the image tokens, without any base

@@ -1,6 +1,6 @@
 """How fast are trials decoded, beside the public MindEye2 classes?
 
-    python benchmarks/decode_speed.py --peer CLONE [--rounds 6] [--threads 2] [--write docs/performance.md]
+    python benchmarks/decode_speed.py --peer CLONE [--rounds 6] [--threads 2] [--write benchmarks/results/decode_speed.md]
 
 From voxels through ridge, backbone and prior to image tokens, at the sizes and with the clone of ``train_step.py``, fp32.
 Ours is ``Decoder.predict`` and ``Decoder.image_tokens`` with 20 DDIM steps and a tuned subject; the public side is

@@ -19,10 +19,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mindtuner.data import Subject
-from mindtuner.evaluation.blocks import BrainTruth, brain_block
+from mindtuner.evaluation.brain_correlation import BrainTruth, brain_block
 from mindtuner.evaluation.encoding import EncodingModel, Responses, responses
 from mindtuner.evaluation.scores.brain import brain_chance, brain_scores
-from mindtuner.evaluation.scores.encoding_features import EncodingFeatures
+from mindtuner.evaluation.scores.features import EncodingFeatures
 from mindtuner.formats import load
 
 PICTURES = 64

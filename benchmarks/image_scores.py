@@ -1,6 +1,6 @@
 """What do the eight image scores of a run cost beside a loop that takes them one by one?
 
-    python benchmarks/image_scores.py [--pairs 1000] [--side 256] [--seed 0] [--write docs/performance.md]
+    python benchmarks/image_scores.py [--pairs 1000] [--side 256] [--seed 0] [--write benchmarks/results/image_scores.md]
 
 "One pass" is ``score_images`` as ``mindtuner evaluate --as-published`` calls it, without chance. "One by one" goes about it
 as the published notebook does: for each score all pictures are resized and normalised again, as float32 and for the networks

@@ -1,6 +1,6 @@
 """What do pictures lose between the brain and the canvas? On held-out training images, step by step.
 
-    python benchmarks/painting.py OUT [--seeds 0 1 2] [--noise-seeds 2] [--takes 1 3] [--write docs/demo.md]
+    python benchmarks/painting.py OUT [--seeds 0 1 2] [--noise-seeds 2] [--takes 1 3] [--write benchmarks/results/painting.md]
 
 For each simulator seed, simulates, embeds and pretrains once (kept in OUT/seed-N), tunes mindtuner without a fifth of its
 training images, and paints those. Each row paints from other tokens: the true ones; those of the training image nearest to

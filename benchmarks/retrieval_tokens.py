@@ -1,6 +1,6 @@
 """Which decoded tokens should retrieve? On training images that tuning did not see.
 
-    python benchmarks/retrieval_tokens.py OUT [--seeds 0 1 2] [--tuning-seeds 3] [--write docs/demo.md]
+    python benchmarks/retrieval_tokens.py OUT [--seeds 0 1 2] [--tuning-seeds 3] [--write FILE]
 
 For each simulator seed, simulates, embeds and pretrains once (kept in OUT/seed-N, shared with painting.py), then tunes
 ``mindtuner`` and ``ridge_only`` without a fifth of the training images and looks those up among themselves: by the projected

@@ -1,6 +1,6 @@
 """How do a training step, memory and the way to the first step grow with a dataset?
 
-    python benchmarks/scale.py OUT [--rounds 3] [--steps 30] [--docs docs]
+    python benchmarks/scale.py OUT [--rounds 3] [--steps 30] [--write benchmarks/results/scale.md] [--picture docs/scale.png]
 
 Datasets of 8 subjects with a quarter of NSD's voxels and 1 to 40 sessions of 750 trials each, so 6,000 to 240,000 trials of
 1,825 to 73,000 images: the files of the public release with every beta written, and the caches of ``quick.yaml``'s towers,
@@ -16,7 +16,8 @@ notes
 
 Points with 1 to 16 subjects are taken of the smallest dataset, where from the ninth on the same files count as another
 subject's. Machines drift, so points take turns: in each round the smallest dataset is measured beside the larger one. Prints
-a table in Markdown, and with ``--docs`` writes it into performance.md there and plots the points into scale.png.
+a table in Markdown; ``--write`` puts it between the file's ``scale:begin`` and ``scale:end`` comments, ``--picture`` plots
+the points.
 """
 
 from __future__ import annotations
@@ -336,7 +337,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for datasets and points; a run that was stopped goes on")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="that are timed (default 30)")
-    parser.add_argument("--docs", type=Path, help="folder of performance.md and scale.png")
+    parser.add_argument("--write", type=Path, metavar="FILE")
+    parser.add_argument("--picture", type=Path, metavar="PNG")
     parser.add_argument("--point", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
@@ -351,9 +353,10 @@ def main() -> None:
     measure_all(points, options.rounds)
     text = table(points.all, options.rounds, options.steps)
     print(text)
-    if options.docs:
-        write_between(options.docs / "performance.md", "scale", text)
-        plot(points.all, options.rounds, options.docs / "scale.png")
+    if options.write:
+        write_between(options.write, "scale", text)
+    if options.picture:
+        plot(points.all, options.rounds, options.picture)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Draw the differences in one of docs' tables, with their intervals.
+"""Draw the differences in a table of results, with their intervals.
 
-    python benchmarks/table_picture.py docs/science.md MARKER PICTURE.png
+    python benchmarks/table_picture.py benchmarks/results/closing_the_gap.md gap docs/gap.png
 
 The table stands between the file's ``MARKER:begin`` and ``MARKER:end`` comments. Each column named "minus ..." becomes a
 panel, titled by the column of scores before it; a row a line, red where the interval excludes 0. Rows without any difference

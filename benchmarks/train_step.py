@@ -1,6 +1,6 @@
 """How long does a training step take, and how much memory, beside the public MindEye2 classes?
 
-    python benchmarks/train_step.py --peer CLONE [--before SRC] [--rounds 10] [--threads 2] [--write docs/performance.md]
+    python benchmarks/train_step.py --peer CLONE [--before SRC] [--rounds 10] [--threads 2] [--write FILE]
 
 CLONE is a checkout of MedARC-AI/MindEyeV2; its models.py needs what parity/mindeye2.py says, on PYTHONPATH. SRC is the
 ``src`` folder of another revision of this project, which is then measured beside this one. Sizes: one ridge 15,724 ->

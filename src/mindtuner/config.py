@@ -1,40 +1,83 @@
-"""Every setting of a run as plain dataclasses, read strictly from YAML.
+"""Every setting of a run, as frozen dataclasses that pydantic checks, read from YAML or Python.
 
-An unknown, missing or ill-typed field is the user's error and is named with its file, and so is a value that cannot be:
-each section checks its own when it is made, with a ValueError that begins with the field, to which reading adds the file.
+An unknown, missing or ill-typed field is the user's error and is named with its file, and so is a value that cannot be.
+A file, or a mapping, need only say what differs from a config that the package carries (``base``, by default demo).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import difflib
+import functools
 import typing
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from mindtuner.errors import UserError
 
+DEFAULT_BASE = "demo"
+TIMESTEPS = 100  # of the diffusion prior
 
-@dataclass(frozen=True)
+# Strict: true is not 1, and "3" is not 3. A whole number serves as a float.
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Knob = Annotated[float, Field(strict=True, allow_inf_nan=True)]  # held to KNOB_LIMITS by ``simulate``
+Amount = Annotated[float, Field(strict=True, ge=0)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Widths = Annotated[tuple[Whole, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+
+_FOUND = {  # what pydantic calls a fault -> what was expected
+    "int_type": "int",
+    "float_type": "float",
+    "bool_type": "bool",
+    "string_type": "str",
+    "tuple_type": "a list",
+}
+
+
+def _one_line(kind):
+    """Of a dataclass of pydantic's: what it refuses is a ValueError of one line, which begins with the field."""
+    made = kind.__init__
+
+    @functools.wraps(made)
+    def init(self, *args, **kwargs):
+        try:
+            made(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ValueError(_said(kind, error)) from None
+
+    kind.__init__ = init
+    return kind
+
+
+@_one_line
+@dataclass(frozen=True, config=_STRICT)
 class SimulateConfig:
-    """A simulated NSD. Voxel counts are NSD's own, times ``voxel_scale``."""
+    """A simulated NSD. Voxel counts are NSD's own, times ``voxel_scale``. Real data need none of it."""
 
-    subjects: int = 8
-    sessions: int = 3
-    trials_per_session: int = 750
-    shared_images: int = 300
-    repeats: int = 3
-    voxel_scale: float = 0.2
-    fingerprint: float = 0.5  # phi: sd of the subject's own non-linear part over sd of the linear part
-    fingerprint_groups: int = 0  # subjects n and n + groups recode alike; 0: each for itself
-    noise: float = 1.0  # multiplies the noise sd; 1 gives the calibrated noise ceilings
-    seed: int = 0
+    subjects: Whole = 8
+    sessions: Whole = 3
+    trials_per_session: Whole = 750
+    shared_images: Whole = 300
+    repeats: Whole = 3
+    voxel_scale: Knob = 0.2
+    fingerprint: Knob = 0.5  # phi: sd of the subject's own non-linear part over sd of the linear part
+    fingerprint_groups: Whole = 0  # subjects n and n + groups recode alike; 0: each for itself
+    noise: Knob = 1.0  # multiplies the noise sd; 1 gives the calibrated noise ceilings
+    seed: Whole = 0
 
 
-KNOB_LIMITS = {  # smallest and largest value of each field
+KNOB_LIMITS = {  # smallest and largest value of each field, which ``simulate`` holds them to
     "subjects": (1, 8),
     "sessions": (1, 40),
     "trials_per_session": (24, 750),
@@ -48,14 +91,8 @@ KNOB_LIMITS = {  # smallest and largest value of each field
 }
 
 
-BACKBONES = ("residual", "affine")
-TIMESTEPS = 100  # of the diffusion prior
-STARTS = ("random", "closed_form")
-RETRIEVAL_TOKENS = ("projected", "both")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
+@_one_line
+@dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
     """Sizes of the decoder. ``tokens`` x ``width`` and ``text_width`` are the frozen towers' shapes.
 
@@ -64,47 +101,28 @@ class ModelConfig:
     Raises ValueError naming the field where a size cannot be or does not fit another.
     """
 
-    hidden: int
-    blocks: int  # 0 with an affine backbone
-    tokens: int
-    width: int
-    text_width: int
-    backbone_dropout: float
-    prior_depth: int
-    prior_heads: int
-    prior_head_dim: int
-    latent_channels: int
-    latent_side: int
-    lowlevel_channels: tuple[int, ...]  # widths of the CNN decoder's blocks, from coarse to fine
-    lowlevel_side: int  # side of the map that the linear layer makes
-    feature_positions: int
-    feature_width: int
-    backbone: str = "residual"
+    hidden: Count
+    blocks: Whole  # 0 with an affine backbone
+    tokens: Count
+    width: Annotated[int, Field(strict=True, ge=4)]  # the prior's sinusoid of time needs two frequencies
+    text_width: Count
+    backbone_dropout: Annotated[float, Field(strict=True, ge=0, le=0.99)]
+    prior_depth: Count
+    prior_heads: Count
+    prior_head_dim: Count
+    latent_channels: Count
+    latent_side: Count
+    lowlevel_channels: Widths  # of the CNN decoder's blocks, from coarse to fine
+    lowlevel_side: Count  # side of the map that the linear layer makes
+    feature_positions: Count
+    feature_width: Count
+    backbone: Literal["residual", "affine"] = "residual"
 
     def __post_init__(self) -> None:
-        _limit(
-            self,
-            1,
-            math.inf,
-            "hidden",
-            "tokens",
-            "text_width",
-            "prior_depth",
-            "prior_heads",
-            "prior_head_dim",
-            "latent_channels",
-            "latent_side",
-            "lowlevel_side",
-            "feature_positions",
-            "feature_width",
-        )
-        _limit(self, 4, math.inf, "width")  # the prior's sinusoid of time needs two frequencies
-        _limit(self, 0, 0.99, "backbone_dropout")
-        _require(self.backbone in BACKBONES, "backbone", self.backbone, " or ".join(BACKBONES))
         if self.backbone == "affine":
             _require(self.blocks == 0, "blocks", self.blocks, "0 with the affine backbone, which has none")
         else:
-            _limit(self, 1, math.inf, "blocks")
+            _require(self.blocks >= 1, "blocks", self.blocks, "at least 1")
         widths, side = self.lowlevel_channels, self.lowlevel_side
         _require(
             bool(widths) and min(widths) >= 1 and widths[0] % 2 == 0,
@@ -125,254 +143,310 @@ class ModelConfig:
         )
 
 
-@dataclass(frozen=True)
+@_one_line
+@dataclass(frozen=True, config=_STRICT)
 class FingerprintConfig:
     """What trains for a new subject on the frozen base, beside its ridge. Raises ValueError as ModelConfig does."""
 
-    lora: bool = True
-    skip: bool = True
-    skip_head: bool = False  # Skip-LoRA at the token head too
-    skip_blocks: int = -1  # first blocks of the base after which Skip-LoRA enters, beside at x0; -1: after all of them
-    rank: int = 8
-    alpha: float = 8.0
-    new_blocks: int = 0  # residual blocks of the subject's own between the base's backbone and the heads
-    tune_projector: bool = False  # the Adaptive Projector goes on training, on the subject's own images and captions
+    lora: Flag = True
+    skip: Flag = True
+    skip_head: Flag = False  # Skip-LoRA at the token head too
+    skip_blocks: Annotated[int, Field(strict=True, ge=-1)] = (
+        -1  # first blocks of the base after which Skip-LoRA enters, beside at x0; -1: after all of them
+    )
+    rank: Count = 8
+    alpha: Amount = 8.0
+    new_blocks: Natural = 0  # residual blocks of the subject's own between the base's backbone and the heads
+    tune_projector: Flag = False  # the Adaptive Projector goes on training, on the subject's own images and captions
 
     def __post_init__(self) -> None:
-        _limit(self, 1, math.inf, "rank")
-        _limit(self, 0, math.inf, "alpha", "new_blocks")
-        _limit(self, -1, math.inf, "skip_blocks")
         _require(self.skip or not self.skip_head, "skip_head", self.skip_head, "false where skip is false")
         _require(self.skip_blocks == -1 or not self.skip_head, "skip_head", self.skip_head, "false with skip_blocks")
 
 
-@dataclass(frozen=True)
+@_one_line
+@dataclass(frozen=True, config=_STRICT)
 class FitConfig:
     """One phase of training. Loss weights are those of the paper unless a config says why not.
 
     Raises ValueError as ModelConfig does.
     """
 
-    epochs: float
-    batch_per_subject: int
-    lr: float
-    weight_decay: float
-    ridge_weight_decay: float
-    warmup: float  # share of all steps
-    mixco_share: float  # first share of training with BiMixCo, then SoftCLIP
-    head_trials: int  # trials of a step, of all subjects together, that train the prior and the low-level module
-    prior_weight: float = 30.0
-    clip_weight: float = 1.0
-    lowlevel_weight: float = 0.5
-    softcont_weight: float = 0.1
-    skip_weight: float = 1.5
-    regression_weight: float = 10.0  # ours, see training.loop.fit
-    grad_clip: float = 1.0
-    dtype: str = "auto"  # of the products: float32, bfloat16, float16 (on a GPU), or what this machine is fastest with
-    accumulate: int = 1  # batches whose mean gradient makes one step
-    ema: float = 0.0  # share that the running average of the weights, which is what comes out, keeps at a step; 0: none
-    patience: int = 0  # epochs without a better retrieval of held-out training images after which to stop; 0: never
-    checkpoint_steps: int = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
-    start: str = "random"  # of a new subject's ridge in tuning: "random", or "closed_form" (training/closed_form.py)
-    similar_voxels: int = 0  # whose weights each voxel's is drawn to by the closed form (training/closed_form.py); 0: none
-
-    def __post_init__(self) -> None:
-        _limit(self, 1, math.inf, "batch_per_subject", "head_trials", "accumulate", "checkpoint_steps")
-        _limit(self, 0, 1, "warmup", "mixco_share")
-        _limit(
-            self,
-            0,
-            math.inf,
-            "epochs",
-            "lr",
-            "weight_decay",
-            "ridge_weight_decay",
-            "prior_weight",
-            "clip_weight",
-            "lowlevel_weight",
-            "softcont_weight",
-            "skip_weight",
-            "regression_weight",
-            "grad_clip",
-            "patience",
-            "similar_voxels",
-        )
-        _limit(self, 0, 0.999999, "ema")
-        _require(self.start in STARTS, "start", repr(self.start), " or ".join(STARTS))
-        _require(self.dtype in DTYPES, "dtype", repr(self.dtype), f"one of {', '.join(DTYPES)}")
+    epochs: Amount
+    batch_per_subject: Count
+    lr: Amount
+    weight_decay: Amount
+    ridge_weight_decay: Amount
+    warmup: Share  # of all steps
+    mixco_share: Share  # first share of training with BiMixCo, then SoftCLIP
+    head_trials: Count  # trials of a step, of all subjects together, that train the prior and the low-level module
+    prior_weight: Amount = 30.0
+    clip_weight: Amount = 1.0
+    lowlevel_weight: Amount = 0.5
+    softcont_weight: Amount = 0.1
+    skip_weight: Amount = 1.5
+    regression_weight: Amount = 10.0  # ours, see training.loop.fit
+    grad_clip: Amount = 1.0
+    # of the products: float32, bfloat16, float16 (on a GPU), or what this machine is fastest with
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    accumulate: Count = 1  # batches whose mean gradient makes one step
+    # share that the running average of the weights, which is what comes out, keeps at a step; 0: none
+    ema: Annotated[float, Field(strict=True, ge=0, le=0.999999)] = 0.0
+    patience: Natural = 0  # epochs without a better retrieval of held-out training images after which to stop; 0: never
+    checkpoint_steps: Count = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
+    start: Literal["random", "closed_form"] = "random"  # of a new subject's ridge in tuning (training/closed_form.py)
+    similar_voxels: Natural = 0  # whose weights each voxel's is drawn to by the closed form; 0: none
 
 
-@dataclass(frozen=True)
+@_one_line
+@dataclass(frozen=True, config=_STRICT)
 class PivotConfig:
     """The Adaptive Projector, image tokens to text space. Raises ValueError as ModelConfig does."""
 
-    epochs: float
-    batch: int
-    lr: float
-    weight_decay: float
-    temperature: float = 0.006
-
-    def __post_init__(self) -> None:
-        _limit(self, 1, math.inf, "batch")
-        _limit(self, 0, math.inf, "epochs", "lr", "weight_decay")
-        _limit(self, 1e-6, math.inf, "temperature")
+    epochs: Amount
+    batch: Count
+    lr: Amount
+    weight_decay: Amount
+    temperature: Annotated[float, Field(strict=True, ge=1e-6)] = 0.006
 
 
-@dataclass(frozen=True)
+@_one_line
+@dataclass(frozen=True, config=_STRICT)
 class DecodeConfig:
-    """Sampling. ``pictures`` test images are painted; retrieval uses all of them.
+    """Sampling. ``pictures`` test images are painted, 0 for none; retrieval uses all of them.
 
     Raises ValueError as ModelConfig does.
     """
 
-    pictures: int
-    prior_steps: int
-    generator_steps: int
-    refine_steps: int
-    refine_start: float  # share of the noise schedule at which the correction starts, 1 = pure noise
-    guidance: float
-    neighbours: int = 0  # training images that decoded tokens are drawn to (decoding/training_images.py), 0 for none
-    retrieval_tokens: str = "projected"  # C, as published, or "both": the sum of the unit vectors of B and C
-    corrections: int = (
-        1  # tries of each correction, of which one is kept (generators/compact.py); the compact generator's alone
-    )
+    pictures: Natural
+    prior_steps: Count
+    generator_steps: Count
+    refine_steps: Count
+    refine_start: Share  # of the noise schedule at which the correction starts, 1 = pure noise
+    guidance: Amount
+    neighbours: Natural = 0  # training images that decoded tokens are drawn to (decoding/training_images.py), 0 for none
+    # C, as published, or "both": the sum of the unit vectors of B and C
+    retrieval_tokens: Literal["projected", "both"] = "projected"
+    # tries of each correction, of which one is kept (generators/compact.py); the compact generator's alone
+    corrections: Count = 1
 
     def __post_init__(self) -> None:
-        _limit(self, 1, math.inf, "pictures", "prior_steps", "generator_steps", "refine_steps", "corrections")
         _require(
             TIMESTEPS % self.prior_steps == 0,
             "prior_steps",
             self.prior_steps,
             f"a divisor of the prior's {TIMESTEPS} timesteps",
         )
-        _limit(self, 0, 1, "refine_start")
-        _limit(self, 0, math.inf, "guidance", "neighbours")
-        _require(
-            self.retrieval_tokens in RETRIEVAL_TOKENS,
-            "retrieval_tokens",
-            repr(self.retrieval_tokens),
-            " or ".join(RETRIEVAL_TOKENS),
-        )
 
 
-@dataclass(frozen=True)
+@_one_line
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """All of a run, as ``demo`` writes it to ``config.yaml``. Raises ValueError as ModelConfig does."""
 
-    simulate: SimulateConfig
+    simulate: SimulateConfig = dataclasses.field(default_factory=SimulateConfig, kw_only=True)
     model: ModelConfig
     fingerprint: FingerprintConfig
     pretrain: FitConfig
     tune: FitConfig
     pivot: PivotConfig
     decode: DecodeConfig
-    target_subject: int = 1
-    tuning_sessions: int = 1
-    seed: int = 0
-    hold_out_category: str = ""  # no training sees an image that shows it; "" for none
+    target_subject: Count = 1  # a lab's own may have any numbers
+    tuning_sessions: Count = 1
+    seed: Whole = 0
+    hold_out_category: Text = ""  # no training sees an image that shows it; "" for none
 
     def __post_init__(self) -> None:
-        _limit(self, 1, math.inf, "target_subject", "tuning_sessions")  # a lab's own may have any numbers
         _require(
             self.fingerprint.skip_blocks <= self.model.blocks,
             "fingerprint.skip_blocks",
             self.fingerprint.skip_blocks,
             f"at most {self.model.blocks}, the model's blocks",
         )
-        _require(
-            self.pretrain.start == "random",
-            "pretrain.start",
-            repr(self.pretrain.start),
-            "random: there is no base yet to solve a ridge against",
-        )
-        _require(
-            self.pretrain.similar_voxels == 0,
-            "pretrain.similar_voxels",
-            self.pretrain.similar_voxels,
-            "0: there is no base yet to solve a ridge against",
-        )
+        for field, none in (("start", "random"), ("similar_voxels", 0)):
+            value = getattr(self.pretrain, field)
+            _require(value == none, f"pretrain.{field}", value, f"{none}: there is no base yet to solve a ridge against")
 
 
-def load_config(name: str | Path) -> Config:
-    """Read a config by the name of one that the package carries (``demo``) or by path.
+def load_config(config: str | Path | Mapping | Config = DEFAULT_BASE, **changes) -> Config:
+    """A config, whole and checked.
 
-    Raises UserError naming the file and the field that is unknown, missing, of the wrong type, or that cannot be.
+    Parameters
+    ----------
+    config : str, Path, Mapping or Config
+        The name of one that the package carries ("demo", "quick", "paper"); the path of a YAML file; what differs from
+        another, as a mapping; or a Config. A file or a mapping may name in ``base`` the config that it differs from, by
+        name or, relative to itself, by path; else that is demo. A file that gives every field that has no default, as a
+        run's config.yaml does, stands by itself.
+    **changes
+        Fields that differ from ``config``; those of a section as a mapping.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    UserError
+        Naming the file and the field that is unknown, of the wrong type, or that cannot be.
+
+    Examples
+    --------
+    >>> from mindtuner.config import load_config
+    >>> load_config({"base": "quick", "tune": {"epochs": 3}}).tune.epochs
+    3.0
+    >>> load_config("demo", seed=7).seed
+    7
     """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = Path(str(resources.files("mindtuner") / "configs" / f"{name}.yaml"))
-        if not path.is_file():
-            carried = sorted(p.stem for p in path.parent.glob("*.yaml"))
-            raise UserError(f"config {name!r}: not found; expected one of {', '.join(carried)} or a .yaml file")
+    if isinstance(config, Config):
+        found, where = as_dict(config), "config"
+    elif isinstance(config, Mapping):
+        found, where = _whole(_plain(config), "config", Path(), ()), "config"
+    else:
+        found, where = _read(config)
+    if changes:
+        found, where = _merged(found, _plain(changes), "config"), "config"
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a YAML config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    return _build(Config, raw, str(path), "")
+        return Config(**found)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def as_dict(config: Config) -> dict:
     """The config as plain YAML-ready values."""
-    return _plain(dataclasses.asdict(config))
+    return _plain(config)
 
 
 def _plain(value):
-    if isinstance(value, dict):
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
 
 
-def _build(kind, raw, where: str, field: str):
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: {field or 'the file'} holds a {type(raw).__name__}; expected a mapping")
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for key in raw:
-        if key not in known:
-            raise UserError(f"{where}: unknown field {_join(field, key)}; expected one of {', '.join(known)}")
-    values = {}
-    for name, spec in known.items():
-        if name in raw:
-            values[name] = _convert(hints[name], raw[name], where, _join(field, name))
-        elif spec.default is dataclasses.MISSING:
-            raise UserError(f"{where}: missing field {_join(field, name)}")
+def _read(name: str | Path, seen: tuple[Path, ...] = ()) -> tuple[dict, str]:
+    """All fields of a config of ours or of a file, not checked yet; and what to call it. ``seen``: files that build on it."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = Path(str(resources.files("mindtuner") / "configs" / f"{name}.yaml"))
+        if not path.is_file():
+            carried = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+            said = f"{seen[-1]}: base is" if seen else "config"
+            raise UserError(f"{said} {str(name)!r}: not found; expected one of {carried} or a .yaml file")
+    if path.resolve() in seen:
+        raise UserError(f"{seen[-1]}: base is {str(name)!r}, which builds on it in turn; expected another config")
     try:
-        return kind(**values)
-    except ValueError as error:
-        raise UserError(f"{where}: {_join(field, error)}") from error
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a YAML config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: the file holds a {type(raw).__name__}; expected a mapping")
+    return _whole(raw, str(path), path.parent, (*seen, path.resolve())), str(path)
+
+
+def _whole(raw: dict, where: str, folder: Path, seen: tuple[Path, ...]) -> dict:
+    """What ``raw`` says, with all that it does not say from its base, a path to which begins in ``folder``."""
+    raw = dict(raw)
+    base = raw.pop("base", None)
+    if base is None and _stands_alone(Config, raw):
+        return _merged({}, raw, where)
+    base = DEFAULT_BASE if base is None else base
+    if not isinstance(base, (str, Path)):
+        raise UserError(f"{where}: base is {base!r}; expected the name of a config or a .yaml file")
+    is_file = Path(base).suffix in (".yaml", ".yml")
+    return _merged(_read(folder / base if is_file else base, seen)[0], raw, where)
+
+
+def _stands_alone(kind, raw) -> bool:
+    """Whether ``raw`` gives every field that has no default."""
+    return isinstance(raw, Mapping) and all(
+        field.name in raw and (section is None or _stands_alone(section, raw[field.name]))
+        for field, section in _fields(kind).values()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    )
+
+
+def _merged(base: dict, raw: Mapping, where: str, kind=Config, parent: str = "") -> dict:
+    """``base`` with the values of ``raw``, section by section. Raises UserError for a field that there is not."""
+    known, found = _fields(kind), dict(base)
+    for key, value in raw.items():
+        field = _join(parent, key)
+        if key not in known:
+            raise UserError(f"{where}: unknown field {field}; {_nearest(key, kind, parent)}")
+        section = known[key][1]
+        if section is None:
+            found[key] = value
+        elif isinstance(value, Mapping):
+            found[key] = _merged(found.get(key, {}), value, where, section, field)
+        else:
+            raise UserError(f"{where}: {field} holds a {type(value).__name__}; expected a mapping")
+    return found
+
+
+def _nearest(key, kind, parent: str) -> str:
+    """What a field that there is not was meant to be; of two as near the one of its own section."""
+    sections = [("", Config), *((name, section) for name, (_, section) in _fields(Config).items() if section is not None)]
+    fields = [(at, name) for at, some in [(parent, kind), *sections] for name in _fields(some)]
+    near = [difflib.SequenceMatcher(None, str(key), name).ratio() for _, name in fields]
+    best = near.index(max(near))
+    if near[best] < 0.6:
+        return f"expected one of {', '.join(_fields(kind))}"
+    return f"did you mean {_join(*fields[best])}?"
+
+
+def _fields(kind) -> dict[str, tuple[dataclasses.Field, type | None]]:
+    """The fields of a config or of a section of one by name, each with its section, or None where it is a value."""
+    hints = typing.get_type_hints(kind)
+    return {
+        field.name: (field, hints[field.name] if dataclasses.is_dataclass(hints[field.name]) else None)
+        for field in dataclasses.fields(kind)
+    }
 
 
 def _require(holds: bool, field: str, value, expected: str) -> None:
     if not holds:
-        raise ValueError(f"{field} is {value}; expected {expected}")
+        raise ValueError(f"{field} is {value!r}; expected {expected}")
 
 
-def _limit(config, low: float, high: float, *fields: str) -> None:
-    """Each field is a finite number from ``low`` to ``high``."""
-    expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-    for field in fields:
-        value = getattr(config, field)
-        _require(math.isfinite(value) and low <= value <= high, field, value, expected)
+def _said(kind, error: ValidationError) -> str:
+    """The first fault that pydantic found, in one line, but an unknown field before all others."""
+    faults = error.errors(include_url=False)
+    first = next((fault for fault in faults if fault["type"] == "unexpected_keyword_argument"), faults[0])
+    place, limits = [], []
+    for part in first["loc"]:  # a position where an argument or an item is meant
+        if dataclasses.is_dataclass(kind):
+            names = list(_fields(kind))
+            place.append(names[part] if isinstance(part, int) else str(part))
+            if place[-1] in names:
+                limits = kind.__pydantic_fields__[place[-1]].metadata
+                kind = _fields(kind)[place[-1]][1]
+    field, fault = ".".join(place), first["type"]
+    if fault == "unexpected_keyword_argument":
+        return f"unknown field {field}"
+    if fault == "missing":
+        return f"missing field {field}"
+    if fault == "value_error":
+        return _join(field, first["ctx"]["error"])
+    if fault == "dataclass_type":
+        return f"{field} holds a {type(first['input']).__name__}; expected a mapping"
+    if fault == "literal_error":
+        expected = first["ctx"]["expected"].replace("'", "")
+    elif fault in _FOUND:
+        expected = _FOUND[fault]
+    else:  # out of range, or not finite
+        expected = _range(limits)
+    return f"{field} is {first['input']!r}; expected {expected}"
+
+
+def _range(limits: list) -> str:
+    low, high = ([getattr(limit, end) for limit in limits if hasattr(limit, end)] for end in ("ge", "le"))
+    return f"{low[0]:g} to {high[0]:g}" if high else f"at least {low[0]:g}" if low else "a finite number"
 
 
 def _join(parent: str, name) -> str:
     return f"{parent}.{name}" if parent else str(name)
-
-
-def _convert(hint, value, where: str, field: str):
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where, field)
-    if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)[0]
-        if not isinstance(value, list):
-            raise UserError(f"{where}: {field} is {value!r}; expected a list")
-        return tuple(_convert(inner, item, where, field) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise UserError(f"{where}: {field} is {value!r}; expected {hint.__name__}")
-    return value

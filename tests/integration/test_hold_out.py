@@ -17,7 +17,7 @@ from mindtuner.cli import painters, story
 from mindtuner.config import as_dict, load_config
 from mindtuner.data.hold_out import mask, shows
 from mindtuner.errors import UserError
-from mindtuner.evaluation.held_out import scored_apart, text
+from mindtuner.evaluation.held_out import held_out_scores, held_out_text
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json, write_json
 from mindtuner.formats import load
@@ -158,7 +158,7 @@ def test_scores_apart_are_means_over_the_images_of_each_side():
         "mindtuner/reconstruction/ssim": np.array([0.1, 0.2, 0.4, np.nan], np.float32),
     }
     of_category = np.isin(np.arange(10), [2, 3, 4, 9])
-    found = scored_apart(per_image, "dog", of_category, 7, seed=0)
+    found = held_out_scores(per_image, "dog", of_category, 7, seed=0)
     assert (found["category"], found["left_out"], found["images"]) == ("dog", 7, [4, 6, 8, 18])
     image = per_image["mindtuner/retrieval/image"]
     of, others = (found[side]["mindtuner"] for side in ("of_category", "others"))
@@ -172,7 +172,7 @@ def test_scores_apart_are_means_over_the_images_of_each_side():
     }
     assert of["reconstruction"]["ssim"]["mean"] == pytest.approx(0.3, abs=1e-6) and of["reconstruction"]["ssim"]["n"] == 2
     assert "reconstruction" not in others  # one picture is left that has a score
-    said = text(found, "mindtuner").splitlines()
+    said = held_out_text(found, "mindtuner").splitlines()
     assert "'dog' held out of training (7 images)" in said[0] and "4 test images that show it" in said[1]
     line = next(line for line in said if line.startswith("Image retrieval"))
     assert f"{image[[2, 3, 4, 9]].mean():.3f} [" in line and line.endswith("(6)") and len(set(map(len, said[1:]))) == 1

@@ -8,8 +8,7 @@ import pytest
 
 from mindtuner.cli.words_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.evaluation.scores.captions import CaptionScorer, caption_scores
-from mindtuner.evaluation.scores.encoding_features import EncodingFeatures, Kept
-from mindtuner.evaluation.scores.features import LITE2, Lite2
+from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, KeptFeatures, Lite2
 from mindtuner.evaluation.scores.images import score_images
 from mindtuner.formats import load
 
@@ -98,7 +97,7 @@ def test_the_brain_of_the_seen_picture_is_the_reference(simulated):
         ("prior_only", "corrected"): pixels[shown[::-1]],
         ("mindtuner", "lowlevel"): pixels[shown] // 2,
     }
-    kept, looked = Kept(), Counter()
+    kept, looked = KeptFeatures(), Counter()
     with pytest.MonkeyPatch.context() as patch:
         forward = Lite2.forward
         patch.setattr(Lite2, "forward", lambda self, x: looked.update(n=len(x)) or forward(self, x))
@@ -124,6 +123,6 @@ def test_the_brain_of_the_seen_picture_is_the_reference(simulated):
 def test_too_few_images_are_said_so():
     subject = SimpleNamespace(train=SimpleNamespace(stimulus=np.array([3, 3, 4])))
     results, per_image = empty("mindtuner"), {}
-    score_brain(results, per_image, Kept(), subject, np.array([1, 2]), np.zeros((5, 3, 8, 8), np.uint8), 0)
+    score_brain(results, per_image, KeptFeatures(), subject, np.array([1, 2]), np.zeros((5, 3, 8, 8), np.uint8), 0)
     assert results["setting"]["scores"]["brain_not_scored"] == "needs 5 training images and 2 pictures; there are 2 and 2"
     assert per_image == {} and "brain" not in results

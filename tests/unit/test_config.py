@@ -72,7 +72,7 @@ def config_with(found, at, value, path):
         (("model", "hidden"), 0, "model.hidden is 0; expected at least 1"),
         (("model", "width"), 2, "model.width is 2; expected at least 4"),
         (("model", "backbone_dropout"), 1.0, "model.backbone_dropout is 1.0; expected 0 to 0.99"),
-        (("model", "backbone"), "linear", "model.backbone is linear; expected residual or affine"),
+        (("model", "backbone"), "linear", "model.backbone is 'linear'; expected residual or affine"),
         (("model", "backbone"), "affine", "model.blocks is 4; expected 0 with the affine backbone"),
         (("model", "blocks"), 0, "model.blocks is 0; expected at least 1"),
         (("fingerprint", "rank"), 0, "fingerprint.rank is 0; expected at least 1"),
@@ -80,8 +80,8 @@ def config_with(found, at, value, path):
         (("fingerprint",), {"skip": False, "skip_head": True}, "fingerprint.skip_head is True; expected false"),
         (("tune", "lr"), float("nan"), "tune.lr is nan; expected at least 0"),
         (("tune", "batch_per_subject"), 0, "tune.batch_per_subject is 0; expected at least 1"),
-        (("pretrain", "warmup"), 2, "pretrain.warmup is 2.0; expected 0 to 1"),
-        (("pivot", "temperature"), 0, "pivot.temperature is 0.0; expected at least 1e-06"),
+        (("pretrain", "warmup"), 2, "pretrain.warmup is 2; expected 0 to 1"),
+        (("pivot", "temperature"), 0, "pivot.temperature is 0; expected at least 1e-06"),
         (("decode", "prior_steps"), 30, "decode.prior_steps is 30; expected a divisor of the prior's 100 timesteps"),
         (("target_subject",), 0, "target_subject is 0; expected at least 1"),
         (("tuning_sessions",), 0, "tuning_sessions is 0; expected at least 1"),
@@ -131,16 +131,154 @@ def test_a_wrong_field_is_named_with_its_file(tmp_path, at, value, message):
     assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("section", ["model", "tune", "decode"])
-def test_a_missing_field_is_named(tmp_path, section):
-    for field in load_config("quick").__getattribute__(section).__dataclass_fields__.values():
-        if field.default is not dataclasses.MISSING:
-            continue
-        raw = as_dict(load_config("quick"))
+@pytest.mark.parametrize("section", ["fingerprint", "tune", "pivot", "decode"])
+def test_a_missing_field_comes_from_the_base(tmp_path, section):
+    quick, demo = load_config("quick"), load_config("demo")
+    for field in dataclasses.fields(getattr(quick, section)):
+        raw = as_dict(quick) | {"base": "demo"}
         del raw[section][field.name]
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))
-        with pytest.raises(UserError, match=f"missing field {section}.{field.name}"):
-            load_config(tmp_path / "c.yaml")
+        changed = {field.name: getattr(getattr(demo, section), field.name)}
+        expected = dataclasses.replace(quick, **{section: dataclasses.replace(getattr(quick, section), **changed)})
+        assert load_config(tmp_path / "c.yaml") == expected
+
+
+def sections():
+    return [(at, section) for at, section in vars(load_config("demo")).items() if dataclasses.is_dataclass(section)]
+
+
+@pytest.mark.parametrize("at, section", sections())
+def test_every_field_is_strict(at, section):
+    """True is not 1, "3" is not 3, 1 is not true; a whole number serves where a float is wanted, and comes out as one."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        wrong = [None, "3", b"3", [1.5], {"a": 1}]
+        wrong += [1, 0.0] if isinstance(value, (bool, str)) else [True, False]
+        wrong += [2.0, 2.5] if type(value) is int else []
+        for other in wrong:
+            with pytest.raises(UserError, match=rf"^config: {at}\.{field.name} .*; expected") as error:
+                load_config({at: {field.name: other}})
+            assert "\n" not in str(error.value)
+            with pytest.raises(ValueError, match=rf"^{field.name} "):
+                dataclasses.replace(section, **{field.name: other})
+        if type(value) is float and at != "simulate":  # which holds its knobs to narrower limits
+            for other in (float("nan"), float("inf")):
+                with pytest.raises(UserError, match=rf"{at}\.{field.name} is {other}; expected"):
+                    load_config({at: {field.name: other}})
+            assert type(getattr(dataclasses.replace(section, **{field.name: 0.5}), field.name)) is float
+
+
+def test_what_python_makes_is_checked_in_one_line_that_names_the_field():
+    fit = load_config("demo").tune
+    for make, message in (
+        (lambda: dataclasses.replace(fit, epochs="3"), "epochs is '3'; expected float"),
+        (lambda: dataclasses.replace(fit, lr=-1), "lr is -1; expected at least 0"),
+        (lambda: dataclasses.replace(fit, warmup=2), "warmup is 2; expected 0 to 1"),
+        (lambda: config.FingerprintConfig(True, True, False, -1, 0), "rank is 0; expected at least 1"),
+        (lambda: config.FingerprintConfig(rang=3), "unknown field rang"),
+        (lambda: config.PivotConfig(1, 2, 3), "missing field weight_decay"),
+        (lambda: dataclasses.replace(load_config("demo"), seed=1.5), "seed is 1.5; expected int"),
+        (lambda: dataclasses.replace(load_config("demo"), tune=None), "tune holds a NoneType; expected a mapping"),
+    ):
+        with pytest.raises(ValueError) as error:
+            make()
+        assert str(error.value) == message
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fit.epochs = 3
+
+
+def test_configs_stay_dataclasses():
+    import pickle
+
+    found = load_config("demo")
+    assert dataclasses.replace(found, seed=3).tune is found.tune
+    assert pickle.loads(pickle.dumps(found)) == found and len({found, load_config("demo")}) == 1
+    assert [field.name for field in dataclasses.fields(found)][0] == "simulate"
+    assert type(dataclasses.asdict(found)["model"]["lowlevel_channels"]) is tuple
+
+
+# ---- only what differs
+
+
+@pytest.mark.parametrize("base", [None, "demo", "quick", "paper"])
+def test_a_file_gives_only_what_differs_from_a_base(tmp_path, base):
+    said = {"tune": {"epochs": 3}, "seed": 5} | ({} if base is None else {"base": base})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(said))
+    whole = load_config(base or "demo")
+    expected = dataclasses.replace(whole, tune=dataclasses.replace(whole.tune, epochs=3.0), seed=5)
+    assert load_config(tmp_path / "c.yaml") == load_config(said) == expected
+    assert load_config(base or "demo", tune={"epochs": 3}, seed=5) == expected
+    assert load_config(whole, tune=expected.tune, seed=5) == expected and load_config(whole) == whole
+
+
+def test_a_base_may_be_a_file_beside_it_that_has_a_base_itself(tmp_path):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "first.yaml").write_text("base: quick\ntune: {epochs: 3, lr: 0.1}\n")
+    (tmp_path / "second.yaml").write_text("base: lab/first.yaml\ntune: {lr: 0.2}\n")
+    found = load_config(tmp_path / "second.yaml")
+    assert (found.tune.epochs, found.tune.lr, found.model) == (3.0, 0.2, load_config("quick").model)
+    assert load_config({"base": str(tmp_path / "second.yaml"), "seed": 2}) == dataclasses.replace(found, seed=2)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("base: demos", "base is 'demos': not found; expected one of demo, paper, quick or a .yaml file"),
+        ("base: 3", "base is 3; expected the name of a config or a .yaml file"),
+        ("base: [demo]", "base is ['demo']; expected the name of a config or a .yaml file"),
+        ("tune: {epoch: 3}", "unknown field tune.epoch; did you mean tune.epochs?"),
+        ("tunes: {}", "unknown field tunes; did you mean tune?"),
+        ("batch_per_subjects: 3", "unknown field batch_per_subjects; did you mean pretrain.batch_per_subject?"),
+        ("tune: {target_subjects: 3}", "unknown field tune.target_subjects; did you mean target_subject?"),
+        ("pivot: {1: 3}", "unknown field pivot.1; expected one of epochs, batch, lr, weight_decay, temperature"),
+        ("tune:", "tune holds a NoneType; expected a mapping"),
+        ("pretrain: {start: closed_form}", "pretrain.start is 'closed_form'; expected random: there is no base yet"),
+        ("pretrain: {similar_voxels: 3}", "pretrain.similar_voxels is 3; expected 0: there is no base yet"),
+    ],
+)
+def test_what_differs_is_refused_by_file_and_field(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
+
+
+def test_a_config_that_builds_on_itself(tmp_path):
+    (tmp_path / "c.yaml").write_text("base: c.yaml")
+    with pytest.raises(UserError, match=r"c\.yaml: base is '.*c\.yaml', which builds on it in turn; expected another"):
+        load_config(tmp_path / "c.yaml")
+    (tmp_path / "a.yaml").write_text("base: b.yaml")
+    (tmp_path / "b.yaml").write_text("base: a.yaml")
+    with pytest.raises(UserError, match=r"b\.yaml: base is '.*a\.yaml', which builds on it in turn"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_a_whole_config_of_an_earlier_run_means_what_it_meant(tmp_path):
+    """Fields that came later are at their default, which is what the run did, and not at the demo's."""
+    raw = as_dict(load_config("quick"))
+    for section, field in (
+        ("tune", "start"),
+        ("tune", "similar_voxels"),
+        ("decode", "neighbours"),
+        ("decode", "corrections"),
+    ):
+        del raw[section][field]
+    for with_simulate in (True, False):
+        if not with_simulate:
+            del raw["simulate"]
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+        found = load_config(tmp_path / "config.yaml")
+        assert (found.tune.start, found.tune.similar_voxels) == ("random", 0) != (load_config("demo").tune.start, 0)
+        assert (found.decode.neighbours, found.decode.corrections) == (0, 1)
+        assert found.model == load_config("quick").model
+    assert found.simulate == SimulateConfig()
+
+
+def test_no_pictures_is_a_config():
+    assert load_config({"decode": {"pictures": 0}}).decode.pictures == 0
+    with pytest.raises(UserError, match="decode.pictures is -1; expected at least 0"):
+        load_config({"decode": {"pictures": -1}})
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "a: [", "a: b: c", "\x00", "just words"])

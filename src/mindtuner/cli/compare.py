@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
         runs = _load([*first, *(path for path in second if path not in first)])
         a, b = ({str(path): runs[str(path)] for path in side} for side in (first, second))
         found = compare.compare(a, b, options.method, options.method_b, options.images, options.seed)
-        print(compare.text(found))
+        print(compare.comparison_text(found))
     if options.out:
         write_json(options.out, rounded(found, str(options.out)))
 

@@ -22,11 +22,9 @@ from mindtuner.decoding.decoder import Decoder, Predictions
 from mindtuner.decoding.training_images import TrainingTokens, draw_to_neighbours, mean_token, nearest_training_image
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
-from mindtuner.evaluation.held_out import scored_apart
-from mindtuner.evaluation.held_out import text as held_out_text
+from mindtuner.evaluation.held_out import held_out_scores, held_out_text
 from mindtuner.evaluation.results import build_results, per_image_scores, rounded, save_run, to_uint8
-from mindtuner.evaluation.scores.encoding_features import Kept
-from mindtuner.evaluation.scores.features import LITE2
+from mindtuner.evaluation.scores.features import LITE2, KeptFeatures
 from mindtuner.evaluation.scores.networks import find_networks
 from mindtuner.evaluation.scores.preparation import OURS, PUBLISHED, resize
 from mindtuner.evaluation.scores.retrieval import POOL, top5_ids
@@ -74,7 +72,7 @@ def tell(
         bank = training_bank(materials.dataset, materials.texts)
         painted = paint_all(predictions, materials.generator, bank, test, out / PARTS if keep else None)
     with watch.stage("score"):
-        kept = Kept()
+        kept = KeptFeatures()
         scores = score_all(predictions, painted, test, config.seed, scoring, kept)
     setting = describe_setting(config, materials.dataset, hour, base, test, bank, command)
     setting["scores"] = scoring.described()
@@ -295,7 +293,12 @@ def _keep(part: Path | None, pictures: dict[str, np.ndarray], written: list[str]
 
 
 def score_all(
-    decoded: dict[str, dict], painted: dict[str, dict], test: TestSet, seed: int, scoring: Scoring, kept: Kept | None = None
+    decoded: dict[str, dict],
+    painted: dict[str, dict],
+    test: TestSet,
+    seed: int,
+    scoring: Scoring,
+    kept: KeptFeatures | None = None,
 ) -> dict[str, MethodScores]:
     """Scores of every method against the test images; ``kept`` takes what the brain's encoding model needs of the pictures,
     where one is asked for.
@@ -404,7 +407,7 @@ def hold_out_note(category: str) -> str:
 def scores_apart(per_image: dict[str, np.ndarray], stimuli: Stimuli, seed: int) -> dict:
     """The test images that show the category held out, and the others, each scored by themselves."""
     left_out = int((stimuli.of_category & ~stimuli.is_shared).sum())
-    return scored_apart(per_image, stimuli.category, stimuli.of_category[per_image["images"]], left_out, seed)
+    return held_out_scores(per_image, stimuli.category, stimuli.of_category[per_image["images"]], left_out, seed)
 
 
 def pictures_of(painted: dict[str, dict], test: TestSet) -> dict[str, np.ndarray]:

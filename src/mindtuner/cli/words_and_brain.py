@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mindtuner.data import Subject
-from mindtuner.evaluation.blocks import BrainTruth, brain_block, caption_block
+from mindtuner.evaluation.brain_correlation import BrainTruth, brain_block
 from mindtuner.evaluation.encoding import FOLDS
 from mindtuner.evaluation.results import rounded
-from mindtuner.evaluation.scores.captions import CaptionScorer, find_wordnet
-from mindtuner.evaluation.scores.encoding_features import EncodingFeatures, Kept
+from mindtuner.evaluation.scores.captions import CaptionScorer, caption_block, find_wordnet
+from mindtuner.evaluation.scores.features import EncodingFeatures, KeptFeatures
 from mindtuner.evaluation.scores.preparation import OURS, Choices
 from mindtuner.runtime import progress
 from mindtuner.towers.compact import CompactTextEncoder
@@ -34,7 +34,7 @@ def caption_scorer(networks: Path | None, texts: CompactTextEncoder | OpenClipTe
     A CLIP folder without a tokenizer is there for the score of pictures, and leaves that of captions out, by name. Raises
     UserError for one that is damaged or another model's.
     """
-    from mindtuner.evaluation.scores.clip_text import ClipTextEncoder
+    from mindtuner.evaluation.scores.captions import ClipTextEncoder
 
     encoders = {"sentence_bert": texts if isinstance(texts, CompactTextEncoder) else CompactTextEncoder()}
     for score, name in CLIP_FOLDERS.items():
@@ -71,7 +71,7 @@ def score_captions(
 def score_brain(
     results: dict,
     per_image: dict[str, np.ndarray],
-    kept: Kept,
+    kept: KeptFeatures,
     subject: Subject,
     shown: np.ndarray,
     pixels: np.ndarray,

@@ -269,7 +269,7 @@ def _differing_settings(a: Mapping[str, Run], b: Mapping[str, Run]) -> list[str]
     return notes
 
 
-def text(found: dict) -> str:
+def comparison_text(found: dict) -> str:
     """What ``compare`` returned as an aligned table, with what is compared above and how below."""
     a, b, test = found["a"], found["b"], found["test_set"]
     which = {"all": "", "category": ", those of the category held out", "others": ", those not of the category held out"}

@@ -19,8 +19,8 @@ import numpy as np
 from mindtuner.data import Subject
 from mindtuner.data.splits import image_folds
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.arrays import as_array
 from mindtuner.evaluation.scores.brain import VoxelNoise
+from mindtuner.evaluation.scores.inputs import as_array
 from mindtuner.runtime import device
 
 ALPHAS = np.logspace(-2, 4, 13)

@@ -12,7 +12,7 @@ from mindtuner.evaluation.schema import HELD_OUT_SIDES
 from mindtuner.evaluation.statistics import bootstrap_ci
 
 
-def scored_apart(
+def held_out_scores(
     per_image: Mapping[str, np.ndarray], category: str, of_category: np.ndarray, left_out: int, seed: int
 ) -> dict:
     """The block ``held_out`` of results.json.
@@ -50,7 +50,7 @@ def positions(per_image: Mapping[str, np.ndarray], part: str, score: str) -> np.
     return per_image["texts"] if score.startswith("text") else np.arange(len(per_image["images"]))
 
 
-def text(held_out: Mapping, method: str) -> str:
+def held_out_text(held_out: Mapping, method: str) -> str:
     """The block of one method in a few aligned lines, with intervals; a dash where fewer than two images have the score."""
     shown, left_out = len(held_out["images"]), held_out["left_out"]
     lines = [

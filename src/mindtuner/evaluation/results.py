@@ -41,7 +41,7 @@ from mindtuner.evaluation.schema import (
     validate_words,
 )
 from mindtuner.evaluation.scores.catalogue import RANDOM_PAIRS, of_part
-from mindtuner.evaluation.scores.preparation import as_images
+from mindtuner.evaluation.scores.inputs import as_images
 from mindtuner.evaluation.scores.retrieval import chance_of_pools
 from mindtuner.evaluation.scoring import DIRECTIONS, MethodScores, defined
 from mindtuner.evaluation.statistics import paired_difference

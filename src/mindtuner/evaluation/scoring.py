@@ -10,9 +10,10 @@ import numpy as np
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.catalogue import ALWAYS
 from mindtuner.evaluation.scores.images import score_images
+from mindtuner.evaluation.scores.inputs import as_images
 from mindtuner.evaluation.scores.networks import Network
 from mindtuner.evaluation.scores.pictures import is_flat
-from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images
+from mindtuner.evaluation.scores.preparation import OURS, Choices
 from mindtuner.evaluation.scores.retrieval import POOL, Retrieval, brain_retrieval, image_retrieval, pools, text_retrieval
 from mindtuner.evaluation.statistics import bootstrap_ci
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.arrays import as_array, as_pair
+from mindtuner.evaluation.scores.inputs import as_array, as_pair
 
 LEVELS = (2.5, 97.5)
+PAIRS = 1000  # random pairings of a chance level
 CHUNK = 500  # resamples drawn at a time, to bound memory
 
 
@@ -146,6 +147,20 @@ def paired_over_seeds(a, b, seed: int, n_boot: int = 2000) -> dict:
     """``over_seeds`` of a - b, both (S, n): the same S seeds and n images under two methods."""
     x, y = as_pair(a, b, ("a", "b"), 2)
     return over_seeds(x - y, seed, n_boot)
+
+
+def random_pairs(images: int, seed: int, pairs: int = PAIRS) -> tuple[np.ndarray, np.ndarray]:
+    """``pairs`` random pairs of unlike positions i != j among ``images``: two int64 (pairs,). The mean score of these is the
+    chance level of a score that has no analytic one.
+
+    Drawn with replacement; they depend on the seed and the number of images alone, so every method meets the same ones.
+    Raises UserError for fewer than 2 images.
+    """
+    if images < 2:
+        raise UserError(f"images: {images} to score; expected at least 2 to draw wrong pairs from")
+    rng = np.random.default_rng(seed)
+    i = rng.integers(images, size=pairs)
+    return i, (i + rng.integers(1, images, size=pairs)) % images
 
 
 def _resampled(x: np.ndarray, rng: np.random.Generator, n_boot: int, of: Callable = np.mean) -> np.ndarray:

@@ -1,7 +1,7 @@
 """``python -m mindtuner.simulation.calibration``: measure what the simulated brains are like.
 
 Looks at random scenes of its own (coloured ellipses on 1/f textures, labels to match), estimates every
-planted number from the simulated data alone, and prints the table of docs/simulation.md. No decoder takes
+planted number from the simulated data alone, and prints the table of benchmarks/results/calibration.md. No decoder takes
 part.
 """
 

@@ -15,11 +15,10 @@ from mindtuner.data import Subject, Trials
 from mindtuner.data.splits import image_folds
 from mindtuner.errors import UserError
 from mindtuner.evaluation import encoding
-from mindtuner.evaluation.blocks import BrainTruth, brain_block
+from mindtuner.evaluation.brain_correlation import BrainTruth, brain_block
 from mindtuner.evaluation.encoding import ALPHAS, EncodingModel, responses
 from mindtuner.evaluation.scores.brain import VoxelNoise, brain_chance, brain_scores
-from mindtuner.evaluation.scores.encoding_features import EncodingFeatures
-from mindtuner.evaluation.scores.features import LITE2, features_of
+from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, features_of
 from mindtuner.formats import load
 from mindtuner.simulation.brains import simulate_brain
 from mindtuner.simulation.calibration import estimated_ceiling, random_scenes, repeats_of

@@ -16,19 +16,19 @@ from sentence_transformers import util
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.blocks import caption_block
 from mindtuner.evaluation.scores.captions import (
     CAPTION_SCORES,
     CaptionScorer,
+    ClipTextEncoder,
     Meteor,
+    caption_block,
     caption_chance,
     caption_scores,
     find_wordnet,
 )
-from mindtuner.evaluation.scores.clip_text import ClipTextEncoder
 from mindtuner.evaluation.scores.images import score_images
-from mindtuner.evaluation.scores.pairing import random_pairs
 from mindtuner.evaluation.scores.pictures import pixcorr
+from mindtuner.evaluation.statistics import random_pairs
 
 DECODED = ["a man rides a wave on a surfboard", "two dogs sleep on a couch", "a plate of food", "a red bus in the city"]
 REFERENCES = [

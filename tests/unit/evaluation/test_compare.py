@@ -9,7 +9,7 @@ from scipy import stats
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError
-from mindtuner.evaluation.compare import compare, text
+from mindtuner.evaluation.compare import compare, comparison_text
 from mindtuner.evaluation.results import Run, save_run
 from mindtuner.files import read_json
 
@@ -160,7 +160,7 @@ def test_undefined_scores_are_left_out_and_counted():
     assert (row["n"], row["undefined"]) == (4, 2) and row["difference"] == pytest.approx(difference[keep].mean(), abs=1e-7)
     assert "two_way" not in [row["score"] for row in found["scores"]]
     assert any("Two-way: defined on fewer than 2" in note for note in found["notes"])
-    assert "SSIM is undefined on 2 images" in text(found)
+    assert "SSIM is undefined on 2 images" in comparison_text(found)
 
 
 def test_any_score_of_the_files_is_compared_and_one_that_a_run_lacks_is_named():
@@ -179,7 +179,7 @@ def test_the_images_of_a_category_or_the_others():
     b.results["held_out"] = {"category": "dog", "images": held}
     whole, of, others = (compare({"a": a}, {"b": b}, which=which) for which in ("all", "category", "others"))
     assert [row["score"] for row in whole["scores"]] == [*DIRECTIONS, *PICTURES, "rouge_1", "V1"]
-    assert "ROUGE-1 of the caption" in text(of) and "V1 brain correlation" in text(of)
+    assert "ROUGE-1 of the caption" in comparison_text(of) and "V1 brain correlation" in comparison_text(of)
     for part, score, positions in (
         ("retrieval", "image", [2, 3, 4, 6]),
         ("retrieval", "text", [1, 2, 3, 5]),
@@ -194,7 +194,7 @@ def test_the_images_of_a_category_or_the_others():
         assert row_of(others, score)["difference"] == pytest.approx(difference[rest].mean())
         assert row_of(of, score)["n"] + row_of(others, score)["n"] == row_of(whole, score)["n"]
     assert (of["test_set"]["images"], of["test_set"]["pictures"]) == (4, 3)
-    assert "those of the category held out" in text(of)
+    assert "those of the category held out" in comparison_text(of)
 
 
 # ---- refused

@@ -10,9 +10,9 @@ from mindtuner.errors import UserError
 from mindtuner.evaluation.scores import catalogue, images
 from mindtuner.evaluation.scores.images import score_images
 from mindtuner.evaluation.scores.networks import Network
-from mindtuner.evaluation.scores.pairing import random_pairs
 from mindtuner.evaluation.scores.pictures import distance, pixcorr, ssim, two_way
 from mindtuner.evaluation.scores.preparation import OURS, PUBLISHED, prepare
+from mindtuner.evaluation.statistics import random_pairs
 
 N, SIDE = 11, 20
 

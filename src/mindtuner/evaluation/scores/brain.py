@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.arrays import as_array, as_pair
-from mindtuner.evaluation.scores.pairing import PAIRS, random_pairs
+from mindtuner.evaluation.scores.inputs import as_array, as_pair
+from mindtuner.evaluation.statistics import PAIRS, random_pairs
 
 FEWEST = 2  # voxels that a correlation across voxels needs
 CHUNK = 4096  # voxels turned to float64 at a time

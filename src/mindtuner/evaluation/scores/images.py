@@ -17,10 +17,11 @@ from mindtuner import runtime
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores import catalogue
 from mindtuner.evaluation.scores.features import Reader
+from mindtuner.evaluation.scores.inputs import as_images
 from mindtuner.evaluation.scores.networks import Network
-from mindtuner.evaluation.scores.pairing import random_pairs
 from mindtuner.evaluation.scores.pictures import Lineup, pixel_scores, standardised
-from mindtuner.evaluation.scores.preparation import OURS, Choices, as_images
+from mindtuner.evaluation.scores.preparation import OURS, Choices
+from mindtuner.evaluation.statistics import random_pairs
 
 BATCH, GROUP = 32, 128  # pictures that a network sees together; that are compared with all originals together
 

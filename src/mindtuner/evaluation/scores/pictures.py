@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.arrays import TIE, as_pair
-from mindtuner.evaluation.scores.preparation import HALF_POINT, OURS, Choices, as_images, prepare
+from mindtuner.evaluation.scores.inputs import TIE, as_images, as_pair
+from mindtuner.evaluation.scores.preparation import HALF_POINT, OURS, Choices, prepare
 
 SIGMA, RADIUS = 1.5, 5  # SSIM's Gaussian window, cut off at 3.5 sigma: 11 x 11 pixels
 WINDOW = np.exp(-(np.arange(-RADIUS, RADIUS + 1) ** 2) / (2 * SIGMA**2))

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.arrays import as_array
+from mindtuner.evaluation.scores.inputs import as_images
 
 HALF_POINT, LOST = "half", "lost"
 
@@ -47,17 +46,6 @@ class Choices:
 
 OURS = Choices()
 PUBLISHED = Choices(antialias=False, first_side=256, pixel_side=425, ties=LOST)
-
-
-def as_images(images, name: str) -> np.ndarray:
-    """Checked images (n, 3, H, W): uint8, or floating and in 0..1. Raises UserError for another shape, NaN, or values
-    outside 0..1."""
-    array = images if isinstance(images, np.ndarray) and images.dtype == np.uint8 else as_array(images, name, 4)
-    if array.ndim != 4 or array.shape[1] != 3 or array.size == 0:
-        raise UserError(f"{name}: has shape {array.shape}; expected (n, 3, H, W)")
-    if array.dtype != np.uint8 and (array.min() < -1e-4 or array.max() > 1 + 1e-4):
-        raise UserError(f"{name}: values from {array.min():.3g} to {array.max():.3g}; expected 0 to 1")
-    return array
 
 
 def resize(images, side: int) -> np.ndarray:

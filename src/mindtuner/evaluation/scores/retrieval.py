@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import hypergeom
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.arrays import TIE, as_array, as_pair
+from mindtuner.evaluation.scores.inputs import TIE, as_array, as_pair
 from mindtuner.evaluation.statistics import bootstrap_ci
 
 POOL, SUBSETS, TOP = 300, 30, (1, 5)  # the published evaluation: 30 random subsets of 300 images

@@ -1,4 +1,4 @@
-"""Arrays as the scores want them: NumPy, finite, of the expected number of axes."""
+"""Inputs as the scores want them: NumPy, finite, of the expected number of axes; pictures in 0..1 or uint8."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def as_pair(first, second, names: tuple[str, str], axes: int) -> tuple[np.ndarra
     if a.shape != b.shape:
         raise UserError(f"{names[0]}: has shape {a.shape}; expected that of {names[1]}, {b.shape}")
     return a, b
+
+
+def as_images(images, name: str) -> np.ndarray:
+    """Checked images (n, 3, H, W): uint8, or floating and in 0..1. Raises UserError for another shape, NaN, or values
+    outside 0..1."""
+    array = images if isinstance(images, np.ndarray) and images.dtype == np.uint8 else as_array(images, name, 4)
+    if array.ndim != 4 or array.shape[1] != 3 or array.size == 0:
+        raise UserError(f"{name}: has shape {array.shape}; expected (n, 3, H, W)")
+    if array.dtype != np.uint8 and (array.min() < -1e-4 or array.max() > 1 + 1e-4):
+        raise UserError(f"{name}: values from {array.min():.3g} to {array.max():.3g}; expected 0 to 1")
+    return array

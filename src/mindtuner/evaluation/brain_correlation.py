@@ -1,8 +1,9 @@
-"""What caption scores and brain correlation leave in a run: blocks for results.json, arrays for per_image.safetensors."""
+"""Brain correlation of a run: what pictures are held against, and the blocks and arrays that results.json and
+per_image.safetensors hold of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,42 +11,12 @@ import numpy as np
 from mindtuner.data import Subject
 from mindtuner.errors import UserError
 from mindtuner.evaluation.encoding import EncodingModel, responses
-from mindtuner.evaluation.scores.arrays import as_array
 from mindtuner.evaluation.scores.brain import VoxelNoise, brain_chance, brain_scores, regions
-from mindtuner.evaluation.scores.captions import CaptionScorer, caption_chance, caption_scores
+from mindtuner.evaluation.scores.inputs import as_array
 from mindtuner.evaluation.statistics import bootstrap_ci
 
 MOST = 2000  # training images of an encoding model: what more of them add costs minutes on a laptop
 Features = Callable[[np.ndarray], np.ndarray]  # stimulus ids (n,) -> (n, F)
-
-
-def caption_block(
-    decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer, seed: int
-) -> tuple[dict, dict[str, np.ndarray]]:
-    """One method's captions of p images, of one kind (retrieved, or written).
-
-    Images without a reference, empty in ``references``, are left out and counted. Returns the block ``{"images",
-    "without_reference", "scores": {score: {"mean", "ci95": [low, high], "chance"}}, "missing": {score: what it lacks}}`` and
-    float32 (p,) by score, NaN for images that were left out. Raises UserError as ``caption_scores`` and ``caption_chance``
-    do, and where no two images have a reference.
-    """
-    if len(decoded) != len(references):
-        raise UserError(f"decoded captions: {len(decoded)} for {len(references)} images; expected one for each of them")
-    kept = np.flatnonzero([len(group) > 0 for group in references])
-    if len(kept) < 2:
-        raise UserError(f"reference captions: {len(kept)} of {len(references)} images have one; expected at least 2")
-    some, their = [decoded[k] for k in kept], [references[k] for k in kept]
-    found, chance = caption_scores(some, their, scorer), caption_chance(some, their, scorer, seed)
-    arrays = {}
-    for name, values in found.items():
-        arrays[name] = np.full(len(decoded), np.nan, np.float32)
-        arrays[name][kept] = values
-    return {
-        "images": len(kept),
-        "without_reference": len(decoded) - len(kept),
-        "scores": {name: {**_summary(values, seed), "chance": chance[name]} for name, values in found.items()},
-        "missing": dict(scorer.missing),
-    }, arrays
 
 
 @dataclass(frozen=True)
