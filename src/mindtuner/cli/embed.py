@@ -16,7 +16,7 @@ from mindtuner.cli import painters
 if TYPE_CHECKING:
     from mindtuner.data import Stimuli
     from mindtuner.towers.convnext_maps import CellMaps
-    from mindtuner.towers.embed import Tower
+    from mindtuner.towers.tower import Tower
 
 _NAMES = ("pixels", "tokens", "latents", "features", "features_augmented", "text")
 COMPACT, PAPER, TIMM = "compact", "paper", "timm:"

@@ -19,7 +19,7 @@ from torch import nn
 from mindtuner.errors import UserError
 from mindtuner.runtime import device
 from mindtuner.thirdparty import check_fit, one_line, read_state_dict, released
-from mindtuner.towers.frozen import unit_images, weights_hash
+from mindtuner.towers.tower import unit_images, weights_hash
 
 SIDE, STRIDE = 224, 32
 MEAN = (0.485, 0.456, 0.406)

@@ -1,64 +1,22 @@
-"""Run frozen towers over all stimuli of a dataset once, into caches."""
+"""Run the compact towers over all stimuli of a dataset once, into caches."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mindtuner.data import Dataset, FileRows, HalfRows, Stimuli, build_cache, open_cache
-from mindtuner.data.cache import bytes_to_write
-from mindtuner.towers.augment import AugmentedView
+from mindtuner.data import Dataset, Stimuli, open_cache
 from mindtuner.towers.compact import MAP_SIDE, MAP_WIDTH, TOKENS, WIDTH, Autoencoder, CompactImageEncoder, CompactTextEncoder
 from mindtuner.towers.efficientnet import BATCH
+from mindtuner.towers.low_level import AugmentedView
+from mindtuner.towers.tower import Tower
 
 PICTURE = 128  # side of the pictures that the compact towers and the generator work with
 _PIXELS = {"side": PICTURE}
-
-
-@dataclass(frozen=True)
-class Tower:
-    """All that a cache needs to know of a tower.
-
-    name       of the cache
-    identity   JSON values that tell this tower with its settings from any other
-    shape      of one stimulus's features
-    dtype      one of NumPy's, or "bfloat16"
-    compute    stimulus ids (n,) -> features (n, *shape), array or tensor, each row of its own stimulus alone
-    batch      stimuli computed at a time
-    """
-
-    name: str
-    identity: dict
-    shape: tuple[int, ...]
-    dtype: type | str
-    compute: Callable[[np.ndarray], np.ndarray | torch.Tensor]
-    batch: int = 64
-
-    def build(self, folder: str | Path, stimuli: Stimuli) -> FileRows | HalfRows:
-        """This tower's cache in ``folder``, computed where it is missing. Raises UserError as ``build_cache`` does."""
-        return build_cache(
-            folder,
-            self.name,
-            self.shape,
-            self.dtype,
-            self.identity,
-            stimuli,
-            self.compute,
-            self.batch,
-            self.name,
-            inputs=lambda ids: ids,
-        )
-
-    def size(self, folder: str | Path, stimuli: Stimuli) -> tuple[int, int]:
-        """Bytes of the cache, and how many of them the disk still has to give. Raises UserError where the cache in
-        ``folder`` is of something else."""
-        return bytes_to_write(folder, self.name, self.shape, self.dtype, self.identity, stimuli, self.batch)
 
 
 def embed(

@@ -24,9 +24,8 @@ from mindtuner.errors import UserError
 from mindtuner.runtime import device
 from mindtuner.thirdparty import one_line
 from mindtuner.towers.compact import CompactTextEncoder
-from mindtuner.towers.embed import Tower
-from mindtuner.towers.frozen import weights_hash
 from mindtuner.towers.openclip_load import config_digest, load_model, plain_name, require_open_clip
+from mindtuner.towers.tower import Tower, weights_hash
 
 TOKEN_NORMS, IMAGE_RANGES = ("after", "before"), ("clip", "mindeye2")
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

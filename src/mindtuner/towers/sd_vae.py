@@ -12,7 +12,7 @@ from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.runtime import device
 from mindtuner.thirdparty import load_part, model_folder, released
-from mindtuner.towers.frozen import unit_images, weights_hash
+from mindtuner.towers.tower import unit_images, weights_hash
 
 SIDE, SCALE = 224, 0.18215
 _EXPECTED = "the vae folder of Stable Diffusion image variations, as diffusers writes it"

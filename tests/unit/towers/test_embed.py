@@ -28,7 +28,8 @@ from mindtuner.files import read_json, write_json
 from mindtuner.formats import load
 from mindtuner.processes import Processes, processes
 from mindtuner.towers.compact import Autoencoder
-from mindtuner.towers.embed import Tower, compact_towers, embed
+from mindtuner.towers.embed import compact_towers, embed
+from mindtuner.towers.tower import Tower
 from mindtuner.training import Targets, pretrain
 
 COUNT, BATCH = 23, 3
