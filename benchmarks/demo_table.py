@@ -1,7 +1,7 @@
 """The table of finished demos, one per simulator seed.
 
     for seed in 0 1 2; do mindtuner demo --seed $seed --out runs/demo-$seed; done
-    python benchmarks/demo_table.py runs/demo-0 runs/demo-1 runs/demo-2 [--write benchmarks/results/demo.md]
+    python benchmarks/demo_table.py runs/demo-0 runs/demo-1 runs/demo-2 [--write README.md]
 
 Each cell is the mean over runs with the standard deviation over runs behind it. ``--write`` puts the table between the
 file's ``results:begin`` and ``results:end`` comments.
