@@ -4,7 +4,13 @@
 >>> dataset = mindtuner.load("data/nsd")  # doctest: +SKIP
 """
 
+import os as _os
+import sys as _sys
+
 __version__ = "0.1.0"
+
+if _sys.platform == "darwin":  # asked for before torch is imported: what Apple's GPU cannot compute, the CPU does
+    _os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 _HOMES = {"load": "formats", "pretrain": "training", "tune": "training", "Targets": "training", "Decoder": "decoding.decoder"}
 __all__ = ["Decoder", "Targets", "__version__", "load", "pretrain", "tune"]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,20 @@ from mindtuner.errors import UserError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it there only if the block succeeds.
 
-    Raises UserError where the disk is full or the folder cannot be written to.
+    What is written has the permissions that the umask gives, whoever wrote it: safetensors would leave files to their owner
+    alone. Raises UserError where the disk is full or the folder cannot be written to.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        usual = stat.S_IMODE(temporary.stat().st_mode)
+        temporary.unlink()
         yield temporary
+        for file in temporary.rglob("*.safetensors") if temporary.is_dir() else [temporary]:
+            if file.stat().st_nlink == 1:  # a link shares its permissions with another file, which is not ours
+                file.chmod(usual)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
@@ -39,9 +47,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically, with the line ends that it has, on Windows too."""
     with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -161,7 +169,7 @@ def filled(out: str | Path, first: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=".part", ignore_cleanup_errors=True) as part:
             yield Path(part)
             for path in sorted(Path(part).iterdir(), key=lambda path: (path.name != first, path.name)):
-                path.rename(out / path.name)
+                path.replace(out / path.name)
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written ({error.strerror or error}); expected free space and write permission"

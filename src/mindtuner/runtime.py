@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import random
 import re
-import resource
 import sys
 import time
 import zlib
@@ -13,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -25,28 +25,76 @@ _chosen: list[torch.device] = []  # by ``use``: none, or one for the whole proce
 
 
 def device() -> torch.device:
-    """CUDA where it works, else the CPU; or what ``use`` said."""
+    """CUDA where it works, else the CPU; or what ``use`` said. Apple's GPU is used only where ``use`` says so."""
     return _chosen[0] if _chosen else torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def use(where: str | None) -> None:
-    """Compute on ``where`` ("cuda", "cpu") from now on, or, with None, again on what the machine is fastest with.
+def use(where: str | torch.device | None) -> None:
+    """Compute on ``where`` from now on, or, with None, again on what the machine is fastest with.
 
-    Raises UserError where torch finds no CUDA.
+    Parameters
+    ----------
+    where : str, torch.device or None
+        "cuda", "cuda:1", "mps" (Apple's GPU), "cpu" or None.
+
+    Raises
+    ------
+    UserError
+        Where there is no such device here, with the reason.
+
+    Examples
+    --------
+    >>> from mindtuner import runtime
+    >>> runtime.use("cpu")
+    >>> runtime.device()
+    device(type='cpu')
+    >>> runtime.use(None)
     """
-    if where == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: is cuda, but torch finds no CUDA here; expected cpu, or a torch built for your GPU")
-    _chosen[:] = [] if where is None else [torch.device(where)]
+    _chosen[:] = [] if where is None else [available(where)]
     fast_dtype.cache_clear()
+
+
+def available(where: str | torch.device) -> torch.device:
+    """The device of that name. Raises UserError where it is none, or not here, with the reason."""
+    try:
+        found = torch.device(where)
+    except RuntimeError as error:
+        raise UserError(f"device: is {where!r}; expected cuda, cuda:N, mps or cpu") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: is {where}, but torch finds no CUDA here; expected cpu, or a torch built for your GPU")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device: is {where}, but the last GPU here is cuda:{torch.cuda.device_count() - 1}; expected one of them"
+        )
+    if found.type == "mps" and not torch.backends.mps.is_built():
+        raise UserError(f"device: is {where}, but this torch was built without MPS; expected cpu, or a Mac with Apple's GPU")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device: is {where}, but torch finds no Apple GPU here; expected cpu, or macOS 12.3 or later on one")
+    if found.type not in ("cuda", "mps", "cpu"):
+        raise UserError(f"device: is {where!r}; expected cuda, cuda:N, mps or cpu")
+    return found
+
+
+def for_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on a device that computes in float64: on the CPU where its own does not, as Apple's GPU."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
+def to_device(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the device, which float64 reaches as float32: Apple's GPU has none, and no network here wants it."""
+    return (tensor.float() if tensor.dtype == torch.float64 else tensor).to(device())
 
 
 @functools.cache
 def fast_dtype() -> torch.dtype:
     """bfloat16 where this machine multiplies it clearly faster than float32, by a short measurement.
 
-    Most laptops have no bf16 matrix unit and emulate it; there the answer is float32.
+    Most laptops have no bf16 matrix unit and emulate it; there the answer is float32. So it is on Apple's GPU, where
+    bfloat16 depends on the version of macOS.
     """
     where = device()
+    if where.type == "mps":
+        return torch.float32
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.full((320, 320), 0.5, device=where, dtype=dtype)  # not random: nobody's stream may move
@@ -62,7 +110,8 @@ def fast_dtype() -> torch.dtype:
 def autocast(dtype: torch.dtype | None = None):
     """Mixed precision in ``dtype`` (measured when not given); float32 means off."""
     dtype = dtype or fast_dtype()
-    return torch.autocast(device().type, dtype, enabled=dtype is not torch.float32)
+    on = dtype is not torch.float32
+    return torch.autocast(device().type, dtype if on else None, enabled=on)  # off it is not asked whether it knows float32
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -104,9 +153,14 @@ class _Lines(tqdm):
 
 
 def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, in MB (Linux counts KiB, macOS bytes)."""
+    """Largest resident size of this process so far, in MB."""
     status = Path("/proc/self/status")
-    if status.exists():  # where getrusage would begin with the size of whatever started this process
+    if status.exists():  # Linux, where getrusage would begin with the size of whatever started this process
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+    found = psutil.Process().memory_info()
+    if hasattr(found, "peak_wset"):  # Windows
+        return found.peak_wset / 1024**2
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024**2 if sys.platform == "darwin" else 1024)
+    return peak / (1024**2 if sys.platform == "darwin" else 1024)  # macOS counts bytes, other systems KiB

@@ -150,6 +150,7 @@ def sections():
 @pytest.mark.parametrize("at, section", sections())
 def test_every_field_is_strict(at, section):
     """True is not 1, "3" is not 3, 1 is not true; a whole number serves where a float is wanted, and comes out as one."""
+    demo = load_config("demo")
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         wrong = [None, "3", b"3", [1.5], {"a": 1}]
@@ -157,14 +158,14 @@ def test_every_field_is_strict(at, section):
         wrong += [2.0, 2.5] if type(value) is int else []
         for other in wrong:
             with pytest.raises(UserError, match=rf"^config: {at}\.{field.name} .*; expected") as error:
-                load_config({at: {field.name: other}})
+                load_config(demo, **{at: {field.name: other}})
             assert "\n" not in str(error.value)
             with pytest.raises(ValueError, match=rf"^{field.name} "):
                 dataclasses.replace(section, **{field.name: other})
         if type(value) is float and at != "simulate":  # which holds its knobs to narrower limits
             for other in (float("nan"), float("inf")):
                 with pytest.raises(UserError, match=rf"{at}\.{field.name} is {other}; expected"):
-                    load_config({at: {field.name: other}})
+                    load_config(demo, **{at: {field.name: other}})
             assert type(getattr(dataclasses.replace(section, **{field.name: 0.5}), field.name)) is float
 
 

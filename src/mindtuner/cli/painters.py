@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="compact (default), sdxl, or a FILE of mindtuner train-generator for the compact one",
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="where to compute (default: cuda where there is one)")
+    parser.add_argument(
+        "--device", metavar="WHERE", help="where to compute: cuda, cuda:N, mps or cpu (default: cuda where there is one)"
+    )
     parser.add_argument(
         "--batch", type=int, metavar="N", help="pictures painted together (default: by the free memory on cuda, 1 on a CPU)"
     )
@@ -76,7 +78,10 @@ def check_options(options: argparse.Namespace) -> None:
                 raise UserError(f"--{name}: is given; expected it with --generator sdxl alone")
     from mindtuner.runtime import use
 
-    use(options.device)
+    try:
+        use(options.device)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
 
 
 def batch_of(options: argparse.Namespace) -> int:

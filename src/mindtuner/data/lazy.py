@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,7 @@ class FileRows:
         self.path, self.shape, self.dtype, self._offset = path, tuple(shape), np.dtype(dtype), offset
         self.ndim = len(self.shape)
         self._file = open(path, "rb", buffering=0)  # reads name their offset, so threads may share it
+        self._turn = threading.Lock()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -119,7 +121,7 @@ class FileRows:
         offset = self._offset + first * size
         while left:
             try:
-                read = os.preadv(self._file.fileno(), [left], offset)
+                read = self._read_at(left, offset)
             except OSError as error:
                 raise UserError(
                     f"{self.path}: row {first} cannot be read ({error.strerror}); expected a whole file"
@@ -128,6 +130,13 @@ class FileRows:
                 row = (offset - self._offset) // size
                 raise UserError(f"{self.path}: ends within row {row}; expected {len(self)} rows")
             left, offset = left[read:], offset + read
+
+    def _read_at(self, buffer: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [buffer], offset)
+        with self._turn:  # Windows: a file has one position
+            self._file.seek(offset)
+            return self._file.readinto(buffer)
 
 
 def unmapped(path: Path, array: np.memmap) -> FileRows | np.memmap:

@@ -245,7 +245,7 @@ def log_to(folder: str | Path) -> Callable[[dict], None]:
         if line in written:
             return
         try:
-            with path.open("a", encoding="utf-8") as stream:
+            with path.open("a", encoding="utf-8", newline="\n") as stream:
                 stream.write(line)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected free space") from error

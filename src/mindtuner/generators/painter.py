@@ -48,12 +48,7 @@ def usable_device(where: torch.device | str | None, dtype: torch.dtype) -> torch
 
     Raises UserError where this machine has no such device, or the device does not compute in ``dtype``.
     """
-    try:
-        where = runtime.device() if where is None else torch.device(where)
-    except RuntimeError as error:
-        raise UserError(f"device: is {where!r}; expected cpu or cuda") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: is {where}, but torch finds no CUDA here; expected cpu, or a torch built for your GPU")
+    where = runtime.device() if where is None else runtime.available(where)
     if where.type == "cpu" and dtype == torch.float16:
         raise UserError("dtype: is float16 on a CPU; expected float32, or device cuda")
     return where

@@ -87,7 +87,7 @@ def shares(
         return torch.from_numpy(voxels[some.numpy()]).to(device, torch.float32)
 
     with torch.no_grad():
-        said = torch.cat([getattr(network(betas(some), subject), tokens).flatten(1).double().cpu() for some in rows])
+        said = torch.cat([getattr(network(betas(some), subject), tokens).flatten(1).cpu().double() for some in rows])
     count = torch.from_numpy(np.bincount(group))
     mean = torch.zeros(len(shown), said.shape[1], dtype=torch.double).index_add_(0, torch.from_numpy(group), said)
     mean /= count[:, None]

@@ -35,7 +35,7 @@ def overlap(a: BrainNetwork, b: BrainNetwork) -> tuple[float, float]:
     _refuse_apart(a, b)
     found, chance = [], []
     for (name, one), (_, other) in zip(_adapters(a), _adapters(b), strict=True):
-        factors = [adapter.B.detach().double().cpu().numpy() for adapter in (one, other)]
+        factors = [adapter.B.detach().cpu().double().numpy() for adapter in (one, other)]
         ranks = [np.linalg.matrix_rank(factor) for factor in factors]
         if min(ranks) == 0:
             raise ValueError(f"{name}: is silent; expected adapters that were trained")
@@ -139,7 +139,7 @@ def _silent(network: BrainNetwork) -> Iterator[None]:
 def _before_the_head(network: BrainNetwork, voxels: np.ndarray) -> np.ndarray:
     """(n, V) -> (n, h), float64."""
     device, found = next(network.parameters()).device, []
-    hook = network.head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].double().cpu().numpy()))
+    hook = network.head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].cpu().double().numpy()))
     try:
         for part in np.array_split(voxels, 1 + len(voxels) // CHUNK):
             network(torch.from_numpy(part).to(device, torch.float32), network.fingerprint_subject)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mindtuner.errors import UserError
 from mindtuner.files import file_digest
-from mindtuner.runtime import device
+from mindtuner.runtime import device, to_device
 from mindtuner.towers.efficientnet import lite_network, prepare
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
 
@@ -180,4 +180,4 @@ def load_part(network: torch.nn.Module, path: Path, part: str) -> None:
 def _as_tensor(images) -> torch.Tensor:
     """On the device; arrays are copied, since memory maps may be read-only."""
     images = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
-    return images.to(device())
+    return to_device(images)

@@ -21,7 +21,7 @@ import torch
 
 from mindtuner.data import Stimuli
 from mindtuner.errors import UserError
-from mindtuner.runtime import device
+from mindtuner.runtime import device, to_device
 from mindtuner.thirdparty import one_line
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.towers.openclip_load import config_digest, load_model, plain_name, require_open_clip
@@ -113,7 +113,7 @@ class OpenClipImageEncoder:
         """
         if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 or float (n, 3, H, W)")
-        images = images.to(device())
+        images = to_device(images)
         if images.dtype == torch.uint8:
             images = resized(images, self.preprocess, self.preprocess["fill_color"]).float() / 255
         else:

@@ -15,7 +15,7 @@ from torch import nn
 
 from mindtuner.data import FileRows, HalfRows, Stimuli, build_cache
 from mindtuner.data.cache import bytes_to_write
-from mindtuner.runtime import device
+from mindtuner.runtime import to_device
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def unit_images(images, side: int) -> torch.Tensor:
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (n, 3, H, W)")
     scale = 255 if images.dtype == torch.uint8 else 1
-    images = images.to(device()).float() / scale
+    images = to_device(images).float() / scale
     if images.shape[-2:] != (side, side):
         images = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
     return images

@@ -171,6 +171,8 @@ class RandomStreams:
         state["torch"] = torch.random.get_rng_state()
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.device.type == "mps":
+            state["mps"] = torch.mps.get_rng_state()
         return state
 
     def load_state_dict(self, state: dict) -> None:
@@ -179,6 +181,8 @@ class RandomStreams:
         torch.random.set_rng_state(state["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
+        if self.device.type == "mps":
+            torch.mps.set_rng_state(state["mps"])
 
 
 @dataclass

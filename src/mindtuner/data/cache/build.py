@@ -8,7 +8,6 @@ makes no difference to the bytes, and a build may go on with another number than
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from mindtuner.errors import UserError
 from mindtuner.files import read_json, write_json
@@ -52,25 +52,29 @@ class Part:
 
     def bytes_to_write(self) -> int:
         """How much the disk still has to give."""
-        there = self.data.stat().st_blocks * 512 if self._goes_on() else 0
+        there = _on_disk(self.data) if self._goes_on() else 0
         return max(0, cache_bytes(self.header) - there)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other launches out; whoever holds the lock loses it when it ends, however it ends."""
+        lock = FileLock(self.lock)
         with disk_errors(self.data):
             self.lock.parent.mkdir(parents=True, exist_ok=True)
-            file = open(self.lock, "w")
-        with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                lock.acquire(blocking=False)
+            except Timeout as error:
                 raise UserError(
                     f"{self.data}: is being written by another process; expected one build of a cache at a time"
                 ) from error
+        try:
             if self.seal.exists():
                 raise UserError(f"{self.seal}: another process has just finished it; give the same command again")
             yield
+        finally:
+            lock.release()
+        with contextlib.suppress(OSError):  # who takes it by now finds the cache sealed; Windows deletes no file in use
+            self.lock.unlink()
 
     def _goes_on(self) -> bool:
         """Whether what is on disk is a part of exactly this cache."""
@@ -118,7 +122,7 @@ class Part:
         with disk_errors(self.whole):
             os.replace(self.data, self.whole)
         write_json(self.seal, self.header)
-        for path in (self.state, self.done, self.lock):
+        for path in (self.state, self.done):
             path.unlink(missing_ok=True)
 
 
@@ -152,6 +156,12 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
+def _on_disk(path: Path) -> int:
+    """Bytes that the disk has given to a file; all of them where the system does not tell."""
+    found = path.stat()
+    return found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size
+
+
 def _allocate(file, size: int) -> None:
     """Make the file ``size`` bytes long, of which the disk has promised every one where the system can ask for that."""
     if hasattr(os, "posix_fallocate") and size:
@@ -161,7 +171,8 @@ def _allocate(file, size: int) -> None:
 
 def _write(file, left: memoryview, offset: int) -> None:
     while left:  # a write cut short says why when it is asked to go on
-        written = os.pwrite(file.fileno(), left, offset)
+        file.seek(offset)
+        written = file.write(left)  # unbuffered
         left, offset = left[written:], offset + written
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from mindtuner.evaluation.scores.inputs import as_images
 from mindtuner.evaluation.scores.networks import Network
 from mindtuner.evaluation.scores.preparation import OURS, Choices, prepare
-from mindtuner.runtime import device
+from mindtuner.runtime import device, for_float64
 from mindtuner.towers.efficientnet import BATCH, SIDE, lite_network
 
 STAGE, GRID = 1, 4  # the 24 maps of stride 4, averaged to 4 x 4 places
@@ -63,9 +63,9 @@ def features_of(network: Network, images, choices: Choices = OURS, batch: int = 
 class Reader:
     """Shows pictures to networks of one and the same side, which it loads.
 
-    ``reader(images (n, 3, H, W), checked) -> {score: float32 (n, F)}`` on their device. Each image is resized once, and
-    normalised for each network while it is in the processor's cache, into memory that is kept from call to call: asking for
-    new memory would take longer.
+    ``reader(images (n, 3, H, W), checked) -> {score: float32 (n, F)}`` on their device, or the CPU where that has no float64.
+    Each image is resized once, and normalised for each network while it is in the processor's cache, into memory that is kept
+    from call to call: asking for new memory would take longer.
     """
 
     def __init__(self, networks: Sequence[Network], choices: Choices):
@@ -85,7 +85,8 @@ class Reader:
                 torch.sub(pixels, mean, out=batch[number]).div_(std)
         found = {}
         for batch, module in zip(self.shown, self.modules, strict=True):
-            found |= {score: out.float().flatten(1) for score, out in module(batch[: len(images)].to(device())).items()}
+            for score, out in module(batch[: len(images)].to(device())).items():
+                found[score] = for_float64(out.float().flatten(1))  # close comparisons are made in it
         return found
 
 
