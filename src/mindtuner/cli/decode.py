@@ -260,7 +260,7 @@ def _file(folder: Path, image: int) -> Path:
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:
     from mindtuner.files import atomic_path
-    from mindtuner.report.figure import to_image
+    from mindtuner.report.contact_sheet import to_image
 
     with atomic_path(path) as part:
         to_image(picture).save(part, "PNG")

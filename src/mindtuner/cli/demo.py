@@ -106,7 +106,7 @@ def run_demo(out: Path, config, options: argparse.Namespace) -> Path:
     from mindtuner.files import atomic_path
     from mindtuner.formats import load
     from mindtuner.generators.compact import CompactGenerator, starting_prior
-    from mindtuner.report.figure import contact_sheet
+    from mindtuner.report.contact_sheet import contact_sheet
     from mindtuner.simulation.simulate import simulate
     from mindtuner.training import METHODS, save_fingerprint, tune
 

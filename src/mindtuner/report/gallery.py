@@ -13,28 +13,27 @@ import numpy as np
 
 from mindtuner.evaluation.results import Run
 from mindtuner.report import images
-from mindtuner.report.figure import STAGES, methods_of
-from mindtuner.report.labels import in_order, label_of, main_of, score_of, show, unit
-from mindtuner.report.runs import Told
+from mindtuner.report.labels import STAGES, in_order, label_of, main_of, methods_of, score_of, show, unit
+from mindtuner.report.runs import LoadedRun
 
 ORDINALS = ("1st", "2nd", "3rd", "4th", "5th")
 ORDER_BY = "reconstruction/two_way"  # at first
 CARD_BYTES, CAPTIONS = 3600, 16  # of a card that is written out: without pictures and captions, and these in it, at most
 
 
-def gallery(runs: list[Told], labels: list[str], budget: int) -> dict:
+def gallery(runs: list[LoadedRun], labels: list[str], budget: int) -> dict:
     """All that the gallery shows, in at most about ``budget`` bytes. Raises UserError where the pictures are too many."""
     sheets: list[tuple[str, int]] = []
-    store_runs = [_run(told, label, sheets) for told, label in zip(runs, labels, strict=True)]
+    store_runs = [_run(loaded, label, sheets) for loaded, label in zip(runs, labels, strict=True)]
     room = budget - sum(len(sheet) for sheet, _ in sheets) - len(json.dumps(store_runs))
     room -= sum(CARD_BYTES + CAPTIONS * len(caption) for caption in store_runs[0]["captions"])
-    for form in images.forms_within(room, [told.run.pictures for told in runs]):
+    for form in images.forms_within(room, [loaded.run.pictures for loaded in runs]):
         album = images.Album(form)
         blocks = _paint(runs, store_runs, album)
         if album.bytes <= room:
             break
     first = store_runs[0]
-    full = max(max(told.run.pictures["seen"].shape[2:]) for told in runs)
+    full = max(max(loaded.run.pictures["seen"].shape[2:]) for loaded in runs)
     methods = in_order({name for own in store_runs for name in own["methods"]})
     return {
         "runs": store_runs,
@@ -59,9 +58,9 @@ def gallery(runs: list[Told], labels: list[str], budget: int) -> dict:
     }
 
 
-def _run(told: Told, title: str, sheets: list[tuple[str, int]]) -> dict:
+def _run(loaded: LoadedRun, title: str, sheets: list[tuple[str, int]]) -> dict:
     """Words and scores of a run; its pictures come later. Adds its sheet of thumbnails to ``sheets``, unless it is there."""
-    run, words = told.run, told.run.words
+    run, words = loaded.run, loaded.run.words
     names = in_order(methods_of(run.pictures))
     sheet = images.sprite(run.pictures["thumbnails"])
     if sheet not in sheets:
@@ -78,11 +77,11 @@ def _run(told: Told, title: str, sheets: list[tuple[str, int]]) -> dict:
             "top5": own.get("top5"),
             "scores": _scores_of(run, name),
             "pictures": {},
-            "notes": {stage: _how(name, stage, told.setting) for stage in STAGES if f"{name}/{stage}" in run.pictures},
+            "notes": {stage: _how(name, stage, loaded.setting) for stage in STAGES if f"{name}/{stage}" in run.pictures},
         }
     return {
         "label": title,
-        "subject": f"Subject {told.setting['subject']}",
+        "subject": f"Subject {loaded.setting['subject']}",
         "main": main_of(names),
         "methods": methods,
         "captions": words["seen_captions"],
@@ -110,16 +109,16 @@ def _scores_of(run: Run, method: str) -> dict[str, list[float | None]]:
     return found
 
 
-def _paint(runs: list[Told], store_runs: list[dict], album: images.Album) -> list[tuple[int, int]]:
+def _paint(runs: list[LoadedRun], store_runs: list[dict], album: images.Album) -> list[tuple[int, int]]:
     """Encode all pictures, the first run's main method first; returns the range of ids that came new with each method."""
     blocks = []
-    for told, own in zip(runs, store_runs, strict=True):
+    for loaded, own in zip(runs, store_runs, strict=True):
         order = sorted(own["methods"], key=lambda name: name != own["main"])
         for name in order:
             start = len(album.encoded)
-            own["seen"] = album.add(told.run.pictures["seen"]) if name == order[0] else own["seen"]
+            own["seen"] = album.add(loaded.run.pictures["seen"]) if name == order[0] else own["seen"]
             own["methods"][name]["pictures"] = {
-                stage: album.add(told.run.pictures[f"{name}/{stage}"]) for stage in own["methods"][name]["notes"]
+                stage: album.add(loaded.run.pictures[f"{name}/{stage}"]) for stage in own["methods"][name]["notes"]
             }
             blocks.append((start, len(album.encoded)))
     return blocks

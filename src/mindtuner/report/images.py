@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mindtuner.errors import UserError
-from mindtuner.report.figure import to_image
+from mindtuner.report.contact_sheet import to_image
 
 SAMPLE, MARGIN = 96, 1.05  # pictures that say how large the others will be, and how far that may be from the truth
 SPRITE_COLUMNS, SPRITE_QUALITY, LONGEST_SIDE = 20, 80, 16383  # the last is WEBP's

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from mindtuner.evaluation.scores.catalogue import Score, of_part
-from mindtuner.report.figure import MAIN_METHOD
 
+MAIN_METHOD = "mindtuner"
 METHODS = {
     "mindtuner": ("MindTuner", "The base is frozen; a new ridge, LoRA and Skip-LoRA train on the subject."),
     "ridge_only": ("Ridge only", "The base is frozen; only a new ridge trains on the subject."),
@@ -19,6 +20,7 @@ METHODS = {
     "prior_only": ("Prior only", "A control: the generator sees the mean token, never the brain."),
     "shuffled_brain": ("Shuffled brain", "A control: tuned on permuted brains; what it gets right is not read from them."),
 }
+STAGES = {"lowlevel": "Low level", "reconstructed": "Reconstructed", "blended": "Blended", "corrected": "Corrected"}
 PARTS = {
     "retrieval": "Retrieval",
     "reconstruction": "Pictures",
@@ -38,6 +40,12 @@ def in_order(methods) -> list[str]:
     """Methods as the page lists them: those of METHODS first, in its order."""
     order = list(METHODS)
     return sorted(methods, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def methods_of(pictures: Iterable[str]) -> list[str]:
+    """Names of the methods that have pictures, ``mindtuner`` first."""
+    names = {name.rpartition("/")[0] for name in pictures if "/" in name}
+    return sorted(names, key=lambda name: (name != MAIN_METHOD, name))
 
 
 def main_of(methods) -> str:

@@ -15,10 +15,9 @@ from markupsafe import Markup
 from mindtuner.errors import UserError
 from mindtuner.evaluation import published
 from mindtuner.files import write_text
-from mindtuner.report import facts, runs, tables
-from mindtuner.report.figure import MAIN_METHOD
+from mindtuner.report import runs, settings, tables
 from mindtuner.report.gallery import gallery
-from mindtuner.report.labels import in_order, main_of
+from mindtuner.report.labels import MAIN_METHOD, in_order, main_of
 
 LIMIT = 40_000_000  # bytes of the page
 WRITTEN = 250_000  # bytes a run that are kept for everything but the gallery: about three times what the demo takes
@@ -52,10 +51,10 @@ def write_report(*run_folders: str | Path, out: str | Path | None = None) -> Pat
     return path
 
 
-def render(told: list[runs.Told]) -> str:
+def render(loaded: list[runs.LoadedRun]) -> str:
     """The page on these runs."""
-    labels = runs.labels(told)
-    methods = in_order({name for one in told for name in one.run.results["methods"]})
+    labels = runs.labels(loaded)
+    methods = in_order({name for one in loaded for name in one.run.results["methods"]})
     environment = Environment(
         loader=PackageLoader("mindtuner.report", ""),
         autoescape=True,
@@ -72,26 +71,26 @@ def render(told: list[runs.Told]) -> str:
                 "label": label,
                 "setting": _setting(one),
                 "scores": tables.of_run(one.run.results),
-                "facts": facts.facts(one.run.results),
+                "facts": settings.setting_rows(one.run.results),
                 "config": one.config,
                 "folder": one.folder.name,
             }
-            for one, label in zip(told, labels, strict=True)
+            for one, label in zip(loaded, labels, strict=True)
         ],
-        gallery=gallery(told, labels, LIMIT - WRITTEN * len(told)),
-        headline=tables.headline(told[0].run.results) if len(told) == 1 else [],
-        beside=[runs.table(told, name) for name in sorted(methods, key=lambda name: name != main_of(methods))]
-        if len(told) > 1
+        gallery=gallery(loaded, labels, LIMIT - WRITTEN * len(loaded)),
+        headline=tables.headline(loaded[0].run.results) if len(loaded) == 1 else [],
+        beside=[runs.table(loaded, name) for name in sorted(methods, key=lambda name: name != main_of(methods))]
+        if len(loaded) > 1
         else [],
-        efficiency=runs.efficiency(told),
-        published=published.table([one.run for one in told], MAIN_METHOD)
-        if all(MAIN_METHOD in one.run.results["methods"] for one in told)
+        efficiency=runs.efficiency(loaded),
+        published=published.table([one.run for one in loaded], MAIN_METHOD)
+        if all(MAIN_METHOD in one.run.results["methods"] for one in loaded)
         else None,
-        curves=facts.curves([one.run.log for one in told]),
+        curves=settings.training_curves([one.run.log for one in loaded]),
     )
 
 
-def _setting(one: runs.Told) -> dict:
+def _setting(one: runs.LoadedRun) -> dict:
     return {"n_training_trials": None, "stimuli_note": "", "command": "", "seed": None} | one.setting
 
 

@@ -12,8 +12,6 @@ import yaml
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import Run, load_run
 from mindtuner.report import plots
-from mindtuner.report.facts import flat
-from mindtuner.report.figure import methods_of
 from mindtuner.report.labels import (
     PARTS,
     chance_of,
@@ -21,6 +19,7 @@ from mindtuner.report.labels import (
     is_number,
     label_of,
     main_of,
+    methods_of,
     pick,
     scores_in,
     show,
@@ -28,6 +27,7 @@ from mindtuner.report.labels import (
     tick,
     unit,
 )
+from mindtuner.report.settings import flattened
 
 # What follows from the other settings and the seed, and so never tells two kinds of runs apart.
 FOLLOWS = (
@@ -47,8 +47,8 @@ FEW = 3  # differing settings that a run's name can hold
 
 
 @dataclass(frozen=True)
-class Told:
-    """A run as the page tells it: its folder, its files, its configuration as text and as choices, {name: text}."""
+class LoadedRun:
+    """A run as it is read for the page: its folder, its files, its configuration as text and as choices, {name: text}."""
 
     folder: Path
     run: Run
@@ -60,7 +60,7 @@ class Told:
         return self.run.results["setting"]
 
 
-def load(folder: str | Path) -> Told:
+def load(folder: str | Path) -> LoadedRun:
     """Read a finished run. Raises UserError naming what is missing or broken."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -81,7 +81,7 @@ def load(folder: str | Path) -> Told:
     if not methods_of(run.pictures):
         raise UserError(f"{folder / 'pictures.safetensors'}: no method has pictures; expected METHOD/STAGE")
     config = _text(folder / "config.yaml")
-    return Told(folder, run, config, _choices(setting, config, folder / "config.yaml"))
+    return LoadedRun(folder, run, config, _choices(setting, config, folder / "config.yaml"))
 
 
 def _text(path: Path) -> str:
@@ -100,41 +100,43 @@ def _choices(setting: dict, config: str, path: Path) -> dict[str, str]:
     except yaml.YAMLError as error:
         what = " ".join(str(error).split())
         raise UserError(f"{path}: not YAML ({what}); expected the configuration of the run") from error
-    told = dict(flat({key: value for key, value in setting.items() if key not in FOLLOWS}, str))
-    told_twice = ("seed", *(f" {name}" for name in told if name not in MEASURES), "target subject", "tuning sessions")
-    return told | {
-        name: text for name, text in flat(tree if isinstance(tree, dict) else {}, json.dumps) if not name.endswith(told_twice)
+    stated = dict(flattened({key: value for key, value in setting.items() if key not in FOLLOWS}, str))
+    stated_twice = ("seed", *(f" {name}" for name in stated if name not in MEASURES), "target subject", "tuning sessions")
+    return stated | {
+        name: text
+        for name, text in flattened(tree if isinstance(tree, dict) else {}, json.dumps)
+        if not name.endswith(stated_twice)
     }
 
 
-def differing(runs: list[Told]) -> list[str]:
+def differing(runs: list[LoadedRun]) -> list[str]:
     """Names of the choices, beside subject and sessions, in which the runs differ."""
-    names = dict.fromkeys(name for told in runs for name in told.choices)
-    return [name for name in names if name not in MEASURES and len({told.choices.get(name) for told in runs}) > 1]
+    names = dict.fromkeys(name for loaded in runs for name in loaded.choices)
+    return [name for name in names if name not in MEASURES and len({loaded.choices.get(name) for loaded in runs}) > 1]
 
 
-def labels(runs: list[Told]) -> list[str]:
+def labels(runs: list[LoadedRun]) -> list[str]:
     """A short name for each run, made of what tells it from the others; its folder where nothing else does."""
     apart = differing(runs)
-    subjects, sessions, seeds = ({told.setting.get(key) for told in runs} for key in ("subject", "sessions", "seed"))
+    subjects, sessions, seeds = ({loaded.setting.get(key) for loaded in runs} for key in ("subject", "sessions", "seed"))
     found = []
-    for told in runs:
-        words = [f"Subject {told.setting['subject']}"] if len(subjects) > 1 or len(runs) == 1 else []
-        words += [_sessions(told.setting["sessions"])] if len(sessions) > 1 else []
-        words += _said(told, apart)
-        words += [f"seed {told.setting.get('seed', 'unknown')}"] if len(seeds) > 1 else []
+    for loaded in runs:
+        words = [f"Subject {loaded.setting['subject']}"] if len(subjects) > 1 or len(runs) == 1 else []
+        words += [_sessions(loaded.setting["sessions"])] if len(sessions) > 1 else []
+        words += _said(loaded, apart)
+        words += [f"seed {loaded.setting.get('seed', 'unknown')}"] if len(seeds) > 1 else []
         found.append(", ".join(words))
     return [
-        label if label and found.count(label) == 1 else f"{label}{', ' if label else ''}{told.folder.name}"
-        for label, told in zip(found, runs, strict=True)
+        label if label and found.count(label) == 1 else f"{label}{', ' if label else ''}{loaded.folder.name}"
+        for label, loaded in zip(found, runs, strict=True)
     ]
 
 
-def _said(told: Told, apart: list[str]) -> list[str]:
+def _said(loaded: LoadedRun, apart: list[str]) -> list[str]:
     """A run's choices of those names, the first few of them."""
     rest = len(apart) - FEW
     return [
-        *(f"{name} {told.choices.get(name, 'unset')}" for name in apart[:FEW]),
+        *(f"{name} {loaded.choices.get(name, 'unset')}" for name in apart[:FEW]),
         *([f"and {rest} other settings"] if rest > 0 else []),
     ]
 
@@ -143,27 +145,27 @@ def _sessions(count) -> str:
     return f"{count} session{'s' if count != 1 else ''}"
 
 
-def groups(runs: list[Told]) -> list[list[Told]]:
+def groups(runs: list[LoadedRun]) -> list[list[LoadedRun]]:
     """Runs that differ only in their seed, together; ordered by subject and sessions. Two runs of the same seed and choices
     differ in something that they do not tell, and stay apart."""
-    found: dict[tuple, list[Told]] = {}
-    for told in runs:
-        key, turn = json.dumps(told.choices, sort_keys=True), 0
-        while any(told.setting.get("seed") == other.setting.get("seed") for other in found.get((key, turn), ())):
+    found: dict[tuple, list[LoadedRun]] = {}
+    for loaded in runs:
+        key, turn = json.dumps(loaded.choices, sort_keys=True), 0
+        while any(loaded.setting.get("seed") == other.setting.get("seed") for other in found.get((key, turn), ())):
             turn += 1
-        found.setdefault((key, turn), []).append(told)
+        found.setdefault((key, turn), []).append(loaded)
     return sorted(found.values(), key=lambda group: _amount(group[0]))
 
 
-def _amount(told: Told) -> tuple:
-    values = [told.setting[key] for key in MEASURES]
+def _amount(loaded: LoadedRun) -> tuple:
+    values = [loaded.setting[key] for key in MEASURES]
     return tuple((0, value, "") if is_number(value) else (1, 0, str(value)) for value in values)
 
 
-def table(runs: list[Told], method: str) -> dict:
+def table(runs: list[LoadedRun], method: str) -> dict:
     """Runs beside each other for one method: a row per group, then means over subjects where they differ in nothing else."""
     scores = {
-        (part, key): score for part in PARTS for told in runs for key, score in scores_in(told.run.results, part).items()
+        (part, key): score for part in PARTS for loaded in runs for key, score in scores_in(loaded.run.results, part).items()
     }
     apart = differing(runs)
     rows = [row for group in groups(runs) if any((row := _row(group, method, scores, apart))["values"].values())]
@@ -188,11 +190,11 @@ def table(runs: list[Told], method: str) -> dict:
     return {"label": label_of(method)[0], "columns": columns, "rows": rows}
 
 
-def _row(group: list[Told], method: str, scores: dict, apart: list[str]) -> dict:
+def _row(group: list[LoadedRun], method: str, scores: dict, apart: list[str]) -> dict:
     setting, choices = group[0].setting, group[0].choices
-    trials = [told.setting["n_training_trials"] for told in group if is_number(told.setting.get("n_training_trials"))]
+    trials = [loaded.setting["n_training_trials"] for loaded in group if is_number(loaded.setting.get("n_training_trials"))]
     amount = _sessions(setting["sessions"]) + (f", {_range(trials)} trials" if trials else "")
-    seeds = [str(told.setting.get("seed", "unknown")) for told in group]
+    seeds = [str(loaded.setting.get("seed", "unknown")) for loaded in group]
     return {
         "subject": f"Subject {setting['subject']}",
         "amount": (amount, setting["sessions"], *map(choices.get, apart)),
@@ -202,7 +204,7 @@ def _row(group: list[Told], method: str, scores: dict, apart: list[str]) -> dict
             at: pick(group[0].run.results["methods"], method, "ci95", *at) if len(group) == 1 else None for at in scores
         },
         "chances": {
-            at: [chance for told in group if (chance := chance_of(told.run.results, *at, method)) is not None]
+            at: [chance for loaded in group if (chance := chance_of(loaded.run.results, *at, method)) is not None]
             for at in scores
         },
         "is_mean": False,
@@ -210,8 +212,8 @@ def _row(group: list[Told], method: str, scores: dict, apart: list[str]) -> dict
     }
 
 
-def _values(group: list[Told], method: str, at: tuple[str, str]) -> list[float]:
-    values = [pick(told.run.results["methods"], method, *at) for told in group]
+def _values(group: list[LoadedRun], method: str, at: tuple[str, str]) -> list[float]:
+    values = [pick(loaded.run.results["methods"], method, *at) for loaded in group]
     return [value for value in values if value is not None]
 
 
@@ -258,10 +260,10 @@ def _range(values: list) -> str:
     return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
 
 
-def efficiency(runs: list[Told]) -> list[dict]:
+def efficiency(runs: list[LoadedRun]) -> list[dict]:
     """Scores against sessions of tuning: a figure for each set of runs that differ in nothing else but their seed. Empty
     where no runs differ so."""
-    alike: dict[str, list[list[Told]]] = {}
+    alike: dict[str, list[list[LoadedRun]]] = {}
     for group in groups(runs):
         rest = {name: text for name, text in group[0].choices.items() if name != "sessions"}
         alike.setdefault(json.dumps(rest, sort_keys=True), []).append(group)
@@ -277,8 +279,8 @@ def efficiency(runs: list[Told]) -> list[dict]:
     return figures
 
 
-def _growth(members: list[list[Told]], ticks: list) -> dict:
-    methods = in_order({name for group in members for told in group for name in told.run.results["methods"]})
+def _growth(members: list[list[LoadedRun]], ticks: list) -> dict:
+    methods = in_order({name for group in members for loaded in group for name in loaded.run.results["methods"]})
     first = main_of(methods)
     drawn = []
     for part in PARTS:
@@ -291,8 +293,8 @@ def _growth(members: list[list[Told]], ticks: list) -> dict:
             chances = [
                 chance
                 for group in members
-                for told in group
-                if (chance := chance_of(told.run.results, part, key, first)) is not None
+                for loaded in group
+                if (chance := chance_of(loaded.run.results, part, key, first)) is not None
             ]
             chance = statistics.fmean(chances) if chances else None
             limits = plots.axis([number for points in lines.values() for point in points for number in point[1:]] + chances)
@@ -310,7 +312,7 @@ def _growth(members: list[list[Told]], ticks: list) -> dict:
     return {"plots": drawn, "legend": [(label_of(name)[0], name, plots.marker(name, 12, 7)) for name in methods]}
 
 
-def _point(group: list[Told], method: str, part: str, key: str, score) -> tuple[float, float, float, float] | None:
+def _point(group: list[LoadedRun], method: str, part: str, key: str, score) -> tuple[float, float, float, float] | None:
     """(sessions, mean over seeds, and that minus and plus a standard deviation), or with one seed the 95 % interval."""
     values = _values(group, method, (part, key))
     if not values:

@@ -8,11 +8,11 @@ from mindtuner.evaluation.published import label
 from mindtuner.evaluation.schema import HELD_OUT_SIDES
 from mindtuner.evaluation.scores.catalogue import Score
 from mindtuner.report import plots
-from mindtuner.report.figure import STAGES
 from mindtuner.report.labels import (
     DASH,
     GROUPS,
     PARTS,
+    STAGES,
     chance_of,
     in_order,
     label_of,

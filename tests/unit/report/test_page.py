@@ -26,7 +26,7 @@ from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_run
 from mindtuner.report import page as page_module
 from mindtuner.report import plots, runs, tables, write_report
-from mindtuner.report.figure import contact_sheet
+from mindtuner.report.contact_sheet import contact_sheet
 from mindtuner.report.gallery import gallery
 
 PLENTY = 10**8  # bytes

@@ -1,4 +1,4 @@
-"""The pictures of a run folder, and a contact sheet of them for a README."""
+"""A contact sheet of a run's pictures, for a README or a talk."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_run
-
-STAGES = {"lowlevel": "Low level", "reconstructed": "Reconstructed", "blended": "Blended", "corrected": "Corrected"}
-MAIN_METHOD = "mindtuner"
+from mindtuner.report.labels import MAIN_METHOD, STAGES, methods_of
 
 _CELL, _GAP, _LABELS = 160, 6, 124  # pixels
 _PAPER, _INK = (255, 255, 255), (60, 58, 54)
-
-
-def methods_of(pictures: dict[str, np.ndarray]) -> list[str]:
-    """Names of the methods that have pictures, ``mindtuner`` first."""
-    names = {name.rpartition("/")[0] for name in pictures if "/" in name}
-    return sorted(names, key=lambda name: (name != MAIN_METHOD, name))
 
 
 def to_image(picture: np.ndarray) -> Image.Image:

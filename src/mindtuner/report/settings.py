@@ -9,7 +9,7 @@ STAGES = {"pivot": "Pivot", "pretrain": "Pretraining on the other subjects"}  # 
 APART = ("command", "stimuli_note", "simulated_brains", "simulated_scenes", "versions")  # of the setting: said elsewhere
 
 
-def curves(logs: list[list[dict]]) -> list[dict]:
+def training_curves(logs: list[list[dict]]) -> list[dict]:
     """One group of plots per stage of training, one plot per loss, a line per run, in the order of the logs."""
     stages: dict[str, dict[str, dict[int, list]]] = {}
     for run, entries in enumerate(logs):
@@ -43,23 +43,23 @@ def _range(values: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def facts(results: dict) -> dict[str, list[tuple[str, str]]]:
+def setting_rows(results: dict) -> dict[str, list[tuple[str, str]]]:
     """Settings, times and versions as label and text; the command and the notes have places of their own."""
     setting = results["setting"]
-    facts = {"Setting": flat({key: value for key, value in setting.items() if key not in APART}, str)}
-    facts["Time"] = flat(results.get("timing_s") or {}, _duration)
+    rows = {"Setting": flattened({key: value for key, value in setting.items() if key not in APART}, str)}
+    rows["Time"] = flattened(results.get("timing_s") or {}, _duration)
     if is_number(results.get("peak_memory_mb")):
-        facts["Time"].append(("peak memory", f"{results['peak_memory_mb']:,.0f} MB"))
-    facts["Versions"] = flat(setting.get("versions") or {}, str)
-    return {title: rows for title, rows in facts.items() if rows}
+        rows["Time"].append(("peak memory", f"{results['peak_memory_mb']:,.0f} MB"))
+    rows["Versions"] = flattened(setting.get("versions") or {}, str)
+    return {title: lines for title, lines in rows.items() if lines}
 
 
-def flat(tree: dict, show, prefix: str = "") -> list[tuple[str, str]]:
+def flattened(tree: dict, show, prefix: str = "") -> list[tuple[str, str]]:
     """The leaves of nested mappings, each with its path in words."""
     rows = []
     for key, value in tree.items():
         if isinstance(value, dict):
-            rows += flat(value, show, f"{prefix}{key} ")
+            rows += flattened(value, show, f"{prefix}{key} ")
         elif value is not None:
             text = ", ".join(map(str, value)) if isinstance(value, list) else show(value)
             rows.append((f"{prefix}{key}".replace("_", " ").removeprefix("n "), text))
