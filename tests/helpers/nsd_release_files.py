@@ -1,4 +1,4 @@
-"""NSD as released (Layout A) in small, written with the package's writer, and the truth that it holds."""
+"""The NSD release in small, written with the package's writer, and the truth that it holds."""
 
 import dataclasses
 import io
@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 
-from mindtuner.formats.nsd_release import write as writer
+from mindtuner.formats.nsd_release import write as release_writer
 
 VOXELS, IMAGES, TRIALS = 7, 6, 40
 ROIS = ("nsd_general", "V1", "V2", "V3", "V4", "higher_vis")
@@ -31,7 +31,7 @@ def make_nsd(root, seed=0):
     betas, tables, masks = {}, {}, {}
     for subject in (1, 3):
         stimulus = rng.permutation(np.arange(TRIALS) % IMAGES)
-        tables[subject] = writer.TrialTable(
+        tables[subject] = release_writer.TrialTable(
             stimulus=stimulus,
             session=np.repeat([1, 2], 20),
             run=np.tile(np.repeat([1, 2], 10), 2),
@@ -41,14 +41,14 @@ def make_nsd(root, seed=0):
         )
         betas[subject] = rng.standard_normal((TRIALS, VOXELS)).astype(np.float32)
         masks[subject] = {name: rng.random(VOXELS) < 0.5 for name in ROIS} | {"nsd_general": np.ones(VOXELS, bool)}
-        writer.write_betas(root, subject, [betas[subject][:15], betas[subject][15:]], (TRIALS, VOXELS))
-        writer.write_behaviour(root, subject, tables[subject])
-    writer.write_images(root, (pixels[i : i + 4] for i in (0, 4)), IMAGES)
-    writer.write_captions(root, CAPTIONS)
-    writer.write_shared(root, shared)
-    writer.write_indices(root, {subject: table.stimulus for subject, table in tables.items()})
-    writer.write_masks(root, masks)
-    writer.write_card(root, {"simulated": True, "zscore": "train_trials", "seed": seed})
+        release_writer.write_betas(root, subject, [betas[subject][:15], betas[subject][15:]], (TRIALS, VOXELS))
+        release_writer.write_behaviour(root, subject, tables[subject])
+    release_writer.write_images(root, (pixels[i : i + 4] for i in (0, 4)), IMAGES)
+    release_writer.write_captions(root, CAPTIONS)
+    release_writer.write_shared(root, shared)
+    release_writer.write_indices(root, {subject: table.stimulus for subject, table in tables.items()})
+    release_writer.write_masks(root, masks)
+    release_writer.write_card(root, {"simulated": True, "zscore": "train_trials", "seed": seed})
     return Truth(root, betas, tables, pixels, shared, masks)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +16,41 @@ from mindtuner.data.stimuli import Stimuli
 from mindtuner.errors import UserError
 
 CARD = "dataset.json"  # in a dataset's folder, where there is one: simulated or not, how betas were z-scored
+_NAMED = 8  # regions, or subjects, that a printed object names
 
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """Trials of one subject, one per entry of five arrays of equal length n.
+    """Trials of one subject: five arrays of equal length n, one entry a trial.
 
-    row       int64, row of the subject's betas
-    stimulus  int64, index into the image file
-    session   int64, 1-based
-    repeat    int64, 0-based: how often this subject had seen the image before
-    is_test   bool, a trial of a shared image
+    Attributes
+    ----------
+    row : int64 (n,)
+        Row of the subject's betas.
+    stimulus : int64 (n,)
+        Index into the stimuli, from 0.
+    session : int64 (n,)
+        Session, from 1.
+    repeat : int64 (n,)
+        How often the subject had seen the image before, from 0.
+    is_test : bool (n,)
+        Whether the trial shows a shared image, and so is a test trial.
+
+    Raises
+    ------
+    UserError
+        Where the arrays differ in length.
+
+    Examples
+    --------
+    >>> from mindtuner.data import Trials
+    >>> trials = Trials([0, 1, 2], [5, 7, 5], [1, 1, 2], [0, 0, 1], [False, True, False])
+    >>> trials
+    Trials: 3 in 2 sessions
+      training  2 trials of 1 image
+      test      1 trial of 1 image
+    >>> trials.select(trials.session == 1).stimulus
+    array([5, 7])
     """
 
     row: np.ndarray
@@ -45,8 +70,21 @@ class Trials:
     def __len__(self) -> int:
         return len(self.row)
 
+    def __repr__(self) -> str:
+        return "\n".join([f"Trials: {len(self)} in {_count(len(np.unique(self.session)), 'session')}", *_split_lines(self)])
+
     def select(self, mask: np.ndarray) -> Trials:
-        """The trials where ``mask`` (bool (n,), or an array of positions) says so, in its order."""
+        """Some of the trials.
+
+        Parameters
+        ----------
+        mask : bool (n,), or int array
+            Which trials, or their positions in the order wanted.
+
+        Returns
+        -------
+        Trials
+        """
         return Trials(*(getattr(self, field.name)[mask] for field in dataclasses.fields(self)))
 
 
@@ -63,12 +101,40 @@ def count_repeats(stimulus: np.ndarray) -> np.ndarray:
 class Subject:
     """One person: trials, regions of interest, and betas that stay on disk until they are asked for.
 
-    rois       name -> bool (V,)
-    source     (rows, V) numbers, usually in a file
-    is_shared  bool (N,) over the stimuli, for the leak check
-    where      the betas file, for messages
-    vertices   int64 (V,), where each voxel lies on the fsLR-32k surface (0..32491 left, 32492..64983 right), for data that
-               live there; ``parcels.on_surface`` makes maps of them
+    Attributes
+    ----------
+    number : int
+        Number of the subject.
+    trials : Trials
+        Training and test trials together. ``train`` and ``test`` tell them apart.
+    rois : dict of str to bool (V,)
+        Regions of interest over the voxels.
+    source : LazyArray (rows, V)
+        The betas, usually in a file.
+    is_shared : bool (N,)
+        Which of the stimuli are shared, for the leak check.
+    where : str
+        The file of the betas, for messages.
+    vertices : int64 (V,), optional
+        For data on the fsLR-32k surface: the vertex of each voxel, 0..32491 on the left and 32492..64983 on the right.
+        ``surface.on_surface`` makes maps of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mindtuner.data import Subject, Trials
+    >>> trials = Trials([0, 1, 2], [0, 1, 0], [1, 1, 2], [0, 0, 1], [False, True, False])
+    >>> betas = np.arange(12, dtype=np.float32).reshape(3, 4)
+    >>> subject = Subject(1, trials, {"V1": np.array([True, True, False, False])}, betas, np.array([False, True]), "memory")
+    >>> subject
+    Subject 1: 4 voxels, 3 trials in 2 sessions
+      training  2 trials of 1 image
+      test      1 trial of 1 image
+      regions   V1 2
+    >>> subject.betas(subject.test.row)
+    array([[4., 5., 6., 7.]], dtype=float32)
+    >>> subject.within("V1").betas([0])
+    array([[0., 1.]], dtype=float32)
     """
 
     number: int
@@ -79,14 +145,37 @@ class Subject:
     where: str
     vertices: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        sessions = _count(len(np.unique(self.trials.session)), "session")
+        lines = [f"Subject {self.number}: {self.n_voxels} voxels, {_count(len(self.trials), 'trial')} in {sessions}"]
+        lines += _split_lines(self.trials)
+        lines.append(f"  regions   {_some(f'{name} {np.count_nonzero(mask)}' for name, mask in self.rois.items())}")
+        if self.vertices is not None:
+            lines.append("  vertices  of the fsLR-32k surface")
+        return "\n".join(lines)
+
     @property
     def n_voxels(self) -> int:
+        """How many voxels there are, V."""
         return self.source.shape[1]
 
     def betas(self, rows) -> np.ndarray:
-        """Betas of these rows, float32 (n, V), in the order asked for; a row may come twice.
+        """Read betas.
 
-        Raises UserError where a row is out of range or holds a beta that is not finite.
+        Parameters
+        ----------
+        rows : int array (n,)
+            Rows, such as ``subject.train.row``, in any order. A row may come twice.
+
+        Returns
+        -------
+        float32 (n, V)
+            In the order asked for, z-scored as the dataset's card says.
+
+        Raises
+        ------
+        UserError
+            Where a row is out of range, or holds a beta that is not finite.
         """
         rows = as_rows(rows, self.source.shape[0], self.where, "betas row")
         betas = np.asarray(self.source[rows], np.float32)
@@ -112,9 +201,21 @@ class Subject:
         return self.trials.select(self.trials.is_test)
 
     def sessions(self, k: int) -> Subject:
-        """This subject with the training trials of sessions 1..k only; the test trials stay whole.
+        """This subject with the training trials of sessions 1..k only. The test trials stay whole.
 
-        Raises UserError where there are no k sessions.
+        Parameters
+        ----------
+        k : int
+            Number of sessions.
+
+        Returns
+        -------
+        Subject
+
+        Raises
+        ------
+        UserError
+            Where there are no k sessions.
         """
         training = self.trials.session[~self.trials.is_test]
         last = int(training.max(initial=0))
@@ -124,9 +225,21 @@ class Subject:
         return dataclasses.replace(self, trials=self.trials.select(keep))
 
     def within(self, *rois: str) -> Subject:
-        """This subject with the voxels of these regions only, their union, in the order that they had.
+        """This subject with the voxels of some regions only.
 
-        Raises UserError where a region is unknown, or all are empty.
+        Parameters
+        ----------
+        *rois : str
+            Names of regions. Their union is taken; voxels keep their order.
+
+        Returns
+        -------
+        Subject
+
+        Raises
+        ------
+        UserError
+            Where a region is unknown, or all are empty.
         """
         known = ", ".join(sorted(self.rois))
         for name in rois:
@@ -145,10 +258,15 @@ class Subject:
         )
 
     def averaged(self) -> Subject:
-        """This subject with one trial an image, whose betas are the mean over the trials that are there of it.
+        """This subject with one trial an image, whose betas are the mean over the image's trials.
 
         Its session is that of the image's first trial, its repeat 0. After ``sessions(1)`` only repeats within that
         session's training trials are averaged.
+
+        Returns
+        -------
+        Subject
+            Its betas are still read when they are asked for.
         """
         order = np.argsort(self.trials.stimulus, kind="stable")
         _, starts = np.unique(self.trials.stimulus[order], return_index=True)
@@ -160,27 +278,124 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Subjects and stimuli of one folder, with its card (``simulated``, ``zscore`` and whatever else it says)."""
+    """Subjects and stimuli of one folder.
+
+    Attributes
+    ----------
+    root : Path
+        The folder.
+    subjects : dict of int to Subject
+        By number.
+    stimuli : Stimuli
+        All images, with their captions.
+    card : dict
+        ``simulated``; ``zscore``, how betas were z-scored (``publisher``, ``train_trials`` or ``session_all``); and whatever
+        else the folder's ``dataset.json`` says.
+
+    Examples
+    --------
+    >>> import mindtuner
+    >>> dataset = mindtuner.load("simulated")  # doctest: +SKIP
+    >>> dataset  # doctest: +SKIP
+    Dataset simulated: 2 simulated subjects, 84 images
+      subject 1   314 voxels, 2 sessions, 72 training trials, 24 test trials
+      subject 2   286 voxels, 2 sessions, 72 training trials, 24 test trials
+      regions     nsd_general, V1, V2, V3, V4, higher_vis
+      betas       z-scored by train_trials
+    """
 
     root: Path
     subjects: dict[int, Subject]
     stimuli: Stimuli
     card: dict
 
+    def __repr__(self) -> str:
+        simulated = "simulated " if self.card.get("simulated") else ""
+        lines = [
+            f"Dataset {self.root}: {_count(len(self.subjects), f'{simulated}subject')}, {_count(len(self.stimuli), 'image')}"
+        ]
+        for number, subject in list(self.subjects.items())[:_NAMED]:
+            test = int(subject.trials.is_test.sum())
+            sessions = _count(len(np.unique(subject.trials.session)), "session")
+            lines.append(
+                f"  {f'subject {number}':11} {subject.n_voxels} voxels, {sessions}, "
+                f"{_count(len(subject.trials) - test, 'training trial')}, {_count(test, 'test trial')}"
+            )
+        if len(self.subjects) > _NAMED:
+            lines.append(f"  and {len(self.subjects) - _NAMED} more subjects")
+        regions = dict.fromkeys(name for subject in self.subjects.values() for name in subject.rois)
+        lines.append(f"  regions     {_some(regions)}")
+        lines.append(f"  betas       z-scored by {self.card.get('zscore')}")
+        return "\n".join(lines)
+
     def subject(self, number: int) -> Subject:
-        """One subject by number. Raises UserError where this dataset has none of that number."""
+        """One subject by number.
+
+        Raises
+        ------
+        UserError
+            Where this dataset has none of that number.
+        """
         if number not in self.subjects:
             known = ", ".join(str(known) for known in self.subjects)
             raise UserError(f"{self.root}: no subject {number}; expected one of {known}")
         return self.subjects[number]
 
     def without(self, subject: int) -> Dataset:
-        """This dataset without one subject. Raises UserError where that subject is not in it."""
+        """This dataset without one subject.
+
+        Parameters
+        ----------
+        subject : int
+            Number of the subject.
+
+        Returns
+        -------
+        Dataset
+
+        Raises
+        ------
+        UserError
+            Where that subject is not in it.
+        """
         self.subject(subject)
         others = {number: other for number, other in self.subjects.items() if number != subject}
         return dataclasses.replace(self, subjects=others)
 
     def without_category(self, category: str) -> Dataset:
-        """This dataset without the training trials of images whose captions name the category (``hold_out.shows`` has the
-        rule); test trials stay whole. Raises UserError as ``hold_out.without_category``."""
+        """This dataset without the training trials of images whose captions name a category. Test trials stay whole.
+
+        Parameters
+        ----------
+        category : str
+            A word or more, such as "dog". ``hold_out.shows`` has the rule.
+
+        Returns
+        -------
+        Dataset
+
+        Raises
+        ------
+        UserError
+            As ``hold_out.without_category``.
+        """
         return without_category(self, category)
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "") or "none"
+
+
+def _split_lines(trials: Trials) -> list[str]:
+    """What an object's print says of training and test trials."""
+    lines = []
+    for what, which in (("training", ~trials.is_test), ("test", trials.is_test)):
+        images = len(np.unique(trials.stimulus[which]))
+        shown = f"{_count(int(which.sum()), 'trial')} of {_count(images, 'image')}" if images else "none"
+        lines.append(f"  {what:9} {shown}")
+    return lines

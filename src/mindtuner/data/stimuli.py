@@ -50,13 +50,45 @@ class StoredCaptions(Sequence):
 
 
 class Stimuli:
-    """The images that subjects saw, lazily read, with their captions.
+    """The images that subjects saw, read when they are asked for, with their captions.
 
-    source     (N, 3, 224, 224) float16 or float32 in 0..1, usually in a file
-    captions   for each image its non-empty captions, a tuple, possibly none; a list, or read as they are asked for
-    is_shared  bool (N,), the images that all subjects see and that only test uses
-    category   the category that no training sees, "" where there is none
-    of_category  bool (N,), the images that show it
+    Parameters
+    ----------
+    source : LazyArray (N, 3, 224, 224)
+        Images, float16 or float32 in 0..1, usually in a file.
+    captions : sequence of sequences of str
+        The captions of each image: a list, or read as they are asked for. Empty ones are dropped.
+    is_shared : bool (N,)
+        The images that all subjects see and that only test uses.
+    where : str
+        The file of the images, for messages.
+
+    Attributes
+    ----------
+    captions : sequence of tuples of str
+        For each image its captions that are not empty, possibly none.
+    is_shared : bool (N,)
+        As above.
+    category : str
+        The category that no training sees, "" where there is none.
+    of_category : bool (N,)
+        The images that show it.
+
+    Raises
+    ------
+    UserError
+        Where the three differ in length, or images have another shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mindtuner.data import Stimuli
+    >>> grey = np.full((2, 3, 224, 224), 0.5, np.float16)
+    >>> stimuli = Stimuli(grey, [["a grey wall"], []], np.array([False, True]), "memory")
+    >>> stimuli
+    Stimuli: 2 images, float16, 1 shared (test), 1 for training
+    >>> stimuli.captions[0], stimuli.images([1]).shape
+    (('a grey wall',), (1, 3, 224, 224))
     """
 
     def __init__(self, source: LazyArray, captions: Sequence[Sequence[str]], is_shared: np.ndarray, where: str):
@@ -76,15 +108,36 @@ class Stimuli:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def __repr__(self) -> str:
+        count, shared, training = len(self), int(self.is_shared.sum()), len(self.training_images)
+        held_out = f", {self.category!r} held out" if self.category else ""
+        return (
+            f"Stimuli: {count} image{'' if count == 1 else 's'}, {np.dtype(self._source.dtype).name}, "
+            f"{shared} shared (test), {training} for training{held_out}"
+        )
+
     @property
     def training_images(self) -> np.ndarray:
         """Ids of all images that training may show, ascending: neither shared nor of a category held out."""
         return np.flatnonzero(~(self.is_shared | self.of_category))
 
     def images(self, ids) -> np.ndarray:
-        """Images (n, 3, 224, 224) in 0..1, of the dtype they are stored in, in the order asked for.
+        """Read images.
 
-        An id may come twice. Raises UserError where an id or a pixel is out of range.
+        Parameters
+        ----------
+        ids : int array (n,)
+            Which images, in any order. An id may come twice.
+
+        Returns
+        -------
+        float16 or float32 (n, 3, 224, 224)
+            RGB in 0..1, of the dtype they are stored in, in the order asked for.
+
+        Raises
+        ------
+        UserError
+            Where an id or a pixel is out of range.
         """
         ids = as_rows(ids, len(self), self._where, "image")
         images = np.asarray(self._source[ids])

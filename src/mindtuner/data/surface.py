@@ -1,4 +1,4 @@
-"""Cortical parcels of the fsLR-32k surface by name, and maps on that surface.
+"""The fsLR-32k cortical surface: its parcels by name, and maps of values on it.
 
 The parcels are those of the HCP-MMP 1.0 parcellation (Glasser et al. 2016, 180 a hemisphere), in the order of the 91,282
 grayordinates of a CIFTI file: 29,696 vertices of the left cortex, 29,716 of the right, then subcortical voxels. The medial
@@ -97,13 +97,34 @@ def _arrays(path: Path, *names: str) -> list[np.ndarray]:
 def on_surface(
     vertices: np.ndarray, values: np.ndarray, fill: float = np.nan, left: int = HEMISPHERE, right: int = HEMISPHERE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values (V,) of a subject's voxels as maps of the left and the right mesh, float64 (left,) and (right,).
+    """Values of a subject's voxels as maps of the left and the right mesh.
 
-    vertices  int64 (V,), the subject's ``vertices``: those of the left mesh are counted first
-    fill      what a vertex without a voxel gets; plotting tools leave NaN out
-    left, right  vertices of the meshes, those of fsLR-32k if nothing is said
+    Parameters
+    ----------
+    vertices : int64 (V,)
+        The subject's ``vertices``. Those of the left mesh are counted first.
+    values : array (V,)
+        A value for each voxel.
+    fill : float
+        What a vertex without a voxel gets. Plotting tools leave NaN out.
+    left, right : int
+        Vertices of the meshes. By default those of fsLR-32k.
 
-    Raises UserError where vertices and values differ in length.
+    Returns
+    -------
+    float64 (left,), float64 (right,)
+
+    Raises
+    ------
+    UserError
+        Where vertices and values differ in length.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mindtuner.data.surface import on_surface
+    >>> on_surface(np.array([1, 4]), np.array([0.5, 2.0]), fill=0.0, left=3, right=2)
+    (array([0. , 0.5, 0. ]), array([0., 2.]))
     """
     if vertices is None or np.shape(vertices) != np.shape(values):
         raise UserError(

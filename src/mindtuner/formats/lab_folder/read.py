@@ -43,14 +43,26 @@ def sniff(root: Path) -> bool:
 
 
 def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
-    """Open a lab's folder; ``subjects`` by default are all of it.
+    """Open a lab's folder. Betas and images stay on disk until they are asked for.
 
-    Betas and images stay on disk until they are asked for. Test images are those of any subject's test trials. Where
-    the card says ``zscore: none``, or there is no card, betas are z-scored as they are read (see
-    ``zscore.SessionZScored``), and the dataset's card says ``train_trials``.
+    Parameters
+    ----------
+    root : str or Path
+        Folder with stimuli, and with one subject or folders of subjects.
+    subjects : iterable of int, optional
+        By default all of it.
 
-    Raises UserError for anything missing, damaged or at odds with another file, and where an image stands in training
-    and in test, be it of two subjects.
+    Returns
+    -------
+    Dataset
+        Test images are those of any subject's test trials. Where the card says ``zscore: none``, or there is no card, betas
+        are z-scored as they are read (see ``zscore.SessionZScored``), and the dataset's card says ``train_trials``.
+
+    Raises
+    ------
+    UserError
+        For anything missing, damaged or at odds with another file, and where an image stands in training and in test, be it
+        of two subjects.
     """
     root = Path(root)
     card = load_card(root)

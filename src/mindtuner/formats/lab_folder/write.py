@@ -20,12 +20,25 @@ _BLOCK = 256
 
 
 def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
-    """Write ``dataset`` into ``root``: ``stimuli/`` as PNG with captions, a folder ``sub-NN`` per subject, the card.
+    """Write any dataset as a lab's folder: ``stimuli/`` as PNG with captions, a folder ``sub-NN`` per subject, the card.
 
-    ``form`` of the betas: npy, hdf5 or nifti (a box of voxels, one compressed file per session). Betas are written as
-    they are read, so the card keeps what the dataset's says about z-scores. Rows that no trial uses are left out; pixels
-    are rounded to 8 bits. Of a subject that lives on the cortical surface ``vertices.npy`` keeps the vertex of each voxel.
-    Raises UserError where the form is unknown, a session is split by another, or a file cannot be written.
+    Betas are written as they are read, so the card keeps what the dataset's says about z-scores. Rows that no trial uses are
+    left out; pixels are rounded to 8 bits. Of a subject that lives on the cortical surface ``vertices.npy`` keeps the vertex
+    of each voxel.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder to write into.
+    dataset : Dataset
+        What to write.
+    form : {"npy", "hdf5", "nifti"}
+        Of the betas. NIfTI is a box of voxels, one compressed file per session.
+
+    Raises
+    ------
+    UserError
+        Where the form is unknown, a session is split by another, or a file cannot be written.
     """
     root = Path(root)
     if form not in FORMS:

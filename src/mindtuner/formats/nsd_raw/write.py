@@ -34,15 +34,27 @@ _BLOCK = 32
 
 
 def write(root: str | Path, dataset: Dataset, form: str = "hdf5") -> None:
-    """Write ``dataset`` into ``root`` in NSD's own folders, for ``convert_nsd`` to read.
+    """Write any dataset as raw NSD, for ``convert_nsd`` to read.
 
-    ``form`` of the betas: hdf5 or nifti. Voxels fill a box in their order; V1 to V4 become labels of ``prf-visualrois``, the
-    ventral ones first, and no other region is written. Images are enlarged to 425 x 425 and numbered in COCO from 1 on: they
-    are not COCO's. The first five captions of each go to ``annotations/``. The card says what the dataset's says, and that
-    the betas are not z-scored; the files of NSD's authors have none. The design comes last: without it nothing is read.
+    Voxels fill a box in their order. V1 to V4 become labels of ``prf-visualrois``, the ventral ones first, and no other
+    region is written. Images are enlarged to 425 x 425 and numbered in COCO from 1 on: they are not COCO's. The first five
+    captions of each go to ``annotations/``. The card says what the dataset's says, and that the betas are not z-scored; the
+    files of NSD's authors have none. The design comes last: without it nothing is read.
 
-    Raises UserError where the form is unknown, or a subject has a number that NSD lacks, sessions that do not follow each
-    other with the same number of trials each, or a beta that int16 cannot hold.
+    Parameters
+    ----------
+    root : str or Path
+        Folder to write into.
+    dataset : Dataset
+        What to write.
+    form : {"hdf5", "nifti"}
+        Of the betas.
+
+    Raises
+    ------
+    UserError
+        Where the form is unknown, or a subject has a number that NSD lacks, sessions that do not follow each other with the
+        same number of trials each, or a beta that int16 cannot hold.
     """
     root = Path(root)
     if form not in FORMS:

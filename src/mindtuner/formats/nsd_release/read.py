@@ -56,17 +56,29 @@ def sniff(root: Path) -> bool:
 
 
 def load(root: str | Path, subjects: Iterable[int] | None = None, test_split: str = "new_test") -> Dataset:
-    """Open a folder of the NSD release; ``subjects`` by default are all that have a betas file.
+    """Open a folder of the NSD release. Betas and images stay on disk until they are asked for.
 
-    Betas and images stay on disk until they are asked for. A folder without ``dataset.json`` is taken for the
-    public release: not simulated, z-scored by its publisher. ``test_split`` "test" is the release's older one, without
-    the shared images' trials in the sessions that came out last; training trials are the same.
+    Parameters
+    ----------
+    root : str or Path
+        Folder with the release's files. Without ``dataset.json`` it is taken for the public release: not simulated, z-scored
+        by its publisher.
+    subjects : iterable of int, optional
+        By default all that have a betas file.
+    test_split : {"new_test", "test"}
+        "test" is the release's older split, without the shared images' trials in the sessions that came out last. Training
+        trials are the same.
 
-    A region that ``brain_region_masks.hdf5`` does not have for a subject is left out of its ``rois``; the card then lists
-    under ``assumed`` what is missing.
+    Returns
+    -------
+    Dataset
+        A region that ``brain_region_masks.hdf5`` does not have for a subject is left out of its ``rois``; the card then lists
+        under ``assumed`` what is missing.
 
-    Raises UserError for anything missing, damaged or at odds with another file, and where a trial of a shared
-    image stands in training.
+    Raises
+    ------
+    UserError
+        For anything missing, damaged or at odds with another file, and where a trial of a shared image stands in training.
     """
     if test_split not in TEST_SPLITS:
         raise UserError(f"{root}: test split is {test_split!r}; expected {' or '.join(TEST_SPLITS)}")

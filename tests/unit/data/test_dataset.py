@@ -1,0 +1,85 @@
+"""How a dataset and its parts print themselves: in a few lines, without reading betas or images."""
+
+import numpy as np
+import pytest
+
+from mindtuner.data import Dataset, Stimuli, Subject, Trials
+
+
+class Unread:
+    """A shape that nothing may be read of."""
+
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = shape, np.dtype(dtype)
+
+    def __getitem__(self, rows):
+        raise AssertionError("read for printing")
+
+
+@pytest.fixture
+def trials():
+    return Trials(
+        range(6), [0, 1, 2, 0, 3, 2], [1, 1, 1, 3, 3, 3], [0, 0, 0, 1, 0, 1], [False, True, False, False, True, False]
+    )
+
+
+@pytest.fixture
+def stimuli():
+    return Stimuli(Unread((5, 3, 224, 224), np.float16), [()] * 5, np.array([False, True, False, True, False]), "memory")
+
+
+def subject_of(trials, number=1, rois=2, vertices=None):
+    masks = {f"R{i}": np.arange(7) < i for i in range(rois)}
+    return Subject(number, trials, masks, Unread((6, 7), np.float32), np.zeros(5, bool), "memory", vertices)
+
+
+def test_trials(trials):
+    assert repr(trials).splitlines() == [
+        "Trials: 6 in 2 sessions",
+        "  training  4 trials of 2 images",
+        "  test      2 trials of 2 images",
+    ]
+    assert repr(trials.select([1])).splitlines() == [
+        "Trials: 1 in 1 session",
+        "  training  none",
+        "  test      1 trial of 1 image",
+    ]
+
+
+def test_subject(trials):
+    assert repr(subject_of(trials)).splitlines() == [
+        "Subject 1: 7 voxels, 6 trials in 2 sessions",
+        "  training  4 trials of 2 images",
+        "  test      2 trials of 2 images",
+        "  regions   R0 0, R1 1",
+    ]
+    assert repr(subject_of(trials, rois=0)).splitlines()[-1] == "  regions   none"
+    many = repr(subject_of(trials, rois=30, vertices=np.arange(7))).splitlines()
+    assert many[-2].endswith("R7 7 and 22 more") and many[-1] == "  vertices  of the fsLR-32k surface"
+    assert repr(subject_of(trials).sessions(1)).splitlines()[:2] == [
+        "Subject 1: 7 voxels, 4 trials in 2 sessions",
+        "  training  2 trials of 2 images",
+    ]
+
+
+def test_stimuli(stimuli):
+    assert repr(stimuli) == "Stimuli: 5 images, float16, 2 shared (test), 3 for training"
+    stimuli.category, stimuli.of_category = "dog", np.array([True, True, False, False, False])
+    assert repr(stimuli) == "Stimuli: 5 images, float16, 2 shared (test), 2 for training, 'dog' held out"
+
+
+def test_dataset(trials, stimuli):
+    subjects = {number: subject_of(trials, number) for number in (2, 101)}
+    card = {"simulated": True, "zscore": "train_trials"}
+    assert repr(Dataset("mine", subjects, stimuli, card)).splitlines() == [
+        "Dataset mine: 2 simulated subjects, 5 images",
+        "  subject 2   7 voxels, 2 sessions, 4 training trials, 2 test trials",
+        "  subject 101 7 voxels, 2 sessions, 4 training trials, 2 test trials",
+        "  regions     R0, R1",
+        "  betas       z-scored by train_trials",
+    ]
+    one = repr(Dataset("mine", {2: subjects[2]}, stimuli, {"simulated": False, "zscore": "publisher"})).splitlines()
+    assert one[0] == "Dataset mine: 1 subject, 5 images" and one[-1] == "  betas       z-scored by publisher"
+    everybody = {number: subject_of(trials, number) for number in range(1, 94)}
+    lines = repr(Dataset("mosaic", everybody, stimuli, card)).splitlines()
+    assert len(lines) == 12 and lines[9] == "  and 85 more subjects"
