@@ -61,12 +61,12 @@ def package(name: str, install: str | None = None) -> ModuleType:
 
 @contextlib.contextmanager
 def released(name: str) -> Iterator[None]:
-    """Errors about a file that others released end with the command that gets it: ``name`` is its name in
+    """Errors about a file that others released say how to get it: ``name`` is its name in
     ``released.manifest``, which this room must not know."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{error} (the released one: mindtuner fetch weights OUT --only {name})") from error
+        raise UserError(f"{error} (mindtuner fetch weights gets the released one, {name})") from error
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ def one_clear_line(place, path, models, lab, out):
         read(str(path), models, lab, out / "out.safetensors")
     line = str(caught.value)
     assert "\n" not in line and str(path) in line and "expected" in line and len(line) < 900, line
-    assert name is None or f"mindtuner fetch weights OUT --only {name})" in line, line
+    assert name is None or f"mindtuner fetch weights gets the released one, {name})" in line, line
     assert not list(out.iterdir())
 
 
@@ -189,7 +189,7 @@ def decode(lab, models):
 
 
 def test_the_command_line_says_the_same(embed, decode, lab, models, tmp_path, capsys):
-    got = "mindtuner fetch weights OUT --only "
+    got = "mindtuner fetch weights gets the released one, "
     for words, parts in (
         (embed("--clip-weights", models.converter), (models.converter, "expected the weights of")),
         (embed("--clip-weights", models.checkpoint), (models.checkpoint, "do not fit")),

@@ -452,7 +452,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(weights, tmp_path):
 
 def test_subject_numbers_that_do_not_fit_are_refused(weights, tmp_path):
     path = save(tmp_path / "last.pth", weights)
-    with pytest.raises(UserError, match="a ridge has 30 voxels.*--subjects"):
+    with pytest.raises(UserError, match="a ridge has 30 voxels.*expected subjects with"):
         convert_mindeye2(path, tmp_path / "base.safetensors")
     for numbers in ([1], [2, 2], [0, 1]):
         with pytest.raises(UserError, match="expected 2 different numbers from 1"):

@@ -19,7 +19,7 @@ from mindtuner.evaluation.scores.catalogue import of_part
 from mindtuner.evaluation.statistics import bootstrap_ci, holm, over_seeds, over_subjects, sign_flips
 
 LEVEL = 0.05
-WHICH = ("all", "category", "others")  # test images: all, of the category held out, the others
+IMAGES = ("all", "category", "others")  # test images: all, of the category held out, the others
 _NOT_TOLD = ("command", "versions", "stimuli_note", "stimuli_hash", "dtype", "subject", "seed")  # of settings that differ
 
 
@@ -28,7 +28,7 @@ def compare(
     b: Mapping[str, Run],
     method_a: str = "mindtuner",
     method_b: str | None = None,
-    which: str = "all",
+    images: str = "all",
     seed: int = 0,
 ) -> dict:
     """``method_a`` of the runs ``a`` minus ``method_b`` (default: the same) of the runs ``b``, for every score that all have.
@@ -37,7 +37,7 @@ def compare(
     images (``statistics.sign_flips``) of the difference averaged over runs and subjects, as it is and after Holm's adjustment
     over all scores compared here. Intervals are over images; with several runs of one subject over images and runs
     (``over_seeds``), with several subjects over images, subjects, and runs within them (``over_subjects``). Images on which
-    a score is undefined (NaN) in any of the runs are left out of it and counted. ``which`` takes the test images of the
+    a score is undefined (NaN) in any of the runs are left out of it and counted. ``images`` takes the test images of the
     category that runs held out, or the others.
 
     Raises UserError, naming file and field, where runs are of different test sets, do not have the method, cannot be paired,
@@ -54,7 +54,7 @@ def compare(
         raise UserError(f"{both[0]}: {method_a} stands on both sides; expected two runs, or two methods of one")
     pairs, notes = _pairs(a, b)
     first = a[pairs[0][0][0]]
-    chosen = _chosen(which, [*a.items(), *b.items()])
+    chosen = _chosen(images, [*a.items(), *b.items()])
     names, missing = _shared_scores([(run, method_a) for run in a.values()] + [(run, method_b) for run in b.values()])
     if missing:
         notes.append(f"not scored in all runs, and left out: {', '.join(missing)}")
@@ -88,7 +88,7 @@ def compare(
         "b": {"runs": list(b), "method": method_b},
         "test_set": {
             "stimuli_hash": first.results["setting"]["stimuli_hash"],
-            "which": which,
+            "which": images,
             "images": int(len(_positions(first, "retrieval", "image", chosen))),
             "pictures": int(len(_positions(first, "reconstruction", "", chosen))),
         },
@@ -161,17 +161,17 @@ def _pairs(a: Mapping[str, Run], b: Mapping[str, Run]) -> tuple[list[list[tuple[
     return pairs, notes
 
 
-def _chosen(which: str, runs: list[tuple[str, Run]]) -> np.ndarray | None:
+def _chosen(images: str, runs: list[tuple[str, Run]]) -> np.ndarray | None:
     """Ids of the test images that count; None for all. Raises UserError where no run says what is of the category."""
-    if which not in WHICH:
-        raise UserError(f"--images: is {which!r}; expected one of {', '.join(WHICH)}")
-    if which == "all":
+    if images not in IMAGES:
+        raise UserError(f"images: is {images!r}; expected one of {', '.join(IMAGES)}")
+    if images == "all":
         return None
     said = {name: run.results["held_out"] for name, run in runs if run.results.get("held_out")}
     if not said:
         raise UserError(
             f"{runs[0][0]}/results.json: held_out is missing, as in the other runs; expected a run with "
-            f"--hold-out-category, for --images {which}"
+            f"hold_out_category, for images {images!r}"
         )
     (reference, first), *others = said.items()
     for name, other in others:
@@ -181,7 +181,7 @@ def _chosen(which: str, runs: list[tuple[str, Run]]) -> np.ndarray | None:
                 f"{first['category']!r}, as in {reference}"
             )
     of_category = np.asarray(first["images"], np.int64)
-    return of_category if which == "category" else np.setdiff1d(runs[0][1].per_image["images"], of_category)
+    return of_category if images == "category" else np.setdiff1d(runs[0][1].per_image["images"], of_category)
 
 
 def _positions(run: Run, part: str, score: str, chosen: np.ndarray | None) -> np.ndarray:

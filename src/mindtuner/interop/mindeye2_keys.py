@@ -202,12 +202,12 @@ def subject_names(voxels: list[int], subjects: list[int] | None, where: Path) ->
         if unknown:
             raise UserError(
                 f"{where}: a ridge has {unknown[0]} voxels, which is no NSD subject's nsdgeneral; expected "
-                "--subjects with one number a ridge"
+                "subjects with one number a ridge"
             )
         subjects = [VOXELS.index(size) + 1 for size in voxels]
     if len(subjects) != len(voxels) or len(set(subjects)) != len(subjects) or min(subjects) < 1:
         raise UserError(
-            f"{where}: --subjects is {','.join(map(str, subjects))}; expected {len(voxels)} different "
+            f"{where}: subjects is {','.join(map(str, subjects))}; expected {len(voxels)} different "
             "numbers from 1, one a ridge"
         )
     return [subject_name(number) for number in subjects]

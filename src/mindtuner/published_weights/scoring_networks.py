@@ -95,13 +95,13 @@ def listing(networks: tuple[NetworkFile | NetworkFolder, ...]) -> str:
     )
 
 
-def choose(names: list[str] | None) -> tuple[NetworkFile | NetworkFolder, ...]:
+def choose(only: list[str] | None) -> tuple[NetworkFile | NetworkFolder, ...]:
     """The networks of these names, all for None. Raises UserError for a name that there is not."""
     known = {network.name: network for network in NETWORKS}
-    for name in names or ():
+    for name in only or ():
         if name not in known:
-            raise UserError(f"--only: is {name!r}; expected some of {', '.join(known)}")
-    return NETWORKS if names is None else tuple(known[name] for name in known if name in names)
+            raise UserError(f"only: is {name!r}; expected some of {', '.join(known)}")
+    return NETWORKS if only is None else tuple(known[name] for name in known if name in only)
 
 
 def fetch(out: str | Path, networks: tuple[NetworkFile | NetworkFolder, ...]) -> None:

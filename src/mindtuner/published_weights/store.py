@@ -41,14 +41,14 @@ class FileState:
         return max(0, self.file.about - self.here) if self.state == "missing" else 0
 
 
-def choose(names: Iterable[str] | None) -> list[Weights]:
+def choose(only: Iterable[str] | None) -> list[Weights]:
     """The weights of these names, all for None. Raises UserError for a name that there is not."""
-    if names is None:
+    if only is None:
         return list(MANIFEST)
-    names, known = list(names), [weights.name for weights in MANIFEST]
+    names, known = list(only), [weights.name for weights in MANIFEST]
     for name in names:
         if name not in known:
-            raise UserError(f"--only: is {name!r}; expected some of {', '.join(known)}")
+            raise UserError(f"only: is {name!r}; expected some of {', '.join(known)}")
     return [weights for weights in MANIFEST if weights.name in names]
 
 
@@ -173,7 +173,7 @@ def _index(source: str | Path) -> dict[str, list[Path]]:
     """All files under a folder, by name. The hub's own cache may be such a folder: its names are links."""
     source = Path(source)
     if not source.is_dir():
-        raise UserError(f"--from: {source} is no folder; expected one that holds released weights")
+        raise UserError(f"{source}: is no folder; expected one that holds released weights")
     found: dict[str, list[Path]] = {}
     for folder, _, names in sorted(os.walk(source)):
         for name in names:

@@ -1,4 +1,4 @@
-"""``mindtuner report``: one self-contained page that shows a run, or several beside each other.
+"""One self-contained page that shows a run, or several beside each other.
 
 Everything that the page says is made here and in the modules beside this one; the templates only lay it out, and the scripts
 only switch between what is already written.
@@ -35,7 +35,7 @@ def write_report(*run_folders: str | Path, out: str | Path | None = None) -> Pat
     """
     folders = [Path(folder) for folder in run_folders]
     if out is None and len(folders) != 1:
-        raise UserError(f"report: {len(folders)} runs and no --out; expected the file to write a page on several runs to")
+        raise UserError(f"out: is not given, with {len(folders)} runs; expected the file to write a page on several runs to")
     path = Path(out) if out is not None else folders[0] / "report.html"
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected the file to write the page to")

@@ -177,7 +177,7 @@ def test_the_images_of_a_category_or_the_others():
             run.per_image[f"mindtuner/{name}"] = np.random.default_rng(len(name)).random(P).astype(np.float32)
     held = [6, 9, 12, 18]  # ids; positions 2, 3, 4, 6, of which 2, 4, 6 are painted, as 1, 2 and 3
     b.results["held_out"] = {"category": "dog", "images": held}
-    whole, of, others = (compare({"a": a}, {"b": b}, which=which) for which in ("all", "category", "others"))
+    whole, of, others = (compare({"a": a}, {"b": b}, images=which) for which in ("all", "category", "others"))
     assert [row["score"] for row in whole["scores"]] == [*DIRECTIONS, *PICTURES, "rouge_1", "V1"]
     assert "ROUGE-1 of the caption" in comparison_text(of) and "V1 brain correlation" in comparison_text(of)
     for part, score, positions in (
@@ -234,10 +234,10 @@ def test_what_cannot_be_paired_is_refused():
     with pytest.raises(UserError, match="b3/results.json: setting.subject is 2, of which A has 0 and B 1 runs"):
         compare({"a1": a, "a2": b}, {"b1": a, "b2": b, "b3": run_of(subject=2)})
     with pytest.raises(UserError, match="a/results.json: held_out is missing"):
-        compare({"a": a}, {"b": b}, which="category")
+        compare({"a": a}, {"b": b}, images="category")
     a.results["held_out"], b.results["held_out"] = ({"category": c, "images": [0]} for c in ("dog", "cat"))
     with pytest.raises(UserError, match="b/results.json: held_out.category is 'cat'; expected 'dog'"):
-        compare({"a": a}, {"b": b}, which="others")
+        compare({"a": a}, {"b": b}, images="others")
 
 
 # ---- the verb

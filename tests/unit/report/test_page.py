@@ -326,7 +326,7 @@ def test_one_page_on_several_runs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["a", "b"], "no --out"),
+        (["a", "b"], "out: is not given, with 2 runs"),
         (["a", "a", "--out", "x.html"], "given twice"),
         (["a", "b", "--out", "a"], "is a folder"),
         (["nowhere"], "not found"),

@@ -79,7 +79,7 @@ def find_networks(folder: Path | None) -> tuple[list[Network], dict[str, str]]:
     """
     if folder is not None and not folder.is_dir():
         raise UserError(
-            f"--networks: {folder} is no folder; expected one with some of {', '.join(form.what for form in FORMS.values())}"
+            f"{folder}: is no folder; expected one with some of {', '.join(form.what for form in FORMS.values())}"
         )
     found, missing = [], {}
     for name, form in FORMS.items():
