@@ -124,7 +124,7 @@ def test_a_wrong_or_missing_file_is_one_line_and_leaves_nothing(server, tmp_path
 
 
 def test_words_that_make_no_sense(server, tmp_path, capsys):
-    refused(capsys, [*VERB, tmp_path / "networks", "--only", "vgg"], "--only: is 'vgg'", "swav.pth.tar")
+    refused(capsys, [*VERB, tmp_path / "networks", "--only", "vgg"], "only: is 'vgg'", "swav.pth.tar")
     refused(capsys, VERB, "OUT: not given")
     (tmp_path / "file").touch()
     refused(capsys, [*VERB, tmp_path / "file"], "is a file; expected a folder")
