@@ -60,7 +60,7 @@ def write(root):
 
 
 def write_clip(root):
-    """A state dict, and a name for its form in open_clip's own list."""
+    """A state dict, and its form, which ``name_clip`` gives a name."""
     root.mkdir()
     config = {
         "embed_dim": TEXT_WIDTH,
@@ -70,9 +70,14 @@ def write_clip(root):
     path = root.parent / "forms" / f"{CLIP}.json"
     path.parent.mkdir()
     path.write_text(json.dumps(config))
-    open_clip.add_model_config(path)
+    name_clip(root.parent)
     torch.manual_seed(0)
     torch.save(open_clip.create_model(CLIP, load_weights=False).state_dict(), root / "open_clip_pytorch_model.bin")
+
+
+def name_clip(root):
+    """In this process, open_clip's own list knows the form of the CLIP in a folder that ``write`` filled."""
+    open_clip.add_model_config(root / "forms" / f"{CLIP}.json")
 
 
 def write_vae(root):

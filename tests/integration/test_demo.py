@@ -6,14 +6,15 @@ import json
 
 import numpy as np
 import pytest
+from commands import call
 from safetensors.numpy import load_file
 
 from mindtuner import config
-from mindtuner.cli import main
 from mindtuner.config import load_config
 from mindtuner.evaluation.results import load_run
 from mindtuner.evaluation.schema import METHODS
 from mindtuner.files import claim_folder
+from mindtuner.simulation import cutouts
 from mindtuner.training import METHODS as TRAINED
 from mindtuner.training import load_network, read_card
 
@@ -24,7 +25,7 @@ READS_NO_BRAIN = ("nearest_training_image", "prior_only")
 def quick(tmp_path_factory):
     """``mindtuner demo --quick``, as a newcomer would run it."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    assert main(["demo", "--quick", "--out", str(out)]) == 0
+    assert call("demo", "--quick", "--out", out) == 0
     return out
 
 
@@ -140,21 +141,21 @@ def test_the_folder_can_be_replaced_by_force_only(quick, tmp_path):
     import shutil
 
     copied = shutil.copytree(quick, tmp_path / "copy")
-    assert main(["demo", "--quick", "--out", str(copied)]) == 2
+    assert call("demo", "--quick", "--out", copied) == 2
     assert not list(claim_folder(copied, force=True).iterdir())
 
 
 def test_report_again_gives_the_same_page(quick):
     before = (quick / "report.html").read_bytes()
-    assert main(["report", str(quick)]) == 0
+    assert call("report", quick) == 0
     assert (quick / "report.html").read_bytes() == before
 
 
 # ---- the smallest demo
 
 
-@pytest.fixture
-def smallest(monkeypatch, few_cutouts, untrained_generator):
+@pytest.fixture(scope="module")
+def smallest(untrained_generator):
     """Runs the demo at a size that only shows whether it runs, with an untrained generator."""
     base = load_config("quick")
     fit = dataclasses.replace(base.tune, epochs=1, batch_per_subject=8, head_trials=8)
@@ -167,12 +168,22 @@ def smallest(monkeypatch, few_cutouts, untrained_generator):
         pivot=dataclasses.replace(base.pivot, epochs=1, batch=16),
         decode=dataclasses.replace(base.decode, pictures=2, prior_steps=2, generator_steps=1, refine_steps=1),
     )
-    monkeypatch.setattr(config, "load_config", lambda name: tiny)
 
-    def run(out, *words):
-        return main(["demo", "--generator", str(untrained_generator), "--out", str(out), *words])
+    def run(out, *words, generator=("--generator", untrained_generator)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(config, "load_config", lambda name: tiny)
+            patch.setattr(cutouts, "_VARIANTS", {"train": 1, "test": 1, "generator": 1})
+            return call("demo", *generator, "--out", out, *words)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def whole(smallest, tmp_path_factory):
+    """A run that nothing stopped; read only."""
+    out = tmp_path_factory.mktemp("smallest") / "whole"
+    assert smallest(out) == 0
+    return out
 
 
 def comparable(folder):
@@ -181,22 +192,21 @@ def comparable(folder):
     return results
 
 
-def test_the_same_seed_gives_the_same_results(smallest, tmp_path):
-    for name, words in (("one", ()), ("two", ("--keep-data",))):
-        assert smallest(tmp_path / name, *words) == 0
-    one, two = (comparable(tmp_path / name) for name in ("one", "two"))
-    assert json.dumps(one) == json.dumps(two)
-    pictures = [load_file(tmp_path / name / "pictures.safetensors") for name in ("one", "two")]
+def test_the_same_seed_gives_the_same_results(smallest, whole, tmp_path):
+    again = tmp_path / "again"
+    assert smallest(again, "--keep-data") == 0
+    assert json.dumps(comparable(whole)) == json.dumps(comparable(again))
+    pictures = [load_file(run / "pictures.safetensors") for run in (whole, again)]
     for name, array in pictures[0].items():
         np.testing.assert_array_equal(array, pictures[1][name])
-    assert (tmp_path / "two" / "data" / "dataset.json").exists() and not (tmp_path / "one" / "data").exists()
+    assert (again / "data" / "dataset.json").exists() and not (whole / "data").exists()
     # what reads no brain still has scores and pictures, and says so by having no low-level stage
     for method in READS_NO_BRAIN:
         assert f"{method}/lowlevel" not in pictures[0] and f"{method}/reconstructed" in pictures[0]
 
 
 @pytest.mark.parametrize("stopped_in", ["pretrain", "tune", "embed"])
-def test_a_stopped_run_goes_on_with_what_is_whole(smallest, tmp_path, monkeypatch, capsys, stopped_in):
+def test_a_stopped_run_goes_on_with_what_is_whole(smallest, whole, tmp_path, monkeypatch, capsys, stopped_in):
     """Ctrl-C in a stage; the same command then gives what an unbroken run gives, and --force is not needed."""
     import mindtuner.simulation.simulate as simulation
     from mindtuner import training
@@ -205,7 +215,6 @@ def test_a_stopped_run_goes_on_with_what_is_whole(smallest, tmp_path, monkeypatc
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    assert smallest(tmp_path / "whole") == 0
     module = embed if stopped_in == "embed" else training
     with monkeypatch.context() as patch:
         patch.setattr(module, stopped_in, stop)
@@ -217,12 +226,12 @@ def test_a_stopped_run_goes_on_with_what_is_whole(smallest, tmp_path, monkeypatc
     capsys.readouterr()
     assert smallest(tmp_path / "stopped") == 0
     assert "going on" in capsys.readouterr().out
-    assert json.dumps(comparable(tmp_path / "stopped")) == json.dumps(comparable(tmp_path / "whole"))
+    assert json.dumps(comparable(tmp_path / "stopped")) == json.dumps(comparable(whole))
 
     def entries(run):
-        return [{k: v for k, v in e.items() if k != "seconds"} for e in load_run(tmp_path / run).log]
+        return [{k: v for k, v in e.items() if k != "seconds"} for e in load_run(run).log]
 
-    assert entries("stopped") == entries("whole")
+    assert entries(tmp_path / "stopped") == entries(whole)
     assert smallest(tmp_path / "stopped") == 2  # a finished run is not touched
 
 
@@ -241,7 +250,7 @@ def test_stimuli_that_the_shipped_generator_never_saw_are_noted(smallest, tmp_pa
         (tmp_path / f"{k}.txt").write_text(f"A thing{k}.")
     monkeypatch.setattr(compact, "packaged", lambda name: untrained_generator)
     out = tmp_path / "out"
-    assert main(["demo", "--out", str(out), "--cutouts", str(tmp_path), "--seed", "1"]) == 0
+    assert smallest(out, "--cutouts", tmp_path, "--seed", 1, generator=()) == 0
     setting = load_run(out).results["setting"]
     assert setting["seed"] == 1
     assert "not on these stimuli" in setting["stimuli_note"] and str(tmp_path) in setting["stimuli"]

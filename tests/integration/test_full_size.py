@@ -71,16 +71,16 @@ def command(lab, models):
 
 
 @pytest.fixture(scope="module")
-def decoded(lab, command):
-    out = lab.root / "decoded"
+def decoded(command, tmp_path_factory):
+    out = tmp_path_factory.mktemp("full size") / "decoded"
     assert call(*command(out, "--pictures", 4)) == 0
     return out
 
 
 @pytest.fixture(scope="module")
-def evaluated(lab, models):
+def evaluated(lab, models, tmp_path_factory):
     """The run of ``evaluate``, stopped between two methods and then going on."""
-    out, real = lab.root / "evaluated", FullSizeGenerator.stages
+    out, real = tmp_path_factory.mktemp("full size") / "evaluated", FullSizeGenerator.stages
     evaluate = [
         "evaluate",
         lab.tuned,

@@ -10,7 +10,7 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
-from lab import MASK_SHAPE, make_lab, save_nifti, write_betas, write_table
+from lab_files import MASK_SHAPE, make_lab, save_nifti, write_betas, write_table
 from nsd_release_files import CAPTIONS, TRIALS, VOXELS, make_nsd, put, rewrite
 from PIL import Image
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lab import CAPTIONS, MASK_SHAPE, NAMES, TRIALS, VOXELS, make_lab, save_nifti, write_betas, write_table, zscored
+from lab_files import CAPTIONS, MASK_SHAPE, NAMES, TRIALS, VOXELS, make_lab, save_nifti, write_betas, write_table, zscored
 from nsd_release_files import make_nsd
 from paths import ROOT
 from PIL import Image
