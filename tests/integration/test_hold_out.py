@@ -1,4 +1,4 @@
-"""A category that no training sees: which images show it, what they are left out of, and how the test images are scored."""
+"""A category held out, by the verbs: no training sees it, every file says so, and the test images are scored apart."""
 
 import copy
 import dataclasses
@@ -9,20 +9,16 @@ import numpy as np
 import pytest
 import yaml
 from commands import call, refused
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from simulated_categories import category_in_both, truly
 
 from mindtuner.cli import painters, story
 from mindtuner.config import as_dict, load_config
-from mindtuner.data.hold_out import mask, shows
 from mindtuner.errors import UserError
-from mindtuner.evaluation.held_out import held_out_scores, held_out_text
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json, write_json
 from mindtuner.formats import load
 from mindtuner.generators.prompts import COCO_CATEGORIES
-from mindtuner.simulation.drawing import KINDS
 from mindtuner.training import batches, pivot, read_card
 
 
@@ -31,103 +27,9 @@ def dataset(simulated):
     return load(simulated)
 
 
-def truly(simulated, kind):
-    """Which images show the kind, by the labels that the simulator composed them of."""
-    scenes = read_json(simulated / "truth" / "scenes.json")["scenes"]
-    return np.array([any(thing["name"] == kind for thing in scene["objects"]) for scene in scenes])
-
-
 @pytest.fixture(scope="module")
 def category(simulated, dataset):
-    """A kind that stands in some test images, and often enough in training."""
-    shared = dataset.stimuli.is_shared
-    counts = {kind: truly(simulated, kind) for kind in KINDS}
-    return max(
-        (kind for kind in KINDS if 2 <= counts[kind][shared].sum() < shared.sum()),
-        key=lambda kind: counts[kind][~shared].sum(),
-    )
-
-
-# ---- which images
-
-
-def test_the_rule_finds_what_the_simulator_drew_and_nothing_else(simulated, dataset):
-    for kind in KINDS:
-        np.testing.assert_array_equal(mask(dataset.stimuli.captions, kind), truly(simulated, kind), err_msg=kind)
-
-
-@pytest.mark.parametrize(
-    ("caption", "category", "expected"),
-    [
-        ("A dog.", "dog", True),
-        ("Two DOGS run", "Dog", True),
-        ("a hotdog", "dog", False),
-        ("a hot dog", "dog", True),
-        ("the dogma of cats", "dog", False),
-        ("two buses", "bus", True),
-        ("ponies", "pony", True),
-        ("boys", "boy", True),
-        ("an ice cream", "ice cream", True),
-        ("cream on ice", "ice cream", False),
-        ("a balloon", "ball", False),
-        ("", "dog", False),
-        ("a puppy", "dog", False),
-        ("a dog's bowl", "dog", True),
-        ("the naïve café", "café", True),
-        ("fire-trucks", "fire truck", True),
-    ],
-)
-def test_words_and_plurals(caption, category, expected):
-    assert shows([caption], category) is expected
-    assert shows(["nothing here", caption], category) is expected
-
-
-@given(
-    st.lists(st.sampled_from(["dog", "dogs", "hot", "a", "ice", "cream", "creams"]), max_size=6),
-    st.sampled_from(["dog", "ice cream", "hot dog"]),
-)
-def test_it_is_a_search_for_the_words_in_order(words, category):
-    padded = f" {' '.join(words)} "
-    assert shows([" ".join(words)], category) == (f" {category} " in padded or f" {category}s " in padded)
-
-
-# ---- what they are left out of
-
-
-def test_training_loses_them_and_testing_does_not(dataset, simulated, category):
-    without, shown = dataset.without_category(category.upper()), truly(simulated, category)
-    assert without.stimuli.category == category and without.stimuli.hash == dataset.stimuli.hash
-    shared = dataset.stimuli.is_shared
-    np.testing.assert_array_equal(without.stimuli.training_images, np.flatnonzero(~shared & ~shown))
-    np.testing.assert_array_equal(dataset.stimuli.training_images, np.flatnonzero(~shared))  # the whole one is as it was
-    for number, subject in without.subjects.items():
-        before = dataset.subject(number)
-        assert not shown[subject.train.stimulus].any() and shown[before.train.stimulus].any()
-        assert len(before.train) - len(subject.train) == shown[before.train.stimulus].sum()
-        np.testing.assert_array_equal(subject.test.row, before.test.row)
-        kept = before.train.select(~shown[before.train.stimulus])
-        np.testing.assert_array_equal(subject.betas(subject.train.row), before.betas(kept.row))
-
-
-def test_categories_that_cannot_be_held_out(dataset, category):
-    with pytest.raises(UserError, match=r"'unicorn' is in no caption of a training image of .*; expected a word .* such as"):
-        dataset.without_category("unicorn")
-    with pytest.raises(UserError, match="is '7 !'; expected a word"):
-        dataset.without_category("7 !")
-    stimuli, shared = copy.copy(dataset.stimuli), dataset.stimuli.is_shared
-    edited = dataclasses.replace(dataset, stimuli=stimuli)
-    stimuli.captions = [("a cat",) if test else own for own, test in zip(dataset.stimuli.captions, shared, strict=True)]
-    with pytest.raises(UserError, match=f"'{category}' is shown by 0 of the 8 test images"):
-        edited.without_category(category)
-    said = f"a {category}"
-    stimuli.captions = [(said,) if test else own for own, test in zip(dataset.stimuli.captions, shared, strict=True)]
-    with pytest.raises(UserError, match=f"'{category}' is shown by 8 of the 8 test images"):
-        edited.without_category(category)
-    first = np.flatnonzero(shared)[0]
-    own = set(dataset.subject(1).train.stimulus.tolist()) | {first}
-    stimuli.captions = [("a gnu",) if image in own else ("a cat",) for image in range(len(stimuli))]
-    with pytest.raises(UserError, match="'gnu' is shown by all training images of subject 1"):
-        edited.without_category("gnu")
+    return category_in_both(simulated, dataset)
 
 
 def test_a_subject_who_saw_none_of_it_in_testing_is_refused(dataset, category):
@@ -142,40 +44,6 @@ def test_prompts_of_the_full_size_do_not_name_it():
     assert painters.categories("") == COCO_CATEGORIES
     left = set(COCO_CATEGORIES) - set(painters.categories("dog"))
     assert left == {"dog", "hot dog"}  # the word decides, here too
-
-
-# ---- scored apart
-
-
-def test_scores_apart_are_means_over_the_images_of_each_side():
-    rng = np.random.default_rng(0)
-    per_image = {
-        "images": np.arange(10) * 2,
-        "shown": np.array([0, 2, 4, 6]),
-        "texts": np.array([0, 1, 2, 3, 5]),
-        **{f"mindtuner/retrieval/{d}": rng.random(10).astype(np.float32) for d in ("image", "brain")},
-        "mindtuner/retrieval/text": rng.random(5).astype(np.float32),
-        "mindtuner/reconstruction/ssim": np.array([0.1, 0.2, 0.4, np.nan], np.float32),
-    }
-    of_category = np.isin(np.arange(10), [2, 3, 4, 9])
-    found = held_out_scores(per_image, "dog", of_category, 7, seed=0)
-    assert (found["category"], found["left_out"], found["images"]) == ("dog", 7, [4, 6, 8, 18])
-    image = per_image["mindtuner/retrieval/image"]
-    of, others = (found[side]["mindtuner"] for side in ("of_category", "others"))
-    assert of["retrieval"]["image"]["mean"] == pytest.approx(image[[2, 3, 4, 9]].mean(), abs=1e-6)
-    assert others["retrieval"]["image"]["mean"] == pytest.approx(image[[0, 1, 5, 6, 7, 8]].mean(), abs=1e-6)
-    texts = per_image["mindtuner/retrieval/text"]
-    assert of["retrieval"]["text"] == {
-        "mean": pytest.approx(texts[[2, 3]].mean(), abs=1e-6),
-        "n": 2,
-        "ci": [pytest.approx(texts[[2, 3]].min()), pytest.approx(texts[[2, 3]].max())],
-    }
-    assert of["reconstruction"]["ssim"]["mean"] == pytest.approx(0.3, abs=1e-6) and of["reconstruction"]["ssim"]["n"] == 2
-    assert "reconstruction" not in others  # one picture is left that has a score
-    said = held_out_text(found, "mindtuner").splitlines()
-    assert "'dog' held out of training (7 images)" in said[0] and "4 test images that show it" in said[1]
-    line = next(line for line in said if line.startswith("Image retrieval"))
-    assert f"{image[[2, 3, 4, 9]].mean():.3f} [" in line and line.endswith("(6)") and len(set(map(len, said[1:]))) == 1
 
 
 # ---- the verbs
