@@ -39,6 +39,8 @@ from mindtuner.towers.compact import Autoencoder
 from mindtuner.towers.embed import embed
 from mindtuner.training import Targets, pretrain, tune
 
+pytestmark = pytest.mark.slow
+
 KNOBS = SimulateConfig(
     subjects=2, sessions=2, trials_per_session=48, shared_images=12, repeats=2, voxel_scale=0.02, noise=0.0
 )

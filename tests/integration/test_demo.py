@@ -18,6 +18,8 @@ from mindtuner.simulation import cutouts
 from mindtuner.training import METHODS as TRAINED
 from mindtuner.training import load_network, read_card
 
+pytestmark = pytest.mark.slow
+
 READS_NO_BRAIN = ("nearest_training_image", "prior_only")
 
 

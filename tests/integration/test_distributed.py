@@ -16,6 +16,8 @@ from mindtuner.model import BrainNetwork
 from mindtuner.processes import Processes, processes
 from mindtuner.training import distributed, pretrain, tune
 
+pytestmark = pytest.mark.slow
+
 FIT = dataclasses.replace(PLAIN.tune, epochs=2, batch_per_subject=5, head_trials=7, ema=0.9, checkpoint_steps=7)
 CONFIG = dataclasses.replace(SMALL, pretrain=FIT, tune=FIT, pivot=dataclasses.replace(SMALL.pivot, epochs=1))
 

@@ -33,6 +33,8 @@ from mindtuner.towers.openclip import OpenClipTextEncoder
 from mindtuner.towers.sd_vae import StableAutoencoder
 from mindtuner.training import load_fingerprint, load_network, read_card
 
+pytestmark = pytest.mark.slow
+
 SIDE = 16
 
 

@@ -21,6 +21,8 @@ from mindtuner.formats import load
 from mindtuner.generators.prompts import COCO_CATEGORIES
 from mindtuner.training import batches, pivot, read_card
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def dataset(simulated):

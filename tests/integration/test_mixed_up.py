@@ -25,6 +25,8 @@ from mindtuner.towers.openclip import OpenClipImageEncoder, OpenClipTextEncoder
 from mindtuner.towers.sd_vae import StableAutoencoder
 from mindtuner.training import load_fingerprint, load_network
 
+pytestmark = pytest.mark.slow
+
 DECODE = load_config("quick").decode
 KINDS = {  # what a user may have: a file or folder, from the fixtures ``models`` and ``lab``
     "open_clip weights": lambda m, x: m.clip_weights,

@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 from mindtuner.evaluation.results import load_run
 from mindtuner.report import write_report
 
+pytestmark = pytest.mark.slow
+
 MANY = 1000
 
 

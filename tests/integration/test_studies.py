@@ -19,6 +19,8 @@ from mindtuner.studies import ablate, curve
 from mindtuner.studies.bench import RETRIEVAL, work
 from mindtuner.training import load_network
 
+pytestmark = pytest.mark.slow
+
 SEED = 3
 
 

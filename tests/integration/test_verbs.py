@@ -29,6 +29,8 @@ from mindtuner.generators.compact import CompactGenerator
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.training import load_fingerprint, load_network, loop, read_card
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, simulated, untrained_generator):

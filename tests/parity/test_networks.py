@@ -31,6 +31,7 @@ def small_clip(monkeypatch):
     monkeypatch.setattr(networks, "CLIP_L14", parity.SMALL_CLIP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way, only", [("published", ()), ("today", ("alexnet", "efficientnet_b1", "clip_vit_l14"))])
 def test_scores_are_those_of_the_published_notebook(folder, way, only):
     """Same pictures, same weights; "today" is its code under the antialiasing default of later torchvisions."""

@@ -83,6 +83,7 @@ def test_fixtures_are_small_and_name_their_origin():
         assert len(about["commit"]) == 40 and "MindEyeV2" in about["peer"] and path.stat().st_size <= 2**20
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_a_changed_weight(weights, tmp_path):
     """Else equality above would mean nothing."""
     for begin, outputs in {

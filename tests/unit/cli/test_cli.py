@@ -256,6 +256,7 @@ def test_ctrl_c_between_any_two_files_leaves_no_dataset(step, tmp_path, monkeypa
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_real_ctrl_c_leaves_no_dataset(tmp_path):
     out = tmp_path / "out"
     argv = [

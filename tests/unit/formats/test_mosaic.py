@@ -359,6 +359,7 @@ def test_keys_parse_whatever_a_stimulus_is_called(stem, phase, repetition):
     assert match.groups() == ("sub-07_BOLD5000", "07", "BOLD5000", stem, phase, str(repetition))
 
 
+@pytest.mark.slow
 def test_mosaic_subjects_train_a_base_and_are_tuned(tmp_path):
     """Brains that are linear in the image's tokens, in V6: the base learns from THINGS, the new subject is NSD's."""
     count, tested, shape = 64, 24, (4, 16)

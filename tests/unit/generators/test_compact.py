@@ -409,6 +409,7 @@ def steps_of(path):
         return int(file.metadata()["denoiser_steps"])
 
 
+@pytest.mark.slow
 def test_a_run_leaves_weights_that_paint(tmp_path, few_scenes):
     out = run(tmp_path)
     assert steps_of(out) >= 1
@@ -451,6 +452,7 @@ def image_encoder_type():
     return CompactImageEncoder
 
 
+@pytest.mark.slow
 def test_a_stopped_denoiser_ends_with_the_weights_of_an_unbroken_one(tmp_path, few_scenes, monkeypatch):
     unbroken = load_file(run(tmp_path / "unbroken", denoiser=4))
     real, calls = training._velocity_loss, []

@@ -47,6 +47,7 @@ def test_weights_and_outputs_are_those_of_diffusers(widths, double_last):
     torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in found))
 
 
+@pytest.mark.slow
 def test_training_does_not_import_every_network_of_diffusers():
     code = (
         "import sys, mindtuner.training\nprint(*(name for name in sys.modules if name.startswith('diffusers.models.unets')))"

@@ -318,6 +318,7 @@ WRITTEN = {
 }
 
 
+@pytest.mark.slow
 def test_the_verb_writes_each_format_with_its_truth_and_force_replaces_it(made_before, simulated, tmp_path, capsys):
     assert {known.name for known in FORMATS} == set(CHOICES) == {"nsd_release", *WRITTEN}
     out = tmp_path / "out"
@@ -334,6 +335,7 @@ def test_the_verb_writes_each_format_with_its_truth_and_force_replaces_it(made_b
     assert main(["simulate", str(out), "--force"]) == 2 and (out / "sub-01_NSD.hdf5").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", WRITTEN)
 def test_another_format_is_whole_or_not_there(made_before, tmp_path, monkeypatch, format):
     def write_and_stop(root, dataset, format):
@@ -353,6 +355,7 @@ def test_an_unknown_format_is_named_before_anything_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_mosaic_is_converted_with_its_vertices(made_before, tmp_path, capsys):
     simulate(tmp_path / "mosaic", TINY, format="mosaic")
     placed = load_file(tmp_path / "mosaic" / "truth" / "placement.safetensors")

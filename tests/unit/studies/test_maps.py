@@ -54,6 +54,7 @@ def by_brute_force(network, voxels, images, reference, nodes=400):
     return (total * (x - start)).sum(0).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"skip_head": True}, {"lora": False}, {"skip": False}, {"new_blocks": 1}], ids=str)
 def test_routes_of_a_voxel_add_up_to_its_integrated_gradients(brains, options):
     voxels, images, reference, rois = brains

@@ -127,6 +127,7 @@ def test_processes_together_write_the_bytes_of_one(tmp_path, count, dtype):
     assert sum(parts, []) == list(range(8)) and all(parts)  # each its own contiguous part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed, again", [(0, 1), (1, 2), (1, 3)])
 def test_a_launch_of_which_one_is_killed_leaves_nothing_whole_and_goes_on(tmp_path, killed, again):
     whole = np.asarray(build(tmp_path / "alone"))
@@ -327,6 +328,7 @@ def test_an_image_without_a_caption_has_the_text_0(simulated, tmp_path):
     np.testing.assert_allclose(text.build(tmp_path, stimuli), np.tile(expected[:, None], 384), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_verb_makes_the_caches_of_embed(simulated, image_encoder, untrained_generator, tmp_path, capsys, monkeypatch):
     text_encoder = Lengths()
     for name, encoder in (("CompactImageEncoder", image_encoder), ("CompactTextEncoder", text_encoder)):
@@ -387,6 +389,7 @@ def test_room_that_a_part_has_already_is_not_asked_for_again(tmp_path):
     assert Part(tmp_path / "new", "tokens", header, BATCH).bytes_to_write() == COUNT * 80
 
 
+@pytest.mark.slow
 def test_the_verb_under_a_launcher(simulated, tmp_path):
     """Two processes of the real command line, told apart by RANK alone."""
     environment = os.environ | {

@@ -190,6 +190,7 @@ def test_towers_without_tokens_are_refused(vision, tmp_path):
     assert OpenClipTextEncoder(name).width == JOINT
 
 
+@pytest.mark.slow
 def test_the_papers_model_has_256_tokens_of_width_1664():
     """Built without memory, on the meta device, from open_clip's own description."""
     with torch.device("meta"):

@@ -225,6 +225,7 @@ def test_predicted_features_spread_as_the_base_is_used_to(trained):
     assert 0.9 < float(x0.var(0, correction=0).sum() / base.expectation.spread) < 1.5
 
 
+@pytest.mark.slow
 def test_tokens_of_test_images_change_nothing(trained):
     base, subject, targets = trained
     first = tune(base, subject, targets, CLOSED, 0, "ridge_only")
@@ -234,6 +235,7 @@ def test_tokens_of_test_images_change_nothing(trained):
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
 
 
+@pytest.mark.slow
 def test_it_is_saved_with_the_base_and_asked_for_by_name(trained, tmp_path):
     base, subject, targets = trained
     save_network(tmp_path / "base.safetensors", base, {})
