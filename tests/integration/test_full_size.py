@@ -309,7 +309,7 @@ def test_in_batches_they_look_the_same(command, decoded, tmp_path):
 def test_as_many_pictures_as_a_card_holds(card, monkeypatch):
     """By the page's own table, which is computed: weights, a picture's passes, and 2 GiB that are nobody's."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where: (int((card - 0.5) * 2**30), card * 2**30))
-    page = (ROOT / "docs" / "full-size.md").read_text()
+    page = (ROOT / "benchmarks" / "results" / "full_size_memory.md").read_text()
     rows = re.findall(r"\| decode: [^|]*\(a picture\) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", page)
     batch = batch_for(torch.device("cuda"))
     assert len(rows) == 3 and batch > 1

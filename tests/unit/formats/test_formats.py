@@ -5,7 +5,7 @@ import importlib
 
 import numpy as np
 import pytest
-from lab import make_lab
+from lab_files import make_lab
 from nsd_release_files import make_nsd
 
 from mindtuner.errors import UserError
