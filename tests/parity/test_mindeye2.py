@@ -482,7 +482,7 @@ def test_command_writes_the_base_and_says_what_it_did(weights, tmp_path, capsys)
     assert main([*command, "--force"]) == 0
     for wrong, message in (
         ([str(path), "base.pt"], "ends in '.pt'"),
-        ([str(path), "b.safetensors"], "--subjects"),
+        ([str(path), "b.safetensors"], "expected subjects with one number a ridge"),
         ([str(path), "b.safetensors", "--subjects", "1,x"], "expected numbers such as"),
         ([str(path), "b.safetensors", "--text-width", "0"], "--text-width: is 0"),
         ([str(tmp_path / "no.pth"), "b.safetensors"], "no.pth: not found"),
