@@ -18,9 +18,9 @@ from painting import add_seeds, configured
 from sides import write_between
 from tuning_seeds import prepare
 
-from mindtuner.cli.story import training_bank
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.training_images import draw_to_neighbours, nearest_training_image
+from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.results import from_uint8
 from mindtuner.evaluation.scores.features import LITE2, features_of
 from mindtuner.evaluation.scores.pictures import two_way
@@ -68,7 +68,10 @@ def identified(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
     training = dataset.stimuli.training_images
     tokens = np.asarray(caches["tokens"][training])
     wanted = draw_to_neighbours(decoder.image_tokens(said.backbone_tokens, said.images), tokens, config.decode.neighbours)
-    bank, generator = training_bank(dataset, CompactTextEncoder()), CompactGenerator(config.decode, seed)
+    bank, generator = (
+        TextBank.of(dataset.stimuli, dataset.stimuli.training_images, CompactTextEncoder()),
+        CompactGenerator(config.decode, seed),
+    )
     latents = generator.generate(wanted, said.images)
     caption = bank.embeddings[bank.nearest(said.text)]
     nearest = training[nearest_training_image(said.backbone_tokens, tokens)]

@@ -17,10 +17,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from mindtuner.cli.steps import Materials
 from tuning_seeds import materials
 
 from mindtuner.cli import story
-from mindtuner.cli.steps import Materials
 from mindtuner.config import load_config
 from mindtuner.data.hold_out import mask
 from mindtuner.evaluation.statistics import bootstrap_ci, over_seeds, paired_difference, paired_over_seeds, sign_flips

@@ -20,10 +20,10 @@ import numpy as np
 from sides import write_between
 from tuning_seeds import HOLDOUT, held_out, prepare
 
-from mindtuner.cli.story import training_bank
 from mindtuner.config import Config, load_config
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.training_images import draw_to_neighbours, nearest_training_image
+from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.results import from_uint8
 from mindtuner.evaluation.scores.features import LITE2, features_of
 from mindtuner.evaluation.scores.pictures import two_way
@@ -75,7 +75,7 @@ def rows_of(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
     said = decoder.predict(subject.betas(trials.row), trials.stimulus)
     training = np.setdiff1d(np.flatnonzero(~dataset.stimuli.is_shared), said.images)
     training_tokens, true = np.asarray(caches["tokens"][training]), np.asarray(caches["tokens"][said.images])
-    mean, bank = training_tokens.mean(0), training_bank(dataset, CompactTextEncoder())
+    mean, bank = training_tokens.mean(0), TextBank.of(dataset.stimuli, dataset.stimuli.training_images, CompactTextEncoder())
     seen = features_of(LITE2, np.asarray(caches["pixels"][said.images]))["two_way"]
     caption = bank.embeddings[bank.nearest(said.text)]
     expected = decoder.image_tokens(said.backbone_tokens, said.images)

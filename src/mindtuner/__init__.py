@@ -1,25 +1,50 @@
 """MindTuner: read what a new person sees from one hour of fMRI.
 
 >>> import mindtuner
->>> dataset = mindtuner.load("data/nsd")  # doctest: +SKIP
+>>> dataset = mindtuner.load("data/nsd")
+>>> features = mindtuner.embed(dataset)
+>>> base = mindtuner.pretrain(dataset.without(subject=1), features, config="quick")
+>>> subject = mindtuner.tune(base, dataset.subject(1).sessions(1), features)
+>>> results = mindtuner.evaluate(subject, dataset, features)
 """
 
-import os as _os
-import sys as _sys
+from __future__ import annotations
+
+import importlib
 
 __version__ = "0.1.0"
 
-if _sys.platform == "darwin":  # asked for before torch is imported: what Apple's GPU cannot compute, the CPU does
-    _os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-
-_HOMES = {"load": "formats", "pretrain": "training", "tune": "training", "Targets": "training", "Decoder": "decoding.decoder"}
-__all__ = ["Decoder", "Targets", "__version__", "load", "pretrain", "tune"]
+_HOMES = {
+    "check": "formats.checks",
+    "load": "formats",
+    "load_config": "config",
+    **dict.fromkeys(
+        (
+            "Base",
+            "Comparison",
+            "Features",
+            "Results",
+            "Scoring",
+            "SubjectDecoder",
+            "TunedSubject",
+            "embed",
+            "evaluate",
+            "pretrain",
+            "simulate",
+            "tune",
+        ),
+        "pipeline",
+    ),
+}
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str):
     """Import the main verbs when they are first used: ``mindtuner --help`` should not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'mindtuner' has no attribute {name!r}")
-    import importlib
-
     return getattr(importlib.import_module(f"mindtuner.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -73,11 +73,8 @@ def read_json(path: str | Path) -> dict:
     return value
 
 
-def claim_folder(path: str | Path, force: bool = False) -> Path:
-    """Return ``path`` as an empty folder that a run may fill.
-
-    Raises UserError where it is a file, or holds anything and ``force`` is not given.
-    """
+def refuse_full_folder(path: str | Path, force: bool = False) -> None:
+    """Raise UserError where ``path`` is a file, or holds anything and ``force`` is not given, or more than runs write."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; expected a folder for the output")
@@ -85,6 +82,16 @@ def claim_folder(path: str | Path, force: bool = False) -> Path:
         if not force:
             raise UserError(f"{path}: holds another run; expected an empty folder (or --force to replace it)")
         refuse_foreign(path)
+
+
+def claim_folder(path: str | Path, force: bool = False) -> Path:
+    """Return ``path`` as an empty folder that a run may fill.
+
+    Raises UserError where it is a file, or holds anything and ``force`` is not given.
+    """
+    path = Path(path)
+    refuse_full_folder(path, force)
+    if path.is_dir() and any(path.iterdir()):
         shutil.rmtree(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -123,7 +130,7 @@ RUN_FILES = (
     "painted",
     "base.safetensors",
     "fingerprint.safetensors",
-    "pretrain.checkpoint*",
+    "base.checkpoint*",
     "data",
     *(
         f"{method}.{end}"

@@ -7,7 +7,7 @@ import shlex
 import pytest
 from paths import ROOT
 
-from mindtuner.cli import painters, parse
+from mindtuner.cli import generator_options, parse
 from mindtuner.config import load_config
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -44,7 +44,7 @@ def test_documented_commands_are_parsed(page, words, capsys, monkeypatch):
     except SystemExit:
         pytest.fail(f"{' '.join(words)}: {capsys.readouterr().err}")
     if taken.verb in ("decode", "evaluate"):
-        painters.check_options(taken)  # which options go together
+        generator_options.check_options(taken)  # which options go together
     if getattr(taken, "config", None) and "/" not in str(taken.config):
         load_config(taken.config)
 

@@ -16,7 +16,6 @@ from PIL import Image
 from release import CLIP, FEATURES, TEXT_WIDTH, TOKENS, WIDTH
 from safetensors.numpy import load_file
 
-from mindtuner.cli.towers import stored_targets
 from mindtuner.config import load_config
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.words import TextBank
@@ -29,6 +28,7 @@ from mindtuner.generators.git_captioner import GitCaptioner
 from mindtuner.generators.prompts import build_prompts, category_bank
 from mindtuner.generators.sdxl import SdxlRefiner, blend
 from mindtuner.generators.unclip import UnclipGenerator
+from mindtuner.pipeline.features import stored_targets
 from mindtuner.towers.openclip import OpenClipTextEncoder
 from mindtuner.towers.sd_vae import StableAutoencoder
 from mindtuner.training import load_fingerprint, load_network, read_card
@@ -263,7 +263,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(lab, command, decoded, tmp_path,
     there = sorted((out / "pictures").glob("*.png"))
     times = {path: path.stat().st_mtime_ns for path in there}
     assert len(there) == 2
-    monkeypatch.setattr("mindtuner.cli.decode._write_picture", stop_at(3))
+    monkeypatch.setattr("mindtuner.pipeline.decoding.write_picture", stop_at(3))
     assert call(*command(out, "--pictures", 4)) == 130  # between two stages of a picture
     monkeypatch.undo()
     assert call(*command(out, "--pictures", 4)) == 0
@@ -273,9 +273,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(lab, command, decoded, tmp_path,
 
 
 def stop_at(number):
-    from mindtuner.cli import decode
+    from mindtuner.pipeline import decoding
 
-    real, calls = decode._write_picture, []
+    real, calls = decoding.write_picture, []
 
     def write(*arguments):
         calls.append(1)
@@ -434,9 +434,9 @@ def test_towers_that_are_not_given(lab, models, tmp_path, capsys):
 
 def test_a_base_without_conventions_is_not_painted_by_sdxl():
     """A base of the package's own towers says nothing of token norms: there SDXL has no place."""
-    from mindtuner.cli.painters import Speech
+    from mindtuner.pipeline.generators import TrainedWith
 
     with pytest.raises(UserError, match="card has no conventions"):
-        Speech({}, {"seed": 0}, Path("base.safetensors")).conventions  # noqa: B018
+        TrainedWith({}, {"seed": 0}, Path("base.safetensors")).conventions  # noqa: B018
     imported = {"token_norm": "after", "image_range": "mindeye2"}
-    assert Speech({}, {"conventions": {**imported, "notes": "-"}}, Path()).conventions == imported
+    assert TrainedWith({}, {"conventions": {**imported, "notes": "-"}}, Path()).conventions == imported

@@ -11,13 +11,13 @@ import yaml
 from browser import SIZES, open_page, serious_faults
 from commands import call, refused
 
-from mindtuner.cli import studies
 from mindtuner.config import as_dict, load_config
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json
+from mindtuner.formats import load
+from mindtuner.pipeline import Base
 from mindtuner.studies import ablate, curve
-from mindtuner.studies.bench import RETRIEVAL, work
-from mindtuner.training import load_network
+from mindtuner.studies.bench import RETRIEVAL, first_part, open_bench, work
 
 pytestmark = pytest.mark.slow
 
@@ -104,9 +104,9 @@ def test_a_run_is_what_tune_and_evaluate_give(lab):
     assert found["no_pivot", SEED + 1, "image"] == found["full", SEED + 1, "image"]
 
     base, config = lab.base / "base.safetensors", load_config(lab.base / "config.yaml")
-    bench = studies.open_bench(lab.data, lab.cache, config, lab.folder, base, lab.paints[1], pictures=True)
+    bench = open_bench(lab.data, lab.cache, config, lab.folder, base, lab.paints[1], pictures=True)
     rows = [row for row in ablate.variants(config, 1) if row.name in ("full", "no_pivot")]
-    whole, plain = (work(bench, run, load_network(base))[0] for run in ablate.runs_of(rows, config, 2, 1)[2:])
+    whole, plain = (work(bench, run, Base.load(base))[0] for run in ablate.runs_of(rows, config, 2, 1)[2:])
     stages = methods["mindtuner"]["stages"]
     for score in ("two_way", "ssim", "pixcorr"):
         assert whole[score].mean() == pytest.approx(methods["mindtuner"]["reconstruction"][score], abs=2e-5)

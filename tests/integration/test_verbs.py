@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 from torchvision.models import alexnet
 
 import mindtuner
-from mindtuner.cli import steps
 from mindtuner.config import as_dict, load_config
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.training_images import draw_to_neighbours
@@ -26,6 +25,7 @@ from mindtuner.evaluation.schema import METHODS
 from mindtuner.files import read_json, refuse_foreign, write_json
 from mindtuner.formats import load, write
 from mindtuner.generators.compact import CompactGenerator
+from mindtuner.pipeline import features
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.training import load_fingerprint, load_network, loop, read_card
 
@@ -243,7 +243,7 @@ def test_a_killed_pretraining_goes_on_to_the_same_bits(lab, tmp_path, monkeypatc
         stop_at_step(patch, 13)  # in the second of two epochs of ten
         assert call(*again) == 130
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert "pretrain.checkpoint" in left and "base.safetensors" not in left
+    assert "base.checkpoint" in left and "base.safetensors" not in left
     with monkeypatch.context() as patch:
         stop_at_step(patch, 10)
         assert call(*again) == 0  # the second epoch is all that is left
@@ -387,7 +387,7 @@ def test_files_that_were_not_tuned(lab, tmp_path, capsys):
 
 
 def test_painting_wants_the_tokens_that_the_towers_give(lab, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(steps._TOWERS, "tokens", 20)
+    monkeypatch.setitem(features._COMPACT_SIZES, "tokens", 20)
     decode = ("decode", lab.tuned, lab.data, tmp_path / "out", *lab.paints)
     refused(capsys, [*decode, "--pictures", 1], "base.safetensors: model.tokens is 16; expected 20")
     assert not (tmp_path / "out").exists()

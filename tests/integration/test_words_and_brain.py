@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mindtuner.cli.words_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.evaluation.scores.captions import CaptionScorer, caption_scores
 from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, KeptFeatures, Lite2
 from mindtuner.evaluation.scores.images import score_images
 from mindtuner.formats import load
+from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, score_captions
 
 REFERENCES = [("a red dog", "a dog"), (), ("two cars at night",), ("a house",)]
 

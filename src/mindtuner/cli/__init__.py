@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import re
 import sys
 
 import mindtuner
@@ -53,6 +55,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser,
             verb, help=text.splitlines()[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         modules[verb].add_arguments(sub)
+        sub.set_defaults(help_of_verb=sub.format_help)
     words = list(argv)
     if " ".join(words[:2]) in _VERBS:  # a verb of two words
         words[:2] = [" ".join(words[:2])]
@@ -62,6 +65,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser,
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     options, parser, modules = parse(sys.argv[1:] if argv is None else argv)
+    _say_what_the_library_logs()
     if options.verb is None:
         parser.print_help()
         return 0
@@ -71,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         modules[options.verb].run(options)
         return 0
     except UserError as error:
-        print(f"mindtuner: {error}", file=sys.stderr)
+        print(f"mindtuner: {_with_flags(str(error), options)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         import torch
@@ -93,6 +97,29 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _with_flags(message: str, options: argparse.Namespace) -> str:
+    """An error that begins with a parameter's name begins with the flag that sets it, where this verb has one."""
+    found = re.match(r"[a-z][a-z_]*(?=:| is | are )", message)
+    flag = "" if found is None else f"--{found[0].replace('_', '-')}"
+    if not flag or re.search(rf"{flag}\b(?!-)", options.help_of_verb()) is None:
+        return message
+    return flag + message[found.end() :]
+
+
+def _say_what_the_library_logs() -> None:
+    logger = logging.getLogger("mindtuner")
+    if not logger.handlers:
+        logger.addHandler(_Aloud())
+        logger.setLevel(logging.INFO)
+
+
+class _Aloud(logging.Handler):
+    """Prints: stdout may be another one each time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), flush=True)
 
 
 def _one_of_several(verb: str) -> None:

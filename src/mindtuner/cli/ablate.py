@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 
-from mindtuner.cli import studies
+from mindtuner.cli import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    studies.add_arguments(parser)
+    shared.add_study(parser)
     parser.add_argument(
         "--sessions", type=int, metavar="K", help="train on sessions 1 to K (default: tuning_sessions of the config)"
     )
@@ -24,21 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="these alone, beside the full method (default: all; a wrong name lists them)",
     )
-    studies.add_pictures(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.files import write_json
-    from mindtuner.studies import ablate, page
-    from mindtuner.studies import bench as runs
+    from mindtuner.studies import run_ablation
 
-    config, base = studies.settled(options, options.sessions)
-    ablate.chosen(ablate.variants(config, max(ablate.BASES) + 1), options.variants)  # before anything is made
-    bench, opens = studies.bench_of(options, "ablate", config, base, options.pictures)
-    others = len(bench.others)
-    rows = ablate.chosen(ablate.variants(config, others), options.variants)
-    found, chance = runs.do(bench, ablate.runs_of(rows, config, options.seeds, others), options.jobs, opens)
-    table, setting = ablate.compared(rows, found, config.seed), page.setting_of(bench, options.seeds, chance)
-    write_json(options.out / "results.json", {"setting": setting, "rows": table})
-    print(ablate.text(table, chance))
-    print(f"\nOpen {page.write_ablation(options.out, setting, table)}")
+    given = shared.study_arguments(options, "ablate")
+    study = run_ablation(options.out, variants=options.variants, sessions=options.sessions, **given)
+    print(study)
+    print(f"\nOpen {study.page}")

@@ -10,23 +10,16 @@ from __future__ import annotations
 
 import argparse
 
-from mindtuner.cli import studies
+from mindtuner.cli import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    studies.add_arguments(parser)
-    studies.add_pictures(parser)
+    shared.add_study(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.files import write_json
-    from mindtuner.studies import bench as runs
-    from mindtuner.studies import curve, page
+    from mindtuner.studies import run_curve
 
-    bench, opens = studies.bench_of(options, "curve", *studies.settled(options), options.pictures)
-    hours = curve.amounts(int(bench.subject.train.session.max()))
-    found, chance = runs.do(bench, curve.runs_of(bench.config, hours, options.seeds, len(bench.others)), options.jobs, opens)
-    summed, setting = curve.summary(found, chance, hours, bench.config.seed), page.setting_of(bench, options.seeds, chance)
-    write_json(options.out / "results.json", {"setting": setting, "hours": hours, **summed})
-    print(curve.text(summed, hours, chance))
-    print(f"\nOpen {page.write_curve(options.out, setting, summed, hours)}")
+    study = run_curve(options.out, **shared.study_arguments(options, "curve"))
+    print(study)
+    print(f"\nOpen {study.page}")

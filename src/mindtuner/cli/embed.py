@@ -9,18 +9,11 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mindtuner.cli import painters
-
-if TYPE_CHECKING:
-    from mindtuner.data import Stimuli
-    from mindtuner.towers.convnext_maps import CellMaps
-    from mindtuner.towers.tower import Tower
+from mindtuner.cli import generator_options
 
 _NAMES = ("pixels", "tokens", "latents", "features", "features_augmented", "text")
-COMPACT, PAPER, TIMM = "compact", "paper", "timm:"
-_WANTS = {"tokens": "clip", "text": "clip", "latents": "vae", "features": "convnext", "features_augmented": "convnext"}
+COMPACT, PAPER = "compact", "paper"
 _OPTIONS = {
     COMPACT: ("generator",),
     PAPER: ("clip", "clip_weights", "vae", "convnext", "convnext_weights", "token_norm", "image_range", "dtype"),
@@ -51,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights of mindtuner train-generator, for latents (default: those that the package ships)",
     )
     paper = parser.add_argument_group("with --towers paper (see docs/full-size.md)")
-    painters.add_text_tower(paper)
+    generator_options.add_text_tower(paper)
     paper.add_argument("--token-norm", metavar="WHICH", help="after (default) or before the tower's final norm")
     paper.add_argument(
         "--image-range", metavar="WHICH", help="clip (default), or mindeye2, for a base of mindtuner convert mindeye2"
@@ -68,8 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import mindtuner
+    import torch
+
     from mindtuner.errors import UserError
+    from mindtuner.formats import load
+    from mindtuner.pipeline import towers
     from mindtuner.processes import processes
 
     if options.cache.exists() and not options.cache.is_dir():
@@ -78,86 +74,25 @@ def run(options: argparse.Namespace) -> None:
     for name in _OPTIONS[other]:
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: is of other towers; expected it with --towers {other}")
-    stimuli = mindtuner.load(options.data).stimuli
+    stimuli = load(options.data).stimuli
     group = processes()
-    towers = (_paper_towers if options.towers == PAPER else _compact_towers)(options, stimuli)
-    sizes = [tower.size(options.cache, stimuli) for tower in towers]
+    if options.towers == PAPER:
+        given = {name: getattr(options, name) for name in _OPTIONS[PAPER] if getattr(options, name) is not None}
+        if options.convnext_weights is not None:
+            given["convnext_weights"] = options.convnext_weights
+        if options.dtype is not None:
+            given["dtype"] = getattr(torch, options.dtype)
+        chosen = towers.of_the_papers(stimuli, options.only, **given)
+    else:
+        chosen = towers.of_the_package(stimuli, options.cache, options.only, options.generator)
+    sizes = [tower.size(options.cache, stimuli) for tower in chosen]
     if group.index == 0:
-        _print_sizes(options.cache, towers, sizes, len(stimuli))
+        _print_sizes(options.cache, chosen, sizes, len(stimuli))
         _check_room(options.cache, sum(missing for _, missing in sizes))
-    for tower in towers:
+    for tower in chosen:
         tower.build(options.cache, stimuli)
         if group.index == 0:
             print(f"{options.cache / tower.name}.bin: whole", flush=True)
-
-
-def _compact_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower]:
-    from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
-    from mindtuner.towers.embed import compact_towers
-
-    chosen = set(options.only or _NAMES)
-    if chosen != {"text"}:
-        chosen.add("pixels")
-    towers = compact_towers(
-        stimuli,
-        options.cache,
-        CompactImageEncoder() if chosen & {"tokens", "features", "features_augmented"} else None,
-        CompactTextEncoder() if "text" in chosen else None,
-        _autoencoder(options.generator) if "latents" in chosen else None,
-    )
-    return [tower for tower in towers if tower.name in chosen]
-
-
-def _paper_towers(options: argparse.Namespace, stimuli: Stimuli) -> list[Tower]:
-    import torch
-
-    from mindtuner.errors import UserError
-    from mindtuner.towers.low_level import low_level_towers
-    from mindtuner.towers.openclip import OpenClipImageEncoder, OpenClipTextEncoder, openclip_towers
-    from mindtuner.towers.sd_vae import StableAutoencoder
-
-    chosen = set(options.only or _WANTS)
-    for name in sorted(chosen):
-        if name not in _WANTS:
-            raise UserError(f"--only: {name} is not of the paper's towers; expected some of {', '.join(_WANTS)}")
-        if getattr(options, _WANTS[name]) is None:
-            raise UserError(f"--{_WANTS[name]}: is missing; expected it, for {name}")
-    images = texts = autoencoder = maps = None
-    clip, dtype = options.clip and painters.clip_name(options.clip), getattr(torch, options.dtype or "float32")
-    if "tokens" in chosen:
-        images = OpenClipImageEncoder(
-            clip,
-            options.clip_weights,
-            token_norm=options.token_norm or "after",
-            image_range=options.image_range or "clip",
-            dtype=dtype,
-        )
-    if "text" in chosen:
-        texts = OpenClipTextEncoder(clip, options.clip_weights, dtype=dtype)
-    if "latents" in chosen:
-        autoencoder = StableAutoencoder(options.vae)
-    if chosen & {"features", "features_augmented"}:
-        maps = _convnext(options)
-    towers = openclip_towers(stimuli, images, texts) + low_level_towers(stimuli, autoencoder, maps)
-    return [tower for tower in towers if tower.name in chosen]
-
-
-def _convnext(options: argparse.Namespace) -> CellMaps:
-    from mindtuner.errors import UserError
-    from mindtuner.towers.convnext_maps import ConvNextMaps, PlainConvNextMaps
-
-    if options.convnext.startswith(TIMM):
-        return PlainConvNextMaps(options.convnext.removeprefix(TIMM), options.convnext_weights)
-    if options.convnext_weights is not None:
-        raise UserError("--convnext-weights: is given; expected it with --convnext timm:NAME alone")
-    return ConvNextMaps(options.convnext)
-
-
-def _autoencoder(path: Path | None):
-    from mindtuner.generators.compact import WEIGHTS  # takes seconds
-    from mindtuner.towers.compact import Autoencoder, packaged
-
-    return Autoencoder(path or packaged(WEIGHTS))
 
 
 def _print_sizes(folder: Path, towers, sizes: list[tuple[int, int]], count: int) -> None:

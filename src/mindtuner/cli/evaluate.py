@@ -8,27 +8,21 @@ into OUT, and prints a table. The same command goes on where an earlier one was 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from mindtuner.cli import painters, steps
-from mindtuner.files import file_digest
+from mindtuner.cli import generator_options
+from mindtuner.cli import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="run of mindtuner tune")
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    parser.add_argument(
-        "--base",
-        type=Path,
-        metavar="BASE",
-        help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)",
-    )
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
-    painters.add_arguments(parser)
+    shared.add_base(parser)
+    shared.add_cache(parser)
+    generator_options.add_arguments(parser)
     add_scoring(parser)
-    parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
+    shared.add_force(parser)
 
 
 def add_networks(parser) -> None:
@@ -68,78 +62,52 @@ def scoring_words(options: argparse.Namespace) -> list[object]:
 
 
 def run(options: argparse.Namespace) -> None:
-    painters.check_options(options)
+    generator_options.check_options(options)
 
-    from mindtuner.cli import story, towers, tuned
-    from mindtuner.config import load_config
-    from mindtuner.errors import UserError
-    from mindtuner.files import write_text
+    from mindtuner.cli.printing import print_results
     from mindtuner.formats import load
-    from mindtuner.training import load_network, read_card
+    from mindtuner.pipeline import Scoring, TunedSubject, embed, evaluate
+    from mindtuner.pipeline.base import held_out
+    from mindtuner.pipeline.evaluation import settings_of
+    from mindtuner.pipeline.features import check_same, check_towers
+    from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
+    from mindtuner.pipeline.subject import read_tuned
 
-    scoring = story.Scoring(options.networks, options.as_published, options.pool)
-    files = {method: options.tuned / name for method, name in tuned.FILES.items() if (options.tuned / name).is_file()}
-    settings = options.tuned / steps.SETTINGS
-    if not files or not settings.is_file():
-        raise UserError(
-            f"{options.tuned}: holds no {steps.SETTINGS} with {tuned.FILES['mindtuner']}; expected a run of mindtuner tune"
-        )
-    config = load_config(settings)
-    path = tuned.base_of(next(iter(files.values())), options.base)
-    steps.refuse_overlap(options.out, DATA=options.data, TUNED=options.tuned, BASE=path)
-    base = load_network(path)
-    full_size, cache = options.generator == painters.SDXL, options.cache or options.data / "cache"
-    steps.check_towers(base.config, path, cache if full_size else None)
+    scoring = Scoring(options.networks, options.as_published, options.pool)
+    tuned = read_tuned(options.tuned, options.base)
+    refuse_overlap(options.out, DATA=options.data, TUNED=options.tuned, BASE=tuned.base.path)
+    full_size, cache = options.generator == generator_options.SDXL, options.cache or options.data / "cache"
+    check_towers(tuned.base.network.config, tuned.base.where, cache if full_size else None)
     if full_size:
-        towers.check_same(read_card(path), path, cache)
-    dataset = steps.held_out(load(options.data, [config.target_subject]), config.hold_out_category)
-    hour = dataset.subject(config.target_subject).sessions(config.tuning_sessions)
-    networks = {method: tuned.load_tuned(file, base, hour) for method, file in files.items()}
-    speech = painters.Speech(read_card(next(iter(files.values()))), read_card(path), path)
-    texts = painters.text_encoder(options, base, speech)
-    generator = painters.painter(options, config.decode, config.seed, base, speech, texts, painters.batch_of(options))
+        check_same(tuned.base.card, tuned.base.where, cache)
+    dataset = held_out(load(options.data, [tuned.number]), tuned.config.hold_out_category)
+    subject = TunedSubject.load(options.tuned, dataset, base=tuned.base)
+    generator, texts = generator_options.opened(options, subject)
     texts.network.cpu()  # the brain's networks have the GPU first
-    command = steps.command_of(
-        "evaluate", options.tuned, options.data, options.out, *painters.words_of(options), *scoring_words(options)
-    )
-    commands = [steps.command_in(path.parent / steps.SETTINGS), steps.command_in(settings), command]
-    said = f"{steps.settings_text(config, command)}# {json.dumps(_facts(files, path, generator))}\n"
-    steps.claim(options.out, said, options.force, "results.json")
-    write_text(options.out / "log.jsonl", _joined_log(path.parent, options.tuned))
-    watch = steps.Stopwatch()
-    with watch.stage("embed"):
-        if full_size:
-            materials = steps.gather_full_size(dataset, cache, texts, generator)
-        else:
-            materials = steps.gather(dataset, cache, generator)
-            towers.check_same(read_card(path), path, cache)
-    own = options.generator == painters.COMPACT
-    note = story.generator_note(dataset.card) if own else ""
-    page = story.tell(
+    command = command_of(
+        "evaluate",
+        options.tuned,
+        options.data,
         options.out,
-        config,
-        materials,
-        hour,
-        base,
-        networks,
-        watch,
-        " && ".join(filter(None, commands)),
-        note,
-        keep=True,
-        scoring=scoring,
+        *generator_options.words_of(options),
+        *scoring_words(options),
     )
-    print(f"\nOpen {page}")
-
-
-def _facts(files: dict[str, Path], base: Path, generator) -> dict:
-    """What has to be the same, beside the command and the config, for a run to go on."""
-    weights = {name: file_digest(path) for name, path in {**files, "base": base}.items()}
-    return {"weights": weights, "generator": generator.identity}
-
-
-def _joined_log(base: Path, tuned: Path) -> str:
-    """The log of pretraining, where it lies beside the base, and that of tuning, as one."""
-    from mindtuner.evaluation.results import load_log
-
-    entries = [entry for run in (base, tuned) if (run / "log.jsonl").is_file() for entry in load_log(run)]
-    return "".join(json.dumps(entry) + "\n" for entry in entries)
+    settings = settings_of(subject, subject.config, command, generator)
+    refuse_other_run(options.out, settings, options.force, "results.json")
+    watch = shared.stopwatch()
+    with watch.stage("embed"):
+        features = embed(dataset, cache, weights=generator_options.weights_of(options))
+    results = evaluate(
+        subject,
+        dataset,
+        features,
+        scoring=scoring,
+        generator=generator,
+        text_encoder=texts,
+        out=options.out,
+        force=options.force,
+        command=command,
+        watch=watch,
+    )
+    print_results(results)
+    print(f"\nOpen {options.out / 'report.html'}")

@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.cli.story import Scoring
     from mindtuner.errors import UserError
     from mindtuner.evaluation.results import rounded
     from mindtuner.evaluation.scores.catalogue import ONE_HALF, find, of_part
@@ -33,6 +32,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.evaluation.scoring import defined
     from mindtuner.evaluation.statistics import bootstrap_ci
     from mindtuner.files import write_json
+    from mindtuner.pipeline import Scoring
 
     scoring, table = Scoring(options.networks, options.as_published), of_part("reconstruction")
     wanted = list(table)

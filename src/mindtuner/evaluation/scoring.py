@@ -110,10 +110,18 @@ def _retrieve(predicted: Mapping, truth: Truth) -> dict[str, Retrieval]:
     for key in ("retrieval_tokens", "text"):
         if predicted.get(key) is None:
             raise UserError(f"{key}: missing; expected the method's predictions for all test images")
+    return retrieve(predicted["retrieval_tokens"], predicted["text"], truth.tokens, truth.text)
+
+
+def retrieve(tokens: np.ndarray, text: np.ndarray, true_tokens: np.ndarray, true_text: np.ndarray) -> dict[str, Retrieval]:
+    """Retrieval in three directions: ``image`` (brain to image), ``brain`` (image to brain) and ``text`` (brain to text).
+
+    tokens (n, T, D) and text (m, d) are decoded, ``true_`` those of the images that were seen.
+    """
     return {
-        "image": image_retrieval(predicted["retrieval_tokens"], truth.tokens),
-        "brain": brain_retrieval(predicted["retrieval_tokens"], truth.tokens),
-        "text": text_retrieval(predicted["text"], truth.text),
+        "image": image_retrieval(tokens, true_tokens),
+        "brain": brain_retrieval(tokens, true_tokens),
+        "text": text_retrieval(text, true_text),
     }
 
 

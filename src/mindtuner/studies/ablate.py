@@ -82,7 +82,7 @@ def chosen(rows: Sequence[Variant], names: Sequence[str] | None) -> list[Variant
     known = [row.name for row in rows]
     for name in names or ():
         if name not in known:
-            raise UserError(f"--variants: {name!r} is unknown; expected some of {', '.join(known)}")
+            raise UserError(f"variants: {name!r} is unknown; expected some of {', '.join(known)}")
     return [row for row in rows if names is None or row.name in (FULL, *names)]
 
 

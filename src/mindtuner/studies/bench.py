@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import multiprocessing
 import os
@@ -17,17 +18,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mindtuner.config import Config
+from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset, Subject
-from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.training_images import TrainingTokens, most_similar
+from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
 from mindtuner.files import read_json, write_json, write_text
+from mindtuner.formats import load
+from mindtuner.generators.compact import CompactGenerator
 from mindtuner.model import BrainNetwork
-from mindtuner.model.prior import DiffusionPrior
+from mindtuner.pipeline.base import Base, base_file, held_out, pretrain_into, refuse_untrainable, settings_for
+from mindtuner.pipeline.demo import simulate
+from mindtuner.pipeline.features import Features, check_towers, embed
+from mindtuner.pipeline.run_folder import claim, refuse_overlap, settings_text
+from mindtuner.pipeline.subject import TunedSubject, fit_methods
+from mindtuner.pipeline.test_images import Scoring, TestSet, decode_all, paint_all, retrieval, score_all
 from mindtuner.runtime import progress
-from mindtuner.training import Targets, load_network, pretrain, remove_checkpoint, save_network, subject_name, tune
+from mindtuner.simulation.simulate import check_inputs
+from mindtuner.training import read_card
 from mindtuner.training.ridge import voxel_regression
 
 RETRIEVAL = ("image", "brain", "text")
@@ -62,18 +70,16 @@ class Bench:
     """What all runs of a study share.
 
     out : the study's folder · base : file of a given base of all other subjects, None where the study pretrains it ·
-    prior : that pretraining and from_scratch start from, None at full size · card : what its own bases say of themselves ·
-    paint : paints with a tuned network and scores that: (network, base, run) -> (scores, chance); None for no pictures
+    card : what its own bases say of themselves · paints : whether pictures are painted and scored too
     """
 
     dataset: Dataset
-    targets: Targets
+    features: Features
     config: Config
     out: Path
     base: Path | None
-    prior: DiffusionPrior | None
     card: dict
-    paint: Callable[[BrainNetwork, BrainNetwork, Run], tuple[Scores, Chance]] | None = None
+    paints: bool = False
 
     @property
     def subject(self) -> Subject:
@@ -109,47 +115,52 @@ def first_part(subject: Subject, sessions: float) -> Subject:
     return replace(first, trials=first.trials.select(chosen))
 
 
-def work(bench: Bench, run: Run, base: BrainNetwork) -> tuple[Scores, Chance]:
+def work(bench: Bench, run: Run, base: Base) -> tuple[Scores, Chance]:
     """Tune, and score the retrieval of all test images, top-1 (ties share), and pictures where the bench paints. The same
-    numbers as those of the verbs ``tune`` and ``evaluate`` with this config and seed."""
-    subject, stimuli, targets = bench.subject, bench.dataset.stimuli, bench.targets
+    numbers as those of ``pipeline.tune`` and ``pipeline.evaluate`` with this config and seed."""
+    subject, stimuli, caches = bench.subject, bench.dataset.stimuli, bench.features.caches
     hour = first_part(subject, run.sessions)
     pictures: tuple[Scores, Chance] = {}, {}
     if run.method == REGRESSION:
-        images, retrieved, text = regression(hour, targets, base, run.seed, run.config.tune.similar_voxels)
-        backbone = retrieved
+        images, tokens, text = regression(hour, bench.features, base.network, run.seed, run.config.tune.similar_voxels)
+        backbone = tokens
     else:
-        network = tune(base, hour, targets, run.config, run.seed, run.method, prior=bench.prior)
-        p = Decoder(network, subject_name(subject.number), run.config.decode, run.seed).predict(
-            subject.betas(subject.test.row), subject.test.stimulus
-        )
-        images, retrieved, backbone, text = p.images, p.retrieval_tokens, p.backbone_tokens, p.text
-        if bench.paint is not None:
-            pictures = bench.paint(network, base, run)
+        tuned = fit_methods(base, hour, bench.features, run.config, (run.method,))
+        found = tuned.decoder(run.method).predict(subject.betas(subject.test.row), subject.test.stimulus)
+        images, tokens, backbone, text = found.images, found.retrieval_tokens, found.backbone_tokens, found.text
+        if bench.paints:
+            pictures = score_pictures(bench, run, tuned)
     if not run.pivot:
         training = stimuli.training_images
-        nearest = most_similar(backbone, TrainingTokens(targets.tokens, training), 1)[:, 0]
-        text = targets.rows("text", training[nearest]).numpy()
-    tokens = targets.rows("tokens", images).numpy()
-    captioned = np.flatnonzero([bool(stimuli.captions[k]) for k in images])
-    captioned = captioned if len(captioned) else np.arange(len(images))
-    found = {
-        "image": image_retrieval(retrieved, tokens),
-        "brain": brain_retrieval(retrieved, tokens),
-        "text": text_retrieval(text[captioned], targets.rows("text", images[captioned]).numpy()),
-    }
-    scores = {score: one.top1 for score, one in found.items()}
+        nearest = most_similar(backbone, TrainingTokens(caches["tokens"], training), 1)[:, 0]
+        text = np.asarray(caches["text"][training[nearest]], np.float32)
+    scores = {score: one.top1 for score, one in retrieval(images, tokens, text, stimuli, caches).items()}
     return {**scores, **pictures[0]}, {**{score: 1 / len(top1) for score, top1 in scores.items()}, **pictures[1]}
 
 
+def score_pictures(bench: Bench, run: Run, tuned: TunedSubject) -> tuple[Scores, Chance]:
+    """Scores of the pictures that ``evaluate`` paints, before the semantic correction where the run is without the Pivot."""
+    features, stimuli = bench.features, bench.dataset.stimuli
+    test = TestSet.of(bench.subject, stimuli, features.caches, run.config.decode.pictures)
+    decoded = decode_all(tuned.networks, tuned.base.network, test, run.config)
+    decoded = {run.method: decoded[run.method]}
+    generator = CompactGenerator(run.config.decode, run.seed, features.weights)
+    bank = TextBank.of(stimuli, stimuli.training_images, features.text_encoder)
+    painted = paint_all(decoded, generator, bank, test)
+    if not run.pivot:
+        painted[run.method]["stages"].pop("corrected", None)
+    found = score_all(decoded, painted, test, run.seed, Scoring())[run.method]
+    return found.reconstruction, {"two_way": 0.5, **found.chance}
+
+
 def regression(
-    hour: Subject, targets: Targets, base: BrainNetwork, seed: int, similar: int
+    hour: Subject, features: Features, base: BrainNetwork, seed: int, similar: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Test images (n,), their tokens (n, T, D) by one cross-validated ridge regression from the hour's voxels, with what
     ``similar`` voxels add there as in tuning, and text (n, d) of these by the base's projector, the only part of the base
     that is used."""
     train, test = hour.train, hour.test
-    tokens = targets.rows("tokens", train.stimulus).numpy()
+    tokens = np.asarray(features.caches["tokens"][train.stimulus], np.float32)
     fit = voxel_regression(hour.betas(train.row), tokens.reshape(len(train), -1), train.stimulus, seed, similar)
     images, row = np.unique(test.stimulus, return_inverse=True)
     total = np.zeros((len(images), fit.weight.shape[1]), np.float32)
@@ -159,10 +170,93 @@ def regression(
         return images, said, base.projector(torch.from_numpy(said)).numpy()
 
 
+# ---- from a dataset to a bench
+
+
+def settled(
+    config: str | Path | Config | None = None,
+    base: str | Path | None = None,
+    *,
+    subject: int | None = None,
+    sessions: int | None = None,
+    seed: int | None = None,
+) -> tuple[Config, Path | None]:
+    """The settings of a study, and the file of the base where one is given.
+
+    Raises UserError where there is no such base or config, or the base knows the subject.
+    """
+    path = None if base is None else base_file(base)
+    found = load_config((config or "demo") if path is None else settings_for(path, config))
+    changed = {"seed": seed, "target_subject": subject, "tuning_sessions": sessions}
+    found = replace(found, **{name: value for name, value in changed.items() if value is not None})
+    if path is not None:
+        given = Base.load(path, found)
+        given.refuse_known(found.target_subject)
+        found = replace(found, model=given.network.config, hold_out_category=given.category)
+    return found, path
+
+
+def prepare(
+    out: Path,
+    config: Config,
+    base: Path | None,
+    *,
+    data: Path | None = None,
+    cache: Path | None = None,
+    weights: Path | None = None,
+    pictures: bool = False,
+    force: bool = False,
+    command: str,
+) -> tuple[Bench, Callable[[], Bench]]:
+    """The bench of a study in ``out``, and how a process opens it for itself; data are simulated where none are given.
+
+    Raises UserError where ``out`` holds another run, or data, towers, base and config do not fit.
+    """
+    own = out / "data"
+    if data is None:
+        check_inputs(config.simulate)
+    refuse_overlap(out, **{name: path for name, path in (("DATA", data), ("BASE", base)) if path})
+    claim(out, settings_text(config, command), force)
+    if data is None:
+        simulate(own, config.simulate)
+    data = data or own
+    opens = functools.partial(open_bench, data, cache or data / "cache", config, out, base, weights, pictures)
+    return opens(), opens
+
+
+def open_bench(
+    data: Path, cache: Path, config: Config, out: Path, base: Path | None, weights: Path | None, pictures: bool
+) -> Bench:
+    """Raises UserError where data, towers, base and config do not fit."""
+    dataset = held_out(load(data), config.hold_out_category)
+    subject = dataset.subject(config.target_subject)
+    if len(subject.test) == 0:
+        raise UserError(f"{subject.where}: subject {subject.number} has no test trial; expected trials of test images")
+    if base is None:
+        if len(dataset.subjects) == 1:
+            raise UserError(f"{data}: holds subject {subject.number} alone; expected others to pretrain on, or base")
+        refuse_untrainable(dataset.without(subject.number))
+    check_towers(config.model, base or cache, cache)
+    features = embed(dataset, cache, weights=weights)
+    if pictures and features.full_size:
+        raise UserError(
+            f"{cache}: is of towers of full size, whose pictures are too dear to paint in a study; expected pictures off"
+        )
+    if base is not None:
+        features.check_same(read_card(base), base)
+    card = {
+        "seed": config.seed,
+        "simulated": dataset.card["simulated"],
+        "hold_out_category": config.hold_out_category,
+        **features.described,
+    }
+    return Bench(dataset, features, config, out, base, card, pictures)
+
+
 # ---- processes
 
 _opened: list[Bench] = []  # of this worker
-_bases: dict[Path, BrainNetwork] = {}  # likewise
+_bases: dict[Path, Base] = {}  # likewise
 
 
 def do(bench: Bench, runs: Sequence[Run], jobs: int, opens: Callable[[], Bench]) -> tuple[dict[str, Scores], Chance]:
@@ -223,18 +317,15 @@ def _pretrain(count: int) -> None:
     bench = _opened[0]
     kept, path = bench.others[:count], bench.base_file(count)
     dataset = replace(bench.dataset, subjects={number: bench.dataset.subjects[number] for number in kept})
-    checkpoint = path.with_suffix(".checkpoint")
     path.parent.mkdir(exist_ok=True)
-    base = pretrain(dataset, bench.targets, bench.config, bench.config.seed, prior=bench.prior, checkpoint=checkpoint)
-    save_network(path, base, {**bench.card, "subjects": kept})
-    remove_checkpoint(checkpoint)
+    pretrain_into(path, dataset, bench.features, bench.config, {**bench.card, "subjects": kept})
 
 
 def _work(run: Run) -> None:
     bench, begun = _opened[0], time.perf_counter()
     path = bench.base_file(run.base)
     if path not in _bases:
-        _bases[path] = load_network(path)
+        _bases[path] = Base.load(path, bench.config)
     scores, chance = work(bench, run, _bases[path])
     values = {score: [None if np.isnan(value) else round(float(value), 6) for value in one] for score, one in scores.items()}
     write_json(

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import mindtuner
-from mindtuner.cli import demo, main
+from mindtuner.cli import main, options
 from mindtuner.errors import UserError
 from mindtuner.formats import load
 from mindtuner.formats.nsd_release import write as writer
@@ -326,7 +326,7 @@ def test_a_closed_pipe_is_no_error():
 
 
 def test_the_stopwatch_says_each_stage_and_the_total(capsys):
-    watch = demo.Stopwatch()
+    watch = options.stopwatch()
     with watch.stage("one"):
         time.sleep(0.02)
     with watch.stage("two"):

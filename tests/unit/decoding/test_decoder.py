@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindtuner.cli.story import TestSet, first_trials
 from mindtuner.config import DecodeConfig, ModelConfig
 from mindtuner.data import Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder
@@ -16,6 +15,7 @@ from mindtuner.decoding.training_images import draw_to_neighbours, mean_token, n
 from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.scores.retrieval import cosine
 from mindtuner.model import BrainNetwork
+from mindtuner.pipeline.test_images import TestSet, first_trials
 from mindtuner.runtime import derive_seed
 
 MODEL = ModelConfig(

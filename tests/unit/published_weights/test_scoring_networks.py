@@ -134,8 +134,8 @@ def test_words_that_make_no_sense(server, tmp_path, capsys):
 
 def test_the_list_has_what_the_scores_look_for():
     """The published names are those by which ``--networks`` knows a file, and the digests are in PyTorch's names."""
-    from mindtuner.cli.words_and_brain import CLIP_FOLDERS
     from mindtuner.evaluation.scores.networks import FORMS
+    from mindtuner.pipeline.captions_and_brain import CLIP_FOLDERS
 
     names = [network.name for network in scoring.NETWORKS]
     for form in FORMS.values():

@@ -6,7 +6,7 @@ from mindtuner.evaluation.scores.catalogue import ONE_HALF, ONE_IN_N, Score, of_
 from mindtuner.evaluation.scores.networks import not_scored
 
 
-def print_table(results: dict) -> None:
+def text(results: dict) -> str:
     """The methods' scores in a few aligned lines, and in words what they leave out."""
     first = next(iter(results["methods"].values()))
     scores = [
@@ -22,12 +22,12 @@ def print_table(results: dict) -> None:
         return f"{name:<24}{''.join(cells)}"
 
     labels = (score.label.rjust(width) for score, width in zip(scores, widths, strict=True))
-    print(f"\n{'method':<24}{''.join(labels)}")
-    for method, entry in results["methods"].items():
-        print(line(method, [entry[score.part][score.name] for score in scores]))
-    print(line("chance", [chance_of(results["chance"], score) for score in scores]))
-    for text in remarks(results):
-        print(text)
+    lines = [f"{'method':<24}{''.join(labels)}"]
+    lines += [
+        line(method, [entry[score.part][score.name] for score in scores]) for method, entry in results["methods"].items()
+    ]
+    lines.append(line("chance", [chance_of(results["chance"], score) for score in scores]))
+    return "\n".join([*lines, *remarks(results)])
 
 
 def chance_of(chance: dict, score: Score, method: str = "mindtuner") -> float | None:

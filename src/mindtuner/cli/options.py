@@ -1,0 +1,120 @@
+"""Options that several verbs have, and what they say while they work."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what is heavy is imported only where it is used
+    from mindtuner.pipeline import Stopwatch
+
+
+def add_config(parser: argparse.ArgumentParser, default: str) -> None:
+    """Settings and seed."""
+    parser.add_argument("--config", metavar="NAME", help=f"demo, quick, paper or a YAML file (default {default})")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of weights and order (default: the config's)")
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Where features lie."""
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")
+
+
+def add_towers(parser: argparse.ArgumentParser) -> None:
+    """Where features lie, and whose autoencoder is one of the towers."""
+    add_cache(parser)
+    parser.add_argument(
+        "--generator",
+        type=Path,
+        metavar="FILE",
+        help="weights of mindtuner train-generator (default: those that the package ships)",
+    )
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """The base of something tuned."""
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="BASE",
+        help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)",
+    )
+
+
+def add_hold_out(parser: argparse.ArgumentParser, also: str = "") -> None:
+    """A category that no training sees."""
+    parser.add_argument(
+        "--hold-out-category",
+        metavar="NAME",
+        help=f"train on no image whose captions name it{also} (docs/hold-out.md)",
+    )
+
+
+def add_force(parser: argparse.ArgumentParser, what: str = "an earlier run in OUT") -> None:
+    """Whether to replace."""
+    parser.add_argument("--force", action="store_true", help=f"replace {what}")
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    """What studies of many tunings ask."""
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DATA",
+        help="folder of a dataset (default: one is simulated into OUT/data, as the config says)",
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="BASE",
+        help="run of mindtuner pretrain on all other subjects, or its base.safetensors (default: made here)",
+    )
+    parser.add_argument("--subject", type=int, metavar="N", help="the subject to tune to (default: the config's)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="tunings of each kind (default 5)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each (default 1)")
+    parser.add_argument(
+        "--pictures",
+        action="store_true",
+        help="paint and score pictures too, which takes several times as long (docs/science.md)",
+    )
+    add_force(parser, "an earlier study in OUT")
+    add_config(parser, "config.yaml beside the base, else demo; the model section is the base's")
+    add_towers(parser)
+
+
+def study_arguments(options: argparse.Namespace, verb: str) -> dict:
+    """These options as parameters of the studies' functions, and the call as one would type it again."""
+    from mindtuner.pipeline.run_folder import command_of
+    from mindtuner.studies.bench import settled
+
+    config, _ = settled(options.config, options.base, subject=options.subject, seed=options.seed)
+    given = {name: getattr(options, name) for name in ("data", "base", "cache", "generator", "config")}
+    command = command_of(
+        verb,
+        options.out,
+        *(word for name, value in given.items() if value is not None for word in (f"--{name}", value)),
+        "--subject",
+        config.target_subject,
+        "--seed",
+        config.seed,
+        *(["--pictures"] if options.pictures else []),
+    )
+    same = ("seeds", "jobs", "config", "base", "subject", "seed", "data", "cache", "pictures", "force")
+    return {name: getattr(options, name) for name in same} | {"weights": options.generator, "command": command}
+
+
+def stopwatch() -> Stopwatch:
+    """One that says the seconds of each stage as it ends."""
+    from mindtuner.pipeline import Stopwatch
+
+    class Aloud(Stopwatch):
+        def began(self, name: str) -> None:
+            print(f"{name} ...", end="" if sys.stderr.isatty() else "\n", flush=True)
+
+        def ended(self, name: str, seconds: float) -> None:
+            print(f"\r{name:<12} {seconds:6.1f} s", flush=True)
+
+    return Aloud()

@@ -1,0 +1,32 @@
+"""What a researcher does in a day, as functions and plain objects: the library's front door.
+
+Nothing here prints, parses, or knows a command line.
+"""
+
+from mindtuner.pipeline.base import Base, pretrain
+from mindtuner.pipeline.decoder import Retrieved, SubjectDecoder
+from mindtuner.pipeline.demo import run_demo, simulate
+from mindtuner.pipeline.evaluation import evaluate
+from mindtuner.pipeline.features import Features, embed
+from mindtuner.pipeline.results import Comparison, Results
+from mindtuner.pipeline.stopwatch import Stopwatch
+from mindtuner.pipeline.subject import TunedSubject, tune
+from mindtuner.pipeline.test_images import Scoring
+
+__all__ = [
+    "Base",
+    "Comparison",
+    "Features",
+    "Results",
+    "Retrieved",
+    "Scoring",
+    "Stopwatch",
+    "SubjectDecoder",
+    "TunedSubject",
+    "embed",
+    "evaluate",
+    "pretrain",
+    "run_demo",
+    "simulate",
+    "tune",
+]

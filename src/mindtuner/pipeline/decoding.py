@@ -1,0 +1,222 @@
+"""A subject's trials decoded into a folder: tokens, words, and pictures, each as it comes to be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from mindtuner.config import as_dict
+from mindtuner.data import Dataset, Trials
+from mindtuner.decoding.decoder import Predictions
+from mindtuner.decoding.words import TextBank
+from mindtuner.errors import UserError
+from mindtuner.files import atomic_path, file_digest, write_json, write_text
+from mindtuner.generators.compact import CompactGenerator
+from mindtuner.generators.full_size import batch_for
+from mindtuner.generators.painter import Painter
+from mindtuner.pipeline.base import held_out
+from mindtuner.pipeline.decoder import SubjectDecoder
+from mindtuner.pipeline.features import Features, TextEncoder
+from mindtuner.pipeline.run_folder import claim
+from mindtuner.pipeline.stopwatch import Stopwatch
+from mindtuner.pipeline.subject import TunedSubject
+from mindtuner.pipeline.test_images import evenly
+from mindtuner.report.figure import to_image
+from mindtuner.runtime import device, progress
+
+TRIALS = ("test", "train", "all")
+PREDICTIONS, WORDS, PICTURES = "predictions.safetensors", "words.json", "pictures"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Which trials are decoded, and which of their images are painted.
+
+    trials : n of them
+    images : ids of the m images that they show, ascending
+    shown : positions in ``images``
+    """
+
+    trials: Trials
+    images: np.ndarray
+    shown: np.ndarray
+
+
+def choose(
+    subject: TunedSubject, dataset: Dataset, trials: str = "test", pictures: int = 0, only: Sequence[int] | None = None
+) -> Chosen:
+    """Choose trials, and images to paint.
+
+    Parameters
+    ----------
+    subject : TunedSubject
+    dataset : Dataset
+    trials : str
+        ``test``, ``train`` or ``all``.
+    pictures : int
+        Images to paint, evenly spaced.
+    only : sequence of int, optional
+        Ids of stimuli to paint instead.
+
+    Raises
+    ------
+    UserError
+        Where there is no such trial, or an image is not among those that the trials show.
+    """
+    if pictures < 0:
+        raise UserError(f"pictures is {pictures}; expected 0 or more")
+    whole = dataset.subject(subject.number)
+    found = {"test": whole.test, "train": whole.train, "all": whole.trials}[trials]
+    if len(found) == 0:
+        raise UserError(f"{whole.where}: subject {subject.number} has no {trials} trial; expected at least one")
+    images = np.unique(found.stimulus)
+    if only is None:
+        return Chosen(found, images, evenly(len(images), pictures))
+    for image in only:
+        if image not in images:
+            raise UserError(
+                f"only: image {image} is not among the {len(images)} that the {trials} trials show; expected "
+                f"some of {images[0]} ... {images[-1]}"
+            )
+    return Chosen(found, images, np.searchsorted(images, sorted(set(only))))
+
+
+def decode(
+    subject: TunedSubject,
+    dataset: Dataset,
+    chosen: Chosen,
+    out: str | Path,
+    *,
+    trials: str = "test",
+    stages: bool = False,
+    features: Features | None = None,
+    generator: Painter | None = None,
+    text_encoder: TextEncoder | None = None,
+    batch: int | None = None,
+    force: bool = False,
+    command: str | None = None,
+    watch: Stopwatch | None = None,
+) -> int:
+    """Decode a subject's trials into a folder.
+
+    Trials that show the same image are averaged. Writes ``predictions.safetensors`` (images, backbone_tokens,
+    retrieval_tokens, latents, text; a row an image), ``words.json`` (the caption of a training image that is nearest to
+    each) and ``pictures/IMAGE.png``. The same call goes on where an earlier one was stopped.
+
+    Parameters
+    ----------
+    subject : TunedSubject
+    dataset : Dataset
+        Which holds the subject.
+    chosen : Chosen
+        From :func:`choose`.
+    out : path
+    trials : str
+        What was chosen, for ``words.json``.
+    stages : bool
+        Keep each stage of the pictures, in ``pictures/STAGE/IMAGE.png``.
+    features : Features, optional
+        Where decoding draws on training images.
+    generator, text_encoder : optional
+        At full size, where they have to be given.
+    batch : int, optional
+        Images painted together, by default by the free memory of a GPU, 1 on a CPU.
+    force, command, watch
+        As in :func:`evaluate`.
+
+    Returns
+    -------
+    int
+        How many pictures were painted now.
+
+    Raises
+    ------
+    UserError
+        Where subject, dataset, features and generator do not fit together, or ``out`` holds another run.
+    """
+    out, watch = Path(out), watch or Stopwatch()
+    config, seed = subject.config.decode, subject.config.seed
+    if len(chosen.shown) and generator is None:
+        generator = CompactGenerator(config, seed, None if features is None else features.weights)
+    if features is not None:
+        features.check_same(subject.base.card, subject.base.where)
+    claim(out, settings_of(subject, command or "mindtuner.decode", generator, stages), force)
+    # What is looked up never shows a category held out; the subject's own trials of it are decoded like any.
+    dataset = held_out(dataset, subject.config.hold_out_category)
+    with watch.stage("words"):  # before the network takes its room on a GPU
+        bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder or features.text_encoder)
+    with watch.stage("decode"):
+        decoder = subject.decoder(features=features, text_encoder=text_encoder, generator=generator, bank=bank)
+        voxels = dataset.subject(subject.number).betas(chosen.trials.row)
+        found = decoder.predict(voxels, chosen.trials.stimulus)
+        nearest = bank.nearest(found.text) if bank.captions else None
+    _save(out / PREDICTIONS, found)
+    entries = [
+        {
+            "image": int(image),
+            "seen": list(dataset.stimuli.captions[image]),
+            "retrieved": None if nearest is None else bank.captions[nearest[k]],
+        }
+        for k, image in enumerate(found.images)
+    ]
+    write_json(out / WORDS, {"subject": subject.number, "trials": trials, "images": entries})
+    if len(chosen.shown) == 0:
+        return 0
+    with watch.stage("paint"):
+        return paint_missing(out / PICTURES, found, chosen.shown, decoder, batch or batch_for(device()), stages)
+
+
+def settings_of(subject: TunedSubject, command: str, generator: Painter | None, stages: bool) -> str:
+    """What has to be the same for a run to go on. Which images are painted has not: each is what it is by itself."""
+    weights = {name: file_digest(path) for name, path in subject.files.items()}
+    facts = {"fingerprint": weights, "generator": None if generator is None else generator.identity, "stages": stages}
+    return f"# {command}\n# {json.dumps(facts)}\n{json.dumps(as_dict(subject.config), indent=2)}\n"  # JSON is YAML
+
+
+def paint_missing(
+    folder: Path, found: Predictions, shown: np.ndarray, decoder: SubjectDecoder, batch: int, keep_stages: bool
+) -> int:
+    """Paint the images at the positions ``shown`` of ``found`` that ``folder`` lacks, and return how many that were.
+
+    Each is written when it is there, its IMAGE.png last. Batches are cut as if all were missing, so that a run that goes on
+    paints them in the same company.
+    """
+    groups = [shown[start : start + batch] for start in range(0, len(shown), batch)]
+    missing = [group for group in groups if not all(_file(folder, image).exists() for image in found.images[group])]
+    sampled = [decoder.expected_tokens(found, group) for group in missing]
+    decoder.release()
+    painted = 0
+    for group, expected in zip(progress(missing, "pictures", len(missing), "batch", lines=True), sampled, strict=True):
+        tokens = np.concatenate([decoder.draw(row[None]) for row in expected])
+        made = decoder.paint(found, group, tokens)
+        for k, image in enumerate(found.images[group]):
+            if _file(folder, image).exists():
+                continue
+            for stage, pictures in made.stages.items() if keep_stages else ():
+                write_picture(_file(folder / stage, image), pictures[k])
+            if made.written:
+                write_text(_file(folder, image).with_suffix(".txt"), made.written[k] + "\n")
+            write_picture(_file(folder, image), made.pictures[k])
+            painted += 1
+    return painted
+
+
+def _save(path: Path, found: Predictions) -> None:
+    arrays = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    with atomic_path(path) as part:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}, part)
+
+
+def _file(folder: Path, image: int) -> Path:
+    return folder / f"{image:06d}.png"
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture uint8 (3, H, W) as a PNG file."""
+    with atomic_path(path) as part:
+        to_image(picture).save(part, "PNG")

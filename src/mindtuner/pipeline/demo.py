@@ -1,0 +1,187 @@
+"""The whole story on a laptop, in one function: simulate, pretrain, tune, decode, score."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from mindtuner.config import Config, SimulateConfig, load_config
+from mindtuner.data import Dataset
+from mindtuner.data.hold_out import shows
+from mindtuner.errors import UserError
+from mindtuner.evaluation.results import load_log, log_to
+from mindtuner.files import atomic_path, write_text
+from mindtuner.formats import load
+from mindtuner.formats.nsd_release.read import MASKS
+from mindtuner.generators.compact import CompactGenerator
+from mindtuner.pipeline.base import FILE, held_out, pretrain_into
+from mindtuner.pipeline.evaluation import measure
+from mindtuner.pipeline.features import embed
+from mindtuner.pipeline.results import Results
+from mindtuner.pipeline.run_folder import claim, settings_text
+from mindtuner.pipeline.setting import generator_note
+from mindtuner.pipeline.stopwatch import Stopwatch
+from mindtuner.pipeline.subject import FILES, MAIN, fit_methods, write
+from mindtuner.report.figure import contact_sheet
+from mindtuner.simulation.drawing import KINDS
+from mindtuner.simulation.scenes import PLACES
+from mindtuner.simulation.simulate import check_inputs
+from mindtuner.simulation.simulate import simulate as write_simulation
+from mindtuner.training import METHODS
+
+
+def simulate(
+    out: str | Path,
+    config: str | Path | Config | SimulateConfig = "demo",
+    *,
+    cutouts: str | Path | None = None,
+    stimuli: str | Path | None = None,
+    **knobs: float,
+) -> Dataset:
+    """Write a simulated NSD in the files of the public release, and open it.
+
+    Parameters
+    ----------
+    out : path
+        Folder to write. A whole simulation that lies there already is opened as it is.
+    config : str, path, Config or SimulateConfig
+        Whose ``simulate`` section says how large, such as ``"demo"`` or ``"quick"``.
+    cutouts, stimuli : path, optional
+        Folders of transparent PNGs to compose scenes of, or of whole images to show, a ``.txt`` caption beside each.
+    **knobs
+        Fields of the section that differ, such as ``subjects=3``, ``noise=0.5``, ``fingerprint=1.0`` or ``seed=1``.
+
+    Returns
+    -------
+    Dataset
+        Its truth (noise ceilings, fingerprint, regions) lies in ``out/truth``.
+
+    Raises
+    ------
+    UserError
+        Where a knob cannot be, images are too few, or the disk refuses.
+
+    Examples
+    --------
+    >>> dataset = mindtuner.simulate("simulated", "quick", subjects=2, voxel_scale=0.01)
+    >>> sorted(dataset.subjects)
+    [1, 2]
+    """
+    out = Path(out)
+    if not isinstance(config, SimulateConfig):
+        config = (config if isinstance(config, Config) else load_config(config)).simulate
+    knobs = dataclasses.replace(config, **knobs)
+    check_inputs(knobs, cutouts, stimuli)
+    if not is_whole(out):
+        write_simulation(out, knobs, cutouts, stimuli)
+    return load(out)
+
+
+def is_whole(data: Path) -> bool:
+    """Whether a simulation was written to its end."""
+    return (data / MASKS).exists()  # written last
+
+
+def run_demo(
+    out: str | Path,
+    config: Config,
+    *,
+    cutouts: str | Path | None = None,
+    stimuli: str | Path | None = None,
+    weights: str | Path | None = None,
+    keep_data: bool = False,
+    force: bool = False,
+    command: str = "mindtuner demo",
+    watch: Stopwatch | None = None,
+) -> Results:
+    """All stages, into the folder ``out``; a run that was stopped goes on where the same call comes again.
+
+    Parameters
+    ----------
+    out : path
+        Gets ``report.html``, ``results.json``, pictures, the base and the fingerprint.
+    config : Config
+        From ``load_config("demo")`` or ``load_config("quick")``.
+    cutouts, stimuli : path, optional
+        As in :func:`simulate`.
+    weights : path, optional
+        Of another compact generator.
+    keep_data : bool
+        Keep the simulated dataset in ``out/data``.
+    force : bool
+        Replace an earlier run in ``out``.
+    command : str
+        How the run was called, for the report.
+    watch : Stopwatch, optional
+        Measures the stages.
+
+    Raises
+    ------
+    UserError
+        Where ``out`` holds another run, or images, weights and config do not fit.
+    """
+    out, watch = Path(out), watch or Stopwatch()
+    generator = CompactGenerator(config.decode, config.seed, weights)
+    _claim(out, settings_text(config, command), force)
+    log = log_to(out)
+    with watch.stage("simulate"):
+        dataset = simulate(out / "data", config.simulate, cutouts=cutouts, stimuli=stimuli)
+        dataset = held_out(dataset, config.hold_out_category)
+    with watch.stage("embed"):
+        features = embed(dataset, weights=weights)
+    with watch.stage("pretrain"):
+        others = dataset.without(subject=config.target_subject)
+        card = {"seed": config.seed, "simulated": True, "hold_out_category": config.hold_out_category, **features.described}
+        base = pretrain_into(out / FILE, others, features, config, card, log)
+    hour = dataset.subject(config.target_subject).sessions(config.tuning_sessions)
+    with watch.stage("tune"):
+        tuned = fit_methods(base, hour, features, config, METHODS, log)
+        card = {**tuned.cards[MAIN], "base_path": FILE}
+        write(out / FILES[MAIN], MAIN, tuned.networks[MAIN], hour, config, card)
+    results = measure(
+        dataset=dataset,
+        hour=hour,
+        base=base.network,
+        tuned=tuned.networks,
+        features=features,
+        config=config,
+        generator=generator,
+        text_encoder=features.text_encoder,
+        note="" if weights else generator_note(dataset.card),
+        command=command,
+        log=load_log(out),
+        watch=watch,
+    )
+    with watch.stage("report"):
+        results = results.save(out)
+        with atomic_path(out / "demo.png") as part:
+            contact_sheet(out, min(8, len(results.run.pictures["seen"]))).save(part, "PNG")
+    if not keep_data:
+        shutil.rmtree(out / "data")
+    return results
+
+
+def refuse_unseen_category(category: str) -> None:
+    """Raise UserError where scenes of the package's drawings never show the category, before they are made."""
+    if not shows([*KINDS, *PLACES], category):
+        raise UserError(f"hold_out_category: {category!r} is in no scene; expected one of {', '.join([*KINDS, *PLACES])}")
+
+
+def _claim(out: Path, settings: str, force: bool) -> None:
+    """Make ``out`` this run's: empty but for ``settings`` in config.yaml, or what the same run left when it was stopped.
+
+    Of a stopped run the dataset is kept, where it is whole, and what pretraining had done.
+    """
+    if not claim(out, settings, force, finished="results.json"):
+        return
+    if not is_whole(out / "data"):
+        shutil.rmtree(out / "data", ignore_errors=True)
+    log_to(out)  # drops a line that a killed process left unfinished
+    # Until the base is there, pretraining logs again what it had done.
+    kept = load_log(out) if (out / FILE).exists() else []
+    write_text(
+        out / "log.jsonl",
+        "".join(json.dumps(entry) + "\n" for entry in kept if entry["stage"] in ("pivot", "pretrain")),
+    )

@@ -1,0 +1,204 @@
+"""From a tuned subject to scores: decode the test images, paint them, score both beside chance and controls."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from mindtuner import runtime
+from mindtuner.config import Config
+from mindtuner.data import Dataset, Subject
+from mindtuner.decoding.words import TextBank
+from mindtuner.errors import UserError
+from mindtuner.evaluation.results import build_results, per_image_scores, rounded
+from mindtuner.evaluation.scores.features import KeptFeatures
+from mindtuner.files import file_digest, write_text
+from mindtuner.generators.compact import CompactGenerator
+from mindtuner.generators.painter import Painter
+from mindtuner.model import BrainNetwork
+from mindtuner.pipeline.base import held_out
+from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, score_captions
+from mindtuner.pipeline.features import Features, TextEncoder
+from mindtuner.pipeline.results import Results
+from mindtuner.pipeline.run_folder import SETTINGS, claim, command_in, joined_log, settings_text
+from mindtuner.pipeline.setting import captions_note, describe_setting, generator_note, hold_out_note, scores_apart
+from mindtuner.pipeline.stopwatch import Stopwatch
+from mindtuner.pipeline.subject import TunedSubject
+from mindtuner.pipeline.test_images import Scoring, TestSet, decode_all, paint_all, pictures_of, score_all, words_of
+
+PARTS = "painted"  # folder of the pictures of a run that goes on
+
+
+def evaluate(
+    subject: TunedSubject,
+    dataset: Dataset,
+    features: Features | None = None,
+    *,
+    pictures: int | None = None,
+    scoring: Scoring | None = None,
+    generator: Painter | None = None,
+    text_encoder: TextEncoder | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    command: str | None = None,
+    watch: Stopwatch | None = None,
+) -> Results:
+    """Decode, paint and score the test images of a tuned subject, with every method that was tuned and two controls.
+
+    Parameters
+    ----------
+    subject : TunedSubject
+        From :func:`tune`, or read by :meth:`TunedSubject.load`.
+    dataset : Dataset
+        Which holds the subject, with its test trials.
+    features : Features, optional
+        Of the dataset's stimuli; by default those that the subject was tuned with.
+    pictures : int, optional
+        Test images to paint, evenly spaced, by default the config's ``decode.pictures``; painting takes most of the time.
+    scoring : Scoring, optional
+        By which networks pictures are scored, by default the package's own alone.
+    generator, text_encoder : optional
+        At full size, where they have to be given.
+    out : path, optional
+        Run folder to write: results, pictures, words, scores of single images, and ``report.html``. Where the run is stopped,
+        the same call goes on.
+    force : bool
+        Replace an earlier run in ``out``.
+    command : str, optional
+        How the run was called, for the report.
+    watch : Stopwatch, optional
+        Measures the stages.
+
+    Returns
+    -------
+    Results
+        Retrieval in three directions, picture scores, captions and brain correlation, each beside chance, with 95 % intervals
+        over images; ``nearest_training_image`` and ``prior_only`` stand beside the methods.
+
+    Raises
+    ------
+    UserError
+        Where the subject has no test trial, or subject, dataset, features and generator do not fit together.
+
+    Examples
+    --------
+    >>> results = mindtuner.evaluate(subject, dataset, features, pictures=4)
+    >>> results.to_frame().loc["mindtuner", ("retrieval", "brain")] >= 0
+    True
+    """
+    features = features or subject.features
+    if features is None:
+        raise UserError("features: are missing; expected those of the dataset's stimuli, from mindtuner.embed")
+    config, base = subject.config, subject.base
+    if pictures is not None:
+        config = dataclasses.replace(config, decode=dataclasses.replace(config.decode, pictures=pictures))
+    features.check_model(base.network.config, base.where)
+    features.check_same(base.card, base.where)
+    dataset = held_out(dataset, config.hold_out_category)
+    packaged = features.weights is None and (generator is None or isinstance(generator, CompactGenerator))
+    generator = generator or CompactGenerator(config.decode, config.seed, features.weights)
+    command = command or "mindtuner.evaluate"
+    parts = None
+    if out is not None:
+        out = Path(out)
+        claim(out, settings_of(subject, config, command, generator), force, "results.json")
+        write_text(out / "log.jsonl", joined_log(*dict.fromkeys(path.parent for path in _files(subject))))
+        parts = out / PARTS
+    before = [command_in(path.parent / SETTINGS) for path in _files(subject)]
+    results = measure(
+        dataset=dataset,
+        hour=subject.hour(dataset),
+        base=base.network,
+        tuned=subject.networks,
+        features=features,
+        config=config,
+        generator=generator,
+        text_encoder=text_encoder or features.text_encoder,
+        note=generator_note(dataset.card) if packaged else "",
+        command=" && ".join(filter(None, [*before, command])),
+        log=[*base.log, *subject.log],
+        scoring=scoring,
+        parts=parts,
+        watch=watch,
+    )
+    if out is not None:
+        results = results.save(out)
+        shutil.rmtree(parts, ignore_errors=True)
+    return results
+
+
+def settings_of(subject: TunedSubject, config: Config, command: str, generator: Painter) -> str:
+    """The contents of the run's config.yaml: a run goes on where they are the same, weights included."""
+    facts = {"weights": _digests(subject), "generator": generator.identity}
+    return f"{settings_text(config, command)}# {json.dumps(facts)}\n"
+
+
+def _files(subject: TunedSubject) -> list[Path]:
+    """Where its base and its first method lie, as far as they have a file."""
+    return [path for path in (subject.base.path, next(iter(subject.files.values()), None)) if path is not None]
+
+
+def _digests(subject: TunedSubject) -> dict[str, str]:
+    """What has to be the same, beside the command and the config, for a run to go on."""
+    files = {**subject.files, **({} if subject.base.path is None else {"base": subject.base.path})}
+    return {name: file_digest(path) for name, path in files.items()}
+
+
+def measure(
+    *,
+    dataset: Dataset,
+    hour: Subject,
+    base: BrainNetwork,
+    tuned: Mapping[str, BrainNetwork],
+    features: Features,
+    config: Config,
+    generator: Painter,
+    text_encoder: TextEncoder,
+    note: str,
+    command: str,
+    log: list[dict],
+    scoring: Scoring | None = None,
+    parts: Path | None = None,
+    watch: Stopwatch | None = None,
+) -> Results:
+    """Decode, paint and score the test images of ``hour``, the subject as it was tuned on.
+
+    tuned : by method; the first says what the nearest training images are
+    note : what a reader must know of the generator, "" for nothing
+    log : of training, for the report
+    parts : a folder in which pictures are kept while others are painted, and from which a run that was stopped takes them
+    scoring : by which networks and choices, by default by the package's own network
+
+    Raises UserError where the subject has no test trial, or networks, voxels and images do not fit together.
+    """
+    scoring, watch = scoring or Scoring(), watch or Stopwatch()
+    with watch.stage("decode"):
+        test = TestSet.of(hour, dataset.stimuli, features.caches, config.decode.pictures)
+        decoded = decode_all(tuned, base, test, config)
+    with watch.stage("paint"):
+        bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder)
+        painted = paint_all(decoded, generator, bank, test, parts)
+    with watch.stage("score"):
+        kept = KeptFeatures()
+        scores = score_all(decoded, painted, test, config.seed, scoring, kept)
+    setting = describe_setting(config, dataset, hour, base, test, bank, command)
+    setting["scores"] = scoring.described()
+    setting["stimuli_note"] = " ".join(
+        filter(None, [note, captions_note(bank, test), hold_out_note(config.hold_out_category)])
+    )
+    with watch.stage("words and brain"):
+        # How long it took, and how much memory, is known at the end.
+        shown = test.images[test.shown]
+        results = build_results(setting, scores, {}, 0, config.seed, shown)
+        per_image = per_image_scores(scores, test.images, test.shown, test.texts)
+        references = [test.captions[k] for k in test.shown]
+        score_captions(results, per_image, painted, references, caption_scorer(scoring.folder, text_encoder), config.seed)
+        whole = dataset.subject(hour.number)
+        score_brain(results, per_image, kept, whole, shown, test.caches["pixels"], config.seed, scoring.choices)
+        if config.hold_out_category:
+            results["held_out"] = scores_apart(per_image, dataset.stimuli, config.seed)
+    results |= rounded({"timing_s": watch.total(), "peak_memory_mb": runtime.peak_memory_mb()})
+    return Results.of(results, pictures_of(painted, test), words_of(decoded, painted, test), per_image, config, log)

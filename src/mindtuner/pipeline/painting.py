@@ -1,0 +1,71 @@
+"""Pictures from decoded tokens, by whichever generator; the one place where pictures are painted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindtuner.decoding.decoder import Predictions
+from mindtuner.decoding.words import TextBank, Words
+from mindtuner.evaluation.results import to_uint8
+from mindtuner.evaluation.scores.preparation import resize
+from mindtuner.generators.painter import Painter, main_picture
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What a generator made of n images.
+
+    stages : pictures uint8 (n, 3, H, W) by stage, in the order in which they came to be
+    written : what it wrote of each, empty where it writes nothing
+    """
+
+    stages: dict[str, np.ndarray]
+    written: list[str]
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """Those that count, uint8 (n, 3, H, W): the corrected, or, where nothing corrects, the reconstructed."""
+        return main_picture(self.stages)
+
+
+def paint(
+    generator: Painter,
+    tokens: np.ndarray,
+    found: Predictions,
+    rows: np.ndarray,
+    bank: TextBank,
+    title: str = "",
+    *,
+    lowlevel: bool = True,
+    side: int | None = None,
+) -> Painted:
+    """Paint some of the images that were decoded.
+
+    Parameters
+    ----------
+    generator : Painter
+    tokens : array, float32 (n, T, D)
+        Image tokens to paint from.
+    found : Predictions
+        Of N images: their text corrects the pictures, their latents are the low level.
+    rows : array of int (n,)
+        Positions in ``found`` of the images that are painted.
+    bank : TextBank
+        What the text is read with.
+    title : str
+        Of the progress bar.
+    lowlevel : bool
+        Whether the latents say anything; a control's do not.
+    side : int, optional
+        Side to resize the pictures to, by default the generator's own.
+
+    Returns
+    -------
+    Painted
+    """
+    latents = found.latents[rows] if lowlevel and found.latents is not None else None
+    stages = generator.stages(tokens, Words(found.text[rows], bank), latents, found.images[rows], title)
+    pictures = {stage: to_uint8(some if side is None else resize(some, side)) for stage, some in stages.items()}
+    return Painted(pictures, generator.captions(tokens) or [])

@@ -1,0 +1,84 @@
+"""Run folders: whose a folder is, with which settings, and what the run has said so far."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from pathlib import Path
+
+import yaml
+
+from mindtuner.config import Config, as_dict
+from mindtuner.errors import UserError
+from mindtuner.evaluation.results import load_log, log_to
+from mindtuner.files import claim_folder, refuse_full_folder, write_text
+from mindtuner.processes import processes
+from mindtuner.training.loop import Log
+
+SETTINGS = "config.yaml"
+_logger = logging.getLogger(__name__)
+
+
+def command_of(*words: object) -> str:
+    """A call of mindtuner as one would type it."""
+    return "mindtuner " + shlex.join(str(word) for word in words)
+
+
+def settings_text(config: Config, command: str) -> str:
+    """The contents of a run's config.yaml: the command in the first line, then the whole config."""
+    return f"# {command}\n{yaml.safe_dump(as_dict(config), sort_keys=False)}"
+
+
+def command_in(settings: Path) -> str | None:
+    """The command in the first line of a run's config.yaml, None where the file has none."""
+    first = settings.read_text(encoding="utf-8").partition("\n")[0] if settings.is_file() else ""
+    return first.removeprefix("# ") if first.startswith("# mindtuner") else None
+
+
+def refuse_other_run(run: Path, settings: str, force: bool = False, finished: str | None = None) -> bool:
+    """Whether ``run`` holds what a run of the same settings left. Raises UserError where it holds something else, or a run
+    that is over, and ``force`` is not given."""
+    path = run / SETTINGS
+    same = path.is_file() and path.read_bytes() == settings.encode()
+    goes_on = same and not force and not (finished is not None and (run / finished).exists())
+    if not goes_on:
+        refuse_full_folder(run, force)
+    return goes_on
+
+
+def claim(run: Path, settings: str, force: bool = False, finished: str | None = None) -> bool:
+    """Make ``run`` this run's: True where it holds what a run of the same settings left, else it is empty but for them.
+
+    ``finished``: a file with which a run is over, and the folder refused. Raises UserError where the folder holds
+    something else and ``force`` is not given.
+    """
+    if processes().index > 0:  # the first claims for all
+        processes().wait()
+        return True
+    goes_on = refuse_other_run(run, settings, force, finished)
+    if goes_on:
+        _logger.info("%s: going on with this run", run)
+    else:
+        claim_folder(run, force)
+        write_text(run / SETTINGS, settings)
+    processes().wait()
+    return goes_on
+
+
+def log_of(run: Path) -> Log:
+    """The log of a run, which the first process alone writes."""
+    return log_to(run) if processes().index == 0 else lambda entry: None
+
+
+def joined_log(*runs: Path) -> str:
+    """The logs of those of ``runs`` that have one, as one."""
+    entries = [entry for run in runs if (run / "log.jsonl").is_file() for entry in load_log(run)]
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+def refuse_overlap(out: Path, **inputs: Path) -> None:
+    """Raise UserError where writing into ``out`` could replace one of the inputs."""
+    for name, path in inputs.items():
+        if out.resolve() == path.resolve() or out.resolve() in path.resolve().parents:
+            raise UserError(f"{out}: holds {name} ({path}); expected another folder for the output")

@@ -1,0 +1,423 @@
+"""A tuned subject: what one person adds to a base, by the method and by what it is compared to."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mindtuner.config import Config, as_dict, load_config
+from mindtuner.data import Dataset, Subject
+from mindtuner.decoding.words import TextBank
+from mindtuner.errors import UserError
+from mindtuner.generators.painter import Painter
+from mindtuner.model import BrainNetwork
+from mindtuner.pipeline.base import Base, base_file
+from mindtuner.pipeline.decoder import SubjectDecoder
+from mindtuner.pipeline.features import Features, TextEncoder
+from mindtuner.pipeline.run_folder import SETTINGS, claim, log_of, settings_text
+from mindtuner.pipeline.stopwatch import Stopwatch
+from mindtuner.processes import processes
+from mindtuner.training import (
+    METHODS,
+    load_fingerprint,
+    load_network,
+    read_card,
+    remove_checkpoint,
+    save_fingerprint,
+    save_network,
+    subject_name,
+)
+from mindtuner.training import tune as train
+from mindtuner.training.loop import Log
+
+MAIN = "mindtuner"
+REPORTED = (MAIN, "ridge_only", "shuffled_brain")  # what a report needs
+WHOLE = ("full_finetune", "from_scratch")  # methods that leave nothing of the base as it was: all weights are kept
+FILES = {method: "fingerprint.safetensors" if method == MAIN else f"{method}.safetensors" for method in METHODS}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TunedSubject:
+    """One person, tuned on a base; made by :func:`tune`, or read by :meth:`load`.
+
+    Attributes
+    ----------
+    number : int
+        The subject's number in its dataset.
+    base : Base
+        What it was tuned on.
+    config : Config
+        As it was tuned: ``target_subject`` and ``tuning_sessions`` are this subject's.
+    networks : mapping of str to BrainNetwork
+        By method; the first is the one that decodes.
+    cards : mapping of str to dict
+        By method: what its file says of it.
+    features : Features or None
+        Those that it was tuned with.
+    files : mapping of str to Path
+        By method, where they have one.
+    log : list of dict
+        An entry for each epoch of a tuning that was not written to a run folder.
+    """
+
+    number: int
+    base: Base
+    config: Config
+    networks: Mapping[str, BrainNetwork]
+    cards: Mapping[str, dict]
+    features: Features | None = None
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    log: list[dict] = dataclasses.field(default_factory=list)
+
+    def __repr__(self) -> str:
+        voxels = next(iter(self.networks.values())).ridges[self.name].in_features
+        sessions = f"{self.config.tuning_sessions} session{'s' if self.config.tuning_sessions > 1 else ''}"
+        return f"Subject {self.number}, {voxels:,} voxels, tuned on {sessions}: {', '.join(self.networks)}"
+
+    @property
+    def name(self) -> str:
+        """What the networks call the subject."""
+        return subject_name(self.number)
+
+    @property
+    def card(self) -> dict:
+        """Of the method that decodes."""
+        return next(iter(self.cards.values()))
+
+    def hour(self, dataset: Dataset) -> Subject:
+        """The subject of ``dataset`` with the training trials that it was tuned on, and all its test trials."""
+        return dataset.subject(self.number).sessions(self.config.tuning_sessions)
+
+    def decoder(
+        self,
+        method: str | None = None,
+        *,
+        features: Features | None = None,
+        text_encoder: TextEncoder | None = None,
+        generator: Painter | None = None,
+        bank: TextBank | None = None,
+    ) -> SubjectDecoder:
+        """What reads this subject's voxels.
+
+        Parameters
+        ----------
+        method : str, optional
+            One of those that were tuned, by default the first.
+        features : Features, optional
+            Of the stimuli whose captions and pictures decoding may draw on, by default those of tuning.
+        text_encoder, generator : optional
+            The text tower and the generator, at full size where they have to be given.
+        bank : TextBank, optional
+            Captions to describe with, by default those of all training images.
+
+        Raises
+        ------
+        UserError
+            Where the method was not tuned.
+
+        Examples
+        --------
+        >>> decoder = subject.decoder()
+        >>> decoder.describe(voxels)[:1]  # doctest: +SKIP
+        ['a red kite over a beach']
+        """
+        method = next(iter(self.networks)) if method is None else method
+        if method not in self.networks:
+            raise UserError(f"method: {method!r} was not tuned; expected one of {', '.join(self.networks)}")
+        return SubjectDecoder(
+            self.networks[method],
+            self.name,
+            self.config.decode,
+            self.config.seed,
+            features or self.features,
+            category=self.config.hold_out_category,
+            text_encoder=text_encoder,
+            generator=generator,
+            bank=bank,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        dataset: Dataset | None = None,
+        *,
+        base: Base | str | Path | None = None,
+        features: Features | None = None,
+    ) -> TunedSubject:
+        """Read what :func:`tune` wrote.
+
+        Parameters
+        ----------
+        path : path
+            A run of ``mindtuner tune`` with all its methods, or one file of it.
+        dataset : Dataset, optional
+            Where the subject is; then its voxels and regions must be those that were tuned on.
+        base : Base or path, optional
+            By default the file that its card names.
+        features : Features, optional
+            For decoding and evaluation.
+
+        Raises
+        ------
+        UserError
+            Where a file is missing, damaged, of another subject, of other voxels, or on another base.
+        """
+        found = read_tuned(path, base)
+        subject = None if dataset is None else dataset.subject(found.number)
+        networks = {
+            method: read_network(file, found.base.network, found.number, subject) for method, file in found.files.items()
+        }
+        return dataclasses.replace(found, networks=networks, features=features)
+
+
+def tune(
+    base: Base | str | Path,
+    subject: Subject,
+    features: Features,
+    config: str | Path | Mapping | Config | None = None,
+    *,
+    methods: Sequence[str] = REPORTED,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    command: str | None = None,
+    watch: Stopwatch | None = None,
+) -> TunedSubject:
+    """Tune a base to one subject, from as little as one session.
+
+    Parameters
+    ----------
+    base : Base or path
+        It must not have seen the subject. It is never changed.
+    subject : Subject
+        Cut to the sessions to train on: ``dataset.subject(1).sessions(1)``. Its test trials are not used.
+    features : Features
+        Of the dataset's stimuli, from :func:`embed`.
+    config : optional
+        As in :func:`pretrain`; by default the base's. The model section is always the base's.
+    methods : sequence of str
+        Out of ``mindtuner``, ``ridge_only``, ``full_finetune``, ``from_scratch`` and ``shuffled_brain``. By default the
+        method, the ridge without adapters, and the control with shuffled brains, which a report needs.
+    seed : int, optional
+        Of weights and order, by default the config's.
+    out : path, optional
+        Run folder to write: a file for each method, ``config.yaml`` and ``log.jsonl``. A run that was stopped goes on there.
+    force : bool
+        Replace an earlier run in ``out``.
+    command : str, optional
+        What stands in the first line of ``config.yaml``; a run goes on only where it is the same.
+    watch : Stopwatch, optional
+        Measures each method.
+
+    Returns
+    -------
+    TunedSubject
+
+    Raises
+    ------
+    UserError
+        Where a method is unknown, the base knows the subject, subject, features and base do not fit, or ``out`` holds another
+        run.
+
+    Notes
+    -----
+    Phase 2 of the MindTuner paper: a new ridge, LoRA and Skip-LoRA on a frozen base.
+
+    Examples
+    --------
+    >>> subject = mindtuner.tune(base, dataset.subject(1).sessions(1), features)
+    >>> list(subject.networks)
+    ['mindtuner', 'ridge_only', 'shuffled_brain']
+    """
+    refuse_unknown_methods(methods)
+    base = base if isinstance(base, Base) else Base.load(base)
+    base.refuse_known(subject.number)
+    subject = without_category(subject, features, base.category)
+    config = settled(base, subject, config, seed)
+    features.check_model(config.model, base.where)
+    features.check_same(base.card, base.where)
+    out = None if out is None else Path(out)
+    entries: list[dict] = []
+    log = entries.append
+    if out is not None:
+        claim(out, settings_text(config, command or "mindtuner.tune"), force)
+        log = log_of(out)
+    return fit_methods(base, subject, features, config, methods, log, out, watch, entries)
+
+
+def fit_methods(
+    base: Base,
+    subject: Subject,
+    features: Features,
+    config: Config,
+    methods: Sequence[str],
+    log: Log | None = None,
+    run: Path | None = None,
+    watch: Stopwatch | None = None,
+    entries: Sequence[dict] = (),
+) -> TunedSubject:
+    """The subject tuned by each method; where there is a folder ``run``, gone on from checkpoints, or as it lies there."""
+    prior = None
+    if base.network.prior is not None and "from_scratch" in methods:
+        prior = features.starting_prior(config.model)
+    watch = watch or Stopwatch()
+    networks, cards, files = {}, {}, {}
+    for method in methods:
+        path = None if run is None else run / FILES[method]
+        checkpoint = None if run is None else run / f"{method}.checkpoint"
+        card = card_of(method, base, config, features, subject, run)
+        with watch.stage(method):
+            if path is None or not path.exists():
+                networks[method] = train(
+                    base.network,
+                    subject,
+                    features.targets,
+                    config,
+                    config.seed,
+                    method,
+                    log,
+                    prior=prior,
+                    checkpoint=checkpoint,
+                )
+                if path is not None and processes().index == 0:
+                    write(path, method, networks[method], subject, config, card)
+            processes().wait()
+            if path is not None:
+                if method not in networks:
+                    networks[method] = read_network(path, base.network, subject.number, subject)
+                files[method] = path
+                if processes().index == 0:
+                    remove_checkpoint(checkpoint)
+        cards[method] = card
+    return TunedSubject(subject.number, base, config, networks, cards, features, files, list(entries))
+
+
+def refuse_unknown_methods(methods: Sequence[str]) -> None:
+    """Raise UserError naming the first that is no method."""
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(f"method: {method!r} is unknown; expected some of {', '.join(METHODS)}")
+
+
+def settled(
+    base: Base, subject: Subject, config: str | Path | Mapping | Config | None = None, seed: int | None = None
+) -> Config:
+    """The settings to tune a subject with: by default the base's; its model and the category that it never saw always."""
+    given = base.config if config is None else config if isinstance(config, Config) else load_config(config)
+    return dataclasses.replace(
+        given,
+        model=base.network.config,
+        target_subject=subject.number,
+        tuning_sessions=last_session(subject),
+        seed=given.seed if seed is None else seed,
+        hold_out_category=base.category,
+    )
+
+
+def last_session(subject: Subject) -> int:
+    """The last session that has training trials. Raises UserError where the subject has none."""
+    if len(subject.train) == 0:
+        raise UserError(f"subject {subject.number}: has no training trial; expected at least one")
+    return int(subject.train.session.max())
+
+
+def without_category(subject: Subject, features: Features, category: str) -> Subject:
+    """The subject without the training trials of a category that the base never saw, or as it is where there is none."""
+    if not category:
+        return subject
+    alone = Dataset(features.folder, {subject.number: subject}, features.stimuli, features.card)
+    return alone.without_category(category).subject(subject.number)
+
+
+# ---- files
+
+
+def card_of(method: str, base: Base, config: Config, features: Features, subject: Subject, run: Path | None) -> dict:
+    """What a tuned file says for people, and for who reads it, with the way from there to the base where that has a file."""
+    card = {
+        **features.described,
+        "method": method,
+        "simulated": features.card["simulated"],
+        "hold_out_category": config.hold_out_category,
+        "subject": subject.number,
+        "voxels": subject.n_voxels,
+        "trials": len(subject.train),
+        "config": as_dict(config),
+    }
+    if base.path is not None and run is not None:
+        card["base_path"] = os.path.relpath(base.path.resolve(), run.resolve())
+    return card
+
+
+def write(path: Path, method: str, network: BrainNetwork, subject: Subject, config: Config, card: dict) -> None:
+    """Write what was tuned by a method: the fingerprint alone, or all weights where the method changes them all."""
+    if method in WHOLE:
+        save_network(path, network, card)
+    else:
+        save_fingerprint(path, network, subject, config, card)
+
+
+def read_tuned(path: str | Path, base: Base | str | Path | None = None) -> TunedSubject:
+    """All that a run of tune says, or one file of it, and the base that it goes on; without the networks.
+
+    Raises UserError where files or base are missing or damaged.
+    """
+    path, files = Path(path), files_of(path)
+    cards = {method: read_card(file) for method, file in files.items()}
+    first, card = next(iter(files.values())), next(iter(cards.values()))
+    if "subject" not in card or "config" not in card:
+        raise UserError(f"{first}: is a base; expected what mindtuner tune wrote")
+    settings = path / SETTINGS
+    config = load_config(settings if settings.is_file() else card["config"])
+    base = base if isinstance(base, Base) else Base.load(base_of(first, base))
+    return TunedSubject(card["subject"], base, config, {}, cards, None, files)
+
+
+def files_of(path: str | Path) -> dict[str, Path]:
+    """By method, the files of a run of tune, or the one file that is given.
+
+    Raises UserError where there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = {method: path / name for method, name in FILES.items() if (path / name).is_file()}
+        if not found:
+            raise UserError(f"{path}: holds no {FILES[MAIN]}; expected a run of mindtuner tune")
+        return found
+    return {read_card(path).get("method", MAIN): path}
+
+
+def base_of(path: Path, given: str | Path | None = None) -> Path:
+    """The base that a tuned file goes on: ``given`` (a run of pretrain or a file), or the one that its card names.
+
+    Raises UserError where there is none.
+    """
+    if given is not None:
+        return base_file(given)
+    recorded = read_card(path).get("base_path")
+    if not isinstance(recorded, str):
+        raise UserError(f"{path}: card names no base; expected base, its file")
+    base = Path(os.path.normpath(path.parent / recorded))
+    if not base.is_file():
+        raise UserError(f"{path}: base_path is {recorded}, where no file is; expected the base there, or base, its file")
+    return base
+
+
+def read_network(path: Path, base: BrainNetwork, number: int, subject: Subject | None = None) -> BrainNetwork:
+    """The network of a tuned file, or of a fingerprint that was saved from Python.
+
+    Raises UserError where it is damaged, of another subject, of other voxels, or on another base.
+    """
+    if read_card(path).get("method") not in WHOLE:
+        return load_fingerprint(path, base, subject)
+    network, name = load_network(path), subject_name(number)
+    if name not in network.ridges:
+        raise UserError(f"{path}: subject is {', '.join(network.ridges)}; expected {name}")
+    if subject is not None and network.ridges[name].in_features != subject.n_voxels:
+        raise UserError(
+            f"{path}: voxels is {network.ridges[name].in_features}; expected {subject.n_voxels}, as {subject.where} has"
+        )
+    return network
