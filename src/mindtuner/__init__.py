@@ -15,7 +15,8 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "check": "formats.checks",
+    "check": "formats",
+    "convert": "formats",
     "load": "formats",
     "load_config": "config",
     **dict.fromkeys(

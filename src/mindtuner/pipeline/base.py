@@ -18,7 +18,7 @@ from mindtuner.pipeline.run_folder import SETTINGS, claim, log_of, settings_text
 from mindtuner.processes import processes
 from mindtuner.training import load_network, read_card, remove_checkpoint, save_network, subject_name
 from mindtuner.training import pretrain as train
-from mindtuner.training.loop import Log
+from mindtuner.training.monitor import Log
 
 FILE = "base.safetensors"
 

@@ -14,7 +14,7 @@ from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_log, log_to
 from mindtuner.files import claim_folder, refuse_full_folder, write_text
 from mindtuner.processes import processes
-from mindtuner.training.loop import Log
+from mindtuner.training.monitor import Log
 
 SETTINGS = "config.yaml"
 _logger = logging.getLogger(__name__)

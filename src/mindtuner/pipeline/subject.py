@@ -30,7 +30,7 @@ from mindtuner.training import (
     subject_name,
 )
 from mindtuner.training import tune as train
-from mindtuner.training.loop import Log
+from mindtuner.training.monitor import Log
 
 MAIN = "mindtuner"
 REPORTED = (MAIN, "ridge_only", "shuffled_brain")  # what a report needs
