@@ -80,7 +80,7 @@ def refuse_full_folder(path: str | Path, force: bool = False) -> None:
         raise UserError(f"{path}: is a file; expected a folder for the output")
     if path.is_dir() and any(path.iterdir()):
         if not force:
-            raise UserError(f"{path}: holds another run; expected an empty folder (or --force to replace it)")
+            raise UserError(f"{path}: holds another run; expected an empty folder (or `force` to replace it)")
         refuse_foreign(path)
 
 
@@ -159,7 +159,7 @@ def refuse_foreign(path: Path) -> None:
         if not any(fnmatch.fnmatchcase(entry.name, name) for name in RUN_FILES):
             raise UserError(
                 f"{path}: holds {entry.name}, which no run of mindtuner wrote; expected an earlier run, "
-                "so --force will not delete it"
+                "so `force` will not delete it"
             )
 
 

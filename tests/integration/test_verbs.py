@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors.numpy import load_file
 from torchvision.models import alexnet
 
-import mindtuner
 from mindtuner.config import as_dict, load_config
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.training_images import draw_to_neighbours
@@ -27,7 +26,7 @@ from mindtuner.formats import load, write
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.pipeline import features
 from mindtuner.towers.compact import CompactTextEncoder
-from mindtuner.training import load_fingerprint, load_network, loop, read_card
+from mindtuner.training import Targets, load_fingerprint, load_network, loop, read_card, tune
 
 pytestmark = pytest.mark.slow
 
@@ -180,7 +179,7 @@ def test_scores_and_predictions_are_those_of_the_library(lab, report, decoded):
     truth = caches["tokens"][images].reshape(len(images), -1)
     truth = truth / np.linalg.norm(truth, axis=1, keepdims=True)
     for method in ("mindtuner", "full_finetune"):
-        network = mindtuner.tune(base, hour, mindtuner.Targets(**caches), config, 3, method)
+        network = tune(base, hour, Targets(**caches), config, 3, method)
         found = Decoder(network, "subj101", config.decode, 3).predict(hour.betas(test.row), test.stimulus)
         tokens = found.retrieval_tokens.reshape(len(images), -1)
         hits = [int(np.argmax(truth @ tokens[k])) == k for k in range(len(images))]

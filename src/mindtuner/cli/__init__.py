@@ -100,12 +100,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _with_flags(message: str, options: argparse.Namespace) -> str:
-    """An error that begins with a parameter's name begins with the flag that sets it, where this verb has one."""
-    found = re.match(r"[a-z][a-z_]*(?=:| is | are )", message)
-    flag = "" if found is None else f"--{found[0].replace('_', '-')}"
-    if not flag or re.search(rf"{flag}\b(?!-)", options.help_of_verb()) is None:
-        return message
-    return flag + message[found.end() :]
+    """The library names parameters, at the beginning of an error or `like this`; here they are the flags that set them."""
+    help_text = options.help_of_verb()
+
+    def flag(name: str) -> str | None:
+        found = f"--{name.replace('_', '-')}"
+        return found if re.search(rf"{found}\b(?!-)", help_text) else None
+
+    first = re.match(r"[a-z][a-z_]*(?=:| is | are )", message)
+    if first and flag(first[0]):
+        message = flag(first[0]) + message[first.end() :]
+    return re.sub(r"`([a-z][a-z_]*)`", lambda found: flag(found[1]) or found[1], message)
 
 
 def _say_what_the_library_logs() -> None:

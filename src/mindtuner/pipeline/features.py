@@ -242,7 +242,7 @@ def conventions_of(card: dict, where: object) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(found.get(field), str) for field in CONVENTIONS):
         raise UserError(
             f"{where}: card has no conventions; expected token_norm and image_range, as a base has that was "
-            "trained on a cache of embed --towers paper, or converted from a MindEye2 checkpoint"
+            "trained on features of full size, or converted from a MindEye2 checkpoint"
         )
     return {field: found[field] for field in CONVENTIONS}
 

@@ -70,7 +70,7 @@ def open_text_encoder(subject: TunedSubject, clip: str | None = None, clip_weigh
     if encoder.width != config.text_width:
         raise UserError(
             f"{name}: text_width is {encoder.width}; expected {config.text_width}, as {trained.where} has"
-            f"{'' if clip else ' (clip names its tower)'}"
+            f"{'' if clip else ' (`clip` names its tower)'}"
         )
     if wanted is not None:
         check_identity(encoder.identity, wanted, name, trained.where)

@@ -399,10 +399,10 @@ def base_of(path: Path, given: str | Path | None = None) -> Path:
         return base_file(given)
     recorded = read_card(path).get("base_path")
     if not isinstance(recorded, str):
-        raise UserError(f"{path}: card names no base; expected base, its file")
+        raise UserError(f"{path}: card names no base; expected `base`, its file")
     base = Path(os.path.normpath(path.parent / recorded))
     if not base.is_file():
-        raise UserError(f"{path}: base_path is {recorded}, where no file is; expected the base there, or base, its file")
+        raise UserError(f"{path}: base_path is {recorded}, where no file is; expected the base there, or `base`, its file")
     return base
 
 

@@ -112,5 +112,5 @@ def _convnext(convnext: str, weights: str | Path | None) -> CellMaps:
     if convnext.startswith(TIMM):
         return PlainConvNextMaps(convnext.removeprefix(TIMM), weights)
     if weights is not None:
-        raise UserError("convnext_weights: is given; expected it with convnext timm:NAME alone")
+        raise UserError("convnext_weights: is given; expected it with `convnext` timm:NAME alone")
     return ConvNextMaps(convnext)

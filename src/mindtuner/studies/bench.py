@@ -234,13 +234,13 @@ def open_bench(
         raise UserError(f"{subject.where}: subject {subject.number} has no test trial; expected trials of test images")
     if base is None:
         if len(dataset.subjects) == 1:
-            raise UserError(f"{data}: holds subject {subject.number} alone; expected others to pretrain on, or base")
+            raise UserError(f"{data}: holds subject {subject.number} alone; expected others to pretrain on, or `base`")
         refuse_untrainable(dataset.without(subject.number))
     check_towers(config.model, base or cache, cache)
     features = embed(dataset, cache, weights=weights)
     if pictures and features.full_size:
         raise UserError(
-            f"{cache}: is of towers of full size, whose pictures are too dear to paint in a study; expected pictures off"
+            f"{cache}: is of towers of full size, whose pictures are too dear to paint in a study; expected no `pictures`"
         )
     if base is not None:
         features.check_same(read_card(base), base)

@@ -332,7 +332,7 @@ def test_an_image_without_a_caption_has_the_text_0(simulated, tmp_path):
 def test_the_verb_makes_the_caches_of_embed(simulated, image_encoder, untrained_generator, tmp_path, capsys, monkeypatch):
     text_encoder = Lengths()
     for name, encoder in (("CompactImageEncoder", image_encoder), ("CompactTextEncoder", text_encoder)):
-        monkeypatch.setattr(f"mindtuner.towers.compact.{name}", lambda encoder=encoder: encoder)
+        monkeypatch.setattr(f"mindtuner.pipeline.towers.{name}", lambda encoder=encoder: encoder)
     argv = ["embed", str(simulated), str(tmp_path / "cache"), "--generator", str(untrained_generator)]
     assert main([*argv, "--only", "tokens"]) == 0
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
