@@ -11,6 +11,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+
+if sys.platform == "darwin":  # asked for before torch is imported: what Apple's GPU cannot compute, the CPU does
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __version__ = "0.1.0"
 

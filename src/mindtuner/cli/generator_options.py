@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="compact (default), sdxl, or a FILE of mindtuner train-generator for the compact one",
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="where to compute (default: cuda where there is one)")
+    parser.add_argument(
+        "--device", metavar="WHERE", help="where to compute: cuda, cuda:N, mps or cpu (default: cuda where there is one)"
+    )
     parser.add_argument(
         "--batch", type=int, metavar="N", help="pictures painted together (default: by the free memory on cuda, 1 on a CPU)"
     )

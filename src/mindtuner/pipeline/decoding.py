@@ -26,7 +26,7 @@ from mindtuner.pipeline.run_folder import claim
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.test_images import evenly
-from mindtuner.report.figure import to_image
+from mindtuner.report.contact_sheet import to_image
 from mindtuner.runtime import device, progress
 
 TRIALS = ("test", "train", "all")

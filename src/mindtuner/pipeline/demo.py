@@ -24,7 +24,7 @@ from mindtuner.pipeline.run_folder import claim, settings_text
 from mindtuner.pipeline.setting import generator_note
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import FILES, MAIN, fit_methods, write
-from mindtuner.report.figure import contact_sheet
+from mindtuner.report.contact_sheet import contact_sheet
 from mindtuner.simulation.drawing import KINDS
 from mindtuner.simulation.scenes import PLACES
 from mindtuner.simulation.simulate import check_inputs

@@ -20,9 +20,9 @@ from mindtuner.files import read_json
 from mindtuner.generators.compact import WEIGHTS, starting_prior
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
-from mindtuner.towers.embed import Tower
 from mindtuner.towers.embed import embed as run_compact_towers
 from mindtuner.towers.openclip import OpenClipTextEncoder
+from mindtuner.towers.tower import Tower
 from mindtuner.training import Targets
 
 TextEncoder = CompactTextEncoder | OpenClipTextEncoder

@@ -13,10 +13,11 @@ from mindtuner.generators.compact import WEIGHTS
 from mindtuner.pipeline.generators import clip_name
 from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
 from mindtuner.towers.convnext_maps import CellMaps, ConvNextMaps, PlainConvNextMaps
-from mindtuner.towers.embed import Tower, compact_towers
+from mindtuner.towers.embed import compact_towers
 from mindtuner.towers.low_level import low_level_towers
 from mindtuner.towers.openclip import OpenClipImageEncoder, OpenClipTextEncoder, openclip_towers
 from mindtuner.towers.sd_vae import StableAutoencoder
+from mindtuner.towers.tower import Tower
 
 NAMES = ("pixels", "tokens", "latents", "features", "features_augmented", "text")
 TIMM = "timm:"

@@ -254,7 +254,9 @@ def test_meshes_give_a_map_of_each_hemisphere(tuned, simulated, tmp_path, capsys
 def test_bad_input_is_one_line(tuned, simulated, tmp_path, capsys):
     folder, subject = tuned
     base = folder / "base.safetensors"
-    refused(capsys, ["fingerprint", base, simulated, tmp_path / "a"], f"{base}: is a base; expected what mindtuner tune wrote")
+    refused(
+        capsys, ["fingerprint", base, simulated, tmp_path / "a"], f"{base}: is a base; expected what mindtuner tune wrote"
+    )
     (tmp_path / "mask.nii").write_bytes(b"no image")
     refused(
         capsys,
