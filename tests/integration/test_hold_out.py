@@ -19,7 +19,6 @@ from mindtuner.files import read_json, write_json
 from mindtuner.formats import load
 from mindtuner.generators.prompts import COCO_CATEGORIES
 from mindtuner.pipeline import generators, test_images
-from mindtuner.simulation.drawing import KINDS
 from mindtuner.training import batches, pivot, read_card
 
 pytestmark = pytest.mark.slow

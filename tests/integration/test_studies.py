@@ -14,10 +14,9 @@ from commands import call, refused
 from mindtuner.config import as_dict, load_config
 from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json
-from mindtuner.formats import load
 from mindtuner.pipeline import Base
 from mindtuner.studies import ablate, curve
-from mindtuner.studies.bench import RETRIEVAL, first_part, open_bench, work
+from mindtuner.studies.bench import RETRIEVAL, open_bench, work
 
 pytestmark = pytest.mark.slow
 
