@@ -389,7 +389,12 @@ def test_the_list_shows_everything_without_network_or_folder(capsys):
     for weights in MANIFEST:
         assert weights.repo in told and weights.licence in told and all(file.path in told for file in weights.files)
     page = (ROOT / "docs" / "full-size.md").read_text()
-    assert "\n".join(f"    {line}" for line in fetch_weights.listing(MANIFEST)) in page
+    listed = [row.split(" | ") for row in page.splitlines() if row.startswith("| `")]
+    assert [row[0] for row in listed] == [f"| `{weights.name}`" for weights in MANIFEST]
+    for row, weights in zip(listed, MANIFEST, strict=True):
+        assert weights.licence.startswith(row[-1].removesuffix(" |")), weights.name
+    total = fetch_weights.listing(MANIFEST)[-1].partition(", ")[2]
+    assert total in told and f"In all they are {total}" in page
 
 
 def test_list_with_a_folder_says_what_is_still_to_come(hub, tmp_path, capsys):
