@@ -423,7 +423,7 @@ def _said(kind, error: ValidationError) -> str:
             names = list(_fields(kind))
             place.append(names[part] if isinstance(part, int) else str(part))
             if place[-1] in names:
-                limits = kind.__pydantic_fields__[place[-1]].metadata
+                limits = kind.__pydantic_fields__[place[-1]].metadata  # type: ignore[union-attr]
                 kind = _fields(kind)[place[-1]][1]
     field, fault = ".".join(place), first["type"]
     if fault == "unexpected_keyword_argument":

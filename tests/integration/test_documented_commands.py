@@ -10,7 +10,8 @@ from paths import ROOT
 from mindtuner.cli import generator_options, parse
 from mindtuner.config import load_config
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+FOLDERS = (".", "docs", "benchmarks/results", "examples", "tests")
+PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
 
 
 def command_lines(text):
