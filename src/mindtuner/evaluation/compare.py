@@ -90,7 +90,7 @@ def compare(
             "stimuli_hash": first.results["setting"]["stimuli_hash"],
             "which": images,
             "images": int(len(_positions(first, "retrieval", "image", chosen))),
-            "pictures": int(len(_positions(first, "reconstruction", "", chosen))),
+            "pictures": min(_painted(run, chosen) for side in (a, b) for run in side.values()),
         },
         "subjects": sorted({run.results["setting"]["subject"] for run in a.values()}),
         "runs_per_side": per_side,
@@ -116,8 +116,11 @@ def check_test_sets(runs: list[tuple[str, Run]]) -> None:
                 f"{name}/results.json: setting.stimuli_hash is {hashes[0][:12]}…; expected {hashes[1][:12]}…, as "
                 f"in {reference}: runs over one test set"
             )
-        for field, what in (("images", "test images"), ("shown", "painted images"), ("texts", "images with a caption")):
-            mine, other = run.per_image[field], first.per_image[field]
+    for field, what in (("images", "test images"), ("shown", "painted images"), ("texts", "images with a caption")):
+        # What needs no picture can be compared with a run that painted nothing.
+        among = [(name, run.per_image[field]) for name, run in runs if field != "shown" or len(run.per_image[field])]
+        for name, mine in among[1:]:
+            reference, other = among[0]
             if not np.array_equal(mine, other):
                 raise UserError(
                     f"{name}/{PER_IMAGE}: {field} holds {len(mine)} {what}; expected the same {len(other)} as in {reference}"
@@ -190,13 +193,24 @@ def _positions(run: Run, part: str, score: str, chosen: np.ndarray | None) -> np
     return np.arange(len(images)) if chosen is None else np.flatnonzero(np.isin(images, chosen))
 
 
+def _painted(run: Run, chosen: np.ndarray | None) -> int:
+    """How many of the test images that count were painted."""
+    shown = run.per_image["images"][run.per_image["shown"]]
+    return len(shown) if chosen is None else int(np.isin(shown, chosen).sum())
+
+
 def _shared_scores(runs: list[tuple[Run, str]]) -> tuple[list[tuple[str, str]], list[str]]:
-    """(part, score) that all runs have, in the order of the tables; and labels of those that only some have."""
+    """(part, score) that all runs have, of the same images, in the order of the tables; and labels of those that only some
+    have."""
     every = [[tuple(key.split("/", 2)[1:]) for key in run.per_image if key.startswith(f"{method}/")] for run, method in runs]
     known = list(dict.fromkeys(name for names in every for name in names))
     order = [score for part in ALL_PARTS for score in of_part(part)]
     known.sort(key=lambda name: (ALL_PARTS.index(name[0]), order.index(name[1]) if name[1] in order else len(order), name[1]))
-    shared = [name for name in known if all(name in names for names in every)]
+
+    def lengths(part: str, score: str) -> set[int]:
+        return {len(run.per_image[f"{method}/{part}/{score}"]) for run, method in runs}
+
+    shared = [name for name in known if all(name in names for names in every) and len(lengths(*name)) == 1]
     return shared, [label(*name) for name in known if name not in shared]
 
 

@@ -45,9 +45,10 @@ def held_out_scores(
 
 def positions(per_image: Mapping[str, np.ndarray], part: str, score: str) -> np.ndarray:
     """Of which test images, as positions in "images", the values of a score are."""
-    if part != "retrieval":  # of pictures, of captions and of the brain that pictures predict
+    if part != "retrieval" and len(per_image["shown"]):  # of pictures, of captions and of the brain that pictures predict
         return per_image["shown"]
-    return per_image["texts"] if score.startswith("text") else np.arange(len(per_image["images"]))
+    texts = part == "retrieval" and score.startswith("text")
+    return per_image["texts"] if texts else np.arange(len(per_image["images"]))
 
 
 def held_out_text(held_out: Mapping, method: str) -> str:

@@ -134,16 +134,16 @@ def _row_of(run: Run, method: str, where: str) -> dict:
     own = run.results["methods"][method]
     data = "simulated" if setting["simulated_brains"] else "real"
     cells = _retrieval_cells(own, len(run.pictures["thumbnails"]))
-    for score, value in own["reconstruction"].items():
+    for score, value in own.get("reconstruction", {}).items():
         cells[_COLUMN_OF.get(score, score)] = {"value": value, "ci": own["ci95"]["reconstruction"].get(score)}
     said = [f"{setting['sessions']} session{'s' if setting['sessions'] != 1 else ''}"]
     if "n_training_trials" in setting:
         said[0] += f" ({setting['n_training_trials']} trials)"
     said += [
         f"subject {setting['subject']}",
-        "refined" if own["picture"] == "corrected" else "not refined",
+        *(["refined" if own["picture"] == "corrected" else "not refined"] if "picture" in own else []),
         f"{len(run.pictures['thumbnails'])} test images",
-        f"{len(run.pictures['seen'])} pictures at {run.pictures['seen'].shape[-1]} px",
+        f"{len(run.pictures['seen'])} pictures at {run.pictures['seen'].shape[-1]} px" if "picture" in own else "no pictures",
     ]
     if setting.get("scores", {}).get("as_published"):
         said.append("scored as published")

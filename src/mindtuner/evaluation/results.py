@@ -4,16 +4,17 @@
 ``log.jsonl``              one object for each epoch: {"stage", "epoch", "step", "losses": {...}, "seconds"}
 ``pictures.safetensors``   uint8: "seen" (p, 3, H, W); "{method}/{stage}" (p, 3, H, W) for each stage that the
                            method has, out of lowlevel, reconstructed, blended, corrected; "thumbnails" (n, 3, h, w)
-                           of all test images
+                           of all test images. p is 0 where nothing was painted
 ``words.json``             {"picture_index": [p positions in the test list], "seen_captions": [p],
                            "all_captions": [n], "methods": {method: {"retrieved_caption": [p],
                            "written_caption": [p], "top5": [p lists of 5 positions in the test list]}}}
-                           (each may be absent where a method has none)
+                           (each may be absent where a method has none). Where nothing was painted, captions are
+                           retrieved for all test images: "retrieved_caption" is [n]
 ``per_image.safetensors``  the scores of single images, float32: "{method}/retrieval/{direction}" (n,), of text (t,), and
                            "{method}/reconstruction/{score}" (p,) of the method's picture; with them int64 "images" (n,)
                            stimulus ids of the test images, and as positions among these "shown" (p,), those painted, and
-                           "texts" (t,), those that have a caption. Also "{method}/captions/{score}" (p,) of the retrieved
-                           caption, "{method}/written/{score}" (p,) of the one that a network wrote, and
+                           "texts" (t,), those that have a caption. Also "{method}/captions/{score}" (p,), or (n,) where
+                           nothing was painted, of the retrieved caption, "{method}/written/{score}" (p,) of the one that a network wrote, and
                            "{method}/brain/{region}" (p,). A score is NaN where it is undefined: PixCorr of an
                            image that has one value everywhere, words of an image that has no caption
 ``results.json``           the scores, see ``build_results``; written last: a folder that has it is complete
@@ -78,7 +79,8 @@ def build_results(
 
     shown : (p,) stimulus ids of the painted images, which "undefined" names (default: their positions)
 
-    Two-way identifications by any network have the chance that stands at "two_way". Methods stand in the order of METHODS.
+    Two-way identifications by any network have the chance that stands at "two_way". Where nothing was painted there is nothing
+    of "reconstruction", and no "two_way"; "undefined" is empty. Methods stand in the order of METHODS.
     "paired" is empty where mindtuner was not scored. Raises UserError
     for an unknown method, methods scored on different numbers of images, or a number that is not finite.
     """
@@ -88,7 +90,7 @@ def build_results(
     if not scores:
         raise UserError(f"results.json: no methods; expected one or more of {', '.join(METHODS)}")
     ordered = {name: scores[name] for name in METHODS if name in scores}
-    counts = {(len(s.retrieval["image"]), len(s.reconstruction["pixcorr"])) for s in ordered.values()}
+    counts = {(len(s.retrieval["image"]), len(s.reconstruction.get("pixcorr", ()))) for s in ordered.values()}
     if len(counts) > 1:
         raise UserError(
             f"results.json: methods scored on different numbers of images {sorted(counts)}; "
@@ -110,10 +112,18 @@ def build_results(
                 "retrieval_pools": {
                     direction: chance_of_pools(first.summary["retrieval_pools"][direction]) for direction in DIRECTIONS
                 },
-                "two_way": 0.5,
-                "reconstruction": {score: {name: s.chance[score] for name, s in ordered.items()} for score in measured},
+                **(
+                    {
+                        "two_way": 0.5,
+                        "reconstruction": {
+                            score: {name: s.chance[score] for name, s in ordered.items()} for score in measured
+                        },
+                    }
+                    if first.reconstruction
+                    else {}
+                ),
             },
-            "undefined": {"pixcorr": _undefined(ordered, shown)},
+            "undefined": {"pixcorr": _undefined(ordered, shown)} if first.reconstruction else {},
             "paired": _paired(ordered, seed),
             "timing_s": timing_s,
             "peak_memory_mb": peak_memory_mb,
@@ -295,6 +305,7 @@ def _paired(scores: Mapping[str, MethodScores], seed: int) -> dict:
                 for key, values in getattr(ours, part).items()
             }
             for part in PARTS
+            if getattr(ours, part)
         }
         for name, other in scores.items()
         if name != "mindtuner"

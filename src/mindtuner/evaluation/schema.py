@@ -1,19 +1,25 @@
-"""The schema of a run folder's files, checked by hand so that each message names the field at fault."""
+"""The schema of a run folder's files: what stands in JSON by pydantic, arrays by name, type and shape. Each message names the
+file and the field at fault.
+
+A run that painted nothing (``decode.pictures`` is 0) has retrieval and scores of captions, and no block ``reconstruction``.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores import catalogue
-from mindtuner.evaluation.scores.catalogue import ALWAYS, RANDOM_PAIRS, Score
-from mindtuner.evaluation.scoring import DIRECTIONS, STAGES
+from mindtuner.evaluation.scores.catalogue import ALWAYS, RANDOM_PAIRS, of_part
+from mindtuner.evaluation.scoring import STAGES
 from mindtuner.thirdparty import one_line
 
-METHODS = (
+MethodName = Literal[
     "mindtuner",
     "ridge_only",
     "full_finetune",
@@ -21,83 +27,266 @@ METHODS = (
     "nearest_training_image",
     "prior_only",
     "shuffled_brain",
-)
+]
+METHODS = get_args(MethodName)
 HELD_OUT_SIDES = ("of_category", "others")  # test images that show a category held out, and those that do not
-PARTS = ("retrieval", "reconstruction")  # of the scores that every method has
+PARTS = ("retrieval", "reconstruction")  # of the scores that every method has, but for a run that painted nothing
 ALL_PARTS = (*PARTS, "captions", "written", "brain")  # those of single images; regions of the brain have any names
+
+
+class _Missing:
+    """Stands where a field is missing, so that it is refused as what was expected there."""
+
+    def __repr__(self) -> str:
+        return "'missing'"
+
+
+MISSING: Any = _Missing()
+_EXPECTED = {  # what pydantic calls a fault -> what was expected
+    "float_type": "a finite number",
+    "finite_number": "a finite number",
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "list_type": "a list",
+    "string_type": "text",
+    "string_too_short": "text",
+    "int_type": "a whole number",
+    "greater_than_equal": "0 or more",
+    "too_short": "[low, high]",
+    "too_long": "[low, high]",
+}
+
+
+def _inside(message: str) -> PydanticCustomError:
+    """A fault of a field within what is checked, which the message names."""
+    return PydanticCustomError("inside", "{message}", {"message": message})
+
+
+def _expecting(expected: str) -> PydanticCustomError:
+    """A fault of what is checked itself."""
+    return PydanticCustomError("expected", "{expected}", {"expected": expected})
+
+
+def _share(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise _expecting("0 to 1")
+    return value
+
+
+def _in_order(pair: list[float]) -> list[float]:
+    if pair[0] > pair[1]:
+        raise _expecting("[low, high]")
+    return pair
+
+
+def _maybe() -> Any:
+    """The default of a field that may be absent; where it is there, it is checked."""
+    return Field(None, validate_default=False)
+
+
+def _some(expected: str):
+    def check(values):
+        if not values:
+            raise _expecting(expected)
+        return values
+
+    return AfterValidator(check)
+
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Share = Annotated[Number, AfterValidator(_share)]
+Interval = Annotated[list[Number], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
+Scores = dict[str, Number]
+T = TypeVar("T")
+
+
+class _Block(BaseModel):
+    """A mapping that has at least these fields."""
+
+    model_config = ConfigDict(extra="allow", validate_default=True, strict=True)
+
+
+class _Directions(_Block, Generic[T]):
+    image: T = MISSING
+    brain: T = MISSING
+    text: T = MISSING
+
+
+class _Ranks(_Block, Generic[T]):
+    top1: T = MISSING
+    top5: T = MISSING
+
+
+class _RankIntervals(_Ranks[Interval]):
+    median_rank: Interval = MISSING
+
+
+class _Pool(_Ranks[Share]):
+    pool: Number = MISSING
+    median_rank: Number = MISSING
+    ci95: _RankIntervals = _maybe()
+
+
+class _Intervals(_Block):
+    retrieval: _Directions[Interval] = MISSING
+    reconstruction: dict[str, Interval] = _maybe()
+
+
+class _Method(_Block):
+    """Scores of a method. What is of pictures is there as a whole or not at all."""
+
+    retrieval: _Directions[Share] = MISSING
+    ci95: _Intervals = MISSING
+    reconstruction: Scores = _maybe()
+    stages: Annotated[dict[Literal[STAGES], Scores], _some(f"one or more of {', '.join(STAGES)}")] = _maybe()
+    picture: Any = None
+    retrieval_pools: _Directions[Annotated[list[_Pool], _some("a list of pools")]] = _maybe()
+    single_trial_retrieval: _Directions[Share] = _maybe()
+
+    @model_validator(mode="after")
+    def _pictures(self):
+        of_pictures = {
+            "reconstruction": self.reconstruction,
+            "stages": self.stages,
+            "picture": self.picture,
+            "ci95.reconstruction": self.ci95.reconstruction,
+        }
+        there = [name for name, value in of_pictures.items() if value is not None]
+        if not there:
+            return self
+        for name, value in of_pictures.items():
+            if value is None:
+                raise _inside(f"{name} is 'missing'; expected it beside {there[0]}")
+        if self.picture not in list(self.stages):
+            raise _inside(f"picture is {self.picture!r}; expected one of {', '.join(self.stages)}")
+        for name in (*ALWAYS["reconstruction"], *self.reconstruction):
+            _known("reconstruction", name)
+            score = of_part("reconstruction")[name]
+            for at, scores in (
+                ("reconstruction", self.reconstruction),
+                *((f"stages.{k}", v) for k, v in self.stages.items()),
+            ):
+                value = scores.get(name, MISSING)
+                if value is MISSING:
+                    raise _inside(f"{at}: {name} is 'missing'; expected a finite number")
+                if not score.low <= value <= score.high:
+                    raise _inside(f"{at}: {name} is {value}; expected {score.low:g} to {score.high:g}")
+            if name not in self.ci95.reconstruction:
+                raise _inside(f"ci95.reconstruction: {name} is 'missing'; expected [low, high]")
+        return self
+
+
+def _known(part: str, name: str, at: str = "") -> None:
+    try:
+        catalogue.find(part, name, at or part)
+    except UserError as error:
+        raise _inside(str(error)) from error
+
+
+class _Chance(_Block):
+    retrieval: _Directions[Share] = MISSING
+    two_way: Share = _maybe()
+    reconstruction: dict[str, Scores] = _maybe()
+
+
+class _Difference(_Block):
+    mean: Number = MISSING
+    ci: Interval = MISSING
+    p: Share = MISSING
+
+
+class _ScoreApart(_Block):
+    mean: Number = MISSING
+    ci: Interval = MISSING
+    n: Number = MISSING
+
+
+Sides = dict[str, dict[str, dict[str, _ScoreApart]]]
+
+
+class _HeldOut(_Block):
+    category: Annotated[str, Field(min_length=1)] = MISSING
+    images: Annotated[list[Annotated[StrictInt, Field(ge=0)]], _some("a list of stimulus ids")] = MISSING
+    left_out: Number = MISSING
+    of_category: Sides = MISSING
+    others: Sides = MISSING
+
+
+class _Results(_Block):
+    setting: dict = MISSING
+    methods: Annotated[dict[MethodName, _Method], _some(f"one or more of {', '.join(METHODS)}")] = MISSING
+    chance: _Chance = MISSING
+    paired: dict[str, dict[str, dict[str, _Difference]]] = MISSING
+    timing_s: dict = MISSING
+    peak_memory_mb: Number = MISSING
+    held_out: _HeldOut = _maybe()
+
+    @model_validator(mode="after")
+    def _together(self):
+        painted = {name for name, method in self.methods.items() if method.reconstruction is not None}
+        if painted and (without := [name for name in self.methods if name not in painted]):
+            raise _inside(
+                f"methods.{without[0]}: reconstruction is 'missing'; expected a mapping, as of {sorted(painted)[0]}"
+            )
+        if painted and self.chance.two_way is None:
+            raise _inside("chance: two_way is 'missing'; expected a finite number")
+        for name in painted:
+            for score in self.methods[name].reconstruction:
+                if of_part("reconstruction")[score].chance == RANDOM_PAIRS:
+                    at, table = "chance.reconstruction", self.chance.reconstruction or {}
+                    if score not in table:
+                        raise _inside(f"{at}: {score} is 'missing'; expected a mapping")
+                    if name not in table[score]:
+                        raise _inside(f"{at}.{score}: {name} is 'missing'; expected a finite number")
+        for comparison, parts in self.paired.items():
+            for part in PARTS if painted else PARTS[:1]:
+                at = f"paired.{comparison}"
+                if part not in parts:
+                    raise _inside(f"{at}: {part} is 'missing'; expected a mapping")
+                for key in parts[part]:
+                    _known(part, key, f"{at}.{part}")
+                for key in ALWAYS[part]:
+                    if key not in parts[part]:
+                        raise _inside(f"{at}.{part}: {key} is 'missing'; expected a mapping")
+        return self
+
+
+class _WordsOfMethod(_Block):
+    retrieved_caption: list = _maybe()
+    written_caption: list = _maybe()
+    top5: list[list[StrictInt]] = _maybe()
+
+
+class _Words(_Block):
+    picture_index: list[StrictInt] = MISSING
+    seen_captions: list = MISSING
+    all_captions: list = MISSING
+    methods: dict[MethodName, _WordsOfMethod] = MISSING
 
 
 def validate_results(results: Mapping, where: str = "results.json") -> None:
     """Check results against the schema. Raises UserError naming the first field that is missing or wrong."""
-    for key in ("setting", "methods", "chance", "paired", "timing_s"):
-        _mapping(results, key, where)
-    _number(results, "peak_memory_mb", where)
-    if not results["methods"]:
-        raise UserError(f"{where}: methods is empty; expected one or more of {', '.join(METHODS)}")
-    for name, method in results["methods"].items():
-        at = f"{where}: methods.{name}"
-        if name not in METHODS:
-            raise UserError(f"{at} is unknown; expected one of {', '.join(METHODS)}")
-        if not isinstance(method, Mapping):
-            raise UserError(f"{at} is {method!r}; expected a mapping")
-        ci = _mapping(method, "ci95", at)
-        for direction in DIRECTIONS:
-            _share(_mapping(method, "retrieval", at), direction, f"{at}.retrieval", 0)
-            _interval(_mapping(ci, "retrieval", f"{at}.ci95"), direction, f"{at}.ci95")
-        stages = _mapping(method, "stages", at)
-        if not stages or set(stages) - set(STAGES):
-            raise UserError(f"{at}.stages holds {sorted(stages)}; expected one or more of {', '.join(STAGES)}")
-        if method.get("picture") not in stages:
-            raise UserError(f"{at}.picture is {method.get('picture')!r}; expected one of {', '.join(stages)}")
-        scored = _scores(_mapping(method, "reconstruction", at), f"{at}.reconstruction")
-        for name_of, score in scored.items():
-            _in_range(method["reconstruction"], score, f"{at}.reconstruction")
-            _interval(_mapping(ci, "reconstruction", f"{at}.ci95"), name_of, f"{at}.ci95")
-            for stage in stages:
-                _in_range(_mapping(stages, stage, f"{at}.stages"), score, f"{at}.stages.{stage}")
-        if "retrieval_pools" in method:
-            for direction in DIRECTIONS:
-                _pools(_mapping(method, "retrieval_pools", at), direction, f"{at}.retrieval_pools")
-        if "single_trial_retrieval" in method:
-            for direction in DIRECTIONS:
-                single = _mapping(method, "single_trial_retrieval", at)
-                _share(single, direction, f"{at}.single_trial_retrieval", 0)
-    chance = results["chance"]
-    for direction in DIRECTIONS:
-        _share(_mapping(chance, "retrieval", f"{where}: chance"), direction, f"{where}: chance.retrieval", 0)
-    _share(chance, "two_way", f"{where}: chance", 0)
-    for name, method in results["methods"].items():
-        for score in _scores(method["reconstruction"], where).values():
-            if score.chance == RANDOM_PAIRS:
-                at = f"{where}: chance.reconstruction"
-                of_score = _mapping(_mapping(chance, "reconstruction", f"{where}: chance"), score.name, at)
-                _number(of_score, name, f"{at}.{score.name}")
-    if "held_out" in results:
-        held_out = _mapping(results, "held_out", where)
-        if not isinstance(held_out.get("category"), str) or not held_out["category"]:
-            raise UserError(f"{where}: held_out.category is {held_out.get('category', 'missing')!r}; expected a name")
-        images = held_out.get("images")
-        if not isinstance(images, list) or not images or not all(type(image) is int and image >= 0 for image in images):
-            raise UserError(f"{where}: held_out.images is {images!r:.60}; expected a list of stimulus ids")
-        _number(held_out, "left_out", f"{where}: held_out")
-        for side in HELD_OUT_SIDES:
-            for name, parts in _mapping(held_out, side, f"{where}: held_out").items():
-                for part, scores in parts.items():
-                    for score in scores:
-                        at = f"{where}: held_out.{side}.{name}.{part}"
-                        entry = _mapping(scores, score, at)
-                        _interval(entry, "ci", f"{at}.{score}")
-                        for field in ("mean", "n"):
-                            _number(entry, field, f"{at}.{score}")
-    for comparison, parts in results["paired"].items():
-        for part, keys in ALWAYS.items():
-            at = f"{where}: paired.{comparison}.{part}"
-            for key in dict.fromkeys((*keys, *_mapping(parts, part, at))):
-                catalogue.find(part, key, at)
-                entry = _mapping(_mapping(parts, part, at), key, at)
-                _number(entry, "mean", f"{at}.{key}")
-                _interval(entry, "ci", f"{at}.{key}")
-                _share(entry, "p", f"{at}.{key}", 0)
+    _checked(_Results, results, where)
+
+
+def _checked(model: type[_Block], value: Mapping, where: str) -> Any:
+    try:
+        return model.model_validate(dict(value))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_said(error.errors(include_url=False)[0])}") from None
+
+
+def _said(fault) -> str:
+    """A fault that pydantic found, in one line: where it stands, the field, what was found, and what was expected."""
+    *parents, field = [str(part) for part in fault["loc"]] or [""]
+    if field == "[key]":
+        return f"{'.'.join(parents)} is unknown; expected one of {fault['ctx']['expected'].replace(chr(39), '')}"
+    if fault["type"] == "inside":
+        place = ".".join([*parents, field])
+        return f"{place}.{fault['msg']}" if place else fault["msg"]
+    expected = fault["msg"] if fault["type"] == "expected" else _EXPECTED.get(fault["type"], fault["msg"])
+    found = one_line(repr(fault["input"]))
+    return f"{'.'.join(parents)}{': ' if parents else ''}{field} is {found}; expected {expected}"
 
 
 def validate_pictures(pictures: Mapping[str, np.ndarray], where: str) -> None:
@@ -119,23 +308,20 @@ def validate_pictures(pictures: Mapping[str, np.ndarray], where: str) -> None:
 
 def validate_words(words: Mapping, pictures: Mapping[str, np.ndarray], where: str) -> None:
     """Check that words.json fits the pictures. Raises UserError."""
+    checked = _checked(_Words, words, where)
     p, n = len(pictures["seen"]), len(pictures["thumbnails"])
     for key, count in (("picture_index", p), ("seen_captions", p), ("all_captions", n)):
-        _list(words, key, count, where)
-    _positions(words["picture_index"], n, f"{where}: picture_index")
-    for name, method in _mapping(words, "methods", where).items():
+        _of_length(getattr(checked, key), count, f"{where}: {key}")
+    _positions(checked.picture_index, n, f"{where}: picture_index")
+    for name, method in checked.methods.items():
         at = f"{where}: methods.{name}"
-        if name not in METHODS or not isinstance(method, Mapping):
-            raise UserError(f"{at} is unknown or no mapping; expected methods out of {', '.join(METHODS)}")
-        for key in ("retrieved_caption", "written_caption"):
-            if key in method:
-                _list(method, key, p, at)
-        if "top5" in method:
-            _list(method, "top5", p, at)
-            for row in method["top5"]:
-                if not isinstance(row, list) or len(row) != min(5, n):
-                    raise UserError(f"{at}.top5 holds {row!r}; expected lists of {min(5, n)} positions")
-                _positions(row, n, f"{at}.top5")
+        for key, count in (("retrieved_caption", p or n), ("written_caption", p), ("top5", p)):
+            if (values := getattr(method, key)) is not None:
+                _of_length(values, count, f"{at}: {key}")
+        for row in method.top5 or ():
+            if len(row) != min(5, n):
+                raise UserError(f"{at}.top5 holds {row!r}; expected lists of {min(5, n)} positions")
+            _positions(row, n, f"{at}.top5")
 
 
 def validate_per_image(per_image: Mapping[str, np.ndarray], pictures: Mapping[str, np.ndarray], where: str) -> None:
@@ -160,72 +346,17 @@ def validate_per_image(per_image: Mapping[str, np.ndarray], pictures: Mapping[st
             )
         if part in ("reconstruction", "captions", "written"):
             catalogue.find(part, score, f"{where}: {name}")
-        expected = lengths.get(score, n) if part == "retrieval" else p
+        expected = lengths.get(score, n) if part == "retrieval" else p or n if part == "captions" else p
         if array.dtype != np.float32 or array.shape != (expected,):
             raise UserError(f"{where}: {name} is {array.dtype} {array.shape}; expected {expected} float32 numbers")
 
 
-def _mapping(parent: Mapping, key: str, where: str) -> Mapping:
-    if not isinstance(parent.get(key), Mapping):
-        raise UserError(f"{where}: {key} is {parent.get(key, 'missing')!r}; expected a mapping")
-    return parent[key]
+def _of_length(values: list, count: int, where: str) -> None:
+    if len(values) != count:
+        raise UserError(f"{where} has {len(values)} entries; expected a list of {count}")
 
 
-def _number(parent: Mapping, key: str, where: str) -> float:
-    value = parent.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"{where}: {key} is {parent.get(key, 'missing')!r}; expected a finite number")
-    return value
-
-
-def _share(parent: Mapping, key: str, where: str, lowest: float) -> None:
-    if not lowest <= _number(parent, key, where) <= 1:
-        raise UserError(f"{where}: {key} is {parent[key]}; expected {lowest} to 1")
-
-
-def _scores(parent: Mapping, where: str) -> dict[str, Score]:
-    """The picture scores that a run holds: known ones, and at least those that need no network of the user's."""
-    for name in ALWAYS["reconstruction"]:
-        _number(parent, name, where)
-    return {name: catalogue.find("reconstruction", name, where) for name in parent}
-
-
-def _in_range(parent: Mapping, score: Score, where: str) -> None:
-    if not score.low <= _number(parent, score.name, where) <= score.high:
-        raise UserError(f"{where}: {score.name} is {parent[score.name]}; expected {score.low:g} to {score.high:g}")
-
-
-def _pools(parent: Mapping, direction: str, where: str) -> None:
-    entries = parent.get(direction)
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
-        raise UserError(f"{where}: {direction} is {one_line(entries)}; expected a list of pools")
-    for entry in entries:
-        for name in ("top1", "top5"):
-            _share(entry, name, f"{where}.{direction}", 0)
-        for name in ("pool", "median_rank"):
-            _number(entry, name, f"{where}.{direction}")
-        if "ci95" in entry:
-            for name in ("top1", "top5", "median_rank"):
-                _interval(_mapping(entry, "ci95", f"{where}.{direction}"), name, f"{where}.{direction}.ci95")
-
-
-def _interval(parent: Mapping, key: str, where: str) -> None:
-    pair = parent.get(key)
-    if not isinstance(pair, list) or len(pair) != 2:
-        raise UserError(f"{where}: {key} is {parent.get(key, 'missing')!r}; expected [low, high]")
-    low, high = (_number(dict(enumerate(pair)), i, f"{where}: {key}") for i in (0, 1))
-    if low > high:
-        raise UserError(f"{where}: {key} is {pair}; expected [low, high]")
-
-
-def _list(parent: Mapping, key: str, count: int, where: str) -> None:
-    value = parent.get(key)
-    if not isinstance(value, list) or len(value) != count:
-        found = f"{len(value)} entries" if isinstance(value, list) else type(value).__name__
-        raise UserError(f"{where}: {key} has {found}; expected a list of {count}")
-
-
-def _positions(values: list, count: int, where: str) -> None:
+def _positions(values: list[int], count: int, where: str) -> None:
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+        if not 0 <= value < count:
             raise UserError(f"{where} holds {value!r}; expected positions 0 to {count - 1}")

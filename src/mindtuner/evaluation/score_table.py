@@ -10,7 +10,10 @@ def text(results: dict) -> str:
     """The methods' scores in a few aligned lines, and in words what they leave out."""
     first = next(iter(results["methods"].values()))
     scores = [
-        score for part in ("retrieval", "reconstruction") for score in of_part(part).values() if score.name in first[part]
+        score
+        for part in ("retrieval", "reconstruction")
+        for score in of_part(part).values()
+        if score.name in first.get(part, ())
     ]
     widths = [max(8, len(score.label) + 2) for score in scores]
 
@@ -39,13 +42,14 @@ def chance_of(chance: dict, score: Score, method: str = "mindtuner") -> float | 
 
 def remarks(results: dict) -> list[str]:
     """What a reader of the table has to know: scores where less is better, networks, what is left out, smaller pools."""
-    own, undefined = results["setting"]["scores"], results["undefined"]["pixcorr"]
+    own = results["setting"]["scores"]
+    undefined = results["undefined"].get("pixcorr", {"left_out": {"count": 0}, "counted_zero": {}})  # none without pictures
     by = [f"{', '.join(network['layers'])} by {network['network']}" for network in own["networks"].values()]
     said = [f"networks: {'; '.join(by)}", not_scored(own["not_scored"])]
     lower = [
         score.label
         for score in of_part("reconstruction").values()
-        if not score.higher_is_better and score.name in next(iter(results["methods"].values()))["reconstruction"]
+        if not score.higher_is_better and score.name in next(iter(results["methods"].values())).get("reconstruction", ())
     ]
     said.append(f"lower is better: {', '.join(lower)}" if lower else "")
     if undefined["left_out"]["count"]:

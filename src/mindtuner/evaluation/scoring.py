@@ -24,7 +24,8 @@ DIRECTIONS = ALWAYS["retrieval"]
 
 @dataclass(frozen=True)
 class Truth:
-    """What was seen, n test images, the first or any p of them painted; and how pictures and retrieval are to be scored."""
+    """What was seen, n test images, the first or any p of them painted, or none; and how pictures and retrieval are to be
+    scored."""
 
     tokens: np.ndarray  # (n, T, D), the image tower's
     text: np.ndarray  # (n, d), or of those images that have captions: the mean of their embeddings
@@ -34,7 +35,8 @@ class Truth:
     pool: int = POOL  # candidates of the smaller retrieval, where there are more
 
     def __post_init__(self) -> None:
-        as_images(self.pictures, "seen pictures")
+        if len(self.pictures):
+            as_images(self.pictures, "seen pictures")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class MethodScores:
 
     summary: dict
     retrieval: dict[str, np.ndarray]  # direction -> (n,)
-    reconstruction: dict[str, np.ndarray]  # score -> (p,), of the method's picture; NaN where it is undefined
+    reconstruction: dict[str, np.ndarray]  # score -> (p,), of the method's picture, NaN where it is undefined; {} with p = 0
     chance: dict[str, float]  # of 1,000 random pairings, for scores without an analytic chance
     flat: list[int] = field(default_factory=list)  # positions of painted pictures that have one value everywhere
 
@@ -58,7 +60,7 @@ def score_methods(
 
     What a method predicts: "retrieval_tokens" (n, T, D) and "text" (n, d), from brains averaged over repeats;
     "stages", a dict of pictures (p, 3, H, W), floats in 0..1 or uint8, with keys out of STAGES, the last of which is the
-    method's picture; optionally "single_trials", a list of {"retrieval_tokens", "text"}, each from one trial
+    method's picture, and none where nothing was painted (p = 0); optionally "single_trials", a list of {"retrieval_tokens", "text"}, each from one trial
     for every test image (their scores are averaged). ``keep``: see ``score_images``; keys are (method, stage) of its
     picture, and None of what was seen. Raises UserError, naming the method, where something is
     missing or misshapen.
@@ -71,6 +73,11 @@ def score_methods(
         except UserError as error:
             raise UserError(f"method {name}: {error}") from error
     picture = {name: stage for name, stage in sets}  # the last stage of each
+    if not len(truth.pictures):
+        return {
+            name: MethodScores(summary | {"ci95": {"retrieval": _intervals(top1, seed)}}, top1, {}, {})
+            for name, (top1, summary) in retrieved.items()
+        }
     scores, chance = score_images(truth.pictures, sets, truth.networks, truth.choices, list(picture.items()), seed, keep)
     found = {}
     for name, (top1, summary) in retrieved.items():
@@ -128,6 +135,10 @@ def retrieve(tokens: np.ndarray, text: np.ndarray, true_tokens: np.ndarray, true
 def _stages(predicted: Mapping, truth: Truth) -> dict[str, np.ndarray]:
     """The method's pictures in the order of STAGES."""
     given = {stage: pictures for stage, pictures in predicted.get("stages", {}).items() if pictures is not None}
+    if not len(truth.pictures):
+        if given:
+            raise UserError(f"stages {sorted(given)}: expected none, as no picture of what was seen is given")
+        return {}
     if not given or set(given) - set(STAGES):
         raise UserError(f"stages {sorted(given)}: expected one or more of {', '.join(STAGES)}")
     for stage, pictures in given.items():

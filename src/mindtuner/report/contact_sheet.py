@@ -28,6 +28,8 @@ def contact_sheet(run_folder: str | Path, n: int = 8, method: str = MAIN_METHOD)
     """
     pictures = load_run(run_folder).pictures
     count = len(pictures["seen"])
+    if count == 0:
+        raise UserError(f"contact sheet: {run_folder} painted nothing; expected a run with decode.pictures of 1 or more")
     if not 1 <= n <= count:
         raise UserError(f"contact sheet: n is {n}; expected 1 to {count}, the pictures of {run_folder}")
     rows = [("Seen", pictures["seen"])]
