@@ -139,6 +139,39 @@ def make_run(folder, side=64, subject=1, sessions=1, seed=0, level=0.62):
     return folder
 
 
+def unpaint(run):
+    """The same run with ``decode.pictures`` of 0: retrieval, and captions of all test images."""
+    results = json.loads((run / "results.json").read_text())
+    for own in results["methods"].values():
+        for name in ("reconstruction", "picture", "stages"):
+            del own[name]
+        del own["ci95"]["reconstruction"]
+        own["captions"], own["ci95"]["captions"] = {"meteor": 0.25}, {"meteor": [0.2, 0.3]}
+    results["chance"] = {"retrieval": results["chance"]["retrieval"], "captions": {"meteor": {"mindtuner": 0.1}}}
+    for parts in results["paired"].values():
+        del parts["reconstruction"]
+    results["setting"] |= {"n_pictures": 0, "scores": {"not_scored": ["clip", "swav"]}}
+    results["undefined"] = {}
+    (run / "results.json").write_text(json.dumps(results))
+    thumbnails = np.stack([scene(n, 16) for n in range(TESTS)])
+    save_file({"seen": np.zeros((0, 3, 64, 64), np.uint8), "thumbnails": thumbnails}, run / "pictures.safetensors")
+    words = json.loads((run / "words.json").read_text()) | {"picture_index": [], "seen_captions": []}
+    words["methods"] = {m: {"top5": [], "retrieved_caption": [f"{m} reads {n}" for n in range(TESTS)]} for m in RANKS}
+    (run / "words.json").write_text(json.dumps(words))
+    save_file(
+        {
+            "images": np.arange(TESTS),
+            "shown": np.arange(0),
+            "texts": np.arange(1, TESTS),
+            "mindtuner/retrieval/image": np.linspace(0, 1, TESTS, dtype=np.float32),
+            "mindtuner/retrieval/text": np.linspace(0, 1, TESTS - 1, dtype=np.float32),
+            "mindtuner/captions/meteor": np.linspace(0, 0.5, TESTS, dtype=np.float32),
+        },
+        run / "per_image.safetensors",
+    )
+    return run
+
+
 def add_pools(run, pool=5):
     """Retrieval among all TESTS candidates and among ``pool``, for two methods, as ``evaluate --pool`` leaves it."""
     sizes = {TESTS: (0.5, 0.75, 3.0), pool: (0.625, 1.0, 1.5)}

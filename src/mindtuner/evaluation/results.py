@@ -14,9 +14,9 @@
                            "{method}/reconstruction/{score}" (p,) of the method's picture; with them int64 "images" (n,)
                            stimulus ids of the test images, and as positions among these "shown" (p,), those painted, and
                            "texts" (t,), those that have a caption. Also "{method}/captions/{score}" (p,), or (n,) where
-                           nothing was painted, of the retrieved caption, "{method}/written/{score}" (p,) of the one that a network wrote, and
-                           "{method}/brain/{region}" (p,). A score is NaN where it is undefined: PixCorr of an
-                           image that has one value everywhere, words of an image that has no caption
+                           nothing was painted, of the retrieved caption, "{method}/written/{score}" (p,) of the one that
+                           a network wrote, and "{method}/brain/{region}" (p,). A score is NaN where it is undefined:
+                           PixCorr of an image that has one value everywhere, words of an image that has no caption
 ``results.json``           the scores, see ``build_results``; written last: a folder that has it is complete
 """
 
@@ -79,8 +79,8 @@ def build_results(
 
     shown : (p,) stimulus ids of the painted images, which "undefined" names (default: their positions)
 
-    Two-way identifications by any network have the chance that stands at "two_way". Where nothing was painted there is nothing
-    of "reconstruction", and no "two_way"; "undefined" is empty. Methods stand in the order of METHODS.
+    Two-way identifications by any network have the chance that stands at "two_way". Where nothing was painted there is
+    nothing of "reconstruction", and no "two_way"; "undefined" is empty. Methods stand in the order of METHODS.
     "paired" is empty where mindtuner was not scored. Raises UserError
     for an unknown method, methods scored on different numbers of images, or a number that is not finite.
     """

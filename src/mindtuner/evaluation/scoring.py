@@ -60,7 +60,8 @@ def score_methods(
 
     What a method predicts: "retrieval_tokens" (n, T, D) and "text" (n, d), from brains averaged over repeats;
     "stages", a dict of pictures (p, 3, H, W), floats in 0..1 or uint8, with keys out of STAGES, the last of which is the
-    method's picture, and none where nothing was painted (p = 0); optionally "single_trials", a list of {"retrieval_tokens", "text"}, each from one trial
+    method's picture, and none where nothing was painted (p = 0); optionally "single_trials", a list of
+    {"retrieval_tokens", "text"}, each from one trial
     for every test image (their scores are averaged). ``keep``: see ``score_images``; keys are (method, stage) of its
     picture, and None of what was seen. Raises UserError, naming the method, where something is
     missing or misshapen.

@@ -71,13 +71,15 @@ def render(loaded: list[runs.LoadedRun]) -> str:
                 "label": label,
                 "setting": _setting(one),
                 "scores": tables.of_run(one.run.results),
+                "tests": len(one.run.pictures["thumbnails"]),
+                "painted": len(one.run.pictures["seen"]),
                 "facts": settings.setting_rows(one.run.results),
                 "config": one.config,
                 "folder": one.folder.name,
             }
             for one, label in zip(loaded, labels, strict=True)
         ],
-        gallery=gallery(loaded, labels, LIMIT - WRITTEN * len(loaded)),
+        gallery=_gallery(loaded, labels),
         headline=tables.headline(loaded[0].run.results) if len(loaded) == 1 else [],
         beside=[runs.table(loaded, name) for name in sorted(methods, key=lambda name: name != main_of(methods))]
         if len(loaded) > 1
@@ -88,6 +90,12 @@ def render(loaded: list[runs.LoadedRun]) -> str:
         else None,
         curves=settings.training_curves([one.run.log for one in loaded]),
     )
+
+
+def _gallery(loaded: list[runs.LoadedRun], labels: list[str]) -> dict | None:
+    """The gallery of the runs that painted; None where none did."""
+    painted = [(one, label) for one, label in zip(loaded, labels, strict=True) if len(one.run.pictures["seen"])]
+    return gallery(*map(list, zip(*painted, strict=True)), LIMIT - WRITTEN * len(loaded)) if painted else None
 
 
 def _setting(one: runs.LoadedRun) -> dict:

@@ -78,7 +78,7 @@ def load(folder: str | Path) -> LoadedRun:
     for number, entry in enumerate(run.log, 1):
         if not is_number(entry.get("epoch")):
             raise UserError(f"{folder / 'log.jsonl'}: entry {number} has no epoch; expected a number")
-    if not methods_of(run.pictures):
+    if len(run.pictures["seen"]) and not methods_of(run.pictures):
         raise UserError(f"{folder / 'pictures.safetensors'}: no method has pictures; expected METHOD/STAGE")
     config = _text(folder / "config.yaml")
     return LoadedRun(folder, run, config, _choices(setting, config, folder / "config.yaml"))

@@ -236,7 +236,9 @@ def held_out(results: dict) -> dict | None:
 
 
 def not_scored(results: dict) -> str:
-    """Names of the scores that the run had no network for."""
+    """Names of the scores that the run had no network for; none where there was nothing to score by one."""
+    if not scores_in(results, "reconstruction"):
+        return ""
     scores = results["setting"].get("scores")
     names = scores.get("not_scored") if isinstance(scores, dict) else None
     return ", ".join(score_of("reconstruction", str(name)).label for name in names or ())

@@ -302,3 +302,45 @@ def test_the_verb_refuses_in_one_line(tmp_path, capsys):
         assert main(["compare", *map(str, words)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("mindtuner: ") and error.count("\n") == 1 and named in error, error
+
+
+# ---- runs that painted nothing
+
+
+def unpainted(**about):
+    run = run_of(scores=(), **about)
+    for own in run.results["methods"].values():
+        for name in ("reconstruction", "picture", "stages"):
+            del own[name]
+        del own["ci95"]["reconstruction"]
+    run.results["chance"] = {"retrieval": run.results["chance"]["retrieval"]}
+    run.per_image["shown"] = np.arange(0)
+    for method in run.results["methods"]:
+        run.per_image[f"{method}/captions/meteor"] = np.linspace(0.1, 0.9 - 0.1 * about.get("seed", 0), N).astype(np.float32)
+    return run
+
+
+def test_runs_that_painted_nothing_are_compared_by_retrieval_and_captions():
+    a, b = unpainted(), unpainted(seed=1)
+    found = compare({"a": a}, {"b": b})
+    scores = [(row["part"], row["score"]) for row in found["scores"]]
+    assert scores == [*(("retrieval", d) for d in DIRECTIONS), ("captions", "meteor")]
+    assert (found["test_set"]["images"], found["test_set"]["pictures"]) == (N, 0) and row_of(found, "meteor")["n"] == N
+    assert f"{N} test images, 0 painted" in comparison_text(found)
+    of_category = copy.deepcopy(a)
+    of_category.results["held_out"] = {"category": "dog", "images": [0, 3, 6]}
+    assert row_of(compare({"a": of_category}, {"b": b}, images="category"), "meteor")["n"] == 3
+
+
+def test_with_a_run_that_painted_only_what_needs_no_picture_is_compared():
+    a, b = unpainted(), run_of(seed=1)
+    for method in b.results["methods"]:
+        b.per_image[f"{method}/captions/meteor"] = np.linspace(0, 1, P).astype(np.float32)  # of the painted images alone
+    for sides in (({"a": a}, {"b": b}), ({"b": b}, {"a": a})):
+        found = compare(*sides)
+        assert [row["score"] for row in found["scores"]] == list(DIRECTIONS) and found["test_set"]["pictures"] == 0
+        assert any("left out: PixCorr" in note and "METEOR" in note for note in found["notes"])
+    other = run_of(seed=2)
+    other.per_image["shown"] = np.arange(1, N, 2)
+    with pytest.raises(UserError, match="c/per_image.safetensors: shown holds 6 painted images; expected the same 6 as in b"):
+        compare({"a": a, "b": b}, {"c": other, "d": unpainted(seed=3)})

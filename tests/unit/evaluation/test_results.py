@@ -7,6 +7,7 @@ import torch
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation import results as module
+from mindtuner.evaluation.held_out import held_out_scores
 from mindtuner.evaluation.results import (
     build_results,
     from_uint8,
@@ -209,7 +210,7 @@ def test_uint8_pictures_come_back_to_the_nearest_step():
         (lambda r: r["methods"]["mindtuner"]["retrieval"].update(text=1.2), "text is 1.2; expected 0 to 1"),
         (lambda r: r["methods"]["mindtuner"].update(picture="sketch"), "picture is 'sketch'"),
         (lambda r: r["methods"]["mindtuner"]["ci95"]["retrieval"].update(image=[0.4, 0.2]), r"image is \[0.4, 0.2\]"),
-        (lambda r: r["methods"]["mindtuner"]["stages"].update(final={}), r"mindtuner\.stages\.final is unknown; expected one of lowlevel"),
+        (lambda r: r["methods"]["mindtuner"]["stages"].update(final={}), "final is unknown; expected one of lowlevel"),
         (lambda r: r["methods"].update(other={}), "methods.other is unknown"),
         (lambda r: r["chance"]["reconstruction"]["ssim"].pop("mindtuner"), "mindtuner is 'missing'"),
         (lambda r: r["paired"]["mindtuner_minus_shuffled_brain"]["retrieval"]["image"].pop("p"), "p is 'missing'"),
@@ -344,6 +345,92 @@ def test_scores_beyond_those_of_every_run_are_known_ones_in_their_range(results)
     more["methods"]["mindtuner"]["reconstruction"]["lpips"] = 0.1
     with pytest.raises(UserError, match="methods.mindtuner.reconstruction: lpips is an unknown reconstruction score"):
         validate_results(more)
+
+
+# ---- nothing painted
+
+
+def unpainted(truth, noise, seed=1):
+    """(what was seen, what a method predicts), without a picture."""
+    nothing = Truth(truth.tokens, truth.text, np.empty((0, 3, SIDE, SIDE), np.uint8), [PIXELS])
+    return nothing, prediction(truth, noise, seed=seed) | {"stages": {}}
+
+
+def test_without_pictures_there_is_retrieval_and_no_block_of_pictures(truth, results, tmp_path):
+    nothing, ours = unpainted(truth, 0.3)
+    scores = score_methods({"mindtuner": ours, "shuffled_brain": unpainted(truth, 1.0)[1]}, nothing, seed=0)
+    found = build_results({"simulated": True}, scores, {"tune": 1.0}, 512.5, seed=0, shown=[])
+    own, painted = found["methods"]["mindtuner"], results["methods"]["mindtuner"]
+    assert own == {
+        "retrieval": painted["retrieval"],
+        "retrieval_pools": painted["retrieval_pools"],
+        "ci95": {"retrieval": painted["ci95"]["retrieval"]},
+    }
+    assert set(found["chance"]) == {"retrieval", "retrieval_pools"} and found["undefined"] == {}
+    assert set(found["paired"]["mindtuner_minus_shuffled_brain"]) == {"retrieval"}
+    assert list(found) == list(results)
+    pictures = {
+        "seen": np.empty((0, 3, SIDE, SIDE), np.uint8),
+        "thumbnails": np.zeros((N, 3, 8, 8), np.uint8),
+    }
+    words = {
+        "picture_index": [],
+        "seen_captions": [],
+        "all_captions": ["a"] * N,
+        "methods": {"mindtuner": {"retrieved_caption": ["b"] * N, "top5": []}},
+    }
+    per_image = per_image_scores(scores, np.arange(N) + 40, [], np.arange(N))
+    per_image["mindtuner/captions/meteor"] = np.linspace(0, 1, N, dtype=np.float32)
+    assert not any("reconstruction" in name for name in per_image)
+    log_to(tmp_path)({"stage": "pretrain", "losses": {}})
+    save_run(tmp_path, found, pictures, words, per_image)
+    run = load_run(tmp_path)
+    assert run.results == found and run.words == words and run.pictures["seen"].shape == (0, 3, SIDE, SIDE)
+    apart = held_out_scores(run.per_image, "dog", np.arange(N) < 4, 3, seed=0)
+    means = [apart[side]["mindtuner"]["captions"]["meteor"] for side in ("of_category", "others")]
+    assert [entry["n"] for entry in means] == [4, N - 4] and means[0]["mean"] == pytest.approx(
+        np.linspace(0, 1, N)[:4].mean()
+    )
+    for change, message in (
+        ({"mindtuner/captions/meteor": per_image["mindtuner/captions/meteor"][:2]}, "expected 9 float32"),
+        ({"mindtuner/written/meteor": np.zeros(N, np.float32)}, "expected 0 float32"),
+        ({"shown": np.arange(2)}, "expected 0 int64"),
+    ):
+        with pytest.raises(UserError, match=message):
+            validate_per_image(per_image | change, pictures, "per_image")
+
+
+def test_pictures_are_there_as_a_whole_or_not_at_all(truth, scores, results):
+    nothing, ours = unpainted(truth, 0.3)
+    with pytest.raises(UserError, match=r"method mindtuner: stages \['corrected'\]: expected none"):
+        score_methods({"mindtuner": ours | {"stages": {"corrected": truth.pictures}}}, nothing, seed=0)
+    bare = score_methods({"ridge_only": ours}, nothing, seed=0)
+    with pytest.raises(UserError, match=r"different numbers of images \[\(9, 0\), \(9, 6\)\]"):
+        build_results({}, {"mindtuner": scores["mindtuner"], **bare}, {}, 1.0, seed=0)
+    for name, message in (
+        ("reconstruction", r"mindtuner\.reconstruction is 'missing'; expected it beside stages"),
+        ("stages", r"mindtuner\.stages is 'missing'; expected it beside reconstruction"),
+        ("picture", r"mindtuner\.picture is 'missing'; expected it beside reconstruction"),
+    ):
+        broken = copy.deepcopy(results)
+        del broken["methods"]["mindtuner"][name]
+        with pytest.raises(UserError, match=message):
+            validate_results(broken)
+    broken = copy.deepcopy(results)
+    for name in ("reconstruction", "stages", "picture"):
+        del broken["methods"]["mindtuner"][name]
+    del broken["methods"]["mindtuner"]["ci95"]["reconstruction"]
+    with pytest.raises(UserError, match=r"methods.mindtuner: reconstruction is 'missing'; expected a mapping, as of nearest"):
+        validate_results(broken)
+    for change, message in (
+        (lambda r: r["chance"].pop("two_way"), "chance: two_way is 'missing'"),
+        (lambda r: r["paired"]["mindtuner_minus_shuffled_brain"].pop("reconstruction"), "reconstruction is 'missing'"),
+        (lambda r: r["methods"]["mindtuner"].update(picture=[]), r"picture is \[\]; expected one of lowlevel"),
+    ):
+        broken = copy.deepcopy(results)
+        change(broken)
+        with pytest.raises(UserError, match=message):
+            validate_results(broken)
 
 
 def test_smaller_pools_stand_beside_all_candidates(truth):

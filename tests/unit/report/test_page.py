@@ -17,6 +17,7 @@ from report_run import (
     make_run,
     several,
     strip,
+    unpaint,
     write_per_image,
 )
 from safetensors.numpy import save_file
@@ -418,3 +419,45 @@ def test_other_broken_files_are_named(tmp_path):
     save_file({name: arrays[name] for name in ("seen", "thumbnails")}, run / "pictures.safetensors")
     with pytest.raises(UserError, match="no method has pictures"):
         write_report(run)
+
+
+# ---- runs that painted nothing
+
+
+def text_of(page):
+    """The page's words, as a reader sees them."""
+    html = re.sub(r"<(style|script|pre|template).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def test_a_run_that_painted_nothing_has_scores_and_no_gallery(tmp_path):
+    run = unpaint(make_run(tmp_path / "run"))
+    html, words = write_report(run).read_text(encoding="utf-8"), text_of(run / "report.html")
+    for absent in ('id="gallery"', "#gallery", "<script", "<dialog", "data:image/webp", 'id="store"', "None"):
+        assert absent not in html
+    assert 'href="#scores">Skip to the scores' in html
+    assert "painted a picture" not in words and "looked up the image and found words." in words
+    assert f"retrieval over all {TESTS}; no picture was painted." in words
+    assert "62.0" in words and "of images found among" in words and "two-way" not in words.lower()
+    assert "Captions retrieved" in words and "0.250" in words and "Not scored" not in words
+    assert [table["title"] for table in tables.of_run(load_run(run).results)["tables"]] == ["Retrieval", "Captions retrieved"]
+    assert "no pictures" in words  # beside what was published
+    with pytest.raises(UserError, match="painted nothing; expected a run with decode.pictures of 1 or more"):
+        contact_sheet(run, 1)
+
+
+@pytest.mark.parametrize("unpainted_first", [True, False])
+def test_beside_a_run_with_pictures_the_gallery_is_of_that_one(tmp_path, unpainted_first):
+    one, other = unpaint(make_run(tmp_path / "one", subject=2)), make_run(tmp_path / "other")
+    runs_ = [one, other] if unpainted_first else [other, one]
+    page = write_report(*runs_, out=tmp_path / "both.html")
+    html, words = page.read_text(encoding="utf-8"), text_of(page)
+    assert 'id="gallery"' in html and html.count('<option value="0" selected>Subject 1') == 1 and 'value="1"' not in html
+    assert f"picture scores over the {PICTURES} in the gallery." in words and "no picture was painted." in words
+    assert len(re.findall(r"data:image/webp;base64,[A-Za-z0-9+/=]+", html)) == PICTURES * 4 + 1
+
+
+def test_several_runs_that_painted_nothing(tmp_path):
+    folders = [unpaint(make_run(tmp_path / name, sessions=n, level=0.3 * n)) for n, name in enumerate("ab", 1)]
+    page = write_report(*folders, out=tmp_path / "both.html")
+    assert "Scanning time" in text_of(page) and 'id="gallery"' not in page.read_text(encoding="utf-8")
