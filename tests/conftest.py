@@ -11,13 +11,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core, so a worker a
 import pytest
 import torch
 from once import made_once
-from worlds import TINY
+from worlds import TINY, draw_few
 
 from mindtuner.config import load_config
 from mindtuner.generators.train_compact import save_generator
 from mindtuner.model.denoiser import CompactDenoiser
 from mindtuner.model.prior import DiffusionPrior
-from mindtuner.simulation import cutouts
 from mindtuner.simulation.simulate import simulate
 from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
@@ -25,8 +24,7 @@ from mindtuner.towers.patch_autoencoder import PatchAutoencoder
 
 @pytest.fixture
 def few_cutouts(monkeypatch):
-    """One drawing per kind: composing is the same, drawing takes a tenth of the time."""
-    monkeypatch.setattr(cutouts, "_VARIANTS", {"train": 1, "test": 1, "generator": 1})
+    draw_few(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +33,7 @@ def simulated(tmp_path_factory) -> Path:
 
     def make(root):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cutouts, "_VARIANTS", {"train": 1, "test": 1, "generator": 1})
+            draw_few(patch)
             simulate(root, TINY)
 
     return made_once(tmp_path_factory, "simulated", make)

@@ -22,6 +22,7 @@ import nibabel
 import numpy as np
 import pytest
 import scipy.io
+from worlds import draw_few
 
 from mindtuner.config import SimulateConfig, load_config
 from mindtuner.data import Dataset, Subject, Trials
@@ -33,7 +34,6 @@ from mindtuner.formats.mosaic.read import load_mosaic
 from mindtuner.formats.nsd_raw.convert import convert_nsd
 from mindtuner.formats.nsd_raw.volumes import read_mask, read_session
 from mindtuner.generators.compact import packaged
-from mindtuner.simulation import cutouts
 from mindtuner.simulation.simulate import simulate
 from mindtuner.towers.compact import Autoencoder
 from mindtuner.towers.embed import embed
@@ -52,7 +52,7 @@ def root(tmp_path_factory):
     """A folder of each format, and raw NSD converted."""
     root = tmp_path_factory.mktemp("formats")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutouts, "_VARIANTS", {"train": 1, "test": 1, "generator": 1})
+        draw_few(patch)
         simulate(root / "nsd_release", KNOBS)
     made = load(root / "nsd_release")
     for format in ("nsd_raw", "lab_folder", "mosaic"):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from commands import call
 from safetensors.numpy import load_file
+from worlds import draw_few
 
 from mindtuner import config
 from mindtuner.config import load_config
 from mindtuner.evaluation.results import load_run
 from mindtuner.evaluation.schema import METHODS
 from mindtuner.files import claim_folder
-from mindtuner.simulation import cutouts
 from mindtuner.training import METHODS as TRAINED
 from mindtuner.training import load_network, read_card
 
@@ -174,7 +174,7 @@ def smallest(untrained_generator):
     def run(out, *words, generator=("--generator", untrained_generator)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(config, "load_config", lambda name: tiny)
-            patch.setattr(cutouts, "_VARIANTS", {"train": 1, "test": 1, "generator": 1})
+            draw_few(patch)
             return call("demo", *generator, "--out", out, *words)
 
     return run
