@@ -80,6 +80,7 @@ def run_without(code, *words):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_and_a_cache_built_without_what_windows_lacks(tmp_path):
     run_without(EVERYTHING + PIECES, str(tmp_path / "cache"))
 

@@ -424,6 +424,7 @@ def test_a_run_leaves_weights_that_paint(tmp_path, few_scenes):
     assert json.loads((tmp_path / "work" / "captions.json").read_text())[7] == list(scene.captions)
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_the_autoencoder_goes_on_there(tmp_path, few_scenes, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt

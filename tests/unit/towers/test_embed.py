@@ -4,11 +4,7 @@ import dataclasses
 import fcntl
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,17 +14,15 @@ from children import free_port
 from hypothesis import given
 from hypothesis import strategies as st
 from linear_world import QUICK, same, weights, world
+from stand_ins import Lengths
 
-from mindtuner.cli import embed as verb
-from mindtuner.cli import main
 from mindtuner.data import HalfRows, build_cache, open_cache
 from mindtuner.data.cache.build import Part
 from mindtuner.errors import UserError
 from mindtuner.files import read_json, write_json
 from mindtuner.formats import load
 from mindtuner.processes import Processes, processes
-from mindtuner.towers.compact import Autoencoder
-from mindtuner.towers.embed import compact_towers, embed
+from mindtuner.towers.embed import compact_towers
 from mindtuner.towers.tower import Tower
 from mindtuner.training import Targets, pretrain
 
@@ -292,7 +286,7 @@ def test_training_from_bfloat16_is_training_from_the_numbers_it_holds(tmp_path):
     assert same(a, b)
 
 
-# ---- towers and the verb
+# ---- towers
 
 
 def test_a_tower_is_five_things(tmp_path):
@@ -310,15 +304,6 @@ def test_a_tower_is_five_things(tmp_path):
         dataclasses.replace(tower, identity={"encoder": "other"}).size(tmp_path, Stimuli())
 
 
-class Lengths:
-    """A text tower that takes no time: how long each caption is. Like the real one it wants at least one."""
-
-    width, identity = 384, {"encoder": "lengths"}
-
-    def embed_groups(self, groups):
-        return np.array([np.full(self.width, np.mean([len(caption) for caption in group])) for group in groups])
-
-
 def test_an_image_without_a_caption_has_the_text_0(simulated, tmp_path):
     stimuli = load(simulated).stimuli
     stimuli.captions = list(stimuli.captions)
@@ -326,56 +311,6 @@ def test_an_image_without_a_caption_has_the_text_0(simulated, tmp_path):
     stimuli.captions[2], expected[2] = (), 0
     [_, text] = compact_towers(stimuli, tmp_path, None, Lengths(), None)
     np.testing.assert_allclose(text.build(tmp_path, stimuli), np.tile(expected[:, None], 384), rtol=1e-6)
-
-
-@pytest.mark.slow
-def test_the_verb_makes_the_caches_of_embed(simulated, image_encoder, untrained_generator, tmp_path, capsys, monkeypatch):
-    text_encoder = Lengths()
-    for name, encoder in (("CompactImageEncoder", image_encoder), ("CompactTextEncoder", text_encoder)):
-        monkeypatch.setattr(f"mindtuner.pipeline.towers.{name}", lambda encoder=encoder: encoder)
-    argv = ["embed", str(simulated), str(tmp_path / "cache"), "--generator", str(untrained_generator)]
-    assert main([*argv, "--only", "tokens"]) == 0
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
-        "pixels.bin",
-        "pixels.json",
-        "tokens.bin",
-        "tokens.json",
-    ]
-    count = len(load(simulated).stimuli)
-    said = capsys.readouterr().out
-    assert f"{count} x 16 x 128" in said and "float32" in said and f"{count * 8192 / 1e3:.1f} kB" in said
-    assert main(argv) == 0
-    said = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[-2:] for line in said if line and line[0] == "tokens.bin"] == [["0", "B"]]  # no room needed any more
-    assert [line[-2:] for line in said if line and line[0] == "text.bin"] == [[f"{count * 1536 / 1e3:.1f}", "kB"]]
-    same_as = embed(load(simulated), tmp_path / "other", image_encoder, text_encoder, Autoencoder(untrained_generator))
-    assert set(same_as) == set(verb._NAMES)
-    for name in same_as:
-        assert (tmp_path / "cache" / f"{name}.bin").read_bytes() == (tmp_path / "other" / f"{name}.bin").read_bytes()
-
-
-def test_the_verb_refuses_bad_input_in_one_line(simulated, tmp_path, capsys, monkeypatch):
-    def refused(*argv):
-        assert main(["embed", *map(str, argv)]) == 2
-        [line] = capsys.readouterr().err.splitlines()
-        return line
-
-    (tmp_path / "file").write_text("")
-    assert "is a file; expected a folder" in refused(simulated, tmp_path / "file")
-    assert str(tmp_path / "nothing") in refused(tmp_path / "nothing", tmp_path / "cache")
-    assert "none.safetensors: cannot be read" in refused(
-        simulated, tmp_path / "cache", "--only", "latents", "--generator", tmp_path / "none.safetensors"
-    )
-    with pytest.raises(SystemExit) as stop:
-        main(["embed", str(simulated), str(tmp_path / "cache"), "--only", "tokens", "sounds"])
-    assert stop.value.code == 2 and "sounds" in capsys.readouterr().err
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    assert "the disk has 1.0 kB free; expected at least" in refused(simulated, tmp_path / "cache", "--only", "pixels")
-    assert not (tmp_path / "cache").exists()
-    monkeypatch.undo()
-    (tmp_path / "cache").mkdir()
-    write_json(tmp_path / "cache" / "pixels.json", {"shape": [1, 3, 128, 128], "dtype": "uint8"})
-    assert "pixels.json: identity is 'nothing'" in refused(simulated, tmp_path / "cache", "--only", "pixels")
 
 
 def test_room_that_a_part_has_already_is_not_asked_for_again(tmp_path):
@@ -387,38 +322,3 @@ def test_room_that_a_part_has_already_is_not_asked_for_again(tmp_path):
     header = read_json(tmp_path / "tokens.part.json")["header"]
     assert Part(tmp_path, "tokens", header, BATCH).bytes_to_write() == 0
     assert Part(tmp_path / "new", "tokens", header, BATCH).bytes_to_write() == COUNT * 80
-
-
-@pytest.mark.slow
-def test_the_verb_under_a_launcher(simulated, tmp_path):
-    """Two processes of the real command line, told apart by RANK alone."""
-    environment = os.environ | {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "mindtuner", "embed", str(simulated), str(tmp_path / "two"), "--only", "pixels"]
-    group = [
-        subprocess.Popen(
-            command,
-            env=environment | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    try:
-        (out, errors), (quiet, _) = (process.communicate(timeout=300) for process in group)
-    finally:
-        for process in group:
-            process.kill()  # of no effect on one that has ended
-    assert [process.returncode for process in group] == [0, 0], errors
-    assert "pixels.bin: whole" in out and quiet == ""
-    compact_towers(load(simulated).stimuli, tmp_path / "one", None, None, None)[0].build(
-        tmp_path / "one", load(simulated).stimuli
-    )
-    for name in ("pixels.bin", "pixels.json"):
-        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
