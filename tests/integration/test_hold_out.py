@@ -18,7 +18,7 @@ from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json, write_json
 from mindtuner.formats import load
 from mindtuner.generators.prompts import COCO_CATEGORIES
-from mindtuner.pipeline import generators, test_images
+from mindtuner.pipeline import generators, stages
 from mindtuner.training import batches, pivot, read_card
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def test_a_subject_who_saw_none_of_it_in_testing_is_refused(dataset, category):
     subject = held.subject(1)
     seen = subject.trials.select(~(subject.trials.is_test & held.stimuli.of_category[subject.trials.stimulus]))
     with pytest.raises(UserError, match=f"subject 1 saw 0 test images of '{category}'; expected one at least"):
-        test_images.TestSet.of(dataclasses.replace(subject, trials=seen), held.stimuli, {}, 4)
+        stages.TestSet.of(dataclasses.replace(subject, trials=seen), held.stimuli, {}, 4)
 
 
 def test_prompts_of_the_full_size_do_not_name_it():
@@ -72,7 +72,7 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
     config.write_text(yaml.safe_dump(as_dict(tiny)))
     paints = ["--generator", untrained_generator]
     with pytest.MonkeyPatch.context() as patch:
-        read, bank, text = batches.Feed.read, test_images.TextBank.of, pivot.digest
+        read, bank, text = batches.Feed.read, stages.TextBank.of, pivot.digest
 
         def feed(self, picked):
             betas, stimulus = read(self, picked)
@@ -93,11 +93,11 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
             seen["looked up"].update(training.ids.tolist())
             return draw_to_neighbours.before(tokens, training, neighbours)
 
-        draw_to_neighbours.before = test_images.draw_to_neighbours
+        draw_to_neighbours.before = stages.draw_to_neighbours
         patch.setattr(batches.Feed, "read", feed)
-        patch.setattr(test_images.TextBank, "of", captions)
+        patch.setattr(stages.TextBank, "of", captions)
         patch.setattr(pivot, "digest", digest)
-        patch.setattr(test_images, "draw_to_neighbours", draw_to_neighbours)
+        patch.setattr(stages, "draw_to_neighbours", draw_to_neighbours)
         assert (
             call(
                 "pretrain",
@@ -184,9 +184,9 @@ def test_a_base_that_saw_it_is_refused(held, category, tmp_path, capsys):
 
 def test_decode_looks_nothing_up_that_shows_it(held, simulated, category, tmp_path, monkeypatch):
     shown, asked = truly(simulated, category), []
-    bank = test_images.TextBank.of
+    bank = stages.TextBank.of
     monkeypatch.setattr(
-        test_images.TextBank, "of", lambda stimuli, images, encoder: asked.append(images) or bank(stimuli, images, encoder)
+        stages.TextBank, "of", lambda stimuli, images, encoder: asked.append(images) or bank(stimuli, images, encoder)
     )
     assert call("decode", held.folder / "tuned", held.data, tmp_path / "out", "--trials", "train") == 0
     assert not shown[asked[0]].any()

@@ -11,6 +11,7 @@ from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, KeptFe
 from mindtuner.evaluation.scores.images import score_images
 from mindtuner.formats import load
 from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, score_captions
+from mindtuner.pipeline.painting import Painted
 
 REFERENCES = [("a red dog", "a dog"), (), ("two cars at night",), ("a house",)]
 
@@ -25,16 +26,16 @@ def empty(*methods):
 
 def test_captions_are_scored_method_by_method_beside_chance():
     painted = {
-        "mindtuner": {"caption": ["a dog", "a tree", "a car at night", "a house"]},
-        "shuffled_brain": {"caption": ["a boat"] * 4},
-        "nearest_training_image": {},
+        "mindtuner": Painted({}, [], ["a dog", "a tree", "a car at night", "a house"]),
+        "shuffled_brain": Painted({}, [], ["a boat"] * 4),
+        "nearest_training_image": Painted({}, []),
     }
     results, per_image, scorer = empty(*painted), {}, CaptionScorer({})
     score_captions(results, per_image, painted, REFERENCES, scorer, seed=0)
     kept = [0, 2, 3]
     for method in ("mindtuner", "shuffled_brain"):
         own = results["methods"][method]
-        expected = caption_scores([painted[method]["caption"][k] for k in kept], [REFERENCES[k] for k in kept], scorer)
+        expected = caption_scores([painted[method].retrieved[k] for k in kept], [REFERENCES[k] for k in kept], scorer)
         for score, values in expected.items():
             low, high = own["ci95"]["captions"][score]
             assert own["captions"][score] == pytest.approx(values.mean(), abs=1e-6) and low <= own["captions"][score] <= high
@@ -52,9 +53,9 @@ def test_written_captions_are_scored_beside_those_that_were_read():
     """A caption that a network wrote has scores, intervals and chance of its own, also where it wrote nothing."""
     read, wrote = ["a dog", "a tree", "a car at night", "a house"], ["a red dog", "", "", "a house"]
     painted = {
-        "mindtuner": {"caption": read, "written": wrote},
-        "ridge_only": {"caption": read},
-        "prior_only": {"written": ["a boat"] * 4},
+        "mindtuner": Painted({}, wrote, read),
+        "ridge_only": Painted({}, [], read),
+        "prior_only": Painted({}, ["a boat"] * 4),
     }
     results, per_image, scorer = empty(*painted), {}, CaptionScorer({})
     score_captions(results, per_image, painted, REFERENCES, scorer, seed=0)
@@ -72,7 +73,7 @@ def test_written_captions_are_scored_beside_those_that_were_read():
 
 def test_where_images_have_no_captions_nothing_is_scored():
     results, per_image = empty("mindtuner"), {}
-    score_captions(results, per_image, {"mindtuner": {"caption": ["a", "b"]}}, [("a",), ()], CaptionScorer({}), 0)
+    score_captions(results, per_image, {"mindtuner": Painted({}, [], ["a", "b"])}, [("a",), ()], CaptionScorer({}), 0)
     assert per_image == {} and "captions" not in results["chance"] and "captions" not in results["methods"]["mindtuner"]
 
 

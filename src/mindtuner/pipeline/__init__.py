@@ -9,9 +9,9 @@ from mindtuner.pipeline.demo import run_demo, simulate
 from mindtuner.pipeline.evaluation import evaluate
 from mindtuner.pipeline.features import Features, embed
 from mindtuner.pipeline.results import Comparison, Results
+from mindtuner.pipeline.stages import Scoring
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject, tune
-from mindtuner.pipeline.test_images import Scoring
 
 __all__ = [
     "Base",

@@ -5,8 +5,8 @@ Both put their means into results.json and their values for single images into t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,28 +14,24 @@ from mindtuner.data import Subject
 from mindtuner.evaluation.brain_correlation import BrainTruth, brain_block
 from mindtuner.evaluation.encoding import FOLDS
 from mindtuner.evaluation.results import rounded
-from mindtuner.evaluation.scores.captions import CaptionScorer, caption_block, find_wordnet
+from mindtuner.evaluation.scores.captions import CaptionScorer, ClipTextEncoder, caption_block, find_wordnet
 from mindtuner.evaluation.scores.features import EncodingFeatures, KeptFeatures
 from mindtuner.evaluation.scores.preparation import OURS, Choices
+from mindtuner.pipeline.features import TextEncoder
+from mindtuner.pipeline.painting import Painted
 from mindtuner.runtime import progress
 from mindtuner.towers.compact import CompactTextEncoder
 
-if TYPE_CHECKING:
-    from mindtuner.towers.openclip import OpenClipTextEncoder
-
-KINDS = {"captions": "caption", "written": "written"}  # part of the results -> what was painted with it
 CLIP_FOLDERS = {"clip_b": "clip-vit-base-patch32", "clip_l": "clip-vit-large-patch14"}  # in the folder of networks
 
 
-def caption_scorer(networks: Path | None, texts: CompactTextEncoder | OpenClipTextEncoder) -> CaptionScorer:
+def caption_scorer(networks: Path | None, texts: TextEncoder) -> CaptionScorer:
     """Sentence-BERT is the package's own all-MiniLM-L6-v2, ``texts`` where that is the run's text tower; CLIP's towers come
     from the folder of networks, METEOR's WordNet from where systems keep it.
 
     A CLIP folder without a tokenizer is there for the score of pictures, and leaves that of captions out, by name. Raises
     UserError for one that is damaged or another model's.
     """
-    from mindtuner.evaluation.scores.captions import ClipTextEncoder
-
     encoders = {"sentence_bert": texts if isinstance(texts, CompactTextEncoder) else CompactTextEncoder()}
     for score, name in CLIP_FOLDERS.items():
         if networks is not None and (networks / name / "tokenizer_config.json").is_file():
@@ -46,7 +42,7 @@ def caption_scorer(networks: Path | None, texts: CompactTextEncoder | OpenClipTe
 def score_captions(
     results: dict,
     per_image: dict[str, np.ndarray],
-    painted: dict[str, dict],
+    painted: Mapping[str, Painted],
     references: list[tuple[str, ...]],
     scorer: CaptionScorer,
     seed: int,
@@ -56,7 +52,12 @@ def score_captions(
     results["setting"]["scores"]["captions_not_scored"] = dict(scorer.missing)
     if sum(bool(group) for group in references) < 2:
         return
-    given = [(method, part, entry[key]) for method, entry in painted.items() for part, key in KINDS.items() if key in entry]
+    given = [
+        (method, part, captions)
+        for method, one in painted.items()
+        for part, captions in (("captions", one.retrieved), ("written", one.written))
+        if captions
+    ]
     for method, part, captions in progress(given, "captions", len(given), "set"):
         block, values = caption_block(captions, references, scorer, seed)
         found = rounded(block["scores"])

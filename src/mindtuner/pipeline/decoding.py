@@ -23,9 +23,9 @@ from mindtuner.pipeline.base import held_out
 from mindtuner.pipeline.decoder import SubjectDecoder
 from mindtuner.pipeline.features import Features, TextEncoder
 from mindtuner.pipeline.run_folder import claim
+from mindtuner.pipeline.stages import evenly
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
-from mindtuner.pipeline.test_images import evenly
 from mindtuner.report.contact_sheet import to_image
 from mindtuner.runtime import device, progress
 

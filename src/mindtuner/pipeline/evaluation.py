@@ -25,9 +25,9 @@ from mindtuner.pipeline.features import Features, TextEncoder
 from mindtuner.pipeline.results import Results
 from mindtuner.pipeline.run_folder import SETTINGS, claim, command_in, joined_log, settings_text
 from mindtuner.pipeline.setting import captions_note, describe_setting, generator_note, hold_out_note, scores_apart
+from mindtuner.pipeline.stages import Scoring, TestSet, decode_all, paint_all, pictures_of, score_all, words_of
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
-from mindtuner.pipeline.test_images import Scoring, TestSet, decode_all, paint_all, pictures_of, score_all, words_of
 
 PARTS = "painted"  # folder of the pictures of a run that goes on
 

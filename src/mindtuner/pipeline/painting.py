@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,10 +19,12 @@ class Painted:
 
     stages : pictures uint8 (n, 3, H, W) by stage, in the order in which they came to be
     written : what it wrote of each, empty where it writes nothing
+    retrieved : the caption of a training image that corrects each, empty where there is none
     """
 
     stages: dict[str, np.ndarray]
     written: list[str]
+    retrieved: list[str] = field(default_factory=list)
 
     @property
     def pictures(self) -> np.ndarray:

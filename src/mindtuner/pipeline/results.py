@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mindtuner.config import Config
+from mindtuner.errors import UserError
 from mindtuner.evaluation import compare as comparison
 from mindtuner.evaluation import score_table
 from mindtuner.evaluation.results import Run, load_run, save_run
@@ -34,7 +35,7 @@ class Comparison:
     found: dict
 
     def __repr__(self) -> str:
-        return comparison.text(self.found)
+        return comparison.comparison_text(self.found)
 
     def to_frame(self) -> pd.DataFrame:
         """A row a score, indexed by part and score: ``a``, ``b``, ``difference``, ``low`` and ``high`` of its 95 % interval,
@@ -180,13 +181,15 @@ class Results:
         Raises
         ------
         UserError
-            Where the runs are of different test sets, or do not have the method.
+            Where the runs are of different test sets, do not have the method, or nothing else is named.
 
         Examples
         --------
         >>> results.compare(other_method="ridge_only").to_frame()["difference"].size > 0
         True
         """
+        if other in (None, self) and other_method in (None, method):
+            raise UserError("other: is this run; expected another, or another method of it as `other_method`")
         names = (str(self.folder or "A"), str((other or self).folder or "B"))
         mine, theirs = {names[0]: self.run}, {names[1]: (other or self).run}
         return Comparison(comparison.compare(mine, theirs, method, other_method, seed=seed))

@@ -12,7 +12,7 @@ from mindtuner.data import Dataset, Stimuli, Subject
 from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.held_out import held_out_scores
 from mindtuner.model import BrainNetwork
-from mindtuner.pipeline.test_images import TestSet
+from mindtuner.pipeline.stages import TestSet
 
 FOREIGN_STIMULI = "The generator was trained on the package's own drawn scenes, not on these stimuli"
 

@@ -31,8 +31,8 @@ from mindtuner.pipeline.base import Base, base_file, held_out, pretrain_into, re
 from mindtuner.pipeline.demo import simulate
 from mindtuner.pipeline.features import Features, check_towers, embed
 from mindtuner.pipeline.run_folder import claim, refuse_overlap, settings_text
+from mindtuner.pipeline.stages import Scoring, TestSet, decode_all, paint_all, retrieval, score_all
 from mindtuner.pipeline.subject import TunedSubject, fit_methods
-from mindtuner.pipeline.test_images import Scoring, TestSet, decode_all, paint_all, retrieval, score_all
 from mindtuner.runtime import progress
 from mindtuner.simulation.simulate import check_inputs
 from mindtuner.training import read_card
@@ -148,7 +148,7 @@ def score_pictures(bench: Bench, run: Run, tuned: TunedSubject) -> tuple[Scores,
     bank = TextBank.of(stimuli, stimuli.training_images, features.text_encoder)
     painted = paint_all(decoded, generator, bank, test)
     if not run.pivot:
-        painted[run.method]["stages"].pop("corrected", None)
+        painted[run.method].stages.pop("corrected", None)
     found = score_all(decoded, painted, test, run.seed, Scoring())[run.method]
     return found.reconstruction, {"two_way": 0.5, **found.chance}
 

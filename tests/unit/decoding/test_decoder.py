@@ -15,7 +15,7 @@ from mindtuner.decoding.training_images import draw_to_neighbours, mean_token, n
 from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.scores.retrieval import cosine
 from mindtuner.model import BrainNetwork
-from mindtuner.pipeline.test_images import TestSet, first_trials
+from mindtuner.pipeline.stages import TestSet, first_trials
 from mindtuner.runtime import derive_seed
 
 MODEL = ModelConfig(

@@ -1,8 +1,8 @@
-"""The test images of a subject: decoded by every method, painted, and scored; each step returns plain arrays."""
+"""The stages of an evaluation: the test images of a subject decoded by every method, painted, and scored."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,14 +99,13 @@ class TestSet:
     @property
     def texts(self) -> np.ndarray:
         """Positions of the test images that have a caption (t,), or of all where none has one."""
-        with_caption = np.flatnonzero([bool(group) for group in self.captions])
-        return with_caption if len(with_caption) else np.arange(len(self.images))
+        return captioned(self.captions)
 
 
-def captioned(stimuli: Stimuli, images: np.ndarray) -> np.ndarray:
-    """Positions of the images (n,) that have a caption, or of all where none has one."""
-    found = np.flatnonzero([bool(stimuli.captions[k]) for k in images])
-    return found if len(found) else np.arange(len(images))
+def captioned(captions: Sequence[Sequence[str]]) -> np.ndarray:
+    """Positions of the images that have a caption, or of all where none has one."""
+    found = np.flatnonzero([bool(group) for group in captions])
+    return found if len(found) else np.arange(len(captions))
 
 
 def retrieval(
@@ -125,7 +124,7 @@ def retrieval(
     caches : mapping of str to array
         ``Features.caches``, with what the towers say of the images.
     """
-    texts = captioned(stimuli, images)
+    texts = captioned([stimuli.captions[k] for k in images])
     truth = np.asarray(caches["tokens"][images], np.float32), np.asarray(caches["text"][images[texts]], np.float32)
     return retrieve(tokens, text[texts], *truth)
 
@@ -135,40 +134,49 @@ def evenly(count: int, n: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(n, count)).round().astype(int))
 
 
-def decode_all(tuned: Mapping[str, BrainNetwork], base: BrainNetwork, test: TestSet, config: Config) -> dict[str, dict]:
-    """For each method: ``predictions`` of all test images, ``image_tokens`` of those to be painted, and
-    ``single_trials`` of methods that read a brain."""
-    name = subject_name(test.subject.number)
+@dataclass(frozen=True)
+class Decoded:
+    """What a method says of the n test images.
+
+    predictions : of all of them, from the mean over their trials
+    image_tokens : (p, T, D) to paint the p images from, None where nothing is painted from tokens
+    single_trials : the same from each image's first trial alone, None of a control that reads no brain
+    found : (n,) ids of training images, where these stand for the pictures
+    """
+
+    predictions: Predictions
+    image_tokens: np.ndarray | None = None
+    single_trials: Predictions | None = None
+    found: np.ndarray | None = None
+
+
+def decode_all(tuned: Mapping[str, BrainNetwork], base: BrainNetwork, test: TestSet, config: Config) -> dict[str, Decoded]:
+    """By method, what was decoded; and of two controls, ``nearest_training_image`` by the first method and ``prior_only``."""
+    name, shown = subject_name(test.subject.number), test.images[test.shown]
     voxels = test.subject.betas(test.trials.row)
     tokens, text = test.caches["tokens"], test.caches["text"]
     training = TrainingTokens(tokens, test.training)
-    every: dict[str, dict] = {}
+    every: dict[str, Decoded] = {}
     for method, network in runtime.progress(tuned.items(), "decode", len(tuned), "method"):
         decoder = Decoder(network, name, config.decode, config.seed)
         rows = first_trials(test.trials)
         single = decoder.predict(voxels[rows], test.trials.stimulus[rows])
-        every[method] = {
-            "predictions": decoder.predict(voxels, test.trials.stimulus),
-            "single_trials": [{"retrieval_tokens": single.retrieval_tokens, "text": single.text}],
-        }
-        shown = test.images[test.shown]
-        expected = decoder.image_tokens(every[method]["predictions"].backbone_tokens[test.shown], shown)
-        every[method]["image_tokens"] = draw_to_neighbours(expected, training, config.decode.neighbours)
+        whole, drawn = decoder.predict(voxels, test.trials.stimulus), None
+        if len(shown):
+            expected = decoder.image_tokens(whole.backbone_tokens[test.shown], shown)
+            drawn = draw_to_neighbours(expected, training, config.decode.neighbours)
+        every[method] = Decoded(whole, drawn, single)
         network.cpu()  # a GPU holds one network of full size
     first = next(iter(tuned))  # mindtuner, where it was tuned
-    found = test.training[nearest_training_image(every[first]["predictions"].backbone_tokens, training)]
+    found = test.training[nearest_training_image(every[first].predictions.backbone_tokens, training)]
     nearest, latents = np.asarray(tokens[found]), np.asarray(test.caches["latents"][found])
-    every["nearest_training_image"] = {
-        "predictions": Predictions(test.images, nearest, nearest, latents, np.asarray(text[found])),
-        "found": found,
-    }
+    looked_up = Predictions(test.images, nearest, nearest, latents, np.asarray(text[found]))
+    every["nearest_training_image"] = Decoded(looked_up, found=found)
     mean = mean_token(training, len(test.images))
     projected = Decoder(base, name, config.decode, config.seed).text_of(torch.from_numpy(mean))
     base.cpu()  # generators want the room
-    every["prior_only"] = {
-        "predictions": Predictions(test.images, mean, mean, np.zeros_like(latents), projected),
-        "image_tokens": draw_to_neighbours(mean[test.shown], training, config.decode.neighbours),
-    }
+    drawn = draw_to_neighbours(mean[test.shown], training, config.decode.neighbours) if len(shown) else None
+    every["prior_only"] = Decoded(Predictions(test.images, mean, mean, np.zeros_like(latents), projected), drawn)
     return every
 
 
@@ -179,22 +187,24 @@ def first_trials(trials: Trials) -> np.ndarray:
 
 
 def paint_all(
-    decoded: dict[str, dict], generator: Painter, bank: TextBank, test: TestSet, parts: Path | None = None
-) -> dict[str, dict]:
-    """For each method: ``stages`` (uint8 pictures (p, 3, s, s), of the side s of the seen), the ``caption`` retrieved for
-    each, and what the generator has ``written`` of it, where it writes. What is made is kept in the folder ``parts``, and
-    taken from there, until the caller removes it."""
+    decoded: Mapping[str, Decoded], generator: Painter, bank: TextBank, test: TestSet, parts: Path | None = None
+) -> dict[str, Painted]:
+    """By method, the pictures of the p images, of the side of the seen; no stages where p is 0.
+
+    What is made is kept in the folder ``parts``, and taken from there, until the caller removes it.
+    """
     images = test.images[test.shown]
+    if len(images) == 0:
+        return {method: Painted({}, []) for method in decoded}
     side = test.caches["pixels"][images[:1]].shape[-1]
-    painted: dict[str, dict] = {}
-    total = len(images) * sum("found" not in entry for entry in decoded.values())
+    painted: dict[str, Painted] = {}
+    total = len(images) * sum(one.found is None for one in decoded.values())
     bar = runtime.progress((), "paint", total, "picture", lines=True)
-    for method, entry in decoded.items():
-        p = entry["predictions"]
-        said = {"caption": Words(p.text[test.shown], bank).captions if bank.captions else []}
-        if "found" in entry:
-            found = {"reconstructed": np.asarray(test.caches["pixels"][entry["found"][test.shown]])}
-            said["written"] = generator.captions(p.backbone_tokens[test.shown]) or []
+    for method, one in decoded.items():
+        retrieved = Words(one.predictions.text[test.shown], bank).captions if bank.captions else []
+        if one.found is not None:
+            pictures = {"reconstructed": np.asarray(test.caches["pixels"][one.found[test.shown]])}
+            written = generator.captions(one.predictions.backbone_tokens[test.shown]) or []
         else:
             groups = []
             for start in range(0, len(images), TOGETHER):
@@ -202,17 +212,17 @@ def paint_all(
                 some = test.shown[rows]
                 part = None if parts is None else parts / f"{method}-{start}"
                 if part is None or not part.with_suffix(PICTURES).exists():
-                    tokens, brain = entry["image_tokens"][rows], method != "prior_only"
-                    groups.append(paint(generator, tokens, p, some, bank, method, lowlevel=brain, side=side))
+                    tokens, brain = one.image_tokens[rows], method != "prior_only"
+                    groups.append(paint(generator, tokens, one.predictions, some, bank, method, lowlevel=brain, side=side))
                     _keep(part, groups[-1])
                 else:
                     groups.append(
                         Painted(load_file(part.with_suffix(PICTURES)), read_json(part.with_suffix(WRITTEN))["written"])
                     )
                 bar.update(len(some))
-            found = {stage: np.concatenate([group.stages[stage] for group in groups]) for stage in groups[0].stages}
-            said["written"] = [caption for group in groups for caption in group.written]
-        painted[method] = {"stages": found, **{key: captions for key, captions in said.items() if captions}}
+            pictures = {stage: np.concatenate([group.stages[stage] for group in groups]) for stage in groups[0].stages}
+            written = [caption for group in groups for caption in group.written]
+        painted[method] = Painted(pictures, written, retrieved)
     bar.close()
     return painted
 
@@ -226,8 +236,8 @@ def _keep(part: Path | None, painted: Painted) -> None:
 
 
 def score_all(
-    decoded: dict[str, dict],
-    painted: dict[str, dict],
+    decoded: Mapping[str, Decoded],
+    painted: Mapping[str, Painted],
     test: TestSet,
     seed: int,
     scoring: Scoring,
@@ -249,39 +259,39 @@ def score_all(
         scoring.pool,
     )
     predicted = {}
-    for method, entry in decoded.items():
-        p = entry["predictions"]
-        single = [{**draw, "text": draw["text"][texts]} for draw in entry.get("single_trials", ())]
+    for method, one in decoded.items():
+        p, single = one.predictions, one.single_trials
         predicted[method] = {
             "retrieval_tokens": p.retrieval_tokens,
             "text": p.text[texts],
-            "single_trials": single,
-            "stages": painted[method]["stages"],
+            "single_trials": []
+            if single is None
+            else [{"retrieval_tokens": single.retrieval_tokens, "text": single.text[texts]}],
+            "stages": painted[method].stages,
         }
     return score_methods(predicted, truth, seed, None if kept is None else kept.keep)
 
 
-def pictures_of(painted: dict[str, dict], test: TestSet) -> dict[str, np.ndarray]:
+def pictures_of(painted: Mapping[str, Painted], test: TestSet) -> dict[str, np.ndarray]:
     """The arrays of pictures.safetensors."""
     pixels = np.asarray(test.caches["pixels"][test.images])
     small = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(pixels).float(), THUMBNAIL)
     thumbnails = small.round().to(torch.uint8).numpy()
     pictures = {"seen": pixels[test.shown], "thumbnails": thumbnails}
-    return pictures | {
-        f"{method}/{stage}": array for method, entry in painted.items() for stage, array in entry["stages"].items()
-    }
+    return pictures | {f"{method}/{stage}": array for method, one in painted.items() for stage, array in one.stages.items()}
 
 
-def words_of(decoded: dict[str, dict], painted: dict[str, dict], test: TestSet) -> dict:
+def words_of(decoded: Mapping[str, Decoded], painted: Mapping[str, Painted], test: TestSet) -> dict:
     """The contents of words.json: captions and retrieved lists."""
     tokens = np.asarray(test.caches["tokens"][test.images])
     methods = {}
-    for method, entry in decoded.items():
-        top5 = top5_ids(entry["predictions"].retrieval_tokens[test.shown], tokens, min(5, len(tokens)))
+    for method, one in decoded.items():
+        top5 = top5_ids(one.predictions.retrieval_tokens[test.shown], tokens, min(5, len(tokens)))
         methods[method] = {"top5": top5.tolist()}
-        for key, name in (("caption", "retrieved_caption"), ("written", "written_caption")):
-            if key in painted[method]:
-                methods[method][name] = painted[method][key]
+        if painted[method].retrieved:
+            methods[method]["retrieved_caption"] = painted[method].retrieved
+        if painted[method].written:
+            methods[method]["written_caption"] = painted[method].written
     captions = [group[0] if group else "" for group in test.captions]
     return {
         "picture_index": test.shown.tolist(),
