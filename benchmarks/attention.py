@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sides import SIZES, machine, ratios, write_between
+from pages import machine, write_between
+from sides import SIZES, ratios
 
 from mindtuner.model.attention import attend_fused, attend_written_out
 

@@ -16,24 +16,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
-from tuning_seeds import difference, mean_and_sd, prepare, retrieval
+from pages import markdown
+from world import DIRECTIONS, Done, config_of, difference, mean_and_sd, open_world
 
-from mindtuner.config import load_config
+from mindtuner.config import Config
 from mindtuner.runtime import progress
-from mindtuner.training import tune
 
-BACKBONES = ("residual", "affine")
+BACKBONES, SESSIONS = ("residual", "affine"), ("one", "all")
 FINGERPRINTS = {
     "ridge only": {"lora": False, "skip": False},
     "+ LoRA": {"skip": False},
     "+ Skip-LoRA": {"lora": False},
     "+ both": {},
 }
-Key = tuple[float, str, str, str, int]  # strength, backbone, sessions, fingerprint, tuning seed
 
 
 def main() -> None:
@@ -46,67 +44,44 @@ def main() -> None:
     options = parser.parse_args()
     if options.tuning_seeds < 2:
         parser.error(f"--tuning-seeds is {options.tuning_seeds}; expected at least 2")
-    done = read(options.out / "runs.jsonl")
+    done = Done(options.out / "runs.jsonl", "strength", "backbone", "sessions", "fingerprint", "seed")
     for strength in options.strengths:
         for backbone in BACKBONES:
-            run(options, strength, backbone, done)
-    summarise(done, options)
+            measure(options, strength, backbone, done)
+    print(summary(done, options))
 
 
-def read(path: Path) -> dict[Key, list[float]]:
-    if not path.exists():
-        return {}
-    return {tuple(entry["key"]): entry["hits"] for entry in map(json.loads, path.read_text().splitlines())}
-
-
-def run(options: argparse.Namespace, strength: float, backbone: str, done: dict[Key, list[float]]) -> None:
-    """All runs of one base that are not done yet."""
-    config = load_config(options.config)
-    blocks = config.model.blocks if backbone == "residual" else 0
-    config = dataclasses.replace(
-        config,
-        seed=options.seed,
-        model=dataclasses.replace(config.model, backbone=backbone, blocks=blocks),
-        simulate=dataclasses.replace(config.simulate, seed=options.seed, fingerprint=strength),
+def measure(options: argparse.Namespace, strength: float, backbone: str, done: Done) -> None:
+    """All runs of one base that are not done yet; both backbones see the same brains."""
+    seeds = range(options.tuning_seeds)
+    missing = done.left(
+        (strength, backbone, some, name, seed) for some in SESSIONS for name in FINGERPRINTS for seed in seeds
     )
-    keys = [
-        (strength, backbone, sessions, fingerprint, seed)
-        for sessions in ("one", "all")
-        for fingerprint in FINGERPRINTS
-        for seed in range(options.tuning_seeds)
-    ]
-    missing = [key for key in keys if key not in done]
     if not missing:
         return
-    folder = options.out / f"strength {strength:g}"
-    (folder / backbone).mkdir(parents=True, exist_ok=True)
-    if not (folder / backbone / "data").exists():  # both backbones see the same brains
-        (folder / "data").mkdir(exist_ok=True)
-        (folder / backbone / "data").symlink_to(Path("..") / "data")
-    dataset, caches, targets, base = prepare(folder / backbone, config)
-    subject = dataset.subject(config.target_subject)
-    for key in progress(missing, f"{backbone}, {strength:g}"):
-        _, _, sessions, fingerprint, seed = key
-        adapters = dataclasses.replace(config.fingerprint, **FINGERPRINTS[fingerprint])
-        hour = subject if sessions == "all" else subject.sessions(1)
-        tuned = tune(base, hour, targets, dataclasses.replace(config, fingerprint=adapters), seed)
-        scores = retrieval(tuned, subject, subject.test, caches, config)
-        done[key] = [round(float(v), 4) for v in np.mean([scores[d] for d in ("image", "brain", "text")], 0)]
-        with (options.out / "runs.jsonl").open("a") as file:
-            file.write(json.dumps({"key": key, "hits": done[key]}) + "\n")
+    config = config_of(options.seed, strength, options.config)
+    blocks = config.model.blocks if backbone == "residual" else 0
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone, blocks=blocks))
+    world = open_world(options.out / f"strength {strength:g}", config, backbone)
+    for _, _, sessions, fingerprint, seed in progress(missing, f"{backbone}, {strength:g}"):
+        subject = world.subject if sessions == "all" else world.subject.sessions(1)
+        tuned = world.tune("mindtuner", seed, with_adapters(config, fingerprint), subject)
+        scores = world.top1(world.decode(tuned.decoder()))
+        hits = np.mean([scores[d] for d in DIRECTIONS], 0).round(4).tolist()
+        done.add(strength=strength, backbone=backbone, sessions=sessions, fingerprint=fingerprint, seed=seed, hits=hits)
 
 
-def summarise(done: dict[Key, list[float]], options: argparse.Namespace) -> None:
+def with_adapters(config: Config, fingerprint: str) -> Config:
+    return dataclasses.replace(config, fingerprint=dataclasses.replace(config.fingerprint, **FINGERPRINTS[fingerprint]))
+
+
+def summary(done: Done, options: argparse.Namespace) -> str:
     def hits(*key) -> np.ndarray:
-        return np.array([done[(*key, seed)] for seed in range(options.tuning_seeds)])
+        return np.array([done[(*key, seed)]["hits"] for seed in range(options.tuning_seeds)])
 
-    print(f"config {options.config}, simulator seed {options.seed}, {options.tuning_seeds} tuning seeds\n")
-    print(
-        "| strength | sessions | fingerprint | residual (sd) | affine (sd) | residual − affine | − ridge only, residual "
-        "| − ridge only, affine |\n|---:|---|---|" + 5 * "---:|"
-    )
+    rows = []
     for strength in options.strengths:
-        for sessions in ("one", "all"):
+        for sessions in SESSIONS:
             for name in FINGERPRINTS:
                 both = [hits(strength, backbone, sessions, name) for backbone in BACKBONES]
                 cells = [mean_and_sd(h) for h in both] + [difference(*both)]
@@ -114,7 +89,13 @@ def summarise(done: dict[Key, list[float]], options: argparse.Namespace) -> None
                     "" if name == "ridge only" else difference(h, hits(strength, backbone, sessions, "ridge only"))
                     for backbone, h in zip(BACKBONES, both, strict=True)
                 ]
-                print(f"| {strength:g} | {sessions} | {name} | " + " | ".join(cells) + " |")
+                rows.append([f"{strength:g}", sessions, name, *cells])
+    header = ["strength", "sessions", "fingerprint", "residual (sd)", "affine (sd)", "residual − affine"]
+    header += ["− ridge only, residual", "− ridge only, affine"]
+    return (
+        f"config {options.config}, simulator seed {options.seed}, {options.tuning_seeds} tuning seeds\n\n"
+        f"{markdown(header, rows, left=3)}"
+    )
 
 
 if __name__ == "__main__":

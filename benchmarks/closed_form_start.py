@@ -20,19 +20,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
-from pathlib import Path
 
 import numpy as np
-import torch
-from tuning_seeds import difference, mean_and_sd, prepare, retrieval
+from pages import markdown
+from world import DIRECTIONS, Done, World, add_world, config_of, difference, mean_and_sd, open_world
 
-from mindtuner.config import load_config
-from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
+from mindtuner.decoding.decoder import Predictions
 from mindtuner.runtime import progress
-from mindtuner.training import tune
-from mindtuner.training.ridge import voxel_regression
+from mindtuner.studies.bench import regression
 
 METHODS = ("mindtuner", "ridge_only")
 STARTS = {
@@ -45,97 +41,56 @@ DIRECT = "voxels to tokens"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="seed of simulation and pretraining")
-    parser.add_argument("--fingerprint", type=float, default=0.5)
+    add_world(parser)
     parser.add_argument("--tuning-seeds", type=int, default=5)
     options = parser.parse_args()
-    config = load_config("demo")
-    config = dataclasses.replace(
-        config,
-        seed=options.seed,
-        simulate=dataclasses.replace(config.simulate, seed=options.seed, fingerprint=options.fingerprint),
-    )
-    dataset, caches, targets, base = prepare(options.out, config)
-    subject = dataset.subject(config.target_subject)
-    hour = subject.sessions(config.tuning_sessions)
-    path = options.out / "start.jsonl"
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    known = {(entry["start"], entry["method"], entry["seed"]): entry for entry in done}
-    wanted = [(start, method, seed) for seed in range(options.tuning_seeds) for start in STARTS for method in METHODS]
-    wanted += [(DIRECT, "no base", seed) for seed in range(options.tuning_seeds)]
-    for key in progress([key for key in wanted if key not in known], "runs"):
-        start, method, seed = key
+    world = open_world(options.out, config_of(options.seed, options.fingerprint))
+    done = Done(options.out / "start.jsonl", "start", "method", "seed")
+    seeds = range(options.tuning_seeds)
+    wanted = [(start, method, seed) for seed in seeds for start in STARTS for method in METHODS]
+    wanted += [(DIRECT, "no base", seed) for seed in seeds]
+    for start, method, seed in progress(done.left(wanted), "runs"):
         begun = time.perf_counter()
         if start == DIRECT:
-            scores = straight(subject, hour, caches, base, seed, config.tune.similar_voxels)
+            similar = world.config.tune.similar_voxels
+            images, tokens, text = regression(world.hour, world.features, world.base.network, seed, similar)
+            seconds, said = time.perf_counter() - begun, Predictions(images, tokens, tokens, None, text)
         else:
-            changed = dataclasses.replace(config, tune=dataclasses.replace(config.tune, **STARTS[start]))
-            network = tune(base, hour, targets, changed, seed, method)
-        seconds = time.perf_counter() - begun
-        if start != DIRECT:
-            scores = retrieval(network, subject, subject.test, caches, config)
-        known[key] = {"start": start, "method": method, "seed": seed, "seconds": seconds, "scores": scores}
-        with path.open("a") as file:
-            file.write(json.dumps(known[key]) + "\n")
-    print(summary(known, options, len(hour.train), subject.n_voxels, config))
+            fit = dataclasses.replace(world.config.tune, **STARTS[start])
+            tuned = world.tune(method, seed, dataclasses.replace(world.config, tune=fit))
+            seconds, said = time.perf_counter() - begun, world.decode(tuned.decoder())
+        done.add(start=start, method=method, seed=seed, seconds=seconds, scores=world.top1(said))
+    print(summary(done, options, world))
 
 
-def straight(subject, hour, caches, base, seed: int, similar: int) -> dict[str, list[float]]:
-    """Voxels -> image tokens by one ridge regression on the hour's trials; text through the base's projector."""
-    images, said = direct_ridge(subject, hour.train, subject.test, caches, seed, similar)
-    tokens = np.asarray(caches["tokens"], np.float32)
-    with torch.no_grad():
-        text = base.projector(torch.from_numpy(said)).numpy()
-    hits = {
-        "image": image_retrieval(said, tokens[images]),
-        "brain": brain_retrieval(said, tokens[images]),
-        "text": text_retrieval(text, np.asarray(caches["text"][images])),
-    }
-    return {name: [round(float(v), 4) for v in hit.top1] for name, hit in hits.items()}
-
-
-def direct_ridge(subject, train, asked, caches, seed: int, similar: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fitted on the trials ``train``: the images of the trials ``asked``, and their tokens, averaged over their trials."""
-    tokens = np.asarray(caches["tokens"], np.float32)
-    fit = voxel_regression(
-        subject.betas(train.row), tokens[train.stimulus].reshape(len(train), -1), train.stimulus, seed, similar
-    )
-    images, row = np.unique(asked.stimulus, return_inverse=True)
-    total = np.zeros((len(images), fit.weight.shape[1]), np.float32)
-    np.add.at(total, row, subject.betas(asked.row) @ fit.weight + fit.intercept)
-    return images, (total / np.bincount(row)[:, None]).astype(np.float32).reshape(-1, *tokens.shape[1:])
-
-
-def summary(known: dict, options, trials: int, voxels: int, config) -> str:
-    directions, seeds = ("image", "brain", "text"), range(options.tuning_seeds)
+def summary(done: Done, options: argparse.Namespace, world: World) -> str:
+    seeds = range(options.tuning_seeds)
 
     def hits(start: str, method: str, direction: str) -> np.ndarray:
-        return np.array([known[start, method, seed]["scores"][direction] for seed in seeds])
+        return np.array([done[start, method, seed]["scores"][direction] for seed in seeds])
 
     cold = STARTS["random"]["epochs"]
-    names = {"random": f"random, {cold} epochs", "closed form": f"closed form, {config.tune.epochs:g} epochs"}
-    lines = [
-        f"`python benchmarks/closed_form_start.py OUT --seed {options.seed} --fingerprint {options.fingerprint:g} "
-        f"--tuning-seeds {options.tuning_seeds}`: {voxels} voxels, {trials} trials, "
-        f"{hits('random', METHODS[0], 'image').shape[1]} test images",
-        "",
-        "| start | method | "
-        + " | ".join(directions)
-        + " | seconds | "
-        + " | ".join(f"minus random, {d}" for d in directions)
-        + " |",
-        "|---|---|" + 7 * "---:|",
-    ]
+    names = {"random": f"random, {cold} epochs", "closed form": f"closed form, {world.config.tune.epochs:g} epochs"}
+    rows = []
     for start, method in [*((s, m) for s in STARTS for m in METHODS), (DIRECT, "no base")]:
-        seconds = np.median([known[start, method, seed]["seconds"] for seed in seeds])
-        cells = [mean_and_sd(hits(start, method, d)) for d in directions] + [f"{seconds:.1f}"]
+        seconds = np.median([done[start, method, seed]["seconds"] for seed in seeds])
+        cells = [
+            names.get(start, start),
+            method,
+            *(mean_and_sd(hits(start, method, d)) for d in DIRECTIONS),
+            f"{seconds:.1f}",
+        ]
         against = "mindtuner" if method == "no base" else method
         cells += [
-            "" if start == "random" else difference(hits(start, method, d), hits("random", against, d)) for d in directions
+            "" if start == "random" else difference(hits(start, method, d), hits("random", against, d)) for d in DIRECTIONS
         ]
-        lines.append(f"| {names.get(start, start)} | {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    header = ["start", "method", *DIRECTIONS, "seconds", *(f"minus random, {d}" for d in DIRECTIONS)]
+    return (
+        f"`python benchmarks/closed_form_start.py OUT --seed {options.seed} --fingerprint {options.fingerprint:g} "
+        f"--tuning-seeds {options.tuning_seeds}`: {world.subject.n_voxels} voxels, {len(world.hour.train)} trials, "
+        f"{hits('random', METHODS[0], 'image').shape[1]} test images\n\n{markdown(header, rows, left=2)}"
+    )
 
 
 if __name__ == "__main__":

@@ -28,31 +28,61 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
-from closed_form_start import direct_ridge
 from himalaya.kernel_ridge import solve_multiple_kernel_ridge_random_search
-from tuning_seeds import difference, prepare
+from pages import markdown, spread
+from world import DIRECTIONS, Done, World, config_of, difference, open_world
 
-from mindtuner.config import load_config
+from mindtuner.config import Config
 from mindtuner.data import Subject, Trials
 from mindtuner.data.splits import image_folds
-from mindtuner.decoding.decoder import Decoder, Predictions, sum_of_unit_tokens
-from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval, text_retrieval
+from mindtuner.decoding.decoder import Predictions, sum_of_unit_tokens
 from mindtuner.runtime import derive_seed, progress
-from mindtuner.training import subject_name, tune
+from mindtuner.studies.bench import regression
 from mindtuner.training.ridge import ridge_regression
 
-DIRECTIONS = ("image", "brain", "text")
 HELD_OUT, WEIGHTS_TRIED, PENALTIES = 90, 30, np.logspace(0, 6, 13)
 C_ALONE, B_ALONE, BESIDE, ALONE = ", C alone", ", B alone", " beside", " alone"
 ENDINGS = ("", C_ALONE, B_ALONE, BESIDE, ALONE)  # of the rows of an arm
 HOUR, ALL, ITSELF = "one hour", "all hours", "each voxel for itself"
 SIMILAR = (2, 5, 20, 60)  # beside the config's
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A world, the trials that no arm is tuned on and every arm is asked of, and the tuning seed."""
+
+    world: World
+    trials: Trials
+    seed: int
+
+    @property
+    def caches(self):
+        return self.world.features.caches
+
+    @property
+    def config(self) -> Config:
+        return self.world.config
+
+    def similar(self, count: int) -> Asked:
+        """With so many voxels to each in the ridge's start."""
+        tune = dataclasses.replace(self.config.tune, similar_voxels=count)
+        config = dataclasses.replace(self.config, tune=tune)
+        return dataclasses.replace(self, world=dataclasses.replace(self.world, config=config))
+
+    def decoded(self, subject: Subject, kind: str = "both", seed: int | None = None, **fingerprint) -> Predictions:
+        """Tuned on the subject's training trials, and asked of the kept ones."""
+        config = dataclasses.replace(
+            self.config,
+            decode=dataclasses.replace(self.config.decode, retrieval_tokens=kind),
+            fingerprint=dataclasses.replace(self.config.fingerprint, **fingerprint),
+        )
+        tuned = self.world.tune("mindtuner", self.seed if seed is None else seed, config, subject)
+        return self.world.decode(tuned.decoder(), self.trials, subject)
 
 
 def main() -> None:
@@ -69,52 +99,25 @@ def main() -> None:
     print(table(options.out, options.split, options.arms))
 
 
-def measure(out: Path, options) -> None:
-    config = load_config("demo")
-    config = dataclasses.replace(config, seed=options.seed, simulate=dataclasses.replace(config.simulate, seed=options.seed))
-    dataset, caches, targets, base = prepare(out, config)
-    subject = dataset.subject(config.target_subject)
-    done = known(out, options.split)
-    seeds = range(options.tuning_seeds)
-    left = [(s, a) for s in seeds for a in options.arms if not any((a + end, s) in done for end in ENDINGS)]
-    for seed, arm in progress(left, "runs"):
+def measure(out: Path, options: argparse.Namespace) -> None:
+    world = open_world(out, config_of(options.seed))
+    subject, done = world.subject, known(out, options.split)
+    wanted = [(seed, arm) for seed in range(options.tuning_seeds) for arm in options.arms]
+    for seed, arm in progress([(s, a) for s, a in wanted if not any((a + end, s) in done for end in ENDINGS)], "runs"):
         kept = subject.test
         if options.split == "validation":
             images = np.unique(subject.train.stimulus)
             held = np.random.default_rng(derive_seed(seed, "held out")).choice(images, HELD_OUT, replace=False)
             kept = subject.train.select(np.isin(subject.train.stimulus, held))
-        world = SimpleNamespace(
-            dataset=dataset,
-            caches=caches,
-            targets=targets,
-            base=base,
-            config=config,
-            kept=kept,
-            name=subject_name(subject.number),
-        )
-        used = {k: without(subject.sessions(k), kept) for k in (config.tuning_sessions, config.simulate.sessions)}
-        for name, said in ARMS[arm](world, used[config.tuning_sessions], used[config.simulate.sessions], seed).items():
-            entry = {"arm": arm + name, "seed": seed, "scores": scores(said, caches)}
-            with (out / f"closing-{options.split}.jsonl").open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+        hour, every = (without(some, kept) for some in (world.hour, subject))
+        for name, said in ARMS[arm](Asked(world, kept, seed), hour, every).items():
+            done.add(arm=arm + name, seed=seed, scores=world.top1(said))
 
 
 def without(subject: Subject, kept: Trials) -> Subject:
     """The subject without the training trials that show an image of ``kept``."""
     trials = subject.trials
     return dataclasses.replace(subject, trials=trials.select(trials.is_test | ~np.isin(trials.stimulus, kept.stimulus)))
-
-
-def decoded(world, subject: Subject, seed: int, kind: str = "both", **fingerprint) -> Predictions:
-    """Tuned on the subject's training trials, and asked of the kept ones."""
-    config = dataclasses.replace(
-        world.config,
-        decode=dataclasses.replace(world.config.decode, retrieval_tokens=kind),
-        fingerprint=dataclasses.replace(world.config.fingerprint, **fingerprint),
-    )
-    network = tune(world.base, subject, world.targets, config, seed)
-    decoder = Decoder(network, world.name, config.decode, config.seed)
-    return decoder.predict(subject.betas(world.kept.row), world.kept.stimulus)
 
 
 def with_retrieval(said: Predictions, *tokens: np.ndarray) -> Predictions:
@@ -124,8 +127,8 @@ def with_retrieval(said: Predictions, *tokens: np.ndarray) -> Predictions:
     return dataclasses.replace(said, retrieval_tokens=total.reshape(said.backbone_tokens.shape).astype(np.float32))
 
 
-def with_each_estimate(world, subject: Subject, seed: int) -> dict[str, Predictions]:
-    plain = decoded(world, subject, seed, "projected")
+def with_each_estimate(asked: Asked, subject: Subject) -> dict[str, Predictions]:
+    plain = asked.decoded(subject, "projected")
     backbone, projected = plain.backbone_tokens, plain.retrieval_tokens
     fused = sum_of_unit_tokens(torch.from_numpy(backbone), torch.from_numpy(projected)).numpy()
     return {
@@ -135,28 +138,21 @@ def with_each_estimate(world, subject: Subject, seed: int) -> dict[str, Predicti
     }
 
 
-def similar(world, count: int):
-    tune = dataclasses.replace(world.config.tune, similar_voxels=count)
-    return SimpleNamespace(**vars(world) | {"config": dataclasses.replace(world.config, tune=tune)})
-
-
-def with_direct(world, subject: Subject, seed: int) -> dict[str, Predictions]:
-    plain = decoded(world, subject, seed, "projected")
-    images, tokens = direct_ridge(subject, subject.train, world.kept, world.caches, seed, world.config.tune.similar_voxels)
+def with_direct(asked: Asked, subject: Subject) -> dict[str, Predictions]:
+    plain, base, similar = asked.decoded(subject, "projected"), asked.world.base.network, asked.config.tune.similar_voxels
+    images, tokens, text = regression(subject, asked.world.features, base, asked.seed, similar, asked.trials)
     assert (images == plain.images).all()
-    with torch.no_grad():
-        text = world.base.projector(torch.from_numpy(tokens)).numpy()
     return {
         BESIDE: with_retrieval(plain, plain.backbone_tokens, plain.retrieval_tokens, tokens),
         ALONE: Predictions(images, tokens, tokens, None, text),
     }
 
 
-def encoding(world, subject: Subject, seed: int):
+def encoding(asked: Asked, subject: Subject):
     """The hour's encoding model, and residuals of images that it was not fitted on."""
-    trials, tokens = subject.train, np.asarray(world.caches["tokens"], np.float32).reshape(len(world.caches["tokens"]), -1)
+    trials, tokens = subject.train, np.asarray(asked.caches["tokens"], np.float32).reshape(len(asked.caches["tokens"]), -1)
     betas = subject.betas(trials.row)
-    fit = ridge_regression(tokens[trials.stimulus], betas, trials.stimulus, seed)
+    fit = ridge_regression(tokens[trials.stimulus], betas, trials.stimulus, asked.seed)
     return fit, betas - fit.predicted, lambda images: tokens[images] @ fit.weight + fit.intercept
 
 
@@ -184,26 +180,26 @@ class Extended:
         )
 
 
-def weighted(world, subject: Subject, weight: np.ndarray, seed: int) -> dict[str, Predictions]:
+def weighted(asked: Asked, subject: Subject, weight: np.ndarray) -> dict[str, Predictions]:
     """Voxels times weights (V,) of mean square 1, none below a hundredth of the largest: a voxel of 0 is refused."""
     weight = weight.clip(min=weight.max() / 100)
     weight = (weight / np.sqrt(np.square(weight).mean())).astype(np.float32)
-    return {"": decoded(world, dataclasses.replace(subject, source=Mapped(subject.source, lambda x: x * weight)), seed)}
+    return {"": asked.decoded(dataclasses.replace(subject, source=Mapped(subject.source, lambda x: x * weight)))}
 
 
-def reliable_voxels(world, subject: Subject, seed: int) -> dict[str, Predictions]:
+def reliable_voxels(asked: Asked, subject: Subject) -> dict[str, Predictions]:
     """A voxel's weight is the correlation of its betas with what the encoding model predicts of them, if above 0."""
-    fit, residuals, _ = encoding(world, subject, seed)
+    fit, residuals, _ = encoding(asked, subject)
     betas, predicted = fit.predicted + residuals, fit.predicted
     a, b = predicted - predicted.mean(0), betas - betas.mean(0)
     norms = np.sqrt(np.square(a).sum(0) * np.square(b).sum(0))
     r = np.divide((a * b).sum(0), norms, out=np.zeros_like(norms), where=norms > 0)
-    return weighted(world, subject, r.clip(min=0), seed)
+    return weighted(asked, subject, r.clip(min=0))
 
 
-def region_weights(world, subject: Subject, seed: int) -> dict[str, Predictions]:
+def region_weights(asked: Asked, subject: Subject) -> dict[str, Predictions]:
     trials = subject.train
-    betas, tokens = subject.betas(trials.row), np.asarray(world.caches["tokens"][trials.stimulus], np.float32)
+    betas, tokens = subject.betas(trials.row), np.asarray(asked.caches["tokens"][trials.stimulus], np.float32)
     names = [name for name in subject.rois if name != "nsd_general" and subject.rois[name].any()]
     region = np.full(subject.n_voxels, len(names))  # a voxel of no region is in one of its own
     for k, name in enumerate(names):
@@ -212,7 +208,7 @@ def region_weights(world, subject: Subject, seed: int) -> dict[str, Predictions]
     centred = betas - betas.mean(0)
     kernels = np.stack([centred[:, region == k] @ centred[:, region == k].T for k in found]).astype(np.float32)
     flat = tokens.reshape(len(tokens), -1)
-    gammas = np.random.default_rng(seed).dirichlet(np.ones(len(found)), WEIGHTS_TRIED).astype(np.float32)
+    gammas = np.random.default_rng(asked.seed).dirichlet(np.ones(len(found)), WEIGHTS_TRIED).astype(np.float32)
     errors = []
     for gamma in gammas:  # one weighting at a time, so that one holds for all targets
         *_, score = solve_multiple_kernel_ridge_random_search(
@@ -222,19 +218,19 @@ def region_weights(world, subject: Subject, seed: int) -> dict[str, Predictions]
             alphas=PENALTIES,
             local_alpha=False,
             progress_bar=False,
-            cv=image_folds(trials.stimulus, 5, derive_seed(seed, "regions")),
+            cv=image_folds(trials.stimulus, 5, derive_seed(asked.seed, "regions")),
         )
         errors.append(float(score.mean()))
     best = gammas[int(np.argmax(errors))]
     weight = np.zeros(subject.n_voxels, np.float32)
     for k, gamma in zip(found, best, strict=True):
         weight[region == k] = gamma**0.5
-    return weighted(world, subject, weight, seed)
+    return weighted(asked, subject, weight)
 
 
-def with_synthetic(world, subject: Subject, seed: int, images: np.ndarray) -> dict[str, Predictions]:
-    _, residuals, predict = encoding(world, subject, seed)
-    rng = np.random.default_rng(derive_seed(seed, "residuals"))
+def with_synthetic(asked: Asked, subject: Subject, images: np.ndarray) -> dict[str, Predictions]:
+    _, residuals, predict = encoding(asked, subject)
+    rng = np.random.default_rng(derive_seed(asked.seed, "residuals"))
     brains = (predict(images) + residuals[rng.integers(len(residuals), size=len(images))]).astype(np.float32)
     t, first, n = subject.trials, subject.source.shape[0], len(images)
     trials = Trials(
@@ -244,14 +240,14 @@ def with_synthetic(world, subject: Subject, seed: int, images: np.ndarray) -> di
         np.r_[t.repeat, np.zeros(n, t.repeat.dtype)],
         np.r_[t.is_test, np.zeros(n, bool)],
     )
-    return {"": decoded(world, dataclasses.replace(subject, trials=trials, source=Extended(subject.source, brains)), seed)}
+    return {"": asked.decoded(dataclasses.replace(subject, trials=trials, source=Extended(subject.source, brains)))}
 
 
-def unseen(world, subject: Subject, seed: int) -> np.ndarray:
+def unseen(asked: Asked, subject: Subject) -> np.ndarray:
     """As many training images of the others as the subject has trials, none of which it saw in any session."""
-    own = world.dataset.subject(subject.number).trials.stimulus
-    others = np.setdiff1d(world.dataset.stimuli.training_images, own)
-    return np.random.default_rng(derive_seed(seed, "unseen")).choice(others, len(subject.train), replace=False)
+    own = asked.world.subject.trials.stimulus
+    others = np.setdiff1d(asked.world.dataset.stimuli.training_images, own)
+    return np.random.default_rng(derive_seed(asked.seed, "unseen")).choice(others, len(subject.train), replace=False)
 
 
 def averaged(several: list[Predictions]) -> dict[str, Predictions]:
@@ -264,73 +260,61 @@ def averaged(several: list[Predictions]) -> dict[str, Predictions]:
 
 
 ARMS = {
-    HOUR: lambda w, hour, every, s: with_each_estimate(w, hour, s),
-    ALL: lambda w, hour, every, s: {"": decoded(w, every, s)},
-    ITSELF: lambda w, hour, every, s: {"": decoded(similar(w, 0), hour, s)},
-    ALL + ", " + ITSELF: lambda w, hour, every, s: {"": decoded(similar(w, 0), every, s)},
+    HOUR: lambda asked, hour, every: with_each_estimate(asked, hour),
+    ALL: lambda asked, hour, every: {"": asked.decoded(every)},
+    ITSELF: lambda asked, hour, every: {"": asked.similar(0).decoded(hour)},
+    ALL + ", " + ITSELF: lambda asked, hour, every: {"": asked.similar(0).decoded(every)},
     **{
-        f"{count} similar voxels": lambda w, hour, every, s, count=count: {"": decoded(similar(w, count), hour, s)}
+        f"{count} similar voxels": lambda asked, hour, every, count=count: {"": asked.similar(count).decoded(hour)}
         for count in SIMILAR
     },
-    "direct ridge": lambda w, hour, every, s: with_direct(w, hour, s),
-    "reliable voxels": lambda w, hour, every, s: reliable_voxels(w, hour, s),
-    "a region's weight": lambda w, hour, every, s: region_weights(w, hour, s),
-    "noisier copies": lambda w, hour, every, s: with_synthetic(w, hour, s, hour.train.stimulus),
-    "unseen images": lambda w, hour, every, s: with_synthetic(w, hour, s, unseen(w, hour, s)),
-    "three ranks": lambda w, hour, every, s: averaged([decoded(w, hour, s, "projected", rank=r) for r in (4, 8, 16)]),
-    "three seeds": lambda w, hour, every, s: averaged([decoded(w, hour, s + 100 * k, "projected") for k in range(3)]),
+    "direct ridge": lambda asked, hour, every: with_direct(asked, hour),
+    "reliable voxels": lambda asked, hour, every: reliable_voxels(asked, hour),
+    "a region's weight": lambda asked, hour, every: region_weights(asked, hour),
+    "noisier copies": lambda asked, hour, every: with_synthetic(asked, hour, hour.train.stimulus),
+    "unseen images": lambda asked, hour, every: with_synthetic(asked, hour, unseen(asked, hour)),
+    "three ranks": lambda asked, hour, every: averaged([asked.decoded(hour, "projected", rank=r) for r in (4, 8, 16)]),
+    "three seeds": lambda asked, hour, every: averaged(
+        [asked.decoded(hour, "projected", asked.seed + 100 * k) for k in range(3)]
+    ),
 }
 
 
-def scores(said: Predictions, caches) -> dict[str, list[float]]:
-    """Top-1 of every image, in three directions."""
-    tokens, text = np.asarray(caches["tokens"][said.images]), np.asarray(caches["text"][said.images])
-    hits = {
-        "image": image_retrieval(said.retrieval_tokens, tokens),
-        "brain": brain_retrieval(said.retrieval_tokens, tokens),
-        "text": text_retrieval(said.text, text),
-    }
-    return {name: [round(float(v), 4) for v in hit.top1] for name, hit in hits.items()}
-
-
-def known(out: Path, split: str) -> dict:
-    path = out / f"closing-{split}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {(entry["arm"], entry["seed"]): entry["scores"] for entry in map(json.loads, lines)}
+def known(out: Path, split: str) -> Done:
+    return Done(out / f"closing-{split}.jsonl", "arm", "seed")
 
 
 def table(outs: list[Path], split: str, arms: list[str]) -> str:
     """A Markdown table over worlds: means (sd over worlds), share of all hours, differences to one hour."""
     worlds = [known(out, split) for out in outs]
-    seeds = sorted({seed for arm, seed in worlds[0] if arm == HOUR})
+    seeds = sorted({seed for arm, seed in worlds[0].runs if arm == HOUR})
     names = [
         name
-        for name in dict.fromkeys(arm for arm, _ in worlds[0])
+        for name in dict.fromkeys(arm for arm, _ in worlds[0].runs)
         if any(name == arm + end for arm in arms for end in ENDINGS) and all((name, s) in w for w in worlds for s in seeds)
     ]
 
-    def hits(arm: str, direction: str) -> np.ndarray:  # (seeds, images of all worlds)
-        return np.concatenate([[w[arm, s][direction] for s in seeds] for w in worlds], axis=1)
+    def hits(arm: str, direction: str) -> list[np.ndarray]:  # of each world (seeds, images)
+        return [np.array([world[arm, seed]["scores"][direction] for seed in seeds]) for world in worlds]
 
-    candidates = len(worlds[0][HOUR, seeds[0]]["image"])
-    lines = [
-        f"{len(worlds)} worlds, {len(seeds)} tuning seeds, {candidates} {split} images (chance {1 / candidates:.4f})",
-        "",
-        "| fitted on the hour | " + " | ".join(f"{d} | of all hours | minus one hour" for d in DIRECTIONS) + " |",
-        "|---|" + 9 * "---:|",
-    ]
+    candidates = len(worlds[0][HOUR, seeds[0]]["scores"]["image"])
+    rows = []
     for name in names:
-        cells = []
+        cells = [name]
         for d in DIRECTIONS:
-            by_world = [np.mean([w[name, s][d] for s in seeds]) for w in worlds]
-            spread = f" ({np.std(by_world, ddof=1):.3f})" if len(worlds) > 1 else ""
+            mine = hits(name, d)
+            every = np.concatenate(mine, axis=1)
             cells += [
-                f"{np.mean(by_world):.3f}{spread}",
-                f"{hits(name, d).mean() / hits(ALL, d).mean():.0%}" if (ALL, seeds[0]) in worlds[0] else "",
-                "" if name == HOUR or len(seeds) < 2 else difference(hits(name, d), hits(HOUR, d)),
+                spread([one.mean() for one in mine]),
+                f"{every.mean() / np.concatenate(hits(ALL, d), axis=1).mean():.0%}" if (ALL, seeds[0]) in worlds[0] else "",
+                "" if name == HOUR or len(seeds) < 2 else difference(every, np.concatenate(hits(HOUR, d), axis=1)),
             ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    header = ["fitted on the hour", *(word for d in DIRECTIONS for word in (d, "of all hours", "minus one hour"))]
+    return (
+        f"{len(worlds)} worlds, {len(seeds)} tuning seeds, {candidates} {split} images (chance {1 / candidates:.4f})\n\n"
+        + markdown(header, rows)
+    )
 
 
 if __name__ == "__main__":

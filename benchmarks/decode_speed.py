@@ -16,7 +16,8 @@ import datetime
 from pathlib import Path
 
 import numpy as np
-from sides import SIZES, SOURCE, Side, Turns, in_turn, machine, ratios, write_between
+from pages import machine, write_between
+from sides import SIZES, SOURCE, Side, Turns, in_turn, ratios
 from train_step import our_model, our_network, public_model
 
 

@@ -10,12 +10,11 @@ file's ``results:begin`` and ``results:end`` comments.
 from __future__ import annotations
 
 import argparse
-import re
-import statistics
 from pathlib import Path
 
+from pages import markdown, spread, write_between
+
 from mindtuner.evaluation.results import load_run
-from mindtuner.files import write_text
 
 COLUMNS = {"retrieval": ("image", "brain", "text"), "reconstruction": ("pixcorr", "ssim", "two_way")}
 TITLES = ("image retrieval", "brain retrieval", "text retrieval", "PixCorr", "SSIM", "two-way")
@@ -30,26 +29,21 @@ def main() -> None:
     text = table(runs)
     print(text)
     if options.write:
-        old = options.write.read_text(encoding="utf-8")
-        new, count = re.subn(
-            r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", lambda m: m[1] + text + "\n" + m[2], old, flags=re.DOTALL
-        )
-        if count != 1:
-            raise SystemExit(f"{options.write}: expected one pair of results:begin and results:end comments")
-        write_text(options.write, new)
+        write_between(options.write, "results", text)
 
 
 def table(runs: list[dict]) -> str:
     """Markdown: one row a method, then chance, then what the rows were measured on."""
-    lines = ["| method | " + " | ".join(TITLES) + " |", "|---|" + "---:|" * len(TITLES)]
-    for method in runs[0]["methods"]:
-        cells = [
-            spread([run["methods"][method][part][key] for run in runs]) for part, keys in COLUMNS.items() for key in keys
+    rows = [
+        [
+            method,
+            *(cell([run["methods"][method][part][key] for run in runs]) for part, keys in COLUMNS.items() for key in keys),
         ]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    chance = [spread([run["chance"]["retrieval"][key] for run in runs]) for key in COLUMNS["retrieval"]]
-    chance += [spread([run["chance"]["reconstruction"][key]["mindtuner"] for run in runs]) for key in ("pixcorr", "ssim")]
-    lines.append("| *chance* | " + " | ".join([*chance, "0.500"]) + " |")
+        for method in runs[0]["methods"]
+    ]
+    chance = [cell([run["chance"]["retrieval"][key] for run in runs]) for key in COLUMNS["retrieval"]]
+    chance += [cell([run["chance"]["reconstruction"][key]["mindtuner"] for run in runs]) for key in ("pixcorr", "ssim")]
+    rows.append(["*chance*", *chance, "0.500"])
     setting = runs[0]["setting"]
     seconds = [run["timing_s"]["total"] for run in runs]
     memory = max(run["peak_memory_mb"] for run in runs)
@@ -61,13 +55,12 @@ def table(runs: list[dict]) -> str:
         f"{setting['n_test_images']} images, pictures scored on {setting['n_pictures']}. {took} s a "
         f"run, at most {memory / 1000:.1f} GB. Brains and scenes are simulated."
     )
-    return "\n".join([*lines, "", note])
+    return f"{markdown(['method', *TITLES], rows)}\n\n{note}"
 
 
-def spread(values: list[float]) -> str:
-    if len(values) == 1 or max(values) == min(values):
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ({statistics.stdev(values):.3f})"
+def cell(values: list[float]) -> str:
+    """Mean (sd) of the runs, or the one value that all have."""
+    return spread(values if max(values) > min(values) else values[:1])
 
 
 if __name__ == "__main__":

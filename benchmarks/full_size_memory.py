@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +24,10 @@ import open_clip
 import timm
 import torch
 import transformers
+from pages import write_between
 
 from mindtuner.config import load_config
 from mindtuner.data.nsd import VOXELS as NSD_VOXELS
-from mindtuner.files import write_text
 from mindtuner.interop.unclip_keys import read_unet, read_vae
 from mindtuner.training.sizes import (
     META,
@@ -95,13 +94,7 @@ def main() -> None:
     text = "\n\n".join([table_of_parameters(parts), table_of_stages(parts)])
     print(text)
     if options.write:
-        old = options.write.read_text(encoding="utf-8")
-        new, count = re.subn(
-            r"(<!-- memory:begin -->\n).*?(<!-- memory:end -->)", lambda m: m[1] + text + "\n" + m[2], old, flags=re.DOTALL
-        )
-        if count != 1:
-            raise SystemExit(f"{options.write}: expected one pair of memory:begin and memory:end comments")
-        write_text(options.write, new)
+        write_between(options.write, "memory", text)
 
 
 def networks() -> dict[str, torch.nn.Module]:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import multiprocessing
-import re
 import sys
 import tempfile
 import time
@@ -30,12 +29,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pages import write_between
 from PIL import Image
 from torch import nn
 
 from mindtuner import runtime
 from mindtuner.evaluation.scores.networks import FORMS, Network
-from mindtuner.files import write_text
 
 SHAPES = {
     "alexnet2": (192, 31),
@@ -70,21 +69,13 @@ def main() -> None:
                     file=sys.stderr,
                     flush=True,
                 )
-    text = tables(found, options)
+    text = text_of(found, options)
     print(text)
     if options.write:
-        new, count = re.subn(
-            r"(<!-- image_scores:begin -->\n).*?(<!-- image_scores:end -->)",
-            lambda m: m[1] + text + "\n" + m[2],
-            options.write.read_text(),
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise SystemExit(f"{options.write}: expected one pair of image_scores:begin and image_scores:end comments")
-        write_text(options.write, new)
+        write_between(options.write, "image_scores", text)
 
 
-def tables(found: dict[tuple, tuple], options: argparse.Namespace) -> str:
+def text_of(found: dict[tuple, tuple], options: argparse.Namespace) -> str:
     lines = [
         f"`python benchmarks/image_scores.py --pairs {options.pairs} --side {options.side} --seed {options.seed}"
         f"{' --files-alone' if options.files_alone else ''}`, "

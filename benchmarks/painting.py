@@ -17,19 +17,14 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from sides import write_between
-from tuning_seeds import HOLDOUT, held_out, prepare
+from pages import markdown, write_between
+from world import HOLDOUT, add_seeds, config_of, open_world
 
-from mindtuner.config import Config, load_config
-from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.training_images import draw_to_neighbours, nearest_training_image
-from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.results import from_uint8
 from mindtuner.evaluation.scores.features import LITE2, features_of
 from mindtuner.evaluation.scores.pictures import two_way
-from mindtuner.generators.compact import CompactGenerator, starting_prior
-from mindtuner.towers.compact import CompactTextEncoder
-from mindtuner.training import subject_name, tune
+from mindtuner.generators.compact import CompactGenerator
 
 
 def main() -> None:
@@ -45,41 +40,32 @@ def main() -> None:
             found.setdefault(name, []).append(scores)
             print(f"simulator seed {seed}: {name}: {' '.join(f'{v:.3f}' for v in scores)}", flush=True)
     corrected = [f"corrected, best of {n}" if n > 1 else "corrected" for n in options.takes]
-    lines = [
-        "| painted from | " + " | ".join(["r with true tokens", "nearest training image", "painted", *corrected]) + " |",
-        "|---|" + "---:|" * (3 + len(corrected)),
-    ]
+    rows = []
     for name, scores in found.items():
         spread = np.std(scores, axis=0, ddof=1) if len(scores) > 1 else np.full(len(scores[0]), np.nan)
-        cells = [f"{m:.3f} ({sd:.3f})" for m, sd in zip(np.mean(scores, 0), spread, strict=True)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        f"    python benchmarks/painting.py OUT --seeds {' '.join(map(str, options.seeds))} --noise-seeds "
-        f"{options.noise_seeds} --takes {' '.join(map(str, options.takes))}",
-    ]
-    print("\n".join(lines))
+        rows.append([name, *(f"{m:.3f} ({sd:.3f})" for m, sd in zip(np.mean(scores, 0), spread, strict=True))])
+    text = markdown(["painted from", "r with true tokens", "nearest training image", "painted", *corrected], rows)
+    text += (
+        f"\n\n    python benchmarks/painting.py OUT --seeds {' '.join(map(str, options.seeds))} --noise-seeds "
+        f"{options.noise_seeds} --takes {' '.join(map(str, options.takes))}"
+    )
+    print(text)
     if options.write:
-        write_between(options.write, "painting", "\n".join(lines))
+        write_between(options.write, "painting", text)
 
 
 def rows_of(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
     """For each origin of tokens, the columns' values for one simulator seed, means over noise seeds."""
-    config = configured(seed)
-    dataset, caches, targets, base = prepare(options.out / f"seed-{seed}", config)
-    subject = dataset.subject(config.target_subject)
-    hour = subject.sessions(config.tuning_sessions)
-    network = tune(base, hour, targets, config, seed, holdout=HOLDOUT, prior=starting_prior(config.model))
-    trials = held_out(subject, hour, seed)
-    decoder = Decoder(network, subject_name(subject.number), config.decode, seed)
-    said = decoder.predict(subject.betas(trials.row), trials.stimulus)
-    training = np.setdiff1d(np.flatnonzero(~dataset.stimuli.is_shared), said.images)
+    world = open_world(options.out / f"seed-{seed}", config_of(seed))
+    tuned, caches = world.tune("mindtuner", seed, holdout=HOLDOUT), world.features.caches
+    decoder, decode = tuned.decoder(), world.config.decode
+    said = world.decode(decoder, tuned.held_out(world.dataset))
+    training = np.setdiff1d(decoder.training_images, said.images)
     training_tokens, true = np.asarray(caches["tokens"][training]), np.asarray(caches["tokens"][said.images])
-    mean, bank = training_tokens.mean(0), TextBank.of(dataset.stimuli, dataset.stimuli.training_images, CompactTextEncoder())
+    mean, caption = training_tokens.mean(0), decoder.bank.embeddings[decoder.bank.nearest(said.text)]
     seen = features_of(LITE2, np.asarray(caches["pixels"][said.images]))["two_way"]
-    caption = bank.embeddings[bank.nearest(said.text)]
-    expected = decoder.image_tokens(said.backbone_tokens, said.images)
-    most = dataclasses.replace(config.decode, corrections=max(options.takes))
+    expected = decoder.expected_tokens(said, np.arange(len(said.images)))
+    most = dataclasses.replace(decode, corrections=max(options.takes))
     generators = [CompactGenerator(most, noise, options.generator) for noise in range(options.noise_seeds)]
 
     def nearest(tokens: np.ndarray) -> np.ndarray:
@@ -92,7 +78,7 @@ def rows_of(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
         latents = generator.generate(tokens, said.images)
         corrected = []
         for takes in options.takes:
-            generator.config = dataclasses.replace(config.decode, corrections=takes)
+            generator.config = dataclasses.replace(decode, corrections=takes)
             corrected.append(identified(generator.best_correction(latents, tokens, caption, said.images)))
         found = from_uint8(np.asarray(caches["pixels"][nearest(tokens)]))
         return [
@@ -107,22 +93,9 @@ def rows_of(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
         "tokens of the training image nearest to B": np.asarray(caches["tokens"][nearest(said.backbone_tokens)]),
         "B": said.backbone_tokens,
         "the prior": expected,
-        f"the same, and {config.decode.neighbours} neighbours": draw_to_neighbours(
-            expected, training_tokens, config.decode.neighbours
-        ),
+        f"the same, and {decode.neighbours} neighbours": draw_to_neighbours(expected, training_tokens, decode.neighbours),
     }
     return {name: np.mean([scores(tokens, generator) for generator in generators], 0) for name, tokens in sources.items()}
-
-
-def add_seeds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of simulation, pretraining and tuning")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="a page with marks for the table")
-
-
-def configured(seed: int) -> Config:
-    config = load_config("demo")
-    return dataclasses.replace(config, seed=seed, simulate=dataclasses.replace(config.simulate, seed=seed))
 
 
 if __name__ == "__main__":

@@ -16,16 +16,12 @@ import dataclasses
 
 import numpy as np
 import torch
-from painting import add_seeds, configured
-from sides import write_between
-from tuning_seeds import HOLDOUT, difference, held_out, prepare
+from pages import markdown, spread, write_between
+from world import HOLDOUT, add_seeds, config_of, difference, open_world
 
-from mindtuner.decoding.decoder import Decoder, both
-from mindtuner.evaluation.scores.retrieval import brain_retrieval, image_retrieval
-from mindtuner.generators.compact import starting_prior
-from mindtuner.training import subject_name, tune
+from mindtuner.decoding.decoder import sum_of_unit_tokens
 
-METHODS = ("mindtuner", "ridge_only")
+METHODS, DIRECTIONS = ("mindtuner", "ridge_only"), ("image", "brain")
 
 
 def main() -> None:
@@ -33,60 +29,46 @@ def main() -> None:
     add_seeds(parser)
     parser.add_argument("--tuning-seeds", type=int, default=3)
     options = parser.parse_args()
-    hits: dict[tuple[str, str, str], list[list[np.ndarray]]] = {}
+    hits: dict[tuple[str, str, str], list[np.ndarray]] = {}  # an array (tuning seeds, images) of each simulator seed
     for seed in options.seeds:
-        config = configured(seed)
-        dataset, caches, targets, base = prepare(options.out / f"seed-{seed}", config)
-        subject = dataset.subject(config.target_subject)
-        hour = subject.sessions(config.tuning_sessions)
-        found: dict[tuple[str, str, str], list[np.ndarray]] = {}
-        for tuning in range(options.tuning_seeds):
-            trials = held_out(subject, hour, tuning)
-            for method in METHODS:
-                network = tune(
-                    base, hour, targets, config, tuning, method, holdout=HOLDOUT, prior=starting_prior(config.model)
-                )
-                decode = dataclasses.replace(config.decode, retrieval_tokens="projected")
-                said = Decoder(network, subject_name(subject.number), decode, seed).predict(
-                    subject.betas(trials.row), trials.stimulus
-                )
-                true = np.asarray(caches["tokens"][said.images])
-                b, c = said.backbone_tokens, said.retrieval_tokens
-                for name, tokens in {"C": c, "B": b, "both": both(torch.from_numpy(b), torch.from_numpy(c)).numpy()}.items():
-                    found.setdefault((method, name, "image"), []).append(image_retrieval(tokens, true).top1)
-                    found.setdefault((method, name, "brain"), []).append(brain_retrieval(tokens, true).top1)
-        for key, rows in found.items():
+        for key, rows in measure(seed, options).items():
             hits.setdefault(key, []).append(np.array(rows))
-    n = hits[METHODS[0], "C", "image"][0].shape[1]
-    lines = ["| method | by | image | brain | minus C, image | minus C, brain |", "|---|---|---:|---:|---:|---:|"]
+    count = hits[METHODS[0], "C", "image"][0].shape[1]
+    rows = []
     for method in METHODS:
         for name in ("C", "B", "both"):
-            cells = [spread(hits[method, name, d]) for d in ("image", "brain")]
-            cells += (
-                ["", ""]
-                if name == "C"
-                else [
-                    difference(np.concatenate(hits[method, name, d], 1), np.concatenate(hits[method, "C", d], 1))
-                    for d in ("image", "brain")
-                ]
-            )
-            lines.append(f"| {method} | {name} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        f"    python benchmarks/retrieval_tokens.py OUT --seeds {' '.join(map(str, options.seeds))} "
-        f"--tuning-seeds {options.tuning_seeds}",
-        "",
-        f"{n} held-out training images at a time, chance {1 / n:.3f}.",
-    ]
-    print("\n".join(lines))
+            cells = [method, name, *(spread([one.mean() for one in hits[method, name, d]]) for d in DIRECTIONS)]
+            for d in DIRECTIONS:
+                own, published = (np.concatenate(hits[method, by, d], 1) for by in (name, "C"))
+                cells.append("" if name == "C" else difference(own, published))
+            rows.append(cells)
+    text = (
+        markdown(["method", "by", *DIRECTIONS, *(f"minus C, {d}" for d in DIRECTIONS)], rows, left=2)
+        + f"\n\n    python benchmarks/retrieval_tokens.py OUT --seeds {' '.join(map(str, options.seeds))} "
+        f"--tuning-seeds {options.tuning_seeds}\n\n{count} held-out training images at a time, chance {1 / count:.3f}."
+    )
+    print(text)
     if options.write:
-        write_between(options.write, "tokens", "\n".join(lines))
+        write_between(options.write, "tokens", text)
 
 
-def spread(of_seeds: list[np.ndarray]) -> str:
-    """Hits (tuning seeds, images) of each simulator seed -> mean (sd over simulator seeds)."""
-    means = [hits.mean() for hits in of_seeds]
-    return f"{np.mean(means):.3f} ({np.std(means, ddof=1):.3f})" if len(means) > 1 else f"{means[0]:.3f}"
+def measure(seed: int, options: argparse.Namespace) -> dict[tuple[str, str, str], list[list[float]]]:
+    """Hits of one simulator seed by method, tokens and direction, a row for each tuning seed."""
+    world = open_world(options.out / f"seed-{seed}", config_of(seed))
+    decode = dataclasses.replace(world.config.decode, retrieval_tokens="projected")
+    config = dataclasses.replace(world.config, decode=decode)
+    found: dict[tuple[str, str, str], list[list[float]]] = {}
+    for tuning in range(options.tuning_seeds):
+        for method in METHODS:
+            tuned = world.tune(method, tuning, config, holdout=HOLDOUT)
+            said = world.decode(tuned.decoder(), tuned.held_out(world.dataset))
+            b, c = said.backbone_tokens, said.retrieval_tokens
+            both = sum_of_unit_tokens(torch.from_numpy(b), torch.from_numpy(c)).numpy()
+            for name, tokens in {"C": c, "B": b, "both": both}.items():
+                scores = world.top1(dataclasses.replace(said, retrieval_tokens=tokens))
+                for direction in DIRECTIONS:
+                    found.setdefault((method, name, direction), []).append(scores[direction])
+    return found
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from sides import machine, write_between
+from pages import machine, write_between
 
 SUBJECTS, SCALES, COUNTS = 8, (12, 40), (1, 2, 4, 8, 16)
 WIDTH = 0.25  # voxels as a share of NSD's, or the largest dataset would take 14 GB of betas

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -135,24 +134,3 @@ def matmul_peak(turns: Turns, dtype: str) -> None:
         turns()
         for _ in range(repeats):
             torch.mm(a, b, out=out)
-
-
-def machine() -> str:
-    about = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in about if line.startswith("model name")), "unknown CPU")
-    flags = next((line for line in about if line.startswith("flags")), "")
-    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {unit}" in flags]
-    return f"{name} ({', '.join(units)}), {os.cpu_count()} cores"
-
-
-def write_between(path: Path, marker: str, text: str) -> None:
-    """Put ``text`` between the file's ``MARKER:begin`` and ``MARKER:end`` comments."""
-    new, count = re.subn(
-        rf"(<!-- {marker}:begin -->\n).*?(<!-- {marker}:end -->)",
-        lambda m: m[1] + text + "\n" + m[2],
-        path.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    if count != 1:
-        raise SystemExit(f"{path}: expected one pair of {marker}:begin and {marker}:end comments")
-    path.write_text(new, encoding="utf-8")

@@ -31,15 +31,16 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from pages import spread
 from scipy import stats
-from tuning_seeds import in_worlds, materials, of_world
+from world import config_of, in_worlds, open_world
 
-from mindtuner.decoding.decoder import Decoder
-from mindtuner.evaluation.scores.retrieval import image_retrieval
-from mindtuner.generators.compact import starting_prior
+from mindtuner.data import Subject, Trials
+from mindtuner.model import BrainNetwork
+from mindtuner.pipeline import SubjectDecoder
 from mindtuner.runtime import progress
 from mindtuner.studies.similarity import cka, crossed, hidden, overlap
-from mindtuner.training import load_network, pretrain, save_network, subject_name, tune
+from mindtuner.training import subject_name
 
 FILE, FAMILIES, NEW, GROUPS = "subjects.jsonl", "families.jsonl", (1, 2, 3, 4), 2
 PAIRINGS = (((1, 3), (2, 4)), ((1, 2), (3, 4)), ((1, 4), (2, 3)))  # the first was planted
@@ -53,27 +54,18 @@ OF_FAMILIES = {"overlap": MEASURES["overlap"], "added": MEASURES["added"], "whol
 
 
 def measure(out: Path, seed: int, fingerprint: float) -> None:
-    config = of_world(seed, fingerprint)
+    config = config_of(seed, fingerprint)
     config = dataclasses.replace(config, simulate=dataclasses.replace(config.simulate, fingerprint_groups=GROUPS))
-    dataset, caches, targets = materials(out, config)
-    path, prior = out / "base-of-four.safetensors", starting_prior(config.model)
-    if not path.exists():
-        others = dataclasses.replace(dataset, subjects={n: s for n, s in dataset.subjects.items() if n not in NEW})
-        save_network(path, pretrain(others, targets, config, seed, prior=prior), {})
-    base = load_network(path)
-    subjects = {number: dataset.subject(number) for number in NEW}
-    networks = {
-        (number, session): tune(
-            base, only(subjects[number], session), targets, config, 1000 * seed + 10 * number + session, prior=prior
-        ).eval()
-        for number, session in progress([(n, s) for n in NEW for s in (1, 2)], "tunings")
-    }
+    world = open_world(out, config, "base-of-four", without=NEW)
+    subjects = {number: world.dataset.subject(number) for number in NEW}
+    networks = {}
+    for number, session in progress([(n, s) for n in NEW for s in (1, 2)], "tunings"):
+        tuned = world.tune("mindtuner", 1000 * seed + 10 * number + session, subject=only(subjects[number], session))
+        networks[number, session] = tuned.networks["mindtuner"].eval()
 
-    def found(network, number: int) -> list[float]:
-        trials = subjects[number].test
-        decoder = Decoder(network, subject_name(number), config.decode, seed)
-        said = decoder.predict(subjects[number].betas(trials.row), trials.stimulus)
-        return image_retrieval(said.retrieval_tokens, np.asarray(caches["tokens"][said.images])).top1.round(4).tolist()
+    def found(network: BrainNetwork, number: int) -> list[float]:
+        decoder = SubjectDecoder(network, subject_name(number), config.decode, seed)
+        return world.top1(world.decode(decoder, subject=subjects[number]))["image"]
 
     features = {}
     for (number, session), network in networks.items():
@@ -93,7 +85,7 @@ def measure(out: Path, seed: int, fingerprint: float) -> None:
                 {
                     "first": a,
                     "second": b,
-                    "fingerprint": dataset.card["simulate"]["fingerprint"],
+                    "fingerprint": fingerprint,
                     "overlap": value,
                     "chance": chance,
                     "images": len(common),
@@ -107,7 +99,7 @@ def measure(out: Path, seed: int, fingerprint: float) -> None:
     (out / FAMILIES).write_text("".join(json.dumps(line) + "\n" for line in families(networks, subjects, fingerprint)))
 
 
-def families(networks, subjects, fingerprint: float) -> list[dict]:
+def families(networks: dict[tuple[int, int], BrainNetwork], subjects: dict[int, Subject], fingerprint: float) -> list[dict]:
     """Of each two subjects how alike they are, by everything that is known of both."""
     known = {}
     for number in NEW:
@@ -136,18 +128,19 @@ def families(networks, subjects, fingerprint: float) -> list[dict]:
     return lines
 
 
-def only(subject, session: int):
+def only(subject: Subject, session: int) -> Subject:
     """With the training trials of one session alone."""
     keep = subject.trials.is_test | (subject.trials.session == session)
     return dataclasses.replace(subject, trials=subject.trials.select(keep))
 
 
-def one_trial_each(trials, last: bool):
+def one_trial_each(trials: Trials, last: bool) -> Trials:
+    """The first trial of each image, or the last."""
     order = np.arange(len(trials))[:: -1 if last else 1]
     return trials.select(order[np.unique(trials.stimulus[order], return_index=True)[1]])
 
 
-def bare(network):
+def bare(network: BrainNetwork) -> BrainNetwork:
     """The ridge of the tuned network on the base, without any adapter's effect."""
     lender = crossed(network, network)
     for name, parameter in lender.named_parameters():
@@ -184,7 +177,7 @@ def table_of_subjects(outs: list[Path]) -> list[str]:
             }.get(measure, "")
             lines.append(
                 f"| {strength:g} | {len(worlds)} | {title} | {spread(own)} | {spread(others)} "
-                f"| {spread(np.subtract(own, others), '+')} | {control} | {named} of {len(same)} |"
+                f"| {spread(np.subtract(own, others), '+.3f')} | {control} | {named} of {len(same)} |"
             )
     return lines
 
@@ -249,11 +242,6 @@ def interval(values) -> str:
         return f"{np.mean(values):+.3f}"
     low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     return f"{np.mean(values):+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def spread(values, sign: str = "") -> str:
-    deviation = f" ({np.std(values, ddof=1):.3f})" if len(values) > 1 else ""
-    return f"{np.mean(values):{sign}.3f}{deviation}"
 
 
 if __name__ == "__main__":

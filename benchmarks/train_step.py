@@ -25,7 +25,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from sides import SIZES, Measured, Side, Turns, in_turn, machine, matmul_peak, ratios, write_between
+from pages import machine, write_between
+from sides import SIZES, Measured, Side, Turns, in_turn, matmul_peak, ratios
 
 TRIALS = 96
 ENDLESS = 100_000

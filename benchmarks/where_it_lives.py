@@ -18,90 +18,74 @@ Each run is a line of OUT/where-it-lives.jsonl. ``--table`` prints a row a world
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
-from tuning_seeds import of_world, prepare
+from pages import markdown, spread
+from world import Done, add_world, config_of, open_world
 
-from mindtuner.generators.compact import starting_prior
 from mindtuner.runtime import progress
 from mindtuner.studies import maps
+from mindtuner.studies.fingerprint_maps import read_truth
 from mindtuner.studies.routes import ROUTES, shares
-from mindtuner.training import subject_name, tune
 
-FILE, METHODS = "where-it-lives.jsonl", ("mindtuner", "shuffled_brain")
+METHODS = ("mindtuner", "shuffled_brain")
+HEADER = ["world, planted", "tuned", *ROUTES, "order of areas: Spearman", "p, areas", "p, voxels"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, nargs="+")
-    parser.add_argument("--seed", type=int, default=0, help="seed of simulation and pretraining")
-    parser.add_argument("--fingerprint", type=float, default=0.5)
+    add_world(parser, several=True)
     parser.add_argument("--tuning-seeds", type=int, default=3)
     parser.add_argument("--truth", type=Path, help="default: OUT/data/truth")
-    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if not options.table:
         measure(options.out[0], options)
     print(table(options.out))
 
 
-def measure(out: Path, options) -> None:
-    config = of_world(options.seed, options.fingerprint)
-    dataset, _, targets, base = prepare(out, config)
-    subject = dataset.subject(config.target_subject)
-    hour, test, name = subject.sessions(config.tuning_sessions), subject.test, subject_name(subject.number)
-    truth = load_file((options.truth or out / "data" / "truth") / f"{name}.safetensors")["fingerprint_share"]
-    region = maps.by_itself(subject.rois)
-    done = {(run["method"], run["seed"]) for run in known(out)}
+def measure(out: Path, options: argparse.Namespace) -> None:
+    world = open_world(out, config_of(options.seed, options.fingerprint))
+    subject, hour, test = world.subject, world.hour, world.subject.test
+    truth = read_truth(options.truth or out / "data" / "truth", subject.number, subject.n_voxels)["fingerprint_share"]
+    region, reference = maps.by_itself(subject.rois), hour.betas(hour.train.row).mean(0)
+    done = known(out)
     wanted = [(method, seed) for seed in range(options.tuning_seeds) for method in METHODS]
-    for method, seed in progress([key for key in wanted if key not in done], "runs"):
-        network = tune(base, hour, targets, config, seed, method, prior=starting_prior(config.model)).eval()
-        reference = hour.betas(hour.train.row).mean(0)
-        found = shares(network, name, subject.betas(test.row), test.stimulus, reference, subject.rois)
+    for method, seed in progress(done.left(wanted), "runs"):
+        tuned = world.tune(method, seed)
+        network = tuned.networks[method].eval()
+        found = shares(network, tuned.name, subject.betas(test.row), test.stimulus, reference, subject.rois)
         drawn = maps.maps_of(found)["fingerprint"]
-        run = {
-            "method": method,
-            "seed": seed,
-            "fingerprint": dataset.card["simulate"]["fingerprint"],
-            "residual": found.residual,
-            "shares": dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True)),
-            "regions": {roi: float(drawn[mask].mean()) for roi, mask in subject.rois.items()},
-            "areas": maps.recovery(drawn, truth, region, seed)["between"],
+        done.add(
+            method=method,
+            seed=seed,
+            fingerprint=world.config.simulate.fingerprint,
+            residual=found.residual,
+            shares=dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True)),
+            regions={roi: float(drawn[mask].mean()) for roi, mask in subject.rois.items()},
+            areas=maps.recovery(drawn, truth, region, seed)["between"],
             # all voxels as one region: voxels are permuted freely
-            "voxels": maps.recovery(drawn, truth, np.zeros_like(region), seed)["within"],
-        }
-        with (out / FILE).open("a") as file:
-            file.write(json.dumps(run) + "\n")
+            voxels=maps.recovery(drawn, truth, np.zeros_like(region), seed)["within"],
+        )
 
 
-def known(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / FILE).read_text().splitlines()] if (out / FILE).exists() else []
+def known(out: Path) -> Done:
+    return Done(out / "where-it-lives.jsonl", "method", "seed")
 
 
 def table(outs: list[Path]) -> str:
-    lines = [
-        "| world, planted | tuned | " + " | ".join(ROUTES) + " | order of areas: Spearman | p, areas | p, voxels |",
-        "|---|---|" + 7 * "---:|",
-    ]
+    rows, every = [], []
     for world, out in enumerate(outs):
+        done = list(known(out).runs.values())
+        every += [run["residual"] for run in done]
         for method in METHODS:
-            runs = [run for run in known(out) if run["method"] == method]
-            cells = [spread([run["shares"][route] for run in runs], "+.4g") for route in ROUTES]
-            cells += [
-                spread([run["areas"]["spearman"] for run in runs], "+.2f"),
-                *(", ".join(f"{run[null]['p']:.3f}" for run in runs) for null in ("areas", "voxels")),
-            ]
-            lines.append(f"| {world}, {runs[0]['fingerprint']:g} | {method} | " + " | ".join(cells) + " |")
-    every = [run["residual"] for out in outs for run in known(out)]
-    return "\n".join([*lines, "", f"All shares of a run add up to 1 within {max(every):.4f}."])
-
-
-def spread(values: list[float], form: str) -> str:
-    deviation = f" ({np.std(values, ddof=1):.1g})" if len(values) > 1 else ""
-    return f"{np.mean(values):{form}}{deviation}"
+            runs = [run for run in done if run["method"] == method]
+            cells = [f"{world}, {runs[0]['fingerprint']:g}", method]
+            cells += [spread([run["shares"][route] for run in runs], "+.4g", ".1g") for route in ROUTES]
+            cells.append(spread([run["areas"]["spearman"] for run in runs], "+.2f", ".1g"))
+            cells += [", ".join(f"{run[null]['p']:.3f}" for run in runs) for null in ("areas", "voxels")]
+            rows.append(cells)
+    return f"{markdown(HEADER, rows, left=2)}\n\nAll shares of a run add up to 1 within {max(every):.4f}."
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from mindtuner.config import Config, as_dict, load_config
-from mindtuner.data import Dataset, Subject
+from mindtuner.data import Dataset, Subject, Trials
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
 from mindtuner.generators.painter import Painter
@@ -30,6 +32,7 @@ from mindtuner.training import (
     subject_name,
 )
 from mindtuner.training import tune as train
+from mindtuner.training.batches import split_holdout
 from mindtuner.training.monitor import Log
 
 MAIN = "mindtuner"
@@ -89,6 +92,32 @@ class TunedSubject:
     def hour(self, dataset: Dataset) -> Subject:
         """The subject of ``dataset`` with the training trials that it was tuned on, and all its test trials."""
         return dataset.subject(self.number).sessions(self.config.tuning_sessions)
+
+    def held_out(self, dataset: Dataset) -> Trials:
+        """Training trials, of any session, of the images that tuning with ``holdout`` kept out; to choose settings by.
+
+        Parameters
+        ----------
+        dataset : Dataset
+            The one that it was tuned on.
+
+        Returns
+        -------
+        Trials
+            None where nothing was held out.
+
+        Examples
+        --------
+        >>> tried = mindtuner.tune(base, dataset.subject(1).sessions(1), features, methods=["mindtuner"], holdout=0.2)
+        >>> trials = tried.held_out(dataset)
+        >>> found = tried.decoder().predict(dataset.subject(1).betas(trials.row), trials.stimulus)
+        """
+        if self.config.hold_out_category:
+            dataset = dataset.without_category(self.config.hold_out_category)
+        share, trained = self.card.get("holdout", 0.0), {self.name: self.hour(dataset).train}
+        _, kept = split_holdout(trained, share, self.config.seed)
+        trials = dataset.subject(self.number).train
+        return trials.select(np.isin(trials.stimulus, kept[self.name].stimulus))
 
     def decoder(
         self,
@@ -181,6 +210,7 @@ def tune(
     *,
     methods: Sequence[str] = REPORTED,
     seed: int | None = None,
+    holdout: float = 0.0,
     out: str | Path | None = None,
     force: bool = False,
     command: str | None = None,
@@ -203,6 +233,9 @@ def tune(
         method, the ridge without adapters, and the control with shuffled brains, which a report needs.
     seed : int, optional
         Of weights and order, by default the config's.
+    holdout : float
+        Share in [0, 1) of the subject's training images that no trial is tuned on, chosen by the seed: see
+        :meth:`TunedSubject.held_out`. Settings are chosen by these, never by test images.
     out : path, optional
         Run folder to write: a file for each method, ``config.yaml`` and ``log.jsonl``. A run that was stopped goes on there.
     force : bool
@@ -243,9 +276,10 @@ def tune(
     entries: list[dict] = []
     log = entries.append
     if out is not None:
-        claim(out, settings_text(config, command or "mindtuner.tune"), force)
+        kept = f"# holdout: {holdout:g}\n" if holdout else ""
+        claim(out, settings_text(config, command or "mindtuner.tune") + kept, force)
         log = log_of(out)
-    return fit_methods(base, subject, features, config, methods, log, out, watch, entries)
+    return fit_methods(base, subject, features, config, methods, log, out, watch, entries, holdout)
 
 
 def fit_methods(
@@ -258,6 +292,7 @@ def fit_methods(
     run: Path | None = None,
     watch: Stopwatch | None = None,
     entries: Sequence[dict] = (),
+    holdout: float = 0.0,
 ) -> TunedSubject:
     """The subject tuned by each method; where there is a folder ``run``, gone on from checkpoints, or as it lies there."""
     prior = None
@@ -268,7 +303,7 @@ def fit_methods(
     for method in methods:
         path = None if run is None else run / FILES[method]
         checkpoint = None if run is None else run / f"{method}.checkpoint"
-        card = card_of(method, base, config, features, subject, run)
+        card = card_of(method, base, config, features, subject, run) | ({"holdout": holdout} if holdout else {})
         with watch.stage(method):
             if path is None or not path.exists():
                 networks[method] = train(
@@ -279,6 +314,7 @@ def fit_methods(
                     config.seed,
                     method,
                     log,
+                    holdout,
                     prior=prior,
                     checkpoint=checkpoint,
                 )

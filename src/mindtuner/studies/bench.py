@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from mindtuner.config import Config, load_config
-from mindtuner.data import Dataset, Subject
+from mindtuner.data import Dataset, Subject, Trials
 from mindtuner.decoding.training_images import TrainingTokens, most_similar
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
@@ -154,17 +154,17 @@ def score_pictures(bench: Bench, run: Run, tuned: TunedSubject) -> tuple[Scores,
 
 
 def regression(
-    hour: Subject, features: Features, base: BrainNetwork, seed: int, similar: int
+    hour: Subject, features: Features, base: BrainNetwork, seed: int, similar: int, asked: Trials | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Test images (n,), their tokens (n, T, D) by one cross-validated ridge regression from the hour's voxels, with what
-    ``similar`` voxels add there as in tuning, and text (n, d) of these by the base's projector, the only part of the base
-    that is used."""
-    train, test = hour.train, hour.test
+    """Images (n,) of the trials ``asked``, by default the test trials; their tokens (n, T, D) by one cross-validated ridge
+    regression from the hour's voxels, with what ``similar`` voxels add there as in tuning; and text (n, d) of these by the
+    base's projector, the only part of the base that is used."""
+    train, asked = hour.train, hour.test if asked is None else asked
     tokens = np.asarray(features.caches["tokens"][train.stimulus], np.float32)
     fit = voxel_regression(hour.betas(train.row), tokens.reshape(len(train), -1), train.stimulus, seed, similar)
-    images, row = np.unique(test.stimulus, return_inverse=True)
+    images, row = np.unique(asked.stimulus, return_inverse=True)
     total = np.zeros((len(images), fit.weight.shape[1]), np.float32)
-    np.add.at(total, row, hour.betas(test.row) @ fit.weight + fit.intercept)
+    np.add.at(total, row, hour.betas(asked.row) @ fit.weight + fit.intercept)
     said = (total / np.bincount(row)[:, None]).astype(np.float32).reshape(-1, *tokens.shape[1:])
     with torch.no_grad():
         return images, said, base.projector(torch.from_numpy(said)).numpy()
