@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import multiprocessing
-import os
 import threading
 import time
 from pathlib import Path
@@ -32,7 +31,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from release import make_targets
+from release import forget, make_targets
 
 from mindtuner import runtime
 from mindtuner.config import load_config
@@ -195,14 +194,6 @@ def sleep(subjects: dict[str, Subject], targets: Targets, config, steps: int, se
         waits.append(time.perf_counter() - start)
         time.sleep(pace)
     return waits[0], float(np.mean(waits[1:]))
-
-
-def forget(folder: Path) -> None:
-    """Ask the system to drop what it keeps of the files in ``folder``."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def full_size(folder: Path) -> None:
