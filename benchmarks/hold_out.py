@@ -27,7 +27,7 @@ from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.statistics import bootstrap_ci, over_seeds, sign_flips
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.pipeline import Features, Scoring
-from mindtuner.pipeline.test_images import TestSet, decode_all, paint_all, score_all
+from mindtuner.pipeline.stages import TestSet, decode_all, paint_all, score_all
 from mindtuner.runtime import progress
 
 SCORES = {"image": "image retrieval", "brain": "brain retrieval", "text": "text retrieval", "two_way": "two-way"}

@@ -16,7 +16,7 @@ from mindtuner.data import Dataset, Subject, Trials
 from mindtuner.decoding.decoder import Predictions
 from mindtuner.evaluation.statistics import over_seeds, paired_difference, paired_over_seeds
 from mindtuner.pipeline import Base, Features, SubjectDecoder, TunedSubject
-from mindtuner.pipeline.test_images import retrieval
+from mindtuner.pipeline.stages import retrieval
 
 DIRECTIONS = ("image", "brain", "text")
 HOLDOUT = 0.2  # of the training images, where settings are chosen by those

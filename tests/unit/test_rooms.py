@@ -16,7 +16,7 @@ TESTS_OF_VERBS = {  # those that look at a verb's own words, beside tests/unit/c
     "tests/integration/test_mixed_up.py": {"embed"},
     "tests/unit/published_weights/test_store.py": {"fetch_weights"},
     "tests/unit/simulation/test_simulate.py": {"simulate", "simulate.FORMATS"},
-    "tests/unit/towers/test_embed.py": {"embed"},
+    "tests/integration/test_embed_verb.py": {"embed"},
 }
 BESIDE = {"published_weights": "foundations", "interop": "generators"}  # room -> the last one that it may import
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
