@@ -22,6 +22,11 @@ from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
 
 
+def pytest_xdist_auto_num_workers(config):
+    """No workers for a file or two, which start sooner without them. None: pytest-xdist counts the cores."""
+    return 0 if len(config.args) < 3 and all(".py" in argument for argument in config.args) else None
+
+
 @pytest.fixture
 def few_cutouts(monkeypatch):
     draw_few(monkeypatch)
