@@ -36,6 +36,7 @@ _HOMES = {
             "embed",
             "evaluate",
             "pretrain",
+            "score_pictures",
             "simulate",
             "tune",
         ),

@@ -210,21 +210,19 @@ def test_the_same_seed_gives_the_same_results(smallest, whole, tmp_path):
 @pytest.mark.parametrize("stopped_in", ["pretrain", "tune", "embed"])
 def test_a_stopped_run_goes_on_with_what_is_whole(smallest, whole, tmp_path, monkeypatch, capsys, stopped_in):
     """Ctrl-C in a stage; the same command then gives what an unbroken run gives, and --force is not needed."""
-    import mindtuner.simulation.simulate as simulation
-    from mindtuner import training
-    from mindtuner.towers import embed
+    from mindtuner.pipeline import base, demo, subject
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    module = embed if stopped_in == "embed" else training
+    module, name = {"embed": (demo, "embed"), "pretrain": (base, "train"), "tune": (subject, "train")}[stopped_in]
     with monkeypatch.context() as patch:
-        patch.setattr(module, stopped_in, stop)
+        patch.setattr(module, name, stop)
         assert smallest(tmp_path / "stopped") == 130
     assert smallest(tmp_path / "stopped", "--seed", "1") == 2  # another run: its settings differ
-    monkeypatch.setattr(simulation, "simulate", stop)  # the dataset is whole, so it is not made again
+    monkeypatch.setattr(demo, "write_simulation", stop)  # the dataset is whole, so it is not made again
     if stopped_in == "tune":
-        monkeypatch.setattr(training, "pretrain", stop)
+        monkeypatch.setattr(base, "train", stop)
     capsys.readouterr()
     assert smallest(tmp_path / "stopped") == 0
     assert "going on" in capsys.readouterr().out

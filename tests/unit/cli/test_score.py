@@ -64,7 +64,7 @@ def test_bad_folders_and_scores_are_refused(folders, tmp_path, capsys):
 
     bad("--scores: lpips is an unknown reconstruction score", "pixcorr, ssim", words=("--scores", "ssim,lpips"))
     bad("--scores: clip cannot be had (needs", words=("--scores", "clip"))
-    bad("nowhere is no folder", words=("--networks", tmp_path / "nowhere"))
+    bad("nowhere: is no folder", words=("--networks", tmp_path / "nowhere"))
     before = (painted / "3.png").read_bytes()
     for mode, kind in (("L", "is grey"), ("RGBA", "is with transparency"), ("P", "is P")):
         Image.open(seen / "3.png").convert(mode).save(painted / "3.png")
