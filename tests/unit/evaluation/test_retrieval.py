@@ -244,3 +244,7 @@ def test_a_pool_as_large_as_all_is_all():
         ]
     )
     assert expected_top_k(*(table.sum(1) for table in (found.ahead, found.tied)), 6, 1, 1).tolist() == [1.0] * 6
+
+
+def test_nobody_asking_finds_nothing():
+    assert top5_ids(np.empty((0, 4, 3), np.float32), np.ones((9, 4, 3), np.float32)).shape == (0, 5)

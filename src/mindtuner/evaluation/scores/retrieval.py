@@ -172,9 +172,11 @@ def top5_ids(predicted, candidates, k: int = 5) -> np.ndarray:
     """Positions of the k candidates most like each query, int64 (n, k), best first; ties keep the candidates'
     order.
 
-    ``predicted`` (n, ...) and ``candidates`` (m, ...) are flattened; m need not be n. Raises UserError where
+    ``predicted`` (n, ...) and ``candidates`` (m, ...) are flattened; m need not be n, and n may be 0. Raises UserError where
     m < k.
     """
+    if len(predicted) == 0:
+        return np.empty((0, k), np.int64)
     queries = as_array(predicted, "predicted", np.ndim(predicted)).reshape(len(predicted), -1)
     others = as_array(candidates, "candidates", np.ndim(candidates)).reshape(len(candidates), -1)
     if queries.shape[1] != others.shape[1]:
