@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,25 +41,16 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def help_texts():
-    """What each script says to --help, all in one process of their own."""
+@pytest.mark.slow
+def test_every_script_starts_and_has_the_options_that_pages_quote():
+    """All of them in one process: importing takes most of the time."""
     words = [sys.executable, "-c", HELP, *map(str, SCRIPTS)]
     ran = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
     assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.splitlines()[-1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(FOLDER).as_posix())
-def test_it_imports_and_answers_help(help_texts, path):
-    said = help_texts[str(path)]
-    assert said.startswith("usage: "), said
-    assert f"python benchmarks/{path.relative_to(FOLDER).as_posix()}" in said  # its first lines say how to call it
-
-
-@pytest.mark.slow
-def test_pages_quote_options_that_scripts_have(help_texts):
+    said = {Path(path).relative_to(FOLDER).as_posix(): text for path, text in json.loads(ran.stdout.splitlines()[-1]).items()}
+    assert len(said) == len(SCRIPTS) > 30
+    for name, text in said.items():  # its first lines say how to call it
+        assert text.startswith("usage: ") and f"python benchmarks/{name}" in text, f"{name}: {text}"
     quoted = {}
     for page in (FOLDER / "results").glob("*.md"):
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
@@ -66,8 +58,7 @@ def test_pages_quote_options_that_scripts_have(help_texts):
             quoted.setdefault(name, set()).update(word.split("=")[0] for word in shlex.split(words) if word.startswith("--"))
     assert len(quoted) > 20
     for name, options in quoted.items():
-        said = help_texts[str(FOLDER / name)]
-        assert {option for option in options if option not in said} == set(), name
+        assert {option for option in options if option not in said[name]} == set(), name
 
 
 @pytest.mark.slow
