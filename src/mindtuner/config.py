@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from mindtuner.errors import UserError
+from mindtuner.files import read_json
 
 DEFAULT_BASE = "demo"
 TIMESTEPS = 100  # of the diffusion prior
@@ -274,8 +275,9 @@ def load_config(config: str | Path | Mapping | Config = DEFAULT_BASE, **changes)
     Parameters
     ----------
     config : str, Path, Mapping or Config
-        The name of one that the package carries ("demo", "quick", "paper"); the path of a YAML file; what differs from
-        another, as a mapping; or a Config. A file or a mapping may name in ``base`` the config that it differs from, by
+        The name of one that the package carries ("demo", "quick", "paper"); the path of a YAML file, or of a config.json that
+        Base.save wrote; what differs from another, as a mapping; or a Config. A file or a mapping may name in ``base`` the
+        config that it differs from, by
         name or, relative to itself, by path; else that is demo. A file that gives every field that has no default, as a
         run's config.yaml does, stands by itself.
     **changes
@@ -330,6 +332,11 @@ def _plain(value):
 def _read(name: str | Path, seen: tuple[Path, ...] = ()) -> tuple[dict, str]:
     """All fields of a config of ours or of a file, not checked yet; and what to call it. ``seen``: files that build on it."""
     path = Path(name)
+    if path.suffix == ".json":
+        raw = read_json(path).get("config")
+        if not isinstance(raw, dict):
+            raise UserError(f"{path}: config holds a {type(raw).__name__}; expected a mapping, as Base.save writes")
+        return _whole(raw, str(path), path.parent, (*seen, path.resolve())), str(path)
     if path.suffix not in (".yaml", ".yml"):
         path = Path(str(resources.files("mindtuner") / "configs" / f"{name}.yaml"))
         if not path.is_file():

@@ -1,10 +1,11 @@
 """Decode a subject's trials: tokens, words, and pictures.
 
-FINGERPRINT is a run of mindtuner tune (its method mindtuner), or one of the files there. Trials that show the same image are
-averaged. Writes into OUT predictions.safetensors (images, backbone_tokens, retrieval_tokens, latents, text; a row an image),
-words.json (the caption of a training image that is nearest to each) and, with --pictures or --only, pictures/IMAGE.png, for
-which the towers look at the stimuli where the cache does not hold that yet. The same command goes on where an earlier one was
-stopped; with another --pictures or --only it adds pictures.
+FINGERPRINT is a run of mindtuner tune (its method mindtuner), one of the files there, or a fingerprint that was shared: its
+folder, or its id on the Hugging Face hub. Trials that show the same image are averaged. Writes into OUT
+predictions.safetensors (images, backbone_tokens, retrieval_tokens, latents, text; a row an image), words.json (the caption
+of a training image that is nearest to each) and, with --pictures or --only, pictures/IMAGE.png, for which the towers look at
+the stimuli where the cache does not hold that yet. The same command goes on where an earlier one was stopped; with another
+--pictures or --only it adds pictures.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ TRIALS = ("test", "train", "all")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("fingerprint", type=Path, metavar="FINGERPRINT", help="run of mindtuner tune, or a file of it")
+    parser.add_argument(
+        "fingerprint", type=Path, metavar="FINGERPRINT", help="run of mindtuner tune, a file of it, or OWNER/NAME on the hub"
+    )
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     shared.add_base(parser)
@@ -45,9 +48,9 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.decoding import PICTURES, choose, decode, settings_of
     from mindtuner.pipeline.features import check_towers
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
-    from mindtuner.pipeline.subject import FILES, MAIN, read_tuned
+    from mindtuner.pipeline.subject import decoding_file, read_tuned
 
-    path = options.fingerprint / FILES[MAIN] if options.fingerprint.is_dir() else options.fingerprint
+    path = decoding_file(options.fingerprint)
     tuned = read_tuned(path, options.base)
     base = tuned.base
     refuse_overlap(options.out, DATA=options.data, FINGERPRINT=path, BASE=base.path)
@@ -64,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         options.data,
         options.out,
         "--base",
-        base.path,
+        base.where,
         "--trials",
         options.trials,
         *generator_options.words_of(options),

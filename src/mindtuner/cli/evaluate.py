@@ -1,8 +1,9 @@
 """Score what was tuned, and write the report.
 
-TUNED is a run of mindtuner tune. The test images of its subject are decoded with every method found there, painted, and
-scored beside chance and beside two controls that need no tuning. Writes results.json, report.html and what belongs to them
-into OUT, and prints a table. The same command goes on where an earlier one was stopped.
+TUNED is a run of mindtuner tune, or a fingerprint that was shared: its folder, or its id on the Hugging Face hub. The test
+images of its subject are decoded with every method found there, painted, and scored beside chance and beside two controls
+that need no tuning. Writes results.json, report.html and what belongs to them into OUT, and prints a table. The same command
+goes on where an earlier one was stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from mindtuner.cli import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tuned", type=Path, metavar="TUNED", help="run of mindtuner tune")
+    parser.add_argument("tuned", type=Path, metavar="TUNED", help="run of mindtuner tune, or OWNER/NAME on the hub")
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     shared.add_base(parser)
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
     from mindtuner.cli.printing import print_results
     from mindtuner.formats import load
-    from mindtuner.pipeline import Scoring, TunedSubject, embed, evaluate
+    from mindtuner.pipeline import Scoring, TunedSubject, embed, evaluate, hub
     from mindtuner.pipeline.base import held_out
     from mindtuner.pipeline.evaluation import settings_of
     from mindtuner.pipeline.features import check_same, check_towers
@@ -74,14 +75,15 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.subject import read_tuned
 
     scoring = Scoring(options.networks, options.as_published, options.pool)
-    tuned = read_tuned(options.tuned, options.base)
-    refuse_overlap(options.out, DATA=options.data, TUNED=options.tuned, BASE=tuned.base.path)
+    path = hub.here(options.tuned, hub.FINGERPRINT)
+    tuned = read_tuned(path, options.base)
+    refuse_overlap(options.out, DATA=options.data, TUNED=path, BASE=tuned.base.path)
     full_size, cache = options.generator == generator_options.SDXL, options.cache or options.data / "cache"
     check_towers(tuned.base.network.config, tuned.base.where, cache if full_size else None)
     if full_size:
         check_same(tuned.base.card, tuned.base.where, cache)
     dataset = held_out(load(options.data, [tuned.number]), tuned.config.hold_out_category)
-    subject = TunedSubject.load(options.tuned, dataset, base=tuned.base)
+    subject = TunedSubject.load(path, dataset, base=tuned.base)
     generator, texts = generator_options.opened(options, subject)
     texts.network.cpu()  # the brain's networks have the GPU first
     command = command_of(

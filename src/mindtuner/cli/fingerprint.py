@@ -1,10 +1,10 @@
 """Show where a subject's fingerprint lives: what flows from each voxel through ridge, LoRA and Skip-LoRA.
 
-FINGERPRINT is a run of mindtuner tune, or a file of it. The variance of the tokens decoded from the subject's test trials is
-shared out to voxels and routes. Writes into OUT voxels.csv, regions.csv (95 % intervals over images), results.json and
-fingerprint.png; with --mask also fingerprint.nii.gz, the map as a volume, with --surface the map of each hemisphere as
-fingerprint.left.func.gii and fingerprint.right.func.gii. Where the dataset holds the truth of simulated
-brains, the maps are scored against what was planted. See docs/science.md.
+FINGERPRINT is a run of mindtuner tune, a file of it, or a fingerprint that was shared: its folder, or its id on the hub. The
+variance of the tokens decoded from the subject's test trials is shared out to voxels and routes. Writes into OUT voxels.csv,
+regions.csv (95 % intervals over images), results.json and fingerprint.png; with --mask also fingerprint.nii.gz, the map as a
+volume, with --surface the map of each hemisphere as fingerprint.left.func.gii and fingerprint.right.func.gii. Where the
+dataset holds the truth of simulated brains, the maps are scored against what was planted. See docs/science.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from mindtuner.cli import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("fingerprint", type=Path, metavar="FINGERPRINT", help="run of mindtuner tune, or a file of it")
+    parser.add_argument(
+        "fingerprint", type=Path, metavar="FINGERPRINT", help="run of mindtuner tune, a file of it, or OWNER/NAME on the hub"
+    )
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     shared.add_base(parser)
@@ -48,10 +50,10 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.formats import load
     from mindtuner.pipeline import TunedSubject
     from mindtuner.pipeline.run_folder import command_of, refuse_overlap
-    from mindtuner.pipeline.subject import FILES, MAIN, read_tuned
+    from mindtuner.pipeline.subject import decoding_file, read_tuned
     from mindtuner.studies import map_fingerprint
 
-    path = options.fingerprint / FILES[MAIN] if options.fingerprint.is_dir() else options.fingerprint
+    path = decoding_file(options.fingerprint)
     found = read_tuned(path, options.base)
     refuse_overlap(options.out, DATA=options.data, FINGERPRINT=path, BASE=found.base.path)
     dataset = load(options.data, [found.number])

@@ -39,7 +39,7 @@ def add_base(parser: argparse.ArgumentParser) -> None:
         "--base",
         type=Path,
         metavar="BASE",
-        help="run of mindtuner pretrain, or its base.safetensors (default: where it was when tuning)",
+        help="run of mindtuner pretrain, its base.safetensors, or OWNER/NAME on the hub (default: where it was when tuning)",
     )
 
 

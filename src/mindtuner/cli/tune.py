@@ -1,8 +1,9 @@
 """Tune a base to one subject.
 
-BASE is a run of mindtuner pretrain, or its base.safetensors. Writes into RUN: fingerprint.safetensors (method mindtuner) and,
-for the report's comparisons, METHOD.safetensors for each other method, config.yaml and log.jsonl. The same command goes on
-where an earlier one was stopped; with other methods it adds them.
+BASE is a run of mindtuner pretrain, its base.safetensors, or a base that was shared: its folder, or its id on the Hugging
+Face hub. Writes into RUN: fingerprint.safetensors (method mindtuner) and, for the report's comparisons, METHOD.safetensors
+for each other method, config.yaml and log.jsonl. The same command goes on where an earlier one was stopped; with other
+methods it adds them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ REPORTED = ("mindtuner", "ridge_only", "shuffled_brain")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base", type=Path, metavar="BASE", help="run of mindtuner pretrain, or its base.safetensors")
+    parser.add_argument("base", type=Path, metavar="BASE", help="run of mindtuner pretrain, or OWNER/NAME on the hub")
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder to write")
     parser.add_argument("--subject", type=int, required=True, metavar="N", help="the subject to tune to")
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
     methods = METHODS if options.all else options.method
     refuse_unknown_methods(methods)
-    base = Base.load(options.base, options.config)
+    base = Base.from_pretrained(options.base, options.config)
     cache = options.cache or options.data / "cache"
     check_towers(base.config.model, base.where, cache)
     base.refuse_known(options.subject)
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
     hour = dataset.subject(options.subject).sessions(sessions)
     refuse_overlap(options.run, DATA=options.data, BASE=base.path)
     config = settled(base, hour, seed=options.seed)
+    settings = settings_for(base.path, options.config) if base.hub_id is None else options.config  # else in its repository
     command = command_of(
         "tune",
         options.base,
@@ -77,8 +79,7 @@ def run(options: argparse.Namespace) -> None:
         options.subject,
         "--sessions",
         sessions,
-        "--config",
-        settings_for(base.path, options.config),
+        *(["--config", settings] if settings else []),
         "--seed",
         config.seed,
         *(["--hold-out-category", category] if category else []),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,20 +14,26 @@ from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset
 from mindtuner.data.hold_out import category_words
 from mindtuner.errors import UserError
+from mindtuner.files import write_text
 from mindtuner.model import BrainNetwork
+from mindtuner.pipeline import hub
 from mindtuner.pipeline.features import Features
+from mindtuner.pipeline.model_card import base_card
 from mindtuner.pipeline.run_folder import SETTINGS, claim, log_of, settings_text
 from mindtuner.processes import processes
 from mindtuner.training import load_network, read_card, remove_checkpoint, save_network, subject_name
 from mindtuner.training import pretrain as train
 from mindtuner.training.monitor import Log
 
+if TYPE_CHECKING:
+    from mindtuner.pipeline.results import Results
+
 FILE = "base.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Base:
-    """A network pretrained on several subjects; made by :func:`pretrain`, or read by :meth:`load`.
+    """A network pretrained on several subjects; made by :func:`pretrain`, or read by :meth:`load` or :meth:`from_pretrained`.
 
     Attributes
     ----------
@@ -39,6 +47,8 @@ class Base:
         Its file, where it has one.
     log : list of dict
         An entry for each epoch of a training that was not written to a run folder.
+    hub_id : str or None
+        ``owner/name@commit``, where it lies on a hub.
     """
 
     network: BrainNetwork
@@ -46,6 +56,7 @@ class Base:
     card: dict
     path: Path | None = None
     log: list[dict] = dataclasses.field(default_factory=list)
+    hub_id: str | None = None
 
     def __repr__(self) -> str:
         weights = sum(weight.numel() for weight in self.network.parameters())
@@ -53,8 +64,8 @@ class Base:
 
     @property
     def where(self) -> object:
-        """Its file, or what to call it in messages."""
-        return self.path or "base"
+        """Its id on a hub, or its file, or what to call it in messages."""
+        return self.hub_id or self.path or "base"
 
     @property
     def category(self) -> str:
@@ -79,18 +90,124 @@ class Base:
         path : path
             A run of ``mindtuner pretrain``, a folder of :meth:`save`, or the safetensors file itself.
         config : optional
-            Settings to tune with, by default those in ``config.yaml`` beside the file, else the demo's. The model section is
-            the base's own.
+            Settings to tune with, by default those beside the file, in ``config.yaml`` or ``config.json``, else the demo's.
+            The model section is the base's own.
 
         Raises
         ------
         UserError
             Where there is no base, it is damaged, or the settings cannot be.
+
+        Examples
+        --------
+        >>> mindtuner.Base.load(base.save("shared/base").path.parent).knows(2)
+        True
         """
         path = base_file(path)
         settings = load_config(settings_for(path, config))
         network = load_network(path)
         return cls(network, dataclasses.replace(settings, model=network.config), read_card(path), path)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, config: str | Path | Mapping | Config | None = None) -> Base:
+        """Read a base from a hub, or from a folder or file as :meth:`load` does.
+
+        Parameters
+        ----------
+        path : str or path
+            ``owner/name`` or ``owner/name@revision`` on the hub (of ``HF_ENDPOINT``), where no such path is here. What was
+            fetched before is read from the hub's cache, without a network too.
+        config : optional
+            As in :meth:`load`.
+
+        Raises
+        ------
+        UserError
+            Where neither path nor repository is there, the repository is private, it is no base, or a file is damaged.
+
+        Examples
+        --------
+        >>> mindtuner.Base.from_pretrained("your-lab/base").knows(2)  # doctest: +SKIP
+        True
+        """
+        return cls.from_hub(path, config) if hub.is_elsewhere(path) else cls.load(path, config)
+
+    @classmethod
+    def from_hub(cls, repo_id: str | Path, config: str | Path | Mapping | Config | None = None) -> Base:
+        """Read a base from a hub, whatever lies here. See :meth:`from_pretrained`."""
+        found, folder = hub.fetch(repo_id, hub.BASE)
+        return dataclasses.replace(cls.load(folder, config), hub_id=found)
+
+    def save(self, folder: str | Path, *, results: Results | None = None, datasets: Sequence[str] = ()) -> Base:
+        """Write a folder that travels: weights, settings, and a model card.
+
+        Parameters
+        ----------
+        folder : path
+            Empty, or written by an earlier save, which is replaced. Gets ``model.safetensors``, ``config.json`` and
+            ``README.md``. The same base gives the same bytes.
+        results : Results, optional
+            Of a subject tuned on it: scores beside chance, for the model card.
+        datasets : sequence of str
+            Ids on the hub of what it was trained on, for the model card.
+
+        Returns
+        -------
+        Base
+            The same, with its file there.
+
+        Raises
+        ------
+        UserError
+            Where the folder holds anything else, or cannot be written to.
+
+        Examples
+        --------
+        >>> saved = base.save("shared/base")
+        >>> sorted(file.name for file in saved.path.parent.iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
+        """
+        return self._save(folder, "path/to/this/folder", results, datasets)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, results: Results | None = None, datasets: Sequence[str] = ()
+    ) -> Base:
+        """Send what :meth:`save` writes to a hub, as one commit.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``owner/name``; made where it is not there yet. The login is that of ``hf auth login``, or ``HF_TOKEN``.
+        private : bool, optional
+            Whether a new repository is private, by default as the owner's account says.
+        results, datasets : optional
+            As in :meth:`save`.
+
+        Returns
+        -------
+        Base
+            The same, with its ``hub_id``: fingerprints that are tuned on it name it.
+
+        Raises
+        ------
+        UserError
+            Where the hub refuses or does not answer.
+
+        Examples
+        --------
+        >>> base.push_to_hub("your-lab/base").hub_id.partition("@")[0]  # doctest: +SKIP
+        'your-lab/base'
+        """
+        refuse_no_id(repo_id, "repo_id")
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(folder, repo_id, results, datasets)
+            return dataclasses.replace(self, hub_id=hub.push(Path(folder), repo_id, private))
+
+    def _save(self, folder: str | Path, where: str, results: Results | None, datasets: Sequence[str]) -> Base:
+        with hub.written(folder, hub.BASE, self.config, self.card) as part:
+            save_network(part / hub.MODEL, self.network, self.card)
+            write_text(part / hub.README, base_card(self, where, results, datasets))
+        return dataclasses.replace(self, path=Path(folder) / hub.MODEL)
 
 
 def pretrain(
@@ -156,6 +273,10 @@ def pretrain(
         "simulated": dataset.card["simulated"],
         "zscore": dataset.card["zscore"],
         "subjects": sorted(dataset.subjects),
+        "sessions": {
+            subject_name(number): len(set(subject.train.session.tolist()))
+            for number, subject in sorted(dataset.subjects.items())
+        },
         "hold_out_category": config.hold_out_category,
         **features.described,
     }
@@ -218,16 +339,24 @@ def refuse_untrainable(dataset: Dataset) -> None:
         )
 
 
+def refuse_no_id(given: str | None, field: str) -> None:
+    """Raise UserError where what was given is no id on a hub."""
+    if given is None or not hub.is_id(given):
+        raise UserError(f"{field} is {given!r}; expected an id on the hub, such as owner/name")
+
+
 def base_file(given: str | Path) -> Path:
     """The base in a folder, or the file itself. Raises UserError where there is none."""
     given = Path(given)
-    path = given / FILE if given.is_dir() else given
+    path = given
+    if given.is_dir():
+        path = given / (hub.MODEL if hub.is_saved(given) else FILE)
     if not path.is_file():
-        raise UserError(f"{path}: not found; expected a run of mindtuner pretrain, or its {FILE}")
+        raise UserError(f"{path}: not found; expected a run of mindtuner pretrain, a folder of Base.save, or the file in it")
     return path
 
 
 def settings_for(base: Path, given: object = None) -> object:
     """The config to tune with on this file: ``given``, else the one beside it, else the demo's."""
-    beside = base.parent / SETTINGS
+    beside = base.parent / (hub.CONFIG if base.name == hub.MODEL else SETTINGS)
     return given or (beside if beside.is_file() else "demo")

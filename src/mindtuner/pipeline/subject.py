@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mindtuner.config import Config, as_dict, load_config
+from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset, Subject, Trials
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
+from mindtuner.files import write_text
 from mindtuner.generators.painter import Painter
 from mindtuner.model import BrainNetwork
-from mindtuner.pipeline.base import Base, base_file
+from mindtuner.pipeline import hub
+from mindtuner.pipeline.base import Base, base_file, refuse_no_id
 from mindtuner.pipeline.decoder import SubjectDecoder
 from mindtuner.pipeline.features import Features, TextEncoder
+from mindtuner.pipeline.model_card import subject_card
 from mindtuner.pipeline.run_folder import SETTINGS, claim, log_of, settings_text
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.processes import processes
 from mindtuner.training import (
     METHODS,
+    Fingerprint,
+    facts_of,
     load_fingerprint,
     load_network,
     read_card,
@@ -30,10 +37,14 @@ from mindtuner.training import (
     save_fingerprint,
     save_network,
     subject_name,
+    write_fingerprint,
 )
 from mindtuner.training import tune as train
 from mindtuner.training.batches import split_holdout
 from mindtuner.training.monitor import Log
+
+if TYPE_CHECKING:
+    from mindtuner.pipeline.results import Results
 
 MAIN = "mindtuner"
 REPORTED = (MAIN, "ridge_only", "shuffled_brain")  # what a report needs
@@ -43,7 +54,7 @@ FILES = {method: "fingerprint.safetensors" if method == MAIN else f"{method}.saf
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TunedSubject:
-    """One person, tuned on a base; made by :func:`tune`, or read by :meth:`load`.
+    """One person, tuned on a base; made by :func:`tune`, or read by :meth:`load` or :meth:`from_pretrained`.
 
     Attributes
     ----------
@@ -181,11 +192,11 @@ class TunedSubject:
         Parameters
         ----------
         path : path
-            A run of ``mindtuner tune`` with all its methods, or one file of it.
+            A run of ``mindtuner tune`` or a folder of :meth:`save`, with all methods there, or one file of it.
         dataset : Dataset, optional
             Where the subject is; then its voxels and regions must be those that were tuned on.
-        base : Base or path, optional
-            By default the file that its card names.
+        base : Base, path or str, optional
+            By default that which its card names: a file, or an id on a hub.
         features : Features, optional
             For decoding and evaluation.
 
@@ -193,6 +204,12 @@ class TunedSubject:
         ------
         UserError
             Where a file is missing, damaged, of another subject, of other voxels, or on another base.
+
+        Examples
+        --------
+        >>> folder = subject.save("shared/subject").files["mindtuner"].parent
+        >>> mindtuner.TunedSubject.load(folder, dataset, base=base).number
+        1
         """
         found = read_tuned(path, base)
         subject = None if dataset is None else dataset.subject(found.number)
@@ -200,6 +217,164 @@ class TunedSubject:
             method: read_network(file, found.base.network, found.number, subject) for method, file in found.files.items()
         }
         return dataclasses.replace(found, networks=networks, features=features)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        dataset: Dataset | None = None,
+        *,
+        base: Base | str | Path | None = None,
+        features: Features | None = None,
+    ) -> TunedSubject:
+        """Read a fingerprint from a hub, with the base that it names; or from a folder or file as :meth:`load` does.
+
+        Parameters
+        ----------
+        path : str or path
+            ``owner/name`` or ``owner/name@revision`` on the hub (of ``HF_ENDPOINT``), where no such path is here. What was
+            fetched before is read from the hub's cache, without a network too.
+        dataset, base, features : optional
+            As in :meth:`load`.
+
+        Raises
+        ------
+        UserError
+            Where neither path nor repository is there, the repository is private, it is no fingerprint, a file is damaged, or
+            the base is not the one that it was tuned on.
+
+        Examples
+        --------
+        >>> subject = mindtuner.TunedSubject.from_pretrained("your-lab/subject", dataset)  # doctest: +SKIP
+        >>> subject.base.hub_id.partition("@")[0]  # doctest: +SKIP
+        'your-lab/base'
+        """
+        if not hub.is_elsewhere(path):
+            return cls.load(path, dataset, base=base, features=features)
+        _, folder = hub.fetch(path, hub.FINGERPRINT)
+        try:
+            return cls.load(folder, dataset, base=base, features=features)
+        except UserError as error:  # which names a file in the cache
+            raise UserError(f"{path}: {error}") from error
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        methods: str | Sequence[str] | None = None,
+        base: str | Path | None = None,
+        results: Results | None = None,
+        datasets: Sequence[str] = (),
+    ) -> TunedSubject:
+        """Write a folder that travels: what tuning added, settings, and a model card.
+
+        Parameters
+        ----------
+        folder : path
+            Empty, or written by an earlier save, which is replaced. Gets ``model.safetensors`` (the first method),
+            ``METHOD.safetensors`` (the others), ``config.json`` and ``README.md``. The same subject gives the same bytes.
+        methods : "all" or sequence of str, optional
+            Which to write, by default the one that decodes.
+        base : str or path, optional
+            Where a reader finds the base: an id on a hub, or a path, which is written as the way from ``folder``. By default
+            where it came from. Of a base that has neither, the hash alone is written.
+        results : Results, optional
+            Of this subject: scores beside chance, for the model card.
+        datasets : sequence of str
+            Ids on the hub of what it was tuned on, for the model card.
+
+        Returns
+        -------
+        TunedSubject
+            Of these methods, with their files there.
+
+        Raises
+        ------
+        UserError
+            Where the folder holds anything else or cannot be written to, a method was not tuned, or results are another
+            subject's.
+
+        Examples
+        --------
+        >>> saved = subject.save("shared/subject", methods="all")
+        >>> sorted(file.name for file in saved.files.values())
+        ['model.safetensors', 'ridge_only.safetensors', 'shuffled_brain.safetensors']
+        """
+        way = _way_to(self.base if base is None else base, Path(folder))
+        return self._save(folder, "path/to/this/folder", methods, way, results, datasets)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        methods: str | Sequence[str] | None = None,
+        base: str | None = None,
+        results: Results | None = None,
+        datasets: Sequence[str] = (),
+    ) -> str:
+        """Send what :meth:`save` writes to a hub, as one commit. Its base goes there first: see :meth:`Base.push_to_hub`.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``owner/name``; made where it is not there yet. The login is that of ``hf auth login``, or ``HF_TOKEN``.
+        private : bool, optional
+            Whether a new repository is private, by default as the owner's account says.
+        base : str, optional
+            Id of the base on the hub, by default that which it has.
+        methods, results, datasets : optional
+            As in :meth:`save`.
+
+        Returns
+        -------
+        str
+            ``owner/name@commit``
+
+        Raises
+        ------
+        UserError
+            Where the base has no id, or the hub refuses or does not answer.
+
+        Examples
+        --------
+        >>> subject.push_to_hub("your-lab/subject", base="your-lab/base").partition("@")[0]  # doctest: +SKIP
+        'your-lab/subject'
+        """
+        base = base or self.base.hub_id
+        refuse_no_id(repo_id, "repo_id")
+        refuse_no_id(base, "base")
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(folder, repo_id, methods, {"base_id": base}, results, datasets)
+            return hub.push(Path(folder), repo_id, private)
+
+    def _save(
+        self,
+        folder: str | Path,
+        where: str,
+        methods: str | Sequence[str] | None,
+        way: dict,
+        results: Results | None,
+        datasets: Sequence[str],
+    ) -> TunedSubject:
+        chosen = list(self.networks)[:1] if methods is None else list(self.networks) if methods == "all" else list(methods)
+        for method in chosen:
+            if method not in self.networks:
+                raise UserError(f"methods: {method!r} was not tuned; expected some of {', '.join(self.networks)}")
+        cards = {}
+        for method in chosen:
+            known = {key: value for key, value in self.cards[method].items() if key not in ("base_id", "base_path")}
+            cards[method] = {**known, **way}
+        names = {method: hub.MODEL if method == chosen[0] else f"{method}.safetensors" for method in chosen}
+        with hub.written(folder, hub.FINGERPRINT, self.config, cards[chosen[0]]) as part:
+            for method, name in names.items():
+                _write_saved(part / name, method, self.networks[method], cards[method])
+            write_text(part / hub.README, subject_card(self, read_card(part / hub.MODEL), where, results, datasets))
+        files = {method: Path(folder) / name for method, name in names.items()}
+        networks = {method: self.networks[method] for method in chosen}
+        return dataclasses.replace(
+            self, networks=networks, cards={method: read_card(file) for method, file in files.items()}, files=files
+        )
 
 
 def tune(
@@ -220,8 +395,8 @@ def tune(
 
     Parameters
     ----------
-    base : Base or path
-        It must not have seen the subject. It is never changed.
+    base : Base, path or str
+        It must not have seen the subject. It is never changed. An id on a hub is one too, see :meth:`Base.from_pretrained`.
     subject : Subject
         Cut to the sessions to train on: ``dataset.subject(1).sessions(1)``. Its test trials are not used.
     features : Features
@@ -266,7 +441,7 @@ def tune(
     ['mindtuner', 'ridge_only', 'shuffled_brain']
     """
     refuse_unknown_methods(methods)
-    base = base if isinstance(base, Base) else Base.load(base)
+    base = base if isinstance(base, Base) else Base.from_pretrained(base)
     base.refuse_known(subject.number)
     subject = without_category(subject, features, base.category)
     config = settled(base, subject, config, seed)
@@ -327,7 +502,7 @@ def fit_methods(
                 files[method] = path
                 if processes().index == 0:
                     remove_checkpoint(checkpoint)
-        cards[method] = card
+        cards[method] = card if path is None else read_card(path)
     return TunedSubject(subject.number, base, config, networks, cards, features, files, list(entries))
 
 
@@ -372,20 +547,36 @@ def without_category(subject: Subject, features: Features, category: str) -> Sub
 
 
 def card_of(method: str, base: Base, config: Config, features: Features, subject: Subject, run: Path | None) -> dict:
-    """What a tuned file says for people, and for who reads it, with the way from there to the base where that has a file."""
-    card = {
+    """What a tuned file says for people, and for who reads it, with the way from there to the base where there is one."""
+    return {
         **features.described,
         "method": method,
         "simulated": features.card["simulated"],
         "hold_out_category": config.hold_out_category,
-        "subject": subject.number,
-        "voxels": subject.n_voxels,
-        "trials": len(subject.train),
-        "config": as_dict(config),
+        **facts_of(subject, config),
+        **(_way_to(base, run) if run is not None else {}),
     }
-    if base.path is not None and run is not None:
-        card["base_path"] = os.path.relpath(base.path.resolve(), run.resolve())
-    return card
+
+
+def _way_to(base: Base | str | Path, folder: Path) -> dict:
+    """How a card in ``folder`` says where the base is: by its id on a hub, or by the way to its file."""
+    if isinstance(base, Base):
+        known, path = base.hub_id, base.path
+    else:
+        known, path = (str(base), None) if hub.is_elsewhere(base) else (None, base_file(base))
+    if known is not None:
+        return {"base_id": known}
+    if path is None:
+        return {}
+    path = path.parent.resolve() / path.name  # a file of the hub's cache is a link, whose folder counts
+    return {"base_path": Path(os.path.relpath(path, folder.resolve())).as_posix()}
+
+
+def _write_saved(path: Path, method: str, network: BrainNetwork, card: dict) -> None:
+    if method in WHOLE:
+        save_network(path, network, card)
+    else:
+        write_fingerprint(path, Fingerprint.of(network), card)
 
 
 def write(path: Path, method: str, network: BrainNetwork, subject: Subject, config: Config, card: dict) -> None:
@@ -408,38 +599,55 @@ def read_tuned(path: str | Path, base: Base | str | Path | None = None) -> Tuned
         raise UserError(f"{first}: is a base; expected what mindtuner tune wrote")
     settings = path / SETTINGS
     config = load_config(settings if settings.is_file() else card["config"])
-    base = base if isinstance(base, Base) else Base.load(base_of(first, base))
+    base = base if isinstance(base, Base) else base_of(first, base)
     return TunedSubject(card["subject"], base, config, {}, cards, None, files)
 
 
+def decoding_file(path: str | Path) -> Path:
+    """The file of the method that decodes, in a run of tune or a saved folder; or the file itself."""
+    path = hub.here(path, hub.FINGERPRINT)
+    if path.is_dir():
+        return path / (hub.MODEL if hub.is_saved(path) else FILES[MAIN])
+    return path
+
+
 def files_of(path: str | Path) -> dict[str, Path]:
-    """By method, the files of a run of tune, or the one file that is given.
+    """By method, the files of a run of tune or of a saved folder, or the one file that is given.
 
     Raises UserError where there is none.
     """
     path = Path(path)
+    if path.is_dir() and hub.is_saved(path):
+        files = [path / name for name in hub.read_config(path, hub.FINGERPRINT)["files"]]
+        files.sort(key=lambda file: file.name != hub.MODEL)
+        return {read_card(file).get("method", MAIN): file for file in files}
     if path.is_dir():
         found = {method: path / name for method, name in FILES.items() if (path / name).is_file()}
         if not found:
-            raise UserError(f"{path}: holds no {FILES[MAIN]}; expected a run of mindtuner tune")
+            raise UserError(
+                f"{path}: holds no {FILES[MAIN]}; expected a run of mindtuner tune, or a folder of TunedSubject.save"
+            )
         return found
     return {read_card(path).get("method", MAIN): path}
 
 
-def base_of(path: Path, given: str | Path | None = None) -> Path:
-    """The base that a tuned file goes on: ``given`` (a run of pretrain or a file), or the one that its card names.
+def base_of(path: Path, given: str | Path | None = None) -> Base:
+    """The base that a tuned file goes on: ``given`` (a folder, a file, or an id on a hub), or the one that its card names.
 
     Raises UserError where there is none.
     """
     if given is not None:
-        return base_file(given)
-    recorded = read_card(path).get("base_path")
+        return Base.from_pretrained(given)
+    card = read_card(path)
+    if isinstance(card.get("base_id"), str):
+        return Base.from_hub(card["base_id"])
+    recorded = card.get("base_path")
     if not isinstance(recorded, str):
         raise UserError(f"{path}: card names no base; expected `base`, its file")
     base = Path(os.path.normpath(path.parent / recorded))
     if not base.is_file():
         raise UserError(f"{path}: base_path is {recorded}, where no file is; expected the base there, or `base`, its file")
-    return base
+    return Base.load(base)
 
 
 def read_network(path: Path, base: BrainNetwork, number: int, subject: Subject | None = None) -> BrainNetwork:

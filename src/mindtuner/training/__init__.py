@@ -2,7 +2,14 @@
 
 from mindtuner.training.batches import subject_name
 from mindtuner.training.checkpoint import remove_checkpoint
-from mindtuner.training.fingerprint import Fingerprint, load_fingerprint, read_fingerprint, save_fingerprint
+from mindtuner.training.fingerprint import (
+    Fingerprint,
+    facts_of,
+    load_fingerprint,
+    read_fingerprint,
+    save_fingerprint,
+    write_fingerprint,
+)
 from mindtuner.training.monitor import tensorboard_to
 from mindtuner.training.network_files import load_network, read_card, save_network
 from mindtuner.training.pretrain import pretrain
@@ -13,6 +20,7 @@ __all__ = [
     "METHODS",
     "Fingerprint",
     "Targets",
+    "facts_of",
     "load_fingerprint",
     "load_network",
     "pretrain",
@@ -24,4 +32,5 @@ __all__ = [
     "subject_name",
     "tensorboard_to",
     "tune",
+    "write_fingerprint",
 ]

@@ -20,7 +20,7 @@ from mindtuner.data import Subject
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.training.batches import subject_name
-from mindtuner.training.network_files import building, fingerprint_header, read_tensors, write_tensors
+from mindtuner.training.network_files import building, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -88,22 +88,36 @@ def save_fingerprint(
         raise UserError(f"{path}: the network holds no fingerprint; expected one tuned on a frozen base")
     fingerprint = Fingerprint.of(network)
     _refuse_other_subject(path, fingerprint, subject)
-    facts = {
+    facts = facts_of(subject, config, date)
+    write_fingerprint(path, fingerprint, {**facts, "scores": {}, **(card or {}), **facts})  # facts come first, and hold
+
+
+def facts_of(subject: Subject, config: Config, date: str | None = None) -> dict:
+    """What the card of a fingerprint says of the subject that it was tuned to and how, JSON-ready. ``date``: by default
+    that of today (UTC)."""
+    return {
         "subject": subject.number,
         "sessions": len(set(subject.train.session.tolist())),
         "trials": len(subject.train),
         "voxels": subject.n_voxels,
         "mask": mask_hash(subject),
-        "base": fingerprint.base,
-        "config": as_dict(dataclasses.replace(config, fingerprint=fingerprint.config)),
+        "config": as_dict(config),
         "date": date or datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
+
+
+def write_fingerprint(path: str | Path, fingerprint: Fingerprint, card: dict) -> None:
+    """Write a fingerprint under a card that has the facts of ``facts_of``; to them come its base and its own config.
+
+    Raises UserError where the file cannot be written.
+    """
+    own = dataclasses.asdict(fingerprint.config)
     header = {
         "kind": "fingerprint",
         "version": mindtuner.__version__,
-        "fingerprint": fingerprint_header(network),
-        "card": {**facts, "scores": {}, **(card or {}), **facts},
-    }  # facts come first, and hold
+        "fingerprint": {"subject": fingerprint.subject, "voxels": fingerprint.voxels, "config": own},
+        "card": {**card, "base": fingerprint.base, "config": {**card["config"], "fingerprint": own}},
+    }
     write_tensors(path, fingerprint.tensors, header)
 
 
