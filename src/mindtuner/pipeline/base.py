@@ -136,7 +136,8 @@ class Base:
     def from_hub(cls, repo_id: str | Path, config: str | Path | Mapping | Config | None = None) -> Base:
         """Read a base from a hub, whatever lies here. See :meth:`from_pretrained`."""
         found, folder = hub.fetch(repo_id, hub.BASE)
-        return dataclasses.replace(cls.load(folder, config), hub_id=found)
+        with hub.naming(repo_id):
+            return dataclasses.replace(cls.load(folder, config), hub_id=found)
 
     def save(self, folder: str | Path, *, results: Results | None = None, datasets: Sequence[str] = ()) -> Base:
         """Write a folder that travels: weights, settings, and a model card.
@@ -204,7 +205,7 @@ class Base:
             return dataclasses.replace(self, hub_id=hub.push(Path(folder), repo_id, private))
 
     def _save(self, folder: str | Path, where: str, results: Results | None, datasets: Sequence[str]) -> Base:
-        with hub.written(folder, hub.BASE, self.config, self.card) as part:
+        with hub.written(folder, hub.BASE, self.config) as part:
             save_network(part / hub.MODEL, self.network, self.card)
             write_text(part / hub.README, base_card(self, where, results, datasets))
         return dataclasses.replace(self, path=Path(folder) / hub.MODEL)

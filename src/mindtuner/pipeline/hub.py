@@ -30,6 +30,7 @@ from mindtuner.config import Config, as_dict
 from mindtuner.download import CHECKSUM, checksum_of, persist
 from mindtuner.errors import UserError
 from mindtuner.files import filled, read_json, write_json
+from mindtuner.training import read_card
 
 LIBRARY = "mindtuner"
 CONFIG, MODEL, README = "config.json", "model.safetensors", "README.md"
@@ -62,26 +63,33 @@ def is_saved(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read_config(folder: Path, kind: str, where: object = None) -> dict:
-    """What config.json says.
-
-    Raises UserError where it is missing, damaged, not of this library, or of another ``kind``. ``where``: what to call the
-    folder.
-    """
-    where, found = where or folder, read_json(folder / CONFIG)
+def read_config(folder: Path, kind: str) -> dict:
+    """What config.json says. Raises UserError where it is missing, damaged, not of this library, or of another ``kind``."""
+    path = folder / CONFIG
+    found = read_json(path)
     if found.get("library_name") != LIBRARY:
-        raise UserError(f"{where}: library_name of its {CONFIG} is {found.get('library_name')!r}; expected {LIBRARY!r}")
+        raise UserError(f"{path}: library_name is {found.get('library_name')!r}; expected {LIBRARY!r}")
     if found.get("kind") != kind:
-        raise UserError(f"{where}: kind is {found.get('kind')!r}; expected {kind!r}")
+        raise UserError(f"{path}: kind is {found.get('kind')!r}; expected {kind!r}")
     files = found.get("files")
     if not isinstance(files, list) or MODEL not in files or not all(_WEIGHTS.fullmatch(str(name)) for name in files):
-        raise UserError(f"{where}: files is {files!r}; expected a list of {MODEL} and others of this kind")
+        raise UserError(f"{path}: files is {files!r}; expected a list of {MODEL} and others of this kind")
     return found
 
 
 @contextlib.contextmanager
-def written(folder: str | Path, kind: str, config: Config, card: dict) -> Iterator[Path]:
+def naming(repo_id: str | Path) -> Iterator[None]:
+    """Have errors, which name files in the hub's cache, begin with the id that was asked for."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{_text(repo_id)}: {error}") from error
+
+
+@contextlib.contextmanager
+def written(folder: str | Path, kind: str, config: Config) -> Iterator[Path]:
     """Yield an empty folder for weights and model card, which take the place of what an earlier ``save`` left in ``folder``.
+    Config.json comes with them, and says what the card of the weights says.
 
     Raises UserError where ``folder`` holds anything else, or cannot be written to.
     """
@@ -97,7 +105,7 @@ def written(folder: str | Path, kind: str, config: Config, card: dict) -> Iterat
                 "kind": kind,
                 "files": sorted(path.name for path in part.glob("*.safetensors")),
                 "config": as_dict(config),
-                "card": card,
+                "card": {key: value for key, value in read_card(part / MODEL).items() if key != "config"},
             },
         )
         for name in earlier:
@@ -141,10 +149,8 @@ def fetch(given: str | Path, kind: str) -> tuple[str, Path]:
     name, _, revision = given.partition("@")
     folder = _fetched(given, name, CONFIG, revision or None).parent
     commit = folder.name  # the cache keeps a folder for each commit
-    try:
-        files = read_config(folder, kind, given)["files"]
-    except UserError as error:
-        raise error if str(error).startswith(given) else UserError(f"{given}: {error}") from error
+    with naming(given):
+        files = read_config(folder, kind)["files"]
     for file in files:
         _fetched(given, name, file, commit)
     return f"{name}@{commit}", folder

@@ -82,9 +82,10 @@ def subject_card(
     """
     if results is not None and results.run.results["setting"]["subject"] != subject.number:
         raise UserError(f"results: are of subject {results.run.results['setting']['subject']}; expected {subject.number}")
-    base = card.get("base_id")
-    on = f"[{base}](https://huggingface.co/{base.partition('@')[0]})" if base else "a base that does not lie on the hub"
-    given = "" if base or card.get("base_path") else ', base="path/to/the/base"'
+    base, path = card.get("base_id"), card.get("base_path")
+    repo = base and base.partition("@")[0]
+    on = f"the base [{base}](https://huggingface.co/{repo})" if base else f"the base in `{path}`" if path else "a base"
+    given = "" if base or path else ', base="path/to/the/base"'
     text = f"""\
 # Visual fingerprint of subject {subject.number}
 
@@ -122,7 +123,7 @@ print(subject.decoder().describe(dataset.subject({subject.number}).betas([0, 1, 
 
 {PAPERS}
 """
-    return _front_matter(card, ("visual-fingerprint", "lora"), datasets, base and base.partition("@")[0]) + text
+    return _front_matter(card, ("visual-fingerprint", "lora"), datasets, repo) + text
 
 
 def brains(card: Mapping) -> str:

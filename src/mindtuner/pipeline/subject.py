@@ -252,10 +252,8 @@ class TunedSubject:
         if not hub.is_elsewhere(path):
             return cls.load(path, dataset, base=base, features=features)
         _, folder = hub.fetch(path, hub.FINGERPRINT)
-        try:
+        with hub.naming(path):
             return cls.load(folder, dataset, base=base, features=features)
-        except UserError as error:  # which names a file in the cache
-            raise UserError(f"{path}: {error}") from error
 
     def save(
         self,
@@ -366,7 +364,7 @@ class TunedSubject:
             known = {key: value for key, value in self.cards[method].items() if key not in ("base_id", "base_path")}
             cards[method] = {**known, **way}
         names = {method: hub.MODEL if method == chosen[0] else f"{method}.safetensors" for method in chosen}
-        with hub.written(folder, hub.FINGERPRINT, self.config, cards[chosen[0]]) as part:
+        with hub.written(folder, hub.FINGERPRINT, self.config) as part:
             for method, name in names.items():
                 _write_saved(part / name, method, self.networks[method], cards[method])
             write_text(part / hub.README, subject_card(self, read_card(part / hub.MODEL), where, results, datasets))
