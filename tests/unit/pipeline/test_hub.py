@@ -16,6 +16,7 @@ import torch
 from commands import call, refused
 from hub import serving
 from huggingface_hub import ModelCard, constants
+from paths import ROOT
 
 import mindtuner
 from mindtuner.config import load_config
@@ -31,7 +32,7 @@ SETTINGS = {
     "pretrain": BRIEF,
     "tune": BRIEF,
     "pivot": {"epochs": 0.1},
-    "decode": {"pictures": 0},
+    "decode": {"pictures": 2},
 }
 
 
@@ -248,6 +249,14 @@ def test_the_card_shows_how_to_use_it(world, remote):
         code = code.replace("data/nsd", str(world.dataset.root))
         exec(code.replace("embed(dataset)", f"embed(dataset, {str(world.features.folder)!r})"), found)
         assert type(found["subject"]).__name__ == expected and found["subject"].base.hub_id == base.hub_id
+
+
+def test_the_page_on_sharing_runs(world, remote):
+    code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sharing.md").read_text(encoding="utf-8"), re.DOTALL))
+    found = {"mindtuner": mindtuner, **vars(world)}
+    exec(code, found)
+    assert len(found["captions"]) == len(world.voxels)
+    assert "## Scores" in remote.files["/your-lab/subject/resolve/main/README.md"].decode()
 
 
 # ---- the hub
