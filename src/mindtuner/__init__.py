@@ -24,6 +24,7 @@ _HOMES = {
     "convert": "formats",
     "load": "formats",
     "load_config": "config",
+    "use_device": "runtime",
     **dict.fromkeys(
         (
             "Base",

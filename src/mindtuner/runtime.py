@@ -21,15 +21,15 @@ from mindtuner.processes import processes
 
 LINES_EVERY_S = 60  # between two lines on how far a long work is, where no bar can be drawn
 
-_chosen: list[torch.device] = []  # by ``use``: none, or one for the whole process
+_chosen: list[torch.device] = []  # by ``use_device``: none, or one for the whole process
 
 
 def device() -> torch.device:
-    """CUDA where it works, else the CPU; or what ``use`` said. Apple's GPU is used only where ``use`` says so."""
+    """CUDA where it works, else the CPU; or what ``use_device`` said, without which Apple's GPU is never used."""
     return _chosen[0] if _chosen else torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def use(where: str | torch.device | None) -> None:
+def use_device(where: str | torch.device | None) -> None:
     """Compute on ``where`` from now on, or, with None, again on what the machine is fastest with.
 
     Parameters
@@ -45,10 +45,10 @@ def use(where: str | torch.device | None) -> None:
     Examples
     --------
     >>> from mindtuner import runtime
-    >>> runtime.use("cpu")
+    >>> runtime.use_device("cpu")
     >>> runtime.device()
     device(type='cpu')
-    >>> runtime.use(None)
+    >>> runtime.use_device(None)
     """
     _chosen[:] = [] if where is None else [available(where)]
     fast_dtype.cache_clear()

@@ -43,7 +43,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
     yield has
-    runtime.use(None)
+    runtime.use_device(None)
 
 
 def test_the_device_is_cuda_or_the_cpu_until_somebody_chooses(machine):
@@ -52,9 +52,9 @@ def test_the_device_is_cuda_or_the_cpu_until_somebody_chooses(machine):
     machine(cuda=2, mps=True)
     assert runtime.device() == torch.device("cuda")
     for where in ("cuda", "cuda:0", "cuda:1", "mps", "cpu", torch.device("mps")):
-        runtime.use(where)
+        runtime.use_device(where)
         assert runtime.device() == torch.device(where)
-    runtime.use(None)
+    runtime.use_device(None)
     assert runtime.device() == torch.device("cuda")
 
 
@@ -73,16 +73,16 @@ def test_the_device_is_cuda_or_the_cpu_until_somebody_chooses(machine):
 )
 def test_a_device_that_is_not_here_is_refused_with_the_reason(machine, has, where, message):
     machine(**has)
-    runtime.use("cpu")
+    runtime.use_device("cpu")
     with pytest.raises(UserError) as error:
-        runtime.use(where)
+        runtime.use_device(where)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
     assert runtime.device() == torch.device("cpu")  # as before
 
 
 def test_apples_gpu_computes_in_float32_unless_told(machine, recwarn):
     machine(mps=True)
-    runtime.use("mps")
+    runtime.use_device("mps")
     assert runtime.fast_dtype() is torch.float32  # not measured: there is no such device here
     with runtime.autocast():
         assert not torch.is_autocast_enabled("mps")

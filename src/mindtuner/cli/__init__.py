@@ -72,6 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             _one_of_several(options.verb)
+        if hasattr(options, "device"):
+            from mindtuner.runtime import use_device
+
+            use_device(options.device)
         modules[options.verb].run(options)
         return 0
     except UserError as error:

@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything (default 0)")
     shared.add_hold_out(parser)
     parser.add_argument("--keep-data", action="store_true", help="keep the simulated dataset in OUT/data")
+    shared.add_device(parser)
     shared.add_force(parser)
 
 

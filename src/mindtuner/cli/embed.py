@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from mindtuner.cli import generator_options
+from mindtuner.cli import options as shared
 
 _NAMES = ("pixels", "tokens", "latents", "features", "features_augmented", "text")
 COMPACT, PAPER = "compact", "paper"
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights of mindtuner train-generator, for latents (default: those that the package ships)",
     )
+    shared.add_device(parser)
     paper = parser.add_argument_group("with --towers paper (see docs/full-size.md)")
     generator_options.add_text_tower(paper)
     paper.add_argument("--token-norm", metavar="WHICH", help="after (default) or before the tower's final norm")

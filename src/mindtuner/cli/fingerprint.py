@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="truth of simulated brains to score against (default DATA/truth where there is one)",
     )
+    shared.add_device(parser)
     shared.add_force(parser)
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mindtuner.cli import options as shared
 from mindtuner.errors import UserError
 
 if TYPE_CHECKING:  # what is heavy is imported only where it is used
@@ -25,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="compact (default), sdxl, or a FILE of mindtuner train-generator for the compact one",
     )
-    parser.add_argument(
-        "--device", metavar="WHERE", help="where to compute: cuda, cuda:N, mps or cpu (default: cuda where there is one)"
-    )
+    shared.add_device(parser)
     parser.add_argument(
         "--batch", type=int, metavar="N", help="pictures painted together (default: by the free memory on cuda, 1 on a CPU)"
     )
@@ -53,7 +52,7 @@ def add_text_tower(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise UserError where options do not go together; compute from here on where --device says."""
+    """Raise UserError where options do not go together."""
     if options.batch is not None and options.batch < 1:
         raise UserError(f"--batch is {options.batch}; expected 1 or more")
     if options.generator == SDXL:
@@ -66,9 +65,6 @@ def check_options(options: argparse.Namespace) -> None:
         for name in _FULL_SIZE:
             if getattr(options, name) not in (None, False):
                 raise UserError(f"--{name}: is given; expected it with --generator sdxl alone")
-    from mindtuner.runtime import use
-
-    use(options.device)
 
 
 def words_of(options: argparse.Namespace) -> list[object]:

@@ -52,6 +52,13 @@ def add_hold_out(parser: argparse.ArgumentParser, also: str = "") -> None:
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where to compute; ``cli.main`` sees to it."""
+    parser.add_argument(
+        "--device", metavar="WHERE", help="where to compute: cuda, cuda:N, mps or cpu (default: cuda where there is one)"
+    )
+
+
 def add_force(parser: argparse.ArgumentParser, what: str = "an earlier run in OUT") -> None:
     """Whether to replace."""
     parser.add_argument("--force", action="store_true", help=f"replace {what}")

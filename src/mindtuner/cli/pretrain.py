@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_config(parser, "demo")
     shared.add_towers(parser)
     shared.add_hold_out(parser, ", and score those that the test images hold of it apart")
+    shared.add_device(parser)
     shared.add_force(parser, "an earlier run in RUN")
 
 

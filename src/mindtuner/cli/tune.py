@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_config(parser, "config.yaml beside the base, else demo; the model section is the base's")
     shared.add_towers(parser)
     shared.add_hold_out(parser, "; a base that held it out goes on doing so without being told")
+    shared.add_device(parser)
     shared.add_force(parser, "an earlier run in RUN")
 
 

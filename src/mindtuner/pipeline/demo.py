@@ -156,8 +156,9 @@ def run_demo(
     )
     with watch.stage("report"):
         results = results.save(out)
-        with atomic_path(out / "demo.png") as part:
-            contact_sheet(out, min(8, len(results.run.pictures["seen"]))).save(part, "PNG")
+        if shown := min(8, len(results.run.pictures["seen"])):
+            with atomic_path(out / "demo.png") as part:
+                contact_sheet(out, shown).save(part, "PNG")
     if not keep_data:
         shutil.rmtree(out / "data")
     return results

@@ -194,7 +194,7 @@ def measure(
         shown = test.images[test.shown]
         results = build_results(setting, scores, {}, 0, config.seed, shown)
         per_image = per_image_scores(scores, test.images, test.shown, test.texts)
-        references = [test.captions[k] for k in test.shown]
+        references = [test.captions[k] for k in test.shown] if len(shown) else test.captions
         score_captions(results, per_image, painted, references, caption_scorer(scoring.folder, text_encoder), config.seed)
         whole = dataset.subject(hour.number)
         score_brain(results, per_image, kept, whole, shown, test.caches["pixels"], config.seed, scoring.choices)

@@ -189,13 +189,17 @@ def first_trials(trials: Trials) -> np.ndarray:
 def paint_all(
     decoded: Mapping[str, Decoded], generator: Painter, bank: TextBank, test: TestSet, parts: Path | None = None
 ) -> dict[str, Painted]:
-    """By method, the pictures of the p images, of the side of the seen; no stages where p is 0.
+    """By method, the pictures of the p images, of the side of the seen. Where p is 0 there are no stages, and the captions
+    retrieved are those of all n test images.
 
     What is made is kept in the folder ``parts``, and taken from there, until the caller removes it.
     """
     images = test.images[test.shown]
     if len(images) == 0:
-        return {method: Painted({}, []) for method in decoded}
+        return {
+            method: Painted({}, [], Words(one.predictions.text, bank).captions if bank.captions else [])
+            for method, one in decoded.items()
+        }
     side = test.caches["pixels"][images[:1]].shape[-1]
     painted: dict[str, Painted] = {}
     total = len(images) * sum(one.found is None for one in decoded.values())
@@ -286,8 +290,11 @@ def words_of(decoded: Mapping[str, Decoded], painted: Mapping[str, Painted], tes
     tokens = np.asarray(test.caches["tokens"][test.images])
     methods = {}
     for method, one in decoded.items():
-        top5 = top5_ids(one.predictions.retrieval_tokens[test.shown], tokens, min(5, len(tokens)))
-        methods[method] = {"top5": top5.tolist()}
+        methods[method] = {"top5": []}
+        if len(test.shown) == 0:  # words stand beside pictures
+            continue
+        queries = one.predictions.retrieval_tokens[test.shown]
+        methods[method]["top5"] = top5_ids(queries, tokens, min(5, len(tokens))).tolist()
         if painted[method].retrieved:
             methods[method]["retrieved_caption"] = painted[method].retrieved
         if painted[method].written:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -567,7 +568,9 @@ def _way_to(base: Base | str | Path, folder: Path) -> dict:
     if path is None:
         return {}
     path = path.parent.resolve() / path.name  # a file of the hub's cache is a link, whose folder counts
-    return {"base_path": Path(os.path.relpath(path, folder.resolve())).as_posix()}
+    with contextlib.suppress(ValueError):  # which Windows raises where they lie on different drives
+        path = Path(os.path.relpath(path, folder.resolve()))
+    return {"base_path": path.as_posix()}
 
 
 def _write_saved(path: Path, method: str, network: BrainNetwork, card: dict) -> None:
