@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.decoding import PICTURES, choose, decode, settings_of
     from mindtuner.pipeline.features import check_towers
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
-    from mindtuner.pipeline.subject import decoding_file, read_tuned
+    from mindtuner.pipeline.subject import read_tuned
+    from mindtuner.pipeline.tuned_files import decoding_file
 
     path = decoding_file(options.fingerprint)
     tuned = read_tuned(path, options.base)

@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.formats import load
     from mindtuner.pipeline import TunedSubject
     from mindtuner.pipeline.run_folder import command_of, refuse_overlap
-    from mindtuner.pipeline.subject import decoding_file, read_tuned
+    from mindtuner.pipeline.subject import read_tuned
+    from mindtuner.pipeline.tuned_files import decoding_file
     from mindtuner.studies import map_fingerprint
 
     path = decoding_file(options.fingerprint)

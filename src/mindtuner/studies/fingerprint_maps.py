@@ -16,7 +16,8 @@ from mindtuner.data import Dataset
 from mindtuner.errors import UserError
 from mindtuner.files import write_json, write_text
 from mindtuner.pipeline.run_folder import claim
-from mindtuner.pipeline.subject import WHOLE, TunedSubject
+from mindtuner.pipeline.subject import TunedSubject
+from mindtuner.pipeline.tuned_files import WHOLE
 from mindtuner.studies import map_figure, maps
 from mindtuner.studies.routes import ROUTES, shares
 

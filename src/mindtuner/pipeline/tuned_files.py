@@ -1,0 +1,139 @@
+"""Files of a tuned subject: one for each method, with the way from there to the base."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from mindtuner.config import Config
+from mindtuner.data import Subject
+from mindtuner.errors import UserError
+from mindtuner.model import BrainNetwork
+from mindtuner.pipeline import hub
+from mindtuner.pipeline.base import Base, base_file
+from mindtuner.pipeline.features import Features
+from mindtuner.training import (
+    METHODS,
+    Fingerprint,
+    facts_of,
+    load_fingerprint,
+    load_network,
+    read_card,
+    save_fingerprint,
+    save_network,
+    subject_name,
+    write_fingerprint,
+)
+
+MAIN = "mindtuner"
+REPORTED = (MAIN, "ridge_only", "shuffled_brain")  # what a report needs
+WHOLE = ("full_finetune", "from_scratch")  # methods that leave nothing of the base as it was: all weights are kept
+FILES = {method: "fingerprint.safetensors" if method == MAIN else f"{method}.safetensors" for method in METHODS}
+
+
+def card_of(method: str, base: Base, config: Config, features: Features, subject: Subject, run: Path | None) -> dict:
+    """What a tuned file says for people, and for who reads it, with the way from there to the base where there is one."""
+    return {
+        **features.described,
+        "method": method,
+        "simulated": features.card["simulated"],
+        "hold_out_category": config.hold_out_category,
+        **facts_of(subject, config),
+        **(way_to(base, run) if run is not None else {}),
+    }
+
+
+def way_to(base: Base | str | Path, folder: Path) -> dict:
+    """How a card in ``folder`` says where the base is: by its id on a hub, or by the way to its file."""
+    if isinstance(base, Base):
+        known, path = base.hub_id, base.path
+    else:
+        known, path = (str(base), None) if hub.is_elsewhere(base) else (None, base_file(base))
+    if known is not None:
+        return {"base_id": known}
+    if path is None:
+        return {}
+    path = path.parent.resolve() / path.name  # a file of the hub's cache is a link, whose folder counts
+    with contextlib.suppress(ValueError):  # which Windows raises where they lie on different drives
+        path = Path(os.path.relpath(path, folder.resolve()))
+    return {"base_path": path.as_posix()}
+
+
+def write_saved(path: Path, method: str, network: BrainNetwork, card: dict) -> None:
+    if method in WHOLE:
+        save_network(path, network, card)
+    else:
+        write_fingerprint(path, Fingerprint.of(network), card)
+
+
+def write(path: Path, method: str, network: BrainNetwork, subject: Subject, config: Config, card: dict) -> None:
+    """Write what was tuned by a method: the fingerprint alone, or all weights where the method changes them all."""
+    if method in WHOLE:
+        save_network(path, network, card)
+    else:
+        save_fingerprint(path, network, subject, config, card)
+
+
+def decoding_file(path: str | Path) -> Path:
+    """The file of the method that decodes, in a run of tune or a saved folder; or the file itself."""
+    path = hub.here(path, hub.FINGERPRINT)
+    if path.is_dir():
+        return path / (hub.MODEL if hub.is_saved(path) else FILES[MAIN])
+    return path
+
+
+def files_of(path: str | Path) -> dict[str, Path]:
+    """By method, the files of a run of tune or of a saved folder, or the one file that is given.
+
+    Raises UserError where there is none.
+    """
+    path = Path(path)
+    if path.is_dir() and hub.is_saved(path):
+        files = [path / name for name in hub.read_config(path, hub.FINGERPRINT)["files"]]
+        files.sort(key=lambda file: file.name != hub.MODEL)
+        return {read_card(file).get("method", MAIN): file for file in files}
+    if path.is_dir():
+        found = {method: path / name for method, name in FILES.items() if (path / name).is_file()}
+        if not found:
+            raise UserError(
+                f"{path}: holds no {FILES[MAIN]}; expected a run of mindtuner tune, or a folder of TunedSubject.save"
+            )
+        return found
+    return {read_card(path).get("method", MAIN): path}
+
+
+def base_of(path: Path, given: str | Path | None = None) -> Base:
+    """The base that a tuned file goes on: ``given`` (a folder, a file, or an id on a hub), or the one that its card names.
+
+    Raises UserError where there is none.
+    """
+    if given is not None:
+        return Base.from_pretrained(given)
+    card = read_card(path)
+    if isinstance(card.get("base_id"), str):
+        return Base.from_hub(card["base_id"])
+    recorded = card.get("base_path")
+    if not isinstance(recorded, str):
+        raise UserError(f"{path}: card names no base; expected `base`, its file")
+    base = Path(os.path.normpath(path.parent / recorded))
+    if not base.is_file():
+        raise UserError(f"{path}: base_path is {recorded}, where no file is; expected the base there, or `base`, its file")
+    return Base.load(base)
+
+
+def read_network(path: Path, base: BrainNetwork, number: int, subject: Subject | None = None) -> BrainNetwork:
+    """The network of a tuned file, or of a fingerprint that was saved from Python.
+
+    Raises UserError where it is damaged, of another subject, of other voxels, or on another base.
+    """
+    if read_card(path).get("method") not in WHOLE:
+        return load_fingerprint(path, base, subject)
+    network, name = load_network(path), subject_name(number)
+    if name not in network.ridges:
+        raise UserError(f"{path}: subject is {', '.join(network.ridges)}; expected {name}")
+    if subject is not None and network.ridges[name].in_features != subject.n_voxels:
+        raise UserError(
+            f"{path}: voxels is {network.ridges[name].in_features}; expected {subject.n_voxels}, as {subject.where} has"
+        )
+    return network
