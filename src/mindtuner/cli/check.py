@@ -58,9 +58,10 @@ def _as_table(findings) -> str:
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     """Rows as lines, each column but the last as wide as its widest cell."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] for row in rows)
-    return ["  ".join([*cells, row[-1]]).rstrip() for cells, row in zip(padded, rows, strict=True)]
+    from tabulate import tabulate
+
+    lines = tabulate(rows, tablefmt="plain", colalign=("left",) * len(rows[0]), disable_numparse=True).splitlines()
+    return [line.rstrip() for line in lines]
 
 
 def _many(count: int, what: str) -> str:

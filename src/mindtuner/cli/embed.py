@@ -99,21 +99,15 @@ def run(options: argparse.Namespace) -> None:
 
 def _print_sizes(folder: Path, towers, sizes: list[tuple[int, int]], count: int) -> None:
     import numpy as np
+    from tabulate import tabulate
 
     rows = [("file", "shape", "dtype", "size", "room needed")]
     for tower, (size, missing) in zip(towers, sizes, strict=True):
         dtype = tower.dtype if tower.dtype == "bfloat16" else np.dtype(tower.dtype).name
         rows.append((f"{tower.name}.bin", " x ".join(map(str, (count, *tower.shape))), dtype, _bytes(size), _bytes(missing)))
     rows.append(("total", "", "", *(_bytes(sum(column)) for column in zip(*sizes, strict=True))))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print(folder)
-    for row in rows:
-        print(
-            "  ".join(
-                cell.ljust(width) if k < 3 else cell.rjust(width)
-                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        )
+    print(tabulate(rows, tablefmt="plain", colalign=("left",) * 3 + ("right",) * 2, disable_numparse=True))
     print(flush=True)
 
 

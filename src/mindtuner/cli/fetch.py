@@ -96,17 +96,14 @@ def _agreed(question: str) -> bool:
 
 def _print_table(plan) -> str:
     """Print one line a part, and return how much is still to come, in words."""
+    from tabulate import tabulate
+
     from mindtuner.download import in_words
 
     rows = [("", "files", "size", "to come")]
     for label, files in [*plan.parts.items(), ("total", plan.files)]:
         size = sum(file.size for file in files)
         rows.append((label, str(len(files)), in_words(size), in_words(size - plan.bytes_here(files))))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        if row[0] == "total":
-            print("-" * (sum(widths) + 6))
-        print(
-            row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)), sep="  "
-        )
+    lines = tabulate(rows, tablefmt="plain", colalign=("left", "right", "right", "right"), disable_numparse=True).splitlines()
+    print("\n".join([*lines[:-1], "-" * len(lines[-1]), lines[-1]]))
     return rows[-1][3]

@@ -118,14 +118,10 @@ def _print_memory(phases) -> None:
 
 def _columns(rows: list[tuple[str, ...]], left: int) -> list[str]:
     """Columns as wide as their widest cell; the first ``left`` are words, the others numbers."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    from tabulate import tabulate
+
+    sides = ("left",) * left + ("right",) * (len(rows[0]) - left)
+    return [line.rstrip() for line in tabulate(rows, tablefmt="plain", colalign=sides, disable_numparse=True).splitlines()]
 
 
 def _print_table(rows: list[tuple[str, ...]], left: int) -> None:

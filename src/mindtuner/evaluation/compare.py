@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from tabulate import tabulate
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.held_out import positions
@@ -309,7 +310,7 @@ def comparison_text(found: dict) -> str:
         "p (Holm)",
         "in words",
     ]
-    table = [head]
+    table = []
     for row in found["scores"]:
         spread = [_plain(row["sd_seeds"])] * seeds + [_plain(row["sd_subjects"])] * subjects
         table.append(
@@ -325,14 +326,8 @@ def comparison_text(found: dict) -> str:
                 row["in_words"],
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        lines.append(
-            "  ".join(
-                cell.ljust(width) if k in (0, len(head) - 1) else cell.rjust(width)
-                for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-        )
+    sides = ("left", *("right" for _ in head[2:]), "left")
+    lines += [line.rstrip() for line in tabulate(table, head, "plain", colalign=sides, disable_numparse=True).splitlines()]
     undefined = [
         f"{label(row['part'], row['score'])} is undefined on {row['undefined']} images, which are left out"
         for row in found["scores"]

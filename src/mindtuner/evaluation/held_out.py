@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from tabulate import tabulate
 
 from mindtuner.evaluation.published import label
 from mindtuner.evaluation.results import rounded
@@ -54,16 +55,19 @@ def positions(per_image: Mapping[str, np.ndarray], part: str, score: str) -> np.
 def held_out_text(held_out: Mapping, method: str) -> str:
     """The block of one method in a few aligned lines, with intervals; a dash where fewer than two images have the score."""
     shown, left_out = len(held_out["images"]), held_out["left_out"]
-    lines = [
-        f"{method}, {held_out['category']!r} held out of training ({left_out} images):",
-        f"{'':<28}{f'{shown} test images that show it':>38}{'the others':>38}",
-    ]
+    lines = []
     for part, scores in held_out["others"].get(method, {}).items():
         for score in scores:
             cells = [held_out[side].get(method, {}).get(part, {}).get(score) for side in HELD_OUT_SIDES]
-            said = (
-                "-" if cell is None else "{:.3f} [{:.3f}, {:.3f}] ({})".format(cell["mean"], *cell["ci"], cell["n"])
-                for cell in cells
+            lines.append(
+                [
+                    label(part, score),
+                    *(
+                        "-" if cell is None else "{:.3f} [{:.3f}, {:.3f}] ({})".format(cell["mean"], *cell["ci"], cell["n"])
+                        for cell in cells
+                    ),
+                ]
             )
-            lines.append(f"{label(part, score):<28}" + "".join(cell.rjust(38) for cell in said))
-    return "\n".join(lines)
+    head = ["", f"{shown} test images that show it", "the others"]
+    table = tabulate(lines, head, "plain", colalign=("left", "right", "right"), disable_numparse=True)
+    return f"{method}, {held_out['category']!r} held out of training ({left_out} images):\n{table}"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 from importlib import resources
 
+from tabulate import tabulate
+
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import Run
 from mindtuner.evaluation.scores.catalogue import of_part
@@ -182,7 +184,7 @@ def markdown(found: dict) -> str:
         *(f"{column['label']}{' (lower is better)' if column['lower_is_better'] else ''}" for column in columns),
         "source",
     ]
-    lines, group = [head, ["---"] * 3 + ["---:"] * len(columns) + ["---"]], None
+    lines, group = [], None
     for row in found["rows"]:
         if group not in (None, row["group"]):
             lines.append([""] * len(head))
@@ -196,18 +198,8 @@ def markdown(found: dict) -> str:
                 row["source"],
             ]
         )
-    widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
-    return "\n".join(
-        "| "
-        + " | ".join(
-            cell.rjust(width, "-" if at == 1 else " ")
-            if 3 <= k < len(head) - 1
-            else cell.ljust(width, "-" if at == 1 else " ")
-            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for at, line in enumerate(lines)
-    )
+    sides = ("left", "left", "left", *("right" for _ in columns), "left")
+    return tabulate(lines, head, "pipe", colalign=sides, disable_numparse=True)
 
 
 def cell_text(cell: dict | None) -> str:

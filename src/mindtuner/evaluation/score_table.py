@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tabulate import tabulate
+
 from mindtuner.evaluation.scores.catalogue import ONE_HALF, ONE_IN_N, Score, of_part
 from mindtuner.evaluation.scores.networks import not_scored
 
@@ -15,22 +17,10 @@ def text(results: dict) -> str:
         for score in of_part(part).values()
         if score.name in first.get(part, ())
     ]
-    widths = [max(8, len(score.label) + 2) for score in scores]
-
-    def line(name: str, values: list[float | None]) -> str:
-        cells = (
-            "-".rjust(width) if value is None else f"{value:.3f}".rjust(width)
-            for value, width in zip(values, widths, strict=True)
-        )
-        return f"{name:<24}{''.join(cells)}"
-
-    labels = (score.label.rjust(width) for score, width in zip(scores, widths, strict=True))
-    lines = [f"{'method':<24}{''.join(labels)}"]
-    lines += [
-        line(method, [entry[score.part][score.name] for score in scores]) for method, entry in results["methods"].items()
-    ]
-    lines.append(line("chance", [chance_of(results["chance"], score) for score in scores]))
-    return "\n".join([*lines, *remarks(results)])
+    rows = [[method, *(entry[score.part][score.name] for score in scores)] for method, entry in results["methods"].items()]
+    rows.append(["chance", *(chance_of(results["chance"], score) for score in scores)])
+    table = tabulate(rows, ["method", *(score.label for score in scores)], "plain", floatfmt=".3f", missingval="-")
+    return "\n".join([table, *remarks(results)])
 
 
 def chance_of(chance: dict, score: Score, method: str = "mindtuner") -> float | None:
