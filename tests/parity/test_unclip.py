@@ -281,7 +281,7 @@ def tokens_of(n: int) -> np.ndarray:
 def test_any_subset_in_any_batch_paints_the_same_picture(folder):
     tokens, images = tokens_of(3), np.array([7, 3, 11])
     three = UnclipGenerator(CONFIG, 0, folder, "clip", side=16, batch=2).generate(tokens, images)
-    assert three.shape == (3, 4, 8, 8) and three.dtype == np.float32
+    assert three.shape == (3, 4, 8, 8) and three.dtype == torch.float32
     alone = UnclipGenerator(CONFIG, 0, folder, "clip", side=16)
     np.testing.assert_allclose(alone.generate(tokens[1:2], images[1:2]), three[1:2], rtol=1e-3, atol=1e-3)
     for other in (

@@ -59,6 +59,7 @@ class CompactGenerator:
 
         Without a caption in the bank nothing is corrected.
         """
+        tokens = torch.as_tensor(tokens, dtype=torch.float32, device=device())
         latents = self.generate(tokens, images, f"paint {title}")
         found = {} if lowlevel is None else {LOWLEVEL: self.pictures(lowlevel)}
         found[RECONSTRUCTED] = self.pictures(latents)
@@ -69,53 +70,59 @@ class CompactGenerator:
     def captions(self, tokens: np.ndarray) -> None:
         """It writes none."""
 
-    def generate(self, tokens: np.ndarray, images: np.ndarray, title: str = "paint") -> np.ndarray:
-        """Image tokens (n, T, D) of images ``images`` (n,) -> latents (n, 8, 16, 16), from pure noise."""
+    def generate(self, tokens: np.ndarray | torch.Tensor, images: np.ndarray, title: str = "paint") -> torch.Tensor:
+        """Image tokens (n, T, D) of images ``images`` (n,) -> latents (n, 8, 16, 16) on the device, from pure noise."""
         schedule = noise_schedule()
         schedule.set_timesteps(self.config.generator_steps)
         return self._denoise(self._noise(images, "paint"), schedule, schedule.timesteps, tokens, None, title)
 
     def best_correction(
-        self, latents: np.ndarray, tokens: np.ndarray, text: np.ndarray, images: np.ndarray, title: str = "correct"
+        self,
+        latents: np.ndarray | torch.Tensor,
+        tokens: np.ndarray | torch.Tensor,
+        text: np.ndarray,
+        images: np.ndarray,
+        title: str = "correct",
     ) -> np.ndarray:
         """``correct``, ``config.corrections`` times; of each image the picture in which the tower sees most of its tokens.
 
         latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti
         et al. 2023) chooses among 16 paintings in this way.
         """
-        candidates = np.stack(
+        candidates = torch.stack(
             [
-                self.pictures(self.correct(latents, tokens, text, images, f"{title} {number}", number))
+                self.autoencoder.decode_on_device(self.correct(latents, tokens, text, images, f"{title} {number}", number))
                 for number in range(self.config.corrections)
             ]
         )
         if self.tower is None:
-            return candidates[0]
-        best = most_faithful(np.stack([self.tower.tokens(pictures) for pictures in candidates]), tokens)
-        return candidates[best, np.arange(len(best))]
+            return candidates[0].cpu().numpy()
+        seen = np.stack([self.tower.tokens(pictures) for pictures in candidates])
+        best = most_faithful(seen, torch.as_tensor(tokens).cpu().numpy())
+        return candidates[torch.from_numpy(best), torch.arange(len(best))].cpu().numpy()
 
     def correct(
         self,
-        latents: np.ndarray,
-        tokens: np.ndarray,
+        latents: np.ndarray | torch.Tensor,
+        tokens: np.ndarray | torch.Tensor,
         text: np.ndarray,
         images: np.ndarray,
         title: str = "correct",
         candidate: int = 0,
-    ) -> np.ndarray:
+    ) -> torch.Tensor:
         """Semantic correction (MindTuner paper): noise the latents part of the way and paint them again with the text.
 
-        latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 8, 16, 16). Each ``candidate`` has its own
-        noise.
+        latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 8, 16, 16) on the device. Each
+        ``candidate`` has its own noise.
         """
         schedule = noise_schedule()
         schedule.set_timesteps(round(self.config.refine_steps / self.config.refine_start))
         times = schedule.timesteps[-self.config.refine_steps :]
-        clean = torch.as_tensor(latents, dtype=torch.float32)
+        clean = torch.as_tensor(latents, dtype=torch.float32, device="cpu")  # as the noise, which is the same everywhere
         noisy = schedule.add_noise(clean, self._noise(images, f"correct {candidate}"), times[:1].expand(len(clean)))
         return self._denoise(noisy, schedule, times, tokens, text, title)
 
-    def pictures(self, latents: np.ndarray) -> np.ndarray:
+    def pictures(self, latents: np.ndarray | torch.Tensor) -> np.ndarray:
         """Latents (n, 8, 16, 16) -> pictures float32 (n, 3, 128, 128) in 0..1."""
         return self.autoencoder.decode(latents)
 
@@ -124,7 +131,7 @@ class CompactGenerator:
         return torch.stack([torch.randn(CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=source) for source in sources])
 
     @torch.no_grad()
-    def _denoise(self, noisy, schedule: DDIMScheduler, times, tokens, text, title: str) -> np.ndarray:
+    def _denoise(self, noisy, schedule: DDIMScheduler, times, tokens, text, title: str) -> torch.Tensor:
         """DDIM with classifier-free guidance: unconditional + guidance x (conditional - unconditional)."""
         n, where = len(noisy), device()
         x = noisy.to(where)
@@ -147,7 +154,7 @@ class CompactGenerator:
             conditional, unconditional = both.chunk(2)
             velocity = unconditional + self.config.guidance * (conditional - unconditional)
             x = schedule.step(velocity, time, x, eta=0.0).prev_sample
-        return x.cpu().numpy()
+        return x
 
 
 def most_faithful(seen: np.ndarray, wanted: np.ndarray) -> np.ndarray:

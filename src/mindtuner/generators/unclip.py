@@ -72,8 +72,9 @@ class UnclipGenerator:
         self.side, self.latent_side = side, side // factor
 
     @torch.no_grad()
-    def generate(self, tokens: np.ndarray, images: np.ndarray, title: str = "paint") -> np.ndarray:
-        """Image tokens (n, T, D) of images ``images`` (n,) -> latents float32 (n, 4, side / 8, side / 8), from noise.
+    def generate(self, tokens: np.ndarray, images: np.ndarray, title: str = "paint") -> torch.Tensor:
+        """Image tokens (n, T, D) of images ``images`` (n,) -> latents float32 (n, 4, side / 8, side / 8) on the device, from
+        noise.
 
         Raises UserError where D is not the width that the UNet reads.
         """
@@ -86,7 +87,7 @@ class UnclipGenerator:
             )
         first = first_sigma(self.scheduler, self.config.generator_steps)
         channels = self.unet.config.in_channels
-        painted = [np.empty((0, channels, self.latent_side, self.latent_side), np.float32)]
+        painted = [torch.empty(0, channels, self.latent_side, self.latent_side, device=device())]
         for start in progress(range(0, len(tokens), self.batch), title, unit="batch"):
             some = tokens[start : start + self.batch]
             drawn = [self._draw(int(k), some.shape[1:], first) for k in images[start : start + self.batch]]
@@ -106,11 +107,11 @@ class UnclipGenerator:
                     f"{self.folder}: painted numbers that are not finite in "
                     f"{str(self.unet.dtype).removeprefix('torch.')}; expected dtype bfloat16 or float32"
                 )
-            painted.append(latents.cpu().numpy())
-        return np.concatenate(painted)
+            painted.append(latents)
+        return torch.cat(painted)
 
     @torch.no_grad()
-    def pictures(self, latents: np.ndarray) -> np.ndarray:
+    def pictures(self, latents: np.ndarray | torch.Tensor) -> np.ndarray:
         """Latents (n, 4, side / 8, side / 8) -> pictures float32 (n, 3, side, side) in 0..1.
 
         The decoder's range is -1..1, so a base of the range ``clip`` means (x + 1) / 2. Tokens of a ``mindeye2`` base are

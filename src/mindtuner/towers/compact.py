@@ -144,11 +144,15 @@ class Autoencoder:
             images = F.interpolate(images, (self.side,) * 2, mode="bilinear", antialias=True, align_corners=False)
         return self.network.encode(images * 2 - 1).cpu().numpy()
 
-    @torch.no_grad()
-    def decode(self, latents) -> np.ndarray:
+    def decode(self, latents: np.ndarray | torch.Tensor) -> np.ndarray:
         """Latents (n, 8, 16, 16) -> images float32 (n, 3, 128, 128) in 0..1."""
-        latents = torch.as_tensor(np.asarray(latents), dtype=torch.float32, device=device())
-        return ((self.network.decode(latents) + 1) / 2).clamp(0, 1).cpu().numpy()
+        return self.decode_on_device(latents).cpu().numpy()
+
+    @torch.no_grad()
+    def decode_on_device(self, latents: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """``decode``, as a tensor on the device."""
+        latents = torch.as_tensor(latents, dtype=torch.float32, device=device())
+        return ((self.network.decode(latents) + 1) / 2).clamp(0, 1)
 
 
 def read_part(path: Path, part: str) -> dict[str, torch.Tensor]:

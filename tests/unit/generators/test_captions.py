@@ -125,7 +125,7 @@ def lack_a_tensor(path: Path) -> None:
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda f: shutil.rmtree(f), "not found; expected a GIT .*--only git"),
+        (lambda f: shutil.rmtree(f), "not found; expected a GIT .*released one, git"),
         (lambda f: (f / "config.json").unlink(), "config.json: not found"),
         (
             lambda f: (f / "config.json").write_text(json.dumps({"model_type": "clip"})),

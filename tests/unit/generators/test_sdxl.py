@@ -240,7 +240,7 @@ def lack_a_tensor(path: Path) -> None:
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda f: shutil.rmtree(f), "not found; expected an SDXL base .*--only sdxl"),
+        (lambda f: shutil.rmtree(f), "not found; expected an SDXL base .*released one, sdxl"),
         (lambda f: (f / "model_index.json").unlink(), "model_index.json: not found"),
         (lambda f: edit(f / "model_index.json", _class_name="StableDiffusionPipeline"), "_class_name is 'StableDiffusionP"),
         (lambda f: shutil.rmtree(f / "text_encoder_2"), "text_encoder_2: not found"),
