@@ -1,6 +1,5 @@
 """Every script of benchmarks/ starts, names the command that its page of results quotes, and goes on where it was stopped."""
 
-import dataclasses
 import importlib
 import json
 import os
@@ -15,9 +14,9 @@ import numpy as np
 import pytest
 import yaml
 from paths import ROOT
-from worlds import TINY
+from worlds import tiny_config
 
-from mindtuner.config import as_dict, load_config
+from mindtuner.config import as_dict
 
 FOLDER = ROOT / "benchmarks"
 SHARED = ("pages", "release", "sides", "world")  # what scripts share, no commands
@@ -64,18 +63,8 @@ def test_every_script_starts_and_has_the_options_that_pages_quote():
 @pytest.mark.slow
 def test_a_benchmark_goes_on_where_it_was_stopped(simulated, tmp_path, monkeypatch, capsys):
     """tuning_seeds on the smallest world: the base is made once, and no run twice."""
-    quick = load_config("quick")
-    fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8)
-    tiny = dataclasses.replace(
-        quick,
-        simulate=TINY,
-        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
-        tune=fit,
-        pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
-        model=dataclasses.replace(quick.model, hidden=16, blocks=1, lowlevel_channels=(8, 4)),
-    )
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
-    config.write_text(yaml.safe_dump(as_dict(tiny)))
+    config.write_text(yaml.safe_dump(as_dict(tiny_config())))
     shutil.copytree(simulated, out / "data")
     monkeypatch.syspath_prepend(FOLDER)
     script = importlib.import_module("tuning_seeds")

@@ -1,6 +1,7 @@
 """Imports run one way: each room only from the rooms before it, as docs/architecture.md gives them."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +28,14 @@ FLOW = (
 )
 
 
+@functools.cache
+def nodes(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
+
+
 def imported(source: str) -> Iterator[str]:
     """Every module that a source names in an import, wherever it stands; of ``from a import b`` both a and a.b."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -61,7 +67,7 @@ def upward(room: str, source: str) -> set[str]:
 
 def printed(source: str) -> Iterator[str]:
     """What speaks to a terminal: print to standard output, and parsing of arguments."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             if not any(word.arg == "file" and ast.unparse(word.value) == "sys.stderr" for word in node.keywords):
                 yield f"print in line {node.lineno}"

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from worlds import tiny_config
 
 import mindtuner
-from mindtuner.config import load_config
 from mindtuner.errors import UserError
 from mindtuner.pipeline import TunedSubject
 from mindtuner.training import batches
@@ -18,18 +18,9 @@ SHARE = 0.25
 @pytest.fixture(scope="module")
 def lab(simulated, tmp_path_factory):
     """Dataset, features and a base of subject 2, in the smallest sizes."""
-    quick = load_config("quick")
-    fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8)
-    tiny = dataclasses.replace(
-        quick,
-        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
-        tune=fit,
-        pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
-        model=dataclasses.replace(quick.model, hidden=16, blocks=1, lowlevel_channels=(8, 4)),
-    )
     dataset = mindtuner.load(simulated)
     features = mindtuner.embed(dataset, tmp_path_factory.mktemp("holdout") / "cache")
-    return dataset, features, mindtuner.pretrain(dataset.without(subject=1), features, tiny)
+    return dataset, features, mindtuner.pretrain(dataset.without(subject=1), features, tiny_config())
 
 
 def tuned(lab, **given):
