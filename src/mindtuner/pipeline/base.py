@@ -269,7 +269,20 @@ def pretrain(
     dataset = held_out(dataset, config.hold_out_category)
     features.check_model(config.model, "config")
     refuse_untrainable(dataset)
-    card = {
+    card = card_of(dataset, features, config)
+    prior = features.starting_prior(config.model)
+    if out is None:
+        log: list[dict] = []
+        network = train(dataset, features.targets, config, config.seed, log.append, prior=prior)
+        return Base(network.eval(), config, card, log=log)
+    out = Path(out)
+    claim(out, settings_text(config, command or "mindtuner.pretrain"), force)
+    return pretrain_into(out / FILE, dataset, features, config, card, log_of(out))
+
+
+def card_of(dataset: Dataset, features: Features, config: Config) -> dict:
+    """What a base that is pretrained on these says of itself."""
+    return {
         "seed": config.seed,
         "simulated": dataset.card["simulated"],
         "zscore": dataset.card["zscore"],
@@ -281,14 +294,6 @@ def pretrain(
         "hold_out_category": config.hold_out_category,
         **features.described,
     }
-    prior = features.starting_prior(config.model)
-    if out is None:
-        log: list[dict] = []
-        network = train(dataset, features.targets, config, config.seed, log.append, prior=prior)
-        return Base(network.eval(), config, card, log=log)
-    out = Path(out)
-    claim(out, settings_text(config, command or "mindtuner.pretrain"), force)
-    return pretrain_into(out / FILE, dataset, features, config, card, log_of(out))
 
 
 def pretrain_into(

@@ -16,7 +16,7 @@ from mindtuner.files import atomic_path, write_text
 from mindtuner.formats import load
 from mindtuner.formats.nsd_release.read import MASKS
 from mindtuner.generators.compact import CompactGenerator
-from mindtuner.pipeline.base import FILE, held_out, pretrain_into
+from mindtuner.pipeline.base import FILE, card_of, held_out, pretrain_into
 from mindtuner.pipeline.evaluation import measure
 from mindtuner.pipeline.features import embed
 from mindtuner.pipeline.results import Results
@@ -134,8 +134,7 @@ def run_demo(
         features = embed(dataset, weights=weights)
     with watch.stage("pretrain"):
         others = dataset.without(subject=config.target_subject)
-        card = {"seed": config.seed, "simulated": True, "hold_out_category": config.hold_out_category, **features.described}
-        base = pretrain_into(out / FILE, others, features, config, card, log)
+        base = pretrain_into(out / FILE, others, features, config, card_of(others, features, config), log)
     hour = dataset.subject(config.target_subject).sessions(config.tuning_sessions)
     with watch.stage("tune"):
         tuned = fit_methods(base, hour, features, config, METHODS, log)

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 import textwrap
 from types import SimpleNamespace
 
@@ -351,6 +353,25 @@ def test_a_damaged_download_is_removed(world, remote, file):
     refuses(lambda: Base.from_pretrained("our-lab/base"), f"our-lab/base: {file} arrived damaged", "removed")
     remote.wrong.clear()
     same(Base.from_pretrained("our-lab/base").network, world.base.network)
+
+
+def test_a_download_that_breaks_off_goes_on(world, remote):
+    commit = world.base.push_to_hub("our-lab/base").hub_id.partition("@")[2]
+    path = f"/our-lab/base/resolve/{commit}/model.safetensors"
+    remote.drop[path] = 1
+    same(Base.from_pretrained("our-lab/base").network, world.base.network)
+    assert remote.drop[path] == 0
+
+
+def test_the_variables_of_the_hub_hold(world, remote, tmp_path):
+    """In a process of its own, for which they say where the hub and its cache are."""
+    world.base.push_to_hub("our-lab/base")
+    code = "import mindtuner; print(mindtuner.Base.from_pretrained('our-lab/base').hub_id)"
+    paths = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": remote.url, "HF_HUB_DISABLE_XET": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | paths
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == f"our-lab/base@{remote.commits['our-lab/base']}"
+    assert (tmp_path / "home" / "hub" / "models--our-lab--base").is_dir()
 
 
 def test_what_cannot_be_sent_is_refused_in_one_line(world, remote):
