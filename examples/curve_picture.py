@@ -1,19 +1,22 @@
-"""Draw a study of data efficiency as one picture: scores against hours of scanning.
+"""
+# Scores by hours of scanning
+
+How much data does a new subject need? The study tunes on more and more sessions, and trains from scratch for comparison.
+
+On the command line, at the demo's size:
 
     mindtuner curve OUT
     python examples/curve_picture.py OUT curve.png
-
-Needs matplotlib, which the package itself does not.
 """
 
 import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import small_study
+
+from mindtuner.studies import run_curve
 
 TITLES = {"image": "Image retrieval", "brain": "Brain retrieval", "text": "Text retrieval"}
 METHODS = {
@@ -24,8 +27,7 @@ METHODS = {
 }
 
 
-def main(study: str, picture: str) -> None:
-    study = json.loads((Path(study) / "results.json").read_text())
+def draw(study: dict) -> plt.Figure:
     figure, axes = plt.subplots(1, len(TITLES), figsize=(11, 3.6), layout="constrained")
     for axis, (score, title) in zip(axes, TITLES.items(), strict=True):
         for method, label in METHODS.items():
@@ -44,8 +46,23 @@ def main(study: str, picture: str) -> None:
     axes[-1].legend(fontsize=8)
     what = "simulated brains" if study["setting"]["simulated_brains"] else "measured brains"
     figure.suptitle(f"Subject {study['setting']['subject']}, {what}, {study['setting']['seeds']} tuning seeds")
-    figure.savefig(picture, dpi=110)
+    return figure
 
+
+def main(study: str, picture: str) -> None:
+    draw(json.loads((Path(study) / "results.json").read_text())).savefig(picture, dpi=110)
+
+
+# %%
+# Here, two seeds on the small study.
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:]:
+        main(*sys.argv[1:])
+    else:
+        study = run_curve(
+            small_study.FOLDER / "curve", seeds=2, data=small_study.dataset().root, base=small_study.base().path
+        )
+        print(study)
+        draw(study.results)
+        plt.show()

@@ -1,25 +1,28 @@
-"""Draw where a fingerprint lives as one picture: what each region gives to the decoded variance, by route.
+"""
+# Where the fingerprint lives
+
+Which regions does the decoder draw on, and by which route: the ridge, LoRA, or Skip-LoRA? The variance of the decoded tokens
+is shared out to voxels and routes.
+
+On the command line, for a subject of your own:
 
     mindtuner fingerprint TUNED DATA OUT
     python examples/fingerprint_map.py OUT regions.png
-
-Needs matplotlib, which the package itself does not.
 """
 
 import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import small_study
+
+from mindtuner.studies import run_fingerprint
 
 ROUTES = {"ridge": "ridge", "lora": "LoRA", "skip_linear": "Skip-LoRA, linear", "skip_nonlinear": "Skip-LoRA, non-linear"}
 
 
-def main(study: str, picture: str) -> None:
-    study = json.loads((Path(study) / "results.json").read_text())
+def draw(study: dict) -> plt.Figure:
     names = list(dict.fromkeys(row["region"] for row in study["regions"]))
     figure, axes = plt.subplots(1, len(ROUTES), figsize=(13, 0.4 * len(names) + 1.6), sharey=True, layout="constrained")
     for axis, (route, title) in zip(axes, ROUTES.items(), strict=True):
@@ -38,8 +41,8 @@ def main(study: str, picture: str) -> None:
     what = "simulated brain" if study["setting"]["simulated_brains"] else "measured brain"
     setting = study["setting"]
     figure.suptitle(f"Subject {setting['subject']}, {what}, {setting['images']} images; the scales differ")
-    figure.savefig(picture, dpi=100)
+    return figure
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def main(study: str, picture: str) -> None:
+    draw(json.loads((Path(study) / "results.json").read_text())).savefig(picture, dpi=100)
