@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import small_study
 
-from mindtuner.studies import run_fingerprint
+from mindtuner.studies import map_fingerprint
 
 ROUTES = {"ridge": "ridge", "lora": "LoRA", "skip_linear": "Skip-LoRA, linear", "skip_nonlinear": "Skip-LoRA, non-linear"}
 
@@ -46,3 +46,15 @@ def draw(study: dict) -> plt.Figure:
 
 def main(study: str, picture: str) -> None:
     draw(json.loads((Path(study) / "results.json").read_text())).savefig(picture, dpi=100)
+
+
+# %%
+# Here, subject 1 of the small study.
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        main(*sys.argv[1:])
+    else:
+        maps = map_fingerprint(small_study.subject(), small_study.dataset(), small_study.FOLDER / "fingerprint", force=True)
+        draw(maps.results)
+        plt.show()

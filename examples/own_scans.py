@@ -43,8 +43,8 @@ for image, session, test in zip(scanned.trials.stimulus, scanned.trials.session,
 # %%
 # The check reads everything and says what is wrong or assumed.
 
-for item in mindtuner.check(study).items:
-    print(item)
+for found in mindtuner.check(study).items:
+    print(found.severity, found.file, found.field, found.message, sep="  ")
 
 # %%
 # Then it is a dataset like any other. Noise ceilings come from the repeats of test images.

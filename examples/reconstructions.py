@@ -5,6 +5,8 @@ Decode the brain's responses to test images into pictures and captions. The rows
 the reconstruction.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import small_study
@@ -32,5 +34,5 @@ for axis_row, (name, pictures) in zip(axes, rows.items(), strict=True):
         axis.set(xticks=[], yticks=[])
     axis_row[0].set_ylabel(name)
 for axis, caption in zip(axes[-1], captions, strict=True):
-    axis.set_xlabel(caption, fontsize=6, wrap=True)
+    axis.set_xlabel(textwrap.fill(caption, 28), fontsize=7)
 plt.show()

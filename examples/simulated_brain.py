@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from mindtuner.evaluation.scores.brain import VoxelNoise
 
-dataset = small_study.dataset()  # mindtuner.simulate(folder, "quick")
+dataset = small_study.dataset()  # mindtuner.simulate(folder, "quick", noise=0.5)
 subject = dataset.subject(1)
 print(dataset)
 print(subject)
@@ -24,24 +24,24 @@ betas = subject.betas(test.row)
 ceiling = VoxelNoise.of_trials(betas, test.stimulus).ceiling(repeats=2)
 
 # %%
-# The simulator keeps its truth beside the data: here, where each voxel lies on a flat sheet, and its noise ceiling, which it
-# states for the mean of three repeats.
+# The simulator keeps its truth beside the data: here, where each voxel lies on a flat sheet, and its noise ceiling. The
+# planted one is that of three repeats at full noise, so the scales differ, but the same voxels are good.
 
 truth = load_file(small_study.FOLDER / "data" / "truth" / "subj01.safetensors")
 x, y = truth["sheet"].T
 
-figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-shown = axes[0].imshow(betas[:60, :200], aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3)
-axes[0].set(title="responses", xlabel="voxel", ylabel="test trial")
-figure.colorbar(shown, ax=axes[0], label="beta (z)")
-dots = axes[1].scatter(x, y, c=ceiling, s=8)
-figure.colorbar(dots, ax=axes[1], label="noise ceiling, 2 repeats")
-axes[1].set(title="map", aspect="equal", xticks=[], yticks=[])
+figure, axes = plt.subplot_mosaic([["responses", "ceilings"], ["map", "map"]], figsize=(11, 6.5), layout="constrained")
+shown = axes["responses"].imshow(betas[:60, :200], aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3)
+axes["responses"].set(title="responses", xlabel="voxel", ylabel="test trial")
+figure.colorbar(shown, ax=axes["responses"], label="beta (z)")
+axes["ceilings"].scatter(truth["noise_ceiling"], ceiling, s=4)
+axes["ceilings"].set(title="noise ceilings", xlabel="planted", ylabel="estimated", xlim=(0, 1), ylim=(0, 1))
+dots = axes["map"].scatter(x, y, c=ceiling, s=30)
+axes["map"].set(title="map", aspect="equal", xticks=[], yticks=[])
+figure.colorbar(dots, ax=axes["map"], label="noise ceiling")
 for name, mask in subject.rois.items():
     if not mask.all():
-        axes[1].annotate(name, (x[mask].mean(), y[mask].mean()), ha="center", color="white", backgroundcolor="#0008", size=7)
-axes[2].scatter(truth["noise_ceiling"], ceiling, s=4)
-axes[2].set(
-    title="planted and estimated", xlabel="planted, 3 repeats", ylabel="estimated, 2 repeats", xlim=(0, 1), ylim=(0, 1)
-)
+        axes["map"].annotate(
+            name, (x[mask].mean(), y[mask].mean()), ha="center", color="white", backgroundcolor="#0009", size=8
+        )
 plt.show()

@@ -9,9 +9,11 @@ import os
 from pathlib import Path
 
 import mindtuner
+from mindtuner.config import load_config
 
 FOLDER = Path(os.environ.get("MINDTUNER_EXAMPLES") or Path(__file__).resolve().parent / "small-study")
-CONFIG = "quick"
+# The quick config with less noise than a scanner has and more training, so that the pictures show something.
+CONFIG = load_config("quick", simulate={"noise": 0.5}, pretrain={"epochs": 15})
 
 
 def dataset() -> mindtuner.Dataset:

@@ -1,14 +1,56 @@
-"""The examples draw what a study wrote."""
+"""The examples of the gallery run, one after the other on one small study, and each draws a picture."""
 
 import json
-import runpy
+import os
+import subprocess
+import sys
 
 import pytest
 from paths import ROOT
 from PIL import Image
 
 EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "small_study.py")
 ROUTES = ("ridge", "lora", "skip_linear", "skip_nonlinear")
+# Runs a script as the gallery does, but every figure that it shows goes to a file.
+SHOWN = """
+import runpy, sys
+import matplotlib
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+sys.argv = sys.argv[1:]
+folder = sys.argv.pop(1)
+plt.show = lambda: [plt.figure(n).savefig(f"{folder}/{n}.png") for n in plt.get_fignums()]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(script, *arguments, **environment):
+    found = subprocess.run(
+        [sys.executable, "-c", SHOWN, EXAMPLES / script, *arguments],
+        cwd=EXAMPLES,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")]), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def check_picture(path):
+    with Image.open(path) as picture:
+        assert picture.width > 800 and len(picture.convert("L").getcolors(256)) > 20
+
+
+@pytest.mark.slow
+def test_each_example_draws_a_picture(tmp_path):
+    assert len(SCRIPTS) >= 8
+    for script in SCRIPTS:
+        folder = tmp_path / script
+        folder.mkdir()
+        run(script, folder, MINDTUNER_EXAMPLES=str(tmp_path / "study"))
+        (picture,) = folder.iterdir()
+        check_picture(picture)
 
 
 def entry(variant, score, difference):
@@ -51,6 +93,7 @@ STUDIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", STUDIES)
 def test_a_study_becomes_one_picture(script, tmp_path):
     setting = {
@@ -61,6 +104,5 @@ def test_a_study_becomes_one_picture(script, tmp_path):
         "chance": {"image": 0.1, "brain": 0.1, "text": 0.1},
     }
     (tmp_path / "results.json").write_text(json.dumps({"setting": setting, **STUDIES[script]}))
-    runpy.run_path(str(EXAMPLES / script))["main"](str(tmp_path), str(tmp_path / "study.png"))
-    with Image.open(tmp_path / "study.png") as picture:
-        assert picture.width > 800 and len(picture.convert("L").getcolors(256)) > 20
+    run(script, tmp_path, tmp_path, tmp_path / "study.png")
+    check_picture(tmp_path / "study.png")
