@@ -1,3 +1,5 @@
+"""``python -m mindtuner`` is ``mindtuner``."""
+
 import sys
 
 from mindtuner.cli import main

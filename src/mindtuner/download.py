@@ -112,6 +112,7 @@ def receive(url: str, part: Path, size: int, bar) -> None:
 def persist(action: Callable, where: str, arrived: Callable[[], int] = lambda: 0, retries: int = 5):
     """Do ``action``, again after a dropped connection or a busy server, up to ``retries`` times without a new byte."""
     failures = 0
+    cause: Exception
     while True:
         before = arrived()
         try:

@@ -156,7 +156,7 @@ def peak_memory_mb() -> float:
     """Largest resident size of this process so far, in MB."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux, where getrusage would begin with the size of whatever started this process
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 1024
     found = psutil.Process().memory_info()
     if hasattr(found, "peak_wset"):  # Windows
         return found.peak_wset / 1024**2

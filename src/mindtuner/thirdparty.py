@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -61,8 +62,10 @@ def package(name: str, install: str | None = None) -> ModuleType:
 
 @contextlib.contextmanager
 def released(name: str) -> Iterator[None]:
-    """Errors about a file that others released say how to get it: ``name`` is its name in
-    ``released.manifest``, which this room must not know."""
+    """Errors about a file that others released say how to get it.
+
+    ``name`` is its name in ``published_weights.manifest``, which this module must not know.
+    """
     try:
         yield
     except UserError as error:
@@ -90,7 +93,7 @@ def _stand_in(path: str, kind: type = object) -> type:
     return type(name, (kind,), {"__module__": module, **takes_anything})
 
 
-_STAND_INS = [
+_STAND_INS: list[Any] = [
     _stand_in("deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     _stand_in("deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
     _stand_in("deepspeed.utils.tensor_fragment.fragment_address"),
@@ -164,7 +167,7 @@ def read_state_dict(path: str | Path, expected: str, field: str | None = None) -
 
 
 def check_fit(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path, expected: str) -> None:
-    """Are ``tensors`` those of a network with ``wanted`` ones, by keys, shapes and kind of number?
+    """Check that ``tensors`` are those of a network with ``wanted`` ones, by keys, shapes and kind of number.
 
     Raises UserError with how many are not, and the first that is missing, unknown, misshapen or of another kind.
     """
@@ -218,7 +221,7 @@ def model_folder(source: str | Path, patterns: list[str], expected: str = "a mod
         ) from error
 
 
-def load_part(kind: type, folder: Path, dtype: torch.dtype, *, exact: bool = False, **options) -> torch.nn.Module:
+def load_part(kind: Any, folder: Path, dtype: torch.dtype, *, exact: bool = False, **options) -> torch.nn.Module:
     """The model of class ``kind``, of diffusers or transformers, in a folder; frozen, in evaluation mode, on the CPU.
 
     exact : refuse tensors that the model does not have, too; published text models hold such ones
@@ -251,7 +254,7 @@ def load_part(kind: type, folder: Path, dtype: torch.dtype, *, exact: bool = Fal
     return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(kind: type, folder: Path, owner: torch.nn.Module):
+def load_tokenizer(kind: Any, folder: Path, owner: Any):
     """The tokenizer in a folder. Raises UserError where there is none, or it knows not as many words as ``owner`` does."""
     if not (folder / "tokenizer_config.json").is_file():
         raise UserError(f"{folder / 'tokenizer_config.json'}: not found; expected a tokenizer's folder")

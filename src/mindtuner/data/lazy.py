@@ -1,5 +1,7 @@
-"""Arrays whose rows stay on disk until they are asked for: in one block of a file or in chunks of HDF5, whole, some of
-their columns, or means of them; and reading ahead."""
+"""Arrays whose rows stay on disk until they are asked for, and reading ahead.
+
+Rows lie in one block of a file or in chunks of HDF5, and are read whole, some of their columns, or means of them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ import numpy as np
 
 from mindtuner.errors import UserError
 
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 ROWS_AT_ONCE = 256  # of a dataset without chunks that is not one block: external or virtual
 
 
@@ -28,10 +31,14 @@ class LazyArray(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        ...
 
     @property
-    def dtype(self) -> np.dtype: ...
+    def dtype(self) -> np.dtype:
+        """Of what is read."""
+        ...
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
 
@@ -81,8 +88,9 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 class FileRows:
-    """An array (N, ...) that lies in one block of a file, in C order from ``offset`` on, of which only the rows asked for are
-    ever read.
+    """An array (N, ...) that lies in one block of a file, in C order from ``offset`` on.
+
+    Only the rows asked for are ever read.
 
     ``rows[index]`` takes what picks rows of an array: a number, a slice, numbers (n,) in any order, a mask (N,).
 
@@ -116,7 +124,7 @@ class FileRows:
         return found.reshape((*ids.shape, *self.shape[1:]))[()]  # a number where an array would give one
 
     def _read(self, rows: np.ndarray, first: int) -> None:
-        left = memoryview(rows.reshape(-1).view(np.uint8))
+        left = memoryview(rows.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         size = rows.nbytes // len(rows)
         offset = self._offset + first * size
         while left:
@@ -224,8 +232,10 @@ def as_rows(rows, count: int, where: str, field: str) -> np.ndarray:
 
 
 def read_ahead(read: Callable[[Item], Found], items: Iterable[Item], threads: int = 1) -> Iterator[Found]:
-    """``read(item)`` of all items, in their order. While one is used the next ``threads`` of them are read, each by a thread,
-    which is worth it where reading waits for a disk or works outside Python's lock. An error comes up where its item would.
+    """``read(item)`` of all items, in their order, some of them ahead.
+
+    While one is used the next ``threads`` of them are read, each by a thread, which is worth it where reading waits for a
+    disk or works outside Python's lock. An error comes up where its item would.
     """
     with ThreadPoolExecutor(threads, "ahead") as pool:
         coming: deque = deque()

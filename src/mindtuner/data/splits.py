@@ -46,8 +46,9 @@ def _name(trials: Trials, offending: np.ndarray) -> str:
 
 
 def image_folds(images, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """``folds`` splits of rows into (fitted, left out), int64 positions; all rows of an image, by its id in images (n,),
-    are on one side, and each row is left out once.
+    """``folds`` splits of rows into (fitted, left out), int64 positions.
+
+    All rows of an image, by its id in images (n,), are on one side, and each row is left out once.
 
     Raises UserError for fewer images than folds.
     """

@@ -41,12 +41,12 @@ class StoredCaptions(Sequence):
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         for start in range(0, len(self), CAPTIONS_AT_ONCE):
-            yield from self[start : start + CAPTIONS_AT_ONCE]
+            yield from map(non_empty, self._table[start : start + CAPTIONS_AT_ONCE].tolist())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(tuple.__eq__, self, other))
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Stimuli:

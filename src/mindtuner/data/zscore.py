@@ -86,8 +86,11 @@ class SessionZScored:
         self.shape, self.dtype = source.shape, np.dtype(np.float32)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Raises UserError where a training trial of the session holds a beta that is not finite, or where no session
-        has two training trials."""
+        """Betas of these rows, z-scored.
+
+        Raises UserError where a training trial of the session holds a beta that is not finite, or where no session has two
+        training trials.
+        """
         out = np.empty((len(rows), self.shape[1]), np.float32)
         sessions = self._session[rows]
         for session in np.unique(sessions):

@@ -333,8 +333,10 @@ def held_out(dataset: Dataset, category: str) -> Dataset:
 
 
 def refuse_untrainable(dataset: Dataset) -> None:
-    """Raise UserError where no subject is there, or no training image has a caption: the Pivot learns from images and
-    captions alone."""
+    """Raise UserError where no subject is there, or no training image has a caption.
+
+    The Pivot learns from images and captions alone.
+    """
     if not dataset.subjects:
         raise UserError(f"{dataset.root}: no subject is left to pretrain on; expected at least one")
     seen = np.unique(np.concatenate([subject.train.stimulus for subject in dataset.subjects.values()]))

@@ -26,7 +26,9 @@ CLIP_FOLDERS = {"clip_b": "clip-vit-base-patch32", "clip_l": "clip-vit-large-pat
 
 
 def caption_scorer(networks: Path | None, texts: TextEncoder) -> CaptionScorer:
-    """Sentence-BERT is the package's own all-MiniLM-L6-v2, ``texts`` where that is the run's text tower; CLIP's towers come
+    """What scores captions.
+
+    Sentence-BERT is the package's own all-MiniLM-L6-v2, ``texts`` where that is the run's text tower; CLIP's towers come
     from the folder of networks, METEOR's WordNet from where systems keep it.
 
     A CLIP folder without a tokenizer is there for the score of pictures, and leaves that of captions out, by name. Raises
@@ -47,8 +49,10 @@ def score_captions(
     scorer: CaptionScorer,
     seed: int,
 ) -> None:
-    """Score the captions that correct the pictures, and those that a network wrote where one did, against ``references``,
-    those of the p images painted. Where fewer than two of these have any, there is nothing to score."""
+    """Score the captions that correct the pictures, and those that a network wrote where one did.
+
+    ``references`` are those of the p images painted. Where fewer than two of these have any, there is nothing to score.
+    """
     results["setting"]["scores"]["captions_not_scored"] = dict(scorer.missing)
     if sum(bool(group) for group in references) < 2:
         return

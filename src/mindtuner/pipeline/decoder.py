@@ -184,8 +184,10 @@ class SubjectDecoder:
         return painted.stages if stages else painted.pictures
 
     def paint(self, found: Predictions, rows: np.ndarray, tokens: np.ndarray | None = None) -> Painted:
-        """Paint the images at positions ``rows`` (n,) of what :meth:`predict` returned, from tokens (n, T, D): by default
-        those that the prior expects, drawn to training images."""
+        """Paint the images at positions ``rows`` (n,) of what :meth:`predict` returned.
+
+        Tokens (n, T, D) are by default those that the prior expects, drawn to training images.
+        """
         if tokens is None:
             tokens = self.draw(self.expected_tokens(found, rows))
         return paint(self.generator, tokens, found, rows, self.bank, self.subject)

@@ -123,8 +123,10 @@ class Features:
         check_towers(config, where, self.folder)
 
     def check_same(self, card: dict, where: object) -> None:
-        """Raise UserError where a network whose card this is was trained on other towers; what it does not say is not
-        compared."""
+        """Raise UserError where a network whose card this is was trained on other towers.
+
+        What the card does not say is not compared.
+        """
         check_same(card, where, self.folder)
 
 
@@ -216,8 +218,10 @@ def sizes(cache: Path) -> dict[str, int]:
 
 
 def check_towers(config: ModelConfig, where: object, cache: Path | None = None) -> None:
-    """Raise UserError where a model is not made for the outputs of the towers in use: those of full size whose caches are in
-    ``cache``, else those that this package carries."""
+    """Raise UserError where a model is not made for the outputs of the towers in use.
+
+    These are those of full size whose caches are in ``cache``, else those that this package carries.
+    """
     if cache is not None and is_full_size(cache):
         check_sizes(config, where, sizes(cache), f"the towers of {cache}")
     else:

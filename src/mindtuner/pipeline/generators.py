@@ -30,6 +30,7 @@ class TrainedWith:
 
     @classmethod
     def of(cls, subject: TunedSubject) -> TrainedWith:
+        """What the cards of the subject and its base say."""
         return cls(subject.card, subject.base.card, subject.base.where)
 
     def tower(self, name: str) -> dict | None:

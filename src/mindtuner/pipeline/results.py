@@ -38,8 +38,11 @@ class Comparison:
         return comparison.comparison_text(self.found)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a score, indexed by part and score: ``a``, ``b``, ``difference``, ``low`` and ``high`` of its 95 % interval,
-        ``p``, and ``p_holm`` over all scores."""
+        """A row a score, indexed by part and score.
+
+        Columns are ``a``, ``b``, ``difference``, ``low`` and ``high`` of its 95 % interval, ``p``, and ``p_holm`` over all
+        scores.
+        """
         rows = {
             (row["part"], row["score"]): {
                 "a": row["a"]["mean"],

@@ -37,8 +37,10 @@ def command_in(settings: Path) -> str | None:
 
 
 def refuse_other_run(run: Path, settings: str, force: bool = False, finished: str | None = None) -> bool:
-    """Whether ``run`` holds what a run of the same settings left. Raises UserError where it holds something else, or a run
-    that is over, and ``force`` is not given."""
+    """Whether ``run`` holds what a run of the same settings left.
+
+    Raises UserError where it holds something else, or a run that is over, and ``force`` is not given.
+    """
     path = run / SETTINGS
     same = path.is_file() and path.read_bytes() == settings.encode()
     goes_on = same and not force and not (finished is not None and (run / finished).exists())

@@ -247,8 +247,9 @@ def score_all(
     scoring: Scoring,
     kept: KeptFeatures | None = None,
 ) -> dict[str, MethodScores]:
-    """Scores of every method against the test images; ``kept`` takes what the brain's encoding model needs of the pictures,
-    where one is asked for.
+    """Scores of every method against the test images.
+
+    ``kept`` takes what the brain's encoding model needs of the pictures, where one is asked for.
 
     Images without a caption are left out of text retrieval; where none has one, all texts are the same, and the score is
     chance.

@@ -191,10 +191,10 @@ def _checked(features, ids: np.ndarray, header: dict, path: Path) -> np.ndarray:
         with np.errstate(over="ignore"):  # refused below, with the stimulus named
             stored = np.ascontiguousarray(features, header["dtype"])
         finite = np.isfinite(stored)
-    finite = finite.reshape(len(ids), -1).all(axis=1)
-    if not finite.all():
+    whole = finite.reshape(len(ids), -1).all(axis=1)
+    if not whole.all():
         raise UserError(
-            f"{path}: the features of stimulus {ids[np.argmin(finite)]} are not finite in "
+            f"{path}: the features of stimulus {ids[np.argmin(whole)]} are not finite in "
             f"{header['dtype']}; expected finite numbers"
         )
     return stored
