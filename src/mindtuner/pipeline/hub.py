@@ -88,8 +88,9 @@ def naming(repo_id: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def written(folder: str | Path, kind: str, config: Config) -> Iterator[Path]:
-    """Yield an empty folder for weights and model card, which take the place of what an earlier ``save`` left in ``folder``.
-    Config.json comes with them, and says what the card of the weights says.
+    """Yield an empty folder for weights and model card, which replace what an earlier ``save`` left in ``folder``.
+
+    ``config.json`` comes with them, and says what the card of the weights says.
 
     Raises UserError where ``folder`` holds anything else, or cannot be written to.
     """
