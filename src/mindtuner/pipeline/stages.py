@@ -189,8 +189,9 @@ def first_trials(trials: Trials) -> np.ndarray:
 def paint_all(
     decoded: Mapping[str, Decoded], generator: Painter, bank: TextBank, test: TestSet, parts: Path | None = None
 ) -> dict[str, Painted]:
-    """By method, the pictures of the p images, of the side of the seen. Where p is 0 there are no stages, and the captions
-    retrieved are those of all n test images.
+    """By method, the pictures of the p images, of the side of the seen.
+
+    Where p is 0 there are no stages, and the captions retrieved are those of all n test images.
 
     What is made is kept in the folder ``parts``, and taken from there, until the caller removes it.
     """

@@ -61,6 +61,7 @@ def way_to(base: Base | str | Path, folder: Path) -> dict:
 
 
 def write_saved(path: Path, method: str, network: BrainNetwork, card: dict) -> None:
+    """Write what a method tuned: a whole network, or what it adds to its base."""
     if method in WHOLE:
         save_network(path, network, card)
     else:
