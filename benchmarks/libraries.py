@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -27,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 import torch
+from pages import machine, write_between
 from tabulate import tabulate
 
 from mindtuner.evaluation import statistics
 from mindtuner.evaluation.scores import pictures
-from mindtuner.files import write_text
 from mindtuner.training.optimiser import one_cycle, update_average
 
 HEADS = ("item", "library", "largest difference", "time, library / ours", "memory, library / ours", "verdict")
@@ -52,19 +50,12 @@ def main() -> None:
     ]
     text = tabulate(rows, HEADS, tablefmt="pipe", disable_numparse=True)
     now = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, SciPy {scipy.__version__}"
     command = f"python benchmarks/libraries.py --repeats {options.repeats} --seed {options.seed}"
-    text += f"\n\n    {command}\n\n{now}, {machine()}; one thread."
+    text += f"\n\n    {command}\n\n{now}, {machine()}, one thread; {versions}."
     print(text)
     if options.write:
-        page, count = re.subn(
-            r"(<!-- libraries:begin -->\n).*?(<!-- libraries:end -->)",
-            lambda m: m[1] + text + "\n" + m[2],
-            options.write.read_text(encoding="utf-8"),
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise SystemExit(f"{options.write}: libraries:begin and libraries:end are missing")
-        write_text(options.write, page)
+        write_between(options.write, "libraries", text)
 
 
 # ---- one item each: rows of (item, library, difference, time, memory, verdict)
@@ -332,7 +323,8 @@ def command_line(rng: np.random.Generator, repeats: int) -> list[tuple]:
 
 
 def ratio(library: Callable, ours: Callable, repeats: int) -> str:
-    return f"{best(library, repeats) / best(ours, repeats):.2g}"
+    theirs, mine = best(library, repeats), best(ours, repeats)
+    return f"{theirs / mine:.2g} ({1000 * theirs:.2g} ms for {1000 * mine:.2g})"
 
 
 def best(work: Callable, repeats: int, clock: Callable[[], float] = time.process_time) -> float:
@@ -372,15 +364,6 @@ def optional(name: str):
         return importlib.import_module(name)
     except ImportError as error:
         raise SystemExit(f"{error}; expected the packages in the first line of this script's help") from error
-
-
-def machine() -> str:
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        model = re.search(r"model name\s*:\s*(.+)", info.read_text())[1]
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, SciPy {scipy.__version__}"
-    return f"{os.cpu_count()} cores, {model}; {versions}"
 
 
 if __name__ == "__main__":
