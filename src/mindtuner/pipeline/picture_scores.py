@@ -80,8 +80,8 @@ def score_pictures(
 
     Examples
     --------
-    >>> mindtuner.score_pictures("seen", "painted", ["ssim"]).scores["ssim"]["mean"] <= 1
-    True
+    >>> list(mindtuner.score_pictures("seen", "painted", ["ssim"]).scores)
+    ['ssim']
     """
     scoring = scoring or Scoring()
     wanted = list(of_part("reconstruction"))
@@ -90,7 +90,7 @@ def score_pictures(
         for name in wanted:
             if name in scoring.missing:
                 raise UserError(f"scores: {name} cannot be had ({scoring.missing[name]}); expected its network")
-    names, originals, pictures = read_pairs(seen, painted)
+    names, originals, pictures = read_pairs(Path(seen), Path(painted))
     networks = [network for network in scoring.networks if set(network.layers) & set(wanted)]
     values, chance = score_images(originals, {"painted": pictures}, networks, scoring.choices, ["painted"], seed)
     found = {}

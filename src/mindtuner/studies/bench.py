@@ -276,7 +276,7 @@ def do(bench: Bench, runs: Sequence[Run], jobs: int, opens: Callable[[], Bench])
                         done.result()
             except BrokenProcessPool as error:
                 raise UserError(
-                    f"{bench.out}: a process was killed, by lack of memory perhaps; expected fewer --jobs (the "
+                    f"{bench.out}: a process was killed, by lack of memory perhaps; expected fewer `jobs` (the "
                     "same command goes on)"
                 ) from error
             finally:
