@@ -250,7 +250,11 @@ def test_files_from_before_there_was_a_choice_of_backbone_are_residual(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "wrong, message", [({"backbone": "linear"}, "backbone is linear"), ({"backbone": "affine"}, "blocks is 2; expected 0")]
+    "wrong, message",
+    [
+        ({"backbone": "linear"}, "backbone is 'linear'; expected residual or affine"),
+        ({"backbone": "affine"}, "blocks is 2; expected 0"),
+    ],
 )
 def test_a_header_that_contradicts_itself_is_refused(tmp_path, wrong, message):
     path = tmp_path / "wrong.safetensors"
