@@ -20,19 +20,65 @@ BATCH, CHUNK = 200, 500  # resamples, and sign flips, drawn at a time: their mem
 
 
 def bootstrap_ci(values, seed: int, n_boot: int = 2000, of: Callable = np.mean) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of ``values`` (n,), one value for each image; or of what ``of``, such as
-    ``np.median``, makes of rows.
+    """95 % percentile bootstrap interval of a mean over images, by SciPy.
 
-    Raises UserError for NaN or an empty array.
+    Parameters
+    ----------
+    values : array (n,)
+        One value for each image.
+    seed : int
+    n_boot : int
+        Resamples.
+    of : callable
+        What is taken of each resample, along an axis: ``np.mean``, ``np.median``.
+
+    Returns
+    -------
+    low, high : float
+
+    Raises
+    ------
+    UserError
+        For NaN or an empty array.
+
+    Examples
+    --------
+    >>> low, high = bootstrap_ci([0, 0, 1, 1, 1, 1], seed=0)
+    >>> 0 <= low < 4 / 6 < high <= 1
+    True
     """
     x = as_array(values, "values", 1).astype(np.float64)
     return _bootstrap(x, np.random.default_rng(seed), n_boot, of)
 
 
 def paired_difference(a, b, seed: int, n_boot: int = 2000, n_flips: int = 4999) -> dict:
-    """Mean of a - b over the same images (both (n,)), its 95 % interval, and the two-sided p of ``sign_flips``.
+    """Compare two methods on the same images.
 
-    Raises UserError for NaN or unequal lengths. Returns {"mean": float, "ci": [lo, hi], "p": float}.
+    Parameters
+    ----------
+    a, b : array (n,)
+        Scores of either method; row k of both is of one image.
+    seed : int
+    n_boot : int
+        Resamples of the interval.
+    n_flips : int
+        Random sign flips of the test, see ``sign_flips``.
+
+    Returns
+    -------
+    dict
+        ``mean`` of a - b; ``ci``, its 95 % interval [low, high]; ``p``, two-sided.
+
+    Raises
+    ------
+    UserError
+        For NaN or unequal lengths.
+
+    Examples
+    --------
+    >>> found = paired_difference([0.4, 0.5, 0.6], [0.1, 0.2, 0.3], seed=0)
+    >>> round(found["mean"], 6), found["p"]
+    (0.3, 0.25)
     """
     x, y = as_pair(a, b, ("a", "b"), 1)
     difference = x.astype(np.float64) - y
@@ -42,12 +88,31 @@ def paired_difference(a, b, seed: int, n_boot: int = 2000, n_flips: int = 4999) 
 
 
 def sign_flips(difference, seed: int, n_flips: int = 4999) -> float:
-    """Two-sided p of the mean of ``difference`` (n,) by permutation: under the null each of the n, an image's difference say,
-    is as likely to have the other sign.
+    """Two-sided p of a mean difference by permutation.
 
-    Where all 2**n flips are no more than ``n_flips`` + 1 they are gone through, and p is the share with a |mean| as large as
-    the observed. Else p = (1 + number of ``n_flips`` random flips that have) / (1 + n_flips), which is never 0
-    (Phipson and Smyth 2010). Raises UserError for NaN.
+    Under the null each of the n, an image's difference say, is as likely to have the other sign. Where all 2**n flips are no
+    more than ``n_flips`` + 1 they are gone through, and p is the share with a |mean| as large as the observed. Else p = (1 +
+    number of ``n_flips`` random flips that have) / (1 + n_flips), which is never 0 (Phipson and Smyth 2010).
+
+    Parameters
+    ----------
+    difference : array (n,)
+    seed : int
+    n_flips : int
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    UserError
+        For NaN.
+
+    Examples
+    --------
+    >>> sign_flips([1.0, 2.0, 3.0], seed=0)  # 2 of 8 flips are as large: none, and all
+    0.25
     """
     return _sign_flips(as_array(difference, "difference", 1).astype(np.float64), np.random.default_rng(seed), n_flips)
 
@@ -66,9 +131,24 @@ def _sign_flips(difference: np.ndarray, rng: np.random.Generator, n_flips: int) 
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment of the p values of one family: with k tests, the r-th smallest is multiplied by k - r + 1,
-    made monotone and cut at 1. Rejecting those at most 0.05 keeps the chance of any false rejection at most 0.05, however the
-    tests depend on each other (Holm 1979)."""
+    """Holm's step-down adjustment of the p values of one family (Holm 1979).
+
+    With k tests, the r-th smallest is multiplied by k - r + 1, made monotone and cut at 1. Rejecting those at most 0.05 keeps
+    the chance of any false rejection at most 0.05, however the tests depend on each other.
+
+    Parameters
+    ----------
+    p : sequence of k float
+
+    Returns
+    -------
+    list of k float
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.5])
+    [0.03, 0.08, 0.5]
+    """
     order = np.argsort(p, kind="stable")
     steps = np.asarray(p, float)[order] * np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))
@@ -77,10 +157,31 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def over_seeds(values, seed: int, n_boot: int = 2000) -> dict:
-    """Spread of a score over S >= 2 runs on the same n images; ``values`` (S, n).
+    """Spread of a score over several runs on the same images.
 
-    ``sd`` is the standard deviation (ddof 1) of the S per-run means. ``ci`` is that of ``over_subjects`` for the one subject.
-    Raises UserError for NaN or fewer than two runs. Returns {"mean": float, "sd": float, "ci": [lo, hi], "seeds": S}.
+    Parameters
+    ----------
+    values : array (S, n)
+        S >= 2 runs (seeds), n images.
+    seed : int
+    n_boot : int
+
+    Returns
+    -------
+    dict
+        ``mean``; ``sd``, standard deviation (ddof 1) of the S per-run means; ``ci`` [low, high], the 95 % interval of
+        ``over_subjects`` for the one subject; ``seeds``, S.
+
+    Raises
+    ------
+    UserError
+        For NaN or fewer than two runs.
+
+    Examples
+    --------
+    >>> found = over_seeds([[0.1, 0.3, 0.5], [0.2, 0.4, 0.6]], seed=0)
+    >>> round(found["mean"], 2), round(found["sd"], 3), found["seeds"]
+    (0.35, 0.071, 2)
     """
     x = as_array(values, "values", 2).astype(np.float64)
     if len(x) < 2:
@@ -94,17 +195,37 @@ def over_seeds(values, seed: int, n_boot: int = 2000) -> dict:
 
 
 def over_subjects(values: Sequence, seed: int, n_boot: int = 2000) -> dict:
-    """Spread of a score over G >= 2 subjects, all on the same n images; ``values[g]`` (S_g, n), one row a run of the subject.
+    """Spread of a score over several subjects, all on the same images.
 
-    ``mean`` weighs subjects equally, whatever their numbers of runs. ``sd`` is the standard deviation (ddof 1) of the
-    subjects' means; ``sd_seeds`` that of runs within a subject, pooled over the subjects that have several, None where none
-    has. ``ci`` is a 95 % bootstrap interval of the mean: subjects are resampled, within each subject drawn its runs, and
-    images once for all of them. Subjects and runs saw the same images, so these are crossed with them and not nested in
-    them: drawn anew within each subject, the share of a difference that belongs to the image would average out over
-    subjects, and the interval would be too narrow (tests/unit/evaluation/test_statistics.py shows both).
+    The interval is a bootstrap: subjects are resampled, within each subject drawn its runs, and images once for all of them.
+    Subjects and runs saw the same images, so these are crossed with them and not nested in them: drawn anew within each
+    subject, the share of a difference that belongs to the image would average out over subjects, and the interval would be
+    too narrow (tests/unit/evaluation/test_statistics.py shows both).
 
-    Raises UserError for NaN, fewer than two subjects, or unequal numbers of images.
-    Returns {"mean", "sd", "sd_seeds", "ci": [lo, hi], "subjects": G}.
+    Parameters
+    ----------
+    values : sequence of G >= 2 arrays (S_g, n)
+        One for each subject, one row a run of the subject, n images.
+    seed : int
+    n_boot : int
+
+    Returns
+    -------
+    dict
+        ``mean``, which weighs subjects equally whatever their numbers of runs; ``sd``, standard deviation (ddof 1) of the
+        subjects' means; ``sd_seeds``, that of runs within a subject, pooled over the subjects that have several, None where
+        none has; ``ci`` [low, high], 95 % interval of the mean; ``subjects``, G.
+
+    Raises
+    ------
+    UserError
+        For NaN, fewer than two subjects, or unequal numbers of images.
+
+    Examples
+    --------
+    >>> found = over_subjects([[[0.1, 0.3]], [[0.3, 0.5]]], seed=0)
+    >>> round(found["mean"], 2), found["subjects"], found["sd_seeds"]
+    (0.3, 2, None)
     """
     groups = [as_array(x, f"values[{g}]", 2).astype(np.float64) for g, x in enumerate(values)]
     if len(groups) < 2:
@@ -145,17 +266,59 @@ def _crossed_interval(groups: list[np.ndarray], seed: int, n_boot: int) -> list[
 
 
 def paired_over_seeds(a, b, seed: int, n_boot: int = 2000) -> dict:
-    """``over_seeds`` of a - b, both (S, n): the same S seeds and n images under two methods."""
+    """``over_seeds`` of a - b: the same S seeds and n images under two methods.
+
+    Parameters
+    ----------
+    a, b : array (S, n)
+    seed : int
+    n_boot : int
+
+    Returns
+    -------
+    dict
+        As ``over_seeds``.
+
+    Raises
+    ------
+    UserError
+        As ``over_seeds``, and for unequal shapes.
+
+    Examples
+    --------
+    >>> round(paired_over_seeds([[0.2, 0.4], [0.4, 0.6]], [[0.1, 0.3], [0.1, 0.3]], seed=0)["mean"], 2)
+    0.2
+    """
     x, y = as_pair(a, b, ("a", "b"), 2)
     return over_seeds(x - y, seed, n_boot)
 
 
 def random_pairs(images: int, seed: int, pairs: int = PAIRS) -> tuple[np.ndarray, np.ndarray]:
-    """``pairs`` random pairs of unlike positions i != j among ``images``: two int64 (pairs,). The mean score of these is the
-    chance level of a score that has no analytic one.
+    """Random pairs of unlike positions, drawn with replacement.
 
-    Drawn with replacement; they depend on the seed and the number of images alone, so every method meets the same ones.
-    Raises UserError for fewer than 2 images.
+    A score that has no analytic chance level has its mean over these.
+
+    Parameters
+    ----------
+    images : int
+    seed : int
+        With the number of images it decides the pairs, so every method meets the same ones.
+    pairs : int
+
+    Returns
+    -------
+    i, j : array, int64 (pairs,), i != j
+
+    Raises
+    ------
+    UserError
+        For fewer than 2 images.
+
+    Examples
+    --------
+    >>> i, j = random_pairs(5, seed=0, pairs=100)
+    >>> bool((i != j).all()), i.shape
+    (True, (100,))
     """
     if images < 2:
         raise UserError(f"images: {images} to score; expected at least 2 to draw wrong pairs from")

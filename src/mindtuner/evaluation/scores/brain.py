@@ -31,13 +31,33 @@ def regions(rois: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def brain_scores(predicted, measured, rois: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Correlations of predicted with measured voxels, both (p, V): {region: {"pattern": (p,), "voxelwise": (K,)}}, float64.
+    """Correlations of predicted with measured voxels, in each region (brain correlation of the MindEye papers).
 
-    pattern    for each image, Pearson r across the voxels of the region: the brain correlation of the MindEye papers
-    voxelwise  for each voxel of the region, Pearson r across the p images; none where p is 1
+    What is constant has no correlation and counts 0, chance level. Regions of fewer than 2 voxels are left out.
 
-    What is constant has no correlation and counts 0, chance level. Regions of fewer than 2 voxels are left out. Raises
-    UserError for NaN, unequal shapes or a mask that does not fit.
+    Parameters
+    ----------
+    predicted, measured : array (p, V)
+        Betas of p images.
+    rois : mapping of str to array, bool (V,)
+
+    Returns
+    -------
+    dict
+        {region: {"pattern": float64 (p,), "voxelwise": float64 (K,)}}. Pattern: for each image, Pearson r across the K
+        voxels of the region. Voxelwise: for each voxel of the region, Pearson r across the p images; none where p is 1.
+
+    Raises
+    ------
+    UserError
+        For NaN, unequal shapes or a mask that does not fit.
+
+    Examples
+    --------
+    >>> betas = np.random.default_rng(0).normal(size=(4, 6))
+    >>> found = brain_scores(2 * betas, betas, {"V1": np.arange(6) < 3})
+    >>> found["V1"]["pattern"].round(6), found["V1"]["voxelwise"].shape
+    (array([1., 1., 1., 1.]), (3,))
     """
     a, b = _voxels(predicted, measured, rois)
     across = np.zeros(a.shape[1])
@@ -52,10 +72,31 @@ def brain_scores(predicted, measured, rois: Mapping[str, np.ndarray]) -> dict[st
 
 
 def brain_chance(predicted, measured, rois: Mapping[str, np.ndarray], seed: int, pairs: int = PAIRS) -> dict[str, float]:
-    """Chance level of "pattern" in each region: its mean over ``pairs`` random pairs of a prediction and another image's
-    voxels. Not 0: all images drive a region alike to a degree, and a picture of anything predicts that.
+    """Chance level of "pattern" in each region: its mean over random pairs of a prediction and another image's voxels.
 
-    Raises UserError as ``brain_scores`` does, and for fewer than 2 images.
+    Not 0: all images drive a region alike to a degree, and a picture of anything predicts that.
+
+    Parameters
+    ----------
+    predicted, measured : array (p, V), p > 1
+    rois : mapping of str to array, bool (V,)
+    seed : int
+    pairs : int
+
+    Returns
+    -------
+    dict of str to float
+
+    Raises
+    ------
+    UserError
+        As ``brain_scores`` does, and for fewer than 2 images.
+
+    Examples
+    --------
+    >>> same = np.tile(np.arange(4.0), (3, 1))  # all images drive the region alike
+    >>> round(brain_chance(same, same, {"V1": np.ones(4, bool)}, seed=0)["V1"], 6)
+    1.0
     """
     a, b = _voxels(predicted, measured, rois)
     i, j = random_pairs(len(a), seed, pairs)

@@ -143,10 +143,30 @@ class CaptionScorer:
 def caption_scores(
     decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer
 ) -> dict[str, np.ndarray]:
-    """Scores of p decoded captions, each against the references of its image: {score: float64 (p,)}.
+    """Scores of p decoded captions, each against the references of its image.
 
-    METEOR and ROUGE are in 0..1, cosines in -1..1. Raises UserError for unequal counts, an image without references, or
-    anything that is no text.
+    Parameters
+    ----------
+    decoded : sequence of p str
+    references : sequence of p sequences of str
+        One or more for each image; the best counts.
+    scorer : CaptionScorer
+
+    Returns
+    -------
+    dict of str to array, float64 (p,)
+        METEOR and ROUGE in 0..1, cosines in -1..1.
+
+    Raises
+    ------
+    UserError
+        For unequal counts, an image without references, or anything that is no text.
+
+    Examples
+    --------
+    >>> scores = caption_scores(["a red car"], [["a red car", "a dog"]], CaptionScorer({}))
+    >>> scores["rouge_1"]
+    array([1.])
     """
     _check(decoded, references)
     every = np.arange(len(decoded))
@@ -156,9 +176,29 @@ def caption_scores(
 def caption_chance(
     decoded: Sequence[str], references: Sequence[Sequence[str]], scorer: CaptionScorer, seed: int, pairs: int = PAIRS
 ) -> dict[str, float]:
-    """Chance levels: the mean scores of ``pairs`` random pairs of a caption and another image's references.
+    """Chance levels: the mean scores of random pairs of a caption and another image's references.
 
-    Raises UserError as ``caption_scores`` does, and for fewer than 2 images.
+    Parameters
+    ----------
+    decoded : sequence of p str, p > 1
+    references : sequence of p sequences of str
+    scorer : CaptionScorer
+    seed : int
+    pairs : int
+
+    Returns
+    -------
+    dict of str to float
+
+    Raises
+    ------
+    UserError
+        As ``caption_scores`` does, and for fewer than 2 images.
+
+    Examples
+    --------
+    >>> caption_chance(["a cat", "two dogs"], [["a cat"], ["two dogs"]], CaptionScorer({}), seed=0)["rouge_1"]
+    0.0
     """
     _check(decoded, references)
     found = scorer.pairs(decoded, references, *random_pairs(len(decoded), seed, pairs))

@@ -30,31 +30,90 @@ BLOCK = 32  # rows turned to float64 at a time
 
 
 def pixcorr(predicted, true) -> np.ndarray:
-    """Pearson r over all pixels and channels of each image with its original: float64 (n,) in -1..1.
+    """Pearson r over all pixels and channels of each image with its original (PixCorr).
 
     A flat picture, one value everywhere, has no correlation. It counts 0, no relation, so that a method cannot gain by
     painting nothing. Where the original is flat, no method can have a correlation: NaN, which means leave out.
-    Raises UserError for NaN, values outside 0..1 or unequal shapes.
+
+    Parameters
+    ----------
+    predicted, true : array (n, 3, H, W)
+        Floats in 0..1, or uint8.
+
+    Returns
+    -------
+    array, float64 (n,), in -1..1
+
+    Raises
+    ------
+    UserError
+        For NaN, values outside 0..1 or unequal shapes.
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).random((1, 3, 16, 16))
+    >>> pixcorr(image, image).round(6), pixcorr(1 - image, image).round(6)
+    (array([1.]), array([-1.]))
     """
     return pixel_scores(*_pair(predicted, true), only="pixcorr")["pixcorr"]
 
 
 def ssim(predicted, true) -> np.ndarray:
-    """Structural similarity (Wang et al. 2004) of the grey images: float64 (n,), 1 for equal images.
+    """Structural similarity of the grey images (Wang et al. 2004).
 
-    Gaussian window of sigma 1.5, population covariance, data range 1, mean over all places where the window
-    fits: ``skimage.metrics.structural_similarity`` with these settings.
-    Raises UserError for NaN, values outside 0..1, unequal shapes, or images smaller than the window.
+    Gaussian window of sigma 1.5, population covariance, data range 1, mean over all places where the window fits:
+    ``skimage.metrics.structural_similarity`` with these settings.
+
+    Parameters
+    ----------
+    predicted, true : array (n, 3, H, W)
+        Floats in 0..1, or uint8.
+
+    Returns
+    -------
+    array, float64 (n,), 1 for equal images
+
+    Raises
+    ------
+    UserError
+        For NaN, values outside 0..1, unequal shapes, or images smaller than the window of 11 x 11.
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).random((1, 3, 16, 16))
+    >>> ssim(image, image).round(6), bool(ssim(1 - image, image) < 0)
+    (array([1.]), True)
     """
     return pixel_scores(*_pair(predicted, true), only="ssim")["ssim"]
 
 
 def two_way(features_predicted, features_true, ties: str = HALF_POINT) -> np.ndarray:
-    """Two-way identification from features (n, F), n > 1: float64 (n,) in 0..1, chance 0.5.
+    """Two-way identification: chance 0.5.
 
-    For picture i: the share of the other originals j with r(predicted_i, true_i) > r(predicted_i, true_j),
-    r being Pearson over features; equal r counts half (within 1e-6), or with ``ties="lost"`` nothing. The picture is held
-    fixed and originals compete, as in the MindEye papers. Raises UserError for NaN, unequal shapes, or a single image.
+    For picture i: the share of the other originals j with r(predicted_i, true_i) > r(predicted_i, true_j), r being Pearson
+    over features. The picture is held fixed and originals compete, as in the MindEye papers.
+
+    Parameters
+    ----------
+    features_predicted, features_true : array (n, F), n > 1
+        What a network makes of the pictures and of their originals.
+    ties : str
+        Equal r (within 1e-6) count half with ``half``, nothing with ``lost``.
+
+    Returns
+    -------
+    array, float64 (n,), in 0..1
+
+    Raises
+    ------
+    UserError
+        For NaN, unequal shapes, or a single image.
+
+    Examples
+    --------
+    >>> features = np.random.default_rng(0).normal(size=(4, 20))
+    >>> two_way(features, features)
+    array([1., 1., 1., 1.])
     """
     a, b = as_pair(features_predicted, features_true, ("predicted features", "true features"), 2)
     if len(a) < 2:
@@ -65,9 +124,27 @@ def two_way(features_predicted, features_true, ties: str = HALF_POINT) -> np.nda
 
 
 def distance(features_predicted, features_true) -> np.ndarray:
-    """1 - r of each row of features (n, F) with its original's, r being Pearson over features: float64 (n,) in 0..2.
+    """1 - r of features with those of the original, r being Pearson over features.
 
-    Features that are all equal have no correlation: r = 0, distance 1. Raises UserError for NaN or unequal shapes.
+    Features that are all equal have no correlation: r = 0, distance 1.
+
+    Parameters
+    ----------
+    features_predicted, features_true : array (n, F)
+
+    Returns
+    -------
+    array, float64 (n,), in 0..2; lower is better
+
+    Raises
+    ------
+    UserError
+        For NaN or unequal shapes.
+
+    Examples
+    --------
+    >>> distance([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], [[2.0, 4.0, 6.0], [3.0, 2.0, 1.0]]).round(6)
+    array([0., 2.])
     """
     a, b = as_pair(features_predicted, features_true, ("predicted features", "true features"), 2)
     return 1 - (standardised(torch.from_numpy(a)) * standardised(torch.from_numpy(b))).sum(1).numpy()

@@ -34,7 +34,22 @@ class Retrieval(NamedTuple):
 
 
 def cosine(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Cosine similarities (n, m) of rows (n, width) and (m, width); a zero row has similarity 0 to all."""
+    """Cosine similarities of rows; a zero row has similarity 0 to all.
+
+    Parameters
+    ----------
+    queries : array (n, width)
+    candidates : array (m, width)
+
+    Returns
+    -------
+    array, float64 (n, m)
+
+    Examples
+    --------
+    >>> cosine(np.array([[1.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 3.0], [0.0, 0.0]]))
+    array([[1., 0., 0.]])
+    """
     dot = np.zeros((len(queries), len(candidates)))
     square_q, square_c = np.zeros(len(queries)), np.zeros(len(candidates))
     for start in range(0, queries.shape[1], COLUMNS):
@@ -64,13 +79,26 @@ def top_k(ahead, tied, k: int) -> np.ndarray:
 
 
 def expected_top_k(ahead, tied, n: int, pool: int, k: int) -> np.ndarray:
-    """The mean of ``top_k`` over all sets of ``pool`` out of n candidates that hold the true one: float64 (q,), exact.
+    """The mean of ``top_k`` over all sets of ``pool`` out of n candidates that hold the true one, exact.
 
     Ordered with ties broken at random, a + u of the other n - 1 candidates stand before the true one, u uniform on
     0..tied. Of these, a set that takes pool - 1 of the n - 1 holds a hypergeometric number H(n - 1, a + u, pool - 1), and
     the true one is among the first k where H < k. So the answer is the mean over u of P(H <= k - 1).
 
-    ahead, tied : int (q,), for each query how many of all others are more like it than the true one, and as like
+    Parameters
+    ----------
+    ahead, tied : array, int (q,)
+        For each query how many of all others are more like it than the true one, and as like.
+    n, pool, k : int
+
+    Returns
+    -------
+    array, float64 (q,)
+
+    Examples
+    --------
+    >>> expected_top_k([0, 1], [0, 0], n=3, pool=2, k=1)  # the one that is ahead is in half of the sets
+    array([1. , 0.5])
     """
     positions = np.arange(n)
     reached = hypergeom.cdf(k - 1, n - 1, positions, pool - 1)  # by the number before the true one
@@ -142,8 +170,29 @@ def _entry(pool: int, tops: list[np.ndarray], ranks: np.ndarray, seed: int) -> d
 def image_retrieval(predicted_tokens, target_tokens) -> Retrieval:
     """Brain to image: query = tokens predicted from the brain, candidates = tokens of the n images.
 
-    Both (n, T, D), flattened; row i of one belongs to row i of the other. Raises UserError for NaN or unequal
-    shapes.
+    Similarity is the cosine of the flattened tokens (MindEye2 paper, retrieval).
+
+    Parameters
+    ----------
+    predicted_tokens : array or tensor (n, T, D)
+        Predicted from n brain patterns.
+    target_tokens : array or tensor (n, T, D)
+        Of the n images; row i of one belongs to row i of the other.
+
+    Returns
+    -------
+    Retrieval
+
+    Raises
+    ------
+    UserError
+        For NaN or unequal shapes.
+
+    Examples
+    --------
+    >>> tokens = np.random.default_rng(0).normal(size=(5, 2, 8))
+    >>> image_retrieval(tokens, tokens).top1
+    array([1., 1., 1., 1., 1.])
     """
     predicted, target = _tokens(predicted_tokens, target_tokens)
     return score(cosine(predicted, target), np.arange(len(predicted)))
@@ -152,28 +201,86 @@ def image_retrieval(predicted_tokens, target_tokens) -> Retrieval:
 def brain_retrieval(predicted_tokens, target_tokens) -> Retrieval:
     """Image to brain: query = tokens of an image, candidates = tokens predicted from the n brain patterns.
 
-    Shapes and errors as in ``image_retrieval``.
+    Similarity is the cosine of the flattened tokens (MindEye2 paper, retrieval).
+
+    Parameters
+    ----------
+    predicted_tokens : array or tensor (n, T, D)
+        Predicted from n brain patterns.
+    target_tokens : array or tensor (n, T, D)
+        Of the n images; row i of one belongs to row i of the other.
+
+    Returns
+    -------
+    Retrieval
+
+    Raises
+    ------
+    UserError
+        For NaN or unequal shapes.
+
+    Examples
+    --------
+    >>> tokens = np.random.default_rng(0).normal(size=(5, 2, 8))
+    >>> brain_retrieval(tokens, tokens).top1
+    array([1., 1., 1., 1., 1.])
     """
     predicted, target = _tokens(predicted_tokens, target_tokens)
     return score(cosine(target, predicted), np.arange(len(predicted)))
 
 
 def text_retrieval(predicted_text, candidate_texts) -> Retrieval:
-    """Brain to text: query = text embedding predicted from the brain, candidates = the text of each of the n
-    images (the normalised mean of its captions' embeddings).
+    """Brain to text: query = text embedding predicted from the brain, candidates = the text of each of the n images.
 
-    Both (n, d). Images with one and the same text tie. Raises UserError for NaN or unequal shapes.
+    MindTuner paper, text retrieval.
+
+    Parameters
+    ----------
+    predicted_text : array or tensor (n, d)
+    candidate_texts : array or tensor (n, d)
+        The normalised mean of each image's captions' embeddings. Images with one and the same text tie.
+
+    Returns
+    -------
+    Retrieval
+
+    Raises
+    ------
+    UserError
+        For NaN or unequal shapes.
+
+    Examples
+    --------
+    >>> text_retrieval(np.eye(2), np.ones((2, 2))).top1  # two images have one text
+    array([0.5, 0.5])
     """
     predicted, target = as_pair(predicted_text, candidate_texts, ("predicted text", "candidate texts"), 2)
     return score(cosine(predicted, target), np.arange(len(predicted)))
 
 
 def top5_ids(predicted, candidates, k: int = 5) -> np.ndarray:
-    """Positions of the k candidates most like each query, int64 (n, k), best first; ties keep the candidates'
-    order.
+    """Positions of the candidates most like each query, best first; ties keep the candidates' order.
 
-    ``predicted`` (n, ...) and ``candidates`` (m, ...) are flattened; m need not be n, and n may be 0. Raises UserError where
-    m < k.
+    Parameters
+    ----------
+    predicted : array (n, ...)
+    candidates : array (m, ...)
+        Both are flattened; m need not be n.
+    k : int
+
+    Returns
+    -------
+    array, int64 (n, k)
+
+    Raises
+    ------
+    UserError
+        Where m < k, or rows are of unequal size.
+
+    Examples
+    --------
+    >>> top5_ids(np.eye(3)[:1], np.eye(3)[[2, 0]], k=1)
+    array([[1]])
     """
     if len(predicted) == 0:
         return np.empty((0, k), np.int64)
