@@ -1,0 +1,1 @@
+"""Image tokens to pictures: the compact generator that the package carries, and unCLIP with SDXL from local files."""

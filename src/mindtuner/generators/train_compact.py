@@ -23,8 +23,7 @@ from mindtuner.files import atomic_path, read_json
 from mindtuner.model.denoiser import CompactDenoiser, noise_schedule
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import autocast, derive_seed, device, progress, seed_everything
-from mindtuner.simulation.generator_stream import generator_scenes
-from mindtuner.simulation.scenes import SceneStream, render
+from mindtuner.simulation.scenes import SceneStream, generator_scenes, render
 from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
 from mindtuner.training.optimiser import update_average

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
-from mindtuner.simulation.cutouts import Cutout
+from mindtuner.simulation.cutouts import Cutout, drawn_cutouts, folder_cutouts
 from mindtuner.simulation.labels import PlacedObject, SceneLabels, content_labels
 
 SIDE = 224
@@ -257,3 +257,14 @@ def render(stream: Callable[[int], Scene], indices: Sequence[int], workers: int 
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(indices), 64):
             yield from pool.map(stream, indices[start : start + 64])
+
+
+# ---- the reserved stream: scenes that only generators and the token projection are trained on
+
+RESERVED_SEED = 20_240_412  # simulations take seeds below this (see simulate.py), and other stream names
+
+
+def generator_scenes(cutouts: str | Path | None = None) -> SceneStream:
+    """Scenes of the generator's own cut-outs, from a seed and a stream name that no simulation uses."""
+    pool = folder_cutouts(cutouts, "generator") if cutouts else drawn_cutouts("generator")
+    return SceneStream(pool, "generator", RESERVED_SEED)

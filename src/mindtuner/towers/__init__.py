@@ -1,0 +1,1 @@
+"""Frozen encoders: images to tokens and latents, captions to embeddings."""

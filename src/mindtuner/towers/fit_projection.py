@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from mindtuner.files import atomic_path
 from mindtuner.runtime import progress
-from mindtuner.simulation.generator_stream import generator_scenes
+from mindtuner.simulation.scenes import generator_scenes
 from mindtuner.towers.compact import PROJECTION, WIDTH, joined_cells, packaged
 from mindtuner.towers.efficientnet import lite_network, prepare
 

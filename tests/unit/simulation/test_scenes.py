@@ -11,11 +11,20 @@ from PIL import Image
 
 from mindtuner.config import KNOB_LIMITS
 from mindtuner.errors import UserError
-from mindtuner.simulation import generator_stream
+from mindtuner.simulation import scenes as scenes_module
 from mindtuner.simulation.cutouts import POOLS, drawn_cutouts, folder_cutouts, with_article
 from mindtuner.simulation.drawing import COLOURS, KINDS, draw
-from mindtuner.simulation.generator_stream import generator_scenes
-from mindtuner.simulation.scenes import _PLACES, PLACES, SIDE, FolderScenes, SceneStream, compose, paint_place, render
+from mindtuner.simulation.scenes import (
+    _PLACES,
+    PLACES,
+    SIDE,
+    FolderScenes,
+    SceneStream,
+    compose,
+    generator_scenes,
+    paint_place,
+    render,
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +104,7 @@ def test_scenes_of_the_reserved_stream_come_from_the_generator_pool(drawn, reser
 
 
 def test_no_simulation_may_take_the_reserved_seed():
-    assert KNOB_LIMITS["seed"][1] < generator_stream._RESERVED_SEED
+    assert KNOB_LIMITS["seed"][1] < scenes_module.RESERVED_SEED
 
 
 def test_folder_pools_share_no_picture_and_no_scene(stamps):
