@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -12,29 +13,21 @@ from PIL import Image
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "small_study.py")
 ROUTES = ("ridge", "lora", "skip_linear", "skip_nonlinear")
-# Runs a script as the gallery does, but every figure that it shows goes to a file.
+# Runs all scripts in one process, as the gallery does, but every figure that they show goes to a file.
 SHOWN = """
-import runpy, sys
+import pathlib, runpy, sys
 import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-sys.argv = sys.argv[1:]
-folder = sys.argv.pop(1)
-plt.show = lambda: [plt.figure(n).savefig(f"{folder}/{n}.png") for n in plt.get_fignums()]
-runpy.run_path(sys.argv[0], run_name="__main__")
+
+folder, *scripts = sys.argv[1:]
+for script in scripts:
+    sys.argv = [script]
+    name = pathlib.Path(script).stem
+    plt.show = lambda: [plt.figure(n).savefig(f"{folder}/{name}-{n}.png") for n in plt.get_fignums()]
+    runpy.run_path(script, run_name="__main__")
+    plt.close("all")
 """
-
-
-def run(script, *arguments, **environment):
-    found = subprocess.run(
-        [sys.executable, "-c", SHOWN, EXAMPLES / script, *arguments],
-        cwd=EXAMPLES,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")]), **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    return found.stdout
 
 
 def check_picture(path):
@@ -45,12 +38,19 @@ def check_picture(path):
 @pytest.mark.slow
 def test_each_example_draws_a_picture(tmp_path):
     assert len(SCRIPTS) >= 8
-    for script in SCRIPTS:
-        folder = tmp_path / script
-        folder.mkdir()
-        run(script, folder, MINDTUNER_EXAMPLES=str(tmp_path / "study"))
-        (picture,) = folder.iterdir()
-        check_picture(picture)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    search = os.pathsep.join([str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    found = subprocess.run(
+        [sys.executable, "-c", SHOWN, pictures, *(EXAMPLES / script for script in SCRIPTS)],
+        env={**os.environ, "PYTHONPATH": search, "MINDTUNER_EXAMPLES": str(tmp_path / "study")},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    assert sorted(path.name for path in pictures.iterdir()) == [script.replace(".py", "-1.png") for script in SCRIPTS]
+    for path in pictures.iterdir():
+        check_picture(path)
 
 
 def entry(variant, score, difference):
@@ -93,9 +93,8 @@ STUDIES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("script", STUDIES)
-def test_a_study_becomes_one_picture(script, tmp_path):
+def test_a_study_becomes_one_picture(script, tmp_path, monkeypatch):
     setting = {
         "subject": 1,
         "simulated_brains": True,
@@ -104,5 +103,7 @@ def test_a_study_becomes_one_picture(script, tmp_path):
         "chance": {"image": 0.1, "brain": 0.1, "text": 0.1},
     }
     (tmp_path / "results.json").write_text(json.dumps({"setting": setting, **STUDIES[script]}))
-    run(script, tmp_path, tmp_path, tmp_path / "study.png")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    runpy.run_path(str(EXAMPLES / script))["main"](str(tmp_path), str(tmp_path / "study.png"))
     check_picture(tmp_path / "study.png")
