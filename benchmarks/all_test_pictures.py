@@ -18,6 +18,7 @@ from pages import markdown, write_between
 from world import add_seeds, config_of, difference, open_world
 
 from mindtuner.decoding.training_images import nearest_training_image
+from mindtuner.decoding.words import Words
 from mindtuner.evaluation.results import from_uint8
 from mindtuner.evaluation.scores.features import LITE2, features_of
 from mindtuner.evaluation.scores.pictures import two_way
@@ -50,7 +51,8 @@ def identified(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
     said = world.decode(decoder)
     every = np.arange(len(said.images))
     nearest = decoder.training_images[nearest_training_image(said.backbone_tokens, decoder.training_tokens)]
-    painted = decoder.paint(said, every, decoder.draw(decoder.expected_tokens(said, every))).stages
+    tokens = decoder.draw(decoder.expected_tokens(said, every))
+    painted = decoder.generator.stages(tokens, Words(said.text, decoder.bank), None, said.images)  # not rounded to uint8
     seen = features_of(LITE2, np.asarray(pixels[said.images]))["two_way"]
     pictures = from_uint8(np.asarray(pixels[nearest])), painted["reconstructed"], painted["corrected"]
     return {kind: two_way(features_of(LITE2, shown)["two_way"], seen) for kind, shown in zip(KINDS, pictures, strict=True)}
