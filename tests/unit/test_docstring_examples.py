@@ -3,21 +3,28 @@
 import doctest
 import importlib
 
-import numpy as np
 import pytest
 
 MODULES = (
+    "decoding.decoder",
+    "decoding.training_images",
     "evaluation.scores.brain",
     "evaluation.scores.captions",
     "evaluation.scores.pictures",
     "evaluation.scores.retrieval",
     "evaluation.statistics",
+    "model.backbone",
+    "model.lora",
+    "model.low_level",
+    "model.network",
+    "model.prior",
+    "towers.compact",
     "training.objectives",
+    "training.ridge",
 )
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module):
-    with np.printoptions(legacy=False):
-        failed, tried = doctest.testmod(importlib.import_module(f"mindtuner.{module}"))
+    failed, tried = doctest.testmod(importlib.import_module(f"mindtuner.{module}"))
     assert failed == 0 and tried > 0

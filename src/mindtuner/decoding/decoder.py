@@ -23,11 +23,20 @@ NUMBERS = 2**21  # and at most so many numbers of their tokens: 4 trials at pape
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a brain says of n images; row k belongs to ``images[k]``.
+    """What a brain says of n images.
 
-    images (n,) stimulus ids, ascending · backbone_tokens B (n, T, D) · retrieval_tokens (n, T, D), C, or the
-    ``sum_of_unit_tokens`` of B and C, as the config asks · latents (n, 8, 16, 16) of the low-level submodule, None without
-    one · text (n, d) unit vectors in the text tower's space
+    Attributes
+    ----------
+    images : array, int64 (n,)
+        Stimulus ids, ascending; row k of the others belongs to ``images[k]``.
+    backbone_tokens : array, float32 (n, T, D)
+        B.
+    retrieval_tokens : array, float32 (n, T, D)
+        C, or the ``sum_of_unit_tokens`` of B and C, as the config asks.
+    latents : array, float32 (n, 8, 16, 16), or None
+        Of the low-level submodule; None without one.
+    text : array, float32 (n, d)
+        Unit vectors in the text tower's space.
     """
 
     images: np.ndarray
@@ -42,12 +51,29 @@ class Decoder:
 
     Parameters
     ----------
-    network : a network that knows the subject, or the base that the fingerprints were tuned on
-    subject : the subject's name in the network, such as ``"subj01"``, or fingerprints by names of your own
-    config : sampling steps, and what the retrieval tokens are
-    seed : of the prior's noise; the same for every method, so that methods differ by their brains alone
+    network : BrainNetwork
+        One that knows the subject, or the base that the fingerprints were tuned on.
+    subject : str, or mapping of str to Fingerprint
+        The subject's name in the network, such as ``"subj01"``, or fingerprints by names of your own.
+    config : DecodeConfig
+        Sampling steps, and what the retrieval tokens are.
+    seed : int
+        Of the prior's noise; the same for every method, so that methods differ by their brains alone.
 
-    Raises UserError where a fingerprint belongs to another base.
+    Raises
+    ------
+    UserError
+        Where a fingerprint belongs to another base.
+
+    Examples
+    --------
+    >>> from mindtuner.config import load_config
+    >>> config = load_config("quick")
+    >>> decoder = Decoder(BrainNetwork(config.model, {"subj01": 30}), "subj01", config.decode, seed=0)
+    >>> betas = np.random.default_rng(0).normal(size=(3, 30)).astype(np.float32)
+    >>> found = decoder.predict(betas, stimulus=np.array([7, 4, 7]))  # image 7 was seen twice
+    >>> found.images, found.backbone_tokens.shape, found.text.shape
+    (array([4, 7]), (2, 16, 128), (2, 384))
     """
 
     def __init__(self, network: BrainNetwork, subject: str | Mapping[str, Fingerprint], config: DecodeConfig, seed: int):
@@ -57,17 +83,28 @@ class Decoder:
         self._mixed = None if isinstance(subject, str) else MultiSubjectNetwork(self.network, subject)
 
     def predict(self, voxels: np.ndarray, stimulus: np.ndarray, subject: str | None = None) -> Predictions:
-        """Decode one subject's trials, averaging the outputs of trials that show the same image. For pictures, give the
-        averaged backbone tokens to ``image_tokens``: so the prior runs once an image, and only for those to be painted.
+        """Decode one subject's trials, averaging the outputs of trials that show the same image.
+
+        For pictures, give the averaged backbone tokens to ``image_tokens``: so the prior runs once an image, and only for
+        those to be painted.
 
         Parameters
         ----------
-        voxels : betas (n_trials, V), float32
-        stimulus : (n_trials,) the image of each trial; pass distinct numbers to decode single trials
-        subject : whose trials; to be named where the decoder has several
+        voxels : array, float32 (n_trials, V)
+            Betas, z-scored as in training.
+        stimulus : array, int (n_trials,)
+            The image of each trial; pass distinct numbers to decode single trials.
+        subject : str, optional
+            Whose trials; to be named where the decoder has several.
 
-        Raises UserError where the number of voxels is wrong, a beta is not finite, or a voxel is the same in all of many
-        trials.
+        Returns
+        -------
+        Predictions
+
+        Raises
+        ------
+        UserError
+            Where the number of voxels is wrong, a beta is not finite, or a voxel is the same in all of many trials.
         """
         name = self._named(subject)
         return self.predict_subjects({name: voxels}, {name: stimulus})[name]
@@ -78,7 +115,20 @@ class Decoder:
     ) -> dict[str, Predictions]:
         """Decode trials of several subjects in one pass through what they share; each as ``predict`` would alone.
 
-        voxels: subject -> (n, V) · stimulus: subject -> (n,). The same errors as ``predict``.
+        Parameters
+        ----------
+        voxels : mapping of str to array, float32 (n, V)
+            By subject.
+        stimulus : mapping of str to array, int (n,)
+
+        Returns
+        -------
+        dict of str to Predictions
+
+        Raises
+        ------
+        UserError
+            As ``predict``.
         """
         for name, betas in voxels.items():
             self._refuse_bad_voxels(name, betas, stimulus[name])
@@ -105,11 +155,25 @@ class Decoder:
         }
 
     def image_tokens(self, backbone_tokens: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """Backbone tokens (n, T, D) of images ``images`` (ids (n,)) -> image tokens (n, T, D): a sample of the prior, or
-        with one step the tokens to expect. All subjects share the prior, so their tokens can be joined.
+        """Image tokens to paint from: a sample of the prior, or with one step the tokens to expect.
 
-        An image's noise depends on the seed and its id alone. Many rows pass the prior together, which may round otherwise
-        than one by one. Raises UserError where the network has no prior.
+        All subjects share the prior, so their tokens can be joined. An image's noise depends on the seed and its id alone.
+        Many rows pass the prior together, which may round otherwise than one by one.
+
+        Parameters
+        ----------
+        backbone_tokens : array, float32 (n, T, D)
+        images : array, int (n,)
+            Stimulus ids.
+
+        Returns
+        -------
+        array, float32 (n, T, D)
+
+        Raises
+        ------
+        UserError
+            Where the network has no prior.
         """
         if self.network.prior is None:
             raise UserError("network: has no prior; expected one that has, to paint from")
@@ -126,10 +190,20 @@ class Decoder:
 
     @torch.no_grad()
     def text_of(self, tokens: torch.Tensor, subject: str | None = None) -> np.ndarray:
-        """Image tokens (n, T, D) -> unit vectors (n, d) in the text tower's space, by the Adaptive Projector.
+        """Image tokens in the text tower's space, by the Adaptive Projector.
 
-        A brain's text comes from its backbone tokens: trained as the mean of image tokens given the brain, they
-        lose less than a sample of the prior.
+        A brain's text comes from its backbone tokens: trained as the mean of image tokens given the brain, they lose less
+        than a sample of the prior.
+
+        Parameters
+        ----------
+        tokens : tensor (n, T, D)
+        subject : str, optional
+
+        Returns
+        -------
+        array, float32 (n, d)
+            Unit vectors.
         """
         projector = self._network_of(self._named(subject)).projector
         return projector(tokens.to(device())).float().cpu().numpy()

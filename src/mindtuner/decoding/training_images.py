@@ -40,10 +40,24 @@ def in_blocks(training: np.ndarray | TrainingTokens) -> Iterator[tuple[slice, np
 
 
 def most_similar(predicted: np.ndarray, training: np.ndarray | TrainingTokens, count: int) -> np.ndarray:
-    """Positions of the ``count`` training images whose tokens are most similar to the predicted ones, best first.
+    """Positions of the training images whose tokens are most similar to the predicted ones, best first.
 
-    predicted (n, T, D), training (m, T, D) -> int64 (n, count), or (n, m) where there are fewer; cosine of the flattened
-    tokens, as in retrieval.
+    Parameters
+    ----------
+    predicted : array (n, T, D)
+    training : array (m, T, D) or TrainingTokens
+    count : int
+
+    Returns
+    -------
+    array, int64 (n, count), or (n, m) where there are fewer
+        By the cosine of the flattened tokens, as in retrieval.
+
+    Examples
+    --------
+    >>> training = np.eye(3)[:, None]
+    >>> most_similar(np.array([[[0.1, 0.9, 0.0]]]), training, 2)
+    array([[1, 0]])
     """
     queries = unit_rows(predicted)
     similarity = np.empty((len(queries), len(training)), np.float32)
@@ -53,9 +67,21 @@ def most_similar(predicted: np.ndarray, training: np.ndarray | TrainingTokens, c
 
 
 def nearest_training_image(predicted: np.ndarray, training: np.ndarray | TrainingTokens) -> np.ndarray:
-    """Position of the training image whose tokens are most similar to the predicted ones: int64 (n,).
+    """Position of the training image whose tokens are most similar to the predicted ones: a control.
 
-    predicted (n, T, D), training (m, T, D); cosine of the flattened tokens, as in retrieval.
+    Parameters
+    ----------
+    predicted : array (n, T, D)
+    training : array (m, T, D) or TrainingTokens
+
+    Returns
+    -------
+    array, int64 (n,)
+
+    Examples
+    --------
+    >>> nearest_training_image(np.array([[[0.1, 0.9, 0.0]]]), np.eye(3)[:, None])
+    array([1])
     """
     return most_similar(predicted, training, 1)[:, 0]
 
@@ -63,11 +89,24 @@ def nearest_training_image(predicted: np.ndarray, training: np.ndarray | Trainin
 def draw_to_neighbours(tokens: np.ndarray, training: np.ndarray | TrainingTokens, neighbours: int) -> np.ndarray:
     """Draw decoded tokens halfway to the mean tokens of the training images most similar to them.
 
-    The prior gives the tokens to expect, and where a brain says little that is the mean of all images. The mean of
-    images that resemble the decoded one keeps what goes together in pictures: a kernel regression beside the linear one.
+    The prior gives the tokens to expect, and where a brain says little that is the mean of all images. The mean of images
+    that resemble the decoded one keeps what goes together in pictures: a kernel regression beside the linear one.
 
-    tokens (n, T, D), training (m, T, D) -> (n, T, D) float32. With ``neighbours`` 0, or no training image to resemble (a
-    subject may bring test images alone), they stay as they are.
+    Parameters
+    ----------
+    tokens : array (n, T, D)
+    training : array (m, T, D) or TrainingTokens
+    neighbours : int
+        With 0, or no training image to resemble (a subject may bring test images alone), tokens stay as they are.
+
+    Returns
+    -------
+    array, float32 (n, T, D)
+
+    Examples
+    --------
+    >>> draw_to_neighbours(np.array([[[0.0, 2.0]]]), np.eye(2)[:, None], neighbours=1)
+    array([[[0. , 1.5]]], dtype=float32)
     """
     if neighbours == 0 or len(training) == 0:
         return tokens
@@ -77,7 +116,22 @@ def draw_to_neighbours(tokens: np.ndarray, training: np.ndarray | TrainingTokens
 
 
 def mean_token(training: np.ndarray | TrainingTokens, count: int) -> np.ndarray:
-    """The mean of the training images' tokens (m, T, D), repeated for ``count`` images: (count, T, D)."""
+    """The mean of the training images' tokens, repeated: what a control without a brain paints from.
+
+    Parameters
+    ----------
+    training : array (m, T, D) or TrainingTokens
+    count : int
+
+    Returns
+    -------
+    array, float32 (count, T, D)
+
+    Examples
+    --------
+    >>> mean_token(np.array([[[1.0]], [[3.0]]]), 2).ravel()
+    array([2., 2.], dtype=float32)
+    """
     total = sum(tokens.sum(0, dtype=np.float64) for _, tokens in in_blocks(training))
     return np.repeat((total / len(training)).astype(np.float32)[None], count, axis=0)
 

@@ -30,10 +30,24 @@ class Dropout(nn.Module):
 class ResidualBlock(nn.Module):
     """``x + MLP(LN(x))`` with ``MLP = Linear(h, h) -> GELU -> Dropout -> Linear(h, h)``; (n, h) -> (n, h).
 
-    MindEye2's published code follows such an MLP with a second one over a sequence of length 1. Its LayerNorm then
-    sees a single number, so the first MLP never reaches the output and stays untrained. There is no second MLP here:
-    every block takes part in the function and gets gradient. A ``silent`` block starts as the identity, its last Linear
-    at zero: one that is put into a trained network changes nothing before it is trained.
+    MindEye2's published code follows such an MLP with a second one over a sequence of length 1. Its LayerNorm then sees a
+    single number, so the first MLP never reaches the output and stays untrained. There is no second MLP here: every block
+    takes part in the function and gets gradient.
+
+    Parameters
+    ----------
+    hidden : int
+        h.
+    dropout : float
+    silent : bool
+        Start as the identity, the last Linear at zero: a block that is put into a trained network changes nothing before it
+        is trained.
+
+    Examples
+    --------
+    >>> x = torch.ones(2, 4)
+    >>> torch.equal(ResidualBlock(4, dropout=0.0, silent=True)(x), x)
+    True
     """
 
     def __init__(self, hidden: int, dropout: float, silent: bool = False) -> None:
@@ -49,7 +63,18 @@ class ResidualBlock(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """One Linear, (n, h) -> (n, T * D): the backbone tokens, still flat so that a skip path can be added."""
+    """One Linear, (n, h) -> (n, T * D): the backbone tokens, still flat so that a skip path can be added.
+
+    Parameters
+    ----------
+    hidden, tokens, width : int
+        h, T and D.
+
+    Examples
+    --------
+    >>> TokenHead(4, tokens=3, width=2)(torch.ones(5, 4)).shape
+    torch.Size([5, 6])
+    """
 
     def __init__(self, hidden: int, tokens: int, width: int) -> None:
         super().__init__()
@@ -60,7 +85,18 @@ class TokenHead(nn.Module):
 
 
 class RetrievalProjector(nn.Sequential):
-    """Three times ``LN -> GELU -> Linear`` of one width; backbone tokens (n, T, D) -> retrieval tokens (n, T, D)."""
+    """Three times ``LN -> GELU -> Linear`` of one width; backbone tokens (n, T, D) -> retrieval tokens (n, T, D).
+
+    Parameters
+    ----------
+    width : int
+        D.
+
+    Examples
+    --------
+    >>> RetrievalProjector(8)(torch.ones(2, 3, 8)).shape
+    torch.Size([2, 3, 8])
+    """
 
     def __init__(self, width: int) -> None:
         layers = [nn.Sequential(nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width)) for _ in range(3)]
@@ -68,9 +104,23 @@ class RetrievalProjector(nn.Sequential):
 
 
 class AdaptiveProjector(nn.Module):
-    """One bias-free matrix applied to the mean over tokens; (n, T, D) -> (n, d), rows of unit length.
+    """From image tokens into the joint image-text space (MindTuner paper, Pivot): one bias-free matrix applied to the mean
+    over tokens; (n, T, D) -> (n, d), rows of unit length.
 
     Tuning aligns brain tokens with image tokens, so what is trained on images maps brains to text as well.
+
+    Parameters
+    ----------
+    width : int
+        D.
+    text_width : int
+        d.
+
+    Examples
+    --------
+    >>> text = AdaptiveProjector(8, 4)(torch.randn(2, 3, 8))
+    >>> text.shape, torch.allclose(text.norm(dim=1), torch.ones(2))
+    (torch.Size([2, 4]), True)
     """
 
     def __init__(self, width: int, text_width: int) -> None:

@@ -20,14 +20,24 @@ EPS = 1e-6
 
 
 class LowLevel(nn.Module):
-    """``Linear(h -> C0 s s) -> Dropout .3 -> GroupNorm(1)``, then a CNN decoder and three 1 x 1 convolutions.
+    """``Linear(h -> C0 s s) -> Dropout .3 -> GroupNorm(1)``, then a CNN decoder and three 1 x 1 convolutions (MindEye2 paper,
+    low-level submodule).
 
-    ``s`` is ``lowlevel_side`` and ``C0`` half of the decoder's first width (paper: 64 and 128). The decoder has the form
-    of diffusers' VAE decoder, with widths ``lowlevel_channels`` from coarse to fine; it doubles the side between two
-    widths (paper: 7 -> 14 -> 28 over 128-64-32) and, where one more doubling is needed, once after the last.
+    ``s`` is ``lowlevel_side`` and ``C0`` half of the decoder's first width (paper: 64 and 128). The decoder has the form of
+    diffusers' VAE decoder, with widths ``lowlevel_channels`` from coarse to fine; it doubles the side between two widths
+    (paper: 7 -> 14 -> 28 over 128-64-32) and, where one more doubling is needed, once after the last.
 
-    Raises ValueError where ``latent_side / lowlevel_side`` is not a power of two that the widths can reach, the first
-    width is odd, or ``feature_positions`` is not ``lowlevel_side ** 2``.
+    Parameters
+    ----------
+    config : ModelConfig
+
+    Examples
+    --------
+    >>> from mindtuner.config import load_config
+    >>> config = load_config("quick").model
+    >>> latents, features = LowLevel(config).eval()(torch.zeros(2, config.hidden))
+    >>> latents.shape, features.shape
+    (torch.Size([2, 8, 16, 16]), torch.Size([2, 16, 112]))
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -16,26 +16,56 @@ from mindtuner.model.prior import DiffusionPrior
 
 @dataclass
 class BrainOutputs:
-    """What the network says about n trials (or averages of trials)."""
+    """What the network says about n trials (or averages of trials).
 
-    backbone_tokens: torch.Tensor  # B (n, T, D): the prior's condition
-    retrieval_tokens: torch.Tensor  # C (n, T, D): compared with image tokens
-    latents: torch.Tensor | None  # (n, latent_channels, latent_side, latent_side): the low-level picture
-    features: torch.Tensor | None  # (n, P, F): low-level contrastive features; None both without a low-level module
+    Attributes
+    ----------
+    backbone_tokens : tensor (n, T, D)
+        B, the prior's condition.
+    retrieval_tokens : tensor (n, T, D)
+        C, compared with image tokens.
+    latents : tensor (n, latent_channels, latent_side, latent_side) or None
+        The low-level picture; None without a low-level module.
+    features : tensor (n, P, F) or None
+        Low-level contrastive features; None without a low-level module.
+    skips : list of (tensor, tensor)
+        For each entry point the features added to and the skip output, each (n, features), neither detached; empty without
+        Skip-LoRA.
+    """
+
+    backbone_tokens: torch.Tensor
+    retrieval_tokens: torch.Tensor
+    latents: torch.Tensor | None
+    features: torch.Tensor | None
     skips: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    # per entry point: (features added to, skip output), each (n, features), neither detached; empty without Skip-LoRA
 
 
 class BrainNetwork(nn.Module):
     """One ridge per subject, and a backbone, heads, prior, low-level module and projector that all subjects share.
 
-    Args: config, the sizes; voxels, the number of voxels V of each subject by name; without, those of ``lowlevel`` and
-    ``prior`` that the network has not (some published ones lack them): the attribute is then None. With the affine
-    backbone there are no blocks and xL is x0.
-
         V -- ridge --> x0 -- blocks --> xL -- token head --> B (T, D) -- retrieval projector --> C (T, D)
                                          |                   '-- prior --> image tokens
                                          '-- low level --> latents, features
+
+    With the affine backbone there are no blocks and xL is x0. MindEye2 paper, Figure 2; MindTuner paper, fingerprint.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Sizes.
+    voxels : dict of str to int
+        The number of voxels V of each subject, by name.
+    without : tuple of str
+        Those of ``lowlevel`` and ``prior`` that the network has not (some published ones lack them): the attribute is then
+        None.
+
+    Examples
+    --------
+    >>> from mindtuner.config import load_config
+    >>> network = BrainNetwork(load_config("quick").model, {"subj01": 30}).eval()
+    >>> outputs = network(torch.zeros(2, 30), "subj01")
+    >>> outputs.backbone_tokens.shape, network.projector(outputs.backbone_tokens).shape
+    (torch.Size([2, 16, 128]), torch.Size([2, 384]))
     """
 
     def __init__(self, config: ModelConfig, voxels: dict[str, int], without: tuple[str, ...] = ()) -> None:
@@ -56,17 +86,44 @@ class BrainNetwork(nn.Module):
         self.expectation: ExpectedHidden | None = None  # a base's, from which a new subject's ridge starts
 
     def forward(self, voxels: torch.Tensor, subject: str) -> BrainOutputs:
-        """Betas (n, V) of one subject -> BrainOutputs; call ``prior`` and ``projector`` on its tokens.
+        """Decode the betas of one subject; call ``prior`` and ``projector`` on the tokens that come out.
 
-        Raises ValueError for a subject without a ridge, a wrong V, and, on a network with a fingerprint, for any other
-        subject: LoRA has changed the shared weights for this one, the base network decodes the others.
+        Parameters
+        ----------
+        voxels : tensor, float32 (n, V)
+            Betas, z-scored as in training.
+        subject : str
+
+        Returns
+        -------
+        BrainOutputs
+
+        Raises
+        ------
+        ValueError
+            For a subject without a ridge, a wrong V, and, on a network with a fingerprint, for any other subject: LoRA has
+            changed the shared weights for this one, the base network decodes the others.
         """
         return self.decode_hidden(self.embed(voxels, subject), [skip(voxels) for skip in self.skips])
 
     def embed(self, voxels: torch.Tensor, subject: str) -> torch.Tensor:
-        """The subject's ridge alone, (n, V) -> (n, h). Raises ValueError as ``forward`` does.
+        """The subject's ridge alone.
 
         In pretraining, the embeddings of all subjects can be joined and go through ``decode_hidden`` as one batch.
+
+        Parameters
+        ----------
+        voxels : tensor, float32 (n, V)
+        subject : str
+
+        Returns
+        -------
+        tensor, float32 (n, h)
+
+        Raises
+        ------
+        ValueError
+            As ``forward`` does.
         """
         if subject not in self.ridges:
             raise ValueError(f"subject {subject!r} has no ridge; expected one of {', '.join(self.ridges)}")
@@ -78,7 +135,18 @@ class BrainNetwork(nn.Module):
         return ridge(voxels)
 
     def decode_hidden(self, x: torch.Tensor, skip_outputs: list[torch.Tensor] | tuple = ()) -> BrainOutputs:
-        """Everything after the ridge: (n, h), and Skip-LoRA outputs in the order of ``self.skips`` -> BrainOutputs."""
+        """Everything after the ridge.
+
+        Parameters
+        ----------
+        x : tensor (n, h)
+        skip_outputs : sequence of tensor
+            Of Skip-LoRA, in the order of ``skips``.
+
+        Returns
+        -------
+        BrainOutputs
+        """
         waiting, pairs = list(skip_outputs), []
 
         def add_skip(stream: torch.Tensor) -> torch.Tensor:
@@ -97,23 +165,53 @@ class BrainNetwork(nn.Module):
         return BrainOutputs(backbone_tokens, self.retrieval(backbone_tokens), latents, features, pairs)
 
     def add_ridge(self, subject: str, n_voxels: int) -> None:
-        """A fresh trainable ridge, drawn from torch's global generator. Raises ValueError where there is one already."""
+        """Add a fresh trainable ridge, drawn from torch's global generator.
+
+        Parameters
+        ----------
+        subject : str
+        n_voxels : int
+
+        Raises
+        ------
+        ValueError
+            Where the subject has one already.
+        """
         if subject in self.ridges:
             raise ValueError(f"subject {subject!r} has a ridge already; expected a new subject")
         self.ridges[subject] = nn.Linear(n_voxels, self.config.hidden).to(self._anchor)
 
     def add_fingerprint(self, subject: str, n_voxels: int, config: FingerprintConfig) -> None:
-        """Freeze everything and add what trains for a new subject: a ridge, and what ``config`` asks for.
+        """Freeze everything and add what trains for a new subject: a ridge, and what ``config`` asks for (MindTuner paper).
 
-        LoRA goes around every Linear of the residual blocks, the token head and the retrieval projector; Skip-LoRA
-        enters at x0, after each block of the base (or the first ``skip_blocks`` of them) and, with ``skip_head``, at the
-        token head. ``new_blocks`` residual blocks follow those of the base (on an affine base, the ridge) and train whole.
-        ``tune_projector`` lets the Adaptive Projector train on. Before the first step the function is bit for bit the base's
-        with the new ridge.
+        LoRA goes around every Linear of the residual blocks, the token head and the retrieval projector; Skip-LoRA enters
+        at x0, after each block of the base (or the first ``skip_blocks`` of them) and, with ``skip_head``, at the token
+        head. ``new_blocks`` residual blocks follow those of the base (on an affine base, the ridge) and train whole.
+        ``tune_projector`` lets the Adaptive Projector train on. Before the first step the function is bit for bit the
+        base's with the new ridge.
 
-        Frozen is meant of the weights only: in training mode the backbone's dropout stays on, as it was when these
-        weights were trained, and the prior goes on dropping its conditions. All starting values come from torch's
-        global generator. Raises ValueError where a fingerprint or the subject's ridge is there already.
+        Frozen is meant of the weights only: in training mode the backbone's dropout stays on, as it was when these weights
+        were trained, and the prior goes on dropping its conditions. All starting values come from torch's global generator.
+
+        Parameters
+        ----------
+        subject : str
+        n_voxels : int
+        config : FingerprintConfig
+
+        Raises
+        ------
+        ValueError
+            Where a fingerprint or the subject's ridge is there already.
+
+        Examples
+        --------
+        >>> from mindtuner.config import load_config
+        >>> config = load_config("quick")
+        >>> network = BrainNetwork(config.model, {"subj02": 20})
+        >>> network.add_fingerprint("subj01", 30, config.fingerprint)
+        >>> sorted({name.split(".")[0] for name in network.fingerprint_state()})
+        ['blocks', 'head', 'retrieval', 'ridges', 'skips']
         """
         if self.fingerprint_subject is not None:
             raise ValueError(f"the network holds the fingerprint of {self.fingerprint_subject!r} already")

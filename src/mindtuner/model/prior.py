@@ -22,10 +22,22 @@ Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class DiffusionPrior(nn.Module):
-    """Denoises image tokens given backbone tokens; both are (n, T, D), standardised by the encoder.
+    """Denoises image tokens given backbone tokens, both standardised by the encoder (the DALL-E 2 prior's form, as in
+    MindEye2).
 
-    The transformer reads ``[backbone tokens; time token; noisy tokens + learned positions]`` and its last T outputs are
-    the prediction of the clean tokens (x0). 100 timesteps of the cosine schedule (s = 0.008, betas at most 0.999).
+    The transformer reads ``[backbone tokens; time token; noisy tokens + learned positions]`` and its last T outputs are the
+    prediction of the clean tokens (x0). 100 timesteps of the cosine schedule (s = 0.008, betas at most 0.999).
+
+    Parameters
+    ----------
+    config : ModelConfig
+
+    Examples
+    --------
+    >>> from mindtuner.config import load_config
+    >>> prior = DiffusionPrior(load_config("quick").model).eval()
+    >>> prior.sample(torch.zeros(2, 16, 128), steps=1).shape
+    torch.Size([2, 16, 128])
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -56,9 +68,18 @@ class DiffusionPrior(nn.Module):
     ) -> torch.Tensor:
         """Predict the clean tokens.
 
-        Args: noisy (n, T, D); timestep (n,) integers in 0..99; brain_tokens (n, T, D); null_brain and null_image (n,)
-        bool: the samples whose brain or noisy tokens give way to the learned null embedding (none by default).
-        Returns (n, T, D).
+        Parameters
+        ----------
+        noisy : tensor (n, T, D)
+        timestep : tensor, int64 (n,)
+            In 0..99.
+        brain_tokens : tensor (n, T, D)
+        null_brain, null_image : tensor, bool (n,), optional
+            The samples whose brain or noisy tokens give way to the learned null embedding; none by default.
+
+        Returns
+        -------
+        tensor (n, T, D)
         """
         if null_brain is not None:
             brain_tokens = torch.where(null_brain[:, None, None], self.null_brain, brain_tokens)
@@ -76,14 +97,25 @@ class DiffusionPrior(nn.Module):
         generator: torch.Generator | None = None,
         own: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean squared error of the predicted clean tokens at random timesteps (MindEye2's L_prior); a scalar.
+        """Mean squared error of the predicted clean tokens at random timesteps (MindEye2 paper, L_prior).
 
-        In training mode each of the two conditions is dropped with probability 0.2, sample by sample. Where only the
-        brain tokens want a gradient (a frozen prior), samples whose brain is dropped teach nothing: they are left out of
-        the pass and count 0 in the mean, so that every gradient is what it would be with them.
+        In training mode each of the two conditions is dropped with probability 0.2, sample by sample. Where only the brain
+        tokens want a gradient (a frozen prior), samples whose brain is dropped teach nothing: they are left out of the pass
+        and count 0 in the mean, so that every gradient is what it would be with them.
 
-        ``own`` (k,): places among the n samples of those whose brain tokens (k, T, D) are given, all by default; timesteps
-        and noise are drawn for all, and the mean is over these.
+        Parameters
+        ----------
+        brain_tokens : tensor (n, T, D), or (k, T, D) with ``own``
+        tokens : tensor (n, T, D)
+            Of the images.
+        generator : torch.Generator, optional
+        own : tensor, int64 (k,), optional
+            Places among the n samples of those whose brain tokens are given, all by default; timesteps and noise are drawn
+            for all, and the mean is over these.
+
+        Returns
+        -------
+        tensor, scalar
         """
         n, device = len(tokens), tokens.device
         timestep = torch.randint(TIMESTEPS, (n,), generator=generator, device=device)
@@ -129,13 +161,29 @@ class DiffusionPrior(nn.Module):
         generator: torch.Generator | None = None,
         start: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Image tokens (n, T, D) for backbone tokens (n, T, D), by DDIM from pure noise at the last timestep.
+        """Image tokens for backbone tokens, by DDIM from pure noise at the last timestep. Call it in evaluation mode.
 
-        ``eta`` 0 is deterministic after the first draw, 1 as noisy as DDPM. ``guidance`` g gives
-        ``null + g (prediction - null)``, the null branch with both conditions replaced; at 1 it is not computed.
-        ``start`` (n, T, D) is the noise to begin with, drawn from ``generator`` when not given. Call it in evaluation mode.
+        Parameters
+        ----------
+        brain_tokens : tensor (n, T, D)
+        steps : int
+            A divisor of 100.
+        eta : float
+            0 is deterministic after the first draw, 1 as noisy as DDPM.
+        guidance : float
+            g gives ``null + g (prediction - null)``, the null branch with both conditions replaced; at 1 it is not computed.
+        generator : torch.Generator, optional
+        start : tensor (n, T, D), optional
+            The noise to begin with, drawn from ``generator`` when not given.
 
-        Raises ValueError where ``steps`` does not divide 100.
+        Returns
+        -------
+        tensor (n, T, D)
+
+        Raises
+        ------
+        ValueError
+            Where ``steps`` does not divide 100.
         """
         if steps < 1 or TIMESTEPS % steps:
             raise ValueError(f"prior steps is {steps}; expected a divisor of {TIMESTEPS}")

@@ -35,6 +35,17 @@ class CompactImageEncoder:
     A cell's token joins what three stages say of it (strides 8, 16 and 32: 40, 112 and 320 channels), standardised and
     reduced to 128 numbers by a fixed projection. The projection was learned on scenes of the reserved generator stream
     (``python -m mindtuner.towers.fit_projection``), so no stimulus of any subject shaped it.
+
+    Parameters
+    ----------
+    projection : Path, optional
+        By default the one that the package ships.
+
+    Examples
+    --------
+    >>> images = np.zeros((2, 3, 128, 128), np.uint8)
+    >>> CompactImageEncoder().tokens(images).shape
+    (2, 16, 128)
     """
 
     def __init__(self, projection: Path | None = None):
@@ -55,7 +66,18 @@ class CompactImageEncoder:
 
     @torch.no_grad()
     def tokens(self, images) -> np.ndarray:
-        """Images (n, 3, H, W), uint8 or float 0..1 -> tokens float32 (n, 16, 128), unit mean variance on scenes."""
+        """The tokens of images.
+
+        Parameters
+        ----------
+        images : array or tensor (n, 3, H, W)
+            uint8, or floats in 0..1.
+
+        Returns
+        -------
+        array, float32 (n, 16, 128)
+            Of unit mean variance on scenes.
+        """
         return self.look(_as_tensor(images)).cpu().numpy()
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
@@ -64,7 +86,16 @@ class CompactImageEncoder:
 
     @torch.no_grad()
     def maps(self, images) -> np.ndarray:
-        """Stride-16 features of the image at 64 x 64, float32 (n, 16, 112): the low-level submodule's targets."""
+        """Stride-16 features of the image at 64 x 64: the low-level submodule's targets.
+
+        Parameters
+        ----------
+        images : array or tensor (n, 3, H, W)
+
+        Returns
+        -------
+        array, float32 (n, 16, 112)
+        """
         images = _as_tensor(images)
         return self.network(prepare(images, MAP_SIDE))[3].flatten(2).transpose(1, 2).cpu().numpy()
 
@@ -81,7 +112,14 @@ def joined_cells(stages: list[torch.Tensor]) -> torch.Tensor:
 
 
 class CompactTextEncoder:
-    """all-MiniLM-L6-v2: sentences -> unit vectors of width 384."""
+    """all-MiniLM-L6-v2: sentences -> unit vectors of width 384.
+
+    Examples
+    --------
+    >>> text = CompactTextEncoder().embed(["a red car", "a dog"])
+    >>> text.shape, bool(np.allclose(np.linalg.norm(text, axis=1), 1, atol=1e-5))
+    ((2, 384), True)
+    """
 
     width = 384
 
@@ -96,7 +134,17 @@ class CompactTextEncoder:
         self.identity = {"encoder": "all-MiniLM-L6-v2", "weights": file_digest(folder / "model.safetensors")}
 
     def embed(self, sentences: list[str]) -> np.ndarray:
-        """Sentences (n) -> float32 (n, 384), each of unit length; an equal sentence is embedded once."""
+        """Embed sentences; an equal sentence is embedded once.
+
+        Parameters
+        ----------
+        sentences : list of n str
+
+        Returns
+        -------
+        array, float32 (n, 384)
+            Each of unit length.
+        """
         distinct = sorted(set(sentences))
         if not distinct:
             return np.zeros((0, self.width), np.float32)
@@ -105,9 +153,17 @@ class CompactTextEncoder:
         return np.asarray(vectors, np.float32)[[row[sentence] for sentence in sentences]]
 
     def embed_groups(self, captions: list[tuple[str, ...]]) -> np.ndarray:
-        """The text of each image: the normalised mean of its captions' embeddings, float32 (n, 384); zeros without one.
+        """The text of each image: the normalised mean of its captions' embeddings.
 
-        Captions of each image: any number, none empty.
+        Parameters
+        ----------
+        captions : list of n tuples of str
+            Of each image: any number, none empty.
+
+        Returns
+        -------
+        array, float32 (n, 384)
+            Zeros for an image without a caption.
         """
         flat = self.embed([caption for group in captions for caption in group])
         texts = np.zeros((len(captions), self.width), np.float32)
@@ -123,7 +179,22 @@ class CompactTextEncoder:
 class Autoencoder:
     """Images of 128 x 128 <-> latents (8, 16, 16), with the generator's weights.
 
-    Raises UserError where the weights file is missing or is none of ours.
+    Parameters
+    ----------
+    path : Path
+        Weights of the compact generator.
+
+    Raises
+    ------
+    UserError
+        Where the weights file is missing or is none of ours.
+
+    Examples
+    --------
+    >>> autoencoder = Autoencoder(packaged("generator.safetensors"))
+    >>> latents = autoencoder.encode(np.zeros((2, 3, 128, 128), np.uint8))
+    >>> latents.shape, autoencoder.decode(latents).shape
+    ((2, 8, 16, 16), (2, 3, 128, 128))
     """
 
     side = 128

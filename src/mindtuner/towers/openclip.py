@@ -208,9 +208,27 @@ def resized(images: torch.Tensor, preprocess: dict, fill: float) -> torch.Tensor
 class OpenClipTextEncoder:
     """Sentences -> unit vectors of an open_clip text tower (``encode_text``, normalised), the Pivot's text space.
 
-    Parameters as of ``OpenClipImageEncoder``; sentences that are longer than the tower's context are cut as its own
-    tokenizer does. ``width`` is the vectors' width d. Raises UserError where ``load_model`` does, and where the model's
-    tokenizer cannot be had.
+    Sentences that are longer than the tower's context are cut as its own tokenizer does.
+
+    Parameters
+    ----------
+    name, pretrained
+        As in ``load_model``.
+    dtype : torch.dtype
+        float32 or bfloat16, in which the tower computes.
+    batch : int
+        Sentences embedded at a time.
+
+    Attributes
+    ----------
+    width : int
+        d, of the vectors.
+    identity : dict
+
+    Raises
+    ------
+    UserError
+        Where ``load_model`` does, and where the model's tokenizer cannot be had.
     """
 
     def __init__(

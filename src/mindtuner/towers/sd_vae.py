@@ -21,12 +21,27 @@ _EXPECTED = "the vae folder of Stable Diffusion image variations, as diffusers w
 class StableAutoencoder:
     """Images of 224 x 224 <-> latents (4, 28, 28): the posterior's mode times 0.18215, as MindEye2's bases learned it.
 
-    source   a folder of diffusers' with a subfolder ``vae``, that subfolder itself, or a hub id of the same form
-             (the papers' weights: lambdalabs/sd-image-variations-diffusers)
-    side     of the images; latents follow from it and from the network
+    The mode, since a drawn latent would be another one at each run.
 
-    ``identity`` goes into caches; ``shape`` is that of one image's latents. The mode, since a drawn latent would be another
-    one at each run. Raises UserError where there is no such autoencoder, or a key is missing, unknown or of another shape.
+    Parameters
+    ----------
+    source : path
+        A folder of diffusers' with a subfolder ``vae``, that subfolder itself, or a hub id of the same form (the papers'
+        weights: lambdalabs/sd-image-variations-diffusers).
+    side : int
+        Of the images; latents follow from it and from the network.
+
+    Attributes
+    ----------
+    identity : dict
+        Of the weights and settings; it goes into caches.
+    shape : tuple
+        Of one image's latents.
+
+    Raises
+    ------
+    UserError
+        Where there is no such autoencoder, or a key is missing, unknown or of another shape.
     """
 
     def __init__(self, source: str | Path, side: int = SIDE) -> None:

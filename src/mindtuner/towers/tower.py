@@ -22,12 +22,19 @@ from mindtuner.runtime import to_device
 class Tower:
     """All that a cache needs to know of a tower.
 
-    name       of the cache
-    identity   JSON values that tell this tower with its settings from any other
-    shape      of one stimulus's features
-    dtype      one of NumPy's, or "bfloat16"
-    compute    stimulus ids (n,) -> features (n, *shape), array or tensor, each row of its own stimulus alone
-    batch      stimuli computed at a time
+    Parameters
+    ----------
+    name : str
+        Of the cache.
+    identity : dict
+        JSON values that tell this tower with its settings from any other.
+    shape : tuple of int
+        Of one stimulus's features.
+    dtype : NumPy dtype or "bfloat16"
+    compute : callable
+        Stimulus ids (n,) -> features (n, *shape), array or tensor, each row of its own stimulus alone.
+    batch : int
+        Stimuli computed at a time.
     """
 
     name: str

@@ -18,8 +18,15 @@ VOXELS = 256  # whose most similar others are looked for at a time
 
 
 class Ridge(NamedTuple):
-    """``y = x weight + intercept``: weight (p, q), intercept (q,); ``predicted`` (n, q), for each row by a fit that has not
-    seen its image."""
+    """A fitted ridge regression, ``y = x weight + intercept``.
+
+    Attributes
+    ----------
+    weight : array (p, q)
+    intercept : array (q,)
+    predicted : array (n, q)
+        For each row by a fit that has not seen its image.
+    """
 
     weight: np.ndarray
     intercept: np.ndarray
@@ -27,11 +34,32 @@ class Ridge(NamedTuple):
 
 
 def ridge_regression(x: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int) -> Ridge:
-    """Ridge regression of y (n, q) on x (n, p), its one penalty chosen by cross-validation.
+    """Ridge regression with one penalty, chosen by cross-validation.
 
-    min over weight of ||y - x weight||² + penalty ||weight||², both centred. The folds are of images (n,), so no image is on
-    both sides, and the penalties are ``PENALTIES`` times the mean square of x's rows. Solved by himalaya in the smaller of
-    the two dimensions. With a single image there is nothing to validate on: the largest penalty is taken.
+    min over weight of ||y - x weight||² + penalty ||weight||², both centred. The penalties are ``PENALTIES`` times the mean
+    square of x's rows. Solved by himalaya in the smaller of the two dimensions. With a single image there is nothing to
+    validate on: the largest penalty is taken.
+
+    Parameters
+    ----------
+    x : array (n, p)
+    y : array (n, q)
+    images : array (n,)
+        Which image each row is of: no image is on both sides of a fold.
+    seed : int
+        Decides the folds.
+
+    Returns
+    -------
+    Ridge
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(50, 3))
+    >>> fit = ridge_regression(x, x @ np.array([[1.0], [2.0], [3.0]]) + 5, np.arange(50), seed=0)
+    >>> fit.weight.round(2).ravel().tolist(), round(float(fit.intercept[0]), 2)
+    ([1.0, 2.0, 3.0], 5.0)
     """
     # Only here, as scikit-learn comes with it, and pretraining would wait for both in vain.
     from himalaya.backend import set_backend
@@ -66,9 +94,32 @@ def ridge_regression(x: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int
 
 
 def voxel_regression(betas: np.ndarray, y: np.ndarray, images: np.ndarray, seed: int, similar: int) -> Ridge:
-    """``ridge_regression`` of y (n, q) on a subject's betas (n, V), in which voxels that respond alike get weights that are
-    alike: each is averaged with the ``similar`` that are tuned most like it (``smoothing``), 0 for none. How a voxel is
-    tuned is what the same regression the other way round, from y to the betas, says of it.
+    """Ridge regression on a subject's betas, in which voxels that respond alike get weights that are alike.
+
+    Each voxel is averaged with those that are tuned most like it (``smoothing``). How a voxel is tuned is what the same
+    regression the other way round, from y to the betas, says of it.
+
+    Parameters
+    ----------
+    betas : array (n, V)
+    y : array (n, q)
+    images : array (n,)
+    seed : int
+    similar : int
+        Voxels that each is averaged with; 0 for none.
+
+    Returns
+    -------
+    Ridge
+        Its weight is that of the voxels themselves, (V, q).
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.normal(size=(60, 2))
+    >>> betas = y @ rng.normal(size=(2, 8)) + 0.1 * rng.normal(size=(60, 8))
+    >>> voxel_regression(betas, y, np.arange(60), seed=0, similar=2).weight.shape
+    (8, 2)
     """
     if similar == 0:
         return ridge_regression(betas, y, images, seed)
@@ -81,11 +132,25 @@ def voxel_regression(betas: np.ndarray, y: np.ndarray, images: np.ndarray, seed:
 
 
 def smoothing(tuning: np.ndarray, similar: int) -> csr_array:
-    """Each voxel averaged with the mean of the ``similar`` others whose tuning (q, V) is most like its own, by cosine: a
-    sparse (V, V), ``betas (n, V) @ smoothing``.
+    """A matrix that averages each voxel with the mean of the others that are most like it, by the cosine of their tuning.
 
-    A ridge on such betas is one on the voxels themselves, under a prior by which voxels that respond alike have weights that
-    are alike.
+    A ridge on such betas is one on the voxels themselves, under a prior by which voxels that respond alike have weights
+    that are alike.
+
+    Parameters
+    ----------
+    tuning : array (q, V)
+    similar : int
+
+    Returns
+    -------
+    sparse array, float32 (V, V)
+        For ``betas (n, V) @ smoothing``.
+
+    Examples
+    --------
+    >>> smoothing(np.array([[1.0, 1.0, -1.0]]), similar=1).toarray()[:, 0].tolist()  # voxel 0 with voxel 1
+    [0.5, 0.5, 0.0]
     """
     directions = (tuning / np.maximum(np.linalg.norm(tuning, axis=0), 1e-12)).astype(np.float32)
     voxels = directions.shape[1]
