@@ -21,6 +21,7 @@ MODULES = (
     "towers.compact",
     "training.objectives",
     "training.ridge",
+    "training.targets",
 )
 
 

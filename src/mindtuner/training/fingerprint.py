@@ -27,11 +27,18 @@ from mindtuner.training.network_files import building, read_tensors, write_tenso
 class Fingerprint:
     """One subject's ridge, LoRA, Skip-LoRA, new blocks and tuned projector, as far as it has them, without the base.
 
-    subject   its name in networks, such as "subj01"
-    voxels    how many it has
-    base      hash of the base that it was tuned on
-    tensors   name -> what trained
-    where     its file, for messages
+    Attributes
+    ----------
+    subject : str
+        Its name in networks, such as "subj01".
+    voxels : int
+    config : FingerprintConfig
+    base : str
+        Hash of the base that it was tuned on.
+    tensors : dict of str to tensor
+        What trained.
+    where : str
+        Its file, for messages.
     """
 
     subject: str
@@ -79,10 +86,26 @@ def save_fingerprint(
 ) -> None:
     """Write only what tuning added to the frozen base: a few MB instead of the whole network.
 
-    ``subject`` and ``config`` are those that ``tune`` was given. Its card, which ``read_card`` shows, says subject,
-    sessions, training trials, voxels, hash of the voxels' masks, hash of the base, config and date, and what else
-    ``card`` tells (JSON-ready), such as "scores". ``date``: that of today (UTC) when not given.
-    Raises UserError where the network holds no fingerprint of this subject or the file cannot be written.
+    Its card, which ``read_card`` shows, says subject, sessions, training trials, voxels, hash of the voxels' masks, hash of
+    the base, config and date, and what else ``card`` tells.
+
+    Parameters
+    ----------
+    path : path
+    network : BrainNetwork
+    subject : Subject
+        That ``tune`` was given.
+    config : Config
+        That ``tune`` was given.
+    card : dict, optional
+        JSON-ready, such as "scores".
+    date : str, optional
+        That of today (UTC) when not given.
+
+    Raises
+    ------
+    UserError
+        Where the network holds no fingerprint of this subject or the file cannot be written.
     """
     if network.fingerprint_subject is None:
         raise UserError(f"{path}: the network holds no fingerprint; expected one tuned on a frozen base")
@@ -124,8 +147,21 @@ def write_fingerprint(path: str | Path, fingerprint: Fingerprint, card: dict) ->
 def read_fingerprint(path: str | Path, subject: Subject | None = None) -> Fingerprint:
     """The fingerprint of ``save_fingerprint``, for a ``Decoder`` of several subjects.
 
-    Raises UserError where the file is missing, truncated or no fingerprint, and, with a ``subject``, where it is that of
-    another one, has another number of voxels, or the voxels' masks are others.
+    Parameters
+    ----------
+    path : path
+    subject : Subject, optional
+        Whose it has to be.
+
+    Returns
+    -------
+    Fingerprint
+
+    Raises
+    ------
+    UserError
+        Where the file is missing, truncated or no fingerprint, and, with a ``subject``, where it is that of another one, has
+        another number of voxels, or the voxels' masks are others.
     """
     header, tensors = read_tensors(path, "fingerprint")
     with building(path):
@@ -144,10 +180,24 @@ def read_fingerprint(path: str | Path, subject: Subject | None = None) -> Finger
 
 
 def load_fingerprint(path: str | Path, base: BrainNetwork, subject: Subject | None = None) -> BrainNetwork:
-    """A copy of ``base`` with the saved fingerprint, in evaluation mode.
+    """A copy of a base with the saved fingerprint, in evaluation mode.
 
-    Raises UserError as ``read_fingerprint`` does, and where the fingerprint was tuned on another base (also where
-    tuning changed the base itself, as full fine-tuning does: save the whole network then).
+    Parameters
+    ----------
+    path : path
+    base : BrainNetwork
+    subject : Subject, optional
+        Whose it has to be.
+
+    Returns
+    -------
+    BrainNetwork
+
+    Raises
+    ------
+    UserError
+        As ``read_fingerprint`` does, and where the fingerprint was tuned on another base (also where tuning changed the base
+        itself, as full fine-tuning does: save the whole network then).
     """
     fingerprint = read_fingerprint(path, subject)
     refuse_other_base(base, [fingerprint])

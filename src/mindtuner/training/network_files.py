@@ -21,9 +21,19 @@ from mindtuner.model.backbone import ExpectedHidden
 
 
 def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
-    """Write the whole network atomically. ``card``: JSON-ready facts for people, such as seed and subjects.
+    """Write the whole network atomically.
 
-    Raises UserError where the file cannot be written.
+    Parameters
+    ----------
+    path : path
+    network : BrainNetwork
+    card : dict
+        JSON-ready facts for people, such as seed and subjects.
+
+    Raises
+    ------
+    UserError
+        Where the file cannot be written.
     """
     subject = network.fingerprint_subject
     header = {
@@ -42,7 +52,18 @@ def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
 def load_network(path: str | Path) -> BrainNetwork:
     """The network of ``save_network``, on the CPU, in evaluation mode.
 
-    Raises UserError where the file is missing, truncated, or not a network of this program.
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    BrainNetwork
+
+    Raises
+    ------
+    UserError
+        Where the file is missing, truncated, or not a network of this program.
     """
     header, tensors = read_tensors(path, "network")
     with building(path):
@@ -60,7 +81,21 @@ def load_network(path: str | Path) -> BrainNetwork:
 
 
 def read_card(path: str | Path) -> dict:
-    """The card that was saved with a network or a fingerprint. Raises UserError as loading does."""
+    """The card that was saved with a network or a fingerprint.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    UserError
+        As loading does.
+    """
     return _read_header(path)["card"]
 
 

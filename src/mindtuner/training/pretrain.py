@@ -31,16 +31,36 @@ def pretrain(
     prior: DiffusionPrior | None = None,
     checkpoint: str | Path | None = None,
 ) -> BrainNetwork:
-    """Train a network on every subject of ``dataset`` and the projector on their training images, and keep with it what
-    hidden features to expect of an image, from which a new subject's ridge starts.
+    """Train a network on every subject of a dataset, and the projector on their training images.
 
-    The caller leaves the target subject out (``dataset.without(subject=1)``). ``holdout``: share of the
-    training images kept for validation scores in the log. ``prior``: what the network's prior starts from.
-    ``checkpoint``: a file from which the same call goes on after it was stopped (see ``fit``); give it to
-    ``remove_checkpoint`` when the network is saved. The same seed gives the same weights on the same machine.
+    With the network is kept what hidden features to expect of an image, from which a new subject's ridge starts. The same
+    seed gives the same weights on the same machine.
 
-    Raises UserError where a training trial shows a test image, targets and config do not fit, or the checkpoint is of
-    another run.
+    Parameters
+    ----------
+    dataset : Dataset
+        Without the target subject (``dataset.without(subject=1)``).
+    targets : Targets
+    config : Config
+    seed : int
+    log : callable, optional
+        As for ``fit``.
+    holdout : float
+        Share of the training images kept for validation scores in the log.
+    prior : DiffusionPrior, optional
+        What the network's prior starts from.
+    checkpoint : path, optional
+        A file from which the same call goes on after it was stopped (see ``fit``); give it to ``remove_checkpoint`` when the
+        network is saved.
+
+    Returns
+    -------
+    BrainNetwork
+
+    Raises
+    ------
+    UserError
+        Where a training trial shows a test image, targets and config do not fit, or the checkpoint is of another run.
     """
     if not dataset.subjects:
         raise UserError("dataset: holds no subject; expected at least one to pretrain on")

@@ -14,11 +14,25 @@ from mindtuner.errors import UserError
 
 @dataclass(frozen=True)
 class Targets:
-    """Arrays in memory or in files over all N stimuli of a dataset; row = stimulus id.
+    """What the decoder should say for each of the N stimuli of a dataset: arrays in memory or in files; row = stimulus id.
 
-    tokens (N, T, D) image tokens · text (N, d) mean caption embedding, 0 where there is no caption ·
-    latents (N, 8, 16, 16) · features and features_augmented (N, P, F) of the image and of an augmented view
-    of it.
+    Parameters
+    ----------
+    tokens : array (N, T, D)
+        Of the image tower.
+    text : array (N, d)
+        Mean caption embedding, 0 where there is no caption.
+    latents : array (N, 8, 16, 16)
+        Of the autoencoder.
+    features, features_augmented : array (N, P, F)
+        Of the image and of an augmented view of it.
+
+    Examples
+    --------
+    >>> zeros = lambda *shape: np.zeros((5, *shape), np.float32)
+    >>> targets = Targets(zeros(16, 128), zeros(384), zeros(8, 16, 16), zeros(16, 112), zeros(16, 112))
+    >>> len(targets), targets.rows("tokens", np.array([3, 1])).shape
+    (5, torch.Size([2, 16, 128]))
     """
 
     tokens: np.ndarray | FileRows | HalfRows

@@ -36,27 +36,51 @@ def tune(
     prior: DiffusionPrior | None = None,
     checkpoint: str | Path | None = None,
 ) -> BrainNetwork:
-    """Fit a new subject on ``base``, which itself is never changed; where its weights stay frozen, they are shared with it.
+    """Fit a new subject on a base, which itself is never changed; where its weights stay frozen, they are shared with it.
 
-    ``subject`` is already cut to the sessions that count (``subject.sessions(1)``). ``method``:
+    Methods:
 
-    - ``mindtuner``: new ridge and the fingerprint that ``config.fingerprint`` asks for; everything else, the prior
-      too, is frozen (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the prior.
-      With ``tune_projector`` the projector first trains on, on images and captions of the subject's trials.
+    - ``mindtuner``: new ridge and the fingerprint that ``config.fingerprint`` asks for; everything else, the prior too, is
+    frozen
+      (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the prior. With ``tune_projector``
+      the projector first trains on, on images and captions of the subject's trials.
     - ``ridge_only``: new ridge on the frozen base.
     - ``full_finetune``: new ridge, and everything but the projector trains on from the base.
     - ``from_scratch``: the same architecture with fresh weights, trained as pretraining trains; the projector, which needs no
       brain, is the base's, and the prior starts from ``prior`` where pretraining did.
     - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at chance.
 
-    With ``start: closed_form`` in the config's tune section the new ridge begins where ``start.solve_ridge`` puts it, for
-    every method on a base.
+    With ``start: closed_form`` in the config's tune section the new ridge begins where ``closed_form.solve_ridge`` puts it,
+    for every method on a base.
 
-    ``checkpoint``: a file from which the same call goes on after it was stopped (see ``fit``), another one for each
-    method; give it to ``remove_checkpoint`` when the network is saved.
+    Parameters
+    ----------
+    base : BrainNetwork
+    subject : Subject
+        Already cut to the sessions that count (``subject.sessions(1)``).
+    targets : Targets
+    config : Config
+    seed : int
+    method : str
+    log : callable, optional
+        As for ``fit``.
+    holdout : float
+        Share of the training images kept for validation scores in the log.
+    prior : DiffusionPrior, optional
+        What ``from_scratch`` starts from.
+    checkpoint : path, optional
+        A file from which the same call goes on after it was stopped (see ``fit``), another one for each method; give it to
+        ``remove_checkpoint`` when the network is saved.
 
-    Raises UserError where the method is unknown, the base already knows the subject, a training trial shows a
-    test image, targets and config do not fit, or the checkpoint is of another run.
+    Returns
+    -------
+    BrainNetwork
+
+    Raises
+    ------
+    UserError
+        Where the method is unknown, the base already knows the subject, a training trial shows a test image, targets and
+        config do not fit, or the checkpoint is of another run.
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} is unknown; expected one of {', '.join(METHODS)}")
