@@ -9,6 +9,7 @@ import numpy as np
 
 from mindtuner.data import Stimuli
 from mindtuner.towers.compact import CompactTextEncoder
+from mindtuner.towers.openclip import OpenClipTextEncoder
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TextBank:
     equal_to_test: int
 
     @classmethod
-    def of(cls, stimuli: Stimuli, training_images: np.ndarray, encoder: CompactTextEncoder) -> TextBank:
+    def of(cls, stimuli: Stimuli, training_images: np.ndarray, encoder: CompactTextEncoder | OpenClipTextEncoder) -> TextBank:
         """The bank of the captions of ``training_images`` (ids). Raises ValueError if one of them is a test image."""
         if stimuli.is_shared[training_images].any():
             raise ValueError("training_images: holds a test image")

@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,14 +33,14 @@ FILE = "base.safetensors"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Base:
-    """A network pretrained on several subjects; made by :func:`pretrain`, or read by :meth:`load` or :meth:`from_pretrained`.
+    """A network pretrained on several subjects; made by ``pretrain``, or read by ``load`` or ``from_pretrained``.
 
     Attributes
     ----------
     network : BrainNetwork
         Ridges of the subjects that it knows, shared backbone, heads and prior.
     config : Config
-        The settings that it was trained with, and that :func:`tune` goes on with.
+        The settings that it was trained with, and that ``tune`` goes on with.
     card : dict
         What is known of it: seed, subjects, towers, whether brains are simulated, and the category held out, if any.
     path : Path or None
@@ -88,7 +88,7 @@ class Base:
         Parameters
         ----------
         path : path
-            A run of ``mindtuner pretrain``, a folder of :meth:`save`, or the safetensors file itself.
+            A run of ``mindtuner pretrain``, a folder of ``save``, or the safetensors file itself.
         config : optional
             Settings to tune with, by default those beside the file, in ``config.yaml`` or ``config.json``, else the demo's.
             The model section is the base's own.
@@ -110,7 +110,7 @@ class Base:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, config: str | Path | Mapping | Config | None = None) -> Base:
-        """Read a base from a hub, or from a folder or file as :meth:`load` does.
+        """Read a base from a hub, or from a folder or file as ``load`` does.
 
         Parameters
         ----------
@@ -118,7 +118,7 @@ class Base:
             ``owner/name`` or ``owner/name@revision`` on the hub (of ``HF_ENDPOINT``), where no such path is here. What was
             fetched before is read from the hub's cache, without a network too.
         config : optional
-            As in :meth:`load`.
+            As in ``load``.
 
         Raises
         ------
@@ -134,7 +134,7 @@ class Base:
 
     @classmethod
     def from_hub(cls, repo_id: str | Path, config: str | Path | Mapping | Config | None = None) -> Base:
-        """Read a base from a hub, whatever lies here. See :meth:`from_pretrained`."""
+        """Read a base from a hub, whatever lies here. See ``from_pretrained``."""
         found, folder = hub.fetch(repo_id, hub.BASE)
         with hub.naming(repo_id):
             return dataclasses.replace(cls.load(folder, config), hub_id=found)
@@ -173,7 +173,7 @@ class Base:
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, results: Results | None = None, datasets: Sequence[str] = ()
     ) -> Base:
-        """Send what :meth:`save` writes to a hub, as one commit.
+        """Send what ``save`` writes to a hub, as one commit.
 
         Parameters
         ----------
@@ -182,7 +182,7 @@ class Base:
         private : bool, optional
             Whether a new repository is private, by default as the owner's account says.
         results, datasets : optional
-            As in :meth:`save`.
+            As in ``save``.
 
         Returns
         -------
@@ -231,7 +231,7 @@ def pretrain(
     dataset : Dataset
         Its subjects' training trials are learned; trials of shared images never are.
     features : Features
-        Of the same stimuli, from :func:`embed`.
+        Of the same stimuli, from ``embed``.
     config : str, path, mapping or Config
         ``"demo"``, ``"quick"``, ``"paper"``, a YAML file, or the settings that differ from the demo's.
     seed : int, optional
@@ -316,7 +316,7 @@ def settled(
 ) -> Config:
     """The config, with what is given besides. Raises UserError where there is no such config."""
     config = config if isinstance(config, Config) else load_config(config)
-    changes = {} if seed is None else {"seed": seed}
+    changes: dict[str, Any] = {} if seed is None else {"seed": seed}
     if hold_out_category is not None:
         changes["hold_out_category"] = category_of(hold_out_category)
     return dataclasses.replace(config, **changes)
@@ -364,7 +364,7 @@ def base_file(given: str | Path) -> Path:
     return path
 
 
-def settings_for(base: Path, given: object = None) -> object:
+def settings_for(base: Path, given: str | Path | Mapping | Config | None = None) -> str | Path | Mapping | Config:
     """The config to tune with on this file: ``given``, else the one beside it, else the demo's."""
     beside = base.parent / (hub.CONFIG if base.name == hub.MODEL else SETTINGS)
     return given or (beside if beside.is_file() else "demo")

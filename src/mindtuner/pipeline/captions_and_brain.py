@@ -34,7 +34,9 @@ def caption_scorer(networks: Path | None, texts: TextEncoder) -> CaptionScorer:
     A CLIP folder without a tokenizer is there for the score of pictures, and leaves that of captions out, by name. Raises
     UserError for one that is damaged or another model's.
     """
-    encoders = {"sentence_bert": texts if isinstance(texts, CompactTextEncoder) else CompactTextEncoder()}
+    encoders: dict[str, TextEncoder | ClipTextEncoder] = {
+        "sentence_bert": texts if isinstance(texts, CompactTextEncoder) else CompactTextEncoder()
+    }
     for score, name in CLIP_FOLDERS.items():
         if networks is not None and (networks / name / "tokenizer_config.json").is_file():
             encoders[score] = ClipTextEncoder(networks / name)

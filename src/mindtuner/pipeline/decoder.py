@@ -57,10 +57,10 @@ class Retrieved:
 
 
 class SubjectDecoder:
-    """Reads one subject's voxels; made by :meth:`TunedSubject.decoder`.
+    """Reads one subject's voxels; made by ``TunedSubject.decoder``.
 
     Voxels are betas float32 (n, V), z-scored as those that were tuned on. Every method takes single trials; average betas of
-    an image's repeats beforehand, or name the images with ``stimulus`` in :meth:`predict`.
+    an image's repeats beforehand, or name the images with ``stimulus`` in ``predict``.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ class SubjectDecoder:
         return painted.stages if stages else painted.pictures
 
     def paint(self, found: Predictions, rows: np.ndarray, tokens: np.ndarray | None = None) -> Painted:
-        """Paint the images at positions ``rows`` (n,) of what :meth:`predict` returned.
+        """Paint the images at positions ``rows`` (n,) of what ``predict`` returned.
 
         Tokens (n, T, D) are by default those that the prior expects, drawn to training images.
         """

@@ -114,7 +114,7 @@ def decode(
     dataset : Dataset
         Which holds the subject.
     chosen : Chosen
-        From :func:`choose`.
+        From ``choose``.
     out : path
     trials : str
         What was chosen, for ``words.json``.
@@ -127,7 +127,7 @@ def decode(
     batch : int, optional
         Images painted together, by default by the free memory of a GPU, 1 on a CPU.
     force, command, watch
-        As in :func:`evaluate`.
+        As in ``evaluate``.
 
     Returns
     -------
@@ -148,8 +148,12 @@ def decode(
     claim(out, settings_of(subject, command or "mindtuner.decode", generator, stages), force)
     # What is looked up never shows a category held out; the subject's own trials of it are decoded like any.
     dataset = held_out(dataset, subject.config.hold_out_category)
+    if text_encoder is None:
+        if features is None:
+            raise UserError("text_encoder: is missing, as features are; expected one of them, for words")
+        text_encoder = features.text_encoder
     with watch.stage("words"):  # before the network takes its room on a GPU
-        bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder or features.text_encoder)
+        bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder)
     with watch.stage("decode"):
         decoder = subject.decoder(features=features, text_encoder=text_encoder, generator=generator, bank=bank)
         voxels = dataset.subject(subject.number).betas(chosen.trials.row)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from mindtuner.config import Config, SimulateConfig, load_config
 from mindtuner.data import Dataset
@@ -39,7 +40,7 @@ def simulate(
     *,
     cutouts: str | Path | None = None,
     stimuli: str | Path | None = None,
-    **knobs: float,
+    **knobs: Any,
 ) -> Dataset:
     """Write a simulated NSD in the files of the public release, and open it.
 
@@ -73,10 +74,12 @@ def simulate(
     out = Path(out)
     if not isinstance(config, SimulateConfig):
         config = (config if isinstance(config, Config) else load_config(config)).simulate
-    knobs = dataclasses.replace(config, **knobs)
-    check_inputs(knobs, cutouts, stimuli)
+    section = dataclasses.replace(config, **knobs)
+    cutouts = None if cutouts is None else Path(cutouts)
+    stimuli = None if stimuli is None else Path(stimuli)
+    check_inputs(section, cutouts, stimuli)
     if not is_whole(out):
-        write_simulation(out, knobs, cutouts, stimuli)
+        write_simulation(out, section, cutouts, stimuli)
     return load(out)
 
 
@@ -106,7 +109,7 @@ def run_demo(
     config : Config
         From ``load_config("demo")`` or ``load_config("quick")``.
     cutouts, stimuli : path, optional
-        As in :func:`simulate`.
+        As in ``simulate``.
     weights : path, optional
         Of another compact generator.
     keep_data : bool
@@ -124,7 +127,7 @@ def run_demo(
         Where ``out`` holds another run, or images, weights and config do not fit.
     """
     out, watch = Path(out), watch or Stopwatch()
-    generator = CompactGenerator(config.decode, config.seed, weights)
+    generator = CompactGenerator(config.decode, config.seed, None if weights is None else Path(weights))
     _claim(out, settings_text(config, command), force)
     log = log_to(out)
     with watch.stage("simulate"):

@@ -51,7 +51,7 @@ def evaluate(
     Parameters
     ----------
     subject : TunedSubject
-        From :func:`tune`, or read by :meth:`TunedSubject.load`.
+        From ``tune``, or read by ``TunedSubject.load``.
     dataset : Dataset
         Which holds the subject, with its test trials.
     features : Features, optional
@@ -124,7 +124,7 @@ def evaluate(
         parts=parts,
         watch=watch,
     )
-    if out is not None:
+    if out is not None and parts is not None:
         results = results.save(out)
         shutil.rmtree(parts, ignore_errors=True)
     return results

@@ -50,7 +50,7 @@ _HOW = ("dtype",)  # how a tower computed, not what: bases and caches may differ
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """What frozen towers say about all N stimuli of a dataset; made by :func:`embed`.
+    """What frozen towers say about all N stimuli of a dataset; made by ``embed``.
 
     Attributes
     ----------
@@ -208,7 +208,7 @@ def identities(cache: Path) -> dict[str, dict]:
 
 def sizes(cache: Path) -> dict[str, int]:
     """What a model's config has to say for these caches. Raises UserError where one is missing or is not one."""
-    found = {}
+    found: dict[str, int] = {}
     for name, fields in _FIELDS.items():
         shape = read_json(cache / f"{name}.json").get("shape")
         if not isinstance(shape, list) or len(shape) <= len(fields):

@@ -62,6 +62,7 @@ def open_text_encoder(subject: TunedSubject, clip: str | None = None, clip_weigh
     """
     config, trained = subject.base.network.config, TrainedWith.of(subject)
     wanted = trained.tower("text")
+    encoder: TextEncoder
     if clip is None:
         encoder = CompactTextEncoder()
     else:
@@ -97,7 +98,7 @@ def full_size_generator(
     sources : Sources
         Where the pretrained models lie.
     text_encoder : TextEncoder
-        The subject's, from :func:`open_text_encoder`.
+        The subject's, from ``open_text_encoder``.
     dtype : torch.dtype, optional
         Of the large models, by default float16 on CUDA and float32 elsewhere.
     offload : bool

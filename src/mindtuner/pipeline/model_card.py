@@ -128,7 +128,7 @@ print(subject.decoder().describe(dataset.subject({subject.number}).betas([0, 1, 
 
 def brains(card: Mapping) -> str:
     """Whether brains were simulated, in words."""
-    return {True: SIMULATED, False: MEASURED}.get(card.get("simulated"), UNKNOWN)
+    return UNKNOWN if card.get("simulated") is None else SIMULATED if card["simulated"] else MEASURED
 
 
 def _front_matter(card: Mapping, tags: Sequence[str], datasets: Sequence[str], base: str | None = None) -> str:

@@ -19,7 +19,7 @@ from mindtuner.pipeline.stages import Scoring
 
 @dataclass(frozen=True)
 class PictureScores:
-    """Scores of two folders of pictures; made by :func:`score_pictures`.
+    """Scores of two folders of pictures; made by ``score_pictures``.
 
     scores : by name ``mean``, ``ci95`` (low, high), ``chance``, and ``pictures``, the value of each picture by its name
     flat : by folder (``seen``, ``painted``), names of pictures that have one value everywhere

@@ -24,7 +24,7 @@ from mindtuner.report import write_report
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Paired differences of two evaluations, image by image; made by :meth:`Results.compare`.
+    """Paired differences of two evaluations, image by image; made by ``Results.compare``.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The scores of one subject's test images; made by :func:`evaluate`, or read by :meth:`load`.
+    """The scores of one subject's test images; made by ``evaluate``, or read by ``load``.
 
     Attributes
     ----------

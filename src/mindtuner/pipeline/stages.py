@@ -92,7 +92,7 @@ class TestSet:
             images,
             evenly(len(images), pictures),
             stimuli.training_images,
-            [stimuli.captions[k] for k in images],
+            [stimuli.captions[int(k)] for k in images],
             caches,
         )
 
@@ -124,7 +124,7 @@ def retrieval(
     caches : mapping of str to array
         ``Features.caches``, with what the towers say of the images.
     """
-    texts = captioned([stimuli.captions[k] for k in images])
+    texts = captioned([stimuli.captions[int(k)] for k in images])
     truth = np.asarray(caches["tokens"][images], np.float32), np.asarray(caches["text"][images[texts]], np.float32)
     return retrieve(tokens, text[texts], *truth)
 
@@ -211,6 +211,7 @@ def paint_all(
             pictures = {"reconstructed": np.asarray(test.caches["pixels"][one.found[test.shown]])}
             written = generator.captions(one.predictions.backbone_tokens[test.shown]) or []
         else:
+            assert one.image_tokens is not None  # where images are shown
             groups = []
             for start in range(0, len(images), TOGETHER):
                 rows = slice(start, start + TOGETHER)
@@ -290,7 +291,7 @@ def pictures_of(painted: Mapping[str, Painted], test: TestSet) -> dict[str, np.n
 def words_of(decoded: Mapping[str, Decoded], painted: Mapping[str, Painted], test: TestSet) -> dict:
     """The contents of words.json: captions and retrieved lists."""
     tokens = np.asarray(test.caches["tokens"][test.images])
-    methods = {}
+    methods: dict[str, dict] = {}
     for method, one in decoded.items():
         methods[method] = {"top5": []}
         if len(test.shown) == 0:  # words stand beside pictures

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Measures stages; one that says aloud what it measures overrides :meth:`began` and :meth:`ended`.
+    """Measures stages; one that says aloud what it measures overrides ``began`` and ``ended``.
 
     Examples
     --------

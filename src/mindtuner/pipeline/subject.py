@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TunedSubject:
-    """One person, tuned on a base; made by :func:`tune`, or read by :meth:`load` or :meth:`from_pretrained`.
+    """One person, tuned on a base; made by ``tune``, or read by ``load`` or ``from_pretrained``.
 
     Attributes
     ----------
@@ -185,12 +185,12 @@ class TunedSubject:
         base: Base | str | Path | None = None,
         features: Features | None = None,
     ) -> TunedSubject:
-        """Read what :func:`tune` wrote.
+        """Read what ``tune`` wrote.
 
         Parameters
         ----------
         path : path
-            A run of ``mindtuner tune`` or a folder of :meth:`save`, with all methods there, or one file of it.
+            A run of ``mindtuner tune`` or a folder of ``save``, with all methods there, or one file of it.
         dataset : Dataset, optional
             Where the subject is; then its voxels and regions must be those that were tuned on.
         base : Base, path or str, optional
@@ -225,7 +225,7 @@ class TunedSubject:
         base: Base | str | Path | None = None,
         features: Features | None = None,
     ) -> TunedSubject:
-        """Read a fingerprint from a hub, with the base that it names; or from a folder or file as :meth:`load` does.
+        """Read a fingerprint from a hub, with the base that it names; or from a folder or file as ``load`` does.
 
         Parameters
         ----------
@@ -233,7 +233,7 @@ class TunedSubject:
             ``owner/name`` or ``owner/name@revision`` on the hub (of ``HF_ENDPOINT``), where no such path is here. What was
             fetched before is read from the hub's cache, without a network too.
         dataset, base, features : optional
-            As in :meth:`load`.
+            As in ``load``.
 
         Raises
         ------
@@ -309,7 +309,7 @@ class TunedSubject:
         results: Results | None = None,
         datasets: Sequence[str] = (),
     ) -> str:
-        """Send what :meth:`save` writes to a hub, as one commit. Its base goes there first: see :meth:`Base.push_to_hub`.
+        """Send what ``save`` writes to a hub, as one commit. Its base goes there first: see ``Base.push_to_hub``.
 
         Parameters
         ----------
@@ -320,7 +320,7 @@ class TunedSubject:
         base : str, optional
             Id of the base on the hub, by default that which it has.
         methods, results, datasets : optional
-            As in :meth:`save`.
+            As in ``save``.
 
         Returns
         -------
@@ -392,13 +392,13 @@ def tune(
     Parameters
     ----------
     base : Base, path or str
-        It must not have seen the subject. It is never changed. An id on a hub is one too, see :meth:`Base.from_pretrained`.
+        It must not have seen the subject. It is never changed. An id on a hub is one too, see ``Base.from_pretrained``.
     subject : Subject
         Cut to the sessions to train on: ``dataset.subject(1).sessions(1)``. Its test trials are not used.
     features : Features
-        Of the dataset's stimuli, from :func:`embed`.
+        Of the dataset's stimuli, from ``embed``.
     config : optional
-        As in :func:`pretrain`; by default the base's. The model section is always the base's.
+        As in ``pretrain``; by default the base's. The model section is always the base's.
     methods : sequence of str
         Out of ``mindtuner``, ``ridge_only``, ``full_finetune``, ``from_scratch`` and ``shuffled_brain``. By default the
         method, the ridge without adapters, and the control with shuffled brains, which a report needs.
@@ -406,7 +406,7 @@ def tune(
         Of weights and order, by default the config's.
     holdout : float
         Share in [0, 1) of the subject's training images that no trial is tuned on, chosen by the seed: see
-        :meth:`TunedSubject.held_out`. Settings are chosen by these, never by test images.
+        ``TunedSubject.held_out``. Settings are chosen by these, never by test images.
     out : path, optional
         Run folder to write: a file for each method, ``config.yaml`` and ``log.jsonl``. A run that was stopped goes on there.
     force : bool
@@ -492,7 +492,7 @@ def fit_methods(
                 if path is not None and processes().index == 0:
                     write(path, method, networks[method], subject, config, card)
             processes().wait()
-            if path is not None:
+            if path is not None and checkpoint is not None:
                 if method not in networks:
                     networks[method] = read_network(path, base.network, subject.number, subject)
                 files[method] = path

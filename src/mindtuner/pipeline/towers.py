@@ -96,14 +96,15 @@ def of_the_papers(
         if given[_NEEDS[name]] is None:
             raise UserError(f"{_NEEDS[name]}: is missing; expected it, for {name}")
     images = texts = autoencoder = maps = None
-    name = None if clip is None else clip_name(clip)
-    if "tokens" in chosen:
-        images = OpenClipImageEncoder(name, clip_weights, token_norm=token_norm, image_range=image_range, dtype=dtype)
-    if "text" in chosen:
-        texts = OpenClipTextEncoder(name, clip_weights, dtype=dtype)
-    if "latents" in chosen:
+    if clip is not None:
+        clip = clip_name(clip)
+    if clip is not None and "tokens" in chosen:
+        images = OpenClipImageEncoder(clip, clip_weights, token_norm=token_norm, image_range=image_range, dtype=dtype)
+    if clip is not None and "text" in chosen:
+        texts = OpenClipTextEncoder(clip, clip_weights, dtype=dtype)
+    if vae is not None and "latents" in chosen:
         autoencoder = StableAutoencoder(vae)
-    if chosen & {"features", "features_augmented"}:
+    if convnext is not None and chosen & {"features", "features_augmented"}:
         maps = _convnext(convnext, convnext_weights)
     towers = openclip_towers(stimuli, images, texts) + low_level_towers(stimuli, autoencoder, maps)
     return [tower for tower in towers if tower.name in chosen]

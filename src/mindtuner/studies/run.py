@@ -119,7 +119,7 @@ def run_curve(
 ) -> Study:
     """Measure how scores grow with hours of data, and how many hours from scratch one hour of tuning is worth.
 
-    Parameters and files are those of :func:`run_ablation`.
+    Parameters and files are those of ``run_ablation``.
 
     Raises
     ------
