@@ -30,7 +30,7 @@ def test_every_number_of_the_file_is_read_with_its_source():
     text = resources.files("mindtuner.evaluation").joinpath("published.csv").read_text(encoding="utf-8")
     lines = list(csv.reader(text.splitlines()))
     found = published.rows()
-    assert len(found) == len(lines) - 1 == 13
+    assert len(found) == len(lines) - 1 == 22
     for row, line in zip(found, lines[1:], strict=True):
         cells = dict(zip(lines[0], line, strict=True))
         assert row["seen_in"] == cells["seen_in"] != ""
@@ -63,9 +63,9 @@ def test_a_broken_table_is_refused(old, new, named):
 def test_runs_stand_apart_and_are_not_sorted_by_score():
     best = run_of(True, score=0.99)
     found = published.table([best, run_of(False, 0.2, sessions=2, picture="reconstructed"), run_of(True, 0.1)])
-    assert [row["group"] for row in found["rows"]] == ["published"] * 13 + ["real"] + ["simulated"] * 2
-    assert [row["data"] for row in found["rows"]] == ["real"] * 14 + ["simulated"] * 2
-    real, first, second = found["rows"][13:]
+    assert [row["group"] for row in found["rows"]] == ["published"] * 22 + ["real"] + ["simulated"] * 2
+    assert [row["data"] for row in found["rows"]] == ["real"] * 23 + ["simulated"] * 2
+    real, first, second = found["rows"][22:]
     assert "2 sessions (450 trials)" in real["setting"] and "not refined" in real["setting"]
     assert "9 test images" in first["setting"] and "4 pictures at 128 px" in first["setting"]
     assert (first["cells"]["image_retrieval_of_9"], second["cells"]["image_retrieval_of_9"]["value"]) == (
@@ -73,7 +73,7 @@ def test_runs_stand_apart_and_are_not_sorted_by_score():
         0.1,
     )
     assert "image_retrieval" not in first["cells"]  # 1 of 9 is not 1 of 300
-    assert all(cell["ci"] is not None for row in found["rows"][13:] for cell in row["cells"].values())  # no bare mean of ours
+    assert all(cell["ci"] is not None for row in found["rows"][22:] for cell in row["cells"].values())  # no bare mean of ours
     keys = [column["key"] for column in found["columns"]]
     assert keys[: len(published.COLUMNS)] == list(published.COLUMNS)
     assert set(keys[len(published.COLUMNS) :]) == {"two_way", *(f"{d}_retrieval_of_9" for d in ("image", "brain", "text"))}
