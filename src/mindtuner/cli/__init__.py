@@ -47,6 +47,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser,
     )
     parser.add_argument("--version", action="version", version=f"mindtuner {mindtuner.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    words = list(argv)
+    if " ".join(words[:2]) in _VERBS:  # a verb of two words
+        words[:2] = [" ".join(words[:2])]
     modules = {}
     for verb in _VERBS:
         modules[verb] = importlib.import_module(f"mindtuner.cli.{verb.replace('-', '_').replace(' ', '_')}")
@@ -54,11 +57,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser,
         sub = verbs.add_parser(
             verb, help=text.splitlines()[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        modules[verb].add_arguments(sub)
+        if verb in words:  # another verb's options would only take time
+            modules[verb].add_arguments(sub)
         sub.set_defaults(help_of_verb=sub.format_help)
-    words = list(argv)
-    if " ".join(words[:2]) in _VERBS:  # a verb of two words
-        words[:2] = [" ".join(words[:2])]
     return parser.parse_args(words), parser, modules
 
 

@@ -17,9 +17,6 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from mindtuner.config import KNOB_LIMITS, SimulateConfig
-from mindtuner.files import claim_folder
-
 _HELP = {
     "subjects": "subjects 1 to N, with NSD's voxel counts",
     "sessions": "sessions (hours) per subject",
@@ -40,6 +37,8 @@ _NEXT = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from mindtuner.config import KNOB_LIMITS, SimulateConfig
+
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="whose files to write (default %(default)s)")
     add_stimuli(parser, "the defaults need 3900, fewer subjects or sessions less")
@@ -74,6 +73,8 @@ def add_stimuli(parser: argparse.ArgumentParser, needed: str) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from mindtuner.config import SimulateConfig
+    from mindtuner.files import claim_folder
     from mindtuner.simulation.simulate import check_inputs, remove_simulated, simulate
 
     knobs = SimulateConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(SimulateConfig)})
