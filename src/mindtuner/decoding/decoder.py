@@ -256,8 +256,11 @@ class Decoder:
 
 
 def sum_of_unit_tokens(backbone_tokens: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
-    """B / |B| + C / |C|, each (n, T, D) and of one length as a whole: among the same images, its cosine ranks as the sum of
-    the two cosines does. B is trained to be the image's tokens, C to be told from other images' (docs/demo.md)."""
+    """The sum B / |B| + C / |C| of two sets of tokens (n, T, D), each image's of unit length as a whole.
+
+    Among the same images, its cosine ranks as the sum of the two cosines does. B is trained to be the image's tokens, C to be
+    told from other images' (docs/demo.md).
+    """
     return sum(F.normalize(tokens.flatten(1), dim=1).view_as(tokens) for tokens in (backbone_tokens, projected))
 
 

@@ -72,6 +72,7 @@ class SharedLinear(nn.Module):
         self.linear, self.updates, self.rows = linear, updates, rows
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs of the joined batch, (n, ..., in) -> (n, ..., out)."""
         y = self.linear(x)
         for subject, part in self.rows.items():
             if subject in self.updates:
@@ -88,6 +89,7 @@ class OwnBlocks(nn.Module):
         self.blocks, self.rows = blocks, rows
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Hidden features of the joined batch, (n, h) -> (n, h), in the same order of rows."""
         parts = []
         for subject, rows in self.rows.items():
             part = x[rows]

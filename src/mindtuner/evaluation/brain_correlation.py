@@ -1,5 +1,7 @@
-"""Brain correlation of a run: what pictures are held against, and the blocks and arrays that results.json and
-per_image.safetensors hold of it."""
+"""Brain correlation of a run: what pictures are held against, and what the run's files hold of it.
+
+Those are blocks in results.json and arrays in per_image.safetensors.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,10 @@ class BrainTruth:
     def of(
         cls, subject: Subject, shown: np.ndarray, features: Features, seed: int, groups: tuple[int, ...] | None = None
     ) -> BrainTruth:
-        """Fit the encoding model on the training trials of ``subject``, of MOST images at most, spread evenly over their ids,
-        and average its test trials of the images ``shown`` (p,), stimulus ids. ``features`` are asked for training images
-        alone here; ``groups`` are their widths by group.
+        """Fit the encoding model on a subject's training trials, and average its test trials of the images shown.
+
+        The training trials are those of MOST images at most, spread evenly over their ids. ``shown`` (p,) are stimulus ids.
+        ``features`` are asked for training images alone here; ``groups`` are their widths by group.
 
         Raises UserError on a leak, where the subject has no test trial of an image, or where ``EncodingModel.fit`` and
         ``responses`` do.
@@ -54,9 +57,12 @@ class BrainTruth:
         return cls(model, measured.betas[at], measured.repeats[at], dict(subject.rois), training.noise, len(training.images))
 
     def reference_block(self, seen_features: np.ndarray, seed: int) -> dict:
-        """What every method's numbers are read against: ``{"training_images", "features", "seen": brain_block of the seen
-        pictures, whose features (p, F) these are, "regions": {region: {"voxels", "noise_ceiling", "voxelwise_ceiling",
-        "pattern_ceiling"}}}``; the ceilings are None where no training image was seen twice."""
+        """What every method's numbers are read against, as plain values.
+
+        ``{"training_images", "features", "seen": brain_block of the seen pictures, whose features (p, F) these are,
+        "regions": {region: {"voxels", "noise_ceiling", "voxelwise_ceiling", "pattern_ceiling"}}}``; the ceilings are None
+        where no training image was seen twice.
+        """
         ceilings = {}
         for name, mask in regions(self.rois).items():
             ceiling = None if self.noise is None else self.noise.ceiling(self.repeats)[mask]

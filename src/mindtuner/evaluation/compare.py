@@ -201,8 +201,10 @@ def _painted(run: Run, chosen: np.ndarray | None) -> int:
 
 
 def _shared_scores(runs: list[tuple[Run, str]]) -> tuple[list[tuple[str, str]], list[str]]:
-    """(part, score) that all runs have, of the same images, in the order of the tables; and labels of those that only some
-    have."""
+    """Scores that all runs have, and labels of those that only some have.
+
+    The first as (part, score), of the same images, in the order of the tables.
+    """
     every = [[tuple(key.split("/", 2)[1:]) for key in run.per_image if key.startswith(f"{method}/")] for run, method in runs]
     known = list(dict.fromkeys(name for names in every for name in names))
     order = [score for part in ALL_PARTS for score in of_part(part)]

@@ -1,5 +1,6 @@
-"""The encoding model: image features -> voxels, fitted on a subject's training trials, to say what a picture would do to
-the brain that saw the original.
+"""The encoding model: image features -> voxels, fitted on a subject's training trials.
+
+It says what a picture would do to the brain that saw the original.
 
 One ridge regression a voxel, on the betas of training images averaged over their trials:
 
@@ -80,8 +81,9 @@ class EncodingModel:
 
     @classmethod
     def fit(cls, features, betas, images, seed: int, groups: tuple[int, ...] | None = None) -> EncodingModel:
-        """Fit on n rows: ``features`` (n, F) and ``betas`` (n, V) of training images, ``images`` (n,) their ids; ``groups``
-        are the widths of groups of features, F in all, or None for one.
+        """Fit on n rows: ``features`` (n, F) and ``betas`` (n, V) of training images, ``images`` (n,) their ids.
+
+        ``groups`` are the widths of groups of features, F in all, or None for one.
 
         Rows are images, or single trials: all rows of one image are in one fold, so no image is predicted by itself.
         The seed decides the folds, and nothing else is random. Computed in float32 by himalaya's RidgeCV, ``TOGETHER`` voxels

@@ -34,8 +34,11 @@ _FACTS = ("method", "venue", "hours", "subjects", "refined", "seen_in")
 
 
 def rows() -> list[dict]:
-    """The published rows: ``method``, ``venue``, ``subjects``, ``refined`` and ``seen_in`` as text ("" where not stated),
-    ``hours`` as a number, and ``scores``, {column: number} of those that were found."""
+    """The published rows.
+
+    Each has ``method``, ``venue``, ``subjects``, ``refined`` and ``seen_in`` as text ("" where not stated), ``hours`` as a
+    number, and ``scores``, {column: number} of those that were found.
+    """
     text = resources.files("mindtuner.evaluation").joinpath("published.csv").read_text(encoding="utf-8")
     return parse(text)
 

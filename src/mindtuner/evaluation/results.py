@@ -134,8 +134,10 @@ def build_results(
 
 
 def rounded(value, where: str = "results.json"):
-    """``value`` as plain JSON values, floats rounded to 6 digits. UserError names a number that is not
-    finite."""
+    """``value`` as plain JSON values, floats rounded to 6 digits.
+
+    UserError names a number that is not finite.
+    """
     if isinstance(value, Mapping):
         return {str(key): rounded(item, f"{where} > {key}") for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

@@ -1,5 +1,6 @@
-"""The schema of a run folder's files: what stands in JSON by pydantic, arrays by name, type and shape. Each message names the
-file and the field at fault.
+"""The schema of a run folder's files.
+
+JSON is checked by pydantic, arrays by name, type and shape. Each message names the file and the field at fault.
 
 A run that painted nothing (``decode.pictures`` is 0) has retrieval and scores of captions, and no block ``reconstruction``.
 """

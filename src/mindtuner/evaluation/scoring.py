@@ -24,8 +24,10 @@ DIRECTIONS = ALWAYS["retrieval"]
 
 @dataclass(frozen=True)
 class Truth:
-    """What was seen, n test images, the first or any p of them painted, or none; and how pictures and retrieval are to be
-    scored."""
+    """What was seen, and how pictures and retrieval are to be scored.
+
+    Seen were n test images, the first or any p of them painted, or none.
+    """
 
     tokens: np.ndarray  # (n, T, D), the image tower's
     text: np.ndarray  # (n, d), or of those images that have captions: the mean of their embeddings

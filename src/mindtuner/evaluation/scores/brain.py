@@ -119,16 +119,20 @@ class VoxelNoise:
 
     @classmethod
     def of_sums(cls, count: int, images: int, squares: np.ndarray, between: np.ndarray, total: np.ndarray) -> VoxelNoise:
-        """From ``count`` trials of ``images`` repeated images: sums over trials of x and x² (``total``, ``squares``), and
-        over images of repeats x mean² (``between``), all float64 (V,)."""
+        """From sums over ``count`` trials of ``images`` repeated images, all float64 (V,).
+
+        ``total`` and ``squares`` are sums over trials of x and x²; ``between`` is the sum over images of repeats x mean².
+        """
         noise = np.maximum(squares - between, 0) / (count - images)
         variance = np.maximum(squares - total**2 / count, 0) / (count - 1)
         return cls(np.maximum(variance - noise, 0), noise)
 
     @classmethod
     def of_trials(cls, betas, images) -> VoxelNoise | None:
-        """From single trials (n, V) and the image that each shows (n,). Images seen once are left out; None where no image
-        was seen twice. Raises UserError for NaN or unequal lengths."""
+        """From single trials (n, V) and the image that each shows (n,).
+
+        Images seen once are left out; None where no image was seen twice. Raises UserError for NaN or unequal lengths.
+        """
         betas, images = as_array(betas, "betas", 2).astype(np.float64), np.asarray(images)
         if images.shape != (len(betas),):
             raise UserError(f"betas: {len(betas)} trials, but images have shape {images.shape}; expected ({len(betas)},)")
@@ -147,16 +151,21 @@ class VoxelNoise:
         return np.sqrt(np.divide(self.signal, self.noise, out=np.zeros_like(self.signal), where=self.noise > 0))
 
     def ceiling(self, repeats) -> np.ndarray:
-        """Noise ceiling (V,) in 0..1 of means over ``repeats`` trials, a number or one for each image: the share of variance
-        that a perfect model of the signal explains, signal / (signal + noise x mean(1 / repeats)). Its root is the highest
-        voxel-wise correlation."""
+        """Noise ceiling (V,) in 0..1 of means over ``repeats`` trials, a number or one for each image.
+
+        It is the share of variance that a perfect model of the signal explains, signal / (signal + noise x mean(1 /
+        repeats)). Its root is the highest voxel-wise correlation.
+        """
         left = self.noise * np.mean(1 / np.asarray(repeats, float))
         both = self.signal + left
         return np.divide(self.signal, both, out=np.zeros_like(both), where=both > 0)
 
     def pattern_ceiling(self, repeats, mask: np.ndarray) -> float:
-        """About the highest mean "pattern" correlation in a region: the root of its voxels' summed signal over their summed
-        variance. Exact where noise is independent between voxels and voxels have one mean."""
+        """About the highest mean "pattern" correlation in a region.
+
+        It is the root of its voxels' summed signal over their summed variance. Exact where noise is independent between
+        voxels and voxels have one mean.
+        """
         left = self.noise[mask].sum() * np.mean(1 / np.asarray(repeats, float))
         both = self.signal[mask].sum() + left
         return float(np.sqrt(self.signal[mask].sum() / both)) if both > 0 else 0.0

@@ -40,6 +40,8 @@ WORDNET_FILES = tuple(f"{part}.{kind}" for kind in ("noun", "verb", "adj", "adv"
 
 
 class TextEncoder(Protocol):
+    """What embeds sentences for a score of captions."""
+
     def embed(self, sentences: list[str]) -> np.ndarray:
         """Sentences (n) -> (n, d), each of unit length."""
 
@@ -69,6 +71,7 @@ class Meteor:
         self._words = functools.lru_cache(maxsize=None)(NLTKWordTokenizer().tokenize)
 
     def __call__(self, decoded: str, reference: str) -> float:
+        """METEOR of one caption ``decoded`` against one ``reference``, in 0..1."""
         from nltk.translate.meteor_score import single_meteor_score
 
         return single_meteor_score(
@@ -310,8 +313,9 @@ def _wordnet_reader(folder: Path):
 
 
 class ClipTextEncoder:
-    """Sentences -> unit vectors for CLIP-B and CLIP-L: CLIP's projected text embedding, ``CLIPModel.get_text_features``,
-    normalised.
+    """Sentences -> unit vectors for CLIP-B and CLIP-L.
+
+    They are CLIP's projected text embedding, ``CLIPModel.get_text_features``, normalised.
 
     Parameters
     ----------

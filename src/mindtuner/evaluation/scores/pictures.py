@@ -212,9 +212,11 @@ class Lineup:
         self.blocks: list[torch.Tensor] = []
 
     def add(self, features: torch.Tensor) -> None:
+        """Add the originals of the next block, (m, F), which are standardised in place."""
         self.blocks.append(_standardise_in_place(features))
 
     def __call__(self, features: torch.Tensor, at: int) -> np.ndarray:
+        """Score k pictures, (k, F), whose originals are the rows of block ``at`` -> float64 (k,) in 0..1."""
         rows, true = _standardise_in_place(features), self.blocks[at]
         similar = [rows @ block.T for block in self.blocks]
         own = similar[at].diagonal().clone()

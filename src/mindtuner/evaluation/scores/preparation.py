@@ -20,7 +20,9 @@ HALF_POINT, LOST = "half", "lost"
 
 @dataclass(frozen=True)
 class Choices:
-    """``antialias``: when a picture is reduced · ``first_side``: every picture is brought to this side before anything else,
+    """How pictures are prepared and scored.
+
+    ``antialias``: when a picture is reduced · ``first_side``: every picture is brought to this side before anything else,
     None for no such step · ``pixel_side``: of PixCorr and SSIM, None for the side that pictures come in · ``ties``: of
     two-way identification, HALF_POINT or LOST
     """
@@ -54,8 +56,10 @@ def resize(images, side: int) -> np.ndarray:
 
 
 def prepare(images: np.ndarray, side: int | None, choices: Choices) -> torch.Tensor:
-    """Checked images (n, 3, H, W) as a float32 tensor (n, 3, side, side) of values 0..1, its own memory; of None as large
-    as they are."""
+    """Checked images (n, 3, H, W) as a float32 tensor (n, 3, side, side) of values 0..1, its own memory.
+
+    Where ``side`` is None, they stay as large as they are.
+    """
     sizes = [(wanted, wanted) for wanted in (choices.first_side, side) if wanted is not None]
     if len(images) > 1 and any(size != images.shape[-2:] for size in sizes):
         # one at a time, so that it stays in the processor's cache

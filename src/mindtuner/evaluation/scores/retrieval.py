@@ -1,4 +1,4 @@
-"""Retrieval by cosine similarity: which of n candidates is most like the query?
+"""Retrieval by cosine similarity: which of n candidates is most like the query.
 
 Directions as in the MindEye2 paper: *image* retrieval goes from brain to image, *brain* retrieval from image
 to brain. The MindTuner paper adds *text* retrieval, from brain to text. All n test images are candidates at
@@ -73,8 +73,11 @@ def score(similarity: np.ndarray, correct: np.ndarray) -> Retrieval:
 
 
 def top_k(ahead, tied, k: int) -> np.ndarray:
-    """Probability of the true candidate to be among the first k, where ``ahead`` others are more like the query and
-    ``tied`` as like, in random order: (k - ahead) / (1 + tied), kept within 0 and 1. For k = 1, 1/(1 + tied) or 0."""
+    """Probability of the true candidate to be among the first k.
+
+    ``ahead`` others are more like the query and ``tied`` as like, in random order: (k - ahead) / (1 + tied), kept within 0
+    and 1. For k = 1, 1/(1 + tied) or 0.
+    """
     return np.clip((k - np.asarray(ahead)) / (1.0 + np.asarray(tied)), 0, 1)
 
 
