@@ -46,8 +46,10 @@ class FolderImages:
         return images
 
     def file_hashes(self) -> Iterator[bytes]:
-        """sha256 (32 bytes) of each image's file in the order of ids, for ``Stimuli.hash``, before it how images are made
-        of files here. Raises UserError where a file cannot be read."""
+        """sha256 (32 bytes) of each image's file in the order of ids, for ``Stimuli.hash``.
+
+        Before them comes how images are made of files here. Raises UserError where a file cannot be read.
+        """
         yield hashlib.sha256(f"central square, bicubic, {SIDE}".encode()).digest()
         for name in self._paths:
             try:
@@ -80,8 +82,11 @@ def captions_beside(picture: Path) -> tuple[str, ...]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture as uint8 (3, 224, 224), see ``square``. Raises UserError where it is damaged, has more than 8 bits a
-    channel, or is transparent anywhere: only the lab knows what was behind it."""
+    """A picture as uint8 (3, 224, 224), see ``square``.
+
+    Raises UserError where it is damaged, has more than 8 bits a channel, or is transparent anywhere: only the lab knows what
+    was behind it.
+    """
     try:
         with Image.open(path) as raw:
             raw.load()
@@ -98,8 +103,10 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def square(image: Image.Image) -> np.ndarray:
-    """The central square of an RGB picture at 224 x 224, uint8 (3, 224, 224): what is left when the shorter side is
-    scaled to 224 (bicubic, antialiased) and the rest cut off evenly."""
+    """The central square of an RGB picture at 224 x 224, uint8 (3, 224, 224).
+
+    It is what is left when the shorter side is scaled to 224 (bicubic, antialiased) and the rest cut off evenly.
+    """
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     scaled = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))

@@ -60,8 +60,10 @@ def read_data(path: Path, image: nibabel.spatialimages.SpatialImage) -> np.ndarr
 
 
 def stream_volumes(file: BinaryIO, offset: int, dtype: np.dtype, voxels: int, count: int) -> Iterator[np.ndarray]:
-    """The first ``count`` volumes of the data that begin at byte ``offset``, each as stored, ``dtype`` (voxels,) in
-    Fortran order. A file that ends before raises EOFError."""
+    """The first ``count`` volumes of the data that begin at byte ``offset``.
+
+    Each is as stored, ``dtype`` (voxels,) in Fortran order. A file that ends before raises EOFError.
+    """
     _exactly(file, offset)
     for _ in range(count):
         yield np.frombuffer(_exactly(file, voxels * dtype.itemsize), dtype)
@@ -187,8 +189,10 @@ class JoinedSessions:
 
 
 def box_of(voxels: int) -> np.ndarray:
-    """A mask, bool (X, Y, Z), for voxels that lie nowhere: they fill a cube from its first corner on, in C order, with an
-    empty border around it."""
+    """A mask, bool (X, Y, Z), for voxels that lie nowhere.
+
+    They fill a cube from its first corner on, in C order, with an empty border around it.
+    """
     side = int(np.ceil(voxels ** (1 / 3)))
     return np.pad((np.arange(side**3) < voxels).reshape(side, side, side), 1)
 

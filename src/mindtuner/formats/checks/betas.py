@@ -37,9 +37,12 @@ def check_betas(
     labels: Labels = Labels(),
     zeroed: bool = False,
 ) -> None:
-    """Read all betas, (rows, V), and report what is not finite, constant, there twice, or not z-scored although it is said
-    to be. ``session``: int (rows,), 0 where unknown; None where nobody knows any. ``zeroed``: a session may hold voxels
-    that it did not image, all 0, as NSD's do."""
+    """Read all betas, (rows, V), and report what is wrong with them.
+
+    Reported is what is not finite, constant, there twice, or not z-scored although it is said to be. ``session``: int
+    (rows,), 0 where unknown; None where nobody knows any. ``zeroed``: a session may hold voxels that it did not image, all 0,
+    as NSD's do.
+    """
     rows, voxels = betas.shape
     session = np.zeros(rows, np.int64) if session is None else session
     whole, sessions = _Voxels(voxels), {}

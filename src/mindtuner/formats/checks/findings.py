@@ -32,15 +32,19 @@ class Findings:
         self.items: list[Finding] = []
 
     def fact(self, path: Path, what: str) -> None:
+        """Note what was found in a file."""
         self.facts.append((self.name(path), what))
 
     def error(self, path: Path, field: str, message: str) -> None:
+        """Add what makes the dataset unusable."""
         self.items.append(Finding("error", self.name(path), field, message))
 
     def warning(self, path: Path, field: str, message: str) -> None:
+        """Add what is likely to be wrong, though the dataset can be read."""
         self.items.append(Finding("warning", self.name(path), field, message))
 
     def note(self, path: Path, field: str, message: str) -> None:
+        """Add what is good to know and not wrong."""
         self.items.append(Finding("note", self.name(path), field, message))
 
     def errors(self, path: Path, found: Iterable[tuple[str, str]]) -> bool:
@@ -72,6 +76,7 @@ class Findings:
         return None
 
     def count(self, severity: str) -> int:
+        """How many findings have this severity: "error", "warning" or "note"."""
         return sum(item.severity == severity for item in self.items)
 
     def name(self, path: Path) -> str:

@@ -63,8 +63,10 @@ def _spread(seen: np.ndarray) -> str:
 
 
 def check_stimuli(findings: Findings, path: Path, stimuli: Stimuli, names: Sequence[str], used: np.ndarray) -> None:
-    """Read all images; report those that cannot be read, are blank, or equal another, and captions that are missing.
-    ``used``: bool (N,), shown in some trial."""
+    """Read all images; report those that cannot be read, are blank, or equal another, and missing captions.
+
+    ``used``: bool (N,), shown in some trial.
+    """
     check_pictures(findings, path, lambda number: stimuli.images([number])[0], names, stimuli.is_shared, used)
     check_captions(findings, path, stimuli.captions, names)
 

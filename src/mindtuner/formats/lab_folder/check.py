@@ -101,8 +101,10 @@ def _check_repeats(findings: Findings, lines: TrialLines) -> None:
 def _what_is_shown(
     images: FolderImages | Hdf5Images | None, tables: dict[int, TrialLines]
 ) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
-    """Id of each name, and over ids: whether it is a test image, whether it is shown at all. Where the stimuli cannot be
-    opened, the names are those that the tables use."""
+    """Id of each name, and over ids: whether it is a test image, whether it is shown at all.
+
+    Where the stimuli cannot be opened, the names are those that the tables use.
+    """
     shown = {name for lines in tables.values() for split in ("train", "test") for name in lines.split_of(split)}
     names = dict(images.names) if images is not None else {name: i for i, name in enumerate(sorted(shown))}
     tested = {name for lines in tables.values() for name in lines.split_of("test")}

@@ -125,8 +125,11 @@ def open_images(root: Path) -> FolderImages | Hdf5Images:
 
 
 def subject_folders(root: Path, card: dict) -> dict[int, Path]:
-    """Subject number -> folder: ``sub-07`` is 7 plus the card's ``subject_offset``; a folder of one subject is 1,
-    unless it is itself called ``sub-07``. Raises UserError where none, or no one number, can be told."""
+    """Subject number -> folder.
+
+    ``sub-07`` is 7 plus the card's ``subject_offset``; a folder of one subject is 1, unless it is itself called ``sub-07``.
+    Raises UserError where none, or no one number, can be told.
+    """
     folders = sorted(path for path in root.glob("sub-*") if path.is_dir())
     if folders and (root / TRIALS).exists():
         raise UserError(f"{root}: holds {TRIALS} and {folders[0].name}; expected one subject, or folders of subjects")
@@ -159,8 +162,10 @@ def _open_subject(number: int, folder: Path, lines: TrialLines, trials: Trials, 
 
 
 def find_betas(folder: Path) -> list[Path]:
-    """The files of a subject's betas: one, or one NIfTI per session in their order. Raises UserError where there are
-    none, files of two kinds, or two of one session."""
+    """The files of a subject's betas: one, or one NIfTI per session in their order.
+
+    Raises UserError where there are none, files of two kinds, or two of one session.
+    """
     single = [path for name in ("betas.npy", "betas.h5", "betas.hdf5") if (path := folder / name).exists()]
     sessions = sorted((path for path in folder.glob("betas_*.nii*")), key=session_number)
     if len(single) + bool(sessions) != 1:
@@ -229,8 +234,10 @@ def _open_npy(path: Path) -> LazyArray:
 
 
 def check_rows(path: Path, betas: LazyArray, lines: TrialLines) -> None:
-    """Raise UserError where the trial table does not have one line per row of the betas, or, with one file per session,
-    not the sessions of these files in their order."""
+    """Raise UserError where the trial table does not have one line per row of the betas.
+
+    With one file per session, also where it does not have the sessions of these files in their order.
+    """
     rows = betas.shape[0]
     if rows != len(lines):
         turned = _turned(betas, rows) if betas.shape[1] == len(lines) else ""
@@ -259,8 +266,10 @@ def check_dtype(path: Path, betas: LazyArray, card: dict) -> None:
 
 
 def load_rois(folder: Path, voxels: int) -> dict[str, np.ndarray]:
-    """Regions of interest, name -> bool (V,); none where there is no ``rois``. Raises UserError where there are two kinds,
-    or one is damaged or does not fit the voxels."""
+    """Regions of interest, name -> bool (V,); none where there is no ``rois``.
+
+    Raises UserError where there are two kinds, or one is damaged or does not fit the voxels.
+    """
     kinds = [path for name in ("rois", "rois.npz", "rois.tsv") if (path := folder / name).exists()]
     if len(kinds) > 1:
         raise UserError(f"{folder}: regions in {', '.join(path.name for path in kinds)}; expected one of them")
@@ -315,8 +324,10 @@ def _as_mask(path: Path, name: str, values: np.ndarray) -> np.ndarray:
 
 
 def load_vertices(folder: Path, voxels: int) -> np.ndarray | None:
-    """The fsLR-32k vertex of each voxel, int64 (V,), of ``vertices.npy``; None without that file. Raises UserError where
-    it lists other numbers, one twice, or not one for each voxel."""
+    """The fsLR-32k vertex of each voxel, int64 (V,), of ``vertices.npy``; None without that file.
+
+    Raises UserError where it lists other numbers, one twice, or not one for each voxel.
+    """
     path = folder / VERTICES
     if not path.exists():
         return None

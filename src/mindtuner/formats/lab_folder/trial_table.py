@@ -27,8 +27,10 @@ _SESSION = re.compile(r"(?:ses-|session-)?0*([1-9]\d{0,5})")
 
 @dataclass(frozen=True)
 class TrialLines:
-    """The table as text: each column a list of n cells, entry i belonging to betas row i. ``ragged``: lines with
-    too few or too many cells, line number -> count."""
+    """The table as text: each column a list of n cells, entry i belonging to betas row i.
+
+    ``ragged``: lines with too few or too many cells, line number -> count.
+    """
 
     path: Path
     columns: dict[str, list[str]]
@@ -97,8 +99,10 @@ def read_lines(path: Path) -> TrialLines:
 
 
 def problems(lines: TrialLines, names: Mapping[str, int] | None) -> Iterator[tuple[str, str]]:
-    """Everything that makes the table unusable, as (field, message). ``names``: the stimuli that there are, or None
-    where nobody knows."""
+    """Everything that makes the table unusable, as (field, message).
+
+    ``names``: the stimuli that there are, or None where nobody knows.
+    """
     for line, count in lines.ragged.items():
         yield f"line {line}", f"has {count} cells; expected {len(lines.columns)} as in the header"
     for line, cell in enumerate(lines.columns["session"], FIRST_LINE):

@@ -174,8 +174,10 @@ def _check_repeats(findings: Findings, person: Person) -> None:
 def check_shown(
     findings: Findings, person: Person, numbers: dict[Path, int], is_shared: np.ndarray, name_of: Callable[[int], str]
 ) -> None:
-    """Report what the trials that count show, by the number of each picture. Training trials of a test picture are left out,
-    as the reader does."""
+    """Report what the trials that count show, by the number of each picture.
+
+    Training trials of a test picture are left out, as the reader does.
+    """
     trials = [trial for trial in person.pictures if trial.is_test or not is_shared[numbers[person.pictures[trial]]]]
     if trials:
         stimulus = [numbers[person.pictures[trial]] for trial in trials]

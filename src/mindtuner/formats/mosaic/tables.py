@@ -15,8 +15,11 @@ SPLIT = {"train_naturalistic.json": False, "test_naturalistic.json": True}  # fi
 
 @dataclass(frozen=True)
 class Source:
-    """One of MOSAIC's datasets: subject ``n`` gets the number ``base + n``; its table; over which of its own trials the
-    authors normalised the betas."""
+    """One of MOSAIC's datasets.
+
+    Subject ``n`` gets the number ``base + n``. ``stiminfo``: its table. ``normalised``: over which of its own trials the
+    authors normalised the betas.
+    """
 
     base: int
     stiminfo: str

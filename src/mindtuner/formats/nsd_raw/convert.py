@@ -157,8 +157,11 @@ def find_scans(root: Path, design: raw.Design, subjects: Sequence[int]) -> list[
 
 
 def trial_table(design: raw.Design, subject: int, sessions: int, per_session: int) -> TrialTable:
-    """All trials of a subject's first ``sessions`` sessions. Runs are NSD's, 63 and 62 of 750 trials in turn; when in
-    the session a trial came the design does not say, so that is missing, -1."""
+    """All trials of a subject's first ``sessions`` sessions.
+
+    Runs are NSD's, 63 and 62 of 750 trials in turn; when in the session a trial came the design does not say, so that is
+    missing, -1.
+    """
     stimulus = design.stimulus(subject, sessions * per_session)
     starts = -(-np.arange(nsd.RUNS) * per_session // nsd.RUNS)
     within = np.arange(per_session)
@@ -174,8 +177,10 @@ def trial_table(design: raw.Design, subject: int, sessions: int, per_session: in
 
 
 def zscored_sessions(scans: Scans) -> Iterator[np.ndarray]:
-    """Betas of one session after the other, float64 (trials, V), z-scored with its own training trials; a session
-    with fewer than two uses the statistics of all training trials of the subject's others."""
+    """Betas of one session after the other, float64 (trials, V), z-scored with its own training trials.
+
+    A session with fewer than two uses the statistics of all training trials of the subject's others.
+    """
     training = np.split(~scans.table.is_shared, len(scans.sessions))
     pooled = None if all(rows.sum() >= FEWEST for rows in training) else _pooled(scans, training)
     for path, rows in zip(progress(scans.sessions, f"subj{scans.number:02d}", unit="session"), training, strict=True):

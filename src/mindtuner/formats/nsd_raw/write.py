@@ -154,8 +154,11 @@ def _write_words(root: Path, stimuli: Stimuli) -> None:
 
 
 def _write_design(path: Path, dataset: Dataset) -> None:
-    """In NSD all subjects go through their own list of images in one order. Subjects who did not have that order share
-    one here too: a place of the list is a combination of what they saw at a time, so that a list may name an image twice."""
+    """Write the design: in NSD all subjects go through their own list of images in one order.
+
+    Subjects who did not have that order share one here too: a place of the list is a combination of what they saw at a time,
+    so that a list may name an image twice.
+    """
     import scipy.io  # here alone: it takes a while, and every reader would wait for it
 
     trials = max(len(subject.trials) for subject in dataset.subjects.values())

@@ -33,6 +33,7 @@ class Members(NamedTuple):
     size: np.ndarray
 
     def select(self, which: np.ndarray) -> Members:
+        """The files that ``which`` picks, a mask bool (m,) or positions."""
         return Members(*(array[which] for array in self))
 
 

@@ -67,6 +67,7 @@ class Plan:
 
     @property
     def files(self) -> list[HubFile]:
+        """The files of all parts, in the order in which they arrive."""
         return [file for part in self.parts.values() for file in part]
 
     @property
@@ -75,6 +76,7 @@ class Plan:
         return self.out / f".fetch-{self.release.revision}.part"
 
     def part_path(self, file: HubFile) -> Path:
+        """Where the file lies while it grows, named by its checksum."""
         return self.working_folder / file.checksum
 
     def target(self, file: HubFile) -> Path:

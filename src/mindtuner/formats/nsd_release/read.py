@@ -117,6 +117,10 @@ def check_card(card: dict, where: str) -> None:
 
 
 def load_card(root: Path) -> dict:
+    """The card of a release folder; without one, that of the real release as its authors z-scored it.
+
+    Raises UserError where the card is damaged.
+    """
     path = root / CARD
     if not path.exists():
         return {"simulated": False, "zscore": "publisher"}

@@ -257,8 +257,11 @@ def _npy_header(shape: tuple[int, int]) -> bytes:
 
 
 def _sample(row: int, behaviour: np.ndarray) -> dict[str, np.ndarray]:
-    """One trial with its neighbours in time, oldest first. Past trials end, future trials start, at this one;
-    the olds are the presentations of the same image before this one, over all sessions."""
+    """One trial with its neighbours in time, oldest first.
+
+    Past trials end, future trials start, at this one; the olds are the presentations of the same image before this one, over
+    all sessions.
+    """
     session = behaviour[:, release.SESSION]
     first, last = np.searchsorted(session, session[row], "left"), np.searchsorted(session, session[row], "right")
     past = behaviour[max(row - PAST, first) : row]
