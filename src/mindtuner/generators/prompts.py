@@ -149,7 +149,7 @@ def _nearest(text: np.ndarray, bank: TextBank, count: int, said: dict[str, str])
 
 
 def _article(name: str) -> str:
-    """ "a ", "an ", or nothing before a plural such as scissors, but not before a bus or a glass."""
+    """The article "a " or "an ", or nothing before a plural such as scissors, but not before a bus or a glass."""
     if name.endswith("s") and not name.endswith(("us", "ss")):
         return ""
     return "an " if name[0] in "aeiou" else "a "

@@ -122,8 +122,9 @@ def _train(
     losses_at,
     save_weights: Callable[[dict, int], None] = lambda average, step: None,
 ) -> dict:
-    """Train one stage up to ``steps``, saving as it goes, and return the running average of its weights (empty where the
-    stage keeps none).
+    """Train one stage up to ``steps``, saving as it goes, and return the running average of its weights.
+
+    The average is empty where the stage keeps none.
 
     ``losses_at(rng, source, step)`` draws a batch and gives its losses by name, already weighted; they are summed.
     ``save_weights(average, step)`` is called whenever the state is saved.

@@ -73,8 +73,9 @@ class UnclipGenerator:
 
     @torch.no_grad()
     def generate(self, tokens: np.ndarray, images: np.ndarray, title: str = "paint") -> torch.Tensor:
-        """Image tokens (n, T, D) of images ``images`` (n,) -> latents float32 (n, 4, side / 8, side / 8) on the device, from
-        noise.
+        """Image tokens (n, T, D) of images ``images`` (n,) -> latents, from noise.
+
+        Latents are float32 (n, 4, side / 8, side / 8) on the device.
 
         Raises UserError where D is not the width that the UNet reads.
         """
@@ -190,6 +191,7 @@ def times(scheduler: EulerDiscreteScheduler, steps: int) -> list[int]:
 
 
 def first_sigma(scheduler: EulerDiscreteScheduler, steps: int) -> float:
+    """The noise level that sampling of ``steps`` steps begins with; sets the scheduler's times."""
     scheduler.set_timesteps(timesteps=times(scheduler, steps))
     return float(scheduler.sigmas[0])
 

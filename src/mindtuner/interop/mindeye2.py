@@ -76,8 +76,10 @@ def convert_mindeye2(
 
 
 def check_fixed_parts(weights: Weights, head_dim: int, where: Path) -> None:
-    """What our prior computes instead of storing must be what theirs stores: rotary frequencies, noise
-    schedule."""
+    """Check that what our prior computes instead of storing is what theirs stores.
+
+    That is rotary frequencies and the noise schedule. Raises UserError where it differs.
+    """
     pairs = min(32, head_dim) // 2
     right = 10000.0 ** (-torch.arange(pairs) / pairs)
     for key, tensor in weights.items():
@@ -95,8 +97,11 @@ def check_fixed_parts(weights: Weights, head_dim: int, where: Path) -> None:
 
 
 def backbone_constant(weights: Weights, blocks: int, where: Path) -> float:
-    """c of ``x4 = x0 + c``: the sum of the sequence MLPs' outputs, each at its LayerNorm's bias, for at
-    sequence length 1 the norm sees a single number and returns its bias whatever that number is."""
+    """The constant c of ``x4 = x0 + c``.
+
+    It is the sum of the sequence MLPs' outputs, each at its LayerNorm's bias, for at sequence length 1 the norm sees a single
+    number and returns its bias whatever that number is.
+    """
     c = torch.zeros((), dtype=torch.float64)
     for i in range(blocks):
         layer = {
@@ -110,8 +115,10 @@ def backbone_constant(weights: Weights, blocks: int, where: Path) -> float:
 
 
 def fold(weight: torch.Tensor, bias: torch.Tensor, c: float) -> torch.Tensor:
-    """The bias b' with ``W (x + c 1) + b = W x + b'``, summed in float64 by groups of rows (the head is
-    large)."""
+    """The bias b' with ``W (x + c 1) + b = W x + b'``.
+
+    Summed in float64 by groups of rows (the head is large).
+    """
     row_sums = torch.cat([rows.double().sum(1) for rows in weight.split(4096)])
     return (bias.double() + c * row_sums).float()
 

@@ -106,8 +106,11 @@ def match_keys(weights: Weights, where: Path, subjects: list[int] | None = None,
 
 
 def read_config(weights: Weights, where: Path, has_prior: bool, text_width: int) -> ModelConfig:
-    """Sizes of the network. The low-level submodule has the same form in every release; where a release has
-    no prior, the prior's sizes are those that its authors would have built."""
+    """Sizes of the network, by the shapes of its weights.
+
+    The low-level submodule has the same form in every release; where a release has no prior, the prior's sizes are those that
+    its authors would have built.
+    """
     if not count(weights, r"ridge\.linears\.(\d+)\."):
         raise UserError(f"{where}: ridge.linears.0.weight is missing; expected the model_state_dict of MindEye2")
     hidden = shape(weights, "ridge.linears.0.weight", 2, where)[0]
@@ -176,19 +179,23 @@ def check_keys(weights: Weights, expected: dict[str, tuple[int, ...]], where: Pa
 
 
 def what_is_whole(key: str) -> str:
+    """What has to be there where ``key`` is, in words for a message."""
     part = next((part for part, begins in PARTS.items() if key.startswith(begins)), None)
     return f"the whole {PART_TITLES[part]} or nothing of it" if part else "every key of ridge and backbone"
 
 
 def is_schedule(key: str) -> bool:
+    """Whether this is a buffer of the prior's noise schedule."""
     return key.startswith(SCHEDULE) and key.removeprefix(SCHEDULE) in SCHEDULE_BUFFERS
 
 
 def is_rotary(key: str) -> bool:
+    """Whether this holds rotary frequencies of a layer of the prior's transformer."""
     return re.fullmatch(re.escape(TRANSFORMER) + r"layers\.\d+\.0\.rotary_emb\.freqs", key) is not None
 
 
 def their_name(ours: str) -> str:
+    """MindEye2's key for our parameter. Raises ValueError where there is none."""
     for pattern, theirs in THEIR_NAMES:
         if re.match(pattern, ours):
             return re.sub("^" + pattern, theirs, ours)
@@ -219,6 +226,7 @@ def count(weights: Weights, pattern: str) -> int:
 
 
 def shape(weights: Weights, key: str, dims: int, where: Path) -> tuple[int, ...]:
+    """The shape of an entry. Raises UserError where it is missing, empty, or has not ``dims`` dimensions."""
     if key not in weights:
         raise UserError(f"{where}: {key} is missing; expected {what_is_whole(key)}")
     found = tuple(weights[key].shape)

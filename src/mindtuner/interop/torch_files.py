@@ -17,8 +17,7 @@ _ZERO = "a file of a DeepSpeed ZeRO folder"
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], str]:
-    """The model's state dict, mapped from disk where the format allows it, and a phrase on where it came
-    from.
+    """The model's state dict, mapped from disk where the format allows it, and a phrase on where it came from.
 
     ``path``: a file with ``model_state_dict``; one of the files of a DeepSpeed ZeRO folder (stage 1 or 2),
     that folder, or the folder above it. Where the folder has fp32 partitions they win over its 16-bit copy of
@@ -37,8 +36,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], str]:
 
 
 def _zero_folder(path: Path) -> Path:
-    """The folder that holds the files: ``path`` itself, or the one below it (``last`` if there are
-    several)."""
+    """The folder that holds the files: ``path`` itself, or the one below it.
+
+    ``last`` if there are several.
+    """
     if any(path.glob(f"*{MODEL}")) or any(path.glob(f"*{PARTITION}")):
         return path
     below = sorted({file.parent for file in path.glob(f"*/*{MODEL}")})

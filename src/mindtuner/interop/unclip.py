@@ -61,6 +61,7 @@ def new_scheduler() -> EulerDiscreteScheduler:
 
 
 def check_values(weights: Weights, match: Match, where: Path) -> None:
+    """Raise UserError where a weight is not float32, float16 or bfloat16, or holds NaN or infinity."""
     for key in (*match.unet_names.values(), *match.vae_names.values()):
         if weights[key].dtype not in FORMATS:
             raise UserError(f"{where}: {key} is of type {weights[key].dtype}; expected float32, float16 or bfloat16")

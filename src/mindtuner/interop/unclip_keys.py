@@ -185,8 +185,10 @@ def their_unet_name(ours: str, config: dict) -> str:
 
 
 def their_vae_name(ours: str, levels: int) -> str:
-    """Their key for a parameter of the autoencoder. Their decoder counts levels from the picture, diffusers' from
-    the latents."""
+    """Their key for a parameter of the autoencoder.
+
+    Their decoder counts levels from the picture, diffusers' from the latents.
+    """
     name = ours.replace("conv_norm_out.", "norm_out.").replace("conv_shortcut.", "nin_shortcut.")
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
     name = re.sub(r"mid_block\.attentions\.0\.(.+)", lambda m: "mid.attn_1." + rename(m[1], ATTENTION), name)
@@ -197,7 +199,7 @@ def their_vae_name(ours: str, levels: int) -> str:
 
 
 def is_projection(ours: str) -> bool:
-    """Is this a Linear of the autoencoder's attention, which they store as a 1 x 1 convolution?"""
+    """Whether this is a Linear of the autoencoder's attention, which they store as a 1 x 1 convolution."""
     return ".attentions." in ours and ours.endswith("weight")
 
 
@@ -208,10 +210,12 @@ def rename(rest: str, names: dict[str, str]) -> str:
 
 
 def numbers(weights: Weights, pattern: str) -> set[int]:
+    """The different numbers that the group of ``pattern`` matches at the beginning of keys."""
     return {int(found[1]) for key in weights if (found := re.match(pattern, key))}
 
 
 def shape(weights: Weights, key: str, dims: int, where: Path) -> tuple[int, ...]:
+    """The shape of an entry. Raises UserError where it is missing, empty, or has not ``dims`` dimensions."""
     if key not in weights:
         raise UserError(f"{where}: {key} is missing; expected every key of the UNet and the autoencoder")
     if weights[key].dim() != dims or not weights[key].numel():
