@@ -27,6 +27,7 @@ class GainNorm(nn.Module):
         self.stable = stable
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension, (..., D) -> (..., D)."""
         if self.stable:
             x = x / x.amax(dim=-1, keepdim=True).detach()
         eps = 1e-5 if x.dtype in (torch.float32, torch.float64) else 1e-3
@@ -56,6 +57,7 @@ class PositionBias(nn.Module):
         self.register_buffer("buckets", position_buckets(length), persistent=False)
 
     def forward(self) -> torch.Tensor:
+        """The bias of each query and key position, (heads, length, length + 1)."""
         return self.table(self.buckets).permute(2, 0, 1)
 
 
@@ -147,6 +149,7 @@ class SwiGLUFeedForward(nn.Module):
         self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens (n, L, D) -> (n, L, D)."""
         value, gate = self.up(self.norm(x)).chunk(2, dim=-1)
         return self.down(value * F.silu(gate))
 
@@ -169,6 +172,7 @@ class PriorTransformer(nn.Module):
         self.project = nn.Linear(width, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens (n, length, D) -> the last ``keep`` of them, (n, keep, D)."""
         bias = self.bias()
         for index, (attention, feed_forward) in enumerate(self.layers):
             # After the last layer's attention nothing mixes positions, and only the last rows are asked for.

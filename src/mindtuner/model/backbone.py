@@ -1,5 +1,8 @@
-"""What all subjects share between ridges and prior: residual blocks, token head, retrieval projector, the Pivot's Adaptive
-Projector, and what hidden features to expect of an image."""
+"""What all subjects share between ridges and prior.
+
+That is residual blocks, token head, retrieval projector, the Pivot's Adaptive Projector, and what hidden features to expect
+of an image.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from torch import nn
 
 
 class Dropout(nn.Module):
-    """nn.Dropout of rows (n, ...), number for number on a CPU. Where several processes train on one batch, ``drawn`` is (how
-    many rows the whole batch has, places (n,) of the own ones): all draw for the whole batch, so who has which rows
-    changes nothing."""
+    """Dropout of rows (n, ...), on a CPU number for number as nn.Dropout does it.
+
+    Where several processes train on one batch, ``drawn`` is (how many rows the whole batch has, places (n,) of the own ones):
+    all draw for the whole batch, so who has which rows changes nothing.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -20,6 +25,7 @@ class Dropout(nn.Module):
         self.drawn: tuple[int, np.ndarray] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows (n, ...) -> (n, ...); unchanged where the module does not train."""
         if not self.training or self.p == 0:
             return x
         total = len(x) if self.drawn is None else self.drawn[0]
@@ -59,6 +65,7 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(self.mlp[-1].bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Hidden features (n, h) -> (n, h)."""
         return x + self.mlp(self.norm(x))
 
 
@@ -81,6 +88,7 @@ class TokenHead(nn.Module):
         self.linear = nn.Linear(hidden, tokens * width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Hidden features (n, h) -> tokens, flattened (n, T·D)."""
         return self.linear(x)
 
 
@@ -104,8 +112,9 @@ class RetrievalProjector(nn.Sequential):
 
 
 class AdaptiveProjector(nn.Module):
-    """From image tokens into the joint image-text space (MindTuner paper, Pivot): one bias-free matrix applied to the mean
-    over tokens; (n, T, D) -> (n, d), rows of unit length.
+    """From image tokens into the joint image-text space, (n, T, D) -> (n, d), rows of unit length.
+
+    One bias-free matrix applied to the mean over tokens (MindTuner paper, Pivot).
 
     Tuning aligns brain tokens with image tokens, so what is trained on images maps brains to text as well.
 
@@ -128,11 +137,12 @@ class AdaptiveProjector(nn.Module):
         self.matrix = nn.Linear(width, text_width, bias=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image or brain tokens (n, T, D) -> (n, d), rows of unit length."""
         return F.normalize(self.matrix(tokens.mean(dim=1)), dim=-1)
 
 
 class ExpectedHidden(nn.Module):
-    """E[x0 | image], linear in what the token head can say of the image's tokens Z (T, D):
+    """The expectation E[x0 | image], linear in what the token head can say of the image's tokens Z (T, D).
 
         x0 = M Wᵀ (Z - b) + c        W (T·D, h), b: those of the token head
 

@@ -43,6 +43,7 @@ class LoRALinear(nn.Module):
         self.B = nn.Parameter(torch.zeros(linear.out_features, rank).to(linear.weight))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (..., in) -> (..., out), the Linear's output and the scaled low-rank update."""
         return self.linear(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
 
     @torch.no_grad()
@@ -94,6 +95,7 @@ class SkipLoRA(nn.Module):
         self.B = nn.Parameter(torch.zeros(out_features, rank))
 
     def forward(self, voxels: torch.Tensor) -> torch.Tensor:
+        """Betas (n, V) -> what is added to hidden features, (n, out)."""
         return F.gelu(self.product(voxels))
 
     def product(self, voxels: torch.Tensor) -> torch.Tensor:
@@ -125,8 +127,9 @@ def add_lora(module: nn.Module, rank: int, alpha: float) -> None:
 
 
 def merge_lora(module: nn.Module) -> None:
-    """Undo ``add_lora`` without losing what was learned: each LoRALinear becomes the plain Linear that it merges into, in
-    place.
+    """Undo ``add_lora`` without losing what was learned.
+
+    Each LoRALinear becomes the plain Linear that it merges into, in place.
 
     Parameters
     ----------

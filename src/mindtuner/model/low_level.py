@@ -20,8 +20,9 @@ EPS = 1e-6
 
 
 class LowLevel(nn.Module):
-    """``Linear(h -> C0 s s) -> Dropout .3 -> GroupNorm(1)``, then a CNN decoder and three 1 x 1 convolutions (MindEye2 paper,
-    low-level submodule).
+    """From hidden features to image latents and to the features of an image (MindEye2 paper, low-level submodule).
+
+    ``Linear(h -> C0 s s) -> Dropout .3 -> GroupNorm(1)``, then a CNN decoder and three 1 x 1 convolutions.
 
     ``s`` is ``lowlevel_side`` and ``C0`` half of the decoder's first width (paper: 64 and 128). The decoder has the form of
     diffusers' VAE decoder, with widths ``lowlevel_channels`` from coarse to fine; it doubles the side between two widths
@@ -98,6 +99,7 @@ class LatentDecoder(nn.Module):
             self.up_blocks[-1].upsamplers.append(_doubled(last))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (n, in_channels, s, s) -> latents (n, out_channels, S, S), S being s doubled once for each doubling."""
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)

@@ -235,8 +235,10 @@ class BrainNetwork(nn.Module):
         self._fingerprint_names = [name for name, p in self.named_parameters() if p.requires_grad]
 
     def fingerprint_state(self) -> dict[str, torch.Tensor]:
-        """The tensors that ``add_fingerprint`` made trainable, by parameter name, and nothing of the base (detached,
-        not copied). Empty without a fingerprint."""
+        """The tensors that ``add_fingerprint`` made trainable, by parameter name, and nothing of the base.
+
+        They are detached, not copied. Empty without a fingerprint.
+        """
         return {name: self.get_parameter(name).detach() for name in self._fingerprint_names}
 
     @torch.no_grad()

@@ -22,8 +22,9 @@ Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class DiffusionPrior(nn.Module):
-    """Denoises image tokens given backbone tokens, both standardised by the encoder (the DALL-E 2 prior's form, as in
-    MindEye2).
+    """Denoises image tokens given backbone tokens, both standardised by the encoder.
+
+    It has the DALL-E 2 prior's form, as in MindEye2.
 
     The transformer reads ``[backbone tokens; time token; noisy tokens + learned positions]`` and its last T outputs are the
     prediction of the clean tokens (x0). 100 timesteps of the cosine schedule (s = 0.008, betas at most 0.999).
@@ -143,8 +144,11 @@ class DiffusionPrior(nn.Module):
         return sum_in_parts(error, brain_tokens, rows, weights, self._rows_at_once(device))
 
     def _rows_at_once(self, device: torch.device) -> int:
-        """How many samples pass together: on a CPU so few that their activations are small and the next samples use the same
-        memory, elsewhere, and where a prior in shards would be gathered each time, all."""
+        """How many samples pass together.
+
+        On a CPU so few that their activations are small and the next samples use the same memory; elsewhere, and where a
+        prior in shards would be gathered each time, all.
+        """
         if device.type != "cpu" or isinstance(self, FSDPModule):
             return sys.maxsize
         tokens, width = self.positions.shape
