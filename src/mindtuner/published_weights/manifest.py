@@ -43,10 +43,12 @@ class Weights:
 
     @property
     def source(self) -> str:
+        """The repository on the hub, with "datasets/" before it where it is one of data."""
         return f"{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
 
     @property
     def about(self) -> int:
+        """Bytes of all files together."""
         return sum(file.about for file in self.files)
 
 

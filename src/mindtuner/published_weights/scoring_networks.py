@@ -28,7 +28,10 @@ WEIGHTS, OLDER_WEIGHTS = "model.safetensors", "pytorch_model.bin"
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """``digest``: the first digits of the SHA-256, empty where its authors publish none · ``about``: bytes"""
+    """A network's weights, one file at a URL.
+
+    ``digest``: the first digits of the SHA-256, empty where its authors publish none · ``about``: bytes
+    """
 
     name: str
     url: str

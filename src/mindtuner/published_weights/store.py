@@ -29,8 +29,11 @@ ROUNDED = 0.01  # how far a size can be from a rounded one
 
 @dataclass(frozen=True)
 class FileState:
-    """``state``: whole (its checksum was right), converted, unverified (only its size is known to be right), missing, cut or
-    wrong · ``here``: bytes that need not travel any more"""
+    """What is here of one file.
+
+    ``state``: whole (its checksum was right), converted, unverified (only its size is known to be right), missing, cut or
+    wrong · ``here``: bytes that need not travel any more
+    """
 
     file: WeightFile
     state: str
@@ -38,6 +41,7 @@ class FileState:
 
     @property
     def to_come(self) -> int:
+        """Bytes that still have to travel where the file is missing, else 0."""
         return max(0, self.file.about - self.here) if self.state == "missing" else 0
 
 
@@ -182,8 +186,11 @@ def _index(source: str | Path) -> dict[str, list[Path]]:
 
 
 def _cached_checksum(weights: Weights, file: WeightFile, found: dict[str, list[Path]]) -> str | None:
-    """The checksum that the hub stated when it gave the file to its own cache, where one of those found lies in such a cache:
-    ``models--OWNER--NAME/snapshots/COMMIT/FILE`` is a link there to ``blobs/CHECKSUM``. None where none does."""
+    """The checksum that the hub stated when it gave the file to its own cache.
+
+    Known where one of those found lies in such a cache: ``models--OWNER--NAME/snapshots/COMMIT/FILE`` is a link there to
+    ``blobs/CHECKSUM``. None where none does.
+    """
     repo = f"{weights.kind}s--{weights.repo.replace('/', '--')}"
     for path in found.get(Path(file.name).name, ()):
         blob = path.resolve()

@@ -96,6 +96,7 @@ def tick(score: Score, value: float) -> str:
 
 
 def unit(score: Score) -> str:
+    """A per cent sign for scores that are shares, else nothing."""
     return "\N{NO-BREAK SPACE}%" if score.share else ""
 
 

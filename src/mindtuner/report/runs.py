@@ -57,6 +57,7 @@ class LoadedRun:
 
     @property
     def setting(self) -> dict:
+        """The block ``setting`` of its results.json."""
         return self.run.results["setting"]
 
 
@@ -146,8 +147,10 @@ def _sessions(count) -> str:
 
 
 def groups(runs: list[LoadedRun]) -> list[list[LoadedRun]]:
-    """Runs that differ only in their seed, together; ordered by subject and sessions. Two runs of the same seed and choices
-    differ in something that they do not tell, and stay apart."""
+    """Runs that differ only in their seed, together; ordered by subject and sessions.
+
+    Two runs of the same seed and choices differ in something that they do not tell, and stay apart.
+    """
     found: dict[tuple, list[LoadedRun]] = {}
     for loaded in runs:
         key, turn = json.dumps(loaded.choices, sort_keys=True), 0
@@ -261,8 +264,10 @@ def _range(values: list) -> str:
 
 
 def efficiency(runs: list[LoadedRun]) -> list[dict]:
-    """Scores against sessions of tuning: a figure for each set of runs that differ in nothing else but their seed. Empty
-    where no runs differ so."""
+    """Scores against sessions of tuning: a figure for each set of runs that differ in nothing else but their seed.
+
+    Empty where no runs differ so.
+    """
     alike: dict[str, list[list[LoadedRun]]] = {}
     for group in groups(runs):
         rest = {name: text for name, text in group[0].choices.items() if name != "sessions"}

@@ -103,8 +103,10 @@ def _table(results: dict, part: str, title: str, scores: dict) -> dict:
 
 
 def _filled(title: str, names: list[str], scored: list[tuple[Score, list[tuple]]]) -> dict:
-    """A table with a row for each method and a column for each score, with each method's value, interval and chance, or
-    None for what there is not."""
+    """A table with a row for each method and a column for each score.
+
+    Each method has its value, interval and chance, or None for what there is not.
+    """
     columns = []
     rows = [{"label": label_of(name)[0], "about": label_of(name)[1], "cells": []} for name in names]
     for score, found in scored:
@@ -291,8 +293,11 @@ def single_trials(results: dict) -> dict | None:
 
 
 def regions(results: dict) -> list[dict]:
-    """Brain correlation by region, for each method that has it: the brain predicted from the method's picture beside the one
-    predicted from the seen picture, and the ceiling that noise sets."""
+    """Brain correlation by region, for each method that has it.
+
+    The brain predicted from the method's picture stands beside the one predicted from the seen picture, and the ceiling that
+    noise sets.
+    """
     methods = {name: own["brain"] for name, own in results["methods"].items() if own.get("brain")}
     if not methods:
         return []
