@@ -62,9 +62,11 @@ class Brain:
         return self.phi**2 / (1 + self.phi**2)
 
     def truth(self) -> dict[str, np.ndarray]:
-        """What was planted, per voxel, as arrays to store beside the data: ``ncsnr``, ``noise_ceiling``,
-        ``phi``, ``fingerprint_share`` (V,), ``sheet`` (V, 2), and ``prf_x``, ``prf_y``, ``prf_size`` (V,),
-        NaN where a voxel has no pRF."""
+        """What was planted, per voxel, as arrays to store beside the data.
+
+        They are ``ncsnr``, ``noise_ceiling``, ``phi``, ``fingerprint_share`` (V,), ``sheet`` (V, 2), and ``prf_x``,
+        ``prf_y``, ``prf_size`` (V,), NaN where a voxel has no pRF.
+        """
         early = self.sheet.mask("V1", "V2", "V3", "V4")
         prf = np.full((3, len(early)), np.nan, np.float32)
         prf[:, early] = [*self.prfs.centre.T, self.prfs.size]

@@ -61,9 +61,11 @@ def random_scenes(count: int, seed: int, side: int = 64) -> tuple[np.ndarray, li
 
 
 def estimated_ceiling(betas: np.ndarray) -> np.ndarray:
-    """Noise ceiling of the mean of the repeats, (V,), from ``betas`` (images, repeats, V) as NSD estimates it
-    (Allen et al. 2022): noise variance = mean variance across repeats, signal variance = total variance less
-    that, floored at 0."""
+    """Noise ceiling of the mean of the repeats, (V,), as NSD estimates it (Allen et al. 2022).
+
+    From ``betas`` (images, repeats, V): noise variance = mean variance across repeats, signal variance = total variance less
+    that, floored at 0.
+    """
     noise = betas.var(1, ddof=1).mean(0)
     signal = np.maximum(betas.reshape(-1, betas.shape[-1]).var(0, ddof=1) - noise, 0)
     return signal / (signal + noise / betas.shape[1])
@@ -84,9 +86,11 @@ def effective_dimension(responses: np.ndarray) -> float:
 
 
 def held_out_r2(source: np.ndarray, target: np.ndarray, train: np.ndarray, smooth: bool = False) -> np.ndarray:
-    """R^2 per column of ``target`` on the images that ``train`` (bool) leaves out, of ridge regression from
-    ``source``: linear, or with a Gaussian kernel where ``smooth``. The penalty that does best on the left-out
-    images is taken, in favour of the regression."""
+    """R^2 per column of ``target`` on left-out images, of ridge regression from ``source``.
+
+    Images are left out where ``train`` (bool) is False. The regression is linear, or has a Gaussian kernel where ``smooth``.
+    The penalty that does best on the left-out images is taken, in favour of the regression.
+    """
     gram = (source - source[train].mean(0)) @ (source - source[train].mean(0)).T
     if smooth:
         distance = np.diag(gram)[:, None] + np.diag(gram) - 2 * gram
@@ -147,6 +151,7 @@ def table(early: np.ndarray, semantic: np.ndarray, n_voxels: int, phi: float, se
 
 
 def main() -> None:
+    """Print the table for the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--voxels", type=int, default=3000)

@@ -47,24 +47,30 @@ class Pen:
         return tuple(int(c + (255 - c) * (factor - 1)) for c in self.colour)
 
     def vary(self, low: float, high: float) -> float:
+        """A number drawn evenly between ``low`` and ``high``."""
         return float(self.rng.uniform(low, high))
 
     def oval(self, x, y, rx, ry, fill=None):
+        """Fill an ellipse around (x, y) with the radii rx and ry."""
         s = self.scale
         self.draw.ellipse([(x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s], fill=fill or self.colour)
 
     def box(self, x0, y0, x1, y1, fill=None, radius=0.0):
+        """Fill a rectangle from (x0, y0) to (x1, y1), its corners rounded by ``radius``."""
         s = self.scale
         self.draw.rounded_rectangle([x0 * s, y0 * s, x1 * s, y1 * s], radius * s, fill=fill or self.colour)
 
     def shape(self, points, fill=None):
+        """Fill a polygon of the corners ``points``, each (x, y)."""
         self.draw.polygon([(x * self.scale, y * self.scale) for x, y in points], fill=fill or self.colour)
 
     def line(self, points, width, fill=None):
+        """Draw a line through ``points``, each (x, y)."""
         flat = [(x * self.scale, y * self.scale) for x, y in points]
         self.draw.line(flat, fill=fill or self.colour, width=max(1, int(width * self.scale)), joint="curve")
 
     def pie(self, x, y, r, start, end, fill=None):
+        """Fill a sector of the circle of radius r around (x, y), from angle ``start`` to ``end`` in degrees."""
         s = self.scale
         self.draw.pieslice([(x - r) * s, (y - r) * s, (x + r) * s, (y + r) * s], start, end, fill=fill or self.colour)
 

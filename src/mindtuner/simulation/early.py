@@ -1,5 +1,4 @@
-"""What early visual cortex measures in an image: Gabor energy and colour-opponent contrast, position by
-position.
+"""What early visual cortex measures in an image, position by position: Gabor energy and colour-opponent contrast.
 
 The decoder never sees these features. Gabor energy is the complex-cell model of Adelson and Bergen (1985):
 the root of the summed squares of two Gabor filters in quadrature.
@@ -65,8 +64,10 @@ def _gabor_energy(luminance: torch.Tensor) -> torch.Tensor:
 
 
 def _gabors() -> torch.Tensor:
-    """Quadrature Gabors of 4 pixels' wavelength, (8, 1, 9, 9): even ones, then odd ones; none sees uniform
-    grey."""
+    """Quadrature Gabors of 4 pixels' wavelength, (8, 1, 9, 9).
+
+    Even ones come first, then odd ones; none sees uniform grey.
+    """
     y, x = torch.meshgrid(torch.arange(-4.0, 5), torch.arange(-4.0, 5), indexing="ij")
     angles = torch.arange(ORIENTATIONS)[:, None, None] * math.pi / ORIENTATIONS
     phase = 2 * math.pi / 4 * (x * angles.cos() + y * angles.sin())

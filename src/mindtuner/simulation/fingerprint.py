@@ -83,8 +83,11 @@ def _recode(linear, gain, exponent, pools) -> np.ndarray:
 
 
 def without_linear(part: np.ndarray, linear: np.ndarray) -> np.ndarray:
-    """Regress out of each voxel's ``part`` a constant, the leading components of ``linear`` and its own
-    ``linear`` (n, V); what is left is scaled to sd 1 over images."""
+    """Regress out of each voxel's ``part`` what is linear.
+
+    That is a constant, the leading components of ``linear`` and its own ``linear`` (n, V); what is left is scaled to sd 1
+    over images.
+    """
     count = min(_COMPONENTS, len(linear) // 4)
     centred = linear - linear.mean(0)
     leading = np.linalg.eigh((centred @ centred.T).astype(np.float64))[1][:, -count:].astype(np.float32)

@@ -15,8 +15,10 @@ _AREA_OFFSET = np.array([1.2, 1.0, 0.8, 0.5, -0.5])
 
 
 def noise_ceilings(sheet: Sheet, patches: np.ndarray, seed: int) -> np.ndarray:
-    """Noise ceiling of the mean of 3 repeats, float32 (V,): smooth over the sheet, between 0.02 and 0.80,
-    mean 0.36 exactly, higher in early areas and in category-selective ``patches`` (V,) in 0..1."""
+    """Noise ceiling of the mean of 3 repeats, float32 (V,): smooth over the sheet, between 0.02 and 0.80.
+
+    Its mean is 0.36 exactly. It is higher in early areas and in category-selective ``patches`` (V,) in 0..1.
+    """
     field = smooth_fields(sheet.position, 1, 0.2, derive_seed(seed, "ceiling"))[:, 0]
     own = np.random.default_rng(derive_seed(seed, "ceiling of one voxel")).standard_normal(len(field))
     height = _AREA_OFFSET[sheet.area] + 1.3 * patches + 1.0 * field + 0.4 * own

@@ -185,6 +185,7 @@ class SceneStream:
         self.cutouts, self.name, self.seed = cutouts, name, seed
 
     def __call__(self, index: int) -> Scene:
+        """The scene of number ``index``, the same each time."""
         return compose(self.cutouts, derive_seed(self.seed, "scene", self.name, index))
 
 
@@ -222,6 +223,10 @@ class FolderScenes:
                 pass
 
     def __call__(self, index: int) -> Scene:
+        """The scene of number ``index``: the picture's central square, scaled, and its captions.
+
+        Raises UserError where the picture breaks off.
+        """
         path = self.paths[index]
         captions = _captions_of(path)
         with _readable(path) as raw:

@@ -1,5 +1,6 @@
-"""What category-selective cortex could know about a scene, as numbers: objects, places, colours, counts,
-layout.
+"""What category-selective cortex could know about a scene, as numbers.
+
+That is objects, places, colours, counts and layout.
 
 Computed from the stimulus's own labels, never from a network. Every name has a fixed random vector that its
 spelling alone decides, so any vocabulary works and a name means the same in every dataset.

@@ -156,8 +156,10 @@ def _simulate_release(out: Path, knobs: SimulateConfig, cutouts: Path | None, st
 def check_inputs(
     knobs: SimulateConfig, cutouts: Path | None = None, stimuli: Path | None = None, format: str = "nsd_release"
 ) -> None:
-    """Raise UserError as ``simulate`` would, before anything is written: out of range knobs, folders that cannot serve, an
-    unknown format, cortical parcels that are not installed."""
+    """Raise UserError as ``simulate`` would, before anything is written.
+
+    It refuses knobs out of range, folders that cannot serve, an unknown format, and cortical parcels that are not installed.
+    """
     check_knobs(knobs)
     if named(format) is mosaic.FORMAT:
         load_atlas()

@@ -1,5 +1,7 @@
-"""The part of a brain that subjects share up to a linear mixing: pRFs in early areas, tuning to scenes
-above."""
+"""The part of a brain that subjects share up to a linear mixing.
+
+It is pRFs in early areas, tuning to scenes above.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ _PATCHES = 6
 
 @dataclass(frozen=True)
 class Prfs:
-    """Population receptive fields of the voxels of V1 to V4: centre (V, 2) as x, y in 0..1 of the image (y
-    down), ``size`` (V,) standard deviation in the same unit, ``exponent`` (V,), ``tuning`` (V, 18) over
-    channels."""
+    """Population receptive fields of the voxels of V1 to V4.
+
+    ``centre`` (V, 2) is x, y in 0..1 of the image (y down), ``size`` (V,) a standard deviation in the same unit, ``exponent``
+    (V,), ``tuning`` (V, 18) over channels.
+    """
 
     centre: np.ndarray
     size: np.ndarray
@@ -36,9 +40,11 @@ class Prfs:
 
 
 def make_prfs(sheet: Sheet, atlas_seed: int, seed: int) -> Prfs:
-    """pRFs of a subject's early voxels. The first map coordinate is eccentricity (logarithmic, so the fovea
-    is magnified), the second polar angle, mirrored between neighbouring areas. Channel tuning is one shared
-    map per area plus a smaller one of the subject's own."""
+    """The pRFs of a subject's early voxels.
+
+    The first map coordinate is eccentricity (logarithmic, so the fovea is magnified), the second polar angle, mirrored
+    between neighbouring areas. Channel tuning is one shared map per area plus a smaller one of the subject's own.
+    """
     early = sheet.mask(*EARLY)
     area, at = sheet.area[early], sheet.map[early]
     eccentricity = _FOVEA * np.expm1(np.clip(at[:, 0], 0, 1) * np.log1p(_PERIPHERY / _FOVEA))
@@ -57,10 +63,11 @@ def make_prfs(sheet: Sheet, atlas_seed: int, seed: int) -> Prfs:
 
 
 def prf_responses(maps: np.ndarray, prfs: Prfs) -> np.ndarray:
-    """Responses of early voxels, float32 (n, V): (sum over channels and places of tuning x pRF x
-    map)^exponent, the compressive spatial summation model (Kay et al. 2013). 5 % of the pRF's weight lies
-    evenly over the image, so that a plain background never leaves a voxel silent. ``maps`` are (n, 18, 16,
-    16)."""
+    """Responses of early voxels, float32 (n, V), to ``maps`` (n, 18, 16, 16).
+
+    They are (sum over channels and places of tuning x pRF x map)^exponent, the compressive spatial summation model (Kay et
+    al. 2013). 5 % of the pRF's weight lies evenly over the image, so that a plain background never leaves a voxel silent.
+    """
     maps = maps.reshape(len(maps), CHANNELS, -1)
     maps = maps / np.maximum(maps.mean((0, 2), keepdims=True), 1e-6)  # channels adapt to their average drive
     cells = (np.arange(GRID) + 0.5) / GRID
@@ -75,16 +82,19 @@ def prf_responses(maps: np.ndarray, prfs: Prfs) -> np.ndarray:
 
 
 def selectivity(sheet: Sheet, atlas_seed: int) -> np.ndarray:
-    """How much a voxel lies in a category-selective patch, float (V,) in 0..1; 0 below V4. The patches are at
-    the same places of every subject's map."""
+    """How much a voxel lies in a category-selective patch, float (V,) in 0..1; 0 below V4.
+
+    The patches are at the same places of every subject's map.
+    """
     centres = np.random.default_rng(derive_seed(atlas_seed, "patches")).uniform(0.1, 0.9, (_PATCHES, 2))
     distance = ((sheet.map[:, None] - centres) ** 2).sum(-1).min(1)
     return np.exp(-distance / (2 * 0.1**2)) * sheet.mask("higher_vis")
 
 
 def scene_responses(features: np.ndarray, sheet: Sheet, voxels: np.ndarray, atlas_seed: int, seed: int) -> np.ndarray:
-    """Responses of ``voxels`` (bool mask) to what scenes hold, float32 (n, V): linear in the features (n,
-    76).
+    """Responses of ``voxels`` (bool mask) to what scenes hold, float32 (n, V).
+
+    They are linear in the features (n, 76).
 
     Tuning is one smooth map per feature, shared by all subjects; a subject's own mixing of features and a
     smaller map of its own come on top. Which kind of feature (objects, place, layout ...) a stretch of cortex
@@ -105,8 +115,10 @@ def scene_responses(features: np.ndarray, sheet: Sheet, voxels: np.ndarray, atla
 
 
 def scale_blocks(features: np.ndarray) -> np.ndarray:
-    """Centre the features over images and give each block its fixed share of the variance; a block that never
-    varies (places where only captions are known) stays 0."""
+    """Centre the features over images and give each block its fixed share of the variance.
+
+    A block that never varies (places where only captions are known) stays 0.
+    """
     out = np.zeros_like(features)
     for name, columns in BLOCKS.items():
         centred = features[:, columns] - features[:, columns].mean(0)
@@ -127,9 +139,11 @@ def standardise(responses: np.ndarray, what: str) -> np.ndarray:
 def shared_responses(
     maps: np.ndarray, features: np.ndarray, sheet: Sheet, prfs: Prfs, atlas_seed: int, seed: int
 ) -> np.ndarray:
-    """The linear part L, float32 (n, V), mean 0 and sd 1 over images. V1 to V3 are pRFs, V4 mixes pRFs with
-    scene tuning (smoothly varying weights around one half of the variance each), higher areas are scene
-    tuning."""
+    """The linear part L, float32 (n, V), mean 0 and sd 1 over images.
+
+    V1 to V3 are pRFs, V4 mixes pRFs with scene tuning (smoothly varying weights around one half of the variance each), higher
+    areas are scene tuning.
+    """
     early, upper, v4 = sheet.mask(*EARLY), sheet.mask("V4", "higher_vis"), sheet.mask("V4")
     out = np.empty((len(maps), len(sheet.area)), np.float32)
     seen = standardise(prf_responses(maps, prfs), "images")
