@@ -20,8 +20,11 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Variant:
-    """``changes``: section -> the fields of the config that differ. ``base``: pretraining subjects, 0 for all. ``same``:
-    scores that the part cannot touch."""
+    """One row of the ablation's table: the full method, or the method with one part changed.
+
+    ``changes``: section -> the fields of the config that differ. ``base``: pretraining subjects, 0 for all. ``same``: scores
+    that the part cannot touch.
+    """
 
     name: str
     title: str
@@ -32,6 +35,7 @@ class Variant:
     same: tuple[str, ...] = ()
 
     def of(self, config: Config) -> Config:
+        """The config with the variant's changes."""
         return replace(
             config, **{section: replace(getattr(config, section), **fields) for section, fields in self.changes.items()}
         )
@@ -104,9 +108,11 @@ def runs_of(rows: Sequence[Variant], config: Config, seeds: int, others: int) ->
 
 
 def compared(rows: Sequence[Variant], found: dict[str, Scores], seed: int) -> list[dict]:
-    """An entry a variant and score: ``over_seeds`` of its values, and as ``difference`` the variant minus the full method,
-    paired by image and seed: mean, sd and interval of ``paired_over_seeds``, p by sign flips of the images' differences,
-    p_holm over the whole table, and the verdict in words. None where the variant cannot differ.
+    """An entry a variant and score: its values over seeds, and the difference from the full method.
+
+    The values are summed up by ``over_seeds``. ``difference`` is the variant minus the full method, paired by image and seed:
+    mean, sd and interval of ``paired_over_seeds``, p by sign flips of the images' differences, p_holm over the whole table,
+    and the verdict in words. None where the variant cannot differ.
 
     Images on which a score is undefined in a run of either are left out.
     """
@@ -153,10 +159,12 @@ def text(table: list[dict], chance: Chance) -> str:
 
 
 def said(entry: dict) -> str:
+    """Mean ± sd over seeds, as the text of a cell."""
     return f"{entry['mean']:.3f} ± {entry['sd']:.3f}"
 
 
 def difference(entry: dict) -> str:
+    """The difference from the full method, its interval, p and verdict, as the text of a cell."""
     found = entry["difference"]
     if found is None:
         return "" if entry["variant"] == FULL else "the same by construction"

@@ -49,8 +49,11 @@ Chance = dict[str, float]
 
 @dataclass(frozen=True)
 class Run:
-    """One tuning. ``sessions``: so many, or below 1 a share of the first. ``base``: pretraining subjects. ``pivot``: whether
-    words come by the Adaptive Projector, and correct pictures."""
+    """One tuning.
+
+    ``sessions``: so many, or below 1 a share of the first. ``base``: pretraining subjects. ``pivot``: whether words come by
+    the Adaptive Projector, and correct pictures.
+    """
 
     variant: str
     seed: int
@@ -62,6 +65,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """Variant and seed, as in the name of its file."""
         return f"{self.variant}.seed{self.seed}"
 
 
@@ -83,10 +87,12 @@ class Bench:
 
     @property
     def subject(self) -> Subject:
+        """The subject that is tuned."""
         return self.dataset.subject(self.config.target_subject)
 
     @property
     def others(self) -> list[int]:
+        """Numbers of all other subjects, ascending."""
         return sorted(set(self.dataset.subjects) - {self.config.target_subject})
 
     def base_file(self, count: int) -> Path:
@@ -95,6 +101,7 @@ class Bench:
         return self.base if given else self.out / BASES / f"{count}.safetensors"
 
     def run_file(self, run: Run) -> Path:
+        """The file of a run's scores."""
         return self.out / RUNS / f"{run.name}.json"
 
 
@@ -116,8 +123,10 @@ def first_part(subject: Subject, sessions: float) -> Subject:
 
 
 def work(bench: Bench, run: Run, base: Base) -> tuple[Scores, Chance]:
-    """Tune, and score the retrieval of all test images, top-1 (ties share), and pictures where the bench paints. The same
-    numbers as those of ``pipeline.tune`` and ``pipeline.evaluate`` with this config and seed."""
+    """Tune, and score the retrieval of all test images, top-1 (ties share), and pictures where the bench paints.
+
+    The same numbers as those of ``pipeline.tune`` and ``pipeline.evaluate`` with this config and seed.
+    """
     subject, stimuli, caches = bench.subject, bench.dataset.stimuli, bench.features.caches
     hour = first_part(subject, run.sessions)
     pictures: tuple[Scores, Chance] = {}, {}
@@ -156,9 +165,12 @@ def score_pictures(bench: Bench, run: Run, tuned: TunedSubject) -> tuple[Scores,
 def regression(
     hour: Subject, features: Features, base: BrainNetwork, seed: int, similar: int, asked: Trials | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (n,) of the trials ``asked``, by default the test trials; their tokens (n, T, D) by one cross-validated ridge
-    regression from the hour's voxels, with what ``similar`` voxels add there as in tuning; and text (n, d) of these by the
-    base's projector, the only part of the base that is used."""
+    """What one cross-validated ridge regression from the hour's voxels says: images, their tokens, their text.
+
+    Images (n,) are those of the trials ``asked``, by default the test trials. Tokens (n, T, D) are regressed with what
+    ``similar`` voxels add there as in tuning. Text (n, d) is made of these by the base's projector, the only part of the base
+    that is used.
+    """
     train, asked = hour.train, hour.test if asked is None else asked
     tokens = np.asarray(features.caches["tokens"][train.stimulus], np.float32)
     fit = voxel_regression(hour.betas(train.row), tokens.reshape(len(train), -1), train.stimulus, seed, similar)
@@ -260,8 +272,10 @@ _bases: dict[Path, Base] = {}  # likewise
 
 
 def do(bench: Bench, runs: Sequence[Run], jobs: int, opens: Callable[[], Bench]) -> tuple[dict[str, Scores], Chance]:
-    """Do those of ``runs`` that are not done yet, the bases that they stand on first, in ``jobs`` processes of one thread
-    each, which open the bench for themselves; so the numbers do not depend on ``jobs``. Then ``collect``.
+    """Do those of ``runs`` that are not done yet, the bases that they stand on first. Then ``collect``.
+
+    They are done in ``jobs`` processes of one thread each, which open the bench for themselves; so the numbers do not depend
+    on ``jobs``.
 
     Raises UserError where a process was killed; what was done stays.
     """
@@ -344,8 +358,10 @@ def _work(run: Run) -> None:
 
 
 def collect(bench: Bench, runs: Sequence[Run]) -> tuple[dict[str, Scores], Chance]:
-    """Variant -> score -> values (S, n), a row a seed and NaN where a score is undefined; and by score the chance of
-    the first variant, mean over its seeds. Writes ``results.csv``, a row a variant, seed and score: the mean over images.
+    """Variant -> score -> values (S, n), a row a seed and NaN where a score is undefined; and chance by score.
+
+    Chance is that of the first variant, mean over its seeds. Writes ``results.csv``, a row a variant, seed and score: the
+    mean over images.
 
     Raises UserError where a run's file is damaged.
     """

@@ -31,6 +31,7 @@ def amounts(last: int) -> list[float]:
 
 
 def variant(method: str, hours: float) -> str:
+    """The name of a method with an amount of data, such as "full_finetune-1"."""
     return f"{method}-{hours:g}"
 
 
@@ -45,9 +46,11 @@ def runs_of(config: Config, hours: Sequence[float], seeds: int, others: int) -> 
 
 
 def summary(found: dict[str, Scores], chance: Chance, hours: Sequence[float], seed: int) -> dict:
-    """``rows``: an entry a score, method and amount, with its ``over_seeds``. By score: ``worth``, hours of the methods
-    without a base that one hour of tuning is worth, and of the tuned and the regression the ``share`` that one hour gives of
-    all hours' score. Each is {method: ...}, of those methods that have the score: the regression paints no pictures.
+    """What the curve says: scores by method and amount, what an hour is worth, and its share of all hours' score.
+
+    ``rows``: an entry a score, method and amount, with its ``over_seeds``. By score: ``worth``, hours of the methods without
+    a base that one hour of tuning is worth, and of the tuned and the regression the ``share`` that one hour gives of all
+    hours' score. Each is {method: ...}, of those methods that have the score: the regression paints no pictures.
 
     Images on which a score is undefined in any run are left out.
     """
@@ -78,8 +81,10 @@ def summary(found: dict[str, Scores], chance: Chance, hours: Sequence[float], se
 
 
 def hours_to_reach(goal: float, scores: Sequence[float], hours: Sequence[float]) -> float:
-    """Where the line through (hours, scores) first reaches ``goal``: the first of ``hours`` where it is there from the start,
-    inf where it never does."""
+    """Where the line through (hours, scores) first reaches ``goal``.
+
+    The first of ``hours`` where it is there from the start, inf where it never does.
+    """
     if scores[0] >= goal:
         return float(hours[0])
     for k in range(1, len(hours)):
@@ -102,8 +107,10 @@ def worth(tuned: np.ndarray, other: np.ndarray, hours: Sequence[float], seed: in
 
 
 def share(hour: np.ndarray, whole: np.ndarray, chance: float, seed: int) -> dict:
-    """What one hour scores above chance over what all hours do, both (S, n), as a ratio of means, with its 95 % interval over
-    images and seeds. ``goal`` is "reached" where that lies above GOAL, "not reached" where it lies below, else "not decided".
+    """What one hour scores above chance over what all hours do, both (S, n), as a ratio of means.
+
+    The 95 % interval is over images and seeds. ``goal`` is "reached" where that lies above GOAL, "not reached" where it
+    lies below, else "not decided".
 
     Where a resample of all hours is not above chance there is no ratio, and all three are None.
     """
@@ -130,6 +137,7 @@ def _finite(hours: float) -> float | None:
 
 
 def scores_of(summed: dict) -> list[str]:
+    """Names of the scores that a summary holds, in its order."""
     return list(summed["worth"])
 
 
@@ -150,10 +158,12 @@ def text(summed: dict, hours: Sequence[float], chance: Chance) -> str:
 
 
 def said(row: dict) -> str:
+    """Mean ± sd over seeds, as the text of a cell."""
     return f"{row['mean']:.3f} ± {row['sd']:.3f}"
 
 
 def ends(row: dict) -> str:
+    """The interval, as the text of a cell."""
     return f"[{row['ci'][0]:.3f}, {row['ci'][1]:.3f}]"
 
 

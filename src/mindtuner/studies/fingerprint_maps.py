@@ -31,8 +31,11 @@ ROUTE_WORDS = {
 
 @dataclass(frozen=True)
 class FingerprintMaps:
-    """What was found: ``results``, plain values as in results.json; ``simulated``, whether something planted was there to
-    compare with; ``picture``, the map."""
+    """What was found.
+
+    ``results``, plain values as in results.json; ``simulated``, whether something planted was there to compare with;
+    ``picture``, the map.
+    """
 
     results: dict
     simulated: bool

@@ -1,5 +1,8 @@
-"""Pictures of maps over voxels: slices of the volume where a mask says where voxels lie, the cortical surface where there are
-meshes of it, else a flat scatter."""
+"""Pictures of maps over voxels.
+
+They are slices of the volume where a mask says where voxels lie, the cortical surface where there are meshes of it, else a
+flat scatter.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +67,10 @@ def save_volume(path: Path, values: np.ndarray, mask) -> None:
 
 
 def read_surface(paths: Sequence[Path], vertices: np.ndarray | None, voxels: int) -> tuple[list, np.ndarray]:
-    """The left and the right mesh as (coordinates, faces), and at which vertex each voxel lies, (V,): the left mesh's are
-    counted first, then the right one's. Without ``vertices``, the subject's on fsLR-32k, every vertex has to be a voxel.
+    """The left and the right mesh as (coordinates, faces), and at which vertex each voxel lies, (V,).
+
+    The left mesh's vertices are counted first, then the right one's. Without ``vertices``, the subject's on fsLR-32k, every
+    vertex has to be a voxel.
 
     Raises UserError where a file is no GIFTI mesh, or has other vertices than that.
     """
@@ -178,8 +183,10 @@ def slices(path: Path, maps: Mapping[str, np.ndarray], mask) -> None:
 
 
 def scatter(path: Path, maps: Mapping[str, np.ndarray], places: np.ndarray | None, rois: Mapping[str, np.ndarray]) -> None:
-    """Each map (V,) over the places (V, 2) of a flat sheet; without places, every voxel as a dot in the column of each of its
-    regions."""
+    """Each map (V,) over the places (V, 2) of a flat sheet.
+
+    Without places, every voxel is a dot in the column of each of its regions.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

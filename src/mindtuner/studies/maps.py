@@ -18,8 +18,11 @@ PERMUTATIONS = 999
 
 
 def maps_of(found: Shares) -> dict[str, np.ndarray]:
-    """Maps (V,), of magnitudes, since a share can be negative: that of each route, and ``fingerprint``, the part of the
-    routes that a fingerprint adds in the sum of all; 0 where a voxel has no share at all."""
+    """Maps (V,), of magnitudes, since a share can be negative.
+
+    There is one for each route, and ``fingerprint``, the part of the routes that a fingerprint adds in the sum of all; 0
+    where a voxel has no share at all.
+    """
     size = np.abs(found.voxel)
     total = size.sum(0)
     part = np.divide(size[1:].sum(0), total, out=np.zeros_like(total), where=total > 0)

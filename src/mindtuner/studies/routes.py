@@ -1,4 +1,4 @@
-"""Through which route, and from which voxel, does a decoded token get its variance?
+"""Through which route, and from which voxel, a decoded token gets its variance.
 
 A brain reaches the tokens through three doors: the ridge, and in Skip-LoRA ``GELU(z) = z / 2 + z (Phi(z) - 1/2)``, whose
 first half is linear in the voxels and whose second is even. LoRA has no door of its own; what goes through it is what goes

@@ -45,8 +45,10 @@ def overlap(a: BrainNetwork, b: BrainNetwork) -> tuple[float, float]:
 
 
 def hidden(network: BrainNetwork, voxels: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (m,), ascending; of each the hidden features before the token head, averaged over its trials, (m, h); and what
-    the adapters add to them, (m, h): whole less what the same ridge gives with all adapters silent.
+    """Hidden features before the token head, averaged over an image's trials, and what the adapters add to them.
+
+    Three arrays: images (m,), ascending; of each its hidden features (m, h); and what the adapters add, (m, h): whole less
+    what the same ridge gives with all adapters silent.
 
     ``voxels`` (n, V) betas, ``images`` (n,) which image each trial shows. Raises ValueError where the network holds no
     fingerprint, or shapes do not fit.
@@ -68,10 +70,11 @@ def hidden(network: BrainNetwork, voxels: np.ndarray, images: np.ndarray) -> tup
 
 
 def cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Linear centred kernel alignment of two sets of features (n, p) and (n, q) of the same n >= 4 images (Kornblith et al.
-    2019), with the unbiased estimate of HSIC (Song et al. 2012): about 0 for features that have nothing to do with each
-    other, however many there are; 1 for one a rotation of the other. Raises ValueError where shapes do not fit, or features
-    are the same for all images.
+    """Linear centred kernel alignment of features (n, p) and (n, q) of the same n >= 4 images (Kornblith et al. 2019).
+
+    HSIC is estimated without bias (Song et al. 2012): about 0 for features that have nothing to do with each other,
+    however many there are; 1 for one a rotation of the other. Raises ValueError where shapes do not fit, or features are the
+    same for all images.
     """
     if len(x) != len(y) or len(x) < 4:
         raise ValueError(f"features: of {len(x)} and {len(y)} images; expected the same, at least 4")

@@ -126,8 +126,11 @@ def network_with(base: BrainNetwork, subject: Subject, ridge: HiddenRidge) -> Br
 
 
 def region_of(subject: Subject) -> tuple[np.ndarray, list[str]]:
-    """Of each voxel the region, as a position (V,) in the names that are returned too. Voxels in the same masks are of the
-    same region, named by those masks, so masks may overlap, and one that holds all tells nothing."""
+    """Of each voxel the region, as a position (V,) in the names that are returned too.
+
+    Voxels in the same masks are of the same region, named by those masks, so masks may overlap, and one that holds all tells
+    nothing.
+    """
     told = [name for name, mask in sorted(subject.rois.items()) if 0 < mask.sum() < subject.n_voxels]
     held = np.array([[subject.rois[name][v] for name in told] for v in range(subject.n_voxels)], bool)
     kinds, region = np.unique(held.reshape(subject.n_voxels, -1), axis=0, return_inverse=True)
@@ -137,8 +140,11 @@ def region_of(subject: Subject) -> tuple[np.ndarray, list[str]]:
 
 
 class Parcels:
-    """A subject's voxels in clusters, each within a region: ``parcel`` (V,), ``names`` of each parcel's region, ``structure``
-    (count, count) and ``features`` (count, regions + 1), of ``by_connectome``."""
+    """A subject's voxels in clusters, each within a region.
+
+    ``parcel`` (V,), ``names`` of each parcel's region, ``structure`` (count, count) and ``features`` (count, regions + 1), of
+    ``by_connectome``.
+    """
 
     def __init__(self, subject: Subject, betas: np.ndarray, seed: int) -> None:
         region, names = region_of(subject)
@@ -161,8 +167,11 @@ class Parcels:
 
 
 def match(a: Parcels, b: Parcels, seed: int) -> np.ndarray:
-    """Transport of parcels (a.count, b.count): rows sum to a's share of voxels, columns to b's, as far as regions differ in
-    size; see ``by_connectome``. The best of STARTS: the independent coupling within regions, and random ones."""
+    """Transport of parcels (a.count, b.count); see ``by_connectome``.
+
+    Rows sum to a's share of voxels, columns to b's, as far as regions differ in size. The best of STARTS: the independent
+    coupling within regions, and random ones.
+    """
     common = [name for name in a.profile if name in b.profile]
     if not common:
         raise UserError(f"regions: {', '.join(a.profile)} and {', '.join(b.profile)}; expected one in common")

@@ -1,5 +1,7 @@
-"""The low-level targets, cached once for all stimuli: latents, and features of an image and of an augmented view of it
-(MindEye2 paper, low-level submodule)."""
+"""The low-level targets, cached once for all stimuli (MindEye2 paper, low-level submodule).
+
+They are latents, and features of an image and of an augmented view of it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""What all frozen towers share: the cache of what each says of every stimulus, how images come in, and the hash that tells
-weights apart."""
+"""What all frozen towers share.
+
+That is the cache of what each says of every stimulus, how images come in, and the hash that tells weights apart.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +62,10 @@ class Tower:
         )
 
     def size(self, folder: str | Path, stimuli: Stimuli) -> tuple[int, int]:
-        """Bytes of the cache, and how many of them the disk still has to give. Raises UserError where the cache in
-        ``folder`` is of something else."""
+        """Bytes of the cache, and how many of them the disk still has to give.
+
+        Raises UserError where the cache in ``folder`` is of something else.
+        """
         return bytes_to_write(folder, self.name, self.shape, self.dtype, self.identity, stimuli, self.batch)
 
 
