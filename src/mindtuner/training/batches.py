@@ -44,8 +44,11 @@ def training_trials(subject: Subject, n_stimuli: int) -> Trials:
 
 
 def refuse_constant_voxels(blocks: Iterable[np.ndarray], name: str) -> None:
-    """Raise UserError where a voxel is the same in all trials. ``blocks``: betas (n, V), read only until every voxel has
-    changed, which in sound data is soon. NSD keeps betas as whole numbers, so few trials may agree by chance."""
+    """Raise UserError where a voxel is the same in all trials.
+
+    ``blocks``: betas (n, V), read only until every voxel has changed, which in sound data is soon. NSD keeps betas as whole
+    numbers, so few trials may agree by chance.
+    """
     first, constant, count = None, None, 0
     for block in blocks:
         if first is None:
@@ -79,8 +82,11 @@ def split_holdout(trials: dict[str, Trials], share: float, seed: int) -> tuple[d
 
 @dataclass
 class Batch:
-    """One step's trials: the same number ``m`` from each subject. ``stimulus`` (subjects * m,) in subject
-    order, ``targets`` the rows (subjects * m, ...) of these stimuli that were read along, by name."""
+    """One step's trials: the same number ``m`` from each subject.
+
+    ``stimulus`` (subjects * m,) in subject order, ``targets`` the rows (subjects * m, ...) of these stimuli that were read
+    along, by name.
+    """
 
     voxels: dict[str, torch.Tensor]  # name -> (m, V)
     stimulus: np.ndarray
@@ -140,8 +146,11 @@ class Feed:
 
 
 def make_feeds(subjects: dict[str, Subject], trials: dict[str, Trials], seed: int) -> list[Feed]:
-    """One feed per subject. Betas that lie row by row in a file are read batch by batch; others, which may have to be
-    unpacked, averaged or z-scored each time, are held in memory where those of all subjects together are small."""
+    """One feed per subject.
+
+    Betas that lie row by row in a file are read batch by batch; others, which may have to be unpacked, averaged or z-scored
+    each time, are held in memory where those of all subjects together are small.
+    """
     size = sum(4 * len(trials[name]) * subject.n_voxels for name, subject in subjects.items())
     return [
         Feed(subject, trials[name], seed, size < IN_MEMORY_BYTES and not isinstance(subject.source, FileRows))

@@ -37,9 +37,11 @@ KIND = "mindtuner training checkpoint 1"
 class Stateful(Protocol):
     """What a checkpoint holds: an optimiser, a Feed, and the classes below."""
 
-    def state_dict(self) -> dict: ...
+    def state_dict(self) -> dict:
+        """The state, tensors and plain values by name."""
 
-    def load_state_dict(self, state: dict) -> object: ...
+    def load_state_dict(self, state: dict) -> object:
+        """Take up a state that ``state_dict`` gave."""
 
 
 class Checkpoint:
@@ -148,9 +150,11 @@ class Weights(dict[str, Tensor]):
     """Tensors by name, which going on fills again in place."""
 
     def state_dict(self) -> dict:
+        """The tensors by name, detached, not copied."""
         return {name: tensor.detach() for name, tensor in self.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Fill the tensors in place; of a tensor in shards, this process's part."""
         with torch.no_grad():
             for name, tensor in self.items():
                 tensor.copy_(shard_like(state[name], tensor))
@@ -167,6 +171,7 @@ class RandomStreams:
         self.device, self.generators = device, generators
 
     def state_dict(self) -> dict:
+        """The state of each NumPy generator as JSON, and torch's on the CPU and on the device."""
         state = {name: json.dumps(rng.bit_generator.state) for name, rng in self.generators.items()}
         state["torch"] = torch.random.get_rng_state()
         if self.device.type == "cuda":
@@ -176,6 +181,7 @@ class RandomStreams:
         return state
 
     def load_state_dict(self, state: dict) -> None:
+        """Set all streams to a state that ``state_dict`` gave."""
         for name, rng in self.generators.items():
             rng.bit_generator.state = json.loads(state[name])
         torch.random.set_rng_state(state["torch"])
@@ -200,9 +206,11 @@ class Progress:
     waited: int = 0  # epochs since then
 
     def state_dict(self) -> dict:
+        """All fields by name."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict) -> None:
+        """Set the fields that ``state`` names."""
         vars(self).update(state)
 
 

@@ -84,6 +84,7 @@ class HiddenRidge(NamedTuple):
 
     @torch.no_grad()
     def put_into(self, ridge: torch.nn.Linear) -> None:
+        """Copy weight and bias into a subject's ridge, in place."""
         ridge.weight.copy_(torch.from_numpy(self.weight.T))
         ridge.bias.copy_(torch.from_numpy(self.bias))
 
@@ -91,8 +92,9 @@ class HiddenRidge(NamedTuple):
 def fit_hidden(
     expected: np.ndarray, betas: np.ndarray, images: np.ndarray, spread: float, seed: int, similar: int = 0
 ) -> HiddenRidge:
-    """The ridge regression from a subject's betas (n, V) to the hidden features to expect (n, h) of the images (n,) that
-    it saw: ``voxel_regression``.
+    """The ridge regression from a subject's betas (n, V) to the hidden features to expect of the images it saw.
+
+    These are (n, h) of the images (n,). See ``voxel_regression``.
 
     A regression shrinks what it predicts, and the base is used to the x0 of noisy single trials, so the prediction is
     ``stretched`` until its cross-validated variance over trials is what the base knows (``spread``).

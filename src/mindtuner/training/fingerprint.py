@@ -116,8 +116,10 @@ def save_fingerprint(
 
 
 def facts_of(subject: Subject, config: Config, date: str | None = None) -> dict:
-    """What the card of a fingerprint says of the subject that it was tuned to and how, JSON-ready. ``date``: by default
-    that of today (UTC)."""
+    """What the card of a fingerprint says of the subject that it was tuned to and how, JSON-ready.
+
+    ``date``: by default that of today (UTC).
+    """
     return {
         "subject": subject.number,
         "sessions": len(set(subject.train.session.tolist())),
@@ -215,8 +217,10 @@ def share_weights(base: BrainNetwork, but: Container[str] = ()) -> BrainNetwork:
 
 
 def refuse_other_base(base: BrainNetwork, fingerprints: Iterable[Fingerprint]) -> None:
-    """Raise UserError where one of them was tuned on another base. Hashes the base once, and once more where some have
-    a tuned projector and others the base's."""
+    """Raise UserError where one of them was tuned on another base.
+
+    Hashes the base once, and once more where some have a tuned projector and others the base's.
+    """
     hashes: dict[frozenset[str], str] = {}
     shared = {name for name, _ in base.named_parameters()}
     for fingerprint in fingerprints:
@@ -230,8 +234,11 @@ def refuse_other_base(base: BrainNetwork, fingerprints: Iterable[Fingerprint]) -
 
 
 def base_hash(network: BrainNetwork, fingerprint: Container[str]) -> str:
-    """The same for a base and for the base inside a network tuned on it: the tensors that the fingerprint holds do not
-    count (among them the projector's, where it is tuned), and nor do names, which LoRA changes."""
+    """The same for a base and for the base inside a network tuned on it.
+
+    The tensors that the fingerprint holds do not count (among them the projector's, where it is tuned), and nor do names,
+    which LoRA changes.
+    """
     digests = sorted(
         hashlib.sha256(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
         for name, tensor in network.state_dict().items()

@@ -265,8 +265,10 @@ def only_rows(module: nn.Module | None, rows: Tensor) -> Iterator[None]:
 
 
 def forward(network: BrainNetwork, voxels: dict[str, Tensor], device: torch.device) -> BrainOutputs:
-    """Outputs of all subjects, joined in the order of ``voxels`` (name -> (m, V)): one pass through what they
-    share."""
+    """Outputs of all subjects, joined in the order of ``voxels`` (name -> (m, V)).
+
+    There is one pass through what they share.
+    """
     if len(voxels) == 1:
         [(name, betas)] = voxels.items()
         return network(betas.to(device), name)

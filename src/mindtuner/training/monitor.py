@@ -79,8 +79,11 @@ def validate(
     dtype: torch.dtype,
     chunk: int = 256,
 ) -> dict[str, float]:
-    """Held-out training trials: top-1 retrieval of the image among the held-out images of that subject, its
-    chance, and L1 of the latents where there is a low-level module, each the mean over subjects."""
+    """Scores on held-out training trials, each the mean over subjects.
+
+    They are top-1 retrieval of the image among the held-out images of that subject, its chance, and L1 of the latents where
+    there is a low-level module.
+    """
     network.eval()
     top1, chance, l1 = [], [], []
     for feed in feeds:

@@ -145,8 +145,11 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict, dict[str, torch.Ten
 
 @contextlib.contextmanager
 def building(where: str | Path) -> Iterator[None]:
-    """Building a network draws weights that the file then replaces: leave the caller's random stream alone,
-    and turn whatever does not fit into one line for the user."""
+    """Inside the block, a network is built whose weights the file then replaces.
+
+    Leaves the caller's random stream alone, which building draws from, and turns whatever does not fit into one line for the
+    user.
+    """
     random = torch.random.get_rng_state()
     try:
         yield

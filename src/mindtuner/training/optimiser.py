@@ -18,8 +18,10 @@ from mindtuner.training.distributed import gather_shards, sharded
 
 
 def parameter_groups(network: BrainNetwork, config: FitConfig) -> list[dict]:
-    """Trainable parameters in three groups: ridge weights, other matrices, and (never decayed) biases and
-    norm gains."""
+    """Trainable parameters in three groups.
+
+    They are ridge weights, other matrices, and (never decayed) biases and norm gains.
+    """
     ridge, matrices, vectors = [], [], []
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -34,8 +36,10 @@ def parameter_groups(network: BrainNetwork, config: FitConfig) -> list[dict]:
 
 
 def one_cycle(step: int, steps: int, lr: float, warmup: float) -> float:
-    """Learning rate of step 0 .. steps - 1: cosine from lr/25 up to lr at share ``warmup`` of the steps, then
-    cosine down to lr/25,000 (MindEye2 paper, training)."""
+    """Learning rate of step 0 .. steps - 1 (MindEye2 paper, training).
+
+    It follows a cosine from lr/25 up to lr at share ``warmup`` of the steps, then cosine down to lr/25,000.
+    """
     start, end = lr / 25, lr / 25_000
     peak, last = max(warmup * steps - 1, 0), steps - 1
     if step < peak:
@@ -62,8 +66,10 @@ def take_step(
 
 
 def update_average(average: dict[str, Tensor], parameters: list[nn.Parameter], decay: float, step: int) -> None:
-    """``average = d average + (1 - d) parameters`` after step 0, 1, ..., with d = min(decay, (1 + step) / (10 + step)): it
-    starts faster than it goes on. In place; only what trains is averaged."""
+    """``average = d average + (1 - d) parameters`` after step 0, 1, ..., with d = min(decay, (1 + step) / (10 + step)).
+
+    So it starts faster than it goes on. In place; only what trains is averaged.
+    """
     keep = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters], 1 - keep)
 

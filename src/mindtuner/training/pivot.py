@@ -33,8 +33,9 @@ def train_pivot(
     log: Log | None = None,
     checkpoint: str | Path | None = None,
 ) -> None:
-    """Train ``projector`` (n, T, D) -> (n, d) in place on (image tokens, caption embedding) pairs (MindTuner
-    paper, Pivot).
+    """Train ``projector`` (n, T, D) -> (n, d) in place on pairs of an image's tokens and its caption's embedding.
+
+    See the MindTuner paper, Pivot.
 
     ``stimuli``: ids of training stimuli; those without a caption are left out. The loss is InfoNCE from image
     to text only: brains will be asked for texts and never the reverse, and that direction's softmax is the

@@ -1,5 +1,8 @@
-"""Ridge regression: one cross-validated penalty for all outputs, by himalaya, or by sums of products where rows are too
-many to hold; and voxels that respond alike with weights that are alike."""
+"""Ridge regression: one cross-validated penalty for all outputs.
+
+It is fitted by himalaya, or by sums of products where rows are too many to hold. Voxels that respond alike can get weights
+that are alike.
+"""
 
 from __future__ import annotations
 

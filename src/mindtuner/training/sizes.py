@@ -51,6 +51,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes of all four together."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -112,8 +113,9 @@ def count_full_finetune(tuned: BrainNetwork) -> int:
 
 
 def training_memory(network: BrainNetwork, voxels: dict[str, int], fit: FitConfig) -> Memory:
-    """Of one phase of training on the subjects in ``voxels``, by two steps of the loop's own losses (SoftCLIP, where
-    every trial is whole).
+    """Memory of one phase of training on the subjects in ``voxels``.
+
+    Counted in two steps of the loop's own losses (SoftCLIP, where every trial is whole).
 
     Left out: the one further set of gradients that is held when the log measures each loss's gradient (three times in a
     training), and what kernels and the device's allocator take beside tensors. Attention is counted as if written out;
@@ -176,8 +178,9 @@ def inference_memory(network: BrainNetwork, subject: str) -> Memory:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Inside the block, follows how many bytes of tensors are alive on the network's device; ``peak`` is the most there
-    were at once. The parameters and buffers of ``network`` were there before and do not count.
+    """Inside the block, follows how many bytes of tensors are alive on the network's device.
+
+    ``peak`` is the most there were at once. The parameters and buffers of ``network`` were there before and do not count.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -38,12 +38,11 @@ def tune(
 ) -> BrainNetwork:
     """Fit a new subject on a base, which itself is never changed; where its weights stay frozen, they are shared with it.
 
-    Methods:
+    What each method trains:
 
     - ``mindtuner``: new ridge and the fingerprint that ``config.fingerprint`` asks for; everything else, the prior too, is
-    frozen
-      (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the prior. With ``tune_projector``
-      the projector first trains on, on images and captions of the subject's trials.
+      frozen (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the prior. With
+      ``tune_projector`` the projector first trains on, on images and captions of the subject's trials.
     - ``ridge_only``: new ridge on the frozen base.
     - ``full_finetune``: new ridge, and everything but the projector trains on from the base.
     - ``from_scratch``: the same architecture with fresh weights, trained as pretraining trains; the projector, which needs no
