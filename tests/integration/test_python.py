@@ -134,6 +134,7 @@ def test_results_are_a_page_a_table_and_a_comparison(day, tmp_path):
     assert frame.loc["chance", ("retrieval", "image")] == day.results.chance["retrieval"]["image"]
     saved = day.results.save(tmp_path / "run")
     assert mindtuner.Results.load(tmp_path / "run").methods == saved.methods == methods
+    assert {entry["stage"] for entry in saved.run.log} >= {"pivot", "pretrain", "mindtuner"}
     compared = day.results.compare(other_method="shuffled_brain").to_frame()
     per_image = day.results.run.per_image
     for score in ("image", "brain"):
@@ -141,6 +142,16 @@ def test_results_are_a_page_a_table_and_a_comparison(day, tmp_path):
         assert compared.loc[("retrieval", score), "difference"] == pytest.approx(own - other, abs=1e-6)
     with pytest.raises(UserError, match="other: is this run"):
         day.results.compare()
+
+
+def test_a_run_folder_has_the_training_that_was_in_memory(day, tmp_path):
+    out = tmp_path / "run"
+    results = mindtuner.evaluate(day.subject, day.dataset, day.features, pictures=0, out=out)
+    assert results.run.log == day.results.run.log and "Training" in (out / "report.html").read_text(encoding="utf-8")
+    assert "reconstruction" not in results.methods["mindtuner"]
+    assert results.methods["mindtuner"]["retrieval"] == day.results.methods["mindtuner"]["retrieval"]
+    with pytest.raises(UserError, match="holds another run"):  # it is over
+        mindtuner.evaluate(day.subject, day.dataset, day.features, pictures=0, out=out)
 
 
 def test_objects_print_themselves_in_a_few_lines(day):

@@ -105,7 +105,8 @@ def evaluate(
     if out is not None:
         out = Path(out)
         claim(out, settings_of(subject, config, command, generator), force, "results.json")
-        write_text(out / "log.jsonl", joined_log(*dict.fromkeys(path.parent for path in _files(subject))))
+        runs = dict.fromkeys(path.parent for path in _files(subject))
+        write_text(out / "log.jsonl", joined_log(*runs, more=[*base.log, *subject.log]))
         parts = out / PARTS
     before = [command_in(path.parent / SETTINGS) for path in _files(subject)]
     results = measure(
