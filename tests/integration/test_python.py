@@ -1,5 +1,7 @@
 """A researcher's day in Python: the same numbers as the command line, and the examples of the docstrings."""
 
+import copy
+import dataclasses
 import doctest
 import importlib
 import json
@@ -14,6 +16,7 @@ from paths import ROOT
 from PIL import Image
 
 import mindtuner
+from mindtuner.data.hold_out import shows
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_run
 from mindtuner.runtime import derive_seed
@@ -152,6 +155,38 @@ def test_a_run_folder_has_the_training_that_was_in_memory(day, tmp_path):
     assert results.methods["mindtuner"]["retrieval"] == day.results.methods["mindtuner"]["retrieval"]
     with pytest.raises(UserError, match="holds another run"):  # it is over
         mindtuner.evaluate(day.subject, day.dataset, day.features, pictures=0, out=out)
+
+
+def test_what_does_not_belong_together_is_refused(day, tmp_path):
+    """Features of other stimuli, a folder that holds another base or the data, and a category that is two."""
+    dataset, others = day.dataset, day.dataset.without(subject=1)
+    stimuli = copy.copy(dataset.stimuli)
+    stimuli.__dict__["hash"] = "of other pixels"
+    foreign = dataclasses.replace(day.features, stimuli=stimuli)
+    with pytest.raises(UserError, match="features: are of other stimuli"):
+        mindtuner.pretrain(others, foreign, SETTINGS)
+    with pytest.raises(UserError, match="features: are of other stimuli"):
+        mindtuner.evaluate(day.subject, dataset, foreign)
+    stimuli.is_shared = ~dataset.stimuli.is_shared
+    with pytest.raises(UserError, match="features: are of other stimuli"):
+        mindtuner.tune(day.base, dataset.subject(1).sessions(1), foreign)
+    with pytest.raises(UserError, match="holds dataset"):
+        mindtuner.pretrain(others, day.features, SETTINGS, out=dataset.root, force=True)
+    word = next(word for word in ("red", "blue", "green") if shows_some_of_both(dataset, word))
+    with pytest.raises(UserError, match="hold_out_category: is 'other'"):
+        mindtuner.pretrain(others.without_category(word), day.features, SETTINGS, hold_out_category="other")
+    brief = {**SETTINGS, "pretrain": {**BRIEF, "epochs": 0.1}, "pivot": {"epochs": 0.1}}
+    base = mindtuner.pretrain(others.without_category(word), day.features, brief, out=tmp_path / "base")
+    assert base.category == word  # what a dataset is without, its base never saw
+    with pytest.raises(UserError, match="holds another run"):
+        mindtuner.pretrain(dataset.without(subject=2), day.features, brief, out=tmp_path / "base")
+
+
+def shows_some_of_both(dataset, word):
+    """Of test images, and of training images at least one."""
+    shown = np.array([shows(captions, word) for captions in dataset.stimuli.captions])
+    tested = dataset.stimuli.is_shared
+    return 0 < (shown & tested).sum() < tested.sum() and (shown & ~tested).any()
 
 
 def test_objects_print_themselves_in_a_few_lines(day):

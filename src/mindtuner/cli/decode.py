@@ -58,8 +58,10 @@ def run(options: argparse.Namespace) -> None:
     dataset = load(options.data, [tuned.number])
     chosen = choose(tuned, dataset, options.trials, options.pictures, wanted)
     full_size, painting = options.generator == generator_options.SDXL, len(chosen.shown) > 0
-    if painting and not full_size:
-        check_towers(base.network.config, base.where)
+    cache = options.cache or options.data / "cache"
+    drawing = painting and not (full_size and tuned.config.decode.neighbours == 0)  # else nothing of the features is needed
+    if drawing:
+        check_towers(base.network.config, base.where, cache if full_size else None)
     subject = TunedSubject.load(path, dataset, base=base)
     generator, texts = generator_options.opened(options, subject)
     command = command_of(
@@ -75,9 +77,8 @@ def run(options: argparse.Namespace) -> None:
     )
     refuse_other_run(options.out, settings_of(subject, command, generator, options.stages), options.force)
     watch, features = shared.stopwatch(), None
-    if painting and not (full_size and subject.config.decode.neighbours == 0):  # else nothing of them is needed
+    if drawing:
         with watch.stage("embed"):
-            cache = options.cache or options.data / "cache"
             features = embed(dataset, cache, weights=generator_options.weights_of(options))
     painted = decode(
         subject,

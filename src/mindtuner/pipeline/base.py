@@ -19,7 +19,7 @@ from mindtuner.model import BrainNetwork
 from mindtuner.pipeline import hub
 from mindtuner.pipeline.features import Features
 from mindtuner.pipeline.model_card import base_card
-from mindtuner.pipeline.run_folder import SETTINGS, claim, log_of, settings_text
+from mindtuner.pipeline.run_folder import SETTINGS, claim, log_of, refuse_overlap, settings_text
 from mindtuner.processes import processes
 from mindtuner.training import load_network, read_card, remove_checkpoint, save_network, subject_name
 from mindtuner.training import pretrain as train
@@ -266,7 +266,9 @@ def pretrain(
     (True, False)
     """
     config = settled(config, seed=seed, hold_out_category=hold_out_category)
+    config = keeping_out(dataset, config)
     dataset = held_out(dataset, config.hold_out_category)
+    features.check_stimuli(dataset.stimuli)
     features.check_model(config.model, "config")
     refuse_untrainable(dataset)
     card = card_of(dataset, features, config)
@@ -276,7 +278,9 @@ def pretrain(
         network = train(dataset, features.targets, config, config.seed, log.append, prior=prior)
         return Base(network.eval(), config, card, log=log)
     out = Path(out)
-    claim(out, settings_text(config, command or "mindtuner.pretrain"), force)
+    refuse_overlap(out, dataset=dataset.root, features=features.folder)
+    said = f"mindtuner.pretrain({str(dataset.root)!r}, subjects {', '.join(map(str, sorted(dataset.subjects)))})"
+    claim(out, settings_text(config, command or said), force)
     return pretrain_into(out / FILE, dataset, features, config, card, log_of(out))
 
 
@@ -320,6 +324,16 @@ def settled(
     if hold_out_category is not None:
         changes["hold_out_category"] = category_of(hold_out_category)
     return dataclasses.replace(config, **changes)
+
+
+def keeping_out(dataset: Dataset, config: Config) -> Config:
+    """The config with the category that the dataset is without already. Raises UserError where its own is another."""
+    category = dataset.stimuli.category
+    if category and config.hold_out_category not in ("", category):
+        raise UserError(
+            f"hold_out_category: is {config.hold_out_category!r}; expected {category!r}, which the dataset is without"
+        )
+    return dataclasses.replace(config, hold_out_category=category or config.hold_out_category)
 
 
 def category_of(name: str) -> str:

@@ -75,6 +75,8 @@ class SubjectDecoder:
         Of the stimuli whose captions and tokens decoding draws on: those of training images alone.
     category : str
         A category that was held out, which decoding may not draw on either.
+    without : array of int, optional
+        Ids of stimuli that tuning kept out to choose settings by, which decoding may not draw on either.
     text_encoder, generator, bank : optional
         By default those of the compact system, opened when they are first needed.
     """
@@ -88,13 +90,14 @@ class SubjectDecoder:
         features: Features | None = None,
         *,
         category: str = "",
+        without: np.ndarray | None = None,
         text_encoder: TextEncoder | None = None,
         generator: Painter | None = None,
         bank: TextBank | None = None,
     ):
         self.subject, self.config, self.seed = subject, config, seed
         self._decoder = Decoder(network, subject, config, seed)
-        self._features, self._category = features, category
+        self._features, self._category, self._without = features, category, without
         self._text_encoder, self._generator, self._bank = text_encoder, generator, bank
 
     def __repr__(self) -> str:
@@ -207,7 +210,8 @@ class SubjectDecoder:
     @functools.cached_property
     def training_images(self) -> np.ndarray:
         """Ids of the stimuli that decoding may draw on, int64 (m,): neither test images nor of a category held out."""
-        return training_images(self.features.stimuli, self._category)
+        found = training_images(self.features.stimuli, self._category)
+        return found if self._without is None else np.setdiff1d(found, self._without)
 
     @functools.cached_property
     def training_tokens(self) -> TrainingTokens | np.ndarray:

@@ -22,7 +22,7 @@ from mindtuner.generators.painter import Painter
 from mindtuner.pipeline.base import held_out
 from mindtuner.pipeline.decoder import SubjectDecoder
 from mindtuner.pipeline.features import Features, TextEncoder
-from mindtuner.pipeline.run_folder import claim
+from mindtuner.pipeline.run_folder import claim, refuse_overlap
 from mindtuner.pipeline.stages import evenly
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
@@ -144,16 +144,20 @@ def decode(
     if len(chosen.shown) and generator is None:
         generator = CompactGenerator(config, seed, None if features is None else features.weights)
     if features is not None:
+        features.check_stimuli(dataset.stimuli)
+        features.check_model(subject.base.network.config, subject.base.where)
         features.check_same(subject.base.card, subject.base.where)
-    claim(out, settings_of(subject, command or "mindtuner.decode", generator, stages), force)
-    # What is looked up never shows a category held out; the subject's own trials of it are decoded like any.
-    dataset = held_out(dataset, subject.config.hold_out_category)
     if text_encoder is None:
         if features is None:
             raise UserError("text_encoder: is missing, as features are; expected one of them, for words")
         text_encoder = features.text_encoder
+    refuse_overlap(out, dataset=dataset.root, **subject.files)
+    claim(out, settings_of(subject, command or "mindtuner.decode", generator, stages), force)
+    # What is looked up never shows a category held out; the subject's own trials of it are decoded like any.
+    dataset = held_out(dataset, subject.config.hold_out_category)
     with watch.stage("words"):  # before the network takes its room on a GPU
         bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder)
+        text_encoder.network.cpu()  # its part is done
     with watch.stage("decode"):
         decoder = subject.decoder(features=features, text_encoder=text_encoder, generator=generator, bank=bank)
         voxels = dataset.subject(subject.number).betas(chosen.trials.row)

@@ -16,7 +16,7 @@ from mindtuner.evaluation.results import load_log, log_to
 from mindtuner.files import atomic_path, write_text
 from mindtuner.formats import load
 from mindtuner.formats.nsd_release.read import MASKS
-from mindtuner.generators.compact import CompactGenerator
+from mindtuner.generators.compact import CompactGenerator, starting_prior
 from mindtuner.pipeline.base import FILE, card_of, held_out, pretrain_into
 from mindtuner.pipeline.evaluation import measure
 from mindtuner.pipeline.features import embed
@@ -128,6 +128,7 @@ def run_demo(
     """
     out, watch = Path(out), watch or Stopwatch()
     generator = CompactGenerator(config.decode, config.seed, None if weights is None else Path(weights))
+    starting_prior(config.model, None if weights is None else Path(weights))  # refuses what cannot be, before a claim
     _claim(out, settings_text(config, command), force)
     log = log_to(out)
     with watch.stage("simulate"):

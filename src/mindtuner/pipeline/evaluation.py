@@ -23,7 +23,7 @@ from mindtuner.pipeline.base import held_out
 from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.pipeline.features import Features, TextEncoder
 from mindtuner.pipeline.results import Results
-from mindtuner.pipeline.run_folder import SETTINGS, claim, command_in, joined_log, settings_text
+from mindtuner.pipeline.run_folder import SETTINGS, claim, command_in, log_entries, refuse_overlap, settings_text
 from mindtuner.pipeline.setting import captions_note, describe_setting, generator_note, hold_out_note, scores_apart
 from mindtuner.pipeline.stages import Scoring, TestSet, decode_all, paint_all, pictures_of, score_all, words_of
 from mindtuner.pipeline.stopwatch import Stopwatch
@@ -98,29 +98,35 @@ def evaluate(
     features.check_model(base.network.config, base.where)
     features.check_same(base.card, base.where)
     dataset = held_out(dataset, config.hold_out_category)
+    features.check_stimuli(dataset.stimuli)
+    if features.full_size and generator is None and config.decode.pictures:
+        raise UserError("generator: is missing; expected the one of full size, as the features are of full size")
+    texts, hour = text_encoder or features.text_encoder, subject.hour(dataset)
+    TestSet.of(hour, dataset.stimuli, features.caches, config.decode.pictures)  # refuses what cannot be, before a claim
     packaged = features.weights is None and (generator is None or isinstance(generator, CompactGenerator))
     generator = generator or CompactGenerator(config.decode, config.seed, features.weights)
     command = command or "mindtuner.evaluate"
+    log = [*log_entries(*(path.parent for path in _files(subject))), *base.log, *subject.log]
     parts = None
     if out is not None:
         out = Path(out)
+        refuse_overlap(out, dataset=dataset.root, features=features.folder, **_named_files(subject))
         claim(out, settings_of(subject, config, command, generator), force, "results.json")
-        runs = dict.fromkeys(path.parent for path in _files(subject))
-        write_text(out / "log.jsonl", joined_log(*runs, more=[*base.log, *subject.log]))
+        write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
         parts = out / PARTS
     before = [command_in(path.parent / SETTINGS) for path in _files(subject)]
     results = measure(
         dataset=dataset,
-        hour=subject.hour(dataset),
+        hour=hour,
         base=base.network,
         tuned=subject.networks,
         features=features,
         config=config,
         generator=generator,
-        text_encoder=text_encoder or features.text_encoder,
+        text_encoder=texts,
         note=generator_note(dataset.card) if packaged else "",
         command=" && ".join(filter(None, [*before, command])),
-        log=[*base.log, *subject.log],
+        log=log,
         scoring=scoring,
         parts=parts,
         watch=watch,
@@ -142,10 +148,14 @@ def _files(subject: TunedSubject) -> list[Path]:
     return [path for path in (subject.base.path, next(iter(subject.files.values()), None)) if path is not None]
 
 
+def _named_files(subject: TunedSubject) -> dict[str, Path]:
+    """Those of its methods and of its base, as far as they have one."""
+    return {**subject.files, **({} if subject.base.path is None else {"base": subject.base.path})}
+
+
 def _digests(subject: TunedSubject) -> dict[str, str]:
     """What has to be the same, beside the command and the config, for a run to go on."""
-    files = {**subject.files, **({} if subject.base.path is None else {"base": subject.base.path})}
-    return {name: file_digest(path) for name, path in files.items()}
+    return {name: file_digest(path) for name, path in _named_files(subject).items()}
 
 
 def measure(

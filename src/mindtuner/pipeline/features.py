@@ -122,6 +122,11 @@ class Features:
         """Raise UserError where a model is not made for what these towers give."""
         check_towers(config, where, self.folder)
 
+    def check_stimuli(self, stimuli: Stimuli) -> None:
+        """Raise UserError where these are features of other stimuli."""
+        if stimuli is not self.stimuli and stimuli.hash != self.stimuli.hash:
+            raise UserError(f"features: are of other stimuli ({self.folder}); expected those of this dataset")
+
     def check_same(self, card: dict, where: object) -> None:
         """Raise UserError where a network whose card this is was trained on other towers.
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -74,10 +72,9 @@ def log_of(run: Path) -> Log:
     return log_to(run) if processes().index == 0 else lambda entry: None
 
 
-def joined_log(*runs: Path, more: Iterable[dict] = ()) -> str:
-    """The logs of those of ``runs`` that have one, as one, with ``more`` entries."""
-    entries = [entry for run in runs if (run / "log.jsonl").is_file() for entry in load_log(run)]
-    return "".join(json.dumps(entry) + "\n" for entry in [*entries, *more])
+def log_entries(*runs: Path) -> list[dict]:
+    """The logs of those of ``runs`` that have one, as one."""
+    return [entry for run in dict.fromkeys(runs) if (run / "log.jsonl").is_file() for entry in load_log(run)]
 
 
 def refuse_overlap(out: Path, **inputs: Path) -> None:

@@ -40,11 +40,11 @@ class Scoring:
     Raises UserError where there is no such folder, or ``pool`` is below 1.
     """
 
-    def __init__(self, networks: Path | None = None, as_published: bool = False, pool: int = POOL):
+    def __init__(self, networks: str | Path | None = None, as_published: bool = False, pool: int = POOL):
         if pool < 1:
             raise UserError(f"pool is {pool}; expected 1 or more candidates")
-        self.folder = networks
-        found, self.missing = find_networks(networks)
+        self.folder = None if networks is None else Path(networks)
+        found, self.missing = find_networks(self.folder)
         self.networks = [*found, LITE2]
         self.choices, self.pool = PUBLISHED if as_published else OURS, pool
 

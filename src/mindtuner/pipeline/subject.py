@@ -22,7 +22,7 @@ from mindtuner.pipeline.base import Base, refuse_no_id
 from mindtuner.pipeline.decoder import SubjectDecoder
 from mindtuner.pipeline.features import Features, TextEncoder
 from mindtuner.pipeline.model_card import subject_card
-from mindtuner.pipeline.run_folder import SETTINGS, claim, log_of, settings_text
+from mindtuner.pipeline.run_folder import SETTINGS, claim, log_of, refuse_overlap, settings_text
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.tuned_files import (
     FILES,
@@ -44,6 +44,7 @@ from mindtuner.training import (
 )
 from mindtuner.training import tune as train
 from mindtuner.training.batches import split_holdout
+from mindtuner.training.fingerprint import base_hash
 from mindtuner.training.monitor import Log
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class TunedSubject:
         Returns
         -------
         Trials
-            None where nothing was held out.
+            Empty where nothing was held out.
 
         Examples
         --------
@@ -121,12 +122,8 @@ class TunedSubject:
         >>> trials = tried.held_out(dataset)
         >>> found = tried.decoder().predict(dataset.subject(1).betas(trials.row), trials.stimulus)
         """
-        if self.config.hold_out_category:
-            dataset = dataset.without_category(self.config.hold_out_category)
-        share, trained = self.card.get("holdout", 0.0), {self.name: self.hour(dataset).train}
-        _, kept = split_holdout(trained, share, self.config.seed)
         trials = dataset.subject(self.number).train
-        return trials.select(np.isin(trials.stimulus, kept[self.name].stimulus))
+        return trials.select(np.isin(trials.stimulus, self.card.get("held_out_images", ())))
 
     def decoder(
         self,
@@ -164,13 +161,18 @@ class TunedSubject:
         method = next(iter(self.networks)) if method is None else method
         if method not in self.networks:
             raise UserError(f"method: {method!r} was not tuned; expected one of {', '.join(self.networks)}")
+        features = features or self.features
+        if features is not None:
+            features.check_model(self.base.network.config, self.base.where)
+            features.check_same(self.base.card, self.base.where)
         return SubjectDecoder(
             self.networks[method],
             self.name,
             self.config.decode,
             self.config.seed,
-            features or self.features,
+            features,
             category=self.config.hold_out_category,
+            without=np.array(self.card.get("held_out_images", ()), np.int64),
             text_encoder=text_encoder,
             generator=generator,
             bank=bank,
@@ -439,16 +441,23 @@ def tune(
     refuse_unknown_methods(methods)
     base = base if isinstance(base, Base) else Base.from_pretrained(base)
     base.refuse_known(subject.number)
+    if not np.array_equal(subject.is_shared, features.stimuli.is_shared):
+        raise UserError(f"features: are of other stimuli ({features.folder}); expected those that the subject saw")
     subject = without_category(subject, features, base.category)
     config = settled(base, subject, config, seed)
     features.check_model(config.model, base.where)
     features.check_same(base.card, base.where)
+    split_holdout({subject_name(subject.number): subject.train}, holdout, config.seed)  # refuses what cannot be
+    if base.network.prior is not None and "from_scratch" in methods:
+        features.starting_prior(config.model)  # likewise, before a folder is claimed
     out = None if out is None else Path(out)
     entries: list[dict] = []
     log = entries.append
     if out is not None:
+        refuse_overlap(out, features=features.folder, **({} if base.path is None else {"base": base.path}))
         kept = f"# holdout: {holdout:g}\n" if holdout else ""
-        claim(out, settings_text(config, command or "mindtuner.tune") + kept, force)
+        said = command or f"mindtuner.tune({base.path or base_hash(base.network, ())}, subject {subject.number})"
+        claim(out, settings_text(config, said) + kept, force)
         log = log_of(out)
     return fit_methods(base, subject, features, config, methods, log, out, watch, entries, holdout)
 
@@ -469,12 +478,16 @@ def fit_methods(
     prior = None
     if base.network.prior is not None and "from_scratch" in methods:
         prior = features.starting_prior(config.model)
-    watch = watch or Stopwatch()
+    watch, kept_out = watch or Stopwatch(), {}
+    if holdout:
+        name = subject_name(subject.number)
+        images = np.unique(split_holdout({name: subject.train}, holdout, config.seed)[1][name].stimulus)
+        kept_out = {"holdout": holdout, "held_out_images": images.tolist()}
     networks, cards, files = {}, {}, {}
     for method in methods:
         path = None if run is None else run / FILES[method]
         checkpoint = None if run is None else run / f"{method}.checkpoint"
-        card = card_of(method, base, config, features, subject, run) | ({"holdout": holdout} if holdout else {})
+        card = card_of(method, base, config, features, subject, run) | kept_out
         with watch.stage(method):
             if path is None or not path.exists():
                 networks[method] = train(
@@ -491,6 +504,7 @@ def fit_methods(
                 )
                 if path is not None and processes().index == 0:
                     write(path, method, networks[method], subject, config, card)
+                networks[method].cpu()  # a GPU holds one network of full size
             processes().wait()
             if path is not None and checkpoint is not None:
                 if method not in networks:
@@ -514,6 +528,10 @@ def settled(
 ) -> Config:
     """The settings to tune a subject with: by default the base's; its model and the category that it never saw always."""
     given = base.config if config is None else config if isinstance(config, Config) else load_config(config)
+    if given.hold_out_category not in ("", base.category):
+        raise UserError(
+            f"hold_out_category: is {given.hold_out_category!r}; expected {base.category!r}, which the base never saw"
+        )
     return dataclasses.replace(
         given,
         model=base.network.config,

@@ -2,10 +2,6 @@
 
     S_v = (L_v + N_v) / sd        L linear mixing of responses that subjects share, sd 1
     y_v = S_v + noise e / ncsnr_v       N the subject's fingerprint, sd phi_v, uncorrelated with L
-
->>> brain = simulate_brain(1, 400, early_features(images), semantic_features(labels), phi=0.5, seed=0)
-... # doctest: +SKIP
->>> betas = measure(brain, rows, session, noise=1.0)  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -225,6 +225,7 @@ def prepare(
     Raises UserError where ``out`` holds another run, or data, towers, base and config do not fit.
     """
     own = out / "data"
+    data, cache, weights = (None if given is None else Path(given) for given in (data, cache, weights))
     if data is None:
         check_inputs(config.simulate)
     refuse_overlap(out, **{name: path for name, path in (("DATA", data), ("BASE", base)) if path})

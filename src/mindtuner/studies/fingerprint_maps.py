@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from mindtuner.data import Dataset
 from mindtuner.errors import UserError
 from mindtuner.files import write_json, write_text
-from mindtuner.pipeline.run_folder import claim
+from mindtuner.pipeline.run_folder import claim, refuse_overlap
 from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.tuned_files import WHOLE
 from mindtuner.studies import map_figure, maps
@@ -127,6 +127,7 @@ def map_fingerprint(
     volume = None if mask is None else map_figure.read_mask(Path(mask), subject.n_voxels)
     meshes = None if surface is None else map_figure.read_surface(surface, subject.vertices, subject.n_voxels)
     planted = read_truth(Path(truth or dataset.root / "truth"), subject.number, subject.n_voxels, truth is not None)
+    refuse_overlap(out, dataset=dataset.root, **tuned.files)
     claim(out, f"# {command}\n", force)
 
     found = shares(

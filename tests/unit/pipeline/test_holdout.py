@@ -63,3 +63,11 @@ def test_the_file_says_so(lab, tmp_path):
             tuned(lab, holdout=other, out=tmp_path / "run")
     with pytest.raises(UserError, match=r"holdout: is 1.5; expected a share of the training images in \[0, 1\)"):
         tuned(lab, holdout=1.5)
+
+
+def test_decoding_does_not_draw_on_them(lab):
+    dataset = lab[0]
+    held, plain = tuned(lab, holdout=SHARE), tuned(lab)
+    kept_out = np.unique(held.held_out(dataset).stimulus)
+    found = set(held.decoder().training_images.tolist())
+    assert found == set(plain.decoder().training_images.tolist()) - set(kept_out.tolist()) and len(kept_out)
