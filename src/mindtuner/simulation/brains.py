@@ -1,7 +1,7 @@
 """Simulated brains that look at images. What is simulated, and what is not: docs/simulation.md.
 
-    S_v = (L_v + N_v) / sd        L linear mixing of responses that subjects share, sd 1
-    y_v = S_v + noise e / ncsnr_v       N the subject's fingerprint, sd phi_v, uncorrelated with L
+S_v = (L_v + N_v) / sd        L linear mixing of responses that subjects share, sd 1
+y_v = S_v + noise e / ncsnr_v       N the subject's fingerprint, sd phi_v, uncorrelated with L
 """
 
 from __future__ import annotations
