@@ -1,8 +1,5 @@
 """What all formats have in common: finding the right one, handing on, and writing any dataset."""
 
-import doctest
-import importlib
-
 import numpy as np
 import pytest
 from lab_files import make_lab
@@ -133,12 +130,3 @@ def test_part_of_a_release_becomes_a_whole_one(tmp_path, release):
         assert other.source.shape[0] == len(subject.trials) < dataset.subject(number).source.shape[0]
         np.testing.assert_array_equal(other.betas(other.trials.row), subject.betas(subject.trials.row))
         np.testing.assert_array_equal(other.trials.stimulus, subject.trials.stimulus)
-
-
-@pytest.mark.parametrize(
-    "module", ["formats", "data.dataset", "data.stimuli", "data.hold_out", "data.surface", "simulation.simulate"]
-)
-def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    failed, tried = doctest.testmod(importlib.import_module(f"mindtuner.{module}"))
-    assert tried > 0 and failed == 0
