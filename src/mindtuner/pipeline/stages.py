@@ -36,8 +36,25 @@ PICTURES, WRITTEN = ".safetensors", ".json"  # of a part
 class Scoring:
     """By which networks and choices pictures are scored, and among how many candidates retrieval is, beside all of them.
 
-    networks : folder with weights, see ``find_networks``; scores of those that are not there are left out, by name
-    Raises UserError where there is no such folder, or ``pool`` is below 1.
+    Parameters
+    ----------
+    networks : path, optional
+        Folder with weights of the published scores' networks, as ``mindtuner fetch networks`` fills it. A score whose network
+        is not there is left out, by name. The package's own network scores in any case.
+    as_published : bool
+        Prepare pictures as the published evaluation did: resized without antialiasing, PixCorr and SSIM at 425 pixels.
+    pool : int
+        Candidates of a second retrieval, where there are more test images.
+
+    Raises
+    ------
+    UserError
+        Where there is no such folder, or ``pool`` is below 1.
+
+    Examples
+    --------
+    >>> mindtuner.Scoring(pool=50).described()["retrieval_pool"]
+    50
     """
 
     def __init__(self, networks: str | Path | None = None, as_published: bool = False, pool: int = POOL):
