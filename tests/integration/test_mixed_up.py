@@ -212,7 +212,7 @@ def test_the_command_line_says_the_same(embed, decode, lab, models, tmp_path, ca
         (["decode", lab.base / "base.safetensors", *decode()[2:]], ("base.safetensors: is a base",)),
         (["convert", "unclip", models.unclip, tmp_path / "out"], (models.unclip, "is a folder", got + "unclip")),
         (["convert", "mindeye2", models.checkpoint, tmp_path / "out.safetensors"], (models.checkpoint, "model_state_dict")),
-        (["fetch", "weights", tmp_path / "out", "--from", models.checkpoint], (models.checkpoint, "is no folder")),
+        (["fetch", "weights", tmp_path / "out", "--from", models.checkpoint], (models.checkpoint, "--from")),
         (["fetch", "weights", models.checkpoint], (models.checkpoint, "is a file")),
         (["check", "weights", models.checkpoint], (models.checkpoint, "is a file")),
     ):

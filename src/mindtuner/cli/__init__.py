@@ -36,6 +36,9 @@ _VERBS = (
 )
 
 
+_NAMED_OTHERWISE = {"source": "from", "weights": "generator"}  # parameter -> flag
+
+
 def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser, dict]:
     """The options in ``argv``, the parser, and each verb's module. Exits with 2 where the line is none of ours."""
     import importlib
@@ -109,7 +112,7 @@ def _with_flags(message: str, options: argparse.Namespace) -> str:
     help_text = options.help_of_verb()
 
     def flag(name: str) -> str | None:
-        found = f"--{name.replace('_', '-')}"
+        found = f"--{_NAMED_OTHERWISE.get(name, name).replace('_', '-')}"
         return found if re.search(rf"{found}\b(?!-)", help_text) else None
 
     first = re.match(r"[a-z][a-z_]*(?=:| is | are )", message)

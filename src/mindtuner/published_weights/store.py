@@ -177,7 +177,7 @@ def _index(source: str | Path) -> dict[str, list[Path]]:
     """All files under a folder, by name. The hub's own cache may be such a folder: its names are links."""
     source = Path(source)
     if not source.is_dir():
-        raise UserError(f"{source}: is no folder; expected one that holds released weights")
+        raise UserError(f"source: is {source}, which is no folder; expected one that holds released weights")
     found: dict[str, list[Path]] = {}
     for folder, _, names in sorted(os.walk(source)):
         for name in names:

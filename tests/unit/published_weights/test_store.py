@@ -269,7 +269,7 @@ def test_without_a_network_known_files_still_come(tmp_path, cluster, hub, monkey
     check_files(tmp_path / "out", {"short.pth": SHORT})
     assert not hub.asked
     capsys.readouterr()
-    refused(capsys, fetch(tmp_path / "out", "--from", tmp_path / "nowhere"), "is no folder", "nowhere")
+    refused(capsys, fetch(tmp_path / "out", "--from", tmp_path / "nowhere"), "--from", "nowhere")
 
 
 def test_a_cluster_without_a_network_needs_its_hubs_cache_alone(released, tmp_path, monkeypatch, capsys):
