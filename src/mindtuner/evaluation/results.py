@@ -74,8 +74,8 @@ def build_results(
      "undefined": {"pixcorr": {"left_out": {"count", "images"}, "counted_zero": {method: {"count", "images"}}}},
      "paired": {"mindtuner_minus_X": {"retrieval": {direction: {"mean", "ci", "p"}}, "reconstruction": ...}},
      "timing_s", "peak_memory_mb"}
-    ``pipeline/captions_and_brain.py`` adds the scores of captions, to methods, ci95 and chance, and brain correlations, to methods
-    and as "brain".
+    ``pipeline/captions_and_brain.py`` adds the scores of captions, to methods, ci95 and chance, and brain correlations, to
+    methods and as "brain".
 
     shown : (p,) stimulus ids of the painted images, which "undefined" names (default: their positions)
 
