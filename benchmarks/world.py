@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 import mindtuner
 from mindtuner.config import Config, load_config
@@ -166,6 +167,13 @@ def in_worlds(description: str, measure: Callable, table: Callable, draw: Callab
 def mean_and_sd(values: np.ndarray) -> str:
     """Mean, and sd over seeds where there are several."""
     return f"{values.mean():.3f} ({over_seeds(values, 0)['sd']:.3f})" if len(values) > 1 else f"{values.mean():.3f}"
+
+
+def over_worlds(values: Iterable[float]) -> tuple[float, float, float]:
+    """Mean of a value a world, and its 95 % interval over worlds, by Student's t."""
+    x = np.array(list(values))
+    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
+    return float(x.mean()), float(x.mean()) - half, float(x.mean()) + half
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> str:

@@ -159,6 +159,7 @@ class FingerprintConfig:
     alpha: Amount = 8.0
     new_blocks: Natural = 0  # residual blocks of the subject's own between the base's backbone and the heads
     tune_projector: Flag = False  # the Adaptive Projector goes on training, on the subject's own images and captions
+    lora_blocks: Flag = True  # LoRA around the residual blocks too, not around token head and retrieval projector alone
 
     def __post_init__(self) -> None:
         _require(self.skip or not self.skip_head, "skip_head", self.skip_head, "false where skip is false")
@@ -187,16 +188,20 @@ class FitConfig:
     softcont_weight: Amount = 0.1
     skip_weight: Amount = 1.5
     regression_weight: Amount = 10.0  # ours, see training.loop.fit
+    text_weight: Amount = 0.0  # ours, likewise
     grad_clip: Amount = 1.0
     # of the products: float32, bfloat16, float16 (on a GPU), or what this machine is fastest with
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     accumulate: Count = 1  # batches whose mean gradient makes one step
     # share that the running average of the weights, which is what comes out, keeps at a step; 0: none
     ema: Annotated[float, Field(strict=True, ge=0, le=0.999999)] = 0.0
-    patience: Natural = 0  # epochs without a better retrieval of held-out training images after which to stop; 0: never
+    patience: Natural = 0  # epochs without better ranks of held-out training images after which to stop; 0: never
     checkpoint_steps: Count = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
     start: Literal["random", "closed_form"] = "random"  # of a new subject's ridge in tuning (training/closed_form.py)
     similar_voxels: Natural = 0  # whose weights each voxel's is drawn to by the closed form; 0: none
+    train_ridge: Flag = True  # false: the new ridge stays where the closed form put it
+    # share of trials for which the closed form answers as fitted without their image (training/closed_form.py)
+    cross_fitted: Share = 0.0
 
 
 @_one_line
@@ -226,8 +231,8 @@ class DecodeConfig:
     refine_start: Share  # of the noise schedule at which the correction starts, 1 = pure noise
     guidance: Amount
     neighbours: Natural = 0  # training images that decoded tokens are drawn to (decoding/training_images.py), 0 for none
-    # C, as published, or "both": the sum of the unit vectors of B and C
-    retrieval_tokens: Literal["projected", "both"] = "projected"
+    # C, as published, or "centred": what an image changes in B and C (decoding/decoder.py)
+    retrieval_tokens: Literal["projected", "centred"] = "projected"
     # tries of each correction, of which one is kept (generators/compact.py); the compact generator's alone
     corrections: Count = 1
 
@@ -252,6 +257,8 @@ class Config:
     tune: FitConfig
     pivot: PivotConfig
     decode: DecodeConfig
+    ridge_only: FitConfig | None = None  # how the rivals tune; as in tune where nothing is given
+    full_finetune: FitConfig | None = None
     target_subject: Count = 1  # a lab's own may have any numbers
     tuning_sessions: Count = 1
     seed: Whole = 0
@@ -267,6 +274,21 @@ class Config:
         for field, none in (("start", "random"), ("similar_voxels", 0)):
             value = getattr(self.pretrain, field)
             _require(value == none, f"pretrain.{field}", value, f"{none}: there is no base yet to solve a ridge against")
+        for name in ("pretrain", "tune", "ridge_only", "full_finetune"):
+            fit = getattr(self, name)
+            for field, none in (("train_ridge", True), ("cross_fitted", 0)):
+                value = none if fit is None or fit.start == "closed_form" else getattr(fit, field)
+                _require(value == none, f"{name}.{field}", value, f"{none} with start: random".lower())
+
+    def fitting(self, method: str) -> FitConfig:
+        """How a subject is tuned by this method.
+
+        The method itself and its control with shuffled brains as in ``tune``, rivals as in the section of their own name,
+        where there is one. From scratch, the subject's trials have to teach all that pretraining would have.
+        """
+        if method == "from_scratch":
+            return self.pretrain
+        return {"ridge_only": self.ridge_only, "full_finetune": self.full_finetune}.get(method) or self.tune
 
 
 def load_config(config: str | Path | Mapping | Config = DEFAULT_BASE, **changes) -> Config:
@@ -386,7 +408,7 @@ def _merged(base: dict, raw: Mapping, where: str, kind=Config, parent: str = "")
         if key not in known:
             raise UserError(f"{where}: unknown field {field}; {_nearest(key, kind, parent)}")
         section = known[key][1]
-        if section is None:
+        if section is None or value is None:
             found[key] = value
         elif isinstance(value, Mapping):
             found[key] = _merged(found.get(key, {}), value, where, section, field)
@@ -409,10 +431,11 @@ def _nearest(key, kind, parent: str) -> str:
 def _fields(kind) -> dict[str, tuple[dataclasses.Field, type | None]]:
     """The fields of a config or of a section of one by name, each with its section, or None where it is a value."""
     hints = typing.get_type_hints(kind)
-    return {
-        field.name: (field, hints[field.name] if dataclasses.is_dataclass(hints[field.name]) else None)
-        for field in dataclasses.fields(kind)
-    }
+    found = {}
+    for field in dataclasses.fields(kind):
+        own = [one for one in (hints[field.name], *typing.get_args(hints[field.name])) if dataclasses.is_dataclass(one)]
+        found[field.name] = field, own[0] if own else None
+    return found
 
 
 def _require(holds: bool, field: str, value, expected: str) -> None:

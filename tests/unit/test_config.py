@@ -261,6 +261,8 @@ def test_a_whole_config_of_an_earlier_run_means_what_it_meant(tmp_path):
     for section, field in (
         ("tune", "start"),
         ("tune", "similar_voxels"),
+        ("tune", "train_ridge"),
+        ("tune", "cross_fitted"),
         ("decode", "neighbours"),
         ("decode", "corrections"),
     ):
@@ -274,6 +276,21 @@ def test_a_whole_config_of_an_earlier_run_means_what_it_meant(tmp_path):
         assert (found.decode.neighbours, found.decode.corrections) == (0, 1)
         assert found.model == load_config("quick").model
     assert found.simulate == SimulateConfig()
+
+
+def test_rivals_tune_as_the_method_does_or_by_a_section_of_their_own():
+    paper, demo = load_config("paper"), load_config("demo")
+    assert paper.ridge_only is None and paper.fitting("ridge_only") is paper.tune is paper.fitting("shuffled_brain")
+    assert demo.fitting("ridge_only") is demo.ridge_only and demo.fitting("from_scratch") is demo.pretrain
+    own = load_config(demo, full_finetune={"epochs": 5})
+    assert own.fitting("full_finetune") == dataclasses.replace(demo.full_finetune, epochs=5) and own.tune == demo.tune
+    assert load_config(demo, ridge_only=None).fitting("ridge_only") is not None
+    for changes, message in (
+        ({"tune": {"start": "random"}}, "tune.train_ridge is False; expected true with start: random"),
+        ({"pretrain": {"cross_fitted": 0.5}}, "pretrain.cross_fitted is 0.5; expected 0 with start: random"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(demo, **changes)
 
 
 def test_no_pictures_is_a_config():

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from mindtuner.config import DecodeConfig
 from mindtuner.decoding.multi_subject import MultiSubjectNetwork
@@ -32,7 +31,7 @@ class Predictions:
     backbone_tokens : array, float32 (n, T, D)
         B.
     retrieval_tokens : array, float32 (n, T, D)
-        C, or the ``sum_of_unit_tokens`` of B and C, as the config asks.
+        C, or ``Centre``'s mixture with B, as the config asks.
     latents : array, float32 (n, 8, 16, 16), or None
         Of the low-level submodule; None without one.
     text : array, float32 (n, d)
@@ -147,7 +146,7 @@ class Decoder:
             name: Predictions(
                 shown,
                 means["backbone_tokens"].numpy(),
-                self._retrieval_tokens(means).numpy(),
+                self._retrieval_tokens(means, name).numpy(),
                 means["latents"].numpy() if "latents" in means else None,
                 self.text_of(means["backbone_tokens"], name),
             )
@@ -208,13 +207,16 @@ class Decoder:
         projector = self._network_of(self._named(subject)).projector
         return projector(tokens.to(device())).float().cpu().numpy()
 
-    def _retrieval_tokens(self, means: dict[str, torch.Tensor]) -> torch.Tensor:
-        projected = means["retrieval_tokens"]
-        return (
-            projected
-            if self.config.retrieval_tokens == "projected"
-            else sum_of_unit_tokens(means["backbone_tokens"], projected)
-        )
+    def _retrieval_tokens(self, means: dict[str, torch.Tensor], subject: str) -> torch.Tensor:
+        if self.config.retrieval_tokens == "projected":
+            return means["retrieval_tokens"]
+        centre = self._network_of(self._named(subject)).centre
+        if centre is None:
+            raise UserError(
+                "network: holds no mean answer to measure from, which tune adds; expected a tuned network, or "
+                "retrieval_tokens: projected in the config's decode section"
+            )
+        return centre(means["backbone_tokens"], means["retrieval_tokens"])
 
     @property
     def _together(self) -> int:
@@ -253,15 +255,6 @@ class Decoder:
             trial, voxel = np.argwhere(~whole)[0]
             raise UserError(f"{name}: voxel {voxel} is {voxels[trial, voxel]} in trial {trial}; expected finite betas")
         refuse_constant_voxels([voxels], name)
-
-
-def sum_of_unit_tokens(backbone_tokens: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
-    """The sum B / |B| + C / |C| of two sets of tokens (n, T, D), each image's of unit length as a whole.
-
-    Among the same images, its cosine ranks as the sum of the two cosines does. B is trained to be the image's tokens, C to be
-    told from other images' (docs/demo.md).
-    """
-    return sum(F.normalize(tokens.flatten(1), dim=1).view_as(tokens) for tokens in (backbone_tokens, projected))
 
 
 def _on_the_cpu(outputs: BrainOutputs) -> dict[str, torch.Tensor]:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+CENTRED_BACKBONE = 0.3  # share of B in centred retrieval tokens (benchmarks/recipe.py)
+
 
 class Dropout(nn.Module):
     """Dropout of rows (n, ...), on a CPU number for number as nn.Dropout does it.
@@ -162,6 +164,44 @@ class ExpectedHidden(nn.Module):
     def forward(self, tokens: torch.Tensor, head: nn.Linear) -> torch.Tensor:
         """Image tokens (n, T, D) and the base's token head (its Linear, without adapters) -> x0 (n, h)."""
         return F.linear(head_projection(tokens, head), self.matrix, self.offset)
+
+
+class Centre(nn.Module):
+    """What an image changes in B and C (n, T, D), which is what retrieval compares with image tokens by the cosine.
+
+        s (B - mean B) / |B - mean B| + (1 - s) (C - mean C) / |C - mean C|        s = 0.3, means over training trials
+
+    Tokens of all images have much in common, and what is decoded is drawn to it the more the less a brain tells. By the
+    plain cosine the images that lie near the common part are then everybody's nearest. B is trained to be the image's
+    tokens, C to be told from other images' (docs/science.md). Buffers: ``backbone`` and ``retrieval``, the means (T, D).
+
+    Parameters
+    ----------
+    tokens, width : int
+        T and D.
+
+    Examples
+    --------
+    >>> centre, said = Centre(2, 3), torch.eye(6).view(6, 2, 3)
+    >>> centre.backbone += said.mean(0)
+    >>> centre.retrieval += said.mean(0)
+    >>> centre(said, said).sum(0).abs().max().item() < 1e-6
+    True
+    """
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("backbone", torch.zeros(tokens, width))
+        self.register_buffer("retrieval", torch.zeros(tokens, width))
+
+    def forward(self, backbone_tokens: torch.Tensor, retrieval_tokens: torch.Tensor) -> torch.Tensor:
+        """B and C -> retrieval tokens, all (n, T, D)."""
+
+        def unit(tokens: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+            return F.normalize((tokens - mean.to(tokens)).flatten(1), dim=1).view_as(tokens)
+
+        share = CENTRED_BACKBONE
+        return share * unit(backbone_tokens, self.backbone) + (1 - share) * unit(retrieval_tokens, self.retrieval)
 
 
 def head_projection(tokens: torch.Tensor, head: nn.Linear) -> torch.Tensor:

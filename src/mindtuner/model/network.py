@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mindtuner.config import FingerprintConfig, ModelConfig
-from mindtuner.model.backbone import AdaptiveProjector, ExpectedHidden, ResidualBlock, RetrievalProjector, TokenHead
+from mindtuner.model.backbone import AdaptiveProjector, Centre, ExpectedHidden, ResidualBlock, RetrievalProjector, TokenHead
 from mindtuner.model.lora import SkipLoRA, add_lora
 from mindtuner.model.low_level import LowLevel
 from mindtuner.model.prior import DiffusionPrior
@@ -84,8 +84,11 @@ class BrainNetwork(nn.Module):
         self.skips = nn.ModuleList()  # at x0, after each block, and perhaps at the token head
         self.new_blocks = nn.ModuleList()  # after the blocks, a fingerprint's own
         self.expectation: ExpectedHidden | None = None  # a base's, from which a new subject's ridge starts
+        self.centre: Centre | None = None  # a tuned network's, from which retrieval measures
 
-    def forward(self, voxels: torch.Tensor, subject: str) -> BrainOutputs:
+    def forward(
+        self, voxels: torch.Tensor, subject: str, shift: torch.Tensor | None = None, lowlevel: bool = True
+    ) -> BrainOutputs:
         """Decode the betas of one subject; call ``prior`` and ``projector`` on the tokens that come out.
 
         Parameters
@@ -93,6 +96,10 @@ class BrainNetwork(nn.Module):
         voxels : tensor, float32 (n, V)
             Betas, z-scored as in training.
         subject : str
+        shift : tensor (n, h), optional
+            Added to what the ridge says; training does so with ``cross_fitted`` trials.
+        lowlevel : bool
+            Whether the low-level module is asked too, where there is one.
 
         Returns
         -------
@@ -104,7 +111,9 @@ class BrainNetwork(nn.Module):
             For a subject without a ridge, a wrong V, and, on a network with a fingerprint, for any other subject: LoRA has
             changed the shared weights for this one, the base network decodes the others.
         """
-        return self.decode_hidden(self.embed(voxels, subject), [skip(voxels) for skip in self.skips])
+        x = self.embed(voxels, subject)
+        x = x if shift is None else x + shift
+        return self.decode_hidden(x, [skip(voxels) for skip in self.skips], lowlevel)
 
     def embed(self, voxels: torch.Tensor, subject: str) -> torch.Tensor:
         """The subject's ridge alone.
@@ -134,7 +143,9 @@ class BrainNetwork(nn.Module):
             raise ValueError(f"subject {subject!r}: {voxels.shape[-1]} voxels; expected {ridge.in_features}")
         return ridge(voxels)
 
-    def decode_hidden(self, x: torch.Tensor, skip_outputs: list[torch.Tensor] | tuple = ()) -> BrainOutputs:
+    def decode_hidden(
+        self, x: torch.Tensor, skip_outputs: list[torch.Tensor] | tuple = (), lowlevel: bool = True
+    ) -> BrainOutputs:
         """Everything after the ridge.
 
         Parameters
@@ -142,6 +153,8 @@ class BrainNetwork(nn.Module):
         x : tensor (n, h)
         skip_outputs : sequence of tensor
             Of Skip-LoRA, in the order of ``skips``.
+        lowlevel : bool
+            As in ``forward``.
 
         Returns
         -------
@@ -161,7 +174,7 @@ class BrainNetwork(nn.Module):
         for block in self.new_blocks:
             x = block(x)
         backbone_tokens = add_skip(self.head(x)).unflatten(1, (self.config.tokens, self.config.width))
-        latents, features = (None, None) if self.lowlevel is None else self.lowlevel(x)
+        latents, features = self.lowlevel(x) if lowlevel and self.lowlevel is not None else (None, None)
         return BrainOutputs(backbone_tokens, self.retrieval(backbone_tokens), latents, features, pairs)
 
     def add_ridge(self, subject: str, n_voxels: int) -> None:
@@ -184,7 +197,8 @@ class BrainNetwork(nn.Module):
     def add_fingerprint(self, subject: str, n_voxels: int, config: FingerprintConfig) -> None:
         """Freeze everything and add what trains for a new subject: a ridge, and what ``config`` asks for (MindTuner paper).
 
-        LoRA goes around every Linear of the residual blocks, the token head and the retrieval projector; Skip-LoRA enters
+        LoRA goes around every Linear of the token head and the retrieval projector and, with ``lora_blocks`` as in the paper,
+        of the residual blocks; Skip-LoRA enters
         at x0, after each block of the base (or the first ``skip_blocks`` of them) and, with ``skip_head``, at the token
         head. ``new_blocks`` residual blocks follow those of the base (on an affine base, the ridge) and train whole.
         ``tune_projector`` lets the Adaptive Projector train on. Before the first step the function is bit for bit the
@@ -218,7 +232,7 @@ class BrainNetwork(nn.Module):
         self.requires_grad_(False)
         self.add_ridge(subject, n_voxels)
         if config.lora:
-            for part in (self.blocks, self.head, self.retrieval):
+            for part in (self.blocks, self.head, self.retrieval) if config.lora_blocks else (self.head, self.retrieval):
                 add_lora(part, config.rank, config.alpha)
         if config.skip:
             entered = len(self.blocks) if config.skip_blocks < 0 else config.skip_blocks
@@ -237,9 +251,10 @@ class BrainNetwork(nn.Module):
     def fingerprint_state(self) -> dict[str, torch.Tensor]:
         """The tensors that ``add_fingerprint`` made trainable, by parameter name, and nothing of the base.
 
-        They are detached, not copied. Empty without a fingerprint.
+        The centre is among them where the network has one. They are detached, not copied. Empty without a fingerprint.
         """
-        return {name: self.get_parameter(name).detach() for name in self._fingerprint_names}
+        centre = {} if self.centre is None else {f"centre.{name}": value for name, value in self.centre.named_buffers()}
+        return {name: self.get_parameter(name).detach() for name in self._fingerprint_names} | centre
 
     @torch.no_grad()
     def load_fingerprint(self, state: dict[str, torch.Tensor]) -> None:
@@ -247,6 +262,8 @@ class BrainNetwork(nn.Module):
 
         Raises ValueError, before anything is changed, where names or shapes differ from it.
         """
+        if "centre.backbone" in state and self.centre is None:
+            self.centre = Centre(self.config.tokens, self.config.width).to(self._anchor)
         own = self.fingerprint_state()
         if state.keys() != own.keys():
             raise ValueError(

@@ -85,21 +85,26 @@ class Batch:
     """One step's trials: the same number ``m`` from each subject.
 
     ``stimulus`` (subjects * m,) in subject order, ``targets`` the rows (subjects * m, ...) of these stimuli that were read
-    along, by name.
+    along, by name, ``shift`` what may be added to what a subject's ridge says (``Feed``).
     """
 
     voxels: dict[str, torch.Tensor]  # name -> (m, V)
     stimulus: np.ndarray
     targets: dict[str, torch.Tensor] = field(default_factory=dict)
+    shift: dict[str, torch.Tensor] = field(default_factory=dict)  # name -> (m, h)
 
 
 class Feed:
-    """An endless, seeded stream of one subject's training trials: one shuffle after another."""
+    """An endless, seeded stream of one subject's training trials: one shuffle after another.
+
+    ``shift`` (n, h), where there is one, is what a ridge fitted without a trial's image adds to what the ridge says of it.
+    """
 
     def __init__(self, subject: Subject, trials: Trials, seed: int, in_memory: bool):
         self.name = subject_name(subject.number)
         self.subject, self.trials = subject, trials
         self.betas = subject.betas(trials.row) if in_memory else None
+        self.shift: np.ndarray | None = None
         self._rng = np.random.default_rng(derive_seed(seed, "order", self.name))
         self._queue = np.empty(0, dtype=np.int64)
         self._planned = 0  # how many at the front of the queue are being read
@@ -182,6 +187,11 @@ def batches(
             {name: betas for name, (betas, _) in drawn.items()},
             stimulus,
             {name: targets.rows(name, stimulus) for name in names},
+            {
+                feed.name: torch.from_numpy(feed.shift[picked])
+                for feed, picked in zip(feeds, plans, strict=True)
+                if feed.shift is not None
+            },
         )
 
     plans = ([feed.plan(batch_per_subject) for feed in feeds] for _ in range(count))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping
@@ -202,7 +203,7 @@ class Progress:
     gradients: list[Tensor] = field(default_factory=list)  # norm at each step of the epoch so far
     norms: dict[str, float] = field(default_factory=dict)  # of each loss's gradient, where the epoch began with them
     records: list[dict] = field(default_factory=list)  # all that was logged
-    best: float = -1.0  # validation score
+    best: float = math.inf  # mean log rank in validation
     waited: int = 0  # epochs since then
 
     def state_dict(self) -> dict:

@@ -17,7 +17,7 @@ import torch
 from mindtuner.data import Subject, Trials
 from mindtuner.data.splits import image_folds
 from mindtuner.model import BrainNetwork
-from mindtuner.model.backbone import ExpectedHidden, head_projection
+from mindtuner.model.backbone import Centre, ExpectedHidden, head_projection
 from mindtuner.runtime import derive_seed, progress
 from mindtuner.training.batches import Feed
 from mindtuner.training.ridge import PENALTIES, FoldSums, fold_count, voxel_regression
@@ -64,7 +64,12 @@ def learn_expectation(
 
 @torch.no_grad()
 def solve_ridge(network: BrainNetwork, base: BrainNetwork, feed: Feed, targets: Targets, seed: int, similar: int = 0) -> None:
-    """Set the subject's ridge in ``network``, which stands on ``base``, in closed form: ``fit_hidden``."""
+    """Set the subject's ridge in ``network``, which stands on ``base``, in closed form: ``fit_hidden``.
+
+    ``feed.shift`` becomes what the ridge as fitted without a trial's image says otherwise of the trial. The ridge knows its
+    own trials better than it will know any other: what stands behind it learns from such answers what to expect of it
+    (stacking, Wolpert 1992).
+    """
     head, expectation, stimulus = base.head.linear, base.expectation, feed.trials.stimulus
     expected = torch.cat(
         [
@@ -73,14 +78,25 @@ def solve_ridge(network: BrainNetwork, base: BrainNetwork, feed: Feed, targets: 
         ]
     ).numpy()
     betas = feed.subject.betas(feed.trials.row) if feed.betas is None else feed.betas
-    fit_hidden(expected, betas, stimulus, float(expectation.spread), seed, similar).put_into(network.ridges[feed.name])
+    fit = fit_hidden(expected, betas, stimulus, float(expectation.spread), seed, similar)
+    fit.put_into(network.ridges[feed.name])
+    feed.shift = fit.cross_fitted - (betas @ fit.weight + fit.bias)
 
 
 class HiddenRidge(NamedTuple):
-    """Voxels to hidden features, ``x0 = x weight + bias``: weight (V, h), bias (h,)."""
+    """Voxels to hidden features, ``x0 = x weight + bias``.
+
+    Attributes
+    ----------
+    weight : array (V, h)
+    bias : array (h,)
+    cross_fitted : array (n, h), optional
+        x0 of the rows that it was fitted on, each by a fit without the row's image.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
+    cross_fitted: np.ndarray | None = None
 
     @torch.no_grad()
     def put_into(self, ridge: torch.nn.Linear) -> None:
@@ -100,10 +116,32 @@ def fit_hidden(
     ``stretched`` until its cross-validated variance over trials is what the base knows (``spread``).
     """
     fit = voxel_regression(betas, expected, images, seed, similar)
-    return stretched(fit.weight, fit.intercept, fit.predicted.var(0).sum(), spread, expected.mean(0))
+    return stretched(fit.weight, fit.intercept, fit.predicted.var(0).sum(), spread, expected.mean(0), fit.predicted)
 
 
-def stretched(weight: np.ndarray, bias: np.ndarray, variance: float, spread: float, mean: np.ndarray) -> HiddenRidge:
+def stretched(
+    weight: np.ndarray,
+    bias: np.ndarray,
+    variance: float,
+    spread: float,
+    mean: np.ndarray,
+    cross_fitted: np.ndarray | None = None,
+) -> HiddenRidge:
     """The ridge whose x0 varies by ``spread`` around ``mean`` (h,), where it varied by ``variance``, summed over features."""
     stretch = (spread / float(variance)) ** 0.5 if variance > 0 else 1.0
-    return HiddenRidge(*((stretch * weight).astype(np.float32), (mean + stretch * (bias - mean)).astype(np.float32)))
+    around = [mean + stretch * (x0 - mean) for x0 in (bias, cross_fitted) if x0 is not None]
+    return HiddenRidge(*((values.astype(np.float32)) for values in (stretch * weight, *around)))
+
+
+@torch.no_grad()
+def learn_centre(network: BrainNetwork, feed: Feed) -> None:
+    """Give a tuned network its ``centre``: the means of B and C over the trials of ``feed``. In place, on its device."""
+    device = network.projector.matrix.weight.device
+    centre = Centre(network.config.tokens, network.config.width).to(device)
+    network.eval()
+    for at in np.array_split(np.arange(len(feed.trials)), 1 + len(feed.trials) // CHUNK):
+        betas, _ = feed.read(at)
+        said = network(betas.to(device), feed.name, lowlevel=False)
+        for mean, tokens in ((centre.backbone, said.backbone_tokens), (centre.retrieval, said.retrieval_tokens)):
+            mean += tokens.float().sum(0) / len(feed.trials)
+    network.centre = centre

@@ -22,7 +22,7 @@ from mindtuner.processes import ended_early
 from mindtuner.training import distributed, objectives
 from mindtuner.training.batches import Batch, Feed, batches, steps_per_epoch
 from mindtuner.training.checkpoint import Checkpoint, Progress, RandomStreams, Weights, run_settings
-from mindtuner.training.monitor import Log, gradient_norms, mean_losses, refuse_broken, validate
+from mindtuner.training.monitor import Log, gradient_norms, mean_losses, refuse_broken
 from mindtuner.training.optimiser import (
     exchanged,
     frozen_in,
@@ -33,6 +33,7 @@ from mindtuner.training.optimiser import (
     update_average,
 )
 from mindtuner.training.targets import Targets
+from mindtuner.training.validation import validate
 
 LOWLEVEL = ("latents", "features", "features_augmented")  # the targets of the low-level module
 
@@ -52,11 +53,12 @@ def fit(
     """Train, in place, the parameters of ``network`` that require a gradient.
 
         L = prior_weight L_prior + clip_weight L_CLIP + lowlevel_weight (L1 + softcont_weight L_softcont)
-            + regression_weight L_regression [+ skip_weight L_skip where the network has skips]
+            + regression_weight L_regression + text_weight L_text [+ skip_weight L_skip where the network has skips]
 
-    without L_prior or L_lowlevel where the network has no such part (MindTuner paper, training objectives;
-    L_regression, the squared error of the backbone tokens themselves, is ours: without it only the prior tells B
-    what to be, which takes far longer than a demo trains.)
+    without L_prior or L_lowlevel where the network has no such part, and without a term whose weight is 0 (MindTuner
+    paper, training objectives). Two are ours. L_regression is the squared error of the backbone tokens themselves: without
+    it only the prior tells B what to be, which takes far longer than a demo trains. L_text is SoftCLIP between what the
+    projector makes of B and the captions of the images: it asks B to keep what words need.
     L_CLIP is BiMixCo for the first ``mixco_share`` of the steps and SoftCLIP afterwards. The network ends with the
     running average of its weights where ``ema`` asks for one, and at its best epoch where ``patience`` does.
 
@@ -91,7 +93,9 @@ def fit(
     steps = max(1, round(config.epochs * per_epoch))
     epochs = math.ceil(steps / per_epoch)
     mixco_steps = round(config.mixco_share * steps)
-    mixco_rng, heads_rng = (np.random.default_rng(runtime.derive_seed(seed, use)) for use in ("mixco", "heads"))
+    mixco_rng, heads_rng, fold_rng = (
+        np.random.default_rng(runtime.derive_seed(seed, use)) for use in ("mixco", "heads", "cross_fitted")
+    )
     now = Progress(dtype=str(dtype).removeprefix("torch."))
     state = Checkpoint(
         checkpoint,
@@ -103,7 +107,7 @@ def fit(
             "scaler": scaler,
             "average": average,
             "best": best,
-            "random": RandomStreams(device, mixco=mixco_rng, heads=heads_rng),
+            "random": RandomStreams(device, mixco=mixco_rng, heads=heads_rng, cross_fitted=fold_rng),
             **{feed.name: feed for feed in feeds},
         },
     )
@@ -112,7 +116,7 @@ def fit(
         for record in now.records if log is not None else ():
             log(record)
     start = time.perf_counter() - now.seconds
-    used = ("tokens",) if network.lowlevel is None else ("tokens", *LOWLEVEL)
+    used = ("tokens", *(("text",) if config.text_weight else ()), *(LOWLEVEL if sees_lowlevel(network, config) else ()))
     stream = batches(feeds, config.batch_per_subject, (steps - now.step) * config.accumulate, targets, used)
     stopped_early = 0 < config.patience <= now.waited
     with frozen_in(dtype, network):
@@ -121,10 +125,11 @@ def fit(
             tau = objectives.soft_clip_tau((step - mixco_steps) / max(1, steps - mixco_steps - 1))
             optimizer.zero_grad(set_to_none=True)
             for batch in itertools.islice(stream, config.accumulate):
+                cross_fit(batch, config.cross_fitted, fold_rng)
                 mixing = Mixing(batch, mixco_rng, device) if step < mixco_steps else None
                 whole = np.arange(len(batch.stimulus)) if mixing is None else mixing.whole
                 heads = heads_rng.permutation(whole)[: config.head_trials]
-                losses = compute_losses(network, batch, targets, mixing, whole, heads, tau, device, dtype)
+                losses = compute_losses(network, batch, targets, config, mixing, whole, heads, tau, device, dtype)
                 weighted = {name: loss_weight(config, name) * loss for name, loss in losses.items()}
                 if not now.losses and log is not None and epoch in (0, epochs // 2, epochs - 1):
                     now.norms = {} if distributed.sharded() else gradient_norms(weighted, parameters, scaler.get_scale())
@@ -155,10 +160,10 @@ def fit(
             }
             if held_out:
                 with exchanged(trained, average):
-                    found = validate(network, feeds, held_out, targets, device, dtype)
+                    found = validate(network, feeds, held_out, targets, seed, device, dtype)
                     record["validation"] = distributed.broadcast_from_first(found)
-            if config.patience and record["validation"]["top1"] > now.best:
-                now.best, now.waited = record["validation"]["top1"], 0
+            if config.patience and record["validation"]["ranks"] < now.best:
+                now.best, now.waited = record["validation"]["ranks"], 0
                 best.load_state_dict(average or trained)
             else:
                 now.waited += 1
@@ -176,9 +181,18 @@ def fit(
     result.to(device).eval()
 
 
-class Mixing:
-    """BiMixCo of one batch. Voxels are mixed in place; ``partner`` and ``lam`` (n,) index the joined batch.
+def cross_fit(batch: Batch, share: float, rng: np.random.Generator) -> None:
+    """Leave the shifts of ``share`` of the trials, drawn one by one, in the batch, and 0 for the others; in place."""
+    if share == 0:
+        batch.shift.clear()
+    for shift in batch.shift.values():
+        shift[torch.from_numpy(rng.random(len(shift)) >= share)] = 0
 
+
+class Mixing:
+    """BiMixCo of one batch. Voxels, and with them their shifts, are mixed in place.
+
+    ``partner`` and ``lam`` (n,) index the joined batch.
     ``whole``: positions of the trials whose voxels are still one trial's alone.
     """
 
@@ -186,7 +200,9 @@ class Mixing:
         partners, lams, offset = [], [], 0
         for name, voxels in batch.voxels.items():
             partner, lam = objectives.draw_mixco(len(voxels), rng)
-            batch.voxels[name] = objectives.mix(voxels, torch.from_numpy(partner), torch.from_numpy(lam))
+            for rows in (batch.voxels, batch.shift):
+                if name in rows:
+                    rows[name] = objectives.mix(rows[name], torch.from_numpy(partner), torch.from_numpy(lam))
             partners.append(partner + offset)
             lams.append(lam)
             offset += len(voxels)
@@ -200,6 +216,7 @@ def compute_losses(
     network: BrainNetwork,
     batch: Batch,
     targets: Targets,
+    config: FitConfig,
     mixing: Mixing | None,
     whole: np.ndarray,
     heads: np.ndarray,
@@ -210,7 +227,7 @@ def compute_losses(
     """The unweighted loss terms of one batch (scalars); of several processes, terms that add up to them.
 
     ``whole``: positions of the trials that are not mixed; ``heads``: those of them that train the prior and the
-    low-level module. ``dtype``: of the products.
+    low-level module. ``dtype``: of the products. Terms whose weight in ``config`` is 0 are left out.
 
     Neither holds mixed trials, which take part in BiMixCo and L_skip only. A mixture of two brains has no
     image of its own, so asking those heads for the first one's image would be wrong, and the mean of two
@@ -224,31 +241,44 @@ def compute_losses(
     share = distributed.BatchShare([len(voxels) for voxels in batch.voxels.values()])
     every, own_heads, own_whole = (share.among(at) for at in (np.arange(share.total), heads, whole))
     rows = torch.from_numpy(own_heads.rows).to(device)
-    tokens = wanted("tokens", slice(None))
+    tokens, lowlevel = wanted("tokens", slice(None)), sees_lowlevel(network, config)
     with distributed.shared_dropout(network, every, own_heads):
         with runtime.autocast(dtype), only_rows(network.lowlevel, rows):
-            outputs = forward(network, share.voxels(batch.voxels), device)
+            outputs = forward(network, share.voxels(batch.voxels), share.voxels(batch.shift), lowlevel, device)
     losses = {}
-    if network.prior is not None:
+    if network.prior is not None and config.prior_weight:
         mine = None if share.count == 1 else torch.from_numpy(own_heads.mine).to(device)
         with runtime.autocast(dtype):
             losses["prior"] = own_heads.part(network.prior.loss(outputs.backbone_tokens[rows], tokens[heads], own=mine))
-    predicted = every.gather(outputs.retrieval_tokens)
-    if mixing is None:
-        losses["clip"] = distributed.share_of_loss(objectives.soft_clip(predicted, tokens, tau))
-    else:
-        losses["clip"] = distributed.share_of_loss(objectives.bimixco(predicted, tokens, mixing.partner, mixing.lam))
-    if network.lowlevel is not None:
+    if config.clip_weight:
+        predicted = every.gather(outputs.retrieval_tokens)
+        if mixing is None:
+            losses["clip"] = distributed.share_of_loss(objectives.soft_clip(predicted, tokens, tau))
+        else:
+            losses["clip"] = distributed.share_of_loss(objectives.bimixco(predicted, tokens, mixing.partner, mixing.lam))
+    if lowlevel:
         latents, plain, augmented = (wanted(name, heads) for name in LOWLEVEL)
         losses["lowlevel"] = own_heads.part((outputs.latents.float() - latents[own_heads.mine]).abs().mean())
         losses["softcont"] = distributed.share_of_loss(
             objectives.soft_contrastive(own_heads.gather(outputs.features), plain, augmented)
         )
-    error = nn.functional.mse_loss(outputs.backbone_tokens[own_whole.rows].float(), tokens[whole[own_whole.mine]])
-    losses["regression"] = own_whole.part(error)
-    if outputs.skips:
+    unmixed = outputs.backbone_tokens[own_whole.rows].float()
+    if config.regression_weight:
+        error = nn.functional.mse_loss(unmixed, tokens[whole[own_whole.mine]])
+        losses["regression"] = own_whole.part(error)
+    if config.text_weight:
+        with runtime.autocast(dtype):
+            said = network.projector(unmixed)
+        text = wanted("text", whole)
+        losses["text"] = distributed.share_of_loss(objectives.brain_to_text(own_whole.gather(said.float()), text))
+    if outputs.skips and config.skip_weight:
         losses["skip"] = every.part(objectives.l_skip(outputs.skips))
     return losses
+
+
+def sees_lowlevel(network: BrainNetwork, config: FitConfig) -> bool:
+    """Whether training asks the low-level module for anything."""
+    return network.lowlevel is not None and config.lowlevel_weight > 0
 
 
 @contextlib.contextmanager
@@ -264,16 +294,19 @@ def only_rows(module: nn.Module | None, rows: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def forward(network: BrainNetwork, voxels: dict[str, Tensor], device: torch.device) -> BrainOutputs:
-    """Outputs of all subjects, joined in the order of ``voxels`` (name -> (m, V)).
+def forward(
+    network: BrainNetwork, voxels: dict[str, Tensor], shift: dict[str, Tensor], lowlevel: bool, device: torch.device
+) -> BrainOutputs:
+    """Outputs of all subjects, joined in the order of ``voxels`` (name -> (m, V)), with ``shift`` (name -> (m, h)) at x0.
 
     There is one pass through what they share.
     """
     if len(voxels) == 1:
         [(name, betas)] = voxels.items()
-        return network(betas.to(device), name)
-    embedded = [network.embed(betas.to(device), name) for name, betas in voxels.items()]
-    return network.decode_hidden(torch.cat(embedded))
+        own = shift[name].to(device) if name in shift else None
+        return network(betas.to(device), name, own, lowlevel)
+    embedded = [network.embed(betas.to(device), name) for name, betas in voxels.items()]  # only tuning shifts, one subject
+    return network.decode_hidden(torch.cat(embedded), lowlevel=lowlevel)
 
 
 def loss_weight(config: FitConfig, name: str) -> float:
@@ -284,5 +317,6 @@ def loss_weight(config: FitConfig, name: str) -> float:
         "lowlevel": config.lowlevel_weight,
         "softcont": config.lowlevel_weight * config.softcont_weight,
         "regression": config.regression_weight,
+        "text": config.text_weight,
         "skip": config.skip_weight,
     }[name]

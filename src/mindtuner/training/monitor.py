@@ -1,4 +1,4 @@
-"""What is looked at while training: losses, gradients, the decoding of held-out training images, and TensorBoard's curves."""
+"""What is looked at while training: losses, gradients, and TensorBoard's curves."""
 
 from __future__ import annotations
 
@@ -6,19 +6,13 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mindtuner import runtime
-from mindtuner.data import Trials
 from mindtuner.errors import TrainingDiverged, UserError
-from mindtuner.model import BrainNetwork
 from mindtuner.processes import processes
-from mindtuner.training.batches import Feed
 from mindtuner.training.checkpoint import Progress
 from mindtuner.training.distributed import all_reduce_sum
-from mindtuner.training.targets import Targets
 
 Log = Callable[[dict], None]  # takes one record of an epoch
 
@@ -67,50 +61,6 @@ def refuse_broken(now: Progress, accumulate: int, title: str, last_good: str) ->
 
 def _not_finite(values: list[Tensor]) -> list[int]:
     return (~torch.stack(values).isfinite()).nonzero().flatten().tolist()
-
-
-@torch.no_grad()
-def validate(
-    network: BrainNetwork,
-    feeds: list[Feed],
-    held_out: dict[str, Trials],
-    targets: Targets,
-    device: torch.device,
-    dtype: torch.dtype,
-    chunk: int = 256,
-) -> dict[str, float]:
-    """Scores on held-out training trials, each the mean over subjects.
-
-    They are top-1 retrieval of the image among the held-out images of that subject, its chance, and L1 of the latents where
-    there is a low-level module.
-    """
-    network.eval()
-    top1, chance, l1 = [], [], []
-    for feed in feeds:
-        trials = held_out[feed.name]
-        images, own = np.unique(trials.stimulus, return_inverse=True)
-        if len(images) == 0:
-            continue
-        candidates = nn.functional.normalize(targets.rows("tokens", images).flatten(1), dim=1)
-        right, error = 0, 0.0
-        for start in range(0, len(trials), chunk):
-            part = slice(start, start + chunk)
-            voxels = torch.from_numpy(feed.subject.betas(trials.row[part])).to(device)
-            with runtime.autocast(dtype):
-                outputs = network(voxels, feed.name)
-            scores = outputs.retrieval_tokens.flatten(1).float().cpu() @ candidates.T
-            right += int((scores.argmax(1).numpy() == own[part]).sum())
-            if outputs.latents is not None:
-                truth = targets.rows("latents", trials.stimulus[part])
-                error += (outputs.latents.float().cpu() - truth).abs().mean((1, 2, 3)).sum().item()
-        top1.append(right / len(trials))
-        chance.append(1 / len(images))
-        l1.append(error / len(trials))
-    network.train()
-    if not top1:
-        return {}
-    found = {"top1": float(np.mean(top1)), "chance": float(np.mean(chance))}
-    return found if network.lowlevel is None else found | {"lowlevel": float(np.mean(l1))}
 
 
 def tensorboard_to(folder: str | Path) -> Log:

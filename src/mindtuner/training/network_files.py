@@ -17,7 +17,7 @@ from mindtuner.config import FingerprintConfig, ModelConfig
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
-from mindtuner.model.backbone import ExpectedHidden
+from mindtuner.model.backbone import Centre, ExpectedHidden
 
 
 def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
@@ -43,6 +43,7 @@ def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
         "voxels": {name: ridge.in_features for name, ridge in network.ridges.items()},
         "without": list(network.without),
         "expectation": network.expectation is not None,
+        "centre": network.centre is not None,
         "fingerprint": None if subject is None else fingerprint_header(network),
         "card": card,
     }
@@ -76,6 +77,8 @@ def load_network(path: str | Path) -> BrainNetwork:
             network.add_fingerprint(tuned["subject"], tuned["voxels"], FingerprintConfig(**tuned["config"]))
         if header.get("expectation"):
             network.expectation = ExpectedHidden(config.hidden)
+        if header.get("centre"):
+            network.centre = Centre(config.tokens, config.width)
         network.load_state_dict(tensors)
     return network.eval()
 

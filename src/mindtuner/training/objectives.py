@@ -16,6 +16,7 @@ from torch import Tensor
 TAU_MIXCO = 0.006
 TAU_SOFT_START, TAU_SOFT_END = 0.004, 0.0075
 TAU_FEATURES = 0.2
+TAU_TEXT = 0.02
 SAME_TEXT = 1 - 1e-5  # captions whose embeddings are closer than this say the same thing
 
 
@@ -253,6 +254,37 @@ def image_to_text(image: Tensor, text: Tensor, tau: float) -> Tensor:
     scores = _normal(image) @ text.T / tau
     same = text @ text.T > SAME_TEXT
     return (scores.logsumexp(1) - scores.masked_fill(~same, -torch.inf).logsumexp(1)).mean()
+
+
+def brain_to_text(said: Tensor, text: Tensor, tau: float = TAU_TEXT) -> Tensor:
+    """SoftCLIP between what brains say in text space and the captions of their images (ours).
+
+    Parameters
+    ----------
+    said : tensor (n, d)
+        What the Adaptive Projector makes of backbone tokens.
+    text : tensor (n, d)
+        Caption embeddings, 0 where an image has none: it takes no part.
+    tau : float
+        Softmax temperature.
+
+    Returns
+    -------
+    tensor, scalar
+        0 where no image has a caption.
+
+    Examples
+    --------
+    >>> text = torch.eye(3)
+    >>> (brain_to_text(text, text) < brain_to_text(text.flip(0), text)).item()
+    True
+    """
+    if not text.is_meta:  # there, memory is counted, and every image may have a caption
+        captioned = text.abs().sum(1) > 0
+        if not captioned.any():
+            return 0 * said.float().sum()
+        said, text = said[captioned], text[captioned]
+    return soft_clip(said, text, tau)
 
 
 def _normal(rows: Tensor) -> Tensor:

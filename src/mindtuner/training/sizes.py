@@ -131,7 +131,7 @@ def training_memory(network: BrainNetwork, voxels: dict[str, int], fit: FitConfi
             batch = Batch(
                 {name: torch.empty(fit.batch_per_subject, count, device=META) for name, count in voxels.items()}, every
             )
-            losses = compute_losses(network, batch, targets, None, every, heads, 0.005, META, torch.float32)
+            losses = compute_losses(network, batch, targets, fit, None, every, heads, 0.005, META, torch.float32)
             network.zero_grad(set_to_none=True)
             torch.stack([loss_weight(fit, name) * loss for name, loss in losses.items()]).sum().backward()
     gradients = sum(_bytes(p) for p in trains)

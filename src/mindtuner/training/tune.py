@@ -13,7 +13,7 @@ from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.checkpoint import pivot_checkpoint
-from mindtuner.training.closed_form import solve_ridge
+from mindtuner.training.closed_form import learn_centre, solve_ridge
 from mindtuner.training.fingerprint import share_weights
 from mindtuner.training.loop import fit
 from mindtuner.training.monitor import Log
@@ -49,8 +49,8 @@ def tune(
       brain, is the base's, and the prior starts from ``prior`` where pretraining did.
     - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at chance.
 
-    With ``start: closed_form`` in the config's tune section the new ridge begins where ``closed_form.solve_ridge`` puts it,
-    for every method on a base.
+    ``Config.fitting`` says by which settings each trains. With ``start: closed_form`` the new ridge begins where
+    ``closed_form.solve_ridge`` puts it, and with ``train_ridge: false`` it stays there.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def tune(
     if method not in METHODS:
         raise UserError(f"method: {method!r} is unknown; expected one of {', '.join(METHODS)}")
     targets.check(config.model)
-    name = subject_name(subject.number)
+    name, fitting = subject_name(subject.number), config.fitting(method)
     trials, held_out = split_holdout({name: training_trials(subject, len(targets))}, holdout, seed)
     seed_everything(derive_seed(seed, "tune"))
     network = _start(base, name, subject.n_voxels, config, method, prior)
@@ -101,16 +101,16 @@ def tune(
     feeds = make_feeds({name: subject}, trials, seed)
     if method == "shuffled_brain":
         feeds[0].permute_brains(seed)
-    if config.tune.start == "closed_form" and method != "from_scratch":
+    if fitting.start == "closed_form":
         if base.expectation is None:
             raise UserError(
                 "base: does not hold what hidden features to expect of an image, which pretrain adds; expected "
                 "such a base, or start: random in the config's tune section"
             )
-        solve_ridge(network, base, feeds[0], targets, seed, config.tune.similar_voxels)
-    # From scratch, the subject's trials have to teach all that pretraining would have.
-    fitting = config.pretrain if method == "from_scratch" else config.tune
-    fit(network, feeds, targets, fitting, seed, method, log, held_out, checkpoint)
+        solve_ridge(network, base, feeds[0], targets, seed, fitting.similar_voxels)
+    if network.trainable_parameters():
+        fit(network, feeds, targets, fitting, seed, method, log, held_out, checkpoint)
+    learn_centre(network, feeds[0])
     return network
 
 
@@ -136,4 +136,5 @@ def _start(
     if method == "full_finetune":
         network.requires_grad_(True)
         network.projector.requires_grad_(False)
+    network.ridges[name].requires_grad_(config.fitting(method).train_ridge)
     return network

@@ -1,5 +1,6 @@
 """Averaging repeats, the text bank and the controls, each against plain loops."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -13,8 +14,10 @@ from mindtuner.data import Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.training_images import draw_to_neighbours, mean_token, nearest_training_image
 from mindtuner.decoding.words import TextBank
+from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.retrieval import cosine
 from mindtuner.model import BrainNetwork
+from mindtuner.model.backbone import Centre
 from mindtuner.pipeline.stages import TestSet, first_trials
 from mindtuner.runtime import derive_seed
 
@@ -67,18 +70,25 @@ def test_repeats_of_an_image_are_averaged(decoder, trials):
             np.testing.assert_allclose(got[row], mean, atol=1e-5)
 
 
-def test_retrieval_by_both_tokens_ranks_images_by_the_sum_of_two_cosines(decoder, trials):
-    plain = decoder.predict(*trials)
-    both = Decoder(decoder.network, "subj01", dataclasses.replace(CONFIG, retrieval_tokens="both"), seed=3).predict(*trials)
+def test_centred_retrieval_tokens_rank_images_by_what_differs_from_the_mean_answer(decoder, trials):
+    centred = dataclasses.replace(CONFIG, retrieval_tokens="centred")
+    asked = Decoder(copy.deepcopy(decoder.network), "subj01", centred, seed=3)
+    with pytest.raises(UserError, match="network: holds no mean answer to measure from.*; expected"):
+        asked.predict(*trials)
+    plain, rng = decoder.predict(*trials), np.random.default_rng(5)
+    means, candidates = rng.normal(size=(2, 4, 8)), rng.normal(size=(30, 4 * 8))
+    asked.network.centre = Centre(4, 8)
+    for buffer, mean in zip((asked.network.centre.backbone, asked.network.centre.retrieval), means, strict=True):
+        buffer.copy_(torch.from_numpy(mean))
+    found = asked.predict(*trials)
     for field in ("images", "backbone_tokens", "latents", "text"):
-        np.testing.assert_array_equal(getattr(both, field), getattr(plain, field))
-    candidates = np.random.default_rng(5).normal(size=(30, 4 * 8))
-    of_b, of_c, of_both = (
-        cosine(tokens.reshape(len(tokens), -1), candidates)
-        for tokens in (plain.backbone_tokens, plain.retrieval_tokens, both.retrieval_tokens)
+        np.testing.assert_array_equal(getattr(found, field), getattr(plain, field))
+    of_b, of_c = (
+        cosine((tokens - mean).reshape(len(tokens), -1), candidates)
+        for tokens, mean in zip((plain.backbone_tokens, plain.retrieval_tokens), means, strict=True)
     )
-    scale = of_both / (of_b + of_c)  # one positive number for each brain
-    np.testing.assert_allclose(scale, np.broadcast_to(scale[:, :1], scale.shape), rtol=1e-3)
+    scale = cosine(found.retrieval_tokens.reshape(len(of_b), -1), candidates) / (0.3 * of_b + 0.7 * of_c)
+    np.testing.assert_allclose(scale, np.broadcast_to(scale[:, :1], scale.shape), rtol=1e-3)  # one number for each brain
     assert (scale > 0).all() and np.abs(of_b - of_c).max() > 0.05
 
 

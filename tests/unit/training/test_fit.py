@@ -71,7 +71,7 @@ def test_the_log_tells_losses_rates_gradients_and_validation(trained):
     assert last["losses"]["lowlevel"] < 0.9 * first["losses"]["lowlevel"]
     assert {"prior", "clip", "lowlevel", "softcont", "regression"} == first["gradients"].keys() == first["losses"].keys()
     assert not records[1]["gradients"]
-    assert last["validation"]["top1"] > 3 * last["validation"]["chance"]
+    assert last["validation"]["ranks"] < 0.7 * last["validation"]["chance"]
     pivot = [r["losses"]["pivot"] for r in trained[3] if r["stage"] == "pivot"]
     assert len(pivot) == 20 and pivot[-1] < 0.5 * pivot[0]
 
@@ -178,7 +178,7 @@ def test_the_affine_backbone_trains_and_tunes(quick):
     config = dataclasses.replace(QUICK, model=dataclasses.replace(MODEL, backbone="affine", blocks=0))
     base = pretrain(dataset.without(subject=1), targets, config, seed=0)
     names = tune(base, dataset.subject(1), targets, config, 0).fingerprint_state().keys()
-    assert {name.split(".")[0] for name in names} == {"ridges", "head", "retrieval", "skips"}
+    assert {name.split(".")[0] for name in names} == {"ridges", "head", "retrieval", "skips", "centre"}
 
 
 @pytest.mark.parametrize("without", [("lowlevel",), ("prior",), ("lowlevel", "prior")])
@@ -348,14 +348,14 @@ def test_prior_and_low_level_learn_from_trials_that_are_not_mixed(quick):
     for these in (targets, changed):
         torch.manual_seed(0)
         found.append(
-            loop.compute_losses(base, batch, these, mixing, mixing.whole, heads, 0.004, torch.device("cpu"), torch.float32)
+            loop.compute_losses(base, batch, these, CONFIG.pretrain, mixing, mixing.whole, heads, 0.004, torch.device("cpu"), torch.float32)
         )
     assert all(found[0][name] == found[1][name] for name in ("prior", "lowlevel", "softcont"))
     assert found[0]["clip"] != found[1]["clip"]
     # The low-level output stands beside the right targets.
     with torch.no_grad():
-        whole = loop.forward(base, batch.voxels, torch.device("cpu")).latents[heads]
-        backbone = loop.forward(base, batch.voxels, torch.device("cpu")).backbone_tokens[mixing.whole]
+        whole = loop.forward(base, batch.voxels, {}, True, torch.device("cpu")).latents[heads]
+        backbone = loop.forward(base, batch.voxels, {}, True, torch.device("cpu")).backbone_tokens[mixing.whole]
     expected = (whole - targets.rows("latents", batch.stimulus[heads])).abs().mean()
     torch.testing.assert_close(found[0]["lowlevel"].detach(), expected)
     # The regression sees every unmixed trial, each beside its own image's tokens.

@@ -22,6 +22,7 @@ from mindtuner.evaluation.results import load_log, log_to
 from mindtuner.training import checkpoint as state
 from mindtuner.training import loop, pretrain, remove_checkpoint, tensorboard_to, tune
 from mindtuner.training.batches import refuse_constant_voxels
+from mindtuner.training.validation import by_chance
 
 
 @pytest.fixture(scope="module")
@@ -329,8 +330,8 @@ def test_the_network_ends_with_the_running_average(small, monkeypatch):
 
 def test_early_stopping_keeps_the_best_epoch(small, tmp_path, monkeypatch):
     dataset, targets, base = small
-    scores = iter([0.1, 0.5, 0.3, 0.5, 0.4, 0.9])
-    monkeypatch.setattr(loop, "validate", lambda *_: {"top1": next(scores)})
+    scores = iter([2.9, 2.5, 2.7, 2.5, 2.6, 2.1])  # lower is better
+    monkeypatch.setattr(loop, "validate", lambda *_: {"ranks": next(scores)})
     _, after = watched_steps(monkeypatch)
     records = []
 
@@ -371,7 +372,9 @@ def test_validation_never_reads_a_test_trial(small):
     records = []
     tune(base, subject, targets, changed(patience=1), 0, log=records.append, holdout=0.2)
     assert subject.source.seen <= set(subject.train.row.tolist())
-    assert records[0]["validation"]["chance"] == 1 / round(0.2 * (120 - TESTED))
+    held, training = round(0.2 * (120 - TESTED)), len(targets) - int(subject.is_shared.sum())
+    chance = (by_chance(held) + 2 * by_chance(training)) / 3
+    assert records[0]["validation"]["chance"] == pytest.approx(chance)
 
 
 def test_bfloat16_trains_much_like_float32(small):
@@ -450,14 +453,14 @@ def test_tensorboard_is_written_only_where_it_is_asked_for_and_there(monkeypatch
             "lr": 0.1,
             "losses": {"clip": 2.0},
             "gradients": {},
-            "validation": {"top1": 0.5},
+            "validation": {"ranks": 0.5},
         }
     )
     log({"stage": "tune", "epoch": 2, "step": 16, "lr": 0.2, "losses": {"clip": 1.0}})
     assert written == [
         (str(tmp_path / "tune"), 8),
         ("losses/clip", 2.0, 8),
-        ("validation/top1", 0.5, 8),
+        ("validation/ranks", 0.5, 8),
         ("lr", 0.1, 8),
         ("losses/clip", 1.0, 16),
         ("lr", 0.2, 16),

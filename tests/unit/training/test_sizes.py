@@ -113,7 +113,7 @@ def test_training_memory_is_what_the_allocator_takes(phase, monkeypatch):
         for _ in range(2):
             batch = Batch({name: torch.zeros(fit.batch_per_subject, v) for name, v in voxels.items()}, every)
             losses = compute_losses(
-                network, batch, targets, None, every, every[: fit.head_trials], 0.005, torch.device("cpu"), torch.float32
+                network, batch, targets, fit, None, every, every[: fit.head_trials], 0.005, torch.device("cpu"), torch.float32
             )  # not what this machine is fastest with
             network.zero_grad(set_to_none=True)
             torch.stack([loss_weight(fit, name) * loss for name, loss in losses.items()]).sum().backward()

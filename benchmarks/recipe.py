@@ -1,0 +1,163 @@
+"""How should a new subject be tuned? Ranks of held-out training images, over worlds and splits; no test image is looked at.
+
+    python benchmarks/recipe.py OUT [--seeds 0 1 2 3 4] [--splits 3] [--arms NAME ...] [--write FILE]
+    python benchmarks/recipe.py OUT --table [--seeds ...] [--splits ...] [--write FILE]
+
+For each simulator seed a world is made once (kept in OUT/seed-N, shared with other benchmarks), and subject 1 is tuned on
+one session without a fifth of its training images, another fifth for each split. The right one of each held-out image is
+ranked (``mindtuner.training.validation.log_ranks``): the image among all training images of the world, the caption among all
+their distinct captions, the brain among the subject's brains of all its training images, decoded from sessions that no arm is
+tuned on. The table gives the mean of log(1 + rank), lower is better, and its difference to ``ridge_only``, paired by image,
+with 95 % intervals over worlds; beside it how often the right one would be first among 300.
+
+Arms are the config's methods and what differs from them in one thing. One line per run goes to OUT/seed-N/recipe.jsonl, so a
+run that was stopped goes on, and worlds can be measured by several processes. ``--write`` puts the table between the file's
+``recipe:begin`` and ``recipe:end`` comments.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from pages import markdown, write_between
+from scipy.special import gammaln
+from world import HOLDOUT, Done, World, config_of, open_world, over_worlds
+
+from mindtuner.config import Config, load_config
+from mindtuner.runtime import progress
+from mindtuner.training.validation import DIRECTIONS, log_ranks
+
+POOL = 300  # candidates of the published evaluation
+OURS, RIDGE, FULL = "mindtuner", "ridge_only", "full_finetune"
+SKIP = {"skip": True, "rank": 8, "alpha": 8.0}
+ARMS: dict[str, tuple[str, dict]] = {
+    RIDGE: (RIDGE, {}),
+    "closed form alone": (RIDGE, {"ridge_only": {"train_ridge": False}}),
+    "ridge_only, with L_text": (RIDGE, {"ridge_only": {"text_weight": 1.0, "mixco_share": 0, "prior_weight": 0}}),
+    "ridge_only, 8 epochs": (RIDGE, {"ridge_only": {"epochs": 8}}),
+    OURS: (OURS, {}),
+    "without L_text": (OURS, {"tune": {"text_weight": 0}}),
+    "without cross-fitting": (OURS, {"tune": {"cross_fitted": 0}}),
+    "all cross-fitted": (OURS, {"tune": {"cross_fitted": 1}}),
+    "16 epochs": (OURS, {"tune": {"epochs": 16}}),
+    "64 epochs": (OURS, {"tune": {"epochs": 64}}),
+    "rank 16": (OURS, {"fingerprint": {"rank": 16, "alpha": 32.0}}),
+    "rank 128": (OURS, {"fingerprint": {"rank": 128, "alpha": 256.0}}),
+    "LoRA on the blocks too": (OURS, {"fingerprint": {"lora_blocks": True}}),
+    "Skip-LoRA too": (OURS, {"fingerprint": {"skip": True}}),
+    "Skip-LoRA alone": (OURS, {"fingerprint": {"lora": False, **SKIP}}),
+    "the ridge trained too": (OURS, {"tune": {"train_ridge": True}}),
+    "with BiMixCo": (OURS, {"tune": {"mixco_share": 0.33}}),
+    "with L_prior": (OURS, {"tune": {"prior_weight": 30.0}}),
+    "as published, 2 epochs": (OURS, {"fingerprint": {"lora_blocks": True, **SKIP, "alpha": 2.0}, "tune": "ridge_only"}),
+    "as published, 32 epochs": (
+        OURS,
+        {"fingerprint": {"lora_blocks": True, **SKIP}, "tune": ("ridge_only", {"epochs": 32, "mixco_share": 0.33})},
+    ),
+    FULL: (FULL, {}),
+    "full_finetune, 8 epochs": (FULL, {"full_finetune": {"epochs": 8}}),
+    "full_finetune, 32 epochs": (FULL, {"full_finetune": {"epochs": 32}}),
+    "full_finetune, lr 3e-4, 8 epochs": (FULL, {"full_finetune": {"epochs": 8, "lr": 3e-4}}),
+    "full_finetune, the ridge too": (FULL, {"full_finetune": {"train_ridge": True, "epochs": 8}}),
+    "full_finetune, as ridge_only trains": (FULL, {"full_finetune": "ridge_only"}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the worlds")
+    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--table", action="store_true", help="of what was measured")
+    parser.add_argument("--write", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    wanted = [(arm, split) for split in range(options.splits) for arm in options.arms]
+    for seed in [] if options.table else options.seeds:
+        if known(options.out, seed).left(wanted):
+            measure(options.out, seed, wanted)
+    text = table(options)
+    print(text)
+    if options.write:
+        write_between(options.write, "recipe", text)
+
+
+def known(out: Path, seed: int) -> Done:
+    return Done(out / f"seed-{seed}" / "recipe.jsonl", "arm", "split")
+
+
+def config_of_arm(config: Config, changes: dict) -> Config:
+    """``config`` with changes of its sections; a section that takes another's place is given by that one's name, or by the
+    name and what differs."""
+    for section, change in changes.items():
+        other, change = (change, {}) if isinstance(change, str) else change if isinstance(change, tuple) else (section, change)
+        config = load_config(config, **{section: {**vars(getattr(config, other)), **change}})
+    return config
+
+
+def measure(out: Path, seed: int, wanted: list[tuple[str, int]]) -> None:
+    world, done = open_world(out / f"seed-{seed}", config_of(seed)), known(out, seed)
+    for arm, split in progress(done.left(wanted), f"world {seed}", unit="run"):
+        method, changes = ARMS[arm]
+        tuned = world.tune(method, split, config_of_arm(world.config, changes), holdout=HOLDOUT)
+        ranks = held_out_ranks(world, tuned)
+        done.add(arm=arm, split=split, **{name: np.round(values, 4).tolist() for name, values in ranks.items()})
+
+
+def held_out_ranks(world: World, tuned) -> dict[str, np.ndarray]:
+    """log(1 + rank) of each held-out image, by direction."""
+    held, decoder = tuned.held_out(world.dataset), tuned.decoder()
+    said = world.decode(decoder, held)
+    every = world.subject.train
+    later = every.select((every.session > world.config.tuning_sessions) & ~np.isin(every.stimulus, held.stimulus))
+    others = world.decode(decoder, later).retrieval_tokens if len(later) else None
+    return log_ranks(
+        torch.from_numpy(said.retrieval_tokens),
+        torch.from_numpy(said.text),
+        said.images,
+        world.features.targets,
+        world.dataset.stimuli.training_images,
+        None if others is None else torch.from_numpy(others),
+    )
+
+
+def first_among(log_rank: np.ndarray, candidates: int, pool: int = POOL) -> np.ndarray:
+    """The chance that the right one, of this rank among all, is first among itself and ``pool`` - 1 drawn from the others."""
+    ahead, others, drawn = np.expm1(log_rank) - 1, candidates - 1, pool - 1
+    behind = others - ahead  # those that may be drawn: C(behind, drawn) / C(others, drawn)
+    can = behind >= drawn
+    behind = np.where(can, behind, drawn)
+    ways = gammaln(behind + 1) - gammaln(behind - drawn + 1) - gammaln(others + 1) + gammaln(others - drawn + 1)
+    return np.where(can, np.exp(ways), 0)
+
+
+def table(options: argparse.Namespace) -> str:
+    worlds = {seed: known(options.out, seed) for seed in options.seeds}
+    runs = [(seed, split) for seed in options.seeds for split in range(options.splits)]
+    rows = []
+    for arm in ARMS:
+        if any((arm, split) not in worlds[seed] for seed, split in runs):
+            continue
+        cells = [arm]
+        for direction in DIRECTIONS:
+            own, ridge = (
+                np.array([[np.mean(worlds[s][name, p][direction]) for p in range(options.splits)] for s in options.seeds])
+                for name in (arm, RIDGE)
+            )
+            gain = over_worlds((own - ridge).mean(1))
+            cells += [f"{own.mean():.3f}", "" if arm == RIDGE else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)]
+        for direction in DIRECTIONS:
+            count = 450 if direction == "brain" else 3600
+            own = [first_among(np.array(worlds[s][arm, p][direction]), count).mean() for s, p in runs]
+            cells.append(f"{np.mean(own):.3f}")
+        rows.append(cells)
+    header = ["arm", *(w for d in DIRECTIONS for w in (d, "minus ridge_only")), *(f"first of {POOL}, {d}" for d in DIRECTIONS)]
+    seeds = " ".join(map(str, options.seeds))
+    return f"{markdown(header, rows)}\n\n    python benchmarks/recipe.py OUT --seeds {seeds} --splits {options.splits}"
+
+
+if __name__ == "__main__":
+    main()
