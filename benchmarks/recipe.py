@@ -93,7 +93,9 @@ def config_of_arm(config: Config, changes: dict) -> Config:
     """``config`` with changes of its sections; a section that takes another's place is given by that one's name, or by the
     name and what differs."""
     for section, change in changes.items():
-        other, change = (change, {}) if isinstance(change, str) else change if isinstance(change, tuple) else (section, change)
+        other, change = (
+            (change, {}) if isinstance(change, str) else change if isinstance(change, tuple) else (section, change)
+        )
         config = load_config(config, **{section: {**vars(getattr(config, other)), **change}})
     return config
 
@@ -154,7 +156,11 @@ def table(options: argparse.Namespace) -> str:
             own = [first_among(np.array(worlds[s][arm, p][direction]), count).mean() for s, p in runs]
             cells.append(f"{np.mean(own):.3f}")
         rows.append(cells)
-    header = ["arm", *(w for d in DIRECTIONS for w in (d, "minus ridge_only")), *(f"first of {POOL}, {d}" for d in DIRECTIONS)]
+    header = [
+        "arm",
+        *(w for d in DIRECTIONS for w in (d, "minus ridge_only")),
+        *(f"first of {POOL}, {d}" for d in DIRECTIONS),
+    ]
     seeds = " ".join(map(str, options.seeds))
     return f"{markdown(header, rows)}\n\n    python benchmarks/recipe.py OUT --seeds {seeds} --splits {options.splits}"
 

@@ -8,15 +8,19 @@ import torch
 from linear_world import CONFIG, QUICK, top1, weights, world
 from sklearn.linear_model import Ridge as PlainRidge
 
+from mindtuner.config import FingerprintConfig
 from mindtuner.data.splits import image_folds
 from mindtuner.errors import UserError
+from mindtuner.model.lora import LoRALinear
 from mindtuner.runtime import derive_seed
-from mindtuner.training import load_network, pretrain, save_network, tune
+from mindtuner.training import load_fingerprint, load_network, pretrain, save_fingerprint, save_network, tune
 from mindtuner.training.batches import make_feeds, training_trials
 from mindtuner.training.closed_form import fit_hidden, solve_ridge
 from mindtuner.training.ridge import FOLDS, PENALTIES, FoldSums, ridge_regression, smoothing, voxel_regression
 
 CLOSED = dataclasses.replace(CONFIG, tune=dataclasses.replace(CONFIG.tune, start="closed_form"))
+ALONE = dataclasses.replace(CLOSED, tune=dataclasses.replace(CLOSED.tune, train_ridge=False, mixco_share=0))
+ALONE = dataclasses.replace(ALONE, fingerprint=FingerprintConfig(lora=False, skip=False))
 ONCE = dataclasses.replace(CLOSED, tune=dataclasses.replace(CLOSED.tune, epochs=1))  # every trial once
 
 
@@ -224,6 +228,71 @@ def test_predicted_features_spread_as_the_base_is_used_to(trained):
         x0 = network.embed(torch.from_numpy(feed.betas), "subj01")
     # Predictions for the trials it was fitted to vary a little more than cross-validated ones.
     assert 0.9 < float(x0.var(0, correction=0).sum() / base.expectation.spread) < 1.5
+
+
+def test_shifts_are_what_ridges_without_the_image_say(trained):
+    """Fold by fold with scikit-learn's ridge, of the penalty that was found over all of them."""
+    base, subject, targets = trained
+    name, trials = "subj01", training_trials(subject, len(targets))
+    [feed] = make_feeds({name: subject}, {name: trials}, seed=0)
+    network = tune(base, subject, targets, ALONE, 0)
+    solve_ridge(network, base, feed, targets, seed=0)
+    betas = subject.betas(trials.row).astype(np.float64)
+    with torch.no_grad():
+        expected = base.expectation(targets.rows("tokens", trials.stimulus), base.head.linear).numpy().astype(np.float64)
+        inside = network.embed(torch.from_numpy(betas).float(), name).numpy()
+    alpha = by_hand(betas, expected, trials.stimulus, 0).alpha
+    outside = np.empty_like(expected)
+    for fit, out in folds_of(trials.stimulus, 0):
+        x, y = betas[fit] - betas.mean(0), expected[fit] - expected.mean(0)
+        plain = PlainRidge(alpha, fit_intercept=False).fit(x, y)
+        outside[out] = plain.predict(betas[out] - betas.mean(0)) + expected.mean(0)
+    spread = float(base.expectation.spread)
+    outside = expected.mean(0) + (spread / outside.var(0).sum()) ** 0.5 * (outside - expected.mean(0))
+    np.testing.assert_allclose(inside + feed.shift, outside, atol=1e-3 * spread**0.5)
+    error = [np.square(x0 - expected).mean() for x0 in (inside, inside + feed.shift)]
+    assert error[0] < error[1]  # the ridge knows its own trials better
+
+
+def test_adapters_alone_train_where_the_ridge_stays(trained):
+    """With shifts and without; switched off, they leave the closed form alone."""
+    base, subject, targets = trained
+    alone = tune(base, subject, targets, ALONE, 0)
+    for share in (0.0, 0.5, 1.0):
+        fit = dataclasses.replace(
+            ALONE.tune, epochs=2, cross_fitted=share, text_weight=1.0, prior_weight=0, lowlevel_weight=0
+        )
+        records = []
+        config = dataclasses.replace(ALONE, tune=fit, fingerprint=FingerprintConfig(skip=False, rank=2, lora_blocks=False))
+        network = tune(base, subject, targets, config, 0, log=records.append)
+        assert set(records[-1]["losses"]) == {"clip", "regression", "text"}
+        assert torch.equal(network.ridges["subj01"].weight, alone.ridges["subj01"].weight)
+        assert not any(isinstance(part, LoRALinear) for part in network.blocks.modules())
+        assert network.head.linear.B.abs().max() > 0
+        said = network(torch.zeros(1, subject.n_voxels), "subj01").backbone_tokens
+        network.head.linear.scale = 0.0
+        off = network(torch.zeros(1, subject.n_voxels), "subj01").backbone_tokens
+        assert torch.equal(off, alone(torch.zeros(1, subject.n_voxels), "subj01").backbone_tokens) and (off != said).any()
+
+
+def test_a_tuned_network_knows_its_mean_answer(trained, tmp_path):
+    base, subject, targets = trained
+    network = tune(base, subject, targets, ONCE, 0)
+    with torch.no_grad():
+        said = network(torch.from_numpy(subject.betas(subject.train.row)), "subj01")
+    for buffer, tokens in (
+        (network.centre.backbone, said.backbone_tokens),
+        (network.centre.retrieval, said.retrieval_tokens),
+    ):
+        torch.testing.assert_close(buffer, tokens.mean(0), atol=1e-4, rtol=1e-4)
+    save_network(tmp_path / "whole.safetensors", network, {})
+    save_fingerprint(tmp_path / "own.safetensors", network, subject, ONCE)
+    for found in (
+        load_network(tmp_path / "whole.safetensors"),
+        load_fingerprint(tmp_path / "own.safetensors", base, subject),
+    ):
+        assert torch.equal(found.centre.retrieval, network.centre.retrieval)
+    assert base.centre is None
 
 
 def test_tokens_of_test_images_change_nothing(trained):

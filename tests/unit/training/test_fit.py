@@ -348,7 +348,9 @@ def test_prior_and_low_level_learn_from_trials_that_are_not_mixed(quick):
     for these in (targets, changed):
         torch.manual_seed(0)
         found.append(
-            loop.compute_losses(base, batch, these, CONFIG.pretrain, mixing, mixing.whole, heads, 0.004, torch.device("cpu"), torch.float32)
+            loop.compute_losses(
+                base, batch, these, CONFIG.pretrain, mixing, mixing.whole, heads, 0.004, torch.device("cpu"), torch.float32
+            )
         )
     assert all(found[0][name] == found[1][name] for name in ("prior", "lowlevel", "softcont"))
     assert found[0]["clip"] != found[1]["clip"]
