@@ -6,7 +6,7 @@
 On one simulated dataset and base (kept in OUT, shared with tuning_seeds.py), subject 1 is tuned on session 1 and on all
 sessions, and on session 1 with one thing changed. ``--split validation``, to choose by: 90 training images of the subject,
 others for each tuning seed, are kept from every arm, and retrieved among themselves. ``--split test``: the shared images.
-Retrieval goes by both token estimates, B and C, except in arms that say otherwise; fitted on the hour:
+Retrieval goes by the sum of the unit vectors of B and C, except in arms that say otherwise; fitted on the hour:
 
 - one hour; all hours: as ``tune`` does it, and one hour's networks with C alone, or B alone, to retrieve by
 - each voxel for itself, and 2 to 60 similar voxels: so many take part in a voxel's weight where the ridge starts
@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from himalaya.kernel_ridge import solve_multiple_kernel_ridge_random_search
 from pages import markdown, spread
 from world import DIRECTIONS, Done, World, config_of, difference, open_world
@@ -40,7 +39,7 @@ from world import DIRECTIONS, Done, World, config_of, difference, open_world
 from mindtuner.config import Config
 from mindtuner.data import Subject, Trials
 from mindtuner.data.splits import image_folds
-from mindtuner.decoding.decoder import Predictions, sum_of_unit_tokens
+from mindtuner.decoding.decoder import Predictions
 from mindtuner.runtime import derive_seed, progress
 from mindtuner.studies.bench import regression
 from mindtuner.training.ridge import ridge_regression
@@ -74,15 +73,16 @@ class Asked:
         config = dataclasses.replace(self.config, tune=tune)
         return dataclasses.replace(self, world=dataclasses.replace(self.world, config=config))
 
-    def decoded(self, subject: Subject, kind: str = "both", seed: int | None = None, **fingerprint) -> Predictions:
-        """Tuned on the subject's training trials, and asked of the kept ones."""
+    def decoded(self, subject: Subject, summed: bool = True, seed: int | None = None, **fingerprint) -> Predictions:
+        """Tuned on the subject's training trials, and asked of the kept ones; by B and C, or, not ``summed``, by C."""
         config = dataclasses.replace(
             self.config,
-            decode=dataclasses.replace(self.config.decode, retrieval_tokens=kind),
+            decode=dataclasses.replace(self.config.decode, retrieval_tokens="projected"),
             fingerprint=dataclasses.replace(self.config.fingerprint, **fingerprint),
         )
         tuned = self.world.tune("mindtuner", self.seed if seed is None else seed, config, subject)
-        return self.world.decode(tuned.decoder(), self.trials, subject)
+        said = self.world.decode(tuned.decoder(), self.trials, subject)
+        return with_retrieval(said, said.backbone_tokens, said.retrieval_tokens) if summed else said
 
 
 def main() -> None:
@@ -128,18 +128,17 @@ def with_retrieval(said: Predictions, *tokens: np.ndarray) -> Predictions:
 
 
 def with_each_estimate(asked: Asked, subject: Subject) -> dict[str, Predictions]:
-    plain = asked.decoded(subject, "projected")
+    plain = asked.decoded(subject, summed=False)
     backbone, projected = plain.backbone_tokens, plain.retrieval_tokens
-    fused = sum_of_unit_tokens(torch.from_numpy(backbone), torch.from_numpy(projected)).numpy()
     return {
-        "": dataclasses.replace(plain, retrieval_tokens=fused),
+        "": with_retrieval(plain, backbone, projected),
         C_ALONE: plain,
         B_ALONE: dataclasses.replace(plain, retrieval_tokens=backbone),
     }
 
 
 def with_direct(asked: Asked, subject: Subject) -> dict[str, Predictions]:
-    plain, base, similar = asked.decoded(subject, "projected"), asked.world.base.network, asked.config.tune.similar_voxels
+    plain, base, similar = asked.decoded(subject, summed=False), asked.world.base.network, asked.config.tune.similar_voxels
     images, tokens, text = regression(subject, asked.world.features, base, asked.seed, similar, asked.trials)
     assert (images == plain.images).all()
     return {
@@ -273,10 +272,8 @@ ARMS = {
     "a region's weight": lambda asked, hour, every: region_weights(asked, hour),
     "noisier copies": lambda asked, hour, every: with_synthetic(asked, hour, hour.train.stimulus),
     "unseen images": lambda asked, hour, every: with_synthetic(asked, hour, unseen(asked, hour)),
-    "three ranks": lambda asked, hour, every: averaged([asked.decoded(hour, "projected", rank=r) for r in (4, 8, 16)]),
-    "three seeds": lambda asked, hour, every: averaged(
-        [asked.decoded(hour, "projected", asked.seed + 100 * k) for k in range(3)]
-    ),
+    "three ranks": lambda asked, hour, every: averaged([asked.decoded(hour, summed=False, rank=r) for r in (4, 8, 16)]),
+    "three seeds": lambda asked, hour, every: averaged([asked.decoded(hour, False, asked.seed + 100 * k) for k in range(3)]),
 }
 
 
