@@ -13,7 +13,7 @@ from mindtuner.evaluation.statistics import holm, over_seeds, paired_over_seeds,
 from mindtuner.studies.bench import REGRESSION, Chance, Run, Scores
 
 FULL = "full"
-RANKS = (2, 4, 8, 16, 32)
+RANKS = (4, 16, 64, 128)
 BASES = (1, 3, 5, 7)  # pretraining subjects
 ALPHA = 0.05
 
@@ -53,10 +53,16 @@ def variants(config: Config, others: int) -> list[Variant]:
 
     rows = [
         Variant("ridge_only", "ridge only", method="ridge_only"),
-        Variant("lora", "ridge + LoRA", {"fingerprint": {"lora": True, "skip": False, **every}}),
-        Variant("skip", "ridge + Skip-LoRA", {"fingerprint": {"lora": False, "skip": True}}),
+        Variant("lora", "LoRA alone", {"fingerprint": {"lora": True, "skip": False, **every}}),
+        Variant("skip", "Skip-LoRA alone", {"fingerprint": {"lora": False, "skip": True}}),
+        Variant("both", "LoRA and Skip-LoRA", {"fingerprint": {"lora": True, "skip": True}}),
+        Variant("lora_blocks", "LoRA on the residual blocks too", {"fingerprint": {"lora": True, "lora_blocks": True}}),
+        Variant("train_ridge", "the ridge trains too", {"tune": {"train_ridge": True}}),
+        Variant("no_cross_fitting", "adapters see the ridge's own trials only", {"tune": {"cross_fitted": 0.0}}),
+        Variant("no_text_loss", "without L_text", {"tune": {"text_weight": 0.0}}),
+        Variant("by_c", "retrieved by C, as published", {"decode": {"retrieval_tokens": "projected"}}, same=("text",)),
         Variant("no_similar", "the ridge starts each voxel for itself", {"tune": {"similar_voxels": 0}}),
-        Variant("no_l_skip", "without L_skip", {"tune": {"skip_weight": 0.0}}),
+        *([Variant("no_l_skip", "without L_skip", {"tune": {"skip_weight": 0.0}})] if own.skip else []),
         Variant(
             "no_pivot",
             "without the Pivot: words of the nearest training image, pictures not corrected",
@@ -78,7 +84,7 @@ def variants(config: Config, others: int) -> list[Variant]:
         Variant(REGRESSION, "baseline: ridge regression from voxels to tokens, no base", method=REGRESSION),
         Variant("shuffled_brain", "control: brains shuffled over training trials", method="shuffled_brain"),
     ]
-    return [Variant(FULL, "both: the full method"), *(row for row in rows if not row.changes or row.of(config) != config)]
+    return [Variant(FULL, "the full method"), *(row for row in rows if not row.changes or row.of(config) != config)]
 
 
 def chosen(rows: Sequence[Variant], names: Sequence[str] | None) -> list[Variant]:

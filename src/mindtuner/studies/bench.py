@@ -133,6 +133,8 @@ def work(bench: Bench, run: Run, base: Base) -> tuple[Scores, Chance]:
     if run.method == REGRESSION:
         images, tokens, text = regression(hour, bench.features, base.network, run.seed, run.config.tune.similar_voxels)
         backbone = tokens
+        if run.config.decode.retrieval_tokens == "centred":  # around its mean answer, as the networks'
+            tokens = tokens - np.asarray(caches["tokens"][hour.train.stimulus], np.float32).mean(0)
     else:
         tuned = fit_methods(base, hour, bench.features, run.config, (run.method,))
         found = tuned.decoder(run.method).predict(subject.betas(subject.test.row), subject.test.stimulus)
