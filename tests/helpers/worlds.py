@@ -20,7 +20,9 @@ def tiny_config() -> Config:
     return dataclasses.replace(
         quick,
         simulate=TINY,
-        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        pretrain=dataclasses.replace(
+            fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
+        ),
         tune=fit,
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         model=dataclasses.replace(quick.model, hidden=16, blocks=1, lowlevel_channels=(8, 4)),

@@ -215,7 +215,9 @@ def test_raw_nsd_is_in_nsds_form(datasets, root, tmp_path):
 def config():
     quick = load_config("quick")
     fit = dataclasses.replace(quick.tune, epochs=12, lr=3e-3, batch_per_subject=24, head_trials=8)
-    first = dataclasses.replace(fit, start="random", similar_voxels=0)
+    first = dataclasses.replace(
+        fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
+    )
     model = dataclasses.replace(quick.model, hidden=64, blocks=1, prior_depth=1, prior_heads=2, lowlevel_channels=(8, 4))
     return dataclasses.replace(
         quick, model=model, pretrain=first, tune=fit, pivot=dataclasses.replace(quick.pivot, epochs=30, batch=32)

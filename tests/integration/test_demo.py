@@ -165,7 +165,9 @@ def smallest(untrained_generator):
         base,
         simulate=dataclasses.replace(base.simulate, subjects=2, trials_per_session=48, shared_images=8, voxel_scale=0.01),
         model=dataclasses.replace(base.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
-        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        pretrain=dataclasses.replace(
+            fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
+        ),
         tune=fit,
         pivot=dataclasses.replace(base.pivot, epochs=1, batch=16),
         decode=dataclasses.replace(base.decode, pictures=2, prior_steps=2, generator_steps=1, refine_steps=1),

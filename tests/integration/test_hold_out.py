@@ -61,7 +61,9 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
     fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8)
     tiny = dataclasses.replace(
         quick,
-        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        pretrain=dataclasses.replace(
+            fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
+        ),
         tune=fit,
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         fingerprint=dataclasses.replace(quick.fingerprint, tune_projector=True),

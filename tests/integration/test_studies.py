@@ -37,7 +37,7 @@ def lab(tmp_path_factory, simulated, untrained_generator):
     fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8, dtype="float32")
     tiny = dataclasses.replace(
         quick,
-        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        pretrain=dataclasses.replace(quick.pretrain, epochs=1, batch_per_subject=8, head_trials=8, dtype="float32"),
         tune=fit,
         seed=SEED,
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),

@@ -42,7 +42,9 @@ def lab(tmp_path_factory, simulated, untrained_generator):
     fit = dataclasses.replace(quick.tune, epochs=2, batch_per_subject=8, head_trials=8, dtype="float32")
     tiny = dataclasses.replace(
         quick,
-        pretrain=dataclasses.replace(fit, start="random", similar_voxels=0),
+        pretrain=dataclasses.replace(
+            fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
+        ),
         tune=fit,
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         model=dataclasses.replace(quick.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
