@@ -48,6 +48,16 @@ ARMS: dict[str, tuple[str, dict]] = {
     "rank 128": (OURS, {"fingerprint": {"rank": 128, "alpha": 256.0}}),
     "LoRA on the blocks too": (OURS, {"fingerprint": {"lora_blocks": True}}),
     "Skip-LoRA too": (OURS, {"fingerprint": {"skip": True}}),
+    "Skip-LoRA at x0 too": (OURS, {"fingerprint": {"skip": True, "skip_blocks": 0}}),
+    "LoRA on the blocks, Skip-LoRA too": (OURS, {"fingerprint": {"skip": True, "lora_blocks": True}}),
+    "rank 16, on the blocks, Skip-LoRA too": (
+        OURS,
+        {"fingerprint": {"skip": True, "lora_blocks": True, "rank": 16, "alpha": 32.0}},
+    ),
+    "rank 16, Skip-LoRA too, 64 epochs": (
+        OURS,
+        {"fingerprint": {"skip": True, "rank": 16, "alpha": 32.0}, "tune": {"epochs": 64}},
+    ),
     "Skip-LoRA alone": (OURS, {"fingerprint": {"lora": False, **SKIP}}),
     "the ridge trained too": (OURS, {"tune": {"train_ridge": True}}),
     "with BiMixCo": (OURS, {"tune": {"mixco_share": 0.33}}),
