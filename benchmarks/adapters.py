@@ -90,12 +90,9 @@ def by_published(tuned: TunedSubject) -> TunedSubject:
 
 def numbers(tuned: TunedSubject) -> int:
     """How many numbers trained beyond the ridge."""
-    [(method, network)] = tuned.networks.items()
-    ridge = {id(p) for p in network.ridges.parameters()}
-    if method == FULL:  # all but prior, low-level module and projector, whose losses its config leaves out
-        parts = (network.blocks, network.head, network.retrieval)
-        return sum(p.numel() for part in parts for p in part.parameters())
-    return sum(p.numel() for p in network.parameters() if p.requires_grad and id(p) not in ridge)
+    [network] = tuned.networks.values()
+    ridges = {id(p) for p in network.ridges.parameters()}
+    return sum(p.numel() for p in network.parameters() if p.requires_grad and id(p) not in ridges)
 
 
 def routed(world: World, tuned: TunedSubject) -> dict[str, dict[str, float]]:

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     _print_parts(sizes.count_parts(base, tuned))
     print(
         f"\nPretraining trains all of the base (the projector by itself, before the rest). full_finetune would train "
-        f"{sizes.count_full_finetune(tuned):,}.\n"
+        f"{sizes.count_trained(sizes.build_tuned(config, voxels, name, n_voxels, 'full_finetune')):,}.\n"
     )
 
     base.projector.requires_grad_(False)  # as in pretraining: the Pivot has trained it already

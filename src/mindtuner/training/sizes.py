@@ -20,6 +20,7 @@ from mindtuner.model import BrainNetwork
 from mindtuner.training.batches import Batch
 from mindtuner.training.loop import compute_losses, loss_weight
 from mindtuner.training.targets import Targets
+from mindtuner.training.tune import starting_network
 
 META = torch.device("meta")
 
@@ -61,12 +62,12 @@ def build_base(config: Config, voxels: dict[str, int]) -> BrainNetwork:
         return BrainNetwork(config.model, voxels)
 
 
-def build_tuned(config: Config, voxels: dict[str, int], subject: str, n_voxels: int) -> BrainNetwork:
-    """The network that ``tune`` trains for a new subject, on the meta device."""
+def build_tuned(
+    config: Config, voxels: dict[str, int], subject: str, n_voxels: int, method: str = "mindtuner"
+) -> BrainNetwork:
+    """The network that ``tune`` trains for a new subject by ``method``, on the meta device."""
     with META:
-        network = BrainNetwork(config.model, voxels)
-        network.add_fingerprint(subject, n_voxels, config.fingerprint)
-    return network
+        return starting_network(BrainNetwork(config.model, voxels), subject, n_voxels, config, method)
 
 
 def count_parts(base: BrainNetwork, tuned: BrainNetwork) -> list[Part]:
@@ -99,17 +100,9 @@ def count_parts(base: BrainNetwork, tuned: BrainNetwork) -> list[Part]:
     return rows
 
 
-def count_full_finetune(tuned: BrainNetwork) -> int:
-    """What ``full_finetune`` trains for the same subject: its ridge and every shared weight but the projector's."""
-    shared = (tuned.head, tuned.blocks, tuned.retrieval, tuned.prior, tuned.lowlevel)
-    own = {
-        id(p)
-        for module in (tuned.blocks, tuned.head, tuned.retrieval)
-        for name, p in module.named_parameters()
-        if p.requires_grad
-    }  # LoRA, which full fine-tuning has no use for
-    ridge = _count(tuned.ridges[tuned.fingerprint_subject])
-    return ridge + sum(p.numel() for module in shared for p in module.parameters() if id(p) not in own)
+def count_trained(tuned: BrainNetwork) -> int:
+    """How many numbers of it train."""
+    return _trains(tuned)
 
 
 def training_memory(network: BrainNetwork, voxels: dict[str, int], fit: FitConfig) -> Memory:

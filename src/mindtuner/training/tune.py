@@ -44,7 +44,7 @@ def tune(
       frozen (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the prior. With
       ``tune_projector`` the projector first trains on, on images and captions of the subject's trials.
     - ``ridge_only``: new ridge on the frozen base.
-    - ``full_finetune``: new ridge, and everything but the projector trains on from the base.
+    - ``full_finetune``: new ridge, and everything but the projector, and parts whose losses weigh 0, trains on from the base.
     - ``from_scratch``: the same architecture with fresh weights, trained as pretraining trains; the projector, which needs no
       brain, is the base's, and the prior starts from ``prior`` where pretraining did.
     - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at chance.
@@ -87,7 +87,7 @@ def tune(
     name, fitting = subject_name(subject.number), config.fitting(method)
     trials, held_out = split_holdout({name: training_trials(subject, len(targets))}, holdout, seed)
     seed_everything(derive_seed(seed, "tune"))
-    network = _start(base, name, subject.n_voxels, config, method, prior)
+    network = starting_network(base, name, subject.n_voxels, config, method, prior)
     if network.projector.matrix.weight.requires_grad:
         train_pivot(
             network.projector,
@@ -114,8 +114,8 @@ def tune(
     return network
 
 
-def _start(
-    base: BrainNetwork, name: str, n_voxels: int, config: Config, method: str, prior: DiffusionPrior | None
+def starting_network(
+    base: BrainNetwork, name: str, n_voxels: int, config: Config, method: str, prior: DiffusionPrior | None = None
 ) -> BrainNetwork:
     """The network before tuning, with what ``method`` trains requiring gradients and nothing else."""
     if method == "from_scratch":
@@ -133,8 +133,14 @@ def _start(
     network = copy.deepcopy(base) if method == "full_finetune" else share_weights(base, but=projector)
     adapters = config.fingerprint if method in ("mindtuner", "shuffled_brain") else RIDGE_ALONE
     network.add_fingerprint(name, n_voxels, adapters)
+    fitting = config.fitting(method)
     if method == "full_finetune":
-        network.requires_grad_(True)
-        network.projector.requires_grad_(False)
-    network.ridges[name].requires_grad_(config.fitting(method).train_ridge)
+        for part, weight in (
+            *((part, 1) for part in (network.blocks, network.head, network.retrieval)),
+            (network.prior, fitting.prior_weight),
+            (network.lowlevel, fitting.lowlevel_weight),
+        ):
+            if part is not None:
+                part.requires_grad_(weight > 0)
+    network.ridges[name].requires_grad_(fitting.train_ridge)
     return network
