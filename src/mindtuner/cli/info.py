@@ -97,7 +97,7 @@ def _print_parts(parts) -> None:
     total = dataclasses.replace(
         parts[0], name="total", shape="", base=sum(p.base for p in parts), tuned=sum(p.tuned for p in parts)
     )
-    rows = [("part", "shape of one trial", "base", "trained in tuning")]
+    rows = [("part", "shape of one trial", "base", "learned in tuning")]
     rows += [(p.name, p.shape, f"{p.base:,}", f"{p.tuned:,}") for p in (*parts, total)]
     _print_table(rows, left=2)
 

@@ -27,7 +27,7 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Part:
-    """One line of the table: a part of BrainNetwork, its parameters in a base, and those that train in tuning."""
+    """One line of the table: a part of BrainNetwork, its parameters in a base, and those that tuning learns."""
 
     name: str
     shape: str  # of what goes in and what comes out, for one trial
@@ -76,10 +76,10 @@ def count_parts(base: BrainNetwork, tuned: BrainNetwork) -> list[Part]:
     hidden, tokens = f"({config.hidden})", f"({config.tokens}, {config.width})"
     latents = f"({config.latent_channels}, {config.latent_side}, {config.latent_side})"
     features = f"({config.feature_positions}, {config.feature_width})"
-    voxels = tuned.ridges[subject].in_features
+    voxels, solved = tuned.ridges[subject].in_features, "" if _trains(tuned.ridges) else ", solved"
     rows = [
         Part(f"ridges, {len(base.ridges)} pretrained", f"(V) -> {hidden}", _count(base.ridges), 0),
-        Part("ridge, new subject", f"({voxels}) -> {hidden}", 0, _trains(tuned.ridges)),
+        Part(f"ridge, new subject{solved}", f"({voxels}) -> {hidden}", 0, _count(tuned.ridges[subject])),
     ]
 
     def shared(name: str, shape: str, label: str = "") -> None:

@@ -50,7 +50,6 @@ def test_tuning_subject_1_at_paper_size_trains_71_377_120_numbers():
     with_head = dataclasses.replace(paper, fingerprint=dataclasses.replace(paper.fingerprint, skip_head=True))
     found = {part.name: part.tuned for part in parts_of(with_head)}
     assert found["skips.5, at head"] == 3_533_664 and sum(found.values()) == 74_910_784
-    tuned = sizes.build_tuned(paper, VOXELS, "subj01", 15_724)
     full = sizes.build_tuned(paper, VOXELS, "subj01", 15_724, "full_finetune")
     assert sizes.count_trained(full) == 2_227_294_844 - 40  # 40 dead numbers of the published code, see docs/model.md
 
