@@ -1,6 +1,6 @@
 """What do the adapters carry? Test images of worlds that chose no setting.
 
-    python benchmarks/adapters.py OUT [--seeds 10 11 12 13 14 15] [--tuning-seeds 3] [--write FILE]
+    python benchmarks/adapters.py OUT [--seeds 10 11 12 13 14 15] [--tuning-seeds 3] [--rows NAME ...]
     python benchmarks/adapters.py OUT --table [--seeds ...] [--tuning-seeds ...] [--write FILE]
 
 For each simulator seed a world is made once (kept in OUT/seed-N, shared with other benchmarks). Subject 1 is tuned on one
@@ -52,24 +52,26 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14, 15], help="of the worlds")
     parser.add_argument("--tuning-seeds", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", choices=TUNED, default=list(TUNED))
     parser.add_argument("--table", action="store_true", help="of what was measured")
     parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
     for seed in [] if options.table else options.seeds:
-        measure(options.out, seed, options.tuning_seeds)
-    text = tables(options)
-    print(text)
-    if options.write:
-        write_between(options.write, "adapters", text)
+        measure(options.out, seed, options.tuning_seeds, options.rows)
+    if options.table:
+        text = tables(options)
+        print(text)
+        if options.write:
+            write_between(options.write, "adapters", text)
 
 
 def known(out: Path, seed: int) -> Done:
     return Done(out / f"seed-{seed}" / "adapters.jsonl", "row", "hours", "seed")
 
 
-def measure(out: Path, seed: int, tuning_seeds: int) -> None:
+def measure(out: Path, seed: int, tuning_seeds: int, rows: list[str]) -> None:
     world, done = open_world(out / f"seed-{seed}", config_of(seed)), known(out, seed)
-    wanted = [(row, hours, tuning) for tuning in range(tuning_seeds) for hours in (HOUR, ALL) for row in TUNED]
+    wanted = [(row, hours, tuning) for tuning in range(tuning_seeds) for hours in (HOUR, ALL) for row in rows]
     for row, hours, tuning in progress(done.left(wanted), f"world {seed}", unit="run"):
         config = load_config(world.config, ridge_only={"train_ridge": False}) if row == OFF else world.config
         tuned = world.tune(TUNED[row], tuning, config, world.hour if hours == HOUR else world.subject)

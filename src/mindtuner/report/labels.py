@@ -9,7 +9,7 @@ from mindtuner.evaluation.scores.catalogue import Score, of_part
 
 MAIN_METHOD = "mindtuner"
 METHODS = {
-    "mindtuner": ("MindTuner", "The base is frozen; a new ridge, LoRA and Skip-LoRA train on the subject."),
+    "mindtuner": ("MindTuner", "The base is frozen; the subject gets a ridge and adapters (LoRA, Skip-LoRA) of its own."),
     "ridge_only": ("Ridge only", "The base is frozen; only a new ridge trains on the subject."),
     "full_finetune": ("Full fine-tuning", "Every weight of the base trains on the subject."),
     "from_scratch": ("From scratch", "No base: every weight trains on the subject alone."),
