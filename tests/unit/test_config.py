@@ -224,7 +224,7 @@ def test_a_base_may_be_a_file_beside_it_that_has_a_base_itself(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("base: demos", "base is 'demos': not found; expected one of demo, paper, quick or a .yaml file"),
+        ("base: demos", "base is 'demos': not found; expected one of demo, paper, paper_size, quick or a .yaml file"),
         ("base: 3", "base is 3; expected the name of a config or a .yaml file"),
         ("base: [demo]", "base is ['demo']; expected the name of a config or a .yaml file"),
         ("tune: {epoch: 3}", "unknown field tune.epoch; did you mean tune.epochs?"),
@@ -314,7 +314,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 
 
 def test_a_config_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="config 'paper2': not found; expected one of demo, paper, quick"):
+    with pytest.raises(UserError, match="config 'paper2': not found; expected one of demo, paper, paper_size, quick"):
         load_config("paper2")
     with pytest.raises(UserError, match=r"none\.yaml: cannot be read"):
         load_config(tmp_path / "none.yaml")
