@@ -29,6 +29,7 @@ from pages import markdown, write_between
 from world import DIRECTIONS, Done, World, config_of, open_world, over_worlds
 
 from mindtuner.config import Config, load_config
+from mindtuner.model.lora import LoRALinear
 from mindtuner.pipeline import TunedSubject
 from mindtuner.runtime import progress
 from mindtuner.studies.routes import ROUTES, TOKENS, shares
@@ -105,7 +106,26 @@ def routed(world: World, tuned: TunedSubject) -> dict[str, dict[str, float]]:
     for tokens in TOKENS:
         each = shares(network.eval(), tuned.name, subject.betas(test.row), test.stimulus, reference, subject.rois, tokens)
         found[tokens] = dict(zip(ROUTES, each.voxel.sum(1).tolist(), strict=True))
+    found["changed"] = changed(world, tuned)
     return found
+
+
+def changed(world: World, tuned: TunedSubject) -> dict[str, float]:
+    """Variance over test images of what the adapters change in B and in C, as a share of the variance of these."""
+    [network] = tuned.networks.values()
+    published = by_published(tuned)
+    on = world.decode(published.decoder())
+    adapters = [part for part in network.modules() if isinstance(part, LoRALinear)]
+    scales = [part.scale for part in adapters]
+    for part in adapters:
+        part.scale = 0.0
+    off = world.decode(published.decoder())
+    for part, scale in zip(adapters, scales, strict=True):
+        part.scale = scale
+    return {
+        tokens: float((getattr(on, tokens) - getattr(off, tokens)).var(0).sum() / getattr(on, tokens).var(0).sum())
+        for tokens in TOKENS
+    }
 
 
 def tables(options: argparse.Namespace) -> str:
@@ -141,9 +161,14 @@ def tables(options: argparse.Namespace) -> str:
     hour = markdown(["one hour of all hours", *DIRECTIONS], rows)
     rows = []
     for tokens in TOKENS:
-        each = [[world[OURS, hours, 0]["shares"][tokens]["lora"] for world in worlds] for hours in (HOUR, ALL)]
-        rows.append([tokens, *("{:.1%} [{:.1%}, {:.1%}]".format(*over_worlds(share)) for share in each)])
-    carried = markdown(["LoRA's share of the decoded variance", HOUR, ALL], rows)
+        cells = [tokens]
+        for found in (lambda shares, t=tokens: shares["changed"][t], lambda shares, t=tokens: shares[t]["lora"]):
+            for hours in (HOUR, ALL):
+                each = [found(world[OURS, hours, 0]["shares"]) for world in worlds]
+                cells.append("{:.1%} [{:.1%}, {:.1%}]".format(*over_worlds(each)))
+        rows.append(cells)
+    header = [f"{what}, {hours}" for what in ("variance that the adapters change", "LoRA's route") for hours in (HOUR, ALL)]
+    carried = markdown(["of the decoded variance", *header], rows)
     count = len(worlds[0][OURS, HOUR, 0]["scores"]["image"])
     said = (
         f"{len(worlds)} worlds (simulator seeds {', '.join(map(str, options.seeds))}), {len(seeds)} tuning seeds each, "

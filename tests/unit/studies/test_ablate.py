@@ -34,7 +34,7 @@ def test_verdicts_on_known_differences():
     found = {
         "full": {"image": full},
         "ridge_only": {"image": full - 0.3 + 0.1 * rng.standard_normal(full.shape)},
-        "lora": {"image": full + 0.1 * rng.standard_normal(full.shape)},
+        "skip": {"image": full + 0.1 * rng.standard_normal(full.shape)},
     }
     rows = [row for row in ablate.variants(DEMO, 7) if row.name in found]
     none, lower, same = (entry["difference"] for entry in ablate.compared(rows, found, 0))

@@ -143,7 +143,7 @@ def tuned(tmp_path_factory, simulated):
     from mindtuner.config import load_config
     from mindtuner.formats import load
 
-    folder, config = tmp_path_factory.mktemp("tuned"), load_config("quick")
+    folder, config = tmp_path_factory.mktemp("tuned"), load_config("quick", fingerprint={"skip": True})
     subject = load(simulated, [1]).subject(1).sessions(1)
     torch.manual_seed(0)
     base = BrainNetwork(config.model, {"subj02": 9})
