@@ -33,30 +33,35 @@ from mindtuner.training.validation import DIRECTIONS, log_ranks
 POOL = 300  # candidates of the published evaluation
 OURS, RIDGE, FULL = "mindtuner", "ridge_only", "full_finetune"
 SKIP = {"skip": True, "rank": 8, "alpha": 8.0}
+
+
+def at_64(tune: dict | None = None, **fingerprint) -> dict:
+    """Changes that leave rank 64, at which one thing at a time was tried before the rank was chosen."""
+    return {"fingerprint": {"rank": 64, "alpha": 128.0, **fingerprint}, "tune": tune or {}}
+
+
 ARMS: dict[str, tuple[str, dict]] = {
     RIDGE: (RIDGE, {}),
     "closed form alone": (RIDGE, {"ridge_only": {"train_ridge": False}}),
     "ridge_only, with L_text": (RIDGE, {"ridge_only": {"text_weight": 1.0, "mixco_share": 0, "prior_weight": 0}}),
     OURS: (OURS, {}),
-    "without L_text": (OURS, {"tune": {"text_weight": 0}}),
-    "without cross-fitting": (OURS, {"tune": {"cross_fitted": 0}}),
-    "all cross-fitted": (OURS, {"tune": {"cross_fitted": 1}}),
-    "64 epochs": (OURS, {"tune": {"epochs": 64}}),
-    "rank 16": (OURS, {"fingerprint": {"rank": 16, "alpha": 32.0}}),
-    "rank 96": (OURS, {"fingerprint": {"rank": 96, "alpha": 192.0}}),
-    "rank 96, 48 epochs": (OURS, {"fingerprint": {"rank": 96, "alpha": 192.0}, "tune": {"epochs": 48}}),
-    "rank 96, lr 5e-4": (OURS, {"fingerprint": {"rank": 96, "alpha": 192.0}, "tune": {"lr": 5e-4}}),
     "rank 128": (OURS, {"fingerprint": {"rank": 128, "alpha": 256.0}}),
-    "LoRA on the blocks too": (OURS, {"fingerprint": {"lora_blocks": True}}),
-    "Skip-LoRA too": (OURS, {"fingerprint": {"skip": True}}),
+    "rank 64": (OURS, at_64()),
+    "rank 16": (OURS, {"fingerprint": {"rank": 16, "alpha": 32.0}}),
+    "rank 64, without L_text": (OURS, at_64(tune={"text_weight": 0})),
+    "rank 64, without cross-fitting": (OURS, at_64(tune={"cross_fitted": 0})),
+    "rank 64, all cross-fitted": (OURS, at_64(tune={"cross_fitted": 1})),
+    "rank 64, 64 epochs": (OURS, at_64(tune={"epochs": 64})),
+    "rank 64, LoRA on the blocks too": (OURS, at_64(lora_blocks=True)),
+    "rank 64, Skip-LoRA too": (OURS, at_64(skip=True)),
+    "rank 64, the ridge trained too": (OURS, at_64(tune={"train_ridge": True})),
+    "rank 64, with BiMixCo": (OURS, at_64(tune={"mixco_share": 0.33})),
     "Skip-LoRA alone": (OURS, {"fingerprint": {"lora": False, **SKIP}}),
-    "the ridge trained too": (OURS, {"tune": {"train_ridge": True}}),
-    "with BiMixCo": (OURS, {"tune": {"mixco_share": 0.33}}),
     "as published, 2 epochs": (OURS, {"fingerprint": {"lora_blocks": True, **SKIP, "alpha": 2.0}, "tune": "ridge_only"}),
     FULL: (FULL, {}),
-    "full_finetune, 32 epochs": (FULL, {"full_finetune": {"epochs": 32}}),
-    "full_finetune, lr 3e-4, 8 epochs": (FULL, {"full_finetune": {"epochs": 8, "lr": 3e-4}}),
-    "full_finetune, the ridge too": (FULL, {"full_finetune": {"train_ridge": True, "epochs": 8}}),
+    "full_finetune, lr 1e-4, 32 epochs": (FULL, {"full_finetune": {"epochs": 32, "lr": 1e-4}}),
+    "full_finetune, lr 1e-4, 16 epochs": (FULL, {"full_finetune": {"epochs": 16, "lr": 1e-4}}),
+    "full_finetune, lr 1e-4, the ridge too": (FULL, {"full_finetune": {"train_ridge": True, "lr": 1e-4}}),
     "full_finetune, as ridge_only trains": (FULL, {"full_finetune": "ridge_only"}),
 }
 
