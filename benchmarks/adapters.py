@@ -38,6 +38,7 @@ OURS, RIDGE, FULL, SHUFFLED, OFF = "mindtuner", "ridge_only", "full_finetune", "
 PUBLISHED = ", by published tokens"
 TUNED = {OURS: OURS, RIDGE: RIDGE, FULL: FULL, SHUFFLED: SHUFFLED, OFF: RIDGE}  # rows, and the method that makes each
 HOUR, ALL = "one hour", "all hours"
+AT = {HOUR: tuple(TUNED), ALL: (OURS, RIDGE, FULL)}
 COMPARED = [
     (OURS, RIDGE, HOUR),
     (OURS + PUBLISHED, RIDGE + PUBLISHED, HOUR),
@@ -72,7 +73,9 @@ def known(out: Path, seed: int) -> Done:
 
 def measure(out: Path, seed: int, tuning_seeds: int, rows: list[str]) -> None:
     world, done = open_world(out / f"seed-{seed}", config_of(seed)), known(out, seed)
-    wanted = [(row, hours, tuning) for tuning in range(tuning_seeds) for hours in (HOUR, ALL) for row in rows]
+    wanted = [
+        (row, hours, tuning) for tuning in range(tuning_seeds) for hours in (HOUR, ALL) for row in rows if row in AT[hours]
+    ]
     for row, hours, tuning in progress(done.left(wanted), f"world {seed}", unit="run"):
         config = load_config(world.config, ridge_only={"train_ridge": False}) if row == OFF else world.config
         tuned = world.tune(TUNED[row], tuning, config, world.hour if hours == HOUR else world.subject)
@@ -144,6 +147,7 @@ def tables(options: argparse.Namespace) -> str:
         + [numbers_of(row) if hours == HOUR else ""]
         for hours in (HOUR, ALL)
         for row in (OURS, RIDGE, OFF, FULL, SHUFFLED, OURS + PUBLISHED, RIDGE + PUBLISHED)
+        if row.removesuffix(PUBLISHED) in AT[hours]
     ]
     scores = markdown(["trials of", "method", *DIRECTIONS, "numbers beyond the ridge"], rows, left=2)
     rows = []
