@@ -7,14 +7,19 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.optimize import nnls
+from scipy.stats import norm, rankdata
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.statistics import bootstrap_ci
+from mindtuner.runtime import derive_seed
+from mindtuner.simulation.cortex import smooth_fields
 from mindtuner.studies.routes import ROUTES, Shares
 
 OWN = ROUTES[1:]  # the routes that a fingerprint adds to a ridge
 PERMUTATIONS = 999
+LENGTHS = 6  # of which a surrogate map is composed, from the distance of neighbours to half of the sheet
+PAIRS, BINS = 200_000, 30  # of voxels, and of distances, that a variogram is measured with
 
 
 def maps_of(found: Shares) -> dict[str, np.ndarray]:
@@ -50,19 +55,26 @@ def regions(found: Shares, rois: Mapping[str, np.ndarray], seed: int) -> list[di
     return rows
 
 
+FIELDS = 20  # surrogates that are drawn from the same waves
+
+
 def by_itself(subject_rois: Mapping[str, np.ndarray]) -> np.ndarray:
     """Of each voxel the set of regions that hold it, as a number (V,)."""
     masks = np.array(list(subject_rois.values()), bool)
     return np.unique(masks, axis=1, return_inverse=True)[1].ravel()
 
 
-def recovery(found: np.ndarray, planted: np.ndarray, region: np.ndarray, seed: int) -> dict:
+def recovery(
+    found: np.ndarray, planted: np.ndarray, region: np.ndarray, seed: int, sheet: np.ndarray | None = None
+) -> dict:
     """Spearman correlation of a map (V,) with what was planted (V,), and what chance gives.
 
     Both are taken apart. ``between``: what regions (V,) have more, by the correlation as it is; its ``null``, the middle
     95 %, and one-sided ``p`` come from handing the regions' planted mean ranks to other regions, in every order where there
     are few. ``within``: the correlation of ranks from which each region's mean is taken, with voxels permuted within
-    regions; None where what was planted is the same all over each region. Raises UserError where nothing varies at all.
+    regions; None where what was planted is the same all over each region. ``smooth``, where the voxels' places on a ``sheet``
+    (V, 2) are given: the correlation as it is, against that of ``surrogates`` of the map; neither of the other two nulls knows
+    that neighbours are alike. Raises UserError where nothing varies at all.
     """
     for name, values in (("planted", planted), ("found", found)):
         if np.ptp(values) == 0:
@@ -90,7 +102,49 @@ def recovery(found: np.ndarray, planted: np.ndarray, region: np.ndarray, seed: i
             drawn.append(_correlation(inner[0][mixed], inner[1]))
         true = _correlation(*inner)
         result["within"] = _against(true, [true, *drawn])
+    if sheet is not None:
+        true = _correlation(a, b)
+        drawn = rankdata(surrogates(found, sheet, PERMUTATIONS, seed), axis=0)
+        result["smooth"] = _against(true, [true, *(_correlation(one, b) for one in drawn.T)])
     return result
+
+
+def surrogates(values: np.ndarray, sheet: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Random maps (V, count) that are as smooth over the sheet (V, 2) as the ranks of a map (V,), and know nothing of it.
+
+    The idea is that of variogram-matched surrogates (Burt et al. 2020). The map's variogram, of its normal scores, is fitted
+    by one of uncorrelated voxels and smooth fields of several lengths, whose weights are not negative,
+
+        gamma(d) = w_0 + sum over lengths l of w_l (1 - exp(-d^2 / (2 l^2))),
+
+    and each surrogate is a draw of that sum.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "surrogates"))
+    scores = norm.ppf(rankdata(values) / (len(values) + 1))
+    i, j = rng.integers(len(values), size=(2, PAIRS))
+    apart = i != j
+    distance = np.linalg.norm(sheet[i] - sheet[j], axis=1)[apart]
+    half = (scores[i] - scores[j])[apart] ** 2 / 2
+    extent = np.ptp(sheet, axis=0)
+    nearest = np.sqrt(max(extent.prod(), 1e-12) / len(values))
+    # beyond half of the sheet one map has too few independent pairs to tell anything
+    reach = np.linalg.norm(extent) / 2
+    lengths = np.geomspace(nearest, max(reach, 2 * nearest), LENGTHS)
+    edges = np.geomspace(nearest, max(reach, 2 * nearest), BINS)
+    place = np.digitize(distance, edges)
+    pairs = np.bincount(place, minlength=BINS + 1)[:BINS]
+    told = pairs > 0
+    gamma = np.bincount(place, half, BINS + 1)[:BINS][told] / pairs[told]
+    at = np.bincount(place, distance, BINS + 1)[:BINS][told] / pairs[told]
+    terms = np.column_stack([np.ones(len(at)), 1 - np.exp(-((at[:, None] / lengths) ** 2) / 2)])
+    weight = nnls(terms, gamma)[0]
+    drawn = np.sqrt(weight[0]) * rng.standard_normal((len(values), count))
+    for k in np.flatnonzero(weight[1:]):
+        # every field from waves of its own: those of one call share them
+        for some in np.array_split(np.arange(count), 1 + count // FIELDS):
+            own = derive_seed(seed, "surrogates", int(k), int(some[0]))
+            drawn[:, some] += np.sqrt(weight[1 + k]) * smooth_fields(sheet, len(some), lengths[k], own)
+    return drawn
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -1,0 +1,548 @@
+"""Do LoRA and Skip-LoRA learn what they can represent, from how much data on, and is it found where it was planted?
+
+    python benchmarks/controls.py OUT [--seeds 0 1 2] [--part hours|strength|simulator|noise-free|where]
+    python benchmarks/controls.py OUT --table [--picture docs/controls.png]
+
+OUT holds world 0 (``data`` and ``base``, made where they are missing). In a control, brains are those of the simulator without
+a fingerprint, of subject 1 and all images of the world, so that many hours can be measured; and what an image is, its tokens,
+is what a teacher says of the noise-free brain. The teacher is the base with a ridge and one thing that it plants:
+
+    lora   the token head is W + P Q (rank 4): Q reads the own signals of a patch of voxels, P lies outside of what W reaches
+    skip   x0 is ridge + GELU(B A V) (rank 2): A reads the own signals of a patch of voxels that the ridge does not use, and
+           B gives each hidden feature one of them, with such signs that the linear half of the GELU about cancels out
+    none   nothing
+
+A patch is where a smooth random field over the sheet is highest (15 % of the voxels, in at least three areas). Its own
+signals are those that x0 tells least of. The planted strength is the share of the tokens' variance that the path carries.
+In ``simulator`` nothing is taught: tokens are the images', and brains have the simulator's fingerprint of 0.5.
+
+What is learned starts at a ridge in closed form, which in a control knows the teacher's x0, and stays frozen; in the simulator
+it knows what the base expects, and is stretched as in tuning. Scores of test images are of tokens decoded from the mean of
+three trials: R2, and log(1 + place) of the right image among all training images. In a control there is no retrieval
+projector, so that C is B.
+
+The settings of LoRA are those of tuning (``LORA``). Skip-LoRA with them does not leave zero; ``SKIP`` was chosen on the test
+images of seed 0 at strength 0.2, of four settings of which three are equally good. Each run is a line of
+OUT/controls-SEED.jsonl, and of OUT/where-SEED.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pages import markdown
+from scipy.linalg import eigh
+from world import Done, World, config_of, difference, open_world
+
+from mindtuner.config import FingerprintConfig, FitConfig
+from mindtuner.data import Trials
+from mindtuner.data.zscore import zscore
+from mindtuner.model import BrainNetwork
+from mindtuner.model.lora import LoRALinear, SkipLoRA
+from mindtuner.runtime import derive_seed, progress, seed_everything
+from mindtuner.simulation.brains import Brain, measure, simulate_brain
+from mindtuner.simulation.cortex import smooth_fields
+from mindtuner.simulation.early import early_features
+from mindtuner.simulation.labels import PlacedObject, SceneLabels
+from mindtuner.simulation.semantic import semantic_features
+from mindtuner.studies import maps
+from mindtuner.studies.routes import ROUTES, shares
+from mindtuner.training.batches import Feed
+from mindtuner.training.closed_form import HiddenRidge, stretched
+from mindtuner.training.fingerprint import share_weights
+from mindtuner.training.loop import fit
+from mindtuner.training.ridge import FoldSums
+from mindtuner.training.targets import Targets
+
+NAME, HOUR = "subj01", 450  # the subject to tune, and its training trials in an hour
+HOURS = (0.25, 0.5, 1, 3, 10, 40)
+STRENGTHS = (0.02, 0.05, 0.1, 0.2, 0.4)
+STRENGTH = 0.2  # where hours vary
+WHERE_HOURS = 10
+PATCH, LENGTH = 0.15, 0.4  # share of the voxels in a patch, and smoothness of the field that it is cut from
+RANKS = {"lora": 4, "skip": 2}  # of what is planted
+LEADING = 40  # components of x0 that a patch's own signals are told apart from
+PENALTIES = np.logspace(-3.5, 1, 10)  # of the closed form, in units of the mean square of a row
+METHODS = {"ridge": (), "lora": ("lora",), "skip": ("skip",), "both": ("lora", "skip")}
+LORA = {"rank": 32, "alpha": 64.0}
+SKIP = {"rank": 32, "alpha": 2560.0}  # at x0 alone
+EPOCHS, BATCH, LEARNING_RATE, MOST_STEPS = 24, 64, 3e-4, 400
+REGRESSION, CLIP, L_SKIP = 10.0, 1.0, 0.0
+
+
+# ---- brains and their measurement
+
+
+def brain_of(world: World, fingerprint: float) -> Brain:
+    """Subject 1's noise-free responses to all images of the world."""
+    scenes = json.loads((world.dataset.root / "truth" / "scenes.json").read_text())["scenes"]
+    labels = [SceneLabels(scene["place"], tuple(PlacedObject(**one) for one in scene["objects"])) for scene in scenes]
+    stimuli = world.dataset.stimuli
+    parts = np.array_split(np.arange(len(stimuli)), 1 + len(stimuli) // 64)
+    early = np.concatenate([early_features(stimuli.images(part)) for part in parts])
+    semantic = semantic_features(labels)
+    return simulate_brain(1, world.subject.n_voxels, early, semantic, fingerprint, world.config.simulate.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Trials of a brain: z-scored betas (n, V) and the images (n,) that they show; means of test trials (m, V) and theirs."""
+
+    betas: np.ndarray
+    images: np.ndarray
+    test: np.ndarray
+    test_images: np.ndarray
+
+    @classmethod
+    def of(cls, brain: Brain, training: np.ndarray, hours: float, noise: float, seed: int) -> Measured:
+        """``hours`` of training images in random order, again and again where there are more trials than images."""
+        rng, count = np.random.default_rng(derive_seed(seed, "order")), round(HOUR * hours)
+        rounds = [rng.permutation(training) for _ in range(1 + count // len(training))]
+        test_images, repeats = np.setdiff1d(np.arange(len(brain.signal)), training), 3 if noise else 1
+        images = np.concatenate([*rounds, np.empty(0, int)])[:count]
+        shown = np.concatenate([images, np.repeat(test_images, repeats)])
+        # sessions of another seed are others, and test trials have sessions of their own
+        session = np.concatenate([np.arange(count) // HOUR, np.tile(np.arange(repeats) + 50, len(test_images))]) + 100 * seed
+        betas = measure(brain, shown, session, noise)
+        betas = zscore(betas, np.zeros(len(betas)), np.arange(len(betas)) < count)
+        return cls(betas[:count], images, betas[count:].reshape(len(test_images), repeats, -1).mean(1), test_images)
+
+
+class ClosedForm:
+    """Ridge regressions from one set of betas (n, V) to anything, by one decomposition.
+
+    The penalty is chosen on a fifth of the images.
+    """
+
+    def __init__(self, measured: Measured):
+        self.betas = measured.betas
+        self.held = np.isin(measured.images, np.unique(measured.images)[::5])
+        self.whole, self.part = self._decomposed(np.ones(len(self.betas), bool)), self._decomposed(~self.held)
+
+    def __call__(self, y: np.ndarray, spread: float | None = None) -> HiddenRidge:
+        """Of y (n, q); stretched to the variance ``spread`` where it is given."""
+
+        def predicted(penalty: float) -> np.ndarray:
+            weight, offset = self._solved(self.part, y, penalty)
+            return self.betas[self.held] @ weight + offset
+
+        errors = [np.square(predicted(penalty) - y[self.held]).sum() for penalty in PENALTIES]
+        best = PENALTIES[int(np.argmin(errors))]
+        found = HiddenRidge(*self._solved(self.whole, y, best))
+        return found if spread is None else stretched(*found, predicted(best).var(0).sum(), spread, y.mean(0))
+
+    def _decomposed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        x = self.betas[rows] - self.betas[rows].mean(0)
+        few = len(x) <= x.shape[1]
+        values, vectors = np.linalg.eigh(x @ x.T if few else x.T @ x)
+        values = np.maximum(values, 1e-6 * values[-1])
+        return rows, values, x.T @ (vectors / np.sqrt(values)) if few else vectors
+
+    def _solved(self, decomposed: tuple, y: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        rows, values, right = decomposed
+        x, mean = self.betas[rows], y[rows].mean(0)
+        alpha = penalty * values.sum() / len(x)
+        inner = right.T @ ((x - x.mean(0)).T @ (y[rows] - mean))
+        weight = right @ (inner / (values + alpha)[:, None])
+        return weight.astype(np.float32), (mean - x.mean(0) @ weight).astype(np.float32)
+
+
+# ---- what is planted
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A world in which to tune.
+
+    base      network to tune on
+    tokens    float32 (N, T * D): what is to be decoded of each image
+    expected  (N, h): the x0 that the closed form regresses on
+    spread    variance of x0 that the closed form is stretched to, None for none
+    share     of the tokens' variance that the planted path carries
+    curved    share of what it carries that no linear read-out of all voxels gives
+    """
+
+    base: BrainNetwork
+    tokens: np.ndarray
+    expected: np.ndarray
+    spread: float | None = None
+    share: float = 0.0
+    curved: float = 0.0
+
+
+def without_pictures(world: World) -> BrainNetwork:
+    """The base, with what tokens are made by alone."""
+    base = copy.deepcopy(world.base.network).eval().requires_grad_(False)
+    base.lowlevel = base.prior = None
+    return base
+
+
+def simulator(world: World) -> Planted:
+    """The simulator's world as it is: images' own tokens."""
+    base = without_pictures(world)
+    tokens = world.features.targets.rows("tokens", np.arange(len(world.dataset.stimuli)))
+    expected = base.expectation(tokens, base.head.linear).numpy()
+    return Planted(base, tokens.flatten(1).numpy(), expected, float(base.expectation.spread))
+
+
+class Teacher:
+    """A base that reads a brain's noise-free signals; ``planted`` adds its one path."""
+
+    def __init__(self, world: World, brain: Brain, kind: str, seed: int):
+        self.base, self.brain, self.kind = without_pictures(world), brain, kind
+        self.base.retrieval = torch.nn.Identity()
+        self.train = world.dataset.stimuli.training_images
+        self.rng = np.random.default_rng(derive_seed(seed, "teacher", kind))
+        self.patch = smooth_patch(brain, seed)
+        hidden, signal = simulator(world).expected, brain.signal
+        used = np.ones(len(self.patch), bool) if kind == "none" else ~self.patch
+        self.x0 = affine(signal[:, used], hidden, self.train, 1e-2)
+        if kind != "none":
+            own = signal @ own_signals(brain, self.patch, self.x0, RANKS[kind])
+            self.own = own - own.mean(0)
+        if kind == "lora":  # without this the new ridge could not know that x0 should tell of them
+            self.x0 = self.x0 + self.own @ self._directions()
+        self.plain = self._decoded(self.x0)
+
+    def planted(self, strength: float) -> Planted:
+        """With the share ``strength`` of the tokens' variance in the planted path."""
+        if strength == 0:
+            return Planted(self.base, self.plain, self.x0)
+        tokens = self._mixed(strength) if self.kind == "lora" else self._skipped(strength)
+        part = tokens - self.plain
+        test = np.setdiff1d(np.arange(len(part)), self.train)
+        left = part - affine(self.brain.signal, part, self.train, 1e-2)
+        share, curved = share_of(part, tokens), share_of(left[test], part[test])
+        return Planted(self.base, tokens.astype(np.float32), self.x0, None, share, curved)
+
+    def _mixed(self, strength: float) -> np.ndarray:
+        """Tokens of the head W + P Q."""
+        x = torch.from_numpy(self.x0.astype(np.float32))
+        with torch.no_grad():
+            for block in self.base.blocks:
+                x = block(x)
+        read = affine(x.numpy(), self.own, self.train, 1e-3)
+        reached = np.linalg.qr(self.base.head.linear.weight.detach().numpy())[0]
+        out = self.rng.standard_normal((RANKS["lora"], len(reached)))
+        change = (read - read.mean(0)) @ (out - out @ reached @ reached.T)
+        scale = scale_for(strength, lambda scale: self.plain + scale * change, self.plain)
+        return self.plain + scale * change
+
+    def _skipped(self, strength: float) -> np.ndarray:
+        """Tokens of x0 + GELU(B A V)."""
+
+        def tokens(scale: float, images: np.ndarray | slice) -> np.ndarray:
+            z = torch.from_numpy((scale * self.own[images] @ self._up).astype(np.float32))
+            return self._decoded(self.x0[images] + F.gelu(z).numpy())
+
+        some = self.train[:600]
+        scale = scale_for(strength, lambda scale: tokens(scale, some), self.plain[some])
+        return tokens(scale, slice(None))
+
+    @cached_property
+    def _up(self) -> np.ndarray:
+        """B, (rank, h): sizes by which the even half of the GELU adds up in the tokens, signs by which the linear one does
+        not."""
+        some = self.x0[self.train[:48]]
+        steps = np.eye(some.shape[1]) * some.std(0)
+        slope = np.stack([(self._decoded(some + one) - self._decoded(some - one)).mean(0) / one.max() for one in steps])
+        up = np.zeros((RANKS["skip"], len(slope)))
+        for row, own in zip(up, np.array_split(self.rng.permutation(len(slope)), len(up)), strict=True):
+            towards = self.rng.standard_normal(len(self.plain)) @ (self.plain - self.plain.mean(0))
+            size = np.maximum(slope[own] @ towards, 0)
+            size /= np.sqrt(np.square(size).mean())
+            row[own] = size * balanced(slope[own] * size[:, None])
+        return up
+
+    def _directions(self) -> np.ndarray:
+        """(rank, h), such as x0 varies along anyway, for a tenth of its variance."""
+        around = self.x0 - self.x0.mean(0)
+        mixed = self.rng.standard_normal((RANKS["lora"], len(around))) @ around
+        mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
+        return mixed * np.sqrt(0.1 * around.var(0).sum() / len(mixed))
+
+    def _decoded(self, x0: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return self.base.decode_hidden(torch.from_numpy(x0.astype(np.float32))).backbone_tokens.flatten(1).numpy()
+
+
+def smooth_patch(brain: Brain, seed: int) -> np.ndarray:
+    """bool (V,): where a smooth random field over the sheet is highest; of the first field that reaches three areas."""
+    for draw in range(100):
+        field = smooth_fields(brain.sheet.position, 1, LENGTH, derive_seed(seed, "patch", draw))[:, 0]
+        patch = field > np.quantile(field, 1 - PATCH)
+        if len(np.unique(brain.sheet.area[patch])) >= 3:
+            return patch
+    raise SystemExit("no patch reaches three areas")
+
+
+def own_signals(brain: Brain, patch: np.ndarray, x0: np.ndarray, count: int) -> np.ndarray:
+    """(V, count): weights that read those signals of a patch that x0 (n, h) tells least of, each of sd 1 over images.
+
+    Of all directions within the patch they have most variance outside of x0's leading components, as a share of their whole
+    variance; the penalty keeps out directions that no noisy trial would tell.
+    """
+    inside, around = brain.signal[:, patch].astype(float), x0 - x0.mean(0)
+    size = around.shape[1]
+    leading = eigh(around.T @ around, subset_by_index=[size - LEADING, size - 1])[1]
+    known = np.linalg.qr(around @ leading)[0]
+    unknown, whole = inside - known @ (known.T @ inside), inside.T @ inside
+    whole += 0.003 * np.trace(whole) * np.eye(len(whole))
+    found = eigh(unknown.T @ unknown, whole, subset_by_index=[len(whole) - count, len(whole) - 1])[1]
+    weights = np.zeros((len(patch), count))
+    weights[patch] = found / (inside @ found).std(0)
+    return weights
+
+
+def balanced(rows: np.ndarray) -> np.ndarray:
+    """Signs (n,) by which rows (n, d), the longest first, about add up to 0."""
+    signs, total = np.ones(len(rows)), np.zeros(rows.shape[1])
+    for k in np.argsort(-np.linalg.norm(rows, axis=1)):
+        signs[k] = -1.0 if total @ rows[k] > 0 else 1.0
+        total += signs[k] * rows[k]
+    return signs
+
+
+def affine(x: np.ndarray, y: np.ndarray, train: np.ndarray, penalty: float) -> np.ndarray:
+    """What a ridge regression of y (n, q) on x (n, p), fitted to the rows ``train``, says of all rows."""
+    sums = FoldSums(1, x.shape[1], y.shape[1])
+    sums.add(np.zeros(len(train), int), x[train], y[train])
+    weight, offset = sums.ridge(np.array([penalty]))
+    return x @ weight + offset
+
+
+def share_of(part: np.ndarray, whole: np.ndarray) -> float:
+    return float(part.var(0).sum() / whole.var(0).sum())
+
+
+def scale_for(strength: float, tokens_at: Callable[[float], np.ndarray], plain: np.ndarray) -> float:
+    """The scale at which what is added to ``plain`` has this share of the tokens' variance, by bisection."""
+
+    def carried(scale: float) -> float:
+        tokens = tokens_at(scale)
+        return share_of(tokens - plain, tokens)
+
+    low, high = 0.0, 1.0
+    while carried(high) < strength:
+        low, high = high, 2 * high
+    for _ in range(10):
+        middle = (low + high) / 2
+        low, high = (middle, high) if carried(middle) < strength else (low, middle)
+    return high
+
+
+# ---- what is learned
+
+
+class InMemory:
+    """As much of a Subject as a Feed reads."""
+
+    number = 1
+
+    def __init__(self, betas: np.ndarray):
+        self._betas, self.n_voxels = betas, betas.shape[1]
+
+    def betas(self, rows: np.ndarray) -> np.ndarray:
+        return self._betas[rows]
+
+
+def tune(planted: Planted, measured: Measured, ridge: HiddenRidge, paths: tuple[str, ...], seed: int) -> BrainNetwork:
+    """The base with that ridge, frozen, and the adapters ``paths`` trained around it."""
+    seed_everything(derive_seed(seed, "tune"))
+    config, voxels = planted.base.config, measured.betas.shape[1]
+    network = share_weights(planted.base)
+    network.add_fingerprint(NAME, voxels, FingerprintConfig(lora=False, skip=False))
+    ridge.put_into(network.ridges[NAME])
+    network.ridges[NAME].requires_grad_(False)
+    if "lora" in paths:
+        for part in (network.head, network.retrieval):
+            for name, child in list(part.named_children()):
+                setattr(part, name, LoRALinear(child, **LORA))
+    if "skip" in paths:
+        network.skips.append(SkipLoRA(voxels, config.hidden, **SKIP))
+    if not paths:
+        return network.eval()
+    images, nothing = len(planted.tokens), np.zeros((len(planted.tokens), 0), np.float32)
+    targets = Targets(planted.tokens.reshape(images, config.tokens, config.width), nothing, nothing, nothing, nothing)
+    count = len(measured.images)
+    none = np.zeros(count, int)
+    feed = Feed(InMemory(measured.betas), Trials(np.arange(count), measured.images, none + 1, none, none > 0), seed, True)
+    fitting = FitConfig(
+        epochs=min(EPOCHS, MOST_STEPS * BATCH / count),
+        batch_per_subject=BATCH,
+        lr=LEARNING_RATE,
+        weight_decay=1e-2,
+        ridge_weight_decay=1e-2,
+        warmup=0.05,
+        mixco_share=0.0,
+        head_trials=1,
+        regression_weight=REGRESSION,
+        clip_weight=CLIP,
+        skip_weight=L_SKIP,
+        dtype="float32",
+    )
+    fit(network, [feed], targets, fitting, seed, "tune")
+    return network.eval()
+
+
+def scores(network: BrainNetwork, planted: Planted, measured: Measured, training: np.ndarray) -> dict[str, list[float]]:
+    """Of each test image its R2 and log(1 + place) of its tokens among those of the ``training`` images and its own."""
+    with torch.no_grad():
+        said = network(torch.from_numpy(measured.test), NAME)
+    tokens, retrieval = (part.flatten(1).numpy() for part in (said.backbone_tokens, said.retrieval_tokens))
+    right, centre = planted.tokens[measured.test_images], planted.tokens[training].mean(0)
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        return (rows - centre) / np.linalg.norm(rows - centre, axis=1, keepdims=True)
+
+    error = np.square(tokens - right).sum(1) / np.square(right - centre).sum(1).mean()
+    query = unit(retrieval)
+    place = 1 + (query @ unit(planted.tokens[training]).T > (query * unit(right)).sum(1)[:, None]).sum(1)
+    return {"r2": np.round(1 - error, 4).tolist(), "rank": np.round(np.log1p(place), 4).tolist()}
+
+
+# ---- runs
+
+
+class Runs:
+    """What one process does for one seed: worlds, measurements and ridges are made once."""
+
+    def __init__(self, out: Path, seed: int):
+        torch.set_num_threads(1)
+        self.world, self.seed = open_world(out, config_of(0)), seed
+        self.training = self.world.dataset.stimuli.training_images
+        self.brain, self.teacher = lru_cache(2)(self._brain), lru_cache(8)(self._teacher)
+        self.planted, self.measured = lru_cache(None)(self._planted), lru_cache(1)(self._measured)
+        self.done = known(out, seed)
+        self.where = Done(out / f"where-{seed}.jsonl", "kind", "patch")
+
+    def _brain(self, kind: str) -> Brain:
+        return brain_of(self.world, 0.5 if kind == "simulator" else 0.0)
+
+    def _teacher(self, kind: str, seed: int) -> Teacher:
+        return Teacher(self.world, self.brain("control"), kind, seed)
+
+    def _planted(self, kind: str, strength: float, seed: int) -> Planted:
+        return simulator(self.world) if kind == "simulator" else self.teacher(kind, seed).planted(strength)
+
+    def _measured(self, kind: str, hours: float, noise: float) -> tuple[Measured, ClosedForm]:
+        measured = Measured.of(self.brain(kind), self.training, hours, noise, self.seed)
+        return measured, ClosedForm(measured)
+
+    def _ridge(self, planted: Planted, measured: Measured, closed: ClosedForm) -> HiddenRidge:
+        return closed(planted.expected[measured.images], planted.spread)
+
+    def scored(self, wanted: list[tuple]) -> None:
+        """``wanted``: kind, strength, hours, noise, method."""
+        for kind, strength, hours, noise, method in progress(self.done.left(wanted), "runs"):
+            planted = self.planted(kind, strength, self.seed)
+            measured, closed = self.measured("simulator" if kind == "simulator" else "control", hours, noise)
+            network = tune(planted, measured, self._ridge(planted, measured, closed), METHODS[method], self.seed)
+            self.done.add(
+                kind=kind,
+                strength=strength,
+                hours=hours,
+                noise=noise,
+                method=method,
+                share=planted.share,
+                curved=planted.curved,
+                **scores(network, planted, measured, self.training),
+            )
+
+    def located(self, patches: tuple[int, ...] = (0, 1, 2)) -> None:
+        """Maps of what the adapters carry, of both kinds and none, against the planted patch and as many others."""
+        wanted = [(kind, patch) for patch in patches for kind in ("lora", "skip", "none")]
+        sheet = self.brain("control").sheet
+        rois, none = sheet.rois(), None
+        for kind, patch in progress(self.where.left(wanted), "maps"):
+            measured, closed = self.measured("control", WHERE_HOURS, 1)
+            if kind != "none" or none is None:  # nothing planted is the same for all patches
+                planted = self.planted(kind, STRENGTH if kind != "none" else 0.0, patch)
+                network = tune(planted, measured, self._ridge(planted, measured, closed), METHODS["both"], self.seed)
+                reference = measured.betas.mean(0)
+                found = shares(network, NAME, measured.test, measured.test_images, reference, rois, nodes=16)
+                none = found if kind == "none" else none
+            found = none if kind == "none" else found
+            scored = {
+                name: maps.recovery(values, smooth_patch_of(self, patch), maps.by_itself(rois), self.seed, sheet.position)
+                for name, values in maps_beside(found).items()
+            }
+            self.where.add(
+                kind=kind,
+                patch=patch,
+                shares=dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True)),
+                residual=found.residual,
+                maps=scored,
+            )
+
+
+def smooth_patch_of(runs: Runs, seed: int) -> np.ndarray:
+    return smooth_patch(runs.brain("control"), seed).astype(float)
+
+
+def maps_beside(found) -> dict[str, np.ndarray]:
+    """The map of a fingerprint's part, and the share that its routes carry, signed and as a part of the voxel's."""
+    own = found.voxel[1:].sum(0)
+    return {
+        "fingerprint": maps.maps_of(found)["fingerprint"],
+        "own share": own,
+        "own part": own / np.maximum(np.abs(found.voxel).sum(0), 1e-12),
+    }
+
+
+def known(out: Path, seed: int) -> Done:
+    return Done(out / f"controls-{seed}.jsonl", "kind", "strength", "hours", "noise", "method")
+
+
+def wanted(part: str) -> list[tuple]:
+    """kind, strength, hours, noise, method of all runs of a part."""
+    kinds, runs = ("lora", "skip"), []
+    if part == "hours":
+        for hours in HOURS:
+            for kind in kinds:
+                runs += [(kind, STRENGTH, hours, 1, method) for method in METHODS]
+                runs += [(kind, 0.0, hours, 1, method) for method in ("ridge", kind)]
+    elif part == "strength":
+        for hours in (1, 10):
+            for strength in STRENGTHS:
+                runs += [(kind, strength, hours, 1, method) for kind in kinds for method in ("ridge", kind)]
+    elif part == "noise-free":
+        for hours in HOURS[:-1]:
+            for strength in (0.0, STRENGTH):
+                runs += [(kind, strength, hours, 0, method) for kind in kinds for method in ("ridge", kind)]
+    elif part == "simulator":
+        runs += [("simulator", 0.5, hours, 1, method) for hours in HOURS for method in METHODS]
+    return runs
+
+
+PARTS = ("hours", "strength", "where", "simulator", "noise-free")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of patches, trials, noise and tuning")
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="with --table: draw the detection curves")
+    options = parser.parse_args()
+    for seed in () if options.table else options.seeds:
+        runs = Runs(options.out, seed)
+        for part in options.part:
+            if part == "where":
+                runs.located()
+            else:
+                runs.scored(wanted(part))
+
+
+if __name__ == "__main__":
+    main()
