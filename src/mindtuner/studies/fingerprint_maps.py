@@ -53,16 +53,17 @@ class FingerprintMaps:
         if scored:
             lines += [
                 "",
-                "maps beside what was planted: Spearman [chance], by permuted regions, and by permuted voxels within each",
+                "maps beside what was planted: Spearman [chance], by permuted regions, by permuted voxels within each,",
+                "and by random maps that are as smooth",
             ]
             for name, one in scored.items():
                 cells = [
                     "the same in each region"
                     if part is None
                     else "{:+.3f} [{:+.3f}, {:+.3f}], p {:.3f}".format(part["spearman"], *part["null"], part["p"])
-                    for part in (one["between"], one["within"])
+                    for part in (one["between"], one["within"], one["smooth"])
                 ]
-                lines.append(f"{name:<16}{cells[0]:<38}{cells[1]}")
+                lines.append(f"{name:<16}{cells[0]:<38}{cells[1]:<38}{cells[2]}")
         elif self.simulated:
             lines += ["", "nothing was planted that differs between voxels, so no map is scored"]
         return "\n".join(lines)
@@ -138,7 +139,7 @@ def map_fingerprint(
     scored = {}
     if planted is not None and np.ptp(planted["fingerprint_share"]) > 0:
         scored = {
-            name: maps.recovery(values, planted["fingerprint_share"], maps.by_itself(subject.rois), seed)
+            name: maps.recovery(values, planted["fingerprint_share"], maps.by_itself(subject.rois), seed, planted["sheet"])
             for name, values in drawn.items()
             if np.ptp(values) > 0
         }

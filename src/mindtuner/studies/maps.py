@@ -18,8 +18,9 @@ from mindtuner.studies.routes import ROUTES, Shares
 
 OWN = ROUTES[1:]  # the routes that a fingerprint adds to a ridge
 PERMUTATIONS = 999
-LENGTHS = 6  # of which a surrogate map is composed, from the distance of neighbours to half of the sheet
-PAIRS, BINS = 200_000, 30  # of voxels, and of distances, that a variogram is measured with
+LENGTHS = 6  # of the fields in a surrogate map, from the distance of neighbours to half of the sheet
+PAIRS, BINS = 200_000, 30  # pairs of voxels, and bins of distance, of a variogram
+FIELDS = 20  # surrogates that are drawn from the same random waves
 
 
 def maps_of(found: Shares) -> dict[str, np.ndarray]:
@@ -55,26 +56,21 @@ def regions(found: Shares, rois: Mapping[str, np.ndarray], seed: int) -> list[di
     return rows
 
 
-FIELDS = 20  # surrogates that are drawn from the same waves
-
-
 def by_itself(subject_rois: Mapping[str, np.ndarray]) -> np.ndarray:
     """Of each voxel the set of regions that hold it, as a number (V,)."""
     masks = np.array(list(subject_rois.values()), bool)
     return np.unique(masks, axis=1, return_inverse=True)[1].ravel()
 
 
-def recovery(
-    found: np.ndarray, planted: np.ndarray, region: np.ndarray, seed: int, sheet: np.ndarray | None = None
-) -> dict:
+def recovery(found: np.ndarray, planted: np.ndarray, region: np.ndarray, seed: int, sheet: np.ndarray | None = None) -> dict:
     """Spearman correlation of a map (V,) with what was planted (V,), and what chance gives.
 
     Both are taken apart. ``between``: what regions (V,) have more, by the correlation as it is; its ``null``, the middle
     95 %, and one-sided ``p`` come from handing the regions' planted mean ranks to other regions, in every order where there
     are few. ``within``: the correlation of ranks from which each region's mean is taken, with voxels permuted within
-    regions; None where what was planted is the same all over each region. ``smooth``, where the voxels' places on a ``sheet``
-    (V, 2) are given: the correlation as it is, against that of ``surrogates`` of the map; neither of the other two nulls knows
-    that neighbours are alike. Raises UserError where nothing varies at all.
+    regions; None where what was planted is the same all over each region. ``smooth``, where voxels have places on a ``sheet``
+    (V, 2): the correlation as it is, against that of ``surrogates`` of the map; neither of the other two nulls knows that
+    neighbours are alike. Raises UserError where nothing varies at all.
     """
     for name, values in (("planted", planted), ("found", found)):
         if np.ptp(values) == 0:
@@ -110,41 +106,62 @@ def recovery(
 
 
 def surrogates(values: np.ndarray, sheet: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Random maps (V, count) that are as smooth over the sheet (V, 2) as the ranks of a map (V,), and know nothing of it.
+    """Random maps (V, count) that are as smooth over the sheet as a map is, and know nothing of it.
 
-    The idea is that of variogram-matched surrogates (Burt et al. 2020). The map's variogram, of its normal scores, is fitted
-    by one of uncorrelated voxels and smooth fields of several lengths, whose weights are not negative,
+    The idea is that of surrogates with a matched variogram (Burt et al. 2020). The variogram of the map's normal scores,
+    half the mean squared difference of two voxels at distance d, is fitted by that of uncorrelated voxels and smooth fields
+    of several lengths l, whose weights are not negative, and each surrogate is a draw of their sum:
 
-        gamma(d) = w_0 + sum over lengths l of w_l (1 - exp(-d^2 / (2 l^2))),
+        gamma(d) = w_0 + sum over l of w_l (1 - exp(-d^2 / (2 l^2)))
 
-    and each surrogate is a draw of that sum.
+    Parameters
+    ----------
+    values : array (V,)
+        The map, of which only the order counts.
+    sheet : array (V, 2)
+        Where the voxels lie.
+    count : int
+    seed : int
+
+    Returns
+    -------
+    array (V, count)
+
+    Examples
+    --------
+    >>> sheet = np.random.default_rng(0).random((500, 2))
+    >>> maps = surrogates(np.sin(4 * sheet[:, 0]), sheet, count=3, seed=0)
+    >>> near = np.argsort(np.linalg.norm(sheet - sheet[0], axis=1))[:10]
+    >>> maps.shape, bool((maps[near].std(0) < maps.std(0)).all())
+    ((500, 3), True)
     """
     rng = np.random.default_rng(derive_seed(seed, "surrogates"))
-    scores = norm.ppf(rankdata(values) / (len(values) + 1))
-    i, j = rng.integers(len(values), size=(2, PAIRS))
-    apart = i != j
-    distance = np.linalg.norm(sheet[i] - sheet[j], axis=1)[apart]
-    half = (scores[i] - scores[j])[apart] ** 2 / 2
     extent = np.ptp(sheet, axis=0)
     nearest = np.sqrt(max(extent.prod(), 1e-12) / len(values))
-    # beyond half of the sheet one map has too few independent pairs to tell anything
-    reach = np.linalg.norm(extent) / 2
-    lengths = np.geomspace(nearest, max(reach, 2 * nearest), LENGTHS)
-    edges = np.geomspace(nearest, max(reach, 2 * nearest), BINS)
-    place = np.digitize(distance, edges)
-    pairs = np.bincount(place, minlength=BINS + 1)[:BINS]
-    told = pairs > 0
-    gamma = np.bincount(place, half, BINS + 1)[:BINS][told] / pairs[told]
-    at = np.bincount(place, distance, BINS + 1)[:BINS][told] / pairs[told]
-    terms = np.column_stack([np.ones(len(at)), 1 - np.exp(-((at[:, None] / lengths) ** 2) / 2)])
-    weight = nnls(terms, gamma)[0]
+    farthest = max(np.linalg.norm(extent) / 2, 2 * nearest)  # beyond that, too few pairs are independent
+    lengths = np.geomspace(nearest, farthest, LENGTHS)
+    distance, gamma = _variogram(norm.ppf(rankdata(values) / (len(values) + 1)), sheet, (nearest, farthest), rng)
+    of_fields = 1 - np.exp(-np.square(distance[:, None] / lengths) / 2)
+    weight = nnls(np.column_stack([np.ones(len(gamma)), of_fields]), gamma)[0]
     drawn = np.sqrt(weight[0]) * rng.standard_normal((len(values), count))
     for k in np.flatnonzero(weight[1:]):
-        # every field from waves of its own: those of one call share them
         for some in np.array_split(np.arange(count), 1 + count // FIELDS):
-            own = derive_seed(seed, "surrogates", int(k), int(some[0]))
+            own = derive_seed(seed, "surrogates", int(k), int(some[0])) if len(some) else 0
             drawn[:, some] += np.sqrt(weight[1 + k]) * smooth_fields(sheet, len(some), lengths[k], own)
     return drawn
+
+
+def _variogram(
+    scores: np.ndarray, sheet: np.ndarray, reach: tuple[float, float], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of random pairs of voxels, in each bin of distance, the mean of it and of half the squared difference of ``scores``."""
+    i, j = rng.integers(len(scores), size=(2, PAIRS))
+    i, j = i[i != j], j[i != j]
+    distance, half = np.linalg.norm(sheet[i] - sheet[j], axis=1), np.square(scores[i] - scores[j]) / 2
+    place = np.digitize(distance, np.geomspace(*reach, BINS))
+    pairs = np.bincount(place, minlength=BINS + 1)[:BINS]  # the last bin is beyond reach
+    sums = [np.bincount(place, x, BINS + 1)[:BINS] for x in (distance, half)]
+    return tuple(x[pairs > 0] / pairs[pairs > 0] for x in sums)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

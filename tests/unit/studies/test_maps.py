@@ -13,13 +13,15 @@ from commands import refused
 from networks import V, network_with
 from safetensors.numpy import load_file, save_file
 from scipy.spatial import ConvexHull
-from scipy.stats import spearmanr
+from scipy.stats import kstest, spearmanr
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
+from mindtuner.simulation.cortex import make_sheet, smooth_fields
+from mindtuner.studies import maps
 from mindtuner.studies.map_figure import on_meshes, read_surface
-from mindtuner.studies.maps import by_itself, maps_of, recovery, regions
+from mindtuner.studies.maps import by_itself, maps_of, recovery, regions, surrogates
 from mindtuner.studies.routes import ROUTES, shares, weights
 from mindtuner.training import save_fingerprint, save_network
 
@@ -115,6 +117,37 @@ def test_recovery_of_known_maps():
     assert found["within"] is None and found["between"]["spearman"] > 0.9 and found["between"]["p"] == 0.001
     with pytest.raises(UserError, match="planted: is the same in all voxels"):
         recovery(planted, np.ones(600), region, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "other"), [(0.2, 0.6), (0.4, 0.4), (1.2, 0.8)])
+def test_smooth_maps_that_know_nothing_of_each_other_have_a_uniform_p(monkeypatch, length, other):
+    monkeypatch.setattr(maps, "PERMUTATIONS", 99)
+    sheet, p, free = make_sheet(300, 1).position, [], []
+    for seed in range(120):
+        found = smooth_fields(sheet, 1, length, 2 * seed)[:, 0]
+        planted = smooth_fields(sheet, 1, other, 2 * seed + 1)[:, 0]
+        if seed % 2:  # as a patch
+            planted = (planted > np.quantile(planted, 0.85)).astype(float)
+        scored = recovery(found, planted, np.zeros(300, int), seed, sheet)
+        p.append(scored["smooth"]["p"])
+        free.append(scored["within"]["p"])
+    assert kstest(p, "uniform").pvalue > 0.01 and np.mean(np.array(p) <= 0.05) <= 0.1
+    assert np.mean(np.array(free) <= 0.05) > 0.2  # voxels that are permuted freely make a find of anything smooth
+
+
+def test_a_smooth_map_is_found_again_beside_maps_as_smooth():
+    sheet = make_sheet(300, 1).position
+    planted = smooth_fields(sheet, 1, 0.3, 0)[:, 0]
+    found = planted + 0.7 * np.random.default_rng(0).standard_normal(300)
+    scored = recovery(found, planted, np.zeros(300, int), 0, sheet)["smooth"]
+    assert scored["p"] < 0.01 and scored["null"][1] < scored["spearman"] == pytest.approx(spearmanr(found, planted)[0])
+    drawn = surrogates(found, sheet, 200, 0)
+    near = np.linalg.norm(sheet[:, None] - sheet, axis=2)
+    for low, high in ((0.02, 0.15), (0.3, 0.5), (1, 2)):
+        i, j = np.nonzero((near > low) & (near < high))
+        wanted, got = np.corrcoef(found[i], found[j])[0, 1], np.mean([np.corrcoef(x[i], x[j])[0, 1] for x in drawn.T])
+        assert got == pytest.approx(wanted, abs=0.12)
 
 
 def test_intervals_hold_the_share_and_shrink_with_images(brains):
