@@ -3,8 +3,8 @@
     python benchmarks/controls.py OUT [--seeds 0 1 2] [--part hours|strength|simulator|noise-free|where]
     python benchmarks/controls.py OUT --table [--picture docs/controls.png]
 
-OUT holds world 0 (``data`` and ``base``, made where they are missing). In a control, brains are those of the simulator without
-a fingerprint, of subject 1 and all images of the world, so that many hours can be measured; and what an image is, its tokens,
+OUT holds world 0 (``data`` and ``base``, made where they are missing). In a control, brains are the simulator's without a
+fingerprint, of subject 1 and all images of the world, so that many hours can be measured; and what an image is, its tokens,
 is what a teacher says of the noise-free brain. The teacher is the base with a ridge and one thing that it plants:
 
     lora   the token head is W + P Q (rank 4): Q reads the own signals of a patch of voxels, P lies outside of what W reaches
@@ -16,10 +16,10 @@ A patch is where a smooth random field over the sheet is highest (15 % of the vo
 signals are those that x0 tells least of. The planted strength is the share of the tokens' variance that the path carries.
 In ``simulator`` nothing is taught: tokens are the images', and brains have the simulator's fingerprint of 0.5.
 
-What is learned starts at a ridge in closed form, which in a control knows the teacher's x0, and stays frozen; in the simulator
-it knows what the base expects, and is stretched as in tuning. Scores of test images are of tokens decoded from the mean of
-three trials: R2, and log(1 + place) of the right image among all training images. In a control there is no retrieval
-projector, so that C is B.
+What is learned starts at a ridge in closed form that stays frozen. In a control it is regressed on the teacher's x0, before
+anything is added to it; in the simulator on what the base expects, and it is stretched as in tuning. Scores of test images
+are of tokens decoded from the mean of three trials: R2, and log(1 + place) of the right image among all training images,
+both less the mean answer. In a control there is no retrieval projector, so that C is B.
 
 The settings of LoRA are those of tuning (``LORA``). Skip-LoRA with them does not leave zero; ``SKIP`` was chosen on the test
 images of seed 0 at strength 0.2, of four settings of which three are equally good. Each run is a line of
@@ -39,15 +39,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pages import markdown
+from pages import markdown, spread
 from scipy.linalg import eigh
-from world import Done, World, config_of, difference, open_world
+from world import Done, World, config_of, open_world
 
 from mindtuner.config import FingerprintConfig, FitConfig
 from mindtuner.data import Trials
 from mindtuner.data.zscore import zscore
+from mindtuner.evaluation.statistics import paired_difference, paired_over_seeds
 from mindtuner.model import BrainNetwork
-from mindtuner.model.lora import LoRALinear, SkipLoRA
+from mindtuner.model.lora import SkipLoRA, add_lora
 from mindtuner.runtime import derive_seed, progress, seed_everything
 from mindtuner.simulation.brains import Brain, measure, simulate_brain
 from mindtuner.simulation.cortex import smooth_fields
@@ -55,7 +56,7 @@ from mindtuner.simulation.early import early_features
 from mindtuner.simulation.labels import PlacedObject, SceneLabels
 from mindtuner.simulation.semantic import semantic_features
 from mindtuner.studies import maps
-from mindtuner.studies.routes import ROUTES, shares
+from mindtuner.studies.routes import ROUTES, Shares, shares
 from mindtuner.training.batches import Feed
 from mindtuner.training.closed_form import HiddenRidge, stretched
 from mindtuner.training.fingerprint import share_weights
@@ -73,10 +74,12 @@ RANKS = {"lora": 4, "skip": 2}  # of what is planted
 LEADING = 40  # components of x0 that a patch's own signals are told apart from
 PENALTIES = np.logspace(-3.5, 1, 10)  # of the closed form, in units of the mean square of a row
 METHODS = {"ridge": (), "lora": ("lora",), "skip": ("skip",), "both": ("lora", "skip")}
-LORA = {"rank": 32, "alpha": 64.0}
+LORA = {"rank": 64, "alpha": 128.0}  # as in tuning
 SKIP = {"rank": 32, "alpha": 2560.0}  # at x0 alone
-EPOCHS, BATCH, LEARNING_RATE, MOST_STEPS = 24, 64, 3e-4, 400
-REGRESSION, CLIP, L_SKIP = 10.0, 1.0, 0.0
+FIT = {"lr": 3e-4, "batch_per_subject": 64, "weight_decay": 1e-2, "warmup": 0.05, "mixco_share": 0.0}  # as in tuning
+EPOCHS, MOST_STEPS = 32, 400
+USUAL = 1000  # training trials whose mean answer is taken
+WEIGHTS = {"regression_weight": 10.0, "clip_weight": 1.0, "skip_weight": 0.0}
 
 
 # ---- brains and their measurement
@@ -138,7 +141,9 @@ class ClosedForm:
         errors = [np.square(predicted(penalty) - y[self.held]).sum() for penalty in PENALTIES]
         best = PENALTIES[int(np.argmin(errors))]
         found = HiddenRidge(*self._solved(self.whole, y, best))
-        return found if spread is None else stretched(*found, predicted(best).var(0).sum(), spread, y.mean(0))
+        if spread is None:
+            return found
+        return stretched(found.weight, found.bias, predicted(best).var(0).sum(), spread, y.mean(0))
 
     def _decomposed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x = self.betas[rows] - self.betas[rows].mean(0)
@@ -365,8 +370,7 @@ def tune(planted: Planted, measured: Measured, ridge: HiddenRidge, paths: tuple[
     network.ridges[NAME].requires_grad_(False)
     if "lora" in paths:
         for part in (network.head, network.retrieval):
-            for name, child in list(part.named_children()):
-                setattr(part, name, LoRALinear(child, **LORA))
+            add_lora(part, **LORA)
     if "skip" in paths:
         network.skips.append(SkipLoRA(voxels, config.hidden, **SKIP))
     if not paths:
@@ -376,37 +380,28 @@ def tune(planted: Planted, measured: Measured, ridge: HiddenRidge, paths: tuple[
     count = len(measured.images)
     none = np.zeros(count, int)
     feed = Feed(InMemory(measured.betas), Trials(np.arange(count), measured.images, none + 1, none, none > 0), seed, True)
-    fitting = FitConfig(
-        epochs=min(EPOCHS, MOST_STEPS * BATCH / count),
-        batch_per_subject=BATCH,
-        lr=LEARNING_RATE,
-        weight_decay=1e-2,
-        ridge_weight_decay=1e-2,
-        warmup=0.05,
-        mixco_share=0.0,
-        head_trials=1,
-        regression_weight=REGRESSION,
-        clip_weight=CLIP,
-        skip_weight=L_SKIP,
-        dtype="float32",
-    )
+    epochs = min(EPOCHS, MOST_STEPS * FIT["batch_per_subject"] / count)
+    fitting = FitConfig(epochs=epochs, ridge_weight_decay=0.0, head_trials=1, dtype="float32", **FIT, **WEIGHTS)
     fit(network, [feed], targets, fitting, seed, "tune")
     return network.eval()
 
 
 def scores(network: BrainNetwork, planted: Planted, measured: Measured, training: np.ndarray) -> dict[str, list[float]]:
-    """Of each test image its R2 and log(1 + place) of its tokens among those of the ``training`` images and its own."""
+    """Of each test image its R2, and log(1 + place) of its tokens among those of the ``training`` images and its own.
+
+    Tokens are less their mean over training trials, and less their mean over training images: an answer that is the same for
+    all brains neither helps nor harms.
+    """
     with torch.no_grad():
-        said = network(torch.from_numpy(measured.test), NAME)
-    tokens, retrieval = (part.flatten(1).numpy() for part in (said.backbone_tokens, said.retrieval_tokens))
-    right, centre = planted.tokens[measured.test_images], planted.tokens[training].mean(0)
-
-    def unit(rows: np.ndarray) -> np.ndarray:
-        return (rows - centre) / np.linalg.norm(rows - centre, axis=1, keepdims=True)
-
-    error = np.square(tokens - right).sum(1) / np.square(right - centre).sum(1).mean()
-    query = unit(retrieval)
-    place = 1 + (query @ unit(planted.tokens[training]).T > (query * unit(right)).sum(1)[:, None]).sum(1)
+        said, usual = (network(torch.from_numpy(betas), NAME) for betas in (measured.test, measured.betas[:USUAL]))
+    tokens, retrieval = (
+        (getattr(said, name) - getattr(usual, name).mean(0)).flatten(1).numpy()
+        for name in ("backbone_tokens", "retrieval_tokens")
+    )
+    right, others = (planted.tokens[images] - planted.tokens[training].mean(0) for images in (measured.test_images, training))
+    error = np.square(tokens - right).sum(1) / np.square(right).sum(1).mean()
+    query, right, others = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (retrieval, right, others))
+    place = 1 + (query @ others.T > (query * right).sum(1)[:, None]).sum(1)
     return {"r2": np.round(1 - error, 4).tolist(), "rank": np.round(np.log1p(place), 4).tolist()}
 
 
@@ -461,19 +456,21 @@ class Runs:
     def located(self, patches: tuple[int, ...] = (0, 1, 2)) -> None:
         """Maps of what the adapters carry, of both kinds and none, against the planted patch and as many others."""
         wanted = [(kind, patch) for patch in patches for kind in ("lora", "skip", "none")]
-        sheet = self.brain("control").sheet
-        rois, none = sheet.rois(), None
+        sheet, nothing = self.brain("control").sheet, None
+        rois = sheet.rois()
         for kind, patch in progress(self.where.left(wanted), "maps"):
-            measured, closed = self.measured("control", WHERE_HOURS, 1)
-            if kind != "none" or none is None:  # nothing planted is the same for all patches
-                planted = self.planted(kind, STRENGTH if kind != "none" else 0.0, patch)
+            if kind != "none" or nothing is None:  # where nothing is planted one tuning does for all patches
+                measured, closed = self.measured("control", WHERE_HOURS, 1)
+                planted = self.planted(kind, 0.0 if kind == "none" else STRENGTH, patch)
                 network = tune(planted, measured, self._ridge(planted, measured, closed), METHODS["both"], self.seed)
                 reference = measured.betas.mean(0)
-                found = shares(network, NAME, measured.test, measured.test_images, reference, rois, nodes=16)
-                none = found if kind == "none" else none
-            found = none if kind == "none" else found
+                found = shares(network, NAME, measured.test, measured.test_images, reference, rois, nodes=8)
+            if kind == "none":
+                nothing = nothing or found
+                found = nothing
+            truth = smooth_patch(self.brain("control"), patch).astype(float)
             scored = {
-                name: maps.recovery(values, smooth_patch_of(self, patch), maps.by_itself(rois), self.seed, sheet.position)
+                name: maps.recovery(values, truth, maps.by_itself(rois), self.seed, sheet.position)
                 for name, values in maps_beside(found).items()
             }
             self.where.add(
@@ -485,17 +482,12 @@ class Runs:
             )
 
 
-def smooth_patch_of(runs: Runs, seed: int) -> np.ndarray:
-    return smooth_patch(runs.brain("control"), seed).astype(float)
-
-
-def maps_beside(found) -> dict[str, np.ndarray]:
-    """The map of a fingerprint's part, and the share that its routes carry, signed and as a part of the voxel's."""
+def maps_beside(found: Shares) -> dict[str, np.ndarray]:
+    """The map of a fingerprint's part, and the share of the decoded variance that its routes carry, which has a sign."""
     own = found.voxel[1:].sum(0)
     return {
         "fingerprint": maps.maps_of(found)["fingerprint"],
         "own share": own,
-        "own part": own / np.maximum(np.abs(found.voxel).sum(0), 1e-12),
     }
 
 
@@ -524,7 +516,159 @@ def wanted(part: str) -> list[tuple]:
     return runs
 
 
-PARTS = ("hours", "strength", "where", "simulator", "noise-free")
+PARTS = ("hours", "where", "strength", "simulator", "noise-free")
+
+
+# ---- tables and the picture
+
+
+class Found:
+    """All runs, as arrays (seeds, images) of the seeds that have all of what is compared."""
+
+    def __init__(self, out: Path):
+        self.runs = {
+            int(file.stem.split("-")[1]): known(out, int(file.stem.split("-")[1])) for file in out.glob("controls-*")
+        }
+        files = sorted(out.glob("where-*"))
+        self.where = [run for file in files for run in Done(file, "kind", "patch").runs.values()]
+
+    def values(self, score: str, *settings: tuple) -> list[np.ndarray] | None:
+        """An array for each of the ``settings`` (kind, strength, hours, noise, method); None where no seed has them all."""
+        seeds = [seed for seed in sorted(self.runs) if not self.runs[seed].left(settings)]
+        if not seeds:
+            return None
+        return [np.array([self.runs[seed][setting][score] for seed in seeds]) for setting in settings]
+
+    def gain(self, score: str, kind: str, strength: float, hours: float, noise: float, method: str, beyond: bool = False):
+        """The method's score less the ridge's (seeds, images); ``beyond``: less the same where nothing is planted."""
+        world = (kind, strength, hours, noise)
+        wanted = [(*world, method), (*world, "ridge")]
+        if beyond:
+            wanted += [(kind, 0.0, hours, noise, "ridge"), (kind, 0.0, hours, noise, method)]
+        found = self.values(score, *wanted)
+        return None if found is None else sum(sign * one for sign, one in zip((1, -1, 1, -1), found, strict=False))
+
+    def facts(self, name: str, kind: str, strength: float) -> str:
+        """Mean over seeds of what a run says of its world."""
+        seen = {
+            seed: run[name]
+            for seed, done in self.runs.items()
+            for run in done.runs.values()
+            if (run["kind"], run["strength"]) == (kind, strength)
+        }
+        return f"{np.mean(list(seen.values())):.2f}"
+
+
+def interval(gain: np.ndarray) -> tuple[float, float, float]:
+    """Mean, and 95 % interval over images, and over seeds where there are several."""
+    nothing = np.zeros_like(gain)
+    found = paired_over_seeds(gain, nothing, 0) if len(gain) > 1 else paired_difference(gain[0], nothing[0], 0)
+    return (found["mean"], *found["ci"])
+
+
+def cell(gain: np.ndarray | None) -> str:
+    return "" if gain is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(gain))
+
+
+def table(out: Path) -> str:
+    found = Found(out)
+    parts = [f"Seeds: {', '.join(map(str, sorted(found.runs)))}, of which each cell has those that are done."]
+    for score, words in (("r2", "R2 of the tokens"), ("rank", "log(1 + place) of the right image, less is better")):
+        rows = []
+        for kind, strength, noise in (
+            ("lora", STRENGTH, 1),
+            ("skip", STRENGTH, 1),
+            ("simulator", 0.5, 1),
+            ("lora", STRENGTH, 0),
+            ("skip", STRENGTH, 0),
+        ):
+            for hours in HOURS:
+                ridge = found.values(score, (kind, strength, hours, noise, "ridge"))
+                if ridge is None:
+                    continue
+                gains = [cell(found.gain(score, kind, strength, hours, noise, method)) for method in list(METHODS)[1:]]
+                beyond = "" if kind == "simulator" else cell(found.gain(score, kind, strength, hours, noise, kind, True))
+                name = f"{kind}{'' if noise else ', no noise'}"
+                rows.append([name, f"{hours:g}", str(len(ridge[0])), f"{ridge[0].mean():.3f}", *gains, beyond])
+        header = [
+            "world",
+            "hours",
+            "seeds",
+            "ridge alone",
+            "LoRA adds",
+            "Skip-LoRA adds",
+            "both add",
+            "beyond nothing planted",
+        ]
+        parts.append(f"## By hours: {words}\n\n{markdown(header, rows)}")
+    rows = []
+    for kind in ("lora", "skip"):
+        for strength in STRENGTHS:
+            cells = [cell(found.gain(score, kind, strength, h, 1, kind, True)) for h in (1, 10) for score in ("r2", "rank")]
+            if any(cells):
+                rows.append([kind, f"{strength:g}", found.facts("curved", kind, strength), *cells])
+    header = ["world", "strength", "not linear", "R2, 1 h", "place, 1 h", "R2, 10 h", "place, 10 h"]
+    parts.append(f"## By strength: what the planted path adds beyond nothing planted\n\n{markdown(header, rows)}")
+    parts.append(f"## Where it is found\n\n{where_table(found)}")
+    return "\n\n".join(parts)
+
+
+def where_table(found: Found) -> str:
+    rows = []
+    for kind in ("lora", "skip", "none"):
+        runs = [run for run in found.where if run["kind"] == kind]
+        for name in runs[0]["maps"] if runs else ():
+            scored = [run["maps"][name] for run in runs]
+            p = {null: np.array([one[null]["p"] for one in scored]) for null in ("between", "smooth", "within")}
+            count = [f"{(values < 0.05).sum()} of {len(values)}" for values in p.values()]
+            both = f"{((p['between'] < 0.05) & (p['smooth'] < 0.05)).sum()} of {len(scored)}"
+            rho = [one["smooth"]["spearman"] for one in scored]
+            carried = [sum(run["shares"][route] for route in ROUTES[1:]) for run in runs]
+            rows.append([kind, name, spread(carried, "+.3f"), spread(rho, "+.2f", ".2f"), *count, both])
+    header = ["world", "map", "adapters' share", "Spearman", "p areas", "p smooth", "p voxels", "areas and smooth"]
+    return markdown(header, rows, left=2)
+
+
+def draw(out: Path, file: Path) -> None:
+    """What adapters add to R2, by hours in three worlds and by strength; needs matplotlib, which the package does not."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = Found(out)
+    figure, axes = plt.subplots(2, 2, figsize=(10.5, 7), layout="constrained")
+    colours = {"lora": "tab:blue", "skip": "tab:orange", "both": "tab:green"}
+
+    def curve(axis, places, gains, **how) -> None:
+        points = [(x, *interval(gain)) for x, gain in zip(places, gains, strict=True) if gain is not None]
+        if points:
+            x, mean, low, high = np.array(points).T
+            axis.errorbar(x, mean, [mean - low, high - mean], marker="o", markersize=4, capsize=2, **how)
+
+    worlds = {"lora": "Planted: LoRA", "skip": "Planted: Skip-LoRA", "simulator": "The simulator's own fingerprint"}
+    for axis, (kind, title) in zip((axes[0, 0], axes[0, 1], axes[1, 1]), worlds.items(), strict=True):
+        strength = 0.5 if kind == "simulator" else STRENGTH
+        for method, label in (("lora", "LoRA"), ("skip", "Skip-LoRA"), ("both", "both")):
+            gains = [found.gain("r2", kind, strength, hours, 1, method) for hours in HOURS]
+            curve(axis, HOURS, gains, color=colours[method], label=label)
+        if kind != "simulator":
+            gains = [found.gain("r2", kind, 0.0, hours, 1, kind) for hours in HOURS]
+            curve(axis, HOURS, gains, color=colours[kind], linestyle=":", alpha=0.6, label="same, nothing planted")
+        axis.set(title=title, xscale="log", xlabel="hours of scanning", xticks=HOURS)
+        axis.set_xticklabels([f"{hours:g}" for hours in HOURS])
+    for kind, label in (("lora", "LoRA"), ("skip", "Skip-LoRA")):
+        for hours, line in ((1, "--"), (10, "-")):
+            gains = [found.gain("r2", kind, strength, hours, 1, kind, True) for strength in STRENGTHS]
+            curve(axes[1, 0], STRENGTHS, gains, color=colours[kind], linestyle=line, label=f"{label}, {hours} h")
+    axes[1, 0].set(title="By strength", xscale="log", xlabel="planted share of the tokens' variance", xticks=STRENGTHS)
+    axes[1, 0].set_xticklabels([f"{strength:g}" for strength in STRENGTHS])
+    for axis in axes.flat:
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.minorticks_off()
+        axis.set_ylabel("added R2")
+        axis.legend(fontsize=8)
+    figure.savefig(file, dpi=100)
 
 
 def main() -> None:
@@ -542,6 +686,10 @@ def main() -> None:
                 runs.located()
             else:
                 runs.scored(wanted(part))
+    if options.table:
+        print(table(options.out))
+        if options.picture:
+            draw(options.out, options.picture)
 
 
 if __name__ == "__main__":
