@@ -1,7 +1,7 @@
 """Do LoRA and Skip-LoRA learn what they can represent, from how much data on, and is it found where it was planted?
 
     python benchmarks/controls.py OUT [--seeds 0 1 2] [--part hours|strength|simulator|noise-free|where]
-    python benchmarks/controls.py OUT --table [--picture docs/controls.png]
+    python benchmarks/controls.py OUT --table [--write benchmarks/results/controls.md] [--picture docs/controls.png]
 
 OUT holds world 0 (``data`` and ``base``, made where they are missing). In a control, brains are the simulator's without a
 fingerprint, of subject 1 and all images of the world, so that many hours can be measured; and what an image is, its tokens,
@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pages import markdown, spread
+from pages import markdown, spread, write_between
 from scipy.linalg import eigh
 from world import Done, World, config_of, open_world
 
@@ -667,7 +667,8 @@ def draw(out: Path, file: Path) -> None:
         axis.axhline(0, color="grey", linewidth=0.8)
         axis.minorticks_off()
         axis.set_ylabel("added R2")
-        axis.legend(fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
     figure.savefig(file, dpi=100)
 
 
@@ -677,6 +678,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of patches, trials, noise and tuning")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="with --table: a page with marks for it")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="with --table: draw the detection curves")
     options = parser.parse_args()
     for seed in () if options.table else options.seeds:
@@ -687,7 +689,9 @@ def main() -> None:
             else:
                 runs.scored(wanted(part))
     if options.table:
-        print(table(options.out))
+        print(text := table(options.out))
+        if options.write:
+            write_between(options.write, "controls", text)
         if options.picture:
             draw(options.out, options.picture)
 

@@ -202,7 +202,7 @@ def test_the_verb_writes_tables_maps_and_what_was_recovered(tuned, simulated, tm
     told = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert sum(results["shares"].values()) == pytest.approx(1, abs=0.01) and results["residual"] < 0.01
-    assert set(results["recovery"]) >= {"ridge", "lora", "skip_linear", "fingerprint"} and "by permuted regions" in told
+    assert set(results["recovery"]) >= {"ridge", "lora", "fingerprint"} and "by permuted regions" in told
     with (out / "voxels.csv").open(newline="") as file:
         voxels = list(csv.DictReader(file))
     assert len(voxels) == subject.n_voxels
