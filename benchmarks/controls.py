@@ -46,7 +46,7 @@ from world import Done, World, config_of, open_world
 from mindtuner.config import FingerprintConfig, FitConfig
 from mindtuner.data import Trials
 from mindtuner.data.zscore import zscore
-from mindtuner.evaluation.statistics import paired_difference, paired_over_seeds
+from mindtuner.evaluation.statistics import bootstrap_ci, over_seeds
 from mindtuner.model import BrainNetwork
 from mindtuner.model.lora import SkipLoRA, add_lora
 from mindtuner.runtime import derive_seed, progress, seed_everything
@@ -561,9 +561,10 @@ class Found:
 
 def interval(gain: np.ndarray) -> tuple[float, float, float]:
     """Mean, and 95 % interval over images, and over seeds where there are several."""
-    nothing = np.zeros_like(gain)
-    found = paired_over_seeds(gain, nothing, 0) if len(gain) > 1 else paired_difference(gain[0], nothing[0], 0)
-    return (found["mean"], *found["ci"])
+    if len(gain) > 1:
+        found = over_seeds(gain, 0)
+        return (found["mean"], *found["ci"])
+    return (float(gain.mean()), *bootstrap_ci(gain[0], 0))
 
 
 def cell(gain: np.ndarray | None) -> str:
