@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CENTRED_BACKBONE = 0.3  # share of B in centred retrieval tokens (benchmarks/recipe.py)
+CENTRED_BACKBONE = 0.3  # share of B in centred retrieval tokens (benchmarks/retrieval_tokens.py)
 
 
 class Dropout(nn.Module):
@@ -171,9 +171,9 @@ class Centre(nn.Module):
 
         s (B - mean B) / |B - mean B| + (1 - s) (C - mean C) / |C - mean C|        s = 0.3, means over training trials
 
-    Tokens of all images have much in common, and what is decoded is drawn to it the more the less a brain tells. By the
-    plain cosine the images that lie near the common part are then everybody's nearest. B is trained to be the image's
-    tokens, C to be told from other images' (docs/science.md). Buffers: ``backbone`` and ``retrieval``, the means (T, D).
+    Tokens of all images have much in common, and what is decoded is drawn to it the more the less a brain tells: its amount
+    says nothing of the image, but moves the cosine. B is trained to be the image's tokens, C to be told from other images'
+    (docs/model.md). Buffers: ``backbone`` and ``retrieval``, the means (T, D).
 
     Parameters
     ----------
