@@ -28,7 +28,7 @@ from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.runtime import derive_seed, progress
 from mindtuner.training import subject_name
-from mindtuner.training.closed_form import CHUNK, HiddenRidge, fit_hidden, stretched
+from mindtuner.training.closed_form import CHUNK, HiddenRidge, fit_hidden, learn_centre, stretched
 
 TRIALS = 1000  # of each subject, at most, that tell how its voxels covary
 PARCELS = 60  # about as many in all, shared out to regions by their voxels
@@ -115,10 +115,16 @@ def by_shared_images(
 
 
 def network_with(base: BrainNetwork, subject: Subject, ridge: HiddenRidge) -> BrainNetwork:
-    """A copy of the base that knows the subject by this ridge, and a fingerprint without adapters, so it can be saved."""
+    """A copy of the base that knows the subject by this ridge, and a fingerprint without adapters, so it can be saved.
+
+    Its mean answer is that to the subject's training trials, of which nothing but the betas is looked at; where there are
+    none, it has no mean answer, and can be looked up by the published tokens alone.
+    """
     network, name = copy.deepcopy(base), subject_name(subject.number)
     network.add_fingerprint(name, subject.n_voxels, FingerprintConfig(lora=False, skip=False))
     ridge.put_into(network.ridges[name])
+    if len(subject.train):
+        learn_centre(network, subject, subject.train.row)
     return network.eval()
 
 

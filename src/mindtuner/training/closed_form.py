@@ -19,11 +19,12 @@ from mindtuner.data.splits import image_folds
 from mindtuner.model import BrainNetwork
 from mindtuner.model.backbone import Centre, ExpectedHidden, head_projection
 from mindtuner.runtime import derive_seed, progress
-from mindtuner.training.batches import Feed
+from mindtuner.training.batches import Feed, subject_name
 from mindtuner.training.ridge import PENALTIES, FoldSums, fold_count, voxel_regression
 from mindtuner.training.targets import Targets
 
 CHUNK = 256  # trials or images at a time
+NUMBERS = 2**24  # and at most so many numbers of their tokens: 39 trials at paper size
 IMAGES = 128  # at a time, with all of a subject's trials of them
 
 
@@ -134,14 +135,18 @@ def stretched(
 
 
 @torch.no_grad()
-def learn_centre(network: BrainNetwork, feed: Feed) -> None:
-    """Give a tuned network its ``centre``: the means of B and C over the trials of ``feed``. In place, on its device."""
-    device = network.projector.matrix.weight.device
-    centre = Centre(network.config.tokens, network.config.width).to(device)
+def learn_centre(network: BrainNetwork, subject: Subject, rows: np.ndarray) -> None:
+    """Give a network its ``centre``: the means of B and C over the trials of a subject with these rows (n,) of betas.
+
+    In place, on the network's device. Nothing but betas is looked at.
+    """
+    device, name = network.projector.matrix.weight.device, subject_name(subject.number)
+    tokens, width = network.config.tokens, network.config.width
+    centre, count = Centre(tokens, width).to(device), 0
     network.eval()
-    for at in np.array_split(np.arange(len(feed.trials)), 1 + len(feed.trials) // CHUNK):
-        betas, _ = feed.read(at)
-        said = network(betas.to(device), feed.name, lowlevel=False)
-        for mean, tokens in ((centre.backbone, said.backbone_tokens), (centre.retrieval, said.retrieval_tokens)):
-            mean += tokens.float().sum(0) / len(feed.trials)
+    for some in np.array_split(rows, -(-len(rows) // max(1, min(CHUNK, NUMBERS // (tokens * width))))):
+        said = network(torch.from_numpy(subject.betas(some)).to(device), name, lowlevel=False)
+        count += len(some)
+        for mean, answers in ((centre.backbone, said.backbone_tokens), (centre.retrieval, said.retrieval_tokens)):
+            mean += (answers.float() - mean).sum(0) / count
     network.centre = centre

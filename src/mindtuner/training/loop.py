@@ -244,7 +244,8 @@ def compute_losses(
     tokens, lowlevel = wanted("tokens", slice(None)), sees_lowlevel(network, config)
     with distributed.shared_dropout(network, every, own_heads):
         with runtime.autocast(dtype), only_rows(network.lowlevel, rows):
-            outputs = forward(network, share.voxels(batch.voxels), share.voxels(batch.shift), lowlevel, device)
+            shift = share.voxels(batch.shift) if batch.shift else {}
+            outputs = forward(network, share.voxels(batch.voxels), shift, lowlevel, device)
     losses = {}
     if network.prior is not None and config.prior_weight:
         mine = None if share.count == 1 else torch.from_numpy(own_heads.mine).to(device)

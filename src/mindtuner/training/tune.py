@@ -110,7 +110,7 @@ def tune(
         solve_ridge(network, base, feeds[0], targets, seed, fitting.similar_voxels)
     if network.trainable_parameters():
         fit(network, feeds, targets, fitting, seed, method, log, held_out, checkpoint)
-    learn_centre(network, feeds[0])
+    learn_centre(network, subject, feeds[0].trials.row)
     return network
 
 
