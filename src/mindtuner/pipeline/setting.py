@@ -36,6 +36,7 @@ def describe_setting(
         "n_pictures": len(test.shown),
         "n_pretraining_subjects": len(base.ridges),
         "fingerprint_strength": _planted_fingerprint(card),
+        "adapters": adapters_in_words(config),
         "prior_steps": config.decode.prior_steps,
         "generator_steps": config.decode.generator_steps,
         "refine_steps": config.decode.refine_steps,
@@ -53,6 +54,14 @@ def describe_setting(
         "command": command,
         "versions": {name: version(name) for name in ("mindtuner", "torch", "diffusers", "timm")},
     }
+
+
+def adapters_in_words(config: Config) -> str:
+    """What ``mindtuner`` learns of a subject, by the config."""
+    own, places = config.fingerprint, "token head and retrieval projector"
+    lora = f"LoRA of rank {own.rank} on {'blocks, ' if own.lora_blocks else ''}{places}" if own.lora else "no LoRA"
+    skip = f"Skip-LoRA of rank {own.rank}" if own.skip else "no Skip-LoRA"
+    return f"{lora}; {skip}; the ridge {'trains' if config.tune.train_ridge else 'stays at its closed form'}"
 
 
 def _planted_fingerprint(card: dict) -> float | None:
