@@ -20,6 +20,12 @@ pytestmark = pytest.mark.slow
 
 FIT = dataclasses.replace(PLAIN.tune, epochs=2, batch_per_subject=5, head_trials=7, ema=0.9, checkpoint_steps=7)
 CONFIG = dataclasses.replace(SMALL, pretrain=FIT, tune=FIT, pivot=dataclasses.replace(SMALL.pivot, epochs=1))
+ADAPTERS = dataclasses.replace(  # on a ridge that stays, cross-fitted, towards words
+    CONFIG,
+    tune=dataclasses.replace(
+        FIT, start="closed_form", train_ridge=False, cross_fitted=0.5, text_weight=1.0, lowlevel_weight=0
+    ),
+)
 
 
 def child(rank, count, port, shards, what, small, folder, kill):
@@ -57,7 +63,8 @@ def child(rank, count, port, shards, what, small, folder, kill):
         if what == "pretrain":
             network = pretrain(dataset.without(subject=1), targets, CONFIG, 3, lambda r: None, checkpoint=checkpoint)
         else:
-            network = tune(base, dataset.subject(1), targets, CONFIG, 3, what, lambda r: None, checkpoint=checkpoint)
+            config, method = (ADAPTERS, "mindtuner") if what == "adapters" else (CONFIG, what)
+            network = tune(base, dataset.subject(1), targets, config, 3, method, lambda r: None, checkpoint=checkpoint)
     except UserError as error:
         (folder / f"error {rank}").write_text(str(error))
         os._exit(2)
@@ -71,7 +78,7 @@ def in_float64():
     torch.Tensor.float = torch.Tensor.double
     read, forward, embed = torch.from_numpy, BrainNetwork.forward, BrainNetwork.embed
     torch.from_numpy = lambda array: read(array.astype(np.float64) if array.dtype == np.float32 else array)
-    BrainNetwork.forward = lambda self, voxels, subject: forward(self, voxels.double(), subject)
+    BrainNetwork.forward = lambda self, voxels, *more, **named: forward(self, voxels.double(), *more, **named)
     BrainNetwork.embed = lambda self, voxels, subject: embed(self, voxels.double(), subject)
 
 
@@ -108,7 +115,7 @@ def small():
 @pytest.fixture(scope="module")
 def alone(small, tmp_path_factory):
     found = {}
-    for what in ("pretrain", "mindtuner"):
+    for what in ("pretrain", "mindtuner", "adapters"):
         codes, found[what] = launch(1, what, small, tmp_path_factory.mktemp(what))
         assert codes == [0]
     return found
@@ -122,7 +129,7 @@ def same_curve(found, wanted, first=0):
         np.testing.assert_allclose([v.item() for v in one.values()], [v.item() for v in other.values()], atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("what", ["pretrain", "mindtuner"])
+@pytest.mark.parametrize("what", ["pretrain", "mindtuner", "adapters"])
 @pytest.mark.parametrize("shards", [False, True])
 def test_two_processes_have_the_curve_of_one(small, alone, tmp_path, what, shards):
     codes, found = launch(2, what, small, tmp_path, shards)
