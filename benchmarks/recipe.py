@@ -33,6 +33,7 @@ from mindtuner.training.validation import DIRECTIONS, log_ranks
 POOL = 300  # candidates of the published evaluation
 OURS, RIDGE, FULL = "mindtuner", "ridge_only", "full_finetune"
 SKIP = {"skip": True, "rank": 8, "alpha": 8.0}
+WIDE = {"skip": True, "skip_blocks": 0, "skip_rank": 32, "skip_alpha": 2560.0}  # the scale at which it learns what is planted
 
 
 def at_64(tune: dict | None = None, **fingerprint) -> dict:
@@ -56,6 +57,8 @@ ARMS: dict[str, tuple[str, dict]] = {
     "rank 64, Skip-LoRA too": (OURS, at_64(skip=True)),
     "rank 64, the ridge trained too": (OURS, at_64(tune={"train_ridge": True})),
     "rank 64, with BiMixCo": (OURS, at_64(tune={"mixco_share": 0.33})),
+    "Skip-LoRA at x0 too, as in controls.py": (OURS, {"fingerprint": WIDE, "tune": {"skip_weight": 0}}),
+    "Skip-LoRA at x0 alone, as in controls.py": (OURS, {"fingerprint": {"lora": False, **WIDE}, "tune": {"skip_weight": 0}}),
     "Skip-LoRA alone": (OURS, {"fingerprint": {"lora": False, **SKIP}}),
     "as published, 2 epochs": (OURS, {"fingerprint": {"lora_blocks": True, **SKIP, "alpha": 2.0}, "tune": "ridge_only"}),
     FULL: (FULL, {}),

@@ -160,6 +160,8 @@ class FingerprintConfig:
     new_blocks: Natural = 0  # residual blocks of the subject's own between the base's backbone and the heads
     tune_projector: Flag = False  # the Adaptive Projector goes on training, on the subject's own images and captions
     lora_blocks: Flag = True  # LoRA around the residual blocks too, not around token head and retrieval projector alone
+    skip_rank: Natural = 0  # of Skip-LoRA; 0: rank
+    skip_alpha: Amount = 0.0  # likewise; 0: alpha
 
     def __post_init__(self) -> None:
         _require(self.skip or not self.skip_head, "skip_head", self.skip_head, "false where skip is false")

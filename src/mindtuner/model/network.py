@@ -240,7 +240,8 @@ class BrainNetwork(nn.Module):
             if config.skip_head:
                 widths.append(self.config.tokens * self.config.width)
             for width in widths:
-                self.skips.append(SkipLoRA(n_voxels, width, config.rank, config.alpha).to(self._anchor))
+                own = config.skip_rank or config.rank, config.skip_alpha or config.alpha
+                self.skips.append(SkipLoRA(n_voxels, width, *own).to(self._anchor))
         for _ in range(config.new_blocks):
             block = ResidualBlock(self.config.hidden, self.config.backbone_dropout, silent=True)
             self.new_blocks.append(block.to(self._anchor).train(self.training))

@@ -60,7 +60,7 @@ def adapters_in_words(config: Config) -> str:
     """What ``mindtuner`` learns of a subject, by the config."""
     own, places = config.fingerprint, "token head and retrieval projector"
     lora = f"LoRA of rank {own.rank} on {'blocks, ' if own.lora_blocks else ''}{places}" if own.lora else "no LoRA"
-    skip = f"Skip-LoRA of rank {own.rank}" if own.skip else "no Skip-LoRA"
+    skip = f"Skip-LoRA of rank {own.skip_rank or own.rank}" if own.skip else "no Skip-LoRA"
     return f"{lora}; {skip}; the ridge {'trains' if config.tune.train_ridge else 'stays at its closed form'}"
 
 

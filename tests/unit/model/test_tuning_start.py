@@ -151,6 +151,16 @@ def test_on_an_affine_base_lora_sits_on_head_and_projector_and_the_skip_enters_a
 # ---- merging
 
 
+def test_lora_leaves_the_blocks_and_skips_have_a_rank_of_their_own():
+    config = FingerprintConfig(rank=4, alpha=8.0, lora_blocks=False, skip_blocks=0, skip_rank=2, skip_alpha=30.0)
+    network = new_tuned(RESIDUAL, config)
+    lora = {name: part for name, part in network.named_modules() if isinstance(part, LoRALinear)}
+    assert {name.split(".")[0] for name in lora} == {"head", "retrieval"}
+    assert {(part.scale, len(part.A)) for part in lora.values()} == {(2.0, 4)}
+    assert [(part.scale, len(part.A)) for part in network.skips] == [(15.0, 2)]
+    assert {len(part.A) for part in new_tuned(RESIDUAL, FingerprintConfig(rank=4)).skips} == {4}
+
+
 @both
 def test_merged_lora_is_the_same_function(model):
     tuned = new_tuned(model, dataclasses.replace(ALL, alpha=16.0), awake=True)
