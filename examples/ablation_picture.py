@@ -55,7 +55,7 @@ if __name__ == "__main__":
     else:
         study = run_ablation(
             small_study.FOLDER / "ablation",
-            variants=["lora", "skip", "ridge_only"],
+            variants=["skip", "no_text_loss", "ridge_only"],
             seeds=2,
             data=small_study.dataset().root,
             base=small_study.base().path,

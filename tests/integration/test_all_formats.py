@@ -214,13 +214,16 @@ def test_raw_nsd_is_in_nsds_form(datasets, root, tmp_path):
 @pytest.fixture(scope="module")
 def config():
     quick = load_config("quick")
-    fit = dataclasses.replace(quick.tune, epochs=12, lr=3e-3, batch_per_subject=24, head_trials=8)
-    first = dataclasses.replace(
-        fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
-    )
+    fit = dataclasses.replace(quick.ridge_only, epochs=12, lr=3e-3, batch_per_subject=24, head_trials=8)
+    first = dataclasses.replace(fit, start="random", similar_voxels=0)
     model = dataclasses.replace(quick.model, hidden=64, blocks=1, prior_depth=1, prior_heads=2, lowlevel_channels=(8, 4))
     return dataclasses.replace(
-        quick, model=model, pretrain=first, tune=fit, pivot=dataclasses.replace(quick.pivot, epochs=30, batch=32)
+        quick,
+        model=model,
+        pretrain=first,
+        tune=fit,
+        pivot=dataclasses.replace(quick.pivot, epochs=30, batch=32),
+        decode=dataclasses.replace(quick.decode, retrieval_tokens="projected"),
     )
 
 

@@ -46,6 +46,7 @@ def lab(tmp_path_factory, simulated, untrained_generator):
             fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
         ),
         tune=fit,
+        ridge_only=dataclasses.replace(quick.ridge_only, epochs=2, batch_per_subject=8, head_trials=8, dtype="float32"),
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         model=dataclasses.replace(quick.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
         decode=dataclasses.replace(quick.decode, pictures=3, prior_steps=2, generator_steps=1, refine_steps=1),

@@ -67,7 +67,7 @@ class Decoder:
     Examples
     --------
     >>> from mindtuner.config import load_config
-    >>> config = load_config("quick")
+    >>> config = load_config("quick", decode={"retrieval_tokens": "projected"})
     >>> decoder = Decoder(BrainNetwork(config.model, {"subj01": 30}), "subj01", config.decode, seed=0)
     >>> betas = np.random.default_rng(0).normal(size=(3, 30)).astype(np.float32)
     >>> found = decoder.predict(betas, stimulus=np.array([7, 4, 7]))  # image 7 was seen twice

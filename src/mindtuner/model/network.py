@@ -225,7 +225,7 @@ class BrainNetwork(nn.Module):
         >>> network = BrainNetwork(config.model, {"subj02": 20})
         >>> network.add_fingerprint("subj01", 30, config.fingerprint)
         >>> sorted({name.split(".")[0] for name in network.fingerprint_state()})
-        ['blocks', 'head', 'retrieval', 'ridges', 'skips']
+        ['head', 'retrieval', 'ridges']
         """
         if self.fingerprint_subject is not None:
             raise ValueError(f"the network holds the fingerprint of {self.fingerprint_subject!r} already")

@@ -12,7 +12,9 @@ DEMO = load_config("demo")
 def test_variants_are_the_config_but_for_one_part():
     rows = {row.name: row for row in ablate.variants(DEMO, 7)}
     assert not rows.keys() & {"rank96", "base7", "lora", "no_l_skip"}  # the full method itself
-    assert {f"rank{rank}" for rank in (4, 16, 64, 128)} | {"base1", "base3", "base5", "skip_head", "skip_x0", "both"} <= set(rows)
+    assert {f"rank{rank}" for rank in (4, 16, 64, 128)} | {"base1", "base3", "base5", "skip_head", "skip_x0", "both"} <= set(
+        rows
+    )
     assert {"no_l_skip", "lora"} <= {row.name for row in ablate.variants(load_config("paper"), 7)}
     for row in rows.values():
         changed = row.of(DEMO)
