@@ -10,9 +10,9 @@ their distinct captions, the brain among the subject's brains of all its trainin
 tuned on. The table gives the mean of log(1 + rank), lower is better, and its difference to ``ridge_only``, paired by image,
 with 95 % intervals over worlds; beside it how often the right one would be first among 300.
 
-Arms are the config's methods and what differs from them in one thing. One line per run goes to OUT/seed-N/recipe.jsonl, so a
-run that was stopped goes on, and worlds can be measured by several processes. ``--write`` puts the table between the file's
-``recipe:begin`` and ``recipe:end`` comments.
+Arms are the config's methods, and settings beside theirs; most were tried at rank 64, before the rank was chosen. One line
+per run goes to OUT/seed-N/recipe.jsonl, so a run that was stopped goes on, and worlds can be measured by several processes.
+``--write`` puts the table between the file's ``recipe:begin`` and ``recipe:end`` comments.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from world import HOLDOUT, Done, World, config_of, open_world, over_worlds
 
 from mindtuner.config import Config, load_config
 from mindtuner.runtime import progress
-from mindtuner.training.validation import DIRECTIONS, log_ranks
+from mindtuner.training.validation import DIRECTIONS, distinct_captions, log_ranks
 
 POOL = 300  # candidates of the published evaluation
 OURS, RIDGE, FULL = "mindtuner", "ridge_only", "full_finetune"
@@ -109,7 +109,10 @@ def measure(out: Path, seed: int, wanted: list[tuple[str, int]]) -> None:
         method, changes = ARMS[arm]
         tuned = world.tune(method, split, config_of_arm(world.config, changes), holdout=HOLDOUT)
         ranks = held_out_ranks(world, tuned)
-        done.add(arm=arm, split=split, **{name: np.round(values, 4).tolist() for name, values in ranks.items()})
+        captions = len(distinct_captions(world.features.targets, world.dataset.stimuli.training_images)[0])
+        done.add(
+            arm=arm, split=split, captions=captions, **{name: np.round(values, 4).tolist() for name, values in ranks.items()}
+        )
 
 
 def held_out_ranks(world: World, tuned) -> dict[str, np.ndarray]:
@@ -155,8 +158,10 @@ def table(options: argparse.Namespace) -> str:
             gain = over_worlds((own - ridge).mean(1))
             cells += [f"{own.mean():.3f}", "" if arm == RIDGE else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)]
         for direction in DIRECTIONS:
-            count = 450 if direction == "brain" else 3600
-            own = [first_among(np.array(worlds[s][arm, p][direction]), count).mean() for s, p in runs]
+            own = []
+            for s, p in runs:
+                count = {"image": 3600, "brain": 450, "text": worlds[s][arm, p]["captions"]}[direction]
+                own.append(first_among(np.array(worlds[s][arm, p][direction]), count).mean())
             cells.append(f"{np.mean(own):.3f}")
         rows.append(cells)
     header = [

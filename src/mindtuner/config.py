@@ -413,7 +413,10 @@ def _merged(base: dict, raw: Mapping, where: str, kind=Config, parent: str = "")
         if section is None or value is None:
             found[key] = value
         elif isinstance(value, Mapping):
-            found[key] = _merged(found.get(key, {}), value, where, section, field)
+            start = found.get(key) or (
+                found.get("tune", {}) if section is FitConfig else {}
+            )  # rivals tune as the method does
+            found[key] = _merged(start, value, where, section, field)
         else:
             raise UserError(f"{where}: {field} holds a {type(value).__name__}; expected a mapping")
     return found

@@ -149,7 +149,7 @@ class ExpectedHidden(nn.Module):
         x0 = M Wᵀ (Z - b) + c        W (T·D, h), b: those of the token head
 
     No subject's voxels are in it, so it holds for a new one. Fitted once, when a base is trained, to the ridges' outputs for
-    the training images of its subjects (``training.start.learn_expectation``); never by gradients.
+    the training images of its subjects (``training.closed_form.learn_expectation``); never by gradients.
 
     Buffers: matrix M (h, h); offset c (h,); spread, the variance of x0 over single trials, summed over features and averaged
     over subjects.

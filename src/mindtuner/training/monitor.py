@@ -24,6 +24,8 @@ def gradient_norms(weighted: dict[str, Tensor], parameters: list[nn.Parameter], 
     """
     norms = {}
     for name, loss in weighted.items():
+        if not loss.requires_grad:  # nothing that trains has a part in it
+            continue
         gradients = torch.autograd.grad(scale * loss, parameters, retain_graph=True, allow_unused=True)
         if processes().count > 1:  # of the whole batch
             gradients = [

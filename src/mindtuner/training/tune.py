@@ -98,6 +98,7 @@ def tune(
             log,
             None if checkpoint is None else pivot_checkpoint(checkpoint),
         )
+        network.projector.requires_grad_(False)  # brains never move it
     feeds = make_feeds({name: subject}, trials, seed)
     if method == "shuffled_brain":
         feeds[0].permute_brains(seed)

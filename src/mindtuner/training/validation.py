@@ -22,6 +22,7 @@ DIRECTIONS = ("image", "brain", "text")
 NUMBERS = 2**29  # of the candidates' tokens, read at each validation: all training images of the demo, 1,260 of NSD's
 BLOCK = 2**25  # of them at a time
 TIE = 1e-6  # cosines
+TOGETHER = 64  # images whose text is asked for at a time
 
 
 def log_ranks(
@@ -65,16 +66,22 @@ def log_ranks(
     among = torch.cat([said @ F.normalize(targets.rows("tokens", ids).flatten(1), dim=1).T for ids in blocks], dim=1)
     brains = said if others is None else torch.cat([said, F.normalize(others.flatten(1).float(), dim=1)])
     found = {"image": _log_rank(among, own), "brain": _log_rank(right @ brains.T, np.arange(len(said)))}
+    distinct, caption = distinct_captions(targets, pool)
+    has = caption[own] >= 0
+    found["text"] = _log_rank(
+        F.normalize(text[has].float(), dim=1) @ F.normalize(distinct, dim=1).T, caption[own][has].numpy()
+    )
+    return found
+
+
+def distinct_captions(targets: Targets, pool: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The captions (k, d) of the images ``pool`` (m,), each once, and which of them is each image's (m,), -1 for none."""
     captions = targets.rows("text", pool)
     captioned = captions.abs().sum(1) > 0
     distinct, which = torch.unique(captions[captioned], dim=0, return_inverse=True)
     caption = torch.full((len(pool),), -1)
     caption[captioned] = which
-    has = captioned[own]
-    found["text"] = _log_rank(
-        F.normalize(text[has].float(), dim=1) @ F.normalize(distinct, dim=1).T, caption[own][has].numpy()
-    )
-    return found
+    return distinct, caption
 
 
 def _log_rank(similarity: Tensor, own: np.ndarray) -> np.ndarray:
@@ -140,12 +147,14 @@ def validate(
         centre.backbone += backbone.mean(0)
         centre.retrieval += retrieval.mean(0)
         with runtime.autocast(dtype):
-            text = network.projector(backbone.to(device)).float().cpu()
+            text = torch.cat([network.projector(some.to(device)).float().cpu() for some in backbone.split(TOGETHER)])
         pool = candidates(targets, feed.subject.is_shared, images, seed)
+        among = {"image": len(pool), "brain": len(images), "text": len(distinct_captions(targets, pool)[0])}
         ranks = log_ranks(centre(backbone, retrieval), text, images, targets, pool)
         scores = {direction: float(ranks[direction].mean()) for direction in DIRECTIONS if len(ranks[direction])}
-        chances = [by_chance(len(images) if direction == "brain" else len(pool)) for direction in scores]
+        chances = [by_chance(among[direction]) for direction in scores]
         one = scores | {"ranks": float(np.mean(list(scores.values()))), "chance": float(np.mean(chances))}
         found.append(one if network.lowlevel is None else one | {"lowlevel": error / len(trials)})
     network.train()
-    return {name: float(np.mean([one[name] for one in found])) for name in (found[0] if found else ())}
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: float(np.mean([one[name] for one in found if name in one])) for name in names}
