@@ -413,9 +413,9 @@ def _merged(base: dict, raw: Mapping, where: str, kind=Config, parent: str = "")
         if section is None or value is None:
             found[key] = value
         elif isinstance(value, Mapping):
-            start = found.get(key) or (
-                found.get("tune", {}) if section is FitConfig else {}
-            )  # rivals tune as the method does
+            start = found.get(key) or {}
+            if not start and section is FitConfig and not _stands_alone(section, value):
+                start = found.get("tune", {})  # a rival's section that says in what it differs
             found[key] = _merged(start, value, where, section, field)
         else:
             raise UserError(f"{where}: {field} holds a {type(value).__name__}; expected a mapping")
