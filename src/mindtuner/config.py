@@ -438,7 +438,8 @@ def _fields(kind) -> dict[str, tuple[dataclasses.Field, type | None]]:
     hints = typing.get_type_hints(kind)
     found = {}
     for field in dataclasses.fields(kind):
-        own = [one for one in (hints[field.name], *typing.get_args(hints[field.name])) if dataclasses.is_dataclass(one)]
+        kinds = (hints[field.name], *typing.get_args(hints[field.name]))
+        own: list[type] = [one for one in kinds if isinstance(one, type) and dataclasses.is_dataclass(one)]
         found[field.name] = field, own[0] if own else None
     return found
 
