@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.base import category_of, held_out, settings_for
     from mindtuner.pipeline.features import check_towers
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap, settings_text
-    from mindtuner.pipeline.subject import refuse_unknown_methods, settled
+    from mindtuner.pipeline.tuning import refuse_unknown_methods, settled
     from mindtuner.training import METHODS
 
     methods = METHODS if options.all else options.method

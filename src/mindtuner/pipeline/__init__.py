@@ -12,7 +12,8 @@ from mindtuner.pipeline.picture_scores import PictureScores, score_pictures
 from mindtuner.pipeline.results import Comparison, Results
 from mindtuner.pipeline.stages import Scoring
 from mindtuner.pipeline.stopwatch import Stopwatch
-from mindtuner.pipeline.subject import TunedSubject, tune
+from mindtuner.pipeline.subject import TunedSubject
+from mindtuner.pipeline.tuning import tune
 
 __all__ = [
     "Base",

@@ -24,8 +24,8 @@ from mindtuner.pipeline.results import Results
 from mindtuner.pipeline.run_folder import claim, settings_text
 from mindtuner.pipeline.setting import generator_note
 from mindtuner.pipeline.stopwatch import Stopwatch
-from mindtuner.pipeline.subject import fit_methods
 from mindtuner.pipeline.tuned_files import FILES, MAIN, write
+from mindtuner.pipeline.tuning import fit_methods
 from mindtuner.report.contact_sheet import contact_sheet
 from mindtuner.simulation.drawing import KINDS
 from mindtuner.simulation.scenes import PLACES

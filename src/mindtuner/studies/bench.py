@@ -32,7 +32,8 @@ from mindtuner.pipeline.demo import simulate
 from mindtuner.pipeline.features import Features, check_towers, embed
 from mindtuner.pipeline.run_folder import claim, refuse_overlap, settings_text
 from mindtuner.pipeline.stages import Scoring, TestSet, decode_all, paint_all, retrieval, score_all
-from mindtuner.pipeline.subject import TunedSubject, fit_methods
+from mindtuner.pipeline.subject import TunedSubject
+from mindtuner.pipeline.tuning import fit_methods
 from mindtuner.runtime import progress
 from mindtuner.simulation.simulate import check_inputs
 from mindtuner.training import read_card

@@ -7,7 +7,6 @@ asked.
 
 from __future__ import annotations
 
-import gc
 import io
 import re
 import tarfile
@@ -149,15 +148,10 @@ def _as_table(path: Path, data: bytes, found: Members) -> np.ndarray:
 
 def _read_array(path: Path, data: bytes, found: Members, k: int) -> np.ndarray:
     start, name = int(found.start[k]), found.name[k].decode("utf-8", "replace")
-    collects = gc.isenabled()
-    gc.disable()  # Python 3.11 miscounts where garbage is collected while a header is parsed, and raises SystemError
     try:
         array = np.load(io.BytesIO(data[start : start + int(found.size[k])]), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UserError(f"{path}: {name} is not a .npy array ({' '.join(str(error).split())})") from error
-    finally:
-        if collects:
-            gc.enable()
     if array.shape != (1, COLUMNS) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
         raise UserError(
             f"{path}: {name} has shape {array.shape} and dtype {array.dtype}; expected (1, {COLUMNS}) finite numbers"
