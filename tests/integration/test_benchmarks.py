@@ -19,7 +19,7 @@ from worlds import tiny_config
 from mindtuner.config import as_dict
 
 FOLDER = ROOT / "benchmarks"
-SHARED = ("pages", "release", "sides", "world")  # what scripts share, no commands
+SHARED = ("pages", "planted", "release", "sides", "world")  # what scripts share, no commands
 SCRIPTS = sorted(path for path in FOLDER.rglob("*.py") if path.stem not in SHARED)
 
 HELP = """
