@@ -29,10 +29,11 @@ from pages import markdown, write_between
 from world import DIRECTIONS, Done, World, config_of, open_world, over_worlds
 
 from mindtuner.config import Config, load_config
-from mindtuner.model.lora import LoRALinear
+from mindtuner.model.lora import LoRALinear, SkipLoRA
 from mindtuner.pipeline import TunedSubject
 from mindtuner.runtime import progress
 from mindtuner.studies.routes import ROUTES, TOKENS, shares
+from mindtuner.training.sizes import count_trained
 
 OURS, RIDGE, FULL, SHUFFLED, OFF = "mindtuner", "ridge_only", "full_finetune", "shuffled_brain", "adapters off"
 PUBLISHED = ", by published tokens"
@@ -97,8 +98,7 @@ def by_published(tuned: TunedSubject) -> TunedSubject:
 def numbers(tuned: TunedSubject) -> int:
     """How many numbers trained beyond the ridge."""
     [network] = tuned.networks.values()
-    ridges = {id(p) for p in network.ridges.parameters()}
-    return sum(p.numel() for p in network.parameters() if p.requires_grad and id(p) not in ridges)
+    return count_trained(network) - count_trained(network.ridges)
 
 
 def routed(world: World, tuned: TunedSubject) -> dict[str, dict[str, float]]:
@@ -118,7 +118,7 @@ def changed(world: World, tuned: TunedSubject) -> dict[str, float]:
     [network] = tuned.networks.values()
     published = by_published(tuned)
     on = world.decode(published.decoder())
-    adapters = [part for part in network.modules() if isinstance(part, LoRALinear)]
+    adapters = [part for part in network.modules() if isinstance(part, LoRALinear | SkipLoRA)]
     scales = [part.scale for part in adapters]
     for part in adapters:
         part.scale = 0.0
@@ -152,11 +152,7 @@ def tables(options: argparse.Namespace) -> str:
     scores = markdown(["trials of", "method", *DIRECTIONS, "numbers beyond the ridge"], rows, left=2)
     rows = []
     for one, other, hours in COMPARED:
-        cells = []
-        for direction in DIRECTIONS:
-            mean, low, high = over_worlds(hits(one, hours, direction) - hits(other, hours, direction))
-            cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
-        rows.append([hours, one, other, *cells])
+        rows.append([hours, one, other, *(over_worlds(hits(one, hours, d) - hits(other, hours, d)) for d in DIRECTIONS)])
     differences = markdown(["trials of", "method", "minus", *DIRECTIONS], rows, left=3)
     rows = []
     for row in (OURS, RIDGE, FULL):
@@ -168,8 +164,7 @@ def tables(options: argparse.Namespace) -> str:
         cells = [tokens]
         for found in (lambda shares, t=tokens: shares["changed"][t], lambda shares, t=tokens: shares[t]["lora"]):
             for hours in (HOUR, ALL):
-                each = [found(world[OURS, hours, 0]["shares"]) for world in worlds]
-                cells.append("{:.1%} [{:.1%}, {:.1%}]".format(*over_worlds(each)))
+                cells.append(over_worlds([found(world[OURS, hours, 0]["shares"]) for world in worlds], ".1%"))
         rows.append(cells)
     header = [f"{what}, {hours}" for what in ("variance that the adapters change", "LoRA's route") for hours in (HOUR, ALL)]
     carried = markdown(["of the decoded variance", *header], rows)

@@ -272,7 +272,9 @@ ARMS = {
     "a region's weight": lambda asked, hour, every: region_weights(asked, hour),
     "noisier copies": lambda asked, hour, every: with_synthetic(asked, hour, hour.train.stimulus),
     "unseen images": lambda asked, hour, every: with_synthetic(asked, hour, unseen(asked, hour)),
-    "three ranks": lambda asked, hour, every: averaged([asked.decoded(hour, summed=False, rank=r) for r in (4, 8, 16)]),
+    "three ranks": lambda asked, hour, every: averaged(
+        [asked.decoded(hour, summed=False, rank=r, alpha=2.0 * r) for r in (4, 8, 16)]
+    ),
     "three seeds": lambda asked, hour, every: averaged([asked.decoded(hour, False, asked.seed + 100 * k) for k in range(3)]),
 }
 

@@ -5,7 +5,7 @@
 
 For each simulator seed a world is made once (kept in OUT/seed-N, shared with other benchmarks), and subject 1 is tuned on
 one session without a fifth of its training images, another fifth for each split. The right one of each held-out image is
-ranked (``mindtuner.training.validation.log_ranks``): the image among all training images of the world, the caption among all
+ranked (``mindtuner.training.validation.ranks_of``): the image among all training images of the world, the caption among all
 their distinct captions, the brain among the subject's brains of all its training images, decoded from sessions that no arm is
 tuned on. The table gives the mean of log(1 + rank), lower is better, and its difference to ``ridge_only``, paired by image,
 with 95 % intervals over worlds; beside it how often the right one would be first among 300.
@@ -21,14 +21,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from pages import markdown, write_between
 from scipy.special import gammaln
-from world import HOLDOUT, Done, World, config_of, open_world, over_worlds
+from world import DIRECTIONS, HOLDOUT, Done, config_of, open_world, over_worlds
 
 from mindtuner.config import Config, load_config
 from mindtuner.runtime import progress
-from mindtuner.training.validation import DIRECTIONS, distinct_captions, log_ranks
 
 POOL = 300  # candidates of the published evaluation
 OURS, RIDGE, FULL = "mindtuner", "ridge_only", "full_finetune"
@@ -41,7 +39,7 @@ def at_64(tune: dict | None = None, **fingerprint) -> dict:
     return {"fingerprint": {"rank": 64, "alpha": 128.0, **fingerprint}, "tune": tune or {}}
 
 
-ARMS: dict[str, tuple[str, dict]] = {
+ARMS: dict[str, tuple[str, dict[str, dict | str]]] = {
     RIDGE: (RIDGE, {}),
     "closed form alone": (RIDGE, {"ridge_only": {"train_ridge": False}}),
     "ridge_only, with L_text": (RIDGE, {"ridge_only": {"text_weight": 1.0, "mixco_share": 0, "prior_weight": 0}}),
@@ -78,7 +76,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="of what was measured")
     parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
-    wanted = [(arm, split) for split in range(options.splits) for arm in options.arms]
+    arms = dict.fromkeys([RIDGE, *options.arms])  # the first is what all are compared to
+    wanted = [(arm, split) for split in range(options.splits) for arm in arms]
     for seed in [] if options.table else options.seeds:
         if known(options.out, seed).left(wanted):
             measure(options.out, seed, wanted)
@@ -92,14 +91,11 @@ def known(out: Path, seed: int) -> Done:
     return Done(out / f"seed-{seed}" / "recipe.jsonl", "arm", "split")
 
 
-def config_of_arm(config: Config, changes: dict) -> Config:
-    """``config`` with changes of its sections; a section that takes another's place is given by that one's name, or by the
-    name and what differs."""
+def config_of_arm(config: Config, changes: dict[str, dict | str]) -> Config:
+    """``config`` with changes of its sections, or with another section in the place of one."""
     for section, change in changes.items():
-        other, change = (
-            (change, {}) if isinstance(change, str) else change if isinstance(change, tuple) else (section, change)
-        )
-        config = load_config(config, **{section: {**vars(getattr(config, other)), **change}})
+        change = vars(getattr(config, change)) if isinstance(change, str) else change
+        config = load_config(config, **{section: change})
     return config
 
 
@@ -107,29 +103,9 @@ def measure(out: Path, seed: int, wanted: list[tuple[str, int]]) -> None:
     world, done = open_world(out / f"seed-{seed}", config_of(seed)), known(out, seed)
     for arm, split in progress(done.left(wanted), f"world {seed}", unit="run"):
         method, changes = ARMS[arm]
-        tuned = world.tune(method, split, config_of_arm(world.config, changes), holdout=HOLDOUT)
-        ranks = held_out_ranks(world, tuned)
-        captions = len(distinct_captions(world.features.targets, world.dataset.stimuli.training_images)[0])
-        done.add(
-            arm=arm, split=split, captions=captions, **{name: np.round(values, 4).tolist() for name, values in ranks.items()}
-        )
-
-
-def held_out_ranks(world: World, tuned) -> dict[str, np.ndarray]:
-    """log(1 + rank) of each held-out image, by direction."""
-    held, decoder = tuned.held_out(world.dataset), tuned.decoder()
-    said = world.decode(decoder, held)
-    every = world.subject.train
-    later = every.select((every.session > world.config.tuning_sessions) & ~np.isin(every.stimulus, held.stimulus))
-    others = world.decode(decoder, later).retrieval_tokens if len(later) else None
-    return log_ranks(
-        torch.from_numpy(said.retrieval_tokens),
-        torch.from_numpy(said.text),
-        said.images,
-        world.features.targets,
-        world.dataset.stimuli.training_images,
-        None if others is None else torch.from_numpy(others),
-    )
+        ranks = world.held_out_ranks(world.tune(method, split, config_of_arm(world.config, changes), holdout=HOLDOUT))
+        logs = {direction: np.round(values, 4).tolist() for direction, values in ranks.log.items()}
+        done.add(arm=arm, split=split, among=ranks.among, **logs)
 
 
 def first_among(log_rank: np.ndarray, candidates: int, pool: int = POOL) -> np.ndarray:
@@ -155,14 +131,11 @@ def table(options: argparse.Namespace) -> str:
                 np.array([[np.mean(worlds[s][name, p][direction]) for p in range(options.splits)] for s in options.seeds])
                 for name in (arm, RIDGE)
             )
-            gain = over_worlds((own - ridge).mean(1))
-            cells += [f"{own.mean():.3f}", "" if arm == RIDGE else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)]
+            cells += [f"{own.mean():.3f}", "" if arm == RIDGE else over_worlds((own - ridge).mean(1))]
         for direction in DIRECTIONS:
-            own = []
-            for s, p in runs:
-                count = {"image": 3600, "brain": 450, "text": worlds[s][arm, p]["captions"]}[direction]
-                own.append(first_among(np.array(worlds[s][arm, p][direction]), count).mean())
-            cells.append(f"{np.mean(own):.3f}")
+            found = [worlds[s][arm, p] for s, p in runs]
+            first = [first_among(np.array(one[direction]), one["among"][direction]).mean() for one in found]
+            cells.append(f"{np.mean(first):.3f}")
         rows.append(cells)
     header = [
         "arm",

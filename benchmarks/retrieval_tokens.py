@@ -18,7 +18,6 @@ from unittest import mock
 import numpy as np
 import torch
 from pages import markdown, write_between
-from recipe import held_out_ranks
 from world import HOLDOUT, add_seeds, config_of, open_world, over_worlds
 
 from mindtuner.config import load_config
@@ -59,8 +58,8 @@ def main() -> None:
         for name in (*UNCENTRED, *SHARES):
             cells = [method, name, *(f"{np.mean(found[method, name, d]):.3f}" for d in DIRECTIONS)]
             for d in DIRECTIONS:
-                gain = over_worlds(np.array(found[method, name, d]) - np.array(found[method, C, d]))
-                cells.append("" if name == C else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain))
+                gain = np.array(found[method, name, d]) - np.array(found[method, C, d])
+                cells.append("" if name == C else over_worlds(gain))
             rows.append([*cells, f"{np.mean(found[method, name, 'hubs']):.0%}"])
     header = ["method", "by", *DIRECTIONS, *(f"minus C, {d}" for d in DIRECTIONS), f"nearest is one of {HUBS} hubs"]
     seeds = " ".join(map(str, options.seeds))
@@ -85,12 +84,12 @@ def measure(seed: int, out, tuning_seeds: int) -> dict[tuple[str, str, str], lis
         for name, share in (UNCENTRED | SHARES).items():
             network.centre = Uncentred(share) if name in UNCENTRED else centre
             with mock.patch.object(backbone, "CENTRED_BACKBONE", share):
-                ranks = held_out_ranks(world, tuned)
+                ranks = world.held_out_ranks(tuned)
                 said = world.decode(tuned.decoder(), tuned.held_out(world.dataset))
             images = world.features.caches["tokens"][world.dataset.stimuli.training_images]
             nearest = most_similar(said.retrieval_tokens, np.asarray(images, np.float32), 1)[:, 0]
             counts = np.sort(np.bincount(nearest))[::-1]
-            values = {d: float(ranks[d].mean()) for d in DIRECTIONS} | {"hubs": float(counts[:HUBS].sum() / counts.sum())}
+            values = {d: float(ranks.log[d].mean()) for d in DIRECTIONS} | {"hubs": float(counts[:HUBS].sum() / counts.sum())}
             for column, value in values.items():
                 found.setdefault((method, name, column), []).append(value)
         network.centre = centre

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import stats
 
 import mindtuner
@@ -18,6 +19,7 @@ from mindtuner.decoding.decoder import Predictions
 from mindtuner.evaluation.statistics import over_seeds, paired_difference, paired_over_seeds
 from mindtuner.pipeline import Base, Features, SubjectDecoder, TunedSubject
 from mindtuner.pipeline.stages import retrieval
+from mindtuner.training.validation import Ranks, ranks_of
 
 DIRECTIONS = ("image", "brain", "text")
 HOLDOUT = 0.2  # of the training images, where settings are chosen by those
@@ -59,6 +61,17 @@ class World:
         subject = subject or self.subject
         trials = subject.test if trials is None else trials
         return decoder.predict(subject.betas(trials.row), trials.stimulus)
+
+    def held_out_ranks(self, tuned: TunedSubject) -> Ranks:
+        """Of the images that tuning held out: among all training images of the world and their captions, and brains among
+        the subject's own of all its training images, from sessions that it was not tuned on."""
+        held, decoder, every = tuned.held_out(self.dataset), tuned.decoder(), self.subject.train
+        said = self.decode(decoder, held)
+        later = every.select((every.session > self.config.tuning_sessions) & ~np.isin(every.stimulus, held.stimulus))
+        others = torch.from_numpy(self.decode(decoder, later).retrieval_tokens) if len(later) else None
+        tokens, text = torch.from_numpy(said.retrieval_tokens), torch.from_numpy(said.text)
+        pool = self.dataset.stimuli.training_images
+        return ranks_of(tokens, text, said.images, self.features.targets, pool, others)
 
     def top1(self, said: Predictions) -> dict[str, list[float]]:
         """Top-1 hit (ties share) of every image among all that were decoded, in three directions."""
@@ -169,11 +182,11 @@ def mean_and_sd(values: np.ndarray) -> str:
     return f"{values.mean():.3f} ({over_seeds(values, 0)['sd']:.3f})" if len(values) > 1 else f"{values.mean():.3f}"
 
 
-def over_worlds(values: Iterable[float]) -> tuple[float, float, float]:
-    """Mean of a value a world, and its 95 % interval over worlds, by Student's t."""
+def over_worlds(values: Iterable[float], form: str = "+.3f") -> str:
+    """Mean of a value a world, with its 95 % interval over worlds, by Student's t."""
     x = np.array(list(values))
-    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
-    return float(x.mean()), float(x.mean()) - half, float(x.mean()) + half
+    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+    return f"{x.mean():{form}} [{x.mean() - half:{form}}, {x.mean() + half:{form}}]"
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> str:
