@@ -23,6 +23,7 @@ from mindtuner.errors import UserError
 from mindtuner.files import read_json
 
 DEFAULT_BASE = "demo"
+RIVALS = ("ridge_only", "full_finetune")  # methods that may have a section of their own
 TIMESTEPS = 100  # of the diffusion prior
 
 # Strict: true is not 1, and "3" is not 3. A whole number serves as a float.
@@ -202,7 +203,7 @@ class FitConfig:
     start: Literal["random", "closed_form"] = "random"  # of a new subject's ridge in tuning (training/closed_form.py)
     similar_voxels: Natural = 0  # whose weights each voxel's is drawn to by the closed form; 0: none
     train_ridge: Flag = True  # false: the new ridge stays where the closed form put it
-    # share of trials for which the closed form answers as fitted without their image (training/closed_form.py)
+    # share of trials that come as the closed form without their image answers them (training/closed_form.py)
     cross_fitted: Share = 0.0
 
 
@@ -233,7 +234,7 @@ class DecodeConfig:
     refine_start: Share  # of the noise schedule at which the correction starts, 1 = pure noise
     guidance: Amount
     neighbours: Natural = 0  # training images that decoded tokens are drawn to (decoding/training_images.py), 0 for none
-    # C, as published, or "centred": what an image changes in B and C (decoding/decoder.py)
+    # C, as published, or "centred": what an image changes in B and C (model/backbone.py)
     retrieval_tokens: Literal["projected", "centred"] = "projected"
     # tries of each correction, of which one is kept (generators/compact.py); the compact generator's alone
     corrections: Count = 1
@@ -276,7 +277,7 @@ class Config:
         for field, none in (("start", "random"), ("similar_voxels", 0)):
             value = getattr(self.pretrain, field)
             _require(value == none, f"pretrain.{field}", value, f"{none}: there is no base yet to solve a ridge against")
-        for name in ("pretrain", "tune", "ridge_only", "full_finetune"):
+        for name in ("pretrain", "tune", *RIVALS):
             fit = getattr(self, name)
             for field, none in (("train_ridge", True), ("cross_fitted", 0)):
                 value = none if fit is None or fit.start == "closed_form" else getattr(fit, field)
@@ -290,7 +291,7 @@ class Config:
         """
         if method == "from_scratch":
             return self.pretrain
-        return {"ridge_only": self.ridge_only, "full_finetune": self.full_finetune}.get(method) or self.tune
+        return (getattr(self, method) if method in RIVALS else None) or self.tune
 
 
 def load_config(config: str | Path | Mapping | Config = DEFAULT_BASE, **changes) -> Config:
@@ -403,9 +404,12 @@ def _stands_alone(kind, raw) -> bool:
 
 
 def _merged(base: dict, raw: Mapping, where: str, kind=Config, parent: str = "") -> dict:
-    """``base`` with the values of ``raw``, section by section. Raises UserError for a field that there is not."""
+    """``base`` with the values of ``raw``, section by section. Raises UserError for a field that there is not.
+
+    A rival's section that is not there yet, and does not say all, differs from ``tune`` in what it says.
+    """
     known, found = _fields(kind), dict(base)
-    for key, value in raw.items():
+    for key, value in sorted(raw.items(), key=lambda item: item[0] in RIVALS):  # behind tune
         field = _join(parent, key)
         if key not in known:
             raise UserError(f"{where}: unknown field {field}; {_nearest(key, kind, parent)}")
@@ -413,10 +417,8 @@ def _merged(base: dict, raw: Mapping, where: str, kind=Config, parent: str = "")
         if section is None or value is None:
             found[key] = value
         elif isinstance(value, Mapping):
-            start = found.get(key) or {}
-            if not start and section is FitConfig and not _stands_alone(section, value):
-                start = found.get("tune", {})  # a rival's section that says in what it differs
-            found[key] = _merged(start, value, where, section, field)
+            differs = key in RIVALS and not found.get(key) and not _stands_alone(section, value)
+            found[key] = _merged(found.get("tune" if differs else key) or {}, value, where, section, field)
         else:
             raise UserError(f"{where}: {field} holds a {type(value).__name__}; expected a mapping")
     return found

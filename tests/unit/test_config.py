@@ -285,6 +285,9 @@ def test_rivals_tune_as_the_method_does_or_by_a_section_of_their_own():
     own = load_config(demo, full_finetune={"epochs": 5})
     assert own.fitting("full_finetune") == dataclasses.replace(demo.full_finetune, epochs=5) and own.tune == demo.tune
     assert load_config(demo, ridge_only=None).fitting("ridge_only") is not None
+    swift = load_config({"base": "paper", "full_finetune": {"epochs": 5}, "tune": {"lr": 1e-3}})  # in whatever order
+    assert swift.full_finetune == dataclasses.replace(swift.tune, epochs=5) and swift.tune.lr == 1e-3
+    assert load_config(paper, ridge_only={"epochs": 5}).ridge_only == dataclasses.replace(paper.tune, epochs=5)
     for changes, message in (
         ({"tune": {"start": "random"}}, "tune.train_ridge is False; expected true with start: random"),
         ({"pretrain": {"cross_fitted": 0.5}}, "pretrain.cross_fitted is 0.5; expected 0 with start: random"),
