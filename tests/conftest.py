@@ -1,5 +1,8 @@
 """What several test files need and is slow to make: a small simulated dataset, the towers, untrained generator weights."""
 
+import ast
+import functools
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +23,22 @@ from mindtuner.model.prior import DiffusionPrior
 from mindtuner.simulation.simulate import simulate
 from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
+
+literal_eval = ast.literal_eval
+
+
+@functools.wraps(literal_eval)
+def literal_eval_without_collecting(*words):
+    """Hypothesis looks on at garbage collection, in Python. Where that comes while a syntax tree is made, as NumPy does of
+    each file's header, Python 3.11 loses count of the tree's depth and raises SystemError (cf. CPython's issue 106905)."""
+    gc.disable()
+    try:
+        return literal_eval(*words)
+    finally:
+        gc.enable()
+
+
+ast.literal_eval = literal_eval_without_collecting
 
 
 def pytest_xdist_auto_num_workers(config):
