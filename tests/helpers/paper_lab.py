@@ -13,13 +13,11 @@ from mindtuner.config import as_dict, load_config
 from mindtuner.published_weights import store
 
 QUICK = load_config("quick")
-FIT = dataclasses.replace(QUICK.tune, epochs=1, batch_per_subject=8, head_trials=8, dtype="float32")
+FEW = {"epochs": 1, "batch_per_subject": 8, "head_trials": 8, "dtype": "float32"}
 CONFIG = dataclasses.replace(
     QUICK,
-    pretrain=dataclasses.replace(
-        FIT, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
-    ),
-    tune=FIT,
+    pretrain=dataclasses.replace(QUICK.pretrain, **FEW),
+    tune=dataclasses.replace(QUICK.tune, **FEW),
     pivot=dataclasses.replace(QUICK.pivot, epochs=1, batch=16),
     model=dataclasses.replace(
         QUICK.model,

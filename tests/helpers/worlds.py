@@ -16,14 +16,12 @@ def draw_few(patch):
 def tiny_config() -> Config:
     """A network and trainings of the smallest sizes, on a world of TINY's."""
     quick = load_config("quick")
-    fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8)
+    few = {"epochs": 1, "batch_per_subject": 8, "head_trials": 8}
     return dataclasses.replace(
         quick,
         simulate=TINY,
-        pretrain=dataclasses.replace(
-            fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
-        ),
-        tune=fit,
+        pretrain=dataclasses.replace(quick.pretrain, **few),
+        tune=dataclasses.replace(quick.tune, **few),
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         model=dataclasses.replace(quick.model, hidden=16, blocks=1, lowlevel_channels=(8, 4)),
     )

@@ -160,15 +160,13 @@ def test_report_again_gives_the_same_page(quick):
 def smallest(untrained_generator):
     """Runs the demo at a size that only shows whether it runs, with an untrained generator."""
     base = load_config("quick")
-    fit = dataclasses.replace(base.tune, epochs=1, batch_per_subject=8, head_trials=8)
+    few = {"epochs": 1, "batch_per_subject": 8, "head_trials": 8}
     tiny = dataclasses.replace(
         base,
         simulate=dataclasses.replace(base.simulate, subjects=2, trials_per_session=48, shared_images=8, voxel_scale=0.01),
         model=dataclasses.replace(base.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
-        pretrain=dataclasses.replace(
-            fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
-        ),
-        tune=fit,
+        pretrain=dataclasses.replace(base.pretrain, **few),
+        tune=dataclasses.replace(base.tune, **few),
         pivot=dataclasses.replace(base.pivot, epochs=1, batch=16),
         decode=dataclasses.replace(base.decode, pictures=2, prior_steps=2, generator_steps=1, refine_steps=1),
     )

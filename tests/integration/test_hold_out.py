@@ -58,13 +58,11 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
     data, seen = folder / "data", {"batches": set(), "pivot": set(), "bank": set(), "looked up": set()}
     shutil.copytree(simulated, data)
     quick = load_config("quick")
-    fit = dataclasses.replace(quick.tune, epochs=1, batch_per_subject=8, head_trials=8)
+    few = {"epochs": 1, "batch_per_subject": 8, "head_trials": 8}
     tiny = dataclasses.replace(
         quick,
-        pretrain=dataclasses.replace(
-            fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
-        ),
-        tune=fit,
+        pretrain=dataclasses.replace(quick.pretrain, **few),
+        tune=dataclasses.replace(quick.tune, **few),
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         fingerprint=dataclasses.replace(quick.fingerprint, tune_projector=True),
         model=dataclasses.replace(quick.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),

@@ -39,14 +39,12 @@ def lab(tmp_path_factory, simulated, untrained_generator):
     write(data, load(simulated), "lab_folder")
     write_json(data / "dataset.json", {**read_json(data / "dataset.json"), "subject_offset": 100})
     quick = load_config("quick")
-    fit = dataclasses.replace(quick.tune, epochs=2, batch_per_subject=8, head_trials=8, dtype="float32")
+    few = {"epochs": 2, "batch_per_subject": 8, "head_trials": 8, "dtype": "float32"}
     tiny = dataclasses.replace(
         quick,
-        pretrain=dataclasses.replace(
-            fit, start="random", similar_voxels=0, train_ridge=True, cross_fitted=0.0, prior_weight=30.0, lowlevel_weight=0.5
-        ),
-        tune=fit,
-        ridge_only=dataclasses.replace(quick.ridge_only, epochs=2, batch_per_subject=8, head_trials=8, dtype="float32"),
+        pretrain=dataclasses.replace(quick.pretrain, **few),
+        tune=dataclasses.replace(quick.tune, **few),
+        ridge_only=dataclasses.replace(quick.ridge_only, **few),
         pivot=dataclasses.replace(quick.pivot, epochs=1, batch=16),
         model=dataclasses.replace(quick.model, hidden=32, blocks=1, lowlevel_channels=(8, 4)),
         decode=dataclasses.replace(quick.decode, pictures=3, prior_steps=2, generator_steps=1, refine_steps=1),
