@@ -198,11 +198,10 @@ class BrainNetwork(nn.Module):
         """Freeze everything and add what trains for a new subject: a ridge, and what ``config`` asks for (MindTuner paper).
 
         LoRA goes around every Linear of the token head and the retrieval projector and, with ``lora_blocks`` as in the paper,
-        of the residual blocks; Skip-LoRA enters
-        at x0, after each block of the base (or the first ``skip_blocks`` of them) and, with ``skip_head``, at the token
-        head. ``new_blocks`` residual blocks follow those of the base (on an affine base, the ridge) and train whole.
-        ``tune_projector`` lets the Adaptive Projector train on. Before the first step the function is bit for bit the
-        base's with the new ridge.
+        of the residual blocks. Skip-LoRA enters at x0, after each block of the base (or the first ``skip_blocks`` of them)
+        and, with ``skip_head``, at the token head. ``new_blocks`` residual blocks follow those of the base (on an affine
+        base, the ridge) and train whole. ``tune_projector`` lets the Adaptive Projector train on. Before the first step the
+        function is bit for bit the base's with the new ridge.
 
         Frozen is meant of the weights only: in training mode the backbone's dropout stays on, as it was when these weights
         were trained, and the prior goes on dropping its conditions. All starting values come from torch's global generator.
@@ -254,8 +253,7 @@ class BrainNetwork(nn.Module):
 
         The centre is among them where the network has one. They are detached, not copied. Empty without a fingerprint.
         """
-        centre = {} if self.centre is None else {f"centre.{name}": value for name, value in self.centre.named_buffers()}
-        return {name: self.get_parameter(name).detach() for name in self._fingerprint_names} | centre
+        return {name: self.get_parameter(name).detach() for name in self._fingerprint_names} | _centre_state(self.centre)
 
     @torch.no_grad()
     def load_fingerprint(self, state: dict[str, torch.Tensor]) -> None:
@@ -263,9 +261,10 @@ class BrainNetwork(nn.Module):
 
         Raises ValueError, before anything is changed, where names or shapes differ from it.
         """
-        if "centre.backbone" in state and self.centre is None:
-            self.centre = Centre(self.config.tokens, self.config.width).to(self._anchor)
-        own = self.fingerprint_state()
+        centre = self.centre
+        if centre is None and "centre.backbone" in state:
+            centre = Centre(self.config.tokens, self.config.width).to(self._anchor)
+        own = self.fingerprint_state() | _centre_state(centre)
         if state.keys() != own.keys():
             raise ValueError(
                 f"fingerprint: {min(state.keys() ^ own.keys())} is only on one side; expected the "
@@ -276,6 +275,7 @@ class BrainNetwork(nn.Module):
                 raise ValueError(f"fingerprint: {name} has shape {tuple(tensor.shape)}; expected {tuple(own[name].shape)}")
         for name, tensor in state.items():
             own[name].copy_(tensor)
+        self.centre = centre
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that an optimiser should see."""
@@ -285,3 +285,8 @@ class BrainNetwork(nn.Module):
     def _anchor(self) -> torch.Tensor:
         """Stands for the device and dtype of the shared part."""
         return self.projector.matrix.weight
+
+
+def _centre_state(centre: Centre | None) -> dict[str, torch.Tensor]:
+    """Its tensors by their names in the network."""
+    return {} if centre is None else {f"centre.{name}": value for name, value in centre.named_buffers()}

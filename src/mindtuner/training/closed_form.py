@@ -69,7 +69,7 @@ def solve_ridge(network: BrainNetwork, base: BrainNetwork, feed: Feed, targets: 
 
     ``feed.shift`` becomes what the ridge as fitted without a trial's image says otherwise of the trial. The ridge knows its
     own trials better than it will know any other: what stands behind it learns from such answers what to expect of it
-    (stacking, Wolpert 1992).
+    (stacking, Wolpert 1992). Which voxels are ``similar`` is told from all trials.
     """
     head, expectation, stimulus = base.head.linear, base.expectation, feed.trials.stimulus
     expected = torch.cat(

@@ -274,7 +274,23 @@ def compute_losses(
         losses["text"] = distributed.share_of_loss(objectives.brain_to_text(own_whole.gather(said.float()), text))
     if outputs.skips and config.skip_weight:
         losses["skip"] = every.part(objectives.l_skip(outputs.skips))
+    if not losses:
+        raise UserError("loss weights: are 0 for all that the network has; expected one above 0")
     return losses
+
+
+def freeze_without_loss(network: BrainNetwork, config: FitConfig) -> None:
+    """Freeze the parts that only a loss of weight 0 would teach.
+
+    Weight decay alone would move them, and only where several processes fill in the gradients that they have not.
+    """
+    for part, weight in (
+        (network.retrieval, config.clip_weight),
+        (network.prior, config.prior_weight),
+        (network.lowlevel, config.lowlevel_weight),
+    ):
+        if part is not None and not weight:
+            part.requires_grad_(False)
 
 
 def sees_lowlevel(network: BrainNetwork, config: FitConfig) -> bool:

@@ -15,7 +15,7 @@ from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.checkpoint import pivot_checkpoint
 from mindtuner.training.closed_form import learn_expectation
-from mindtuner.training.loop import fit
+from mindtuner.training.loop import fit, freeze_without_loss
 from mindtuner.training.monitor import Log
 from mindtuner.training.pivot import train_pivot
 from mindtuner.training.targets import Targets
@@ -84,6 +84,7 @@ def pretrain(
     )
     # Brains never move the projector: it stays what images and captions made it.
     network.projector.requires_grad_(False)
+    freeze_without_loss(network, config.pretrain)
     feeds = make_feeds(subjects, trials, seed)
     fit(network, feeds, targets, config.pretrain, seed, "pretrain", log, held_out, checkpoint)
     learn_expectation(network, subjects, trials, targets, seed)

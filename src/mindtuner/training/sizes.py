@@ -76,14 +76,14 @@ def count_parts(base: BrainNetwork, tuned: BrainNetwork) -> list[Part]:
     hidden, tokens = f"({config.hidden})", f"({config.tokens}, {config.width})"
     latents = f"({config.latent_channels}, {config.latent_side}, {config.latent_side})"
     features = f"({config.feature_positions}, {config.feature_width})"
-    voxels, solved = tuned.ridges[subject].in_features, "" if _trains(tuned.ridges) else ", solved"
+    voxels, solved = tuned.ridges[subject].in_features, "" if count_trained(tuned.ridges) else ", solved"
     rows = [
         Part(f"ridges, {len(base.ridges)} pretrained", f"(V) -> {hidden}", _count(base.ridges), 0),
         Part(f"ridge, new subject{solved}", f"({voxels}) -> {hidden}", 0, _count(tuned.ridges[subject])),
     ]
 
     def shared(name: str, shape: str, label: str = "") -> None:
-        rows.append(Part(label or name, shape, _count(getattr(base, name)), _trains(getattr(tuned, name))))
+        rows.append(Part(label or name, shape, _count(getattr(base, name)), count_trained(getattr(tuned, name))))
 
     if base.blocks:
         shared("blocks", f"{hidden} -> {hidden}", f"blocks, {len(base.blocks)}")
@@ -96,13 +96,13 @@ def count_parts(base: BrainNetwork, tuned: BrainNetwork) -> list[Part]:
     shared("projector", f"{tokens} -> ({config.text_width})")
     for index, skip in enumerate(tuned.skips):
         place = "x0" if index == 0 else f"block {index}" if index <= len(tuned.blocks) else "head"
-        rows.append(Part(f"skips.{index}, at {place}", f"({voxels}) -> ({skip.B.shape[0]})", 0, _trains(skip)))
+        rows.append(Part(f"skips.{index}, at {place}", f"({voxels}) -> ({skip.B.shape[0]})", 0, count_trained(skip)))
     return rows
 
 
-def count_trained(tuned: BrainNetwork) -> int:
-    """How many numbers of it train."""
-    return _trains(tuned)
+def count_trained(module: nn.Module) -> int:
+    """How many of its numbers train."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def training_memory(network: BrainNetwork, voxels: dict[str, int], fit: FitConfig) -> Memory:
@@ -211,10 +211,6 @@ def _empty_targets(config: ModelConfig, n: int) -> Targets:
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _trains(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _weights(network: nn.Module) -> int:

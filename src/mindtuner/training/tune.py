@@ -15,7 +15,7 @@ from mindtuner.training.batches import make_feeds, split_holdout, subject_name, 
 from mindtuner.training.checkpoint import pivot_checkpoint
 from mindtuner.training.closed_form import learn_centre, solve_ridge
 from mindtuner.training.fingerprint import share_weights
-from mindtuner.training.loop import fit
+from mindtuner.training.loop import fit, freeze_without_loss
 from mindtuner.training.monitor import Log
 from mindtuner.training.pivot import train_pivot
 from mindtuner.training.targets import Targets
@@ -104,9 +104,10 @@ def tune(
         feeds[0].permute_brains(seed)
     if fitting.start == "closed_form":
         if base.expectation is None:
+            section = method if fitting is not config.tune else "tune"
             raise UserError(
                 "base: does not hold what hidden features to expect of an image, which pretrain adds; expected "
-                "such a base, or start: random in the config's tune section"
+                f"such a base, or start: random in the config's {section} section"
             )
         solve_ridge(network, base, feeds[0], targets, seed, fitting.similar_voxels)
     if network.trainable_parameters():
@@ -125,6 +126,7 @@ def starting_network(
         network.projector.requires_grad_(False)
         if prior is not None and network.prior is not None:
             network.prior.load_state_dict(prior.state_dict())
+        freeze_without_loss(network, config.fitting(method))
         return network
     if name in base.ridges:
         raise UserError(f"base: knows {name} already; expected a base that has not seen the subject to tune")
@@ -134,14 +136,10 @@ def starting_network(
     network = copy.deepcopy(base) if method == "full_finetune" else share_weights(base, but=projector)
     adapters = config.fingerprint if method in ("mindtuner", "shuffled_brain") else RIDGE_ALONE
     network.add_fingerprint(name, n_voxels, adapters)
-    fitting = config.fitting(method)
     if method == "full_finetune":
-        for part, weight in (
-            *((part, 1) for part in (network.blocks, network.head, network.retrieval)),
-            (network.prior, fitting.prior_weight),
-            (network.lowlevel, fitting.lowlevel_weight),
-        ):
+        for part in (network.blocks, network.head, network.retrieval, network.prior, network.lowlevel):
             if part is not None:
-                part.requires_grad_(weight > 0)
-    network.ridges[name].requires_grad_(fitting.train_ridge)
+                part.requires_grad_(True)
+    network.ridges[name].requires_grad_(config.fitting(method).train_ridge)
+    freeze_without_loss(network, config.fitting(method))
     return network

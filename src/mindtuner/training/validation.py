@@ -6,6 +6,8 @@ is not, and its logarithm tells a little better from a little worse wherever it 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,17 +20,32 @@ from mindtuner.model.backbone import Centre
 from mindtuner.training.batches import Feed
 from mindtuner.training.targets import Targets
 
-DIRECTIONS = ("image", "brain", "text")
 NUMBERS = 2**29  # of the candidates' tokens, read at each validation: all training images of the demo, 1,260 of NSD's
 BLOCK = 2**25  # of them at a time
 TIE = 1e-6  # cosines
 TOGETHER = 64  # images whose text is asked for at a time
 
 
-def log_ranks(
+class Ranks(NamedTuple):
+    """How far down the right one stands, of each of n decoded images, by direction.
+
+    Attributes
+    ----------
+    log : dict of str to array (n,)
+        log(1 + rank), from log 2, where all are first; ties take the middle rank. ``image``: rank of the image for its brain.
+        ``brain``: of the brain for its image. ``text``: of the caption for the brain, of the images that have one.
+    among : dict of str to int
+        How many candidates there are.
+    """
+
+    log: dict[str, np.ndarray]
+    among: dict[str, int]
+
+
+def ranks_of(
     tokens: Tensor, text: Tensor, images: np.ndarray, targets: Targets, pool: np.ndarray, others: Tensor | None = None
-) -> dict[str, np.ndarray]:
-    """How far down the right one stands, as log(1 + rank), for each of n decoded images.
+) -> Ranks:
+    """Rank the right image, brain and caption of n decoded images.
 
     Parameters
     ----------
@@ -40,48 +57,44 @@ def log_ranks(
     pool : array, int (m,)
         The candidates, among them ``images``: each once. Captions that say the same are one candidate.
     others : tensor (k, T, D), optional
-        Retrieval tokens of brains that saw other images, more candidates where brains are looked for.
+        Retrieval tokens of brains that saw other images, more candidates where brains are looked for, beside the n.
 
     Returns
     -------
-    dict of str to array (n,)
-        ``image``: rank of the image for its brain. ``brain``: of the brain for its image, among all n and ``others``.
-        ``text``: of the caption for the brain, of the images that have one. From log 2, where all are first; ties take the
-        middle rank.
+    Ranks
 
     Examples
     --------
     >>> zeros = np.zeros((3, 1, 1, 1), np.float32)
     >>> targets = Targets(np.eye(3, dtype=np.float32)[:, None], np.eye(3, dtype=np.float32), zeros, zeros[0], zeros[0])
-    >>> found = log_ranks(torch.eye(3)[:2, None], torch.eye(3)[[1, 0]], np.arange(2), targets, np.arange(3))
-    >>> np.exp(found["image"]).round() - 1, (np.exp(found["text"]) - 1).round(1)
-    (array([1., 1.]), array([2.5, 2.5]))
+    >>> found = ranks_of(torch.eye(3)[:2, None], torch.eye(3)[[1, 0]], np.arange(2), targets, np.arange(3))
+    >>> np.expm1(found.log["image"]).round(1), np.expm1(found.log["text"]).round(1), found.among["brain"]
+    (array([1., 1.]), array([2.5, 2.5]), 2)
     """
-    own = np.searchsorted(pool, images, sorter=np.argsort(pool))
-    own = np.argsort(pool)[own]
-    said, right = F.normalize(tokens.flatten(1).float(), dim=1), targets.rows("tokens", images)
-    right = F.normalize(right.flatten(1), dim=1)
-    step = max(1, BLOCK // right[:1].numel())
-    blocks = np.array_split(pool, 1 + len(pool) // step)
-    among = torch.cat([said @ F.normalize(targets.rows("tokens", ids).flatten(1), dim=1).T for ids in blocks], dim=1)
-    brains = said if others is None else torch.cat([said, F.normalize(others.flatten(1).float(), dim=1)])
-    found = {"image": _log_rank(among, own), "brain": _log_rank(right @ brains.T, np.arange(len(said)))}
-    distinct, caption = distinct_captions(targets, pool)
-    has = caption[own] >= 0
-    found["text"] = _log_rank(
-        F.normalize(text[has].float(), dim=1) @ F.normalize(distinct, dim=1).T, caption[own][has].numpy()
-    )
-    return found
-
-
-def distinct_captions(targets: Targets, pool: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The captions (k, d) of the images ``pool`` (m,), each once, and which of them is each image's (m,), -1 for none."""
+    order = np.argsort(pool)
+    own = order[np.searchsorted(pool, images, sorter=order)]
+    said, right = _unit(tokens), _unit(targets.rows("tokens", images))
+    blocks = np.array_split(pool, 1 + len(pool) * right.shape[1] // BLOCK)
+    among = torch.cat([said @ _unit(targets.rows("tokens", ids)).T for ids in blocks], dim=1)
+    brains = said if others is None else torch.cat([said, _unit(others)])
     captions = targets.rows("text", pool)
     captioned = captions.abs().sum(1) > 0
     distinct, which = torch.unique(captions[captioned], dim=0, return_inverse=True)
     caption = torch.full((len(pool),), -1)
     caption[captioned] = which
-    return distinct, caption
+    has = captioned[own]
+    return Ranks(
+        {
+            "image": _log_rank(among, own),
+            "brain": _log_rank(right @ brains.T, np.arange(len(said))),
+            "text": _log_rank(_unit(text[has]) @ _unit(distinct).T, caption[own][has].numpy()),
+        },
+        {"image": len(pool), "brain": len(brains), "text": len(distinct)},
+    )
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.flatten(1).float(), dim=1)
 
 
 def _log_rank(similarity: Tensor, own: np.ndarray) -> np.ndarray:
@@ -119,7 +132,7 @@ def validate(
 ) -> dict[str, float]:
     """Scores on held-out training trials, each the mean over subjects.
 
-    They are the mean of ``log_ranks`` in each direction, that of the three, ``ranks``, and what chance gives of it; and L1 of
+    They are the mean of ``Ranks.log`` in each direction, that of the three, ``ranks``, and what chance gives of it; and L1 of
     the latents where there is a low-level module. Retrieval tokens are centred by the held-out trials themselves, so that
     no other trial has to be decoded.
     """
@@ -149,10 +162,9 @@ def validate(
         with runtime.autocast(dtype):
             text = torch.cat([network.projector(some.to(device)).float().cpu() for some in backbone.split(TOGETHER)])
         pool = candidates(targets, feed.subject.is_shared, images, seed)
-        among = {"image": len(pool), "brain": len(images), "text": len(distinct_captions(targets, pool)[0])}
-        ranks = log_ranks(centre(backbone, retrieval), text, images, targets, pool)
-        scores = {direction: float(ranks[direction].mean()) for direction in DIRECTIONS if len(ranks[direction])}
-        chances = [by_chance(among[direction]) for direction in scores]
+        ranks = ranks_of(centre(backbone, retrieval), text, images, targets, pool)
+        scores = {direction: float(values.mean()) for direction, values in ranks.log.items() if len(values)}
+        chances = [by_chance(ranks.among[direction]) for direction in scores]
         one = scores | {"ranks": float(np.mean(list(scores.values()))), "chance": float(np.mean(chances))}
         found.append(one if network.lowlevel is None else one | {"lowlevel": error / len(trials)})
     network.train()

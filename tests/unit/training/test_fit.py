@@ -110,6 +110,24 @@ def test_what_each_method_trains(quick, method):
             assert grown and all(v.abs().sum() > 0 for v in grown.values())
 
 
+def test_parts_without_a_loss_stay_as_they_are(quick):
+    """A log looks at each loss's gradient: the low-level module's has none where nothing before it trains."""
+    dataset, targets, base = quick
+    fit = dataclasses.replace(SHORT, prior_weight=0.0, clip_weight=0.0)
+    network = pretrain(dataset.without(subject=1), targets, dataclasses.replace(QUICK, pretrain=fit), 0)
+    trains = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
+    assert trains == {"ridges", "blocks", "head", "lowlevel"}
+    alone = dataclasses.replace(SHORT, start="closed_form", train_ridge=False)
+    config = dataclasses.replace(QUICK, tune=alone, fingerprint=FingerprintConfig(skip=False, lora_blocks=False))
+    records = []
+    tune(base, dataset.subject(1), targets, config, 0, log=records.append)
+    assert {"lowlevel", "softcont"} <= records[0]["losses"].keys() and "lowlevel" not in records[0]["gradients"]
+    none = dict.fromkeys(("prior_weight", "clip_weight", "lowlevel_weight", "regression_weight"), 0.0)
+    config = dataclasses.replace(QUICK, tune=dataclasses.replace(SHORT, **none), fingerprint=FingerprintConfig(skip=False))
+    with pytest.raises(UserError, match="loss weights: are 0 for all that the network has; expected one above 0"):
+        tune(base, dataset.subject(1), targets, config, 0)
+
+
 def test_frozen_weights_are_held_in_half_as_autocast_sees_them_and_come_back(quick):
     dataset, _, base = quick
     torch.manual_seed(0)

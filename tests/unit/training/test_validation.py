@@ -9,7 +9,9 @@ from scipy.spatial.distance import cdist
 from mindtuner.training import Targets, pretrain, tune
 from mindtuner.training import validation as instrument
 from mindtuner.training.batches import make_feeds, split_holdout
-from mindtuner.training.validation import by_chance, candidates, log_ranks, validate
+from mindtuner.training.validation import by_chance, candidates, ranks_of, validate
+
+DIRECTIONS = ("image", "brain", "text")
 
 
 def some_targets(rng, count=30, doubled=True):
@@ -34,25 +36,28 @@ def test_ranks_are_those_of_sorting_by_hand(monkeypatch, block):
     images = np.array([3, 9, 20, 12])
     said, text, others = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 3, 4), (4, 5), (6, 3, 4)))
     tensors = (torch.from_numpy(values) for values in (said, text))
-    found = log_ranks(*tensors, images, targets, pool, torch.from_numpy(others))
+    found = ranks_of(*tensors, images, targets, pool, torch.from_numpy(others))
     flat, brains = targets.tokens.reshape(30, -1), np.concatenate([said, others]).reshape(10, -1)
     to_images, to_brains = cdist(said.reshape(4, -1), flat[pool], "cosine"), cdist(flat[images], brains, "cosine")
     image = [position(row, list(pool).index(own)) for row, own in zip(to_images, images, strict=True)]
-    np.testing.assert_allclose(np.expm1(found["image"]), image)
-    np.testing.assert_allclose(np.expm1(found["brain"]), [position(row, k) for k, row in enumerate(to_brains)])
+    np.testing.assert_allclose(np.expm1(found.log["image"]), image)
+    np.testing.assert_allclose(np.expm1(found.log["brain"]), [position(row, k) for k, row in enumerate(to_brains)])
     words = [k for k in pool if k not in (7, 9)]  # said once, and said at all
     to_text = cdist(text, targets.text[words], "cosine")
     expected = [position(to_text[k], words.index(images[k])) for k in (0, 2, 3)]
-    np.testing.assert_allclose(np.expm1(found["text"]), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.expm1(found.log["text"]), expected, rtol=1e-5)
+    assert found.among == {"image": len(pool), "brain": 10, "text": len(words)}
 
 
 def test_chance_is_what_random_answers_score():
     rng = np.random.default_rng(1)
     targets, pool = some_targets(rng, 200, doubled=False), np.arange(200)
     tokens, text = torch.randn(200, 3, 4), torch.randn(200, 5)
-    found = log_ranks(tokens, text, pool, targets, pool)
-    for direction in instrument.DIRECTIONS:
-        assert found[direction].mean() == pytest.approx(by_chance(200), abs=4 * found[direction].std() / 200**0.5)
+    found = ranks_of(tokens, text, pool, targets, pool)
+    assert set(found.log) == set(DIRECTIONS)
+    for direction, values in found.log.items():
+        assert values.mean() == pytest.approx(by_chance(found.among[direction]), abs=4 * values.std() / 200**0.5)
+    assert set(found.among.values()) == {200}
 
 
 def test_candidates_are_training_images_and_hold_the_right_ones(monkeypatch):
@@ -76,6 +81,6 @@ def test_validation_is_far_below_chance_for_a_trained_network_and_at_chance_for_
         scores[method] = validate(network, feeds, held, targets, 0, torch.device("cpu"), torch.float32)
         assert network.training
     own, shuffled = scores["mindtuner"], scores["shuffled_brain"]
-    assert own["ranks"] == pytest.approx(np.mean([own[direction] for direction in instrument.DIRECTIONS]))
+    assert own["ranks"] == pytest.approx(np.mean([own[direction] for direction in DIRECTIONS]))
     assert own["ranks"] < 0.5 * own["chance"] and shuffled["ranks"] > 0.8 * shuffled["chance"]
     assert len(np.unique(held["subj01"].stimulus)) == round(0.2 * (len(targets) - TESTED))
