@@ -210,12 +210,12 @@ def test_the_same_seed_gives_the_same_results(smallest, whole, tmp_path):
 @pytest.mark.parametrize("stopped_in", ["pretrain", "tune", "embed"])
 def test_a_stopped_run_goes_on_with_what_is_whole(smallest, whole, tmp_path, monkeypatch, capsys, stopped_in):
     """Ctrl-C in a stage; the same command then gives what an unbroken run gives, and --force is not needed."""
-    from mindtuner.pipeline import base, demo, subject
+    from mindtuner.pipeline import base, demo, tuning
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    module, name = {"embed": (demo, "embed"), "pretrain": (base, "train"), "tune": (subject, "train")}[stopped_in]
+    module, name = {"embed": (demo, "embed"), "pretrain": (base, "train"), "tune": (tuning, "train")}[stopped_in]
     with monkeypatch.context() as patch:
         patch.setattr(module, name, stop)
         assert smallest(tmp_path / "stopped") == 130
