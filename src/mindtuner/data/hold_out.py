@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mindtuner.data.words import WORD
 from mindtuner.errors import UserError
 
 if TYPE_CHECKING:
     from mindtuner.data.dataset import Dataset
 
-_WORD = r"[^\W\d_]+"
-
 
 def category_words(category: str) -> tuple[str, ...]:
     """The words of a category, in lower case: "Ice cream" -> ("ice", "cream"). Raises UserError where it has none."""
-    words = tuple(re.findall(_WORD, category.lower()))
+    words = tuple(re.findall(WORD, category.lower()))
     if not words:
         raise UserError(f"hold_out_category: is {category!r}; expected a word or more, such as dog")
     return words
@@ -38,7 +37,7 @@ def shows(captions: Iterable[str], category: str) -> bool:
     *first, last = category_words(category)
     endings = {last, f"{last}s", f"{last}es", *([f"{last[:-1]}ies"] if last.endswith("y") else [])}
     for caption in captions:
-        words = re.findall(_WORD, caption.lower())
+        words = re.findall(WORD, caption.lower())
         for at in range(len(first), len(words)):
             if words[at] in endings and words[at - len(first) : at] == first:
                 return True
@@ -89,7 +88,7 @@ def _examples(dataset: Dataset) -> str:
     """The most frequent words of five letters or more in captions, for a message; nothing where there are none."""
     counts: dict[str, int] = {}
     for own in dataset.stimuli.captions:
-        for word in set(re.findall(_WORD, " ".join(own).lower())):
+        for word in set(re.findall(WORD, " ".join(own).lower())):
             if len(word) > 4:
                 counts[word] = counts.get(word, 0) + 1
     most = sorted(counts, key=lambda word: (-counts[word], word))[:3]

@@ -5,28 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mindtuner.data.words import COLOURS, STOP_WORDS, WORD
 from mindtuner.errors import UserError
-
-COLOURS = frozenset(
-    re.findall(
-        r"\w+",
-        "red orange yellow green blue purple pink brown black white grey gray golden silver beige turquoise violet",
-    )
-)
-
-_STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """a about above across after against all along also am among an and another any are around as at away
-    back be because been before behind being below beside between both but by can could do does down
-    during each either few for from front had has have he her here him his how i if in inside into is it
-    its itself just large left like little lot many may more most much my near next no not of off on one
-    onto or other others our out outside over own right s several she showing shown shows small so some
-    such t than that the their them then there these they this those through to together top toward
-    towards two under up upon very was we were what when where which while who whose will with within
-    without would you your""",
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -68,10 +48,10 @@ def content_labels(caption: str) -> SceneLabels:
     [('dog', ''), ('ball', 'red')]
     """
     objects, colour = [], ""
-    for word in re.findall(r"[^\W\d_]+", caption.lower()):
+    for word in re.findall(WORD, caption.lower()):
         if word in COLOURS:
             colour = word
-        elif word not in _STOP_WORDS:
+        elif word not in STOP_WORDS:
             objects.append(PlacedObject(word, "word", colour, 0.5, 0.5, 0.5))
             colour = ""
     if colour:
