@@ -12,6 +12,7 @@ from mindtuner.evaluation.scores.catalogue import ALWAYS
 from mindtuner.evaluation.scores.images import score_images
 from mindtuner.evaluation.scores.inputs import as_images
 from mindtuner.evaluation.scores.networks import Network
+from mindtuner.evaluation.scores.objects import Recognition
 from mindtuner.evaluation.scores.pictures import is_flat
 from mindtuner.evaluation.scores.preparation import OURS, Choices
 from mindtuner.evaluation.scores.retrieval import POOL, Retrieval, brain_retrieval, image_retrieval, pools, text_retrieval
@@ -35,6 +36,7 @@ class Truth:
     networks: Sequence[Network]  # features.LITE2, and those of networks.find_networks
     choices: Choices = OURS
     pool: int = POOL  # candidates of the smaller retrieval, where there are more
+    recognition: Recognition | None = None  # of what the p pictures show; None where that is not scored
 
     def __post_init__(self) -> None:
         if len(self.pictures):
@@ -81,7 +83,9 @@ def score_methods(
             name: MethodScores(summary | {"ci95": {"retrieval": _intervals(top1, seed)}}, top1, {}, {})
             for name, (top1, summary) in retrieved.items()
         }
-    scores, chance = score_images(truth.pictures, sets, truth.networks, truth.choices, list(picture.items()), seed, keep)
+    scores, chance = score_images(
+        truth.pictures, sets, truth.networks, truth.choices, list(picture.items()), seed, keep, truth.recognition
+    )
     found = {}
     for name, (top1, summary) in retrieved.items():
         own = {stage: values for (method, stage), values in scores.items() if method == name}

@@ -23,7 +23,8 @@ class Score:
     ``label`` and ``meaning`` are for people · ``higher_is_better`` · ``low``, ``high``: the range of values ·
     ``chance``: ONE_IN_N, 1 / candidates; ONE_HALF, 0.5; RANDOM_PAIRS, measured for each method on random pairings ·
     ``share``: a share of images or comparisons, which people like in percent · ``network``: the name in
-    ``networks.NETWORKS`` of the one that it needs; None for none, and for ``two_way``, whose network the package has
+    ``networks.FORMS`` of the one that it needs; None for none, and for ``two_way`` and the words recognised, whose network
+    the package has
     """
 
     part: str
@@ -55,10 +56,16 @@ def _distance(name: str, label: str, layer: str, network: str) -> Score:
     )
 
 
-def _caption(name: str, label: str, how: str, low: float) -> tuple[Score, Score]:
+def _caption(name: str, label: str, how: str, low: float = 0.0, share: bool = False) -> tuple[Score, Score]:
     return tuple(
-        Score(part, name, label, f"the caption {what}, by {how}", low=low, chance=RANDOM_PAIRS)
+        Score(part, name, label, f"the caption {what}, by {how}", low=low, chance=RANDOM_PAIRS, share=share)
         for part, what in (("captions", "read"), ("written", "written"))
+    )
+
+
+def _recognised(name: str, label: str, meaning: str) -> Score:
+    return Score(
+        "reconstruction", name, label, f"{meaning}, by a probe of EfficientNet-lite2", chance=RANDOM_PAIRS, share=True
     )
 
 
@@ -75,13 +82,22 @@ SCORES = (
     _distance("efficientnet_b1", "EffNet-B1", "EfficientNet-B1's pooled features", "efficientnet_b1"),
     _distance("swav", "SwAV", "SwAV-ResNet50's pooled features", "swav_resnet50"),
     _two_way("two_way", "Two-way", "EfficientNet-lite2's pooled features", None),
+    _recognised("objects", "Objects", "of the things shown, how many are recognised"),
+    _recognised("objects_f1", "Objects F1", "things recognised, F1"),
+    _recognised("colours", "Colours", "of the colours shown, how many are recognised"),
+    _recognised("places", "Places", "of the places shown, how many are recognised"),
     *_caption("meteor", "METEOR", "words that match, also by stem or synonym", 0.0),
     *_caption("rouge_1", "ROUGE-1", "words that both have", 0.0),
     *_caption("rouge_l", "ROUGE-L", "longest common sequence of words", 0.0),
     *_caption("sentence_bert", "Sentence-BERT", "similarity by all-MiniLM-L6-v2", -1.0),
     *_caption("clip_b", "CLIP-B", "similarity by CLIP ViT-B/32's text tower", -1.0),
     *_caption("clip_l", "CLIP-L", "similarity by CLIP ViT-L/14's text tower", -1.0),
+    *_caption("objects", "Objects", "the share of the things shown that it names", share=True),
+    *_caption("objects_f1", "Objects F1", "F1 of the things that it names", share=True),
+    *_caption("colours", "Colours", "the share of the colours shown that it names", share=True),
+    *_caption("places", "Places", "the share of the places shown that it names", share=True),
 )
+RECOGNISED = ("objects", "objects_f1", "colours", "places")  # what needs captions of training images
 ALWAYS = {"retrieval": ("image", "brain", "text"), "reconstruction": ("pixcorr", "ssim", "two_way")}  # in every run
 
 

@@ -113,7 +113,7 @@ class EncodingFeatures:
     def __call__(self, images, batch: int = BATCH) -> np.ndarray:
         """Features of the images. Raises UserError for another shape, NaN, or values outside 0..1."""
         pixels = as_images(images, "images")
-        found = [_joined(self.reader(pixels[start : start + batch])) for start in range(0, len(pixels), batch)]
+        found = [joined(self.reader(pixels[start : start + batch])) for start in range(0, len(pixels), batch)]
         return np.concatenate(found) if found else np.empty((0, self.width), np.float32)
 
 
@@ -129,12 +129,12 @@ class KeptFeatures:
     def keep(self, key: Hashable, features: Mapping[str, torch.Tensor]) -> None:
         """Keep features of k pictures of the set ``key``; nothing where they have no "places"."""
         if "places" in features:
-            self.parts.setdefault(key, []).append(_joined(features))
+            self.parts.setdefault(key, []).append(joined(features))
 
     def __getitem__(self, key: Hashable) -> np.ndarray:
         return np.concatenate(self.parts[key])
 
 
-def _joined(features: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Both groups side by side, float32 (n, 1664)."""
+def joined(features: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """Both groups of ``EncodingFeatures`` side by side, float32 (n, 1664)."""
     return torch.cat([features["places"].flatten(1), features["two_way"]], 1).cpu().numpy()

@@ -16,9 +16,10 @@ import torch
 from mindtuner import runtime
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores import catalogue
-from mindtuner.evaluation.scores.features import Reader
+from mindtuner.evaluation.scores.features import Reader, joined
 from mindtuner.evaluation.scores.inputs import as_images
 from mindtuner.evaluation.scores.networks import Network
+from mindtuner.evaluation.scores.objects import Recognition
 from mindtuner.evaluation.scores.pictures import Lineup, pixel_scores, standardised
 from mindtuner.evaluation.scores.preparation import OURS, Choices
 from mindtuner.evaluation.statistics import random_pairs
@@ -34,6 +35,7 @@ def score_images(
     chance_of: Collection[Hashable] = (),
     seed: int = 0,
     keep: Callable[[Hashable, dict[str, torch.Tensor]], None] | None = None,
+    recognition: Recognition | None = None,
 ) -> tuple[dict, dict]:
     """Scores of each set of pictures, and of those in ``chance_of`` the scores that chance would give.
 
@@ -41,6 +43,7 @@ def score_images(
     networks : see ``networks.find_networks``; PixCorr and SSIM need none
     keep : is called with what networks make of each group of pictures, in order, before it is compared: of the sets in
         ``chance_of`` by their key, of the originals by None
+    recognition : what the p originals show; looks for it in the pictures, where ``features.LITE2`` is among the networks
 
     Returns ({set: {score: float64 (p,)}}, {set: {score: float}}) with scores by the names and in the order of the
     catalogue. Chance is there for scores without an analytic one: the mean over 1,000 random pairings. PixCorr of a flat
@@ -67,7 +70,11 @@ def score_images(
             found = pixel_scores(pictures, true, choices, *distinct)  # of few images the same pairs are drawn again and again
             chance[key] = {name: _mean(values[drawn]) for name, values in found.items()}
 
+    likely: dict[Hashable, list[np.ndarray]] = {}
+
     def watched(key: Hashable, features: dict[str, torch.Tensor]) -> None:
+        if recognition and "places" in features:
+            likely.setdefault(key, []).append(recognition.probe(joined(features)))
         if keep and (key is None or key in chance):
             keep(key, features)
 
@@ -77,6 +84,11 @@ def score_images(
             scores[key] |= found
             if key in chance:
                 chance[key] |= by_chance
+    for key in set(likely) & set(scores):
+        said = np.concatenate(likely[key])
+        scores[key] |= recognition.scores(said)
+        if key in chance:
+            chance[key] |= recognition.chance(said, pairs)
     order = list(catalogue.of_part("reconstruction"))
     return tuple(
         {key: {name: own[name] for name in order if name in own} for key, own in table.items()} for table in (scores, chance)
