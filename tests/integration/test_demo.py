@@ -15,6 +15,7 @@ from mindtuner.config import load_config
 from mindtuner.evaluation.results import load_run
 from mindtuner.evaluation.schema import METHODS
 from mindtuner.files import claim_folder
+from mindtuner.simulation.drawing import KINDS
 from mindtuner.training import METHODS as TRAINED
 from mindtuner.training import load_network, read_card
 
@@ -74,7 +75,12 @@ def test_results_have_the_fields_of_the_schema(results):
         assert "written" not in method  # the compact generator writes nothing
     n = load_config("quick").simulate.shared_images
     assert results["chance"]["retrieval"] == {d: pytest.approx(1 / n, abs=1e-6) for d in ("image", "brain", "text")}
-    assert results["chance"]["two_way"] == 0.5 and set(results["chance"]["reconstruction"]) == {"pixcorr", "ssim"}
+    assert results["chance"]["two_way"] == 0.5
+    recognised = {"objects", "objects_f1", "colours", "places"}
+    assert set(results["chance"]["reconstruction"]) == {"pixcorr", "ssim", *recognised}
+    assert {*results["objects"]["words"]["objects"]} <= {*KINDS} and set(results["objects"]["seen"]) == recognised
+    for kind in ("colours", "places"):  # what a picture is scored by, the seen picture reaches
+        assert results["objects"]["seen"][kind]["mean"] > 2 * results["chance"]["reconstruction"][kind]["mindtuner"]
     assert results["timing_s"]["total"] >= sum(v for k, v in results["timing_s"].items() if k != "total") - 0.01
     assert 100 < results["peak_memory_mb"] < 8192
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from mindtuner.evaluation.scores.captions import CaptionScorer, caption_scores
+from mindtuner.evaluation.scores.catalogue import RECOGNISED
 from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, KeptFeatures, Lite2
 from mindtuner.evaluation.scores.images import score_images
+from mindtuner.evaluation.vocabulary import Vocabulary
 from mindtuner.formats import load
 from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, score_captions
+from mindtuner.pipeline.objects import Shown
 from mindtuner.pipeline.painting import Painted
 
 REFERENCES = [("a red dog", "a dog"), (), ("two cars at night",), ("a house",)]
@@ -119,6 +122,60 @@ def test_the_brain_of_the_seen_picture_is_the_reference(simulated):
         assert found["seen"] == results["methods"]["prior_only"]["brain"][region]["seen"]
     assert own["nsd_general"]["correlation"] != results["methods"]["prior_only"]["brain"]["nsd_general"]["correlation"]
     assert results["brain"]["features"] == EncodingFeatures.width
+
+
+@pytest.fixture
+def patterns():
+    """80 pictures of stripes or squares, red or blue, by day or at night, and captions that say so; the last 20 are test."""
+    rng = np.random.default_rng(0)
+    pixels, captions = np.empty((80, 3, 64, 64), np.uint8), []
+    y, x = np.mgrid[:64, :64]
+    for picture in pixels:
+        square, blue, night = rng.integers(2, size=3)
+        ink = ((x // 8 + (y // 8 if square else 0)) % 2)[None] * np.array([60, 60, 230] if blue else [230, 60, 60])[
+            :, None, None
+        ]
+        picture[:] = (ink + rng.integers(20, 25)) * (0.2 if night else 1)
+        captions.append(
+            (f"a {'blue' if blue else 'red'} {'square' if square else 'stripe'} {'at night' if night else 'in a room'}",)
+        )
+    return SimpleNamespace(captions=captions, is_shared=np.arange(80) >= 60), pixels
+
+
+def test_a_probe_recognises_what_the_captions_of_unseen_pictures_name(patterns):
+    """It looks at training images alone, without those that a control shows."""
+    stimuli, pixels = patterns
+    shown, hidden = np.arange(60, 80), pixels.copy()
+    hidden[[0, 1, *shown]] = 0
+    found = Shown.of(stimuli, shown, hidden, without=[0, 1])
+    assert found.training == 58 and found.missing == {} and found.recognition is not None
+    np.testing.assert_array_equal(found.recognition.probe.mean, EncodingFeatures()(pixels[2:60]).astype(np.float64).mean(0))
+    block = found.reference_block(EncodingFeatures()(pixels[shown]), seed=0)
+    assert block["words"] == {"objects": ["square", "stripe"], "colours": ["blue", "red"], "places": ["night", "room"]}
+    assert set(block["seen"]) == set(RECOGNISED) and all(about["mean"] > 0.9 for about in block["seen"].values())
+    wrong = found.recognition.scores(found.recognition.probe(EncodingFeatures()(pixels[shown[::-1]])))
+    assert all(values.mean() < 0.8 for values in wrong.values())
+
+
+def test_without_captions_nothing_is_looked_for_and_the_scores_are_named(patterns):
+    stimuli, pixels = patterns
+    stimuli.captions = [()] * 80
+    found = Shown.of(stimuli, np.arange(60, 80), pixels)
+    assert found.recognition is None and found.training == 0 and set(found.missing) == set(RECOGNISED)
+    nothing = Shown.of(stimuli, np.arange(0), pixels)
+    assert nothing.recognition is None and nothing.missing == {}  # no picture was painted
+
+
+def test_captions_are_scored_by_the_words_they_name_too():
+    painted = {"mindtuner": Painted({}, [], ["a dog", "a tree", "a car at night", "a house"])}
+    vocabulary = Vocabulary.of(REFERENCES, fewest=1)
+    results, per_image = empty(*painted), {}
+    score_captions(results, per_image, painted, REFERENCES, CaptionScorer({}), 0, vocabulary)
+    own = results["methods"]["mindtuner"]
+    assert own["captions"]["objects"] == own["captions"]["objects_f1"] == pytest.approx(2 / 3, abs=1e-6)  # "cars" is no "car"
+    assert own["ci95"]["captions"]["objects"] == [0, 1] and results["chance"]["captions"]["objects"]["mindtuner"] < 0.5
+    assert np.isnan(per_image["mindtuner/captions/objects"][1])
+    assert {"colours", "places"} <= set(results["setting"]["scores"]["captions_not_scored"])  # a single image has one
 
 
 def test_too_few_images_are_said_so():

@@ -33,6 +33,10 @@ def chance_of(chance: dict, score: Score, method: str = "mindtuner") -> float | 
 def remarks(results: dict) -> list[str]:
     """What a reader of the table has to know: scores where less is better, networks, what is left out, smaller pools."""
     own = results["setting"]["scores"]
+    seen = [
+        f"{of_part('reconstruction')[name].label} {found['mean']:.3f}"
+        for name, found in results.get("objects", {"seen": {}})["seen"].items()
+    ]
     undefined = results["undefined"].get("pixcorr", {"left_out": {"count": 0}, "counted_zero": {}})  # none without pictures
     by = [f"{', '.join(network['layers'])} by {network['network']}" for network in own["networks"].values()]
     said = [f"networks: {'; '.join(by)}", not_scored(own["not_scored"])]
@@ -42,6 +46,7 @@ def remarks(results: dict) -> list[str]:
         if not score.higher_is_better and score.name in next(iter(results["methods"].values())).get("reconstruction", ())
     ]
     said.append(f"lower is better: {', '.join(lower)}" if lower else "")
+    said.append(f"of the seen pictures themselves: {', '.join(seen)}" if seen else "")
     if undefined["left_out"]["count"]:
         said.append(
             f"PixCorr leaves out {undefined['left_out']['count']} seen images of one value everywhere: "

@@ -16,7 +16,9 @@ from mindtuner.evaluation.encoding import FOLDS
 from mindtuner.evaluation.results import rounded
 from mindtuner.evaluation.scores.captions import CaptionScorer, ClipTextEncoder, caption_block, find_wordnet
 from mindtuner.evaluation.scores.features import EncodingFeatures, KeptFeatures
+from mindtuner.evaluation.scores.objects import named_block
 from mindtuner.evaluation.scores.preparation import OURS, Choices
+from mindtuner.evaluation.vocabulary import Vocabulary
 from mindtuner.pipeline.features import TextEncoder
 from mindtuner.pipeline.painting import Painted
 from mindtuner.runtime import progress
@@ -50,10 +52,12 @@ def score_captions(
     references: list[tuple[str, ...]],
     scorer: CaptionScorer,
     seed: int,
+    vocabulary: Vocabulary | None = None,
 ) -> None:
     """Score the captions that correct the pictures, and those that a network wrote where one did.
 
     ``references`` are those of the p images painted. Where fewer than two of these have any, there is nothing to score.
+    ``vocabulary``: the words of which those that both name are scored too.
     """
     results["setting"]["scores"]["captions_not_scored"] = dict(scorer.missing)
     if sum(bool(group) for group in references) < 2:
@@ -66,6 +70,11 @@ def score_captions(
     ]
     for method, part, captions in progress(given, "captions", len(given), "set"):
         block, values = caption_block(captions, references, scorer, seed)
+        if vocabulary:
+            named, by_words = named_block(captions, references, vocabulary, seed)
+            block["scores"] |= named["scores"]
+            values |= by_words
+            results["setting"]["scores"]["captions_not_scored"] |= named["missing"]
         found = rounded(block["scores"])
         own, chance = results["methods"][method], results["chance"].setdefault(part, {})
         own[part] = {score: about["mean"] for score, about in found.items()}

@@ -22,6 +22,7 @@ from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.base import held_out
 from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.pipeline.features import Features, TextEncoder
+from mindtuner.pipeline.objects import Shown
 from mindtuner.pipeline.results import Results
 from mindtuner.pipeline.run_folder import SETTINGS, claim, command_in, log_entries, refuse_overlap, settings_text
 from mindtuner.pipeline.setting import captions_note, describe_setting, generator_note, hold_out_note, scores_apart
@@ -193,22 +194,28 @@ def measure(
         bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder)
         painted = paint_all(decoded, generator, bank, test, parts)
     with watch.stage("score"):
-        kept = KeptFeatures()
-        scores = score_all(decoded, painted, test, config.seed, scoring, kept)
+        kept, shown, pixels = KeptFeatures(), test.images[test.shown], test.caches["pixels"]
+        # The probe is not to know the very pictures that a control shows.
+        found = decoded["nearest_training_image"].found[test.shown]
+        objects = Shown.of(dataset.stimuli, shown, pixels, found, scoring.choices)
+        scores = score_all(decoded, painted, test, config.seed, scoring, kept, objects.recognition)
     setting = describe_setting(config, dataset, hour, base, test, bank, command)
     setting["scores"] = scoring.described()
+    setting["scores"]["not_scored"] |= objects.missing
     setting["stimuli_note"] = " ".join(
         filter(None, [note, captions_note(bank, test), hold_out_note(config.hold_out_category)])
     )
     with watch.stage("words and brain"):
         # How long it took, and how much memory, is known at the end.
-        shown = test.images[test.shown]
         results = build_results(setting, scores, {}, 0, config.seed, shown)
         per_image = per_image_scores(scores, test.images, test.shown, test.texts)
         references = [test.captions[k] for k in test.shown] if len(shown) else test.captions
-        score_captions(results, per_image, painted, references, caption_scorer(scoring.folder, text_encoder), config.seed)
+        scorer = caption_scorer(scoring.folder, text_encoder)
+        score_captions(results, per_image, painted, references, scorer, config.seed, objects.vocabulary)
+        if objects.recognition:
+            results["objects"] = objects.reference_block(kept[None], config.seed)
         whole = dataset.subject(hour.number)
-        score_brain(results, per_image, kept, whole, shown, test.caches["pixels"], config.seed, scoring.choices)
+        score_brain(results, per_image, kept, whole, shown, pixels, config.seed, scoring.choices)
         if config.hold_out_category:
             results["held_out"] = scores_apart(per_image, dataset.stimuli, config.seed)
     results |= rounded({"timing_s": watch.total(), "peak_memory_mb": runtime.peak_memory_mb()})

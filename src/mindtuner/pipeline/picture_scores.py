@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindtuner.errors import UserError
-from mindtuner.evaluation.scores.catalogue import ONE_HALF, find, of_part
+from mindtuner.evaluation.scores.catalogue import ONE_HALF, RECOGNISED, find, of_part
 from mindtuner.evaluation.scores.images import score_images
 from mindtuner.evaluation.scores.networks import not_scored
 from mindtuner.evaluation.scores.picture_files import read_pairs
@@ -84,12 +84,15 @@ def score_pictures(
     ['ssim']
     """
     scoring = scoring or Scoring()
+    missing = scoring.missing | dict.fromkeys(RECOGNISED, "needs captions of training images")
     wanted = list(of_part("reconstruction"))
     if scores is not None:
         wanted = [find("reconstruction", name.strip(), "scores").name for name in scores]
         for name in wanted:
-            if name in scoring.missing:
-                raise UserError(f"scores: {name} cannot be had ({scoring.missing[name]}); expected its network")
+            if name in RECOGNISED:
+                raise UserError(f"scores: {name} cannot be had of two folders ({missing[name]}); expected other scores")
+            if name in missing:
+                raise UserError(f"scores: {name} cannot be had ({missing[name]}); expected its network")
     names, originals, pictures = read_pairs(Path(seen), Path(painted))
     networks = [network for network in scoring.networks if set(network.layers) & set(wanted)]
     values, chance = score_images(originals, {"painted": pictures}, networks, scoring.choices, ["painted"], seed)
@@ -107,4 +110,4 @@ def score_pictures(
         where: [name for name, is_one in zip(names, is_flat(images), strict=True) if is_one]
         for where, images in (("seen", originals), ("painted", pictures))
     }
-    return PictureScores(found, flat, scoring.described(), scoring.missing if scores is None else {})
+    return PictureScores(found, flat, scoring.described(), missing if scores is None else {})

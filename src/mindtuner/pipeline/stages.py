@@ -19,6 +19,7 @@ from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.features import LITE2, KeptFeatures
 from mindtuner.evaluation.scores.networks import find_networks
+from mindtuner.evaluation.scores.objects import Recognition
 from mindtuner.evaluation.scores.preparation import OURS, PUBLISHED
 from mindtuner.evaluation.scores.retrieval import POOL, Retrieval, top5_ids
 from mindtuner.evaluation.scoring import MethodScores, Truth, retrieve, score_methods
@@ -70,7 +71,7 @@ class Scoring:
         return {
             **self.choices.described(),
             "networks": {network.name: network.described() for network in self.networks},
-            "not_scored": self.missing,
+            "not_scored": dict(self.missing),
             "retrieval_pool": self.pool,
         }
 
@@ -265,10 +266,12 @@ def score_all(
     seed: int,
     scoring: Scoring,
     kept: KeptFeatures | None = None,
+    recognition: Recognition | None = None,
 ) -> dict[str, MethodScores]:
     """Scores of every method against the test images.
 
-    ``kept`` takes what the brain's encoding model needs of the pictures, where one is asked for.
+    ``kept`` takes what the brain's encoding model needs of the pictures, where one is asked for. ``recognition`` looks for
+    what the images painted show (``pipeline/objects.py``).
 
     Images without a caption are left out of text retrieval; where none has one, all texts are the same, and the score is
     chance.
@@ -281,6 +284,7 @@ def score_all(
         scoring.networks,
         scoring.choices,
         scoring.pool,
+        recognition,
     )
     predicted = {}
     for method, one in decoded.items():
