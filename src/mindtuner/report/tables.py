@@ -36,6 +36,7 @@ def of_run(results: dict) -> dict:
     return {
         "tables": [table for part in PARTS for table in tables(results, part)],
         "not_scored": not_scored(results),
+        "recognised": recognised(results),
         "single_trials": single_trials(results),
         "stages": stage_scores(results),
         "regions": regions(results),
@@ -237,8 +238,21 @@ def held_out(results: dict) -> dict | None:
     return {"category": block["category"], "images": len(block["images"]), "left_out": block["left_out"], "groups": groups}
 
 
+def recognised(results: dict) -> dict | None:
+    """What is recognised in the seen pictures themselves, and by how many training images and words; None without."""
+    block = results.get("objects")
+    if not block:
+        return None
+    seen = {score_of("reconstruction", name): found["mean"] for name, found in block["seen"].items()}
+    return {
+        "training": f"{block['training_images']:,}",
+        "words": f"{sum(map(len, block['words'].values())):,}",
+        "seen": ", ".join(f"{score.label} {show(score, value)}{unit(score)}" for score, value in seen.items()),
+    }
+
+
 def not_scored(results: dict) -> str:
-    """Names of the scores that the run had no network for; none where there was nothing to score by one."""
+    """Names of the scores that lacked what they need; none where there was nothing to score."""
     if not scores_in(results, "reconstruction"):
         return ""
     scores = results["setting"].get("scores")

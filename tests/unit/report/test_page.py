@@ -129,7 +129,22 @@ def test_further_scores_are_shown_by_label_and_by_image(tmp_path):
     assert scores["retrieval/image"] == [round(n / TESTS, 4) for n in SEEN]  # the position in the test list
     assert scores["retrieval/text"] == [round(n / TESTS, 4) if n else None for n in SEEN]  # image 0 has no text
     assert not held["written"]
-    assert "Not scored, because their networks were not there: AlexNet(5)." in write_report(run).read_text(encoding="utf-8")
+    assert "Not scored, because what they need was not there: AlexNet(5)." in write_report(run).read_text(encoding="utf-8")
+
+
+def test_what_is_recognised_in_the_seen_pictures_is_said(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert tables.recognised(load_run(run).results) is None
+    seen = {name: {"mean": mean, "ci95": [0, 1]} for name, mean in (("objects", 0.8125), ("places", 1.0))}
+    words = {"objects": ["cat", "dog"], "colours": [], "places": ["beach"]}
+    edit(run / "results.json", "objects", value={"training_images": 1500, "words": words, "seen": seen})
+    told = tables.recognised(load_run(run).results)
+    assert told == {
+        "training": "1,500",
+        "words": "3",
+        "seen": "Objects 81.2\N{NO-BREAK SPACE}%, Places 100.0\N{NO-BREAK SPACE}%",
+    }
+    assert "In the seen pictures themselves it recognises Objects 81.2" in write_report(run).read_text(encoding="utf-8")
 
 
 def test_captions_read_and_written_stand_apart(tmp_path):
