@@ -195,9 +195,10 @@ def measure(
         painted = paint_all(decoded, generator, bank, test, parts)
     with watch.stage("score"):
         kept, shown, pixels = KeptFeatures(), test.images[test.shown], test.caches["pixels"]
+        nearest = decoded["nearest_training_image"].found
+        assert nearest is not None
         # The probe is not to know the very pictures that a control shows.
-        found = decoded["nearest_training_image"].found[test.shown]
-        objects = Shown.of(dataset.stimuli, shown, pixels, found, scoring.choices)
+        objects = Shown.of(dataset.stimuli, shown, pixels, nearest[test.shown], scoring.choices)
         scores = score_all(decoded, painted, test, config.seed, scoring, kept, objects.recognition)
     setting = describe_setting(config, dataset, hour, base, test, bank, command)
     setting["scores"] = scoring.described()
