@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -43,6 +43,11 @@ class Predictions:
     retrieval_tokens: np.ndarray
     latents: np.ndarray | None
     text: np.ndarray
+
+    def rows(self, which: np.ndarray) -> Predictions:
+        """Of some of the images, by position (m,)."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Predictions(**{name: None if array is None else array[which] for name, array in own.items()})
 
 
 class Decoder:
@@ -152,6 +157,28 @@ class Decoder:
             )
             for name, shown, means in zip(voxels, images, averaged, strict=True)
         }
+
+    @torch.no_grad()
+    def trial_texts(self, voxels: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """Text of one subject's trials, each by itself, as if its ridge had been fitted without the trial's image.
+
+        Parameters
+        ----------
+        voxels : array, float32 (n, V)
+        shift : array, float32 (n, h)
+            What such a ridge says otherwise, ``Feed.shift``.
+
+        Returns
+        -------
+        array, float32 (n, d)
+            Unit vectors.
+        """
+        name, texts = self._named(None), []
+        for some in np.array_split(np.arange(len(voxels)), 1 + len(voxels) // self._together):
+            betas, added = (torch.from_numpy(array[some]).to(device()) for array in (voxels, shift))
+            said = self._network_of(name)(betas, name, added, lowlevel=False)
+            texts.append(self.text_of(said.backbone_tokens, name))
+        return np.concatenate(texts)
 
     def image_tokens(self, backbone_tokens: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Image tokens to paint from: a sample of the prior, or with one step the tokens to expect.

@@ -139,11 +139,11 @@ class PhraseBank:
 
     @classmethod
     def of(
-        cls, stimuli: Stimuli, training_images: np.ndarray, encoder: TextEncoder, least: int = LEAST, most: int = MOST
+        cls, stimuli: Stimuli, training_images: np.ndarray, encoder: TextEncoder | None, least: int = LEAST, most: int = MOST
     ) -> PhraseBank:
         """The phrases of the captions of ``training_images`` (ids) that at least ``least`` of them have; the ``most`` common.
 
-        Raises ValueError if one of the images is a test image.
+        Without an encoder its embeddings have no column. Raises ValueError if one of the images is a test image.
         """
         if stimuli.is_shared[training_images].any():
             raise ValueError("training_images: holds a test image")
@@ -157,7 +157,9 @@ class PhraseBank:
         pairs = [(row, position[phrase]) for row, phrases in enumerate(said) for phrase in phrases if phrase in position]
         rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
         shown = csr_array((np.ones(len(pairs), np.float32), (rows, columns)), shape=(len(said), len(position)))
-        embeddings = encoder.embed(list(position)) if position else np.empty((0, 0), np.float32)
+        embeddings = np.empty((len(position), 0), np.float32)
+        if encoder is not None and position:
+            embeddings = encoder.embed(list(position))
         return cls(list(position), embeddings, np.asarray(training_images), shown)
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mindtuner.data import Stimuli
+from mindtuner.decoding.phrases import PhraseBank
+from mindtuner.decoding.reading import sentence
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.towers.openclip import OpenClipTextEncoder
 
@@ -40,14 +42,35 @@ class TextBank:
 
 @dataclass(frozen=True)
 class Words:
-    """What brains say in words: text (n, d), and the bank that it is read with.
+    """What brains say in words: all that a generator may correct pictures by.
 
-    It carries all that a generator may correct pictures by: embeddings for one that reads those, texts and captions for one
-    that reads prompts.
+    Attributes
+    ----------
+    text : array (n, d)
+        In the text tower's space.
+    bank : TextBank
+        Captions that it is read with.
+    said : list of n lists of (str, float), optional
+        Phrases that were composed, with their probabilities; None where the nearest captions stand for them.
+    phrase_bank : PhraseBank, optional
+        Where these phrases are from.
+
+    Examples
+    --------
+    >>> bank = TextBank(["a cat", "a dog in the sea"], np.eye(2, dtype=np.float32), 0)
+    >>> Words(np.array([[0.1, 0.9]]), bank).prompts
+    ['a dog in the sea']
     """
 
     text: np.ndarray
     bank: TextBank
+    said: list[list[tuple[str, float]]] | None = None
+    phrase_bank: PhraseBank | None = None
+
+    def rows(self, which: np.ndarray | slice) -> Words:
+        """Those of some of the brains."""
+        said = None if self.said is None else [self.said[k] for k in np.arange(len(self.said))[which]]
+        return replace(self, text=self.text[which], said=said)
 
     @functools.cached_property
     def nearest(self) -> np.ndarray:
@@ -63,3 +86,34 @@ class Words:
     def embeddings(self) -> np.ndarray:
         """Those captions' embeddings (n, d)."""
         return self.bank.embeddings[self.nearest]
+
+    @property
+    def phrases(self) -> list[list[str]]:
+        """Of each brain its phrases: those composed, or the whole caption."""
+        if self.said is None:
+            return [[caption] for caption in self.captions]
+        return [[phrase for phrase, _ in some] for some in self.said]
+
+    @property
+    def probabilities(self) -> list[list[float]]:
+        """Of each brain, how sure it is of its phrases; of whole captions it is unknown, and the lists are empty."""
+        return [[sure for _, sure in some] for some in self.said or [[]] * len(self.text)]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Of each brain a sentence of its phrases, "" where it is sure of nothing."""
+        return [sentence(phrases) for phrases in self.phrases]
+
+    @property
+    def phrase_embeddings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of the phrases float32 (n, P, d), zeros where a brain has fewer, and where there is one, bool (n, P)."""
+        if self.said is None:
+            return self.embeddings[:, None].astype(np.float32), np.ones((len(self.text), 1), bool)
+        assert self.phrase_bank is not None  # where there are phrases
+        position = {phrase: k for k, phrase in enumerate(self.phrase_bank.phrases)}
+        found = np.zeros((len(self.said), max(map(len, self.said), default=0), self.text.shape[1]), np.float32)
+        there = np.zeros(found.shape[:2], bool)
+        for k, phrases in enumerate(self.phrases):
+            found[k, : len(phrases)] = self.phrase_bank.embeddings[[position[phrase] for phrase in phrases]]
+            there[k, : len(phrases)] = True
+        return found, there

@@ -14,7 +14,7 @@ from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
 from mindtuner.generators.git_captioner import GitCaptioner
 from mindtuner.generators.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED, usable_device
-from mindtuner.generators.prompts import build_prompts
+from mindtuner.generators.prompts import prompts_of
 from mindtuner.generators.sdxl import SdxlRefiner, blend
 from mindtuner.generators.unclip import CARD, TRAINED_SIDE, UnclipGenerator, read_card
 from mindtuner.towers.sd_vae import StableAutoencoder
@@ -124,7 +124,7 @@ class FullSizeGenerator:
         if lowlevel is not None and self.autoencoder is not None:
             found[LOWLEVEL] = self.autoencoder.decode(lowlevel)
         found[RECONSTRUCTED] = self.unclip.pictures(self.unclip.generate(tokens, images, f"paint {title}"))
-        prompts = build_prompts(words.text, self.categories, words.bank)
+        prompts = prompts_of(words, self.categories)
         found[CORRECTED] = self.refiner.correct(found[RECONSTRUCTED], prompts, images, f"correct {title}")
         if LOWLEVEL in found:
             found[BLENDED] = blend(found[CORRECTED], found[LOWLEVEL])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 import numpy as np
 
-from mindtuner.decoding.words import TextBank
+from mindtuner.decoding.words import TextBank, Words
 
 COCO_CATEGORIES = (  # the 80 kinds of object that COCO's annotators marked; NSD's images are COCO's
     "person",
@@ -92,6 +93,9 @@ COCO_CATEGORIES = (  # the 80 kinds of object that COCO's annotators marked; NSD
 )
 
 
+PHOTO = "a photo of "
+
+
 class TextEncoder(Protocol):
     """Any text tower."""
 
@@ -101,14 +105,41 @@ class TextEncoder(Protocol):
 
 def category_bank(encoder: TextEncoder, categories: tuple[str, ...] = COCO_CATEGORIES) -> TextBank:
     """Category prompts and their embeddings. They name kinds of things and no image, so no test image can leak in."""
-    prompts = [f"a photo of {_article(name)}{name}" for name in categories]
+    prompts = [f"{PHOTO}{_article(name)}{name}" for name in categories]
     return TextBank(prompts, encoder.embed(prompts), 0)
+
+
+def prompts_of(words: Words, categories: TextBank, top_categories: int = 2) -> list[str]:
+    """One prompt for each brain: the sentence of its phrases, then the category prompts nearest to its text.
+
+    A category that the sentence names already is not said again. Without composed phrases it is ``build_prompts``.
+
+    Parameters
+    ----------
+    words : Words
+    categories : TextBank
+        Of ``category_bank``.
+    top_categories : int
+
+    Returns
+    -------
+    list of n str
+    """
+    if words.said is None:
+        return build_prompts(words.text, categories, words.bank)
+    prompts = []
+    for sentence, text in zip(words.prompts, words.text, strict=True):
+        kinds = [category.removeprefix(PHOTO).removeprefix("an ").removeprefix("a ") for category in categories.captions]
+        new = [not sentence or not re.search(rf"\b{re.escape(kind)}\b", sentence) for kind in kinds]
+        nearest = np.argsort(-(categories.embeddings @ text), kind="stable")[:top_categories]
+        prompts.append(", ".join(filter(None, [sentence, *(categories.captions[k] for k in nearest if new[k])])))
+    return prompts
 
 
 def build_prompts(
     text: np.ndarray, categories: TextBank, captions: TextBank, top_categories: int = 2, top_captions: int = 1
 ) -> list[str]:
-    """One prompt for each brain: the category prompts nearest to its text, then the nearest training captions.
+    """One prompt for each brain of whole captions: the category prompts nearest to its text, then the nearest captions.
 
     The MindTuner paper corrects pictures with text retrieved through the Pivot and gives no form of words; this one is
     ours. What is nearest comes first, as SDXL's text towers read 77 tokens and cut off the rest.

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from mindtuner.config import FingerprintConfig, ModelConfig
-from mindtuner.model.backbone import AdaptiveProjector, Centre, ExpectedHidden, ResidualBlock, RetrievalProjector, TokenHead
+from mindtuner.model.backbone import (
+    AdaptiveProjector,
+    Centre,
+    ExpectedHidden,
+    ResidualBlock,
+    RetrievalProjector,
+    Sureness,
+    TokenHead,
+)
 from mindtuner.model.lora import SkipLoRA, add_lora
 from mindtuner.model.low_level import LowLevel
 from mindtuner.model.prior import DiffusionPrior
@@ -85,6 +93,7 @@ class BrainNetwork(nn.Module):
         self.new_blocks = nn.ModuleList()  # after the blocks, a fingerprint's own
         self.expectation: ExpectedHidden | None = None  # a base's, from which a new subject's ridge starts
         self.centre: Centre | None = None  # a tuned network's, from which retrieval measures
+        self.sureness: Sureness | None = None  # a tuned network's, by which words are kept or dropped
 
     def forward(
         self, voxels: torch.Tensor, subject: str, shift: torch.Tensor | None = None, lowlevel: bool = True
@@ -251,9 +260,14 @@ class BrainNetwork(nn.Module):
     def fingerprint_state(self) -> dict[str, torch.Tensor]:
         """The tensors that ``add_fingerprint`` made trainable, by parameter name, and nothing of the base.
 
-        The centre is among them where the network has one. They are detached, not copied. Empty without a fingerprint.
+        Centre and sureness are among them where the network has them. They are detached, not copied. Empty without a
+        fingerprint.
         """
-        return {name: self.get_parameter(name).detach() for name in self._fingerprint_names} | _centre_state(self.centre)
+        return {
+            **{name: self.get_parameter(name).detach() for name in self._fingerprint_names},
+            **_buffers("centre", self.centre),
+            **_buffers("sureness", self.sureness),
+        }
 
     @torch.no_grad()
     def load_fingerprint(self, state: dict[str, torch.Tensor]) -> None:
@@ -261,10 +275,12 @@ class BrainNetwork(nn.Module):
 
         Raises ValueError, before anything is changed, where names or shapes differ from it.
         """
-        centre = self.centre
+        centre, sureness = self.centre, self.sureness
         if centre is None and "centre.backbone" in state:
             centre = Centre(self.config.tokens, self.config.width).to(self._anchor)
-        own = self.fingerprint_state() | _centre_state(centre)
+        if sureness is None and "sureness.coefficients" in state:
+            sureness = Sureness(state["sureness.coefficients"].numel() - 1).to(self._anchor)
+        own = self.fingerprint_state() | _buffers("centre", centre) | _buffers("sureness", sureness)
         if state.keys() != own.keys():
             raise ValueError(
                 f"fingerprint: {min(state.keys() ^ own.keys())} is only on one side; expected the "
@@ -275,7 +291,7 @@ class BrainNetwork(nn.Module):
                 raise ValueError(f"fingerprint: {name} has shape {tuple(tensor.shape)}; expected {tuple(own[name].shape)}")
         for name, tensor in state.items():
             own[name].copy_(tensor)
-        self.centre = centre
+        self.centre, self.sureness = centre, sureness
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that an optimiser should see."""
@@ -287,6 +303,6 @@ class BrainNetwork(nn.Module):
         return self.projector.matrix.weight
 
 
-def _centre_state(centre: Centre | None) -> dict[str, torch.Tensor]:
-    """Its tensors by their names in the network."""
-    return {} if centre is None else {f"centre.{name}": value for name, value in centre.named_buffers()}
+def _buffers(name: str, part: nn.Module | None) -> dict[str, torch.Tensor]:
+    """A part's buffers by their names in the network, where there is one."""
+    return {} if part is None else {f"{name}.{key}": value for key, value in part.named_buffers()}

@@ -14,6 +14,7 @@ from mindtuner.config import DecodeConfig
 from mindtuner.data import Stimuli
 from mindtuner.data.hold_out import mask
 from mindtuner.decoding.decoder import Decoder, Predictions
+from mindtuner.decoding.reading import PhraseReader
 from mindtuner.decoding.training_images import TrainingTokens, draw_to_neighbours
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
@@ -24,6 +25,7 @@ from mindtuner.generators.painter import Painter
 from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.features import Features, TextEncoder
 from mindtuner.pipeline.painting import Painted, paint
+from mindtuner.pipeline.words import phrase_reader, read_words
 from mindtuner.towers.embed import reduce
 
 
@@ -164,6 +166,13 @@ class SubjectDecoder:
             raise UserError("bank: holds no caption; expected training images with captions")
         return Words(self.predict(voxels).text, self.bank).captions
 
+    def words(self, found: Predictions) -> Words:
+        """What ``predict`` returned, in words: phrases with how sure the brain is of them, embeddings, and prompts.
+
+        Where the network does not know how sure it may be, or no features are there, the nearest captions stand for them.
+        """
+        return read_words(found, self._decoder.network, self.bank, self.reader)
+
     def reconstruct(self, voxels: np.ndarray, stages: bool = False) -> np.ndarray | dict[str, np.ndarray]:
         """Paint what was seen.
 
@@ -193,7 +202,7 @@ class SubjectDecoder:
         """
         if tokens is None:
             tokens = self.draw(self.expected_tokens(found, rows))
-        return paint(self.generator, tokens, found, rows, self.bank, self.subject)
+        return paint(self.generator, tokens, found, rows, self.words(found.rows(rows)), self.subject)
 
     def expected_tokens(self, found: Predictions, rows: np.ndarray) -> np.ndarray:
         """The prior's tokens of some of the images, float32 (n, T, D)."""
@@ -226,6 +235,14 @@ class SubjectDecoder:
         if self._bank is not None:
             return self._bank
         return TextBank.of(self.features.stimuli, self.training_images, self._text_encoder or self.features.text_encoder)
+
+    @functools.cached_property
+    def reader(self) -> PhraseReader | None:
+        """What reads phrases of captions of these images; None without features, or where there is no phrase."""
+        if self._features is None:
+            return None
+        encoder = self._text_encoder or self.features.text_encoder
+        return phrase_reader(self.features.stimuli, self.features.caches, self.training_images, encoder)
 
     @functools.cached_property
     def generator(self) -> Painter:

@@ -15,6 +15,7 @@ from mindtuner.data import Dataset, Trials
 from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
+from mindtuner.evaluation.results import rounded
 from mindtuner.files import atomic_path, file_digest, write_json, write_text
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.generators.full_size import batch_for
@@ -106,7 +107,8 @@ def decode(
 
     Trials that show the same image are averaged. Writes ``predictions.safetensors`` (images, backbone_tokens,
     retrieval_tokens, latents, text; a row an image), ``words.json`` (the caption of a training image that is nearest to
-    each) and ``pictures/IMAGE.png``. The same call goes on where an earlier one was stopped.
+    each, and the phrases composed, with their probabilities) and ``pictures/IMAGE.png``. The same call goes on where an
+    earlier one was stopped.
 
     Parameters
     ----------
@@ -163,12 +165,14 @@ def decode(
         voxels = dataset.subject(subject.number).betas(chosen.trials.row)
         found = decoder.predict(voxels, chosen.trials.stimulus)
         nearest = bank.nearest(found.text) if bank.captions else None
+        words = decoder.words(found)
     _save(out / PREDICTIONS, found)
     entries = [
         {
             "image": int(image),
             "seen": list(dataset.stimuli.captions[image]),
             "retrieved": None if nearest is None else bank.captions[nearest[k]],
+            **({} if words.said is None else {"phrases": rounded(words.said[k])}),
         }
         for k, image in enumerate(found.images)
     ]

@@ -26,9 +26,20 @@ from mindtuner.pipeline.objects import Shown
 from mindtuner.pipeline.results import Results
 from mindtuner.pipeline.run_folder import SETTINGS, claim, command_in, log_entries, refuse_overlap, settings_text
 from mindtuner.pipeline.setting import captions_note, describe_setting, generator_note, hold_out_note, scores_apart
-from mindtuner.pipeline.stages import Scoring, TestSet, decode_all, paint_all, pictures_of, score_all, words_of
+from mindtuner.pipeline.stages import (
+    Scoring,
+    TestSet,
+    decode_all,
+    paint_all,
+    pictures_of,
+    read_all,
+    score_all,
+    score_words,
+    words_of,
+)
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
+from mindtuner.pipeline.words import phrase_reader
 
 PARTS = "painted"  # folder of the pictures of a run that goes on
 
@@ -192,7 +203,9 @@ def measure(
         decoded = decode_all(tuned, base, test, config)
     with watch.stage("paint"):
         bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder)
-        painted = paint_all(decoded, generator, bank, test, parts)
+        reader = phrase_reader(dataset.stimuli, features.caches, dataset.stimuli.training_images, text_encoder)
+        words = read_all(decoded, bank, test, reader)
+        painted = paint_all(decoded, generator, words, test, parts)
     with watch.stage("score"):
         kept, shown, pixels = KeptFeatures(), test.images[test.shown], test.caches["pixels"]
         nearest = decoded["nearest_training_image"].found
@@ -215,9 +228,10 @@ def measure(
         score_captions(results, per_image, painted, references, scorer, config.seed, objects.vocabulary)
         if objects.recognition:
             results["objects"] = objects.reference_block(kept[None], config.seed)
+        score_words(results, words, test, config.seed)
         whole = dataset.subject(hour.number)
         score_brain(results, per_image, kept, whole, shown, pixels, config.seed, scoring.choices)
         if config.hold_out_category:
             results["held_out"] = scores_apart(per_image, dataset.stimuli, config.seed)
     results |= rounded({"timing_s": watch.total(), "peak_memory_mb": runtime.peak_memory_mb()})
-    return Results.of(results, pictures_of(painted, test), words_of(decoded, painted, test), per_image, config, log)
+    return Results.of(results, pictures_of(painted, test), words_of(decoded, painted, words, test), per_image, config, log)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mindtuner.decoding.decoder import Predictions
-from mindtuner.decoding.words import TextBank, Words
+from mindtuner.decoding.words import Words
 from mindtuner.evaluation.results import to_uint8
 from mindtuner.evaluation.scores.preparation import resize
 from mindtuner.generators.painter import Painter, main_picture
@@ -37,7 +37,7 @@ def paint(
     tokens: np.ndarray,
     found: Predictions,
     rows: np.ndarray,
-    bank: TextBank,
+    words: Words,
     title: str = "",
     *,
     lowlevel: bool = True,
@@ -51,11 +51,11 @@ def paint(
     tokens : array, float32 (n, T, D)
         Image tokens to paint from.
     found : Predictions
-        Of N images: their text corrects the pictures, their latents are the low level.
+        Of N images: their latents are the low level.
     rows : array of int (n,)
         Positions in ``found`` of the images that are painted.
-    bank : TextBank
-        What the text is read with.
+    words : Words
+        Of the n images that are painted: what corrects the pictures.
     title : str
         Of the progress bar.
     lowlevel : bool
@@ -68,6 +68,6 @@ def paint(
     Painted
     """
     latents = found.latents[rows] if lowlevel and found.latents is not None else None
-    stages = generator.stages(tokens, Words(found.text[rows], bank), latents, found.images[rows], title)
+    stages = generator.stages(tokens, words, latents, found.images[rows], title)
     pictures = {stage: to_uint8(some if side is None else resize(some, side)) for stage, some in stages.items()}
     return Painted(pictures, generator.captions(tokens) or [])

@@ -14,9 +14,12 @@ from mindtuner import runtime
 from mindtuner.config import Config
 from mindtuner.data import Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder, Predictions
+from mindtuner.decoding.reading import PhraseReader
 from mindtuner.decoding.training_images import TrainingTokens, draw_to_neighbours, mean_token, nearest_training_image
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
+from mindtuner.evaluation.results import rounded
+from mindtuner.evaluation.said import said_scores
 from mindtuner.evaluation.scores.features import LITE2, KeptFeatures
 from mindtuner.evaluation.scores.networks import find_networks
 from mindtuner.evaluation.scores.objects import Recognition
@@ -27,6 +30,7 @@ from mindtuner.files import atomic_path, read_json, write_json
 from mindtuner.generators.painter import Painter
 from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.painting import Painted, paint
+from mindtuner.pipeline.words import read_words
 from mindtuner.training import subject_name
 
 THUMBNAIL = 64
@@ -160,12 +164,14 @@ class Decoded:
     image_tokens : (p, T, D) to paint the p images from, None where nothing is painted from tokens
     single_trials : the same from each image's first trial alone, None of a control that reads no brain
     found : (n,) ids of training images, where these stand for the pictures
+    network : that decoded, None of a control
     """
 
     predictions: Predictions
     image_tokens: np.ndarray | None = None
     single_trials: Predictions | None = None
     found: np.ndarray | None = None
+    network: BrainNetwork | None = None
 
 
 def decode_all(tuned: Mapping[str, BrainNetwork], base: BrainNetwork, test: TestSet, config: Config) -> dict[str, Decoded]:
@@ -183,7 +189,7 @@ def decode_all(tuned: Mapping[str, BrainNetwork], base: BrainNetwork, test: Test
         if len(shown):
             expected = decoder.image_tokens(whole.backbone_tokens[test.shown], shown)
             drawn = draw_to_neighbours(expected, training, config.decode.neighbours)
-        every[method] = Decoded(whole, drawn, single)
+        every[method] = Decoded(whole, drawn, single, network=network)
         network.cpu()  # a GPU holds one network of full size
     first = next(iter(tuned))  # mindtuner, where it was tuned
     found = test.training[nearest_training_image(every[first].predictions.backbone_tokens, training)]
@@ -204,10 +210,19 @@ def first_trials(trials: Trials) -> np.ndarray:
     return order[np.unique(trials.stimulus[order], return_index=True)[1]]
 
 
+def read_all(decoded: Mapping[str, Decoded], bank: TextBank, test: TestSet, reader: PhraseReader | None) -> dict[str, Words]:
+    """By method, what is said in words of all n test images."""
+    return {method: read_words(one.predictions, one.network, bank, reader) for method, one in decoded.items()}
+
+
 def paint_all(
-    decoded: Mapping[str, Decoded], generator: Painter, bank: TextBank, test: TestSet, parts: Path | None = None
+    decoded: Mapping[str, Decoded],
+    generator: Painter,
+    words: Mapping[str, Words],
+    test: TestSet,
+    parts: Path | None = None,
 ) -> dict[str, Painted]:
-    """By method, the pictures of the p images, of the side of the seen.
+    """By method, the pictures of the p images, of the side of the seen, with the words of ``read_all``.
 
     Where p is 0 there are no stages, and the captions retrieved are those of all n test images.
 
@@ -215,16 +230,14 @@ def paint_all(
     """
     images = test.images[test.shown]
     if len(images) == 0:
-        return {
-            method: Painted({}, [], Words(one.predictions.text, bank).captions if bank.captions else [])
-            for method, one in decoded.items()
-        }
+        return {method: Painted({}, [], words[method].captions if words[method].bank.captions else []) for method in decoded}
     side = test.caches["pixels"][images[:1]].shape[-1]
     painted: dict[str, Painted] = {}
     total = len(images) * sum(one.found is None for one in decoded.values())
     bar = runtime.progress((), "paint", total, "picture", lines=True)
     for method, one in decoded.items():
-        retrieved = Words(one.predictions.text[test.shown], bank).captions if bank.captions else []
+        own = words[method].rows(test.shown)
+        retrieved = own.captions if own.bank.captions else []
         if one.found is not None:
             pictures = {"reconstructed": np.asarray(test.caches["pixels"][one.found[test.shown]])}
             written = generator.captions(one.predictions.backbone_tokens[test.shown]) or []
@@ -237,7 +250,8 @@ def paint_all(
                 part = None if parts is None else parts / f"{method}-{start}"
                 if part is None or not part.with_suffix(PICTURES).exists():
                     tokens, brain = one.image_tokens[rows], method != "prior_only"
-                    groups.append(paint(generator, tokens, one.predictions, some, bank, method, lowlevel=brain, side=side))
+                    said = own.rows(rows)
+                    groups.append(paint(generator, tokens, one.predictions, some, said, method, lowlevel=brain, side=side))
                     _keep(part, groups[-1])
                 else:
                     groups.append(
@@ -300,6 +314,16 @@ def score_all(
     return score_methods(predicted, truth, seed, None if kept is None else kept.keep)
 
 
+def score_words(results: dict, words: Mapping[str, Words], test: TestSet, seed: int) -> None:
+    """Put into ``results`` how much of what the n test images show is said, by method: ``words``, beside whole captions."""
+    for method, one in words.items():
+        ways = {"phrases": one.phrases} if one.said is not None else {}
+        ways |= {"captions": [[caption] for caption in one.captions]} if one.bank.captions else {}
+        results["methods"][method]["words"] = rounded(
+            {way: said_scores(said, test.captions, seed) for way, said in ways.items()}
+        )
+
+
 def pictures_of(painted: Mapping[str, Painted], test: TestSet) -> dict[str, np.ndarray]:
     """The arrays of pictures.safetensors."""
     pixels = np.asarray(test.caches["pixels"][test.images])
@@ -309,8 +333,10 @@ def pictures_of(painted: Mapping[str, Painted], test: TestSet) -> dict[str, np.n
     return pictures | {f"{method}/{stage}": array for method, one in painted.items() for stage, array in one.stages.items()}
 
 
-def words_of(decoded: Mapping[str, Decoded], painted: Mapping[str, Painted], test: TestSet) -> dict:
-    """The contents of words.json: captions and retrieved lists."""
+def words_of(
+    decoded: Mapping[str, Decoded], painted: Mapping[str, Painted], words: Mapping[str, Words], test: TestSet
+) -> dict:
+    """The contents of words.json: captions, phrases and retrieved lists."""
     tokens = np.asarray(test.caches["tokens"][test.images])
     methods: dict[str, dict] = {}
     for method, one in decoded.items():
@@ -321,6 +347,8 @@ def words_of(decoded: Mapping[str, Decoded], painted: Mapping[str, Painted], tes
         methods[method]["top5"] = top5_ids(queries, tokens, min(5, len(tokens))).tolist()
         if painted[method].retrieved:
             methods[method]["retrieved_caption"] = painted[method].retrieved
+        if (said := words[method].rows(test.shown).said) is not None:
+            methods[method]["phrases"] = rounded(said)
         if painted[method].written:
             methods[method]["written_caption"] = painted[method].written
     captions = [group[0] if group else "" for group in test.captions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset, Subject
 from mindtuner.errors import UserError
 from mindtuner.pipeline.base import Base
+from mindtuner.pipeline.decoder import training_images
 from mindtuner.pipeline.features import Features
 from mindtuner.pipeline.run_folder import claim, log_of, refuse_overlap, settings_text
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.tuned_files import FILES, REPORTED, card_of, read_network, write
+from mindtuner.pipeline.words import learn_sureness, phrase_reader
 from mindtuner.processes import processes
 from mindtuner.training import METHODS, read_card, remove_checkpoint, subject_name
 from mindtuner.training import tune as train
@@ -133,6 +136,9 @@ def fit_methods(
         name = subject_name(subject.number)
         images = np.unique(split_holdout({name: subject.train}, holdout, config.seed)[1][name].stimulus)
         kept_out = {"holdout": holdout, "held_out_images": images.tolist()}
+    held = kept_out.get("held_out_images", ())
+    pool = np.setdiff1d(training_images(features.stimuli, config.hold_out_category), held)
+    reader = phrase_reader(features.stimuli, features.caches, pool, None)
     networks, cards, files = {}, {}, {}
     for method in methods:
         path = None if run is None else run / FILES[method]
@@ -151,6 +157,7 @@ def fit_methods(
                     holdout,
                     prior=prior,
                     checkpoint=checkpoint,
+                    then=functools.partial(learn_sureness, reader=reader, config=config.decode, seed=config.seed),
                 )
                 if path is not None and processes().index == 0:
                     write(path, method, networks[method], subject, config, card)

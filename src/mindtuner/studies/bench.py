@@ -31,9 +31,10 @@ from mindtuner.pipeline.base import Base, base_file, held_out, pretrain_into, re
 from mindtuner.pipeline.demo import simulate
 from mindtuner.pipeline.features import Features, check_towers, embed
 from mindtuner.pipeline.run_folder import claim, refuse_overlap, settings_text
-from mindtuner.pipeline.stages import Scoring, TestSet, decode_all, paint_all, retrieval, score_all
+from mindtuner.pipeline.stages import Scoring, TestSet, decode_all, paint_all, read_all, retrieval, score_all
 from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.tuning import fit_methods
+from mindtuner.pipeline.words import phrase_reader
 from mindtuner.runtime import progress
 from mindtuner.simulation.simulate import check_inputs
 from mindtuner.training import read_card
@@ -158,7 +159,8 @@ def score_pictures(bench: Bench, run: Run, tuned: TunedSubject) -> tuple[Scores,
     decoded = {run.method: decoded[run.method]}
     generator = CompactGenerator(run.config.decode, run.seed, features.weights)
     bank = TextBank.of(stimuli, stimuli.training_images, features.text_encoder)
-    painted = paint_all(decoded, generator, bank, test)
+    reader = phrase_reader(stimuli, features.caches, stimuli.training_images, features.text_encoder)
+    painted = paint_all(decoded, generator, read_all(decoded, bank, test, reader), test)
     if not run.pivot:
         painted[run.method].stages.pop("corrected", None)
     found = score_all(decoded, painted, test, run.seed, Scoring())[run.method]

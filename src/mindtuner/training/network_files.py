@@ -17,7 +17,7 @@ from mindtuner.config import FingerprintConfig, ModelConfig
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
-from mindtuner.model.backbone import Centre, ExpectedHidden
+from mindtuner.model.backbone import Centre, ExpectedHidden, Sureness
 
 
 def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
@@ -44,6 +44,7 @@ def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
         "without": list(network.without),
         "expectation": network.expectation is not None,
         "centre": network.centre is not None,
+        "sureness": None if network.sureness is None else network.sureness.coefficients.numel() - 1,
         "fingerprint": None if subject is None else fingerprint_header(network),
         "card": card,
     }
@@ -79,6 +80,8 @@ def load_network(path: str | Path) -> BrainNetwork:
             network.expectation = ExpectedHidden(config.hidden)
         if header.get("centre"):
             network.centre = Centre(config.tokens, config.width)
+        if header.get("sureness"):
+            network.sureness = Sureness(header["sureness"])
         network.load_state_dict(tensors)
     return network.eval()
 

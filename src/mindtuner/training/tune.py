@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 from mindtuner.config import Config, FingerprintConfig
@@ -11,7 +12,7 @@ from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.runtime import derive_seed, seed_everything
-from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
+from mindtuner.training.batches import Feed, make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.checkpoint import pivot_checkpoint
 from mindtuner.training.closed_form import learn_centre, solve_ridge
 from mindtuner.training.fingerprint import share_weights
@@ -35,6 +36,7 @@ def tune(
     holdout: float = 0.0,
     prior: DiffusionPrior | None = None,
     checkpoint: str | Path | None = None,
+    then: Callable[[BrainNetwork, Feed], None] | None = None,
 ) -> BrainNetwork:
     """Fit a new subject on a base, which itself is never changed; where its weights stay frozen, they are shared with it.
 
@@ -70,6 +72,9 @@ def tune(
     checkpoint : path, optional
         A file from which the same call goes on after it was stopped (see ``fit``), another one for each method; give it to
         ``remove_checkpoint`` when the network is saved.
+
+    then : callable, optional
+        Called at the end with the network and the feed of the trials that it was tuned on, to learn more of them.
 
     Returns
     -------
@@ -113,6 +118,8 @@ def tune(
     if network.trainable_parameters():
         fit(network, feeds, targets, fitting, seed, method, log, held_out, checkpoint)
     learn_centre(network, subject, feeds[0].trials.row)
+    if then is not None:
+        then(network, feeds[0])
     return network
 
 
