@@ -25,10 +25,11 @@ from mindtuner.files import read_json, write_json
 from mindtuner.formats import load
 from mindtuner.generators.full_size import FullSizeGenerator, Sources, batch_for
 from mindtuner.generators.git_captioner import GitCaptioner
-from mindtuner.generators.prompts import build_prompts, category_bank
+from mindtuner.generators.prompts import category_bank, prompts_of
 from mindtuner.generators.sdxl import SdxlRefiner, blend
 from mindtuner.generators.unclip import UnclipGenerator
 from mindtuner.pipeline.features import stored_targets
+from mindtuner.pipeline.words import phrase_reader, read_words
 from mindtuner.towers.openclip import OpenClipTextEncoder
 from mindtuner.towers.sd_vae import StableAutoencoder
 from mindtuner.training import load_fingerprint, load_network, read_card
@@ -65,6 +66,8 @@ def command(lab, models):
             models.converter,
             "--side",
             SIDE,
+            "--cache",
+            lab.cache,
             "--stages",
             *others,
         ]
@@ -170,8 +173,12 @@ def test_pictures_are_those_of_the_parts_called_by_hand(lab, models, decoded):
     assert len(images) == 4
     rows = np.searchsorted(found.images, images)
     texts = OpenClipTextEncoder(CLIP, models.clip_weights)
-    bank = TextBank.of(dataset.stimuli, np.flatnonzero(~dataset.stimuli.is_shared), texts)
-    prompts = build_prompts(found.text[rows], category_bank(texts), bank)
+    training = np.flatnonzero(~dataset.stimuli.is_shared)
+    bank = TextBank.of(dataset.stimuli, training, texts)
+    caches = {"tokens": stored_targets(lab.cache, dataset.stimuli).tokens}
+    words = read_words(found.rows(rows), network, bank, phrase_reader(dataset.stimuli, caches, training, texts))
+    assert all(words.said)  # phrases, not whole captions
+    prompts = prompts_of(words, category_bank(texts))
     tokens = decoder.image_tokens(found.backbone_tokens[rows], np.array(images))
     painter = UnclipGenerator(lab.decode, 0, models.unclip, "clip", SIDE)
     raw = painter.pictures(painter.generate(tokens, np.array(images)))

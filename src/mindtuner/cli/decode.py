@@ -59,7 +59,8 @@ def run(options: argparse.Namespace) -> None:
     chosen = choose(tuned, dataset, options.trials, options.pictures, wanted)
     full_size, painting = options.generator == generator_options.SDXL, len(chosen.shown) > 0
     cache = options.cache or options.data / "cache"
-    drawing = painting and not (full_size and tuned.config.decode.neighbours == 0)  # else nothing of the features is needed
+    # At full size pictures can do without features, where they draw on no neighbours; words are whole captions then.
+    drawing = painting and (not full_size or tuned.config.decode.neighbours > 0 or cache.is_dir())
     if drawing:
         check_towers(base.network.config, base.where, cache if full_size else None)
     subject = TunedSubject.load(path, dataset, base=base)

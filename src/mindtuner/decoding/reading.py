@@ -147,8 +147,8 @@ def logistic_regression(x: np.ndarray, y: np.ndarray, penalty: float = 1e-3, ste
 def compose(probabilities: np.ndarray, phrases: list[str], most: int = MOST_SAID) -> list[list[int]]:
     """The phrases to say of each image: those that raise the F1 to be expected, by the probability that it shows them.
 
-    A thing is said once: with the likeliest colour, where that is at least ``COLOUR_SHARE`` as likely as the thing itself, and
-    else without. One place at most, last. Of k phrases with probabilities p the F1 to expect is close to
+    A thing is said once: with the likeliest colour, where that is at least ``COLOUR_SHARE`` as likely as the thing, and else
+    without. One place at most, last. Of k phrases with probabilities p the F1 to expect is close to
 
         2 (p_1 + ... + p_k) / (k + number of phrases to expect)
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from release import write_sdxl
 
 from mindtuner.config import DecodeConfig, load_config
-from mindtuner.decoding.words import TextBank
+from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
-from mindtuner.generators.prompts import COCO_CATEGORIES, build_prompts, category_bank
+from mindtuner.generators.prompts import COCO_CATEGORIES, build_prompts, category_bank, prompts_of
 from mindtuner.generators.sdxl import SdxlRefiner, blend
 
 PAPER = DecodeConfig(
@@ -342,6 +342,21 @@ SEEN = bank(("A dog runs.", (0.96, 0.28)), ("Two boats at sea.", (0.28, 0.96)), 
 )
 def test_worked_prompts(text, options, expected):
     assert build_prompts(np.array([text], float), KINDS, SEEN, **options) == [expected]
+
+
+@pytest.mark.parametrize(
+    "text, said, expected",
+    [  # what a brain is sure of comes first, then kinds of things that this does not name
+        ((1, 0), ["a boat", "at sea"], "a boat at sea, a photo of a dog, a photo of a cat"),
+        ((1, 0), ["a red dog", "a cat"], "a red dog and a cat"),
+        ((0, 1), ["a sailboat"], "a sailboat, a photo of a boat, a photo of a cat"),
+        ((0, 1), [], "a photo of a boat, a photo of a cat"),
+        ((1, 0), None, "a photo of a dog, a photo of a cat, A dog runs"),  # not composed: whole captions
+    ],
+)
+def test_what_prompt_a_brain_gives(text, said, expected):
+    composed = None if said is None else [[(phrase, 0.5) for phrase in said]]
+    assert prompts_of(Words(np.array([text], float), SEEN, composed), KINDS) == [expected]
 
 
 vectors = st.tuples(st.integers(-3, 3), st.integers(-3, 3))
