@@ -127,7 +127,7 @@ def logistic_regression(x: np.ndarray, y: np.ndarray, penalty: float = 1e-3, ste
 
     Examples
     --------
-    >>> logistic_regression(np.zeros((4, 1)), np.array([1, 0, 0, 0])).round(3).tolist()  # log(1/3)
+    >>> [round(float(one), 3) for one in logistic_regression(np.zeros((4, 1)), np.array([1, 0, 0, 0]))]  # log(1/3)
     [-1.099, 0.0]
     """
     x = np.concatenate([np.ones((len(x), 1)), np.asarray(x, np.float64)], 1)

@@ -7,6 +7,7 @@
                            of all test images. p is 0 where nothing was painted
 ``words.json``             {"picture_index": [p positions in the test list], "seen_captions": [p],
                            "all_captions": [n], "methods": {method: {"retrieved_caption": [p],
+                           "phrases": [p lists of [phrase, probability]],
                            "written_caption": [p], "top5": [p lists of 5 positions in the test list]}}}
                            (each may be absent where a method has none). Where nothing was painted, captions are
                            retrieved for all test images: "retrieved_caption" is [n]
@@ -74,6 +75,7 @@ def build_results(
      "undefined": {"pixcorr": {"left_out": {"count", "images"}, "counted_zero": {method: {"count", "images"}}}},
      "paired": {"mindtuner_minus_X": {"retrieval": {direction: {"mean", "ci", "p"}}, "reconstruction": ...}},
      "timing_s", "peak_memory_mb"}
+    ``pipeline/stages.py`` adds "words" to methods: precision, recall and F1 of phrases and of whole captions (``said``).
     ``pipeline/captions_and_brain.py`` adds the scores of captions, to methods, ci95 and chance, and brain correlations, to
     methods and as "brain".
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 from mindtuner.evaluation.published import label
+from mindtuner.evaluation.said import PARTS as SAID
+from mindtuner.evaluation.said import SCORES as SAID_SCORES
 from mindtuner.evaluation.schema import HELD_OUT_SIDES
 from mindtuner.evaluation.scores.catalogue import Score
 from mindtuner.report import plots
@@ -27,6 +29,7 @@ from mindtuner.report.labels import (
     unit,
 )
 
+SAID_LABELS = {"precision": "precision", "recall": "recall", "f1": "F1"}
 POOLED = ("top1", "top5", "median_rank")
 COLUMNS = 5  # of scores that stand side by side and can still be read
 
@@ -37,6 +40,7 @@ def of_run(results: dict) -> dict:
         "tables": [table for part in PARTS for table in tables(results, part)],
         "not_scored": not_scored(results),
         "recognised": recognised(results),
+        "said": said(results),
         "single_trials": single_trials(results),
         "stages": stage_scores(results),
         "regions": regions(results),
@@ -304,6 +308,33 @@ def single_trials(results: dict) -> dict | None:
             if (single := results["methods"][name].get("single_trial_retrieval"))
         ],
     )
+
+
+def said(results: dict) -> dict | None:
+    """F1 of what is said of the test images, by phrases and by whole captions, as text; None of a run without it."""
+    ways = {"phrases": "Phrases", "captions": "Nearest caption"}
+    rows = [
+        ([label_of(name)[0], label], results["methods"][name]["words"][way])
+        for name in in_order(results["methods"])
+        for way, label in ways.items()
+        if way in results["methods"][name].get("words", {})
+    ]
+    columns = [(part, score) for part in SAID for score in SAID_SCORES]
+    return (
+        {
+            "columns": [f"{part.capitalize()}, {SAID_LABELS[score]}" for part, score in columns],
+            "rows": [
+                {"heads": heads, "cells": [_said_cell(own[part][score]) for part, score in columns]} for heads, own in rows
+            ],
+        }
+        if rows
+        else None
+    )
+
+
+def _said_cell(found: dict) -> str:
+    low, high = found["ci95"]
+    return f"{found['mean']:.2f} [{low:.2f}, {high:.2f}], chance {found['chance']:.2f}"
 
 
 def regions(results: dict) -> list[dict]:

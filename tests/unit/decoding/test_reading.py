@@ -125,7 +125,7 @@ def test_no_other_phrases_are_better_in_expectation(probability, most):
         ({"a bird": 0.9, "a red bird": 0.8, "on the beach": 0.9}, ["a red bird", "on the beach"]),
         ({"a bird": 0.9, "a red bird": 0.1, "a blue bird": 0.1}, ["a bird"]),  # sure of the bird, not of its colour
         ({"on the beach": 0.5, "in the sea": 0.4, "two dogs": 0.6}, ["two dogs", "on the beach"]),  # one place
-        ({}, ["a bird"]),
+        ({}, ["a red bird"]),  # nothing is likely, and the likeliest is said
     ],
 )
 def test_what_a_brain_says(sure, said):

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from mindtuner.cli import main
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_run
+from mindtuner.evaluation.said import said_scores
 from mindtuner.report import page as page_module
 from mindtuner.report import plots, runs, tables, write_report
 from mindtuner.report.contact_sheet import contact_sheet
@@ -91,6 +92,16 @@ def test_table_shows_scores_beside_chance(page):
     assert chances == {"Two-way": "50.0", "PixCorr": "0.020 to 0.050", "SSIM": "0.020 to 0.050"}
     assert [figure["value"] for figure in tables.headline(results)] == ["62.0", "20.7", "81.0"]
     assert tables.single_trials(results)["rows"][0]["cells"][0] == "31.0\N{NO-BREAK SPACE}%"
+
+
+def test_what_is_said_stands_beside_chance():
+    results = {"methods": {"mindtuner": {"words": {"captions": said_scores([["a cat"], ["a dog"]], [["a cat"]] * 2, 0)}}}}
+    table = tables.said(results)
+    [row] = table["rows"]
+    assert row["heads"] == ["MindTuner", "Nearest caption"]
+    cells = dict(zip(table["columns"], row["cells"], strict=True))
+    assert cells["Things, F1"] == "0.50 [0.00, 1.00], chance 0.50"
+    assert tables.said({"methods": {"mindtuner": {}}}) is None  # a run from before
 
 
 def test_table_leaves_out_what_was_not_measured():
