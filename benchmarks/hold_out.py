@@ -27,7 +27,8 @@ from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.statistics import bootstrap_ci, over_seeds, sign_flips
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.pipeline import Features, Scoring
-from mindtuner.pipeline.stages import TestSet, decode_all, paint_all, score_all
+from mindtuner.pipeline.stages import TestSet, decode_all, paint_all, read_all, score_all
+from mindtuner.pipeline.words import phrase_reader
 from mindtuner.runtime import progress
 
 SCORES = {"image": "image retrieval", "brain": "brain retrieval", "text": "text retrieval", "two_way": "two-way"}
@@ -71,7 +72,9 @@ def one_run(out: Path, dataset: Dataset, features: Features, config: Config, cat
     test = dataclasses.replace(test, shown=shown)
     decoded = {"mindtuner": decode_all(tuned.networks, base.network, test, tuned.config)["mindtuner"]}
     bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, features.text_encoder)
-    painted = paint_all(decoded, CompactGenerator(config.decode, config.seed), bank, test)
+    reader = phrase_reader(dataset.stimuli, features.caches, dataset.stimuli.training_images, features.text_encoder)
+    words = read_all(decoded, bank, reader)
+    painted = paint_all(decoded, CompactGenerator(config.decode, config.seed), words, test)
     found = score_all(decoded, painted, test, config.seed, Scoring())["mindtuner"]
     values = {**found.retrieval, "two_way": found.reconstruction["two_way"]}
     return {

@@ -18,7 +18,7 @@ from mindtuner.evaluation.results import load_run
 from mindtuner.files import read_json, write_json
 from mindtuner.formats import load
 from mindtuner.generators.prompts import COCO_CATEGORIES
-from mindtuner.pipeline import generators, stages
+from mindtuner.pipeline import generators, stages, words
 from mindtuner.training import batches, pivot, read_card
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ def test_prompts_of_the_full_size_do_not_name_it():
 def held(tmp_path_factory, simulated, untrained_generator, category):
     """From data to a report without the category, in the smallest sizes, and every stimulus that a training saw."""
     folder = tmp_path_factory.mktemp("held")
-    data, seen = folder / "data", {"batches": set(), "pivot": set(), "bank": set(), "looked up": set()}
+    data, seen = folder / "data", {key: set() for key in ("batches", "pivot", "bank", "phrases", "looked up")}
     shutil.copytree(simulated, data)
     quick = load_config("quick")
     few = {"epochs": 1, "batch_per_subject": 8, "head_trials": 8}
@@ -73,6 +73,7 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
     paints = ["--generator", untrained_generator]
     with pytest.MonkeyPatch.context() as patch:
         read, bank, text = batches.Feed.read, stages.TextBank.of, pivot.digest
+        phrases = words.PhraseBank.of
 
         def feed(self, picked):
             betas, stimulus = read(self, picked)
@@ -82,6 +83,10 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
         def captions(stimuli, images, encoder):
             seen["bank"].update(images.tolist())
             return bank(stimuli, images, encoder)
+
+        def split_captions(stimuli, images, encoder):
+            seen["phrases"].update(images.tolist())
+            return phrases(stimuli, images, encoder)
 
         def digest(values):  # train_pivot digests stimuli and then their texts for its checkpoint
             values = list(values)
@@ -96,6 +101,7 @@ def held(tmp_path_factory, simulated, untrained_generator, category):
         draw_to_neighbours.before = stages.draw_to_neighbours
         patch.setattr(batches.Feed, "read", feed)
         patch.setattr(stages.TextBank, "of", captions)
+        patch.setattr(words.PhraseBank, "of", split_captions)
         patch.setattr(pivot, "digest", digest)
         patch.setattr(stages, "draw_to_neighbours", draw_to_neighbours)
         assert (

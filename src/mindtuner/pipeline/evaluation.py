@@ -204,7 +204,7 @@ def measure(
     with watch.stage("paint"):
         bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder)
         reader = phrase_reader(dataset.stimuli, features.caches, dataset.stimuli.training_images, text_encoder)
-        words = read_all(decoded, bank, test, reader)
+        words = read_all(decoded, bank, reader)
         painted = paint_all(decoded, generator, words, test, parts)
     with watch.stage("score"):
         kept, shown, pixels = KeptFeatures(), test.images[test.shown], test.caches["pixels"]

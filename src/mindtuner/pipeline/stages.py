@@ -210,7 +210,7 @@ def first_trials(trials: Trials) -> np.ndarray:
     return order[np.unique(trials.stimulus[order], return_index=True)[1]]
 
 
-def read_all(decoded: Mapping[str, Decoded], bank: TextBank, test: TestSet, reader: PhraseReader | None) -> dict[str, Words]:
+def read_all(decoded: Mapping[str, Decoded], bank: TextBank, reader: PhraseReader | None) -> dict[str, Words]:
     """By method, what is said in words of all n test images."""
     return {method: read_words(one.predictions, one.network, bank, reader) for method, one in decoded.items()}
 

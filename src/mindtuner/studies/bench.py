@@ -160,7 +160,7 @@ def score_pictures(bench: Bench, run: Run, tuned: TunedSubject) -> tuple[Scores,
     generator = CompactGenerator(run.config.decode, run.seed, features.weights)
     bank = TextBank.of(stimuli, stimuli.training_images, features.text_encoder)
     reader = phrase_reader(stimuli, features.caches, stimuli.training_images, features.text_encoder)
-    painted = paint_all(decoded, generator, read_all(decoded, bank, test, reader), test)
+    painted = paint_all(decoded, generator, read_all(decoded, bank, reader), test)
     if not run.pivot:
         painted[run.method].stages.pop("corrected", None)
     found = score_all(decoded, painted, test, run.seed, Scoring())[run.method]
