@@ -340,11 +340,8 @@ def words_of(
     tokens = np.asarray(test.caches["tokens"][test.images])
     methods: dict[str, dict] = {}
     for method, one in decoded.items():
-        methods[method] = {"top5": []}
-        if len(test.shown) == 0:  # words stand beside pictures
-            continue
         queries = one.predictions.retrieval_tokens[test.shown]
-        methods[method]["top5"] = top5_ids(queries, tokens, min(5, len(tokens))).tolist()
+        methods[method] = {"top5": top5_ids(queries, tokens, min(5, len(tokens))).tolist()}
         if painted[method].retrieved:
             methods[method]["retrieved_caption"] = painted[method].retrieved
         if (said := words[method].rows(test.shown).said) is not None:
