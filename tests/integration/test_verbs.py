@@ -139,6 +139,16 @@ def test_the_report_says_what_was_done(lab, report):
     assert "subject 101" in (report / "report.html").read_text()
 
 
+def test_evaluate_paints_nothing_where_none_is_asked_for(lab, report, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("evaluate", lab.tuned, lab.data, out, "--pictures", 0, *lab.paints) == 0
+    run, before = load_run(out), load_run(report)
+    assert len(run.pictures["seen"]) == 0 and "--pictures 0" in run.results["setting"]["command"]
+    for method, own in run.results["methods"].items():
+        assert own["retrieval"] == before.results["methods"][method]["retrieval"] and "reconstruction" not in own
+    refused(capsys, ["evaluate", lab.tuned, lab.data, tmp_path / "no", "--pictures", -1, *lab.paints], "--pictures is -1")
+
+
 def test_scores_by_the_networks_that_are_there_and_among_few_candidates(lab, report, tmp_path, capsys):
     """An AlexNet without weights sees no difference anywhere, and is at chance, exactly."""
     folder = tmp_path / "networks"

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything (default 0)")
     shared.add_hold_out(parser)
+    shared.add_pictures(parser)
     parser.add_argument("--keep-data", action="store_true", help="keep the simulated dataset in OUT/data")
     shared.add_device(parser)
     shared.add_force(parser)
@@ -50,9 +51,10 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline import run_demo
     from mindtuner.pipeline.base import category_of
     from mindtuner.pipeline.demo import refuse_unseen_category
+    from mindtuner.pipeline.evaluation import painting
     from mindtuner.simulation.simulate import check_inputs
 
-    config = load_config("quick" if options.quick else "demo")
+    config = painting(load_config("quick" if options.quick else "demo"), options.pictures)
     knobs = dataclasses.replace(config.simulate, seed=options.seed)
     if options.fingerprint is not None:
         knobs = dataclasses.replace(knobs, fingerprint=options.fingerprint)

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_base(parser)
     shared.add_cache(parser)
     generator_options.add_arguments(parser)
+    shared.add_pictures(parser)
     add_scoring(parser)
     shared.add_force(parser)
 
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.formats import load
     from mindtuner.pipeline import Scoring, TunedSubject, embed, evaluate, hub
     from mindtuner.pipeline.base import held_out
-    from mindtuner.pipeline.evaluation import settings_of
+    from mindtuner.pipeline.evaluation import painting, settings_of
     from mindtuner.pipeline.features import check_same, check_towers
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
     from mindtuner.pipeline.subject import read_tuned
@@ -92,9 +93,10 @@ def run(options: argparse.Namespace) -> None:
         options.data,
         options.out,
         *generator_options.words_of(options),
+        *([] if options.pictures is None else ["--pictures", options.pictures]),
         *scoring_words(options),
     )
-    settings = settings_of(subject, subject.config, command, generator)
+    settings = settings_of(subject, painting(subject.config, options.pictures), command, generator)
     refuse_other_run(options.out, settings, options.force, "results.json")
     watch = shared.stopwatch()
     with watch.stage("embed"):
@@ -103,6 +105,7 @@ def run(options: argparse.Namespace) -> None:
         subject,
         dataset,
         features,
+        pictures=options.pictures,
         scoring=scoring,
         generator=generator,
         text_encoder=texts,

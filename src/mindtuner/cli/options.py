@@ -64,6 +64,16 @@ def add_force(parser: argparse.ArgumentParser, what: str = "an earlier run in OU
     parser.add_argument("--force", action="store_true", help=f"replace {what}")
 
 
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """How many test images are painted."""
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        metavar="N",
+        help="test images to paint, evenly spaced; 0 paints nothing, and scores retrieval and words (default: the config's)",
+    )
+
+
 def add_study(parser: argparse.ArgumentParser) -> None:
     """What studies of many tunings ask."""
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")

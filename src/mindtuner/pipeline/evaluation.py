@@ -69,7 +69,8 @@ def evaluate(
     features : Features, optional
         Of the dataset's stimuli; by default those that the subject was tuned with.
     pictures : int, optional
-        Test images to paint, evenly spaced, by default the config's ``decode.pictures``; painting takes most of the time.
+        Test images to paint, evenly spaced, 0 for none; by default the config's ``decode.pictures``. Painting takes most of
+        the time.
     scoring : Scoring, optional
         By which networks pictures are scored, by default the package's own alone.
     generator, text_encoder : optional
@@ -104,9 +105,7 @@ def evaluate(
     features = features or subject.features
     if features is None:
         raise UserError("features: are missing; expected those of the dataset's stimuli, from mindtuner.embed")
-    config, base = subject.config, subject.base
-    if pictures is not None:
-        config = dataclasses.replace(config, decode=dataclasses.replace(config.decode, pictures=pictures))
+    config, base = painting(subject.config, pictures), subject.base
     features.check_model(base.network.config, base.where)
     features.check_same(base.card, base.where)
     dataset = held_out(dataset, config.hold_out_category)
@@ -147,6 +146,15 @@ def evaluate(
         results = results.save(out)
         shutil.rmtree(parts, ignore_errors=True)
     return results
+
+
+def painting(config: Config, pictures: int | None) -> Config:
+    """``config``, to paint that many test images where a number is given. Raises UserError where it is below 0."""
+    if pictures is None:
+        return config
+    if pictures < 0:
+        raise UserError(f"pictures is {pictures}; expected 0 or more")
+    return dataclasses.replace(config, decode=dataclasses.replace(config.decode, pictures=pictures))
 
 
 def settings_of(subject: TunedSubject, config: Config, command: str, generator: Painter) -> str:
@@ -216,6 +224,7 @@ def measure(
     setting = describe_setting(config, dataset, hour, base, test, bank, command)
     setting["scores"] = scoring.described()
     setting["scores"]["not_scored"] |= objects.missing
+    setting["off_domain"] = bool(note and len(shown))
     setting["stimuli_note"] = " ".join(
         filter(None, [note, captions_note(bank, test), hold_out_note(config.hold_out_category)])
     )
