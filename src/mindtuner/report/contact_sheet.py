@@ -23,17 +23,24 @@ def to_image(picture: np.ndarray) -> Image.Image:
 def contact_sheet(run_folder: str | Path, n: int = 8, method: str = MAIN_METHOD) -> Image.Image:
     """A sheet of ``n`` columns, one per image: seen, then each stage of ``method`` below it.
 
+    Of images that the painter was not trained on: seen, the low-level picture, and the nearest training image.
+
     The images are evenly spaced over the run's pictures, in their order: nobody picked them.
     Raises UserError where the run is incomplete, has no such pictures, or ``n`` is out of range.
     """
-    pictures = load_run(run_folder).pictures
+    run = load_run(run_folder)
+    pictures = run.pictures
     count = len(pictures["seen"])
     if count == 0:
         raise UserError(f"contact sheet: {run_folder} painted nothing; expected a run with decode.pictures of 1 or more")
     if not 1 <= n <= count:
         raise UserError(f"contact sheet: n is {n}; expected 1 to {count}, the pictures of {run_folder}")
     rows = [("Seen", pictures["seen"])]
-    rows += [(label, pictures[f"{method}/{stage}"]) for stage, label in STAGES.items() if f"{method}/{stage}" in pictures]
+    stages = [(label, f"{method}/{stage}") for stage, label in STAGES.items()]
+    if run.results["setting"].get("off_domain"):
+        stages = [(label, name) for label, name in stages if name.endswith("/lowlevel")]
+        stages.append(("Nearest image", "nearest_training_image/reconstructed"))
+    rows += [(label, pictures[name]) for label, name in stages if name in pictures]
     if len(rows) == 1:
         raise UserError(
             f"contact sheet: no pictures of method {method} in {run_folder}; expected one of "

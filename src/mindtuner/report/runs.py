@@ -35,6 +35,7 @@ FOLLOWS = (
     "command",
     "versions",
     "stimuli_note",
+    "off_domain",
     "stimuli_hash",
     "voxels",
     "n_training_trials",

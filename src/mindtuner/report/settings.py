@@ -6,7 +6,14 @@ from mindtuner.report import plots
 from mindtuner.report.labels import is_number, label_of
 
 STAGES = {"pivot": "Pivot", "pretrain": "Pretraining on the other subjects"}  # of training; the others are methods
-APART = ("command", "stimuli_note", "simulated_brains", "simulated_scenes", "versions")  # of the setting: said elsewhere
+APART = (
+    "command",
+    "stimuli_note",
+    "off_domain",
+    "simulated_brains",
+    "simulated_scenes",
+    "versions",
+)  # of the setting: said elsewhere
 
 
 def training_curves(logs: list[list[dict]]) -> list[dict]:

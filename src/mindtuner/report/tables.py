@@ -52,16 +52,29 @@ def of_run(results: dict) -> dict:
 
 
 def headline(results: dict) -> list[dict]:
-    """The three numbers of ``mindtuner`` at the top, each beside chance; none where it was not run."""
+    """The numbers of ``mindtuner`` at the top, each beside chance; none where it was not run.
+
+    Of images that the painter was not trained on its pictures do not stand there, but the low-level picture and the nearest
+    training image.
+    """
+    if "mindtuner" not in results["methods"]:
+        return []
     tests = results["setting"].get("n_test_images", "all")
+    pictures = [(("mindtuner", "reconstruction"), "two-way identification of the pictures")]
+    if results["setting"].get("off_domain"):
+        pictures = [
+            (("mindtuner", "stages", "lowlevel"), "two-way identification of the low-level pictures"),
+            (("nearest_training_image", "reconstruction"), "two-way identification of the nearest training images"),
+        ]
     rows = []
-    for part, name, text in (
-        ("retrieval", "image", f"of images found among {tests}"),
-        ("retrieval", "text", f"of captions found among {tests}"),
-        ("reconstruction", "two_way", "two-way identification of the pictures"),
+    for (method, *at), name, text in (
+        (("mindtuner", "retrieval"), "image", f"of images found among {tests}"),
+        (("mindtuner", "retrieval"), "text", f"of captions found among {tests}"),
+        *((path, "two_way", text) for path, text in pictures),
     ):
-        value, score = pick(results["methods"], "mindtuner", part, name), score_of(part, name)
-        chance = chance_of(results, part, name, "mindtuner")
+        part = "retrieval" if at == ["retrieval"] else "reconstruction"
+        value, score = pick(results["methods"], method, *at, name), score_of(part, name)
+        chance = chance_of(results, part, name, method)
         if value is not None:
             rows.append(
                 {"value": show(score, value), "text": text, "chance": None if chance is None else show(score, chance)}
