@@ -260,4 +260,22 @@ def test_stimuli_that_the_shipped_generator_never_saw_are_noted(smallest, tmp_pa
     setting = load_run(out).results["setting"]
     assert setting["seed"] == 1
     assert "not on these stimuli" in setting["stimuli_note"] and str(tmp_path) in setting["stimuli"]
-    assert "not on these stimuli" in (out / "report.html").read_text()
+    assert setting["off_domain"] is True
+    page = (out / "report.html").read_text()
+    assert "not on these stimuli" in page and "The painter was not trained on such images." in page
+
+
+def test_a_run_that_paints_nothing_is_whole(smallest, whole, tmp_path, capsys):
+    """Retrieval is that of the run that paints; captions are scored over all test images."""
+    out = tmp_path / "out"
+    assert smallest(out, "--pictures", 0) == 0
+    run, painted = load_run(out), load_run(whole)
+    assert len(run.pictures["seen"]) == 0 and not (out / "demo.png").exists()
+    for method, own in run.results["methods"].items():
+        assert own["retrieval"] == painted.results["methods"][method]["retrieval"] and "reconstruction" not in own
+        assert len(run.words["methods"][method]["retrieved_caption"]) == len(run.per_image["images"])
+    assert run.results["setting"]["off_domain"] is False and "objects" not in run.results
+    assert "no picture was painted" in (out / "report.html").read_text()
+    capsys.readouterr()
+    assert smallest(tmp_path / "none", "--pictures", -1) == 2
+    assert "--pictures is -1; expected 0 or more" in capsys.readouterr().err
