@@ -87,7 +87,8 @@ def table(groups: dict[str, list[Done]], options: argparse.Namespace) -> str:
                     np.array([world[of, OURS]["scores"][way][part][score]["mean"] for world in worlds])
                     for way in (PHRASES, CAPTIONS)
                 )
-                cells.append(over_worlds(own - other))
+                difference = own - other
+                cells.append(over_worlds(difference) if len(worlds) > 1 else f"{difference.mean():+.3f}")
             differences.append([of, score, *cells])
     header = [f"{part}, {score}" for part in PARTS for score in SCORES]
     header = ["images", "method", "said", *header, "chance of things, f1", "sure on average, true"]
@@ -98,7 +99,7 @@ def table(groups: dict[str, list[Done]], options: argparse.Namespace) -> str:
         [
             f"    python benchmarks/phrases.py OUT {' '.join(seeds)}",
             markdown(header, rows, left=3),
-            f"{PHRASES.capitalize()} minus {CAPTIONS}, `{OURS}`, with 95 % intervals over worlds:",
+            f"{PHRASES.capitalize()} minus {CAPTIONS}, `{OURS}`, with 95 % intervals over worlds where there are several:",
             markdown(["images", "score", *PARTS], differences, left=2),
         ]
     )

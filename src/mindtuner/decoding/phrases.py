@@ -53,9 +53,10 @@ def split(caption: str) -> list[str]:
     >>> split("A black and white dog lying down on top of a bed")
     ['a black and white dog lying', 'down on top of a bed']
     """
-    phrases = []
+    phrases: list[list[str]] = []
     for part in re.split(r"[,;.:!?()\"]+", caption.lower()):
-        words, phrase = part.split(), []
+        words = part.split()
+        phrase: list[str] = []
         for k, word in enumerate(words):
             between_colours = word == "and" and 0 < k < len(words) - 1 and {words[k - 1], words[k + 1]} <= COLOURS
             begins = word in PREPOSITIONS and not PREPOSITIONS.issuperset(phrase)

@@ -94,7 +94,7 @@ class PhraseReader:
         if key not in self._fits:
             images, count = self.bank.images, fold_count(self.bank.images)
             fold = np.zeros(len(images), np.int64)
-            for k, (_, held) in enumerate(image_folds(images, count, 0) if count > 1 else ()):
+            for k, (_, held) in enumerate(image_folds(images, count, 0) if count > 1 else []):
                 fold[held] = k
             sums = FoldSums(count, len(weights), len(self.bank.phrases))
             for some, tokens in in_blocks(self.training):

@@ -132,12 +132,12 @@ def fit_methods(
     if base.network.prior is not None and "from_scratch" in methods:
         prior = features.starting_prior(config.model)
     watch, kept_out = watch or Stopwatch(), {}
+    pool = training_images(features.stimuli, config.hold_out_category)
     if holdout:
         name = subject_name(subject.number)
         images = np.unique(split_holdout({name: subject.train}, holdout, config.seed)[1][name].stimulus)
         kept_out = {"holdout": holdout, "held_out_images": images.tolist()}
-    held = kept_out.get("held_out_images", ())
-    pool = np.setdiff1d(training_images(features.stimuli, config.hold_out_category), held)
+        pool = np.setdiff1d(pool, images)
     reader = phrase_reader(features.stimuli, features.caches, pool, None)
     networks, cards, files = {}, {}, {}
     for method in methods:
