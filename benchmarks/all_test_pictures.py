@@ -1,61 +1,137 @@
-"""Are corrected pictures identified more often than the nearest training image? With every test image painted.
+"""What is in the pictures? With every test image painted, beside what the painter can do and the nearest training image.
 
-    python benchmarks/all_test_pictures.py OUT [--seeds 0 1 2] [--write benchmarks/results/all_test_pictures.md]
+    python benchmarks/all_test_pictures.py OUT [--seeds 10 11 12] [--write benchmarks/results/all_test_pictures.md]
 
-A demo paints 64 of the 300 test images, too few to tell small differences. For each simulator seed this simulates, embeds and
-pretrains once (kept in OUT/seed-N, shared with painting.py), tunes ``mindtuner`` as the demo does, paints all test images and
-corrects them. Two-way identification among all of them, by the demo's scoring network: mean, 95 % interval over images, and
-the paired difference to the image of ``nearest_training_image``; in the last row over all images of all seeds. ``--write``
-puts the table between the file's ``pictures:begin`` and ``pictures:end`` comments.
+A demo paints 64 of the 300 test images, too few to tell small differences. For each simulator seed this simulates, embeds
+and pretrains once (kept in OUT/seed-N), tunes ``mindtuner`` as the demo does, and paints all test images: from what the brain
+says of them, with its own words, without, and with those of another image; and, to know what the painter can do, from the
+true tokens and captions. Things, colours and places recognised, two-way identification by the demo's scoring network,
+and PixCorr. The first table has means over images and seeds with 95 % intervals, and chance, from wrong images; the second
+has paired differences. ``--write`` puts them between the file's ``pictures:begin`` and ``pictures:end`` comments,
+``--picture`` draws ten test images of the first seed, drawn at random.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from pages import markdown, write_between
-from world import add_seeds, config_of, difference, open_world
+from PIL import Image
+from world import World, add_seeds, config_of, difference, open_world
 
+from mindtuner.decoding.phrases import split
 from mindtuner.decoding.training_images import nearest_training_image
-from mindtuner.decoding.words import Words
-from mindtuner.evaluation.results import from_uint8
-from mindtuner.evaluation.scores.features import LITE2, features_of
-from mindtuner.evaluation.scores.pictures import two_way
-from mindtuner.evaluation.statistics import bootstrap_ci
+from mindtuner.evaluation.results import from_uint8, to_uint8
+from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, features_of
+from mindtuner.evaluation.scores.pictures import pixcorr, two_way
+from mindtuner.evaluation.scores.preparation import OURS
+from mindtuner.evaluation.statistics import bootstrap_ci, random_pairs
+from mindtuner.pipeline.objects import Shown
 
-KINDS = ("nearest training image", "painted", "corrected")
+SEEN, NEAREST, PLAIN, CORRECTED = "seen", "nearest training image", "reconstructed", "corrected"
+OTHER = "corrected with the words of another image"
+TRUE, TOLD, BOTH = "true tokens", "true caption alone", "true tokens and caption"
+KINDS = (SEEN, TRUE, TOLD, BOTH, NEAREST, PLAIN, CORRECTED, OTHER)
+PAIRS = ((CORRECTED, PLAIN), (CORRECTED, NEAREST), (CORRECTED, OTHER))
+SCORES = ("objects", "colours", "places", "two-way", "PixCorr")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_seeds(parser)
+    parser.set_defaults(seeds=[10, 11, 12])
+    parser.add_argument("--picture", type=Path, metavar="PNG")
     options = parser.parse_args()
-    found = {str(seed): identified(seed, options) for seed in options.seeds}
-    found["all"] = {kind: np.concatenate([scores[kind] for scores in found.values()]) for kind in KINDS}
-    rows = []
-    for seed, scores in found.items():
-        levels = ["{:.3f} [{:.3f}, {:.3f}]".format(scores[kind].mean(), *bootstrap_ci(scores[kind], 0)) for kind in KINDS]
-        rows.append([seed, *levels, *(difference(scores["corrected"], scores[other]) for other in KINDS[:2])])
-    text = markdown(["simulator seed", *KINDS, "corrected minus nearest", "corrected minus painted"], rows)
+    found: list[dict[tuple[str, str], np.ndarray]] = []
+    chances = []
+    for seed in options.seeds:
+        world = open_world(options.out / f"seed-{seed}", config_of(seed))
+        pictures, images = painted(world, seed)
+        if options.picture and not found:
+            draw(pictures, options.picture)
+        scores, chance = scored(world, pictures, images)
+        found.append(scores)
+        chances.append(chance)
+        print(f"simulator seed {seed} done", flush=True)
+    every = {key: np.concatenate([scores[key] for scores in found]) for key in found[0]}
+    rows = [[kind, *(level(every[kind, score]) for score in SCORES)] for kind in KINDS]
+    rows.append(["chance", *(f"{np.mean([chance[score] for chance in chances]):.3f}" for score in SCORES)])
+    text = markdown(["picture", *SCORES], rows)
+    rows = [[f"{a} minus {b}", *(paired(every[a, score], every[b, score]) for score in SCORES)] for a, b in PAIRS]
+    text += "\n\n" + markdown(["difference", *SCORES], rows)
     text += f"\n\n    python benchmarks/all_test_pictures.py OUT --seeds {' '.join(map(str, options.seeds))}"
     print(text)
     if options.write:
         write_between(options.write, "pictures", text)
 
 
-def identified(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Two-way identification of each test image, by kind of picture."""
-    world = open_world(options.out / f"seed-{seed}", config_of(seed))
-    decoder, pixels = world.tune("mindtuner", seed).decoder(), world.features.caches["pixels"]
-    said = world.decode(decoder)
-    every = np.arange(len(said.images))
+def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Pictures of all test images by kind, float32 (300, 3, 128, 128), and the images' ids."""
+    decoder, caches = world.tune("mindtuner", seed).decoder(), world.features.caches
+    said, generator = world.decode(decoder), decoder.generator
+    images, every = said.images, np.arange(len(said.images))
     nearest = decoder.training_images[nearest_training_image(said.backbone_tokens, decoder.training_tokens)]
-    tokens = decoder.draw(decoder.expected_tokens(said, every))
-    painted = decoder.generator.stages(tokens, Words(said.text, decoder.bank), None, said.images)  # not rounded to uint8
-    seen = features_of(LITE2, np.asarray(pixels[said.images]))["two_way"]
-    pictures = from_uint8(np.asarray(pixels[nearest])), painted["reconstructed"], painted["corrected"]
-    return {kind: two_way(features_of(LITE2, shown)["two_way"], seen) for kind, shown in zip(KINDS, pictures, strict=True)}
+    tokens, words = decoder.draw(decoder.expected_tokens(said, every)), decoder.words(said)
+    stages = generator.stages(tokens, words, None, images)
+    wrong = np.roll(every, 1)
+    others = generator.stages(tokens, words.rows(wrong), None, images)
+    true, told = np.asarray(caches["tokens"][images]), true_phrases(world, images)
+    pictures = {
+        SEEN: from_uint8(np.asarray(caches["pixels"][images])),
+        TRUE: generator.pictures(true),
+        TOLD: generator.pictures(generator.imagine(None, images, told)),
+        BOTH: generator.pictures(generator.imagine(true, images, told)),
+        NEAREST: from_uint8(np.asarray(caches["pixels"][nearest])),
+        PLAIN: stages["reconstructed"],
+        CORRECTED: stages["corrected"],
+        OTHER: others["corrected"],
+    }
+    return pictures, images
+
+
+def true_phrases(world: World, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of the phrases of each image's first caption (n, P, d), and which places hold one."""
+    phrases = [split(world.dataset.stimuli.captions[image][0]) for image in images]
+    most, encoder = max(map(len, phrases)), world.features.text_encoder
+    embeddings, there = np.zeros((len(images), most, encoder.width), np.float32), np.zeros((len(images), most), bool)
+    for k, some in enumerate(phrases):
+        embeddings[k, : len(some)], there[k, : len(some)] = encoder.embed(some), True
+    return embeddings, there
+
+
+def scored(world: World, pictures: dict, images: np.ndarray) -> tuple[dict[tuple[str, str], np.ndarray], dict[str, float]]:
+    """Each picture's score, by kind and score, and what the brain's corrected pictures would have of wrong images."""
+    shown = Shown.of(world.dataset.stimuli, images, world.features.caches["pixels"])
+    assert shown.recognition is not None
+    looked, recognised, found = EncodingFeatures(OURS), {}, {}
+    seen = features_of(LITE2, pictures[SEEN])["two_way"]
+    for kind, some in pictures.items():
+        recognised[kind] = shown.recognition.probe(looked(to_uint8(some)))
+        scores = shown.recognition.scores(recognised[kind])
+        scores |= {"two-way": two_way(features_of(LITE2, some)["two_way"], seen), "PixCorr": pixcorr(pictures[SEEN], some)}
+        found |= {(kind, score): scores[score] for score in SCORES}
+    chance = shown.recognition.chance(recognised[CORRECTED], random_pairs(len(images), 0))
+    others = pixcorr(np.roll(pictures[SEEN], 1, 0), pictures[CORRECTED])
+    return found, chance | {"two-way": 0.5, "PixCorr": others.mean()}
+
+
+def level(values: np.ndarray) -> str:
+    known = values[~np.isnan(values)]
+    return "{:.3f} [{:.3f}, {:.3f}]".format(known.mean(), *bootstrap_ci(known, 0))
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> str:
+    known = ~(np.isnan(a) | np.isnan(b))
+    return difference(a[known], b[known])
+
+
+def draw(pictures: dict[str, np.ndarray], path: Path) -> None:
+    """Ten of the images, drawn at random, a row for each kind of picture."""
+    some = np.random.default_rng(0).choice(len(pictures[SEEN]), 10, replace=False)
+    rows = [np.concatenate(list(to_uint8(pictures[kind][some]).transpose(0, 2, 3, 1)), 1) for kind in KINDS]
+    Image.fromarray(np.concatenate(rows)).save(path)
 
 
 if __name__ == "__main__":

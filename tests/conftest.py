@@ -18,8 +18,9 @@ from worlds import TINY, draw_few
 
 from mindtuner.config import load_config
 from mindtuner.generators.train_compact import save_generator
-from mindtuner.model.denoiser import CompactDenoiser
 from mindtuner.model.prior import DiffusionPrior
+from mindtuner.model.token_painter import TokenPainter
+from mindtuner.model.word_prior import WordPrior
 from mindtuner.simulation.simulate import simulate
 from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
@@ -79,10 +80,11 @@ def untrained_generator(tmp_path_factory) -> Path:
 
     def make(folder):
         torch.manual_seed(0)
-        autoencoder, denoiser = PatchAutoencoder(), CompactDenoiser()
+        autoencoder, painter, words = PatchAutoencoder(), TokenPainter(), WordPrior()
         autoencoder.fit_linear(torch.rand(8, 3, 128, 128) * 2 - 1)
         prior = DiffusionPrior(load_config("quick").model)
-        save_generator(folder / "untrained.safetensors", autoencoder, prior, dict(denoiser.named_parameters()), denoiser, 0)
+        torch.nn.init.normal_(words.out.weight, std=0.1)  # zeros at the start: nothing would depend on anything
+        save_generator(folder / "untrained.safetensors", autoencoder, prior, painter, words.state_dict(), 0)
 
     return made_once(tmp_path_factory, "weights", make) / "untrained.safetensors"
 

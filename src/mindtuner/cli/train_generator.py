@@ -1,4 +1,4 @@
-"""Train the compact generator (autoencoder, prior and denoiser) for drawn scenes or for a folder of cut-outs.
+"""Train the compact generator (autoencoder, priors and painter) for drawn scenes or for a folder of cut-outs.
 
 It only ever sees scenes of a reserved random stream, of cut-outs that no simulated subject's scene uses. Weights
 are saved as it goes: a run that is cut short leaves usable ones, and the same command continues it.
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for rendered scenes and checkpoints (default: OUT without its ending)",
     )
     parser.add_argument("--cutouts", type=Path, metavar="DIR", help="train on scenes of these cut-outs")
-    parser.add_argument("--scenes", type=int, default=12_000, metavar="N", help="scenes to train on (default 12000)")
+    parser.add_argument("--scenes", type=int, default=40_000, metavar="N", help="scenes to train on (default 40000)")
     parser.add_argument(
         "--autoencoder-steps", type=int, default=2_500, metavar="N", help="training steps of the autoencoder (default 2500)"
     )
@@ -27,11 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prior-steps", type=int, default=3_000, metavar="N", help="training steps of the prior (default 3000)"
     )
     parser.add_argument(
-        "--denoiser-steps",
+        "--painter-steps", type=int, default=3_000, metavar="N", help="training steps of the painter (default 3000)"
+    )
+    parser.add_argument(
+        "--words-steps",
         type=int,
-        default=14_000,
+        default=8_000,
         metavar="N",
-        help="training steps of the denoiser (default 14000: about three hours on a slow core)",
+        help="training steps of the prior that knows words (default 8000: about an hour on a core with bfloat16)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default 0)")
 
@@ -43,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.out.suffix != ".safetensors":
         raise UserError(f"{options.out}: ends in {options.out.suffix!r}; expected a file name that ends in .safetensors")
-    for name in ("scenes", "autoencoder_steps", "prior_steps", "denoiser_steps"):
+    for name in ("scenes", "autoencoder_steps", "prior_steps", "painter_steps", "words_steps"):
         least = 300 if name == "scenes" else 0
         if getattr(options, name) < least:
             raise UserError(f"--{name.replace('_', '-')}: is {getattr(options, name)}; expected at least {least}")
@@ -60,7 +63,8 @@ def run(options: argparse.Namespace) -> None:
         options.scenes,
         options.autoencoder_steps,
         options.prior_steps,
-        options.denoiser_steps,
+        options.painter_steps,
+        options.words_steps,
         options.cutouts,
         options.seed,
         log,

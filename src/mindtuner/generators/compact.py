@@ -1,4 +1,4 @@
-"""The compact generator: image tokens -> latents -> pictures, and their correction by a text."""
+"""The compact generator: what a brain says -> image tokens -> pictures, and their correction by phrases."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from mindtuner.decoding.training_images import unit_rows
 from mindtuner.decoding.words import Words
 from mindtuner.files import file_digest
 from mindtuner.generators.painter import CORRECTED, LOWLEVEL, RECONSTRUCTED
-from mindtuner.model.denoiser import LATENT_SIDE, CompactDenoiser, noise_schedule
 from mindtuner.model.prior import DiffusionPrior
+from mindtuner.model.token_painter import TokenPainter
+from mindtuner.model.word_prior import WordPrior, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress
 from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, load_part, packaged
-from mindtuner.towers.patch_autoencoder import CHANNELS
 
 WEIGHTS = "generator.safetensors"
+TOGETHER = 32  # pictures painted at a time: more do not fit into the caches of a CPU
 
 
 def starting_prior(config: ModelConfig, path: Path | None = None) -> DiffusionPrior:
@@ -33,21 +34,23 @@ def starting_prior(config: ModelConfig, path: Path | None = None) -> DiffusionPr
 
 
 class CompactGenerator:
-    """Paints pictures of 128 x 128 from image tokens, and corrects them with a text.
+    """Imagines image tokens that fit what a brain says, in tokens and in phrases, and paints them, 128 x 128 pixels.
 
     Parameters
     ----------
     path : weights of ``mindtuner train-generator``; those that the package ships when not given
-    config : steps, guidance, where the correction starts and how often it is tried
-    seed : of the noise. A picture's noise depends on the seed and its image's id, so all methods start alike.
+    config : steps, guidance by the phrases, where the correction starts and how often it is tried
+    seed : of the noise. An image's noise depends on the seed and its id, so all methods start alike.
     """
 
     def __init__(self, config: DecodeConfig, seed: int, path: Path | None = None):
         path = path or packaged(WEIGHTS)
         self.autoencoder = Autoencoder(path)
-        self.denoiser = CompactDenoiser()
-        load_part(self.denoiser, path, "denoiser")
-        self.denoiser.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)
+        self.painter, self.prior = TokenPainter(), WordPrior()
+        load_part(self.painter, path, "painter")
+        load_part(self.prior, path, "words")
+        self.painter.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)
+        self.prior.eval().requires_grad_(False).to(device())
         self.config, self.seed = config, seed
         self.tower = CompactImageEncoder() if config.corrections > 1 else None
         self.identity = {"generator": "compact", "weights": file_digest(path)}
@@ -59,102 +62,112 @@ class CompactGenerator:
 
         Without a caption in the bank nothing is corrected.
         """
-        tokens = torch.as_tensor(tokens, dtype=torch.float32, device=device())
-        latents = self.generate(tokens, images, f"paint {title}")
-        found = {} if lowlevel is None else {LOWLEVEL: self.pictures(lowlevel)}
-        found[RECONSTRUCTED] = self.pictures(latents)
+        found = {} if lowlevel is None else {LOWLEVEL: self.autoencoder.decode(lowlevel)}
+        imagined = self.imagine(tokens, images, title=f"paint {title}")
+        found[RECONSTRUCTED] = self.pictures(imagined)
         if words.bank.captions:
-            found[CORRECTED] = self.best_correction(latents, tokens, words.embeddings, images, f"correct {title}")
+            found[CORRECTED] = self.best_correction(imagined, tokens, words.phrase_embeddings, images, f"correct {title}")
         return found
 
     def captions(self, tokens: np.ndarray) -> None:
         """It writes none."""
 
-    def generate(self, tokens: np.ndarray | torch.Tensor, images: np.ndarray, title: str = "paint") -> torch.Tensor:
-        """Image tokens (n, T, D) of images ``images`` (n,) -> latents (n, 8, 16, 16) on the device, from pure noise."""
+    def imagine(
+        self,
+        tokens: np.ndarray | None,
+        images: np.ndarray,
+        phrases: tuple[np.ndarray, np.ndarray] | None = None,
+        title: str = "paint",
+    ) -> np.ndarray:
+        """Tokens of a picture that fits: a sample of the prior, from pure noise.
+
+        Parameters
+        ----------
+        tokens : what a brain says of n images, (n, T, D); None where it says nothing
+        images : ids (n,), for the noise
+        phrases : embeddings (n, P, d) and which places hold one, bool (n, P); None where nothing is said
+
+        Returns float32 (n, T, D).
+        """
         schedule = noise_schedule()
         schedule.set_timesteps(self.config.generator_steps)
-        return self._denoise(self._noise(images, "paint"), schedule, schedule.timesteps, tokens, None, title)
+        return self._denoise(self._noise(images, "paint"), schedule, schedule.timesteps, tokens, phrases, title)
 
     def best_correction(
         self,
-        latents: np.ndarray | torch.Tensor,
-        tokens: np.ndarray | torch.Tensor,
-        text: np.ndarray,
+        imagined: np.ndarray,
+        tokens: np.ndarray,
+        phrases: tuple[np.ndarray, np.ndarray],
         images: np.ndarray,
         title: str = "correct",
     ) -> np.ndarray:
         """``correct``, ``config.corrections`` times; of each image the picture in which the tower sees most of its tokens.
 
-        latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti
+        imagined, tokens (n, T, D), phrases as in ``imagine`` -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti
         et al. 2023) chooses among 16 paintings in this way.
         """
-        candidates = torch.stack(
+        candidates = np.stack(
             [
-                self.autoencoder.decode_on_device(self.correct(latents, tokens, text, images, f"{title} {number}", number))
+                self.pictures(self.correct(imagined, tokens, phrases, images, f"{title} {number}", number))
                 for number in range(self.config.corrections)
             ]
         )
         if self.tower is None:
-            return candidates[0].cpu().numpy()
-        seen = np.stack([self.tower.tokens(pictures) for pictures in candidates])
-        best = most_faithful(seen, torch.as_tensor(tokens).cpu().numpy())
-        return candidates[torch.from_numpy(best), torch.arange(len(best))].cpu().numpy()
+            return candidates[0]
+        best = most_faithful(np.stack([self.tower.tokens(pictures) for pictures in candidates]), tokens)
+        return candidates[best, np.arange(len(best))]
 
     def correct(
         self,
-        latents: np.ndarray | torch.Tensor,
-        tokens: np.ndarray | torch.Tensor,
-        text: np.ndarray,
+        imagined: np.ndarray,
+        tokens: np.ndarray,
+        phrases: tuple[np.ndarray, np.ndarray],
         images: np.ndarray,
         title: str = "correct",
         candidate: int = 0,
-    ) -> torch.Tensor:
-        """Semantic correction (MindTuner paper): noise the latents part of the way and paint them again with the text.
+    ) -> np.ndarray:
+        """Semantic correction (MindTuner paper): noise the imagined tokens part of the way, and go on with the phrases.
 
-        latents (n, 8, 16, 16), tokens (n, T, D), text (n, d) -> latents (n, 8, 16, 16) on the device. Each
-        ``candidate`` has its own noise.
+        imagined, tokens (n, T, D), phrases as in ``imagine`` -> tokens float32 (n, T, D). Each ``candidate`` has its own
+        noise.
         """
         schedule = noise_schedule()
         schedule.set_timesteps(round(self.config.refine_steps / self.config.refine_start))
         times = schedule.timesteps[-self.config.refine_steps :]
-        clean = torch.as_tensor(latents, dtype=torch.float32, device="cpu")  # as the noise, which is the same everywhere
-        noisy = schedule.add_noise(clean, self._noise(images, f"correct {candidate}"), times[:1].expand(len(clean)))
-        return self._denoise(noisy, schedule, times, tokens, text, title)
+        noise = self._noise(images, f"correct {candidate}")
+        noisy = schedule.add_noise(torch.as_tensor(imagined, dtype=torch.float32), noise, times[:1].expand(len(noise)))
+        return self._denoise(noisy, schedule, times, tokens, phrases, title)
 
-    def pictures(self, latents: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Latents (n, 8, 16, 16) -> pictures float32 (n, 3, 128, 128) in 0..1."""
-        return self.autoencoder.decode(latents)
+    @torch.no_grad()
+    def pictures(self, tokens: np.ndarray) -> np.ndarray:
+        """Image tokens (n, T, D) -> pictures float32 (n, 3, 128, 128) in 0..1."""
+        parts = torch.as_tensor(tokens, dtype=torch.float32).split(TOGETHER)
+        return torch.cat([self.painter(part.to(device())).clamp(0, 1).cpu() for part in parts]).numpy()
 
     def _noise(self, images: np.ndarray, purpose: str) -> torch.Tensor:
         sources = [torch.Generator().manual_seed(derive_seed(self.seed, purpose, int(k))) for k in images]
-        return torch.stack([torch.randn(CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=source) for source in sources])
+        return torch.stack([torch.randn(self.painter.position.shape, generator=source) for source in sources])
 
     @torch.no_grad()
-    def _denoise(self, noisy, schedule: DDIMScheduler, times, tokens, text, title: str) -> torch.Tensor:
-        """DDIM with classifier-free guidance: unconditional + guidance x (conditional - unconditional)."""
+    def _denoise(self, noisy, schedule: DDIMScheduler, times, tokens, phrases, title: str) -> np.ndarray:
+        """DDIM with classifier-free guidance by the phrases: without + guidance x (with - without)."""
         n, where = len(noisy), device()
         x = noisy.to(where)
-        tokens = torch.as_tensor(tokens, dtype=torch.float32, device=where)
-        words = torch.zeros(n, self.denoiser.embed_text.in_features, device=where)
-        if text is not None:
-            words = torch.as_tensor(text, dtype=torch.float32, device=where)
-        keep = torch.arange(2 * n, device=where) < n
-        keep_text = keep & (text is not None)
+        known = torch.zeros_like(x) if tokens is None else torch.as_tensor(tokens, dtype=torch.float32, device=where)
+        keep = torch.full((n,), tokens is not None, device=where)
+        said, meant = None, torch.zeros(n, 0, self.prior.read_phrase.in_features, device=where)
+        if phrases is not None:
+            meant, said = (torch.as_tensor(one, device=where) for one in phrases)
+        unsaid = torch.zeros(meant.shape[:2], dtype=torch.bool, device=where)
         for time in progress(times, title, len(times), "step"):
+            moment = time.to(where).expand(n)
             with autocast():
-                both = self.denoiser(
-                    torch.cat([x, x]),
-                    time.to(where).expand(2 * n),
-                    torch.cat([tokens, tokens]),
-                    torch.cat([words, words]),
-                    keep,
-                    keep_text,
-                ).float()
-            conditional, unconditional = both.chunk(2)
-            velocity = unconditional + self.config.guidance * (conditional - unconditional)
+                velocity = self.prior(x, moment, known, keep, meant, unsaid).float()
+                if said is not None:
+                    more = self.prior(x, moment, known, keep, meant, said).float() - velocity
+                    velocity = velocity + self.config.guidance * more
             x = schedule.step(velocity, time, x, eta=0.0).prev_sample
-        return x
+        return x.cpu().numpy()
 
 
 def most_faithful(seen: np.ndarray, wanted: np.ndarray) -> np.ndarray:

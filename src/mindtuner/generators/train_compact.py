@@ -1,7 +1,7 @@
-"""Train what the compact decoder starts from: autoencoder, prior, and the denoiser over the autoencoder's latents.
+"""Train what the compact decoder starts from: autoencoder, prior, the painter of image tokens, and the prior with words.
 
 Everything comes from the reserved generator stream (scenes that no simulated subject sees, of cut-outs that no such
-scene uses). Each stage saves as it goes: a run that is cut short leaves usable weights, and starts again where it was.
+scene uses). Each stage saves as it goes: a run that is cut short starts again where it was.
 """
 
 from __future__ import annotations
@@ -18,38 +18,48 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mindtuner.config import load_config
+from mindtuner.decoding.phrases import split, without_colour
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, read_json
-from mindtuner.model.denoiser import CompactDenoiser, noise_schedule
 from mindtuner.model.prior import DiffusionPrior
+from mindtuner.model.token_painter import TokenPainter
+from mindtuner.model.word_prior import WordPrior, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress, seed_everything
 from mindtuner.simulation.scenes import SceneStream, generator_scenes, render
-from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
+from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder, joined_cells
+from mindtuner.towers.efficientnet import prepare
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
 from mindtuner.training.optimiser import update_average
 
-TOKEN_DROP, TEXT_DROP = 0.12, 0.4
-KNOWN = {"prior": (0.05, 0.5), "denoiser": (0.1, 1.0)}  # share of the tokens' variance in what each is conditioned on
-EMA = {"prior": 0.999, "denoiser": 0.998}
-BATCH = {"autoencoder": 8, "prior": 128, "denoiser": 16}
-LOOKED_AT, LOOK_WEIGHT = 4, 0.6  # how many pictures of a batch the tower looks at, and what that loss counts
-LR = {"autoencoder": 1.5e-3, "prior": 1e-3, "denoiser": 6e-4}
+PHRASES = 6  # of a caption that are read
+PHRASE_DROP, WORDS_DROP, KNOWN_DROP = 0.1, 0.15, 0.4  # of one phrase, of all of them, of what a brain knows
+PLAIN = 0.15  # of phrases go without their colour, as where a brain is not sure of it
+WHOLE = 0.1  # of captions stand as they are: some brains are read by whole ones (``decoding.words.Words``)
+KNOWN = {"prior": (0.05, 0.5), "words": (0.03, 0.6)}  # share of the tokens' variance in what each is conditioned on
+ROUGH = 0.4  # most noise in the tokens that the painter learns from: imagined ones are never exact
+EMA = {"prior": 0.999, "painter": 0.998, "words": 0.999}
+BATCH = {"autoencoder": 8, "prior": 128, "painter": 8, "words": 128}
+LR = {"autoencoder": 1.5e-3, "prior": 1e-3, "painter": 4e-4, "words": 1e-3}
+PAINTER_WEIGHTS = {"pixels": 2.0, "edges": 2.0, "features": 0.5, "tokens": 0.3}
+STAGE_WEIGHTS = (0.5, 1.0, 1.0, 1.0, 1.0)  # of the tower's five stages in ``features``: the first tells texture
 SAVE_EVERY = 100  # steps
 
 
 def train_generator(
     out: Path,
     work: Path,
-    scenes: int = 12_000,
+    scenes: int = 40_000,
     autoencoder_steps: int = 2_500,
     prior_steps: int = 3_000,
-    denoiser_steps: int = 14_000,
+    painter_steps: int = 3_000,
+    words_steps: int = 8_000,
     cutouts: Path | None = None,
     seed: int = 0,
     log: Callable[[dict], None] = lambda record: None,
 ) -> None:
-    """Write weights to ``out`` (safetensors: ``autoencoder.*`` and ``prior.*`` in float32, ``denoiser.*`` in bfloat16).
+    """Write weights to ``out``.
 
+    A safetensors file: ``autoencoder.*`` and ``prior.*`` in float32, ``painter.*`` and ``words.*`` in bfloat16.
     ``work`` keeps rendered scenes and checkpoints; the same call continues from them. A
     continued run ends with the weights of an unbroken one.
     Raises UserError where ``work`` belongs to other settings or ``cutouts`` holds no usable cut-out.
@@ -58,9 +68,10 @@ def train_generator(
     _check_settings(work, {"scenes": scenes, "cutouts": str(cutouts or ""), "seed": seed})
     pixels, captions = _rendered(work, scenes, stream)
     autoencoder = _fit_autoencoder(work, pixels, autoencoder_steps, seed, log)
-    tokens, texts, latents = _conditions(work, pixels, captions, autoencoder)
+    tokens, phrases = _tokens(work, pixels), Phrases(captions, CompactTextEncoder())
     prior = _fit_prior(work, tokens, prior_steps, seed, log)
-    _fit_denoiser(work, out, tokens, texts, latents, (autoencoder, prior), denoiser_steps, seed, log)
+    painter = _fit_painter(work, pixels, tokens, autoencoder, painter_steps, seed, log)
+    _fit_words(work, out, tokens, phrases, (autoencoder, prior, painter), words_steps, seed, log)
 
 
 def _check_settings(work: Path, settings: dict) -> None:
@@ -201,27 +212,50 @@ def _load_state(path: Path, network, optimiser) -> dict:
     return state
 
 
-@torch.no_grad()
-def _conditions(work, pixels, captions, autoencoder):
-    """Image tokens (n, 16, 128), text embeddings of every caption, and latents (n, 8, 16, 16), all float16."""
-    tokens_path, text_path = work / "tokens.npy", work / "texts.npy"
-    if not tokens_path.exists():
-        encoder = CompactImageEncoder()
-        tokens = np.concatenate(
-            [encoder.tokens(pixels[k : k + 64]).astype(np.float16) for k in progress(range(0, len(pixels), 64), "tokens")]
-        )
-        with atomic_path(tokens_path) as part, part.open("wb") as file:
-            np.save(file, tokens)
-    if not text_path.exists():
-        embed = CompactTextEncoder().embed
-        texts = np.stack([embed([group[k % len(group)] for group in captions]) for k in range(2)], 1)
-        with atomic_path(text_path) as part, part.open("wb") as file:
-            np.save(file, texts.astype(np.float16))
-    latents = [
-        autoencoder.encode(_images(pixels[k : k + 64]).to(device())).half().cpu()
-        for k in progress(range(0, len(pixels), 64), "latents")
-    ]
-    return np.load(tokens_path), np.load(text_path), torch.cat(latents).numpy()
+def _tokens(work: Path, pixels: np.ndarray) -> np.ndarray:
+    """Image tokens (n, 16, 128), float16."""
+    path = work / "tokens.npy"
+    if not path.exists():
+        encoder, starts = CompactImageEncoder(), range(0, len(pixels), 64)
+        tokens = [encoder.tokens(pixels[k : k + 64]).astype(np.float16) for k in progress(starts, "tokens")]
+        with atomic_path(path) as part, part.open("wb") as file:
+            np.save(file, np.concatenate(tokens))
+    return np.load(path)
+
+
+class Phrases:
+    """The phrases of scenes' captions, drawn as a brain might name them: without a colour, or a whole caption, now and then.
+
+    Parameters
+    ----------
+    captions : of each scene, one or more
+    encoder : text tower
+    """
+
+    def __init__(self, captions: list[tuple[str, ...]], encoder: CompactTextEncoder):
+        row: dict[str, int] = {}
+        index = lambda text: row.setdefault(text, len(row))
+        self.captions = [[index(caption) for caption in group] for group in captions]
+        self.phrases = [
+            [
+                [(index(phrase), index(without_colour(phrase) or phrase)) for phrase in split(caption)[:PHRASES]]
+                for caption in group
+            ]
+            for group in captions
+        ]
+        self.embeddings = torch.from_numpy(encoder.embed(list(row)))
+
+    def draw(self, scenes: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each scene one caption's phrases, some of them left out: embeddings (n, P, d), and which places hold one."""
+        rows, said = np.zeros((len(scenes), PHRASES), np.int64), np.zeros((len(scenes), PHRASES), bool)
+        for k, scene in enumerate(scenes):
+            caption = rng.integers(len(self.captions[scene]))
+            some = [self.captions[scene][caption]]
+            if rng.random() >= WHOLE:
+                some = [two[int(rng.random() < PLAIN)] for two in self.phrases[scene][caption]]
+            rows[k, : len(some)], said[k, : len(some)] = some, True
+        said &= (rng.random(said.shape) >= PHRASE_DROP) & (rng.random((len(said), 1)) >= WORDS_DROP)
+        return self.embeddings[torch.from_numpy(rows)], torch.from_numpy(said)
 
 
 def _fit_prior(work, data, steps, seed, log) -> DiffusionPrior:
@@ -246,33 +280,73 @@ def _fit_prior(work, data, steps, seed, log) -> DiffusionPrior:
     return network.eval()
 
 
-def _fit_denoiser(work, out, tokens, texts, latents, others, steps, seed, log):
-    """Denoise latents, and let the tower look at the cleaned pictures: it must see the tokens of the scene.
+def _fit_painter(work, pixels, tokens, autoencoder, steps, seed, log) -> TokenPainter:
+    """Paint scenes from their tokens: in pixels, in edges, and in what all stages of the tower see of the picture.
 
-    The second loss (a perceptual one, Johnson et al. 2016, on the diffusion's own estimate of the clean latents, as Lin and
-    Yang 2024 do) is what makes a picture say what its tokens say, where these leave much open.
+    The last two losses are perceptual ones (Johnson et al. 2016; the stages' features of unit length, as in LPIPS, Zhang
+    et al. 2018). The scoring network is another.
     """
-    seed_everything(derive_seed(seed, "denoiser"))
-    network = CompactDenoiser(tokens.shape[1], tokens.shape[2], texts.shape[2])
+    seed_everything(derive_seed(seed, "painter"))
+    network = TokenPainter(*tokens.shape[1:])
+    network.decoder.load_state_dict(autoencoder.state_dict())
     network.to(device(), memory_format=torch.channels_last)  # its convolutions are faster so on a CPU
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=1e-3)
-    alphas = noise_schedule().alphas_cumprod.to(device())
-    uncertain = UncertainTokens(torch.from_numpy(tokens), *KNOWN["denoiser"])
-
-    tower, autoencoder = CompactImageEncoder(), others[0]
+    tower = CompactImageEncoder()
 
     def losses(rng, source, step):
-        rows = rng.integers(0, len(tokens), BATCH["denoiser"])
-        known = uncertain(torch.from_numpy(tokens[rows]), source)
-        loss, clean = _velocity_loss(
-            network, alphas, known, texts[rows, rng.integers(0, texts.shape[1], len(rows))], latents[rows], source
-        )
-        seen = tower.look((autoencoder.decode(clean[:LOOKED_AT]) + 1) / 2)
-        wanted = torch.from_numpy(tokens[rows[:LOOKED_AT]]).to(seen)
-        return {"velocity": loss, "look": LOOK_WEIGHT * F.mse_loss(seen, wanted)}
+        rows = np.sort(rng.integers(0, len(tokens), BATCH["painter"]))
+        wanted = torch.from_numpy(tokens[rows]).float()
+        rough = ROUGH * torch.rand(len(rows), 1, 1, generator=source) * torch.randn(wanted.shape, generator=source)
+        scenes = torch.from_numpy(pixels[rows]).to(device()).float() / 255
+        found = painter_losses(network, tower, (wanted + rough).to(device()), wanted.to(device()), scenes)
+        return {name: PAINTER_WEIGHTS[name] * loss for name, loss in found.items()}
+
+    average = _train("painter", work, network, optimiser, steps, seed, log, losses)
+    network.load_state_dict(dict(network.state_dict()) | average)
+    return network.eval()
+
+
+def painter_losses(
+    network: TokenPainter, tower: CompactImageEncoder, given: torch.Tensor, tokens: torch.Tensor, scenes: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Losses of pictures painted from tokens ``given`` (n, T, D), by name.
+
+    Their scenes (n, 3, 128, 128), in 0..1, have ``tokens`` (n, T, D).
+    """
+    painted = network(given)
+    with torch.no_grad():
+        wanted = tower.network(prepare(scenes))
+    seen = tower.network(prepare(painted))
+    unlike = [
+        (F.normalize(a, dim=1, eps=1e-3) - F.normalize(b, dim=1, eps=1e-3)).square().sum(1).mean()
+        for a, b in zip(seen, wanted)
+    ]
+    return {
+        "pixels": F.l1_loss(painted, scenes),
+        "edges": F.l1_loss(_edges(painted), _edges(scenes)),
+        "features": sum(weight * loss for weight, loss in zip(STAGE_WEIGHTS, unlike, strict=True)),
+        "tokens": F.mse_loss((joined_cells(seen) - tower.mean) @ tower.matrix, tokens),
+    }
+
+
+def _fit_words(work, out, tokens, phrases, others, steps, seed, log) -> None:
+    """The prior that knows words: tokens of scenes, from what a brain might say of them and from phrases of their captions.
+
+    Each is left out often enough that the other alone is enough.
+    """
+    seed_everything(derive_seed(seed, "words"))
+    network = WordPrior(*tokens.shape[1:], phrases.embeddings.shape[1]).to(device()).train()
+    optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=1e-2)
+    uncertain = UncertainTokens(torch.from_numpy(tokens), *KNOWN["words"])
+
+    def losses(rng, source, step):
+        rows = rng.integers(0, len(tokens), BATCH["words"])
+        clean = torch.from_numpy(tokens[rows]).float()
+        keep = torch.rand(len(rows), generator=source) >= KNOWN_DROP
+        return {"velocity": velocity_loss(network, clean, uncertain(clean, source), keep, *phrases.draw(rows, rng), source)}
 
     _train(
-        "denoiser",
+        "words",
         work,
         network,
         optimiser,
@@ -280,15 +354,27 @@ def _fit_denoiser(work, out, tokens, texts, latents, others, steps, seed, log):
         seed,
         log,
         losses,
-        lambda average, step: save_generator(out, *others, average, network, step),
+        lambda average, step: save_generator(out, *others, dict(network.state_dict()) | average, step),
     )
+
+
+def velocity_loss(network: WordPrior, clean, known, keep, phrases, said, source: torch.Generator) -> torch.Tensor:
+    """Squared error of the velocity of tokens ``clean`` (n, T, D) at random times; the others as the network reads them."""
+    where, alphas = device(), noise_schedule().alphas_cumprod
+    times = torch.randint(0, len(alphas), (len(clean),), generator=source)
+    noise = torch.randn(clean.shape, generator=source)
+    signal, sigma = alphas[times].sqrt()[:, None, None], (1 - alphas[times]).sqrt()[:, None, None]
+    given = (signal * clean + sigma * noise, times, known, keep, phrases, said)
+    with autocast():
+        velocity = network(*(one.to(where) for one in given))
+    return F.mse_loss(velocity.float(), (signal * noise - sigma * clean).to(where))
 
 
 class UncertainTokens:
     """Image tokens as a decoder knows them: the tokens to expect from a noisy look at the true ones.
 
     Decoded tokens are not the true ones plus noise. They are close to a conditional mean: what the brain says little
-    about is drawn to the average. So the denoiser paints from such means of all qualities (conditioning
+    about is drawn to the average. So what is painted starts from such means of all qualities (conditioning
     augmentation, Ho et al. 2022, with shrinkage). With tokens t ~ N(m, C) seen as t + s e, e ~ N(0, I), the mean is
     m + C (C + s^2 I)^-1 (t + s e - m). For each picture the share of the variance that the mean keeps,
     tr(C^2 (C + s^2 I)^-1) / tr C, is uniform in ``least``..``most``.
@@ -318,37 +404,14 @@ class UncertainTokens:
         return (mean @ self.vectors.T + self.mean).view(tokens.shape)
 
 
-def _velocity_loss(network, alphas, tokens, texts, latents, source: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared error of the velocity at random times, and the clean latents (n, 8, 16, 16) that it implies."""
-    where = device()
-    n = len(tokens)
-    clean = torch.from_numpy(latents).to(where, torch.float32)
-    texts = torch.from_numpy(texts).to(where, torch.float32)
-    draw = lambda *shape: torch.rand(shape, generator=source).to(where)
-    times = torch.randint(0, len(alphas), (n,), generator=source).to(where)
-    noise = torch.randn(clean.shape, generator=source).to(where)
-    signal, sigma = alphas[times].sqrt()[:, None, None, None], (1 - alphas[times]).sqrt()[:, None, None, None]
-    noisy = signal * clean + sigma * noise
-    with autocast():
-        velocity = network(noisy, times, tokens.to(where), texts, draw(n) >= TOKEN_DROP, draw(n) >= TEXT_DROP)
-    velocity = velocity.float()
-    return F.mse_loss(velocity, signal * noise - sigma * clean), signal * noisy - sigma * velocity
-
-
-def save_generator(out: Path, autoencoder, prior, average: dict, network, steps: int) -> None:
-    """Write the weights that ``decoding.compact.CompactGenerator`` reads: autoencoder, prior and averaged denoiser."""
-    tensors = {
-        f"{name}.{k}": v.detach().cpu().contiguous()
-        for name, part in (("autoencoder", autoencoder), ("prior", prior))
-        for k, v in part.state_dict().items()
-    }
-    denoiser = dict(network.state_dict()) | average
-    tensors |= {f"denoiser.{k}": v.detach().bfloat16().cpu().contiguous() for k, v in denoiser.items()}
-    card = {
-        "denoiser_steps": str(steps),
-        "tokens": str(network.position.shape[0]),
-        "width": str(network.position.shape[1]),
-        "text_width": str(network.embed_text.in_features),
-    }
+def save_generator(
+    out: Path, autoencoder: PatchAutoencoder, prior: DiffusionPrior, painter: TokenPainter, words: dict, steps: int
+) -> None:
+    """Write the weights that ``CompactGenerator`` reads; ``words`` are the averaged weights of a ``WordPrior``."""
+    tensors = {}
+    for name, part in (("autoencoder", autoencoder.state_dict()), ("prior", prior.state_dict())):
+        tensors |= {f"{name}.{key}": value.detach().float().cpu().contiguous() for key, value in part.items()}
+    for name, part in (("painter", painter.state_dict()), ("words", words)):
+        tensors |= {f"{name}.{key}": value.detach().bfloat16().cpu().contiguous() for key, value in part.items()}
     with atomic_path(out) as part:
-        save_file(tensors, part, metadata=card)
+        save_file(tensors, part, metadata={"words_steps": str(steps)})

@@ -180,7 +180,7 @@ class SubjectDecoder:
         ----------
         voxels : array, float32 (n, V)
         stages : bool
-            Return all stages by name: ``lowlevel``, ``reconstructed``, ``corrected`` by the retrieved caption.
+            Return all stages by name: ``lowlevel``, ``reconstructed``, ``corrected`` by what the brain says in words.
 
         Returns
         -------

@@ -57,7 +57,7 @@ def test_version_and_help(capsys):
         (["--help"], "Begin with: mindtuner demo"),
         (["simulate", "--help"], "--trials-per-session"),
         (["demo", "--help"], "--quick"),
-        (["train-generator", "--help"], "--denoiser-steps"),
+        (["train-generator", "--help"], "--words-steps"),
         (["report", "--help"], "RUN"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -213,7 +213,9 @@ def test_report_of_a_folder_without_a_run(tmp_path, capsys):
     refused(capsys, ["report", tmp_path / "none"], "not found; expected the folder of a run")
 
 
-@pytest.mark.parametrize("option, value", [("--scenes", 299), ("--denoiser-steps", -1), ("--autoencoder-steps", -1)])
+@pytest.mark.parametrize(
+    "option, value", [("--scenes", 299), ("--painter-steps", -1), ("--words-steps", -1), ("--autoencoder-steps", -1)]
+)
 def test_train_generator_names_what_is_out_of_range(tmp_path, capsys, option, value):
     refused(capsys, ["train-generator", tmp_path / "g.safetensors", option, value], option, "expected at least")
     assert not list(tmp_path.iterdir())
