@@ -135,7 +135,8 @@ def map_fingerprint(
         network.eval(), tuned.name, subject.betas(test.row), test.stimulus, subject.betas(train.row).mean(0), subject.rois
     )
     seed = tuned.config.seed
-    drawn, rows = maps.maps_of(found), maps.regions(found, subject.rois, seed)
+    gains = maps.gains_of(network, tuned.name, subject.betas(test.row), seed)
+    drawn, rows = maps.maps_of(found) | gains, maps.regions(found, subject.rois, seed)
     scored = {}
     if planted is not None and np.ptp(planted["fingerprint_share"]) > 0:
         scored = {
@@ -145,12 +146,13 @@ def map_fingerprint(
         }
     _csv(
         out / "voxels.csv",
-        ("voxel", *subject.rois, *ROUTES, "fingerprint"),
+        ("voxel", *subject.rois, *ROUTES, "fingerprint", *gains),
         zip(
             range(subject.n_voxels),
             *(roi.astype(int) for roi in subject.rois.values()),
             *(route.round(9) for route in found.voxel),
             drawn["fingerprint"].round(6),
+            *(values.round(6) for values in gains.values()),
             strict=True,
         ),
     )

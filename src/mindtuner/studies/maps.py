@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from scipy.optimize import nnls
 from scipy.stats import norm, rankdata
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.statistics import bootstrap_ci
+from mindtuner.model import BrainNetwork
+from mindtuner.model.lora import LoRALinear
 from mindtuner.runtime import derive_seed
 from mindtuner.simulation.cortex import smooth_fields
-from mindtuner.studies.routes import ROUTES, Shares
+from mindtuner.studies.routes import CHUNK, ROUTES, Shares, weights
 
 OWN = ROUTES[1:]  # the routes that a fingerprint adds to a ridge
 PERMUTATIONS = 999
 LENGTHS = 6  # of the fields in a surrogate map, from the distance of neighbours to half of the sheet
 PAIRS, BINS = 200_000, 30  # pairs of voxels, and bins of distance, of a variogram
+DRAWS = 4  # of random directions of the tokens, a trial
 FIELDS = 20  # surrogates that are drawn from the same random waves
 
 
@@ -33,6 +38,73 @@ def maps_of(found: Shares) -> dict[str, np.ndarray]:
     total = size.sum(0)
     part = np.divide(size[1:].sum(0), total, out=np.zeros_like(total), where=total > 0)
     return {**dict(zip(ROUTES, size, strict=True)), "fingerprint": part}
+
+
+def gains_of(network: BrainNetwork, subject: str, voxels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Maps of how strongly adapters act on a voxel, whatever it has in common with what is decoded.
+
+    ``skip_weights`` is the norm of the voxel's weights in Skip-LoRA. LoRA has no weights of its own for a voxel: what goes
+    through it comes by the ridge. So ``lora_gain`` is how much LoRA changes what the ridge brings. With w_v the voxel's ridge
+    weights and J the derivative of the tokens C by x0, with LoRA and without,
+
+        gain(v) = mean |(J_with - J_without) w_v|^2 / mean |J_without w_v|^2
+
+    over trials, by random directions of C (Hutchinson 1990). A map is 0 where the network has no such adapter.
+
+    Parameters
+    ----------
+    network : BrainNetwork
+    subject : str
+    voxels : float32 array (trials, V)
+        Betas.
+    seed : int
+
+    Returns
+    -------
+    dict of arrays (V,)
+    """
+    ridge = network.ridges[subject].weight.detach()
+    adapters = [part for part in network.modules() if isinstance(part, LoRALinear)]
+    rng = torch.Generator().manual_seed(derive_seed(seed, "gains"))
+    changed, plain = (torch.zeros(ridge.shape[1], dtype=torch.double) for _ in range(2))
+    for some in torch.from_numpy(voxels).split(CHUNK) if adapters else ():
+        betas = some.to(ridge)
+        with torch.no_grad():
+            x0, skips = network.embed(betas, subject), [path(betas) for path in network.skips]
+        for _ in range(DRAWS):
+            state = rng.get_state()
+            with_lora = _token_gradient(network, x0, skips, rng)
+            rng.set_state(state)  # the same direction
+            with _silent(adapters):
+                without = _token_gradient(network, x0, skips, rng)
+            changed += ((with_lora - without) @ ridge).square().sum(0).double().cpu()
+            plain += (without @ ridge).square().sum(0).double().cpu()
+    gain = np.divide(changed.numpy(), plain.numpy(), out=np.zeros(len(plain)), where=plain.numpy() > 0)
+    return {"lora_gain": gain, "skip_weights": weights(network, subject)[1].astype(float)}
+
+
+def _token_gradient(
+    network: BrainNetwork, x0: torch.Tensor, skips: Sequence[torch.Tensor], rng: torch.Generator
+) -> torch.Tensor:
+    """Gradient (n, h) by x0 of the retrieval tokens in random directions."""
+    x0 = x0.detach().requires_grad_()
+    with torch.enable_grad():
+        tokens = network.decode_hidden(x0, skips, lowlevel=False).retrieval_tokens
+        direction = torch.randn(tokens.shape, generator=rng).to(tokens)
+        return torch.autograd.grad((tokens * direction).sum(), x0)[0]
+
+
+@contextlib.contextmanager
+def _silent(adapters: Sequence[LoRALinear]) -> Iterator[None]:
+    """Within, LoRA adds nothing."""
+    scales = [part.scale for part in adapters]
+    for part in adapters:
+        part.scale = 0.0
+    try:
+        yield
+    finally:
+        for part, scale in zip(adapters, scales, strict=True):
+            part.scale = scale
 
 
 def regions(found: Shares, rois: Mapping[str, np.ndarray], seed: int) -> list[dict]:

@@ -14,14 +14,16 @@ from networks import V, network_with
 from safetensors.numpy import load_file, save_file
 from scipy.spatial import ConvexHull
 from scipy.stats import kstest, spearmanr
+from torch.autograd.functional import jacobian
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
+from mindtuner.model.lora import LoRALinear
 from mindtuner.simulation.cortex import make_sheet, smooth_fields
 from mindtuner.studies import maps
 from mindtuner.studies.map_figure import on_meshes, read_surface
-from mindtuner.studies.maps import by_itself, maps_of, recovery, regions, surrogates
+from mindtuner.studies.maps import by_itself, gains_of, maps_of, recovery, regions, surrogates
 from mindtuner.studies.routes import ROUTES, shares, weights
 from mindtuner.training import save_fingerprint, save_network
 
@@ -88,6 +90,33 @@ def test_a_path_that_reads_some_voxels_alone_is_found_there_and_none_where_there
 
     silent = maps_of(shares(network_with(size=0.0), "1", voxels, images, reference, rois))
     assert not silent["fingerprint"].any() and silent["ridge"].any()
+
+
+def test_lora_gain_is_the_change_of_the_derivative_over_the_derivative(brains):
+    voxels, network = brains[0], network_with()
+    rows, ridge = torch.from_numpy(voxels), network.ridges["1"].weight.detach()
+
+    def through_ridge():
+        """Derivative of each trial's tokens by its voxels, of the ridge's way alone: (trials, tokens, V)."""
+        x0, skips = network.embed(rows, "1").detach(), [path(rows).detach() for path in network.skips]
+        found = []
+        for k in range(len(rows)):
+            own = [skip[k, None] for skip in skips]
+            found.append(jacobian(lambda x, own=own: network.decode_hidden(x[None], own).retrieval_tokens.flatten(), x0[k]))
+        return torch.stack(found) @ ridge
+
+    found = gains_of(network, "1", np.tile(voxels, (40, 1)), 0)  # 40 times as many directions
+    with_lora = through_ridge()
+    for part in network.modules():
+        if isinstance(part, LoRALinear):
+            part.scale = 0.0
+    without = through_ridge()
+    truth = (with_lora - without).square().sum((0, 1)) / without.square().sum((0, 1))
+    np.testing.assert_allclose(found["lora_gain"], truth, rtol=0.1)
+    again = gains_of(network_with(), "1", np.tile(voxels, (40, 1)), 0)
+    np.testing.assert_array_equal(found["lora_gain"], again["lora_gain"])  # and LoRA was switched on again
+    assert not gains_of(network_with(lora=False), "1", voxels, 0)["lora_gain"].any()
+    assert not gains_of(network_with(skip=False), "1", voxels, 0)["skip_weights"].any()
 
 
 def test_skip_weights_are_those_of_the_product():
@@ -202,7 +231,7 @@ def test_the_verb_writes_tables_maps_and_what_was_recovered(tuned, simulated, tm
     told = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert sum(results["shares"].values()) == pytest.approx(1, abs=0.01) and results["residual"] < 0.01
-    assert set(results["recovery"]) >= {"ridge", "lora", "fingerprint"} and "by permuted regions" in told
+    assert set(results["recovery"]) >= {"ridge", "lora", "fingerprint", "lora_gain"} and "by permuted regions" in told
     with (out / "voxels.csv").open(newline="") as file:
         voxels = list(csv.DictReader(file))
     assert len(voxels) == subject.n_voxels
