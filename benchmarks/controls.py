@@ -1,6 +1,6 @@
 """Do LoRA and Skip-LoRA learn what they can represent, from how much data on, and is it found where it was planted?
 
-    python benchmarks/controls.py OUT [--seeds 0 1 2] [--part hours|strength|simulator|noise-free|where]
+    python benchmarks/controls.py OUT [--seeds 0 1 2] [--part scale|where|hours|strength|noise-free|simulator]
     python benchmarks/controls.py OUT --table [--write benchmarks/results/controls.md] [--picture docs/controls.png]
 
 OUT holds world 0 (``data`` and ``base``, made where they are missing). In a control, brains are the simulator's without a
@@ -10,11 +10,16 @@ is what a teacher says of the noise-free brain. The teacher is the base with a r
     lora   the token head is W + P Q (rank 4): Q reads the own signals of a patch of voxels, P lies outside of what W reaches
     skip   x0 is ridge + GELU(B A V) (rank 2): A reads the own signals of a patch of voxels that the ridge does not use, and
            B gives each hidden feature one of them, with such signs that the linear half of the GELU about cancels out
-    none   nothing
 
 A patch is where a smooth random field over the sheet is highest (15 % of the voxels, in at least three areas). Its own
 signals are those that x0 tells least of. The planted strength is the share of the tokens' variance that the path carries.
-In ``simulator`` nothing is taught: tokens are the images', and brains have the simulator's fingerprint of 0.5.
+At strength 0 the same teacher plants nothing: the ridge reads the same voxels. In ``simulator`` nothing is taught: tokens are
+the images', and brains have the simulator's fingerprint of 0.5.
+
+For maps (``where``) a patch is four whole parcels of 24, drawn at random: by a permutation of the sheet's five areas no p
+would be below 1/10 with one or two of them planted. A voxel's ``lora_gain`` and ``skip_weights`` (``maps.gains_of``), and the
+part of the fingerprint's routes in its share of the decoded variance, are held against the patch. They were chosen on patch 0
+and tuning seed 0, and are reported on patches 1 to 3.
 
 What is learned starts at a ridge in closed form that stays frozen. In a control it is regressed on the teacher's x0, before
 anything is added to it; in the simulator on what the base expects, and it is stretched as in tuning. Scores of test images
@@ -22,8 +27,8 @@ are of tokens decoded from the mean of three trials: R2, and log(1 + place) of t
 both less the mean answer. In a control there is no retrieval projector, so that C is B.
 
 LoRA has rank 64 (``LORA``), which tuning had when this was measured; Skip-LoRA needs a larger scale, alpha over rank
-(``SKIP``). It was chosen of three settings in the world `skip` without noise, at one hour, on the test images of seed 0. Each
-run is a line of OUT/controls-SEED.jsonl, and of OUT/where-SEED.jsonl.
+(``SKIP``): ``scale`` compares alphas on training images of seed 0 that are held out. Runs are lines of
+OUT/controls-SEED.jsonl, OUT/where-SEED.jsonl and OUT/scale-0.jsonl.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pages import markdown, spread, write_between
-from planted import ClosedForm, Measured, Planted, Teacher, brain_of, simulator, smooth_patch
+from planted import ClosedForm, Measured, Planted, Teacher, brain_of, parcel_patch, parcels_of, simulator, smooth_patch
 from world import Done, config_of, open_world
 
 from mindtuner.config import FingerprintConfig, FitConfig
@@ -46,7 +51,7 @@ from mindtuner.model.lora import SkipLoRA, add_lora
 from mindtuner.runtime import derive_seed, progress, seed_everything
 from mindtuner.simulation.brains import Brain
 from mindtuner.studies import maps
-from mindtuner.studies.routes import ROUTES, Shares, shares
+from mindtuner.studies.routes import ROUTES, shares
 from mindtuner.training.batches import Feed
 from mindtuner.training.closed_form import HiddenRidge
 from mindtuner.training.fingerprint import share_weights
@@ -57,7 +62,10 @@ NAME = "subj01"  # the subject to tune
 HOURS = (0.25, 0.5, 1, 3, 10, 40)
 STRENGTHS = (0.02, 0.05, 0.1, 0.2, 0.4)
 STRENGTH = 0.2  # where hours vary
+NOISE_FREE = (1, 10)  # hours
 WHERE_HOURS = 10
+PATCHES = (1, 2, 3)  # which maps are made of; the maps' values were chosen on patch 0
+SCALES, FOLDS = (0.0, 160.0, 640.0, 2560.0, 10240.0), 5  # Skip-LoRA's alphas, 0 is the ridge alone
 METHODS = {"ridge": (), "lora": ("lora",), "skip": ("skip",), "both": ("lora", "skip")}
 LORA = {"rank": 64, "alpha": 128.0}
 SKIP = {"rank": 32, "alpha": 2560.0}  # at x0 alone
@@ -82,7 +90,9 @@ class InMemory:
         return self._betas[rows]
 
 
-def tune(planted: Planted, measured: Measured, ridge: HiddenRidge, paths: tuple[str, ...], seed: int) -> BrainNetwork:
+def tune(
+    planted: Planted, measured: Measured, ridge: HiddenRidge, paths: tuple[str, ...], seed: int, skip: dict = SKIP
+) -> BrainNetwork:
     """The base with that ridge, frozen, and the adapters ``paths`` trained around it."""
     seed_everything(derive_seed(seed, "tune"))
     config, voxels = planted.base.config, measured.betas.shape[1]
@@ -94,7 +104,7 @@ def tune(planted: Planted, measured: Measured, ridge: HiddenRidge, paths: tuple[
         for part in (network.head, network.retrieval):
             add_lora(part, **LORA)
     if "skip" in paths:
-        network.skips.append(SkipLoRA(voxels, config.hidden, **SKIP))
+        network.skips.append(SkipLoRA(voxels, config.hidden, **skip))
     if not paths:
         return network.eval()
     images, nothing = len(planted.tokens), np.zeros((len(planted.tokens), 0), np.float32)
@@ -131,40 +141,38 @@ def scores(network: BrainNetwork, planted: Planted, measured: Measured, training
 
 
 class Runs:
-    """What one process does for one seed: worlds, measurements and ridges are made once."""
+    """What one process does: worlds, measurements and ridges are made once."""
 
-    def __init__(self, out: Path, seed: int):
+    def __init__(self, out: Path):
         torch.set_num_threads(1)
-        self.world, self.seed = open_world(out, config_of(0)), seed
+        self.out, self.world = out, open_world(out, config_of(0))
         self.training = self.world.dataset.stimuli.training_images
-        self.brain, self.teacher = lru_cache(2)(self._brain), lru_cache(8)(self._teacher)
-        self.planted, self.measured = lru_cache(None)(self._planted), lru_cache(1)(self._measured)
-        self.done = known(out, seed)
-        self.where = Done(out / f"where-{seed}.jsonl", "kind", "patch")
+        self.brain, self.teacher = lru_cache(2)(self._brain), lru_cache(12)(self._teacher)
+        self.planted, self.measured = lru_cache(24)(self._planted), lru_cache(1)(self._measured)
 
     def _brain(self, kind: str) -> Brain:
         return brain_of(self.world, 0.5 if kind == "simulator" else 0.0)
 
-    def _teacher(self, kind: str, seed: int) -> Teacher:
-        return Teacher(self.world, self.brain("control"), kind, seed)
+    def _teacher(self, kind: str, patch: int, parcels: bool) -> Teacher:
+        brain = self.brain("control")
+        where = parcel_patch(brain.sheet, patch) if parcels else smooth_patch(brain, patch)
+        return Teacher(self.world, brain, kind, where, patch)
 
-    def _planted(self, kind: str, strength: float, seed: int) -> Planted:
-        return simulator(self.world) if kind == "simulator" else self.teacher(kind, seed).planted(strength)
+    def _planted(self, kind: str, strength: float, patch: int, parcels: bool = False) -> Planted:
+        return simulator(self.world) if kind == "simulator" else self.teacher(kind, patch, parcels).planted(strength)
 
-    def _measured(self, kind: str, hours: float, noise: float) -> tuple[Measured, ClosedForm]:
-        measured = Measured.of(self.brain(kind), self.training, hours, noise, self.seed)
+    def _measured(self, kind: str, hours: float, noise: float, seed: int) -> tuple[Measured, ClosedForm]:
+        measured = Measured.of(self.brain(kind), self.training, hours, noise, seed)
         return measured, ClosedForm(measured)
 
-    def _ridge(self, planted: Planted, measured: Measured, closed: ClosedForm) -> HiddenRidge:
-        return closed(planted.expected[measured.images], planted.spread)
-
-    def scored(self, wanted: list[tuple]) -> None:
+    def scored(self, wanted: list[tuple], seed: int) -> None:
         """``wanted``: kind, strength, hours, noise, method."""
-        for kind, strength, hours, noise, method in progress(self.done.left(wanted), "runs"):
-            planted = self.planted(kind, strength, self.seed)
-            measured, closed = self.measured("simulator" if kind == "simulator" else "control", hours, noise)
-            network = tune(planted, measured, self._ridge(planted, measured, closed), METHODS[method], self.seed)
-            self.done.add(
+        done = known(self.out, seed)
+        for kind, strength, hours, noise, method in progress(done.left(wanted), "runs"):
+            planted = self.planted(kind, strength, seed)
+            measured, closed = self.measured("simulator" if kind == "simulator" else "control", hours, noise, seed)
+            network = tune(planted, measured, ridge_of(planted, measured, closed), METHODS[method], seed)
+            done.add(
                 kind=kind,
                 strength=strength,
                 hours=hours,
@@ -175,42 +183,48 @@ class Runs:
                 **scores(network, planted, measured, self.training),
             )
 
-    def located(self, patches: tuple[int, ...] = (0, 1, 2)) -> None:
-        """Maps of what the adapters carry, of both kinds and none, against the planted patch and as many others."""
-        wanted = [(kind, patch) for patch in patches for kind in ("lora", "skip", "none")]
-        sheet, nothing = self.brain("control").sheet, None
-        rois = sheet.rois()
-        for kind, patch in progress(self.where.left(wanted), "maps"):
-            if kind != "none" or nothing is None:  # where nothing is planted one tuning does for all patches
-                measured, closed = self.measured("control", WHERE_HOURS, 1)
-                planted = self.planted(kind, 0.0 if kind == "none" else STRENGTH, patch)
-                network = tune(planted, measured, self._ridge(planted, measured, closed), METHODS["both"], self.seed)
-                reference = measured.betas.mean(0)
-                found = shares(network, NAME, measured.test, measured.test_images, reference, rois, nodes=8)
-            if kind == "none":
-                nothing = nothing or found
-                found = nothing
-            truth = smooth_patch(self.brain("control"), patch).astype(float)
-            scored = {
-                name: maps.recovery(values, truth, maps.by_itself(rois), self.seed, sheet.position)
-                for name, values in maps_beside(found).items()
-            }
-            self.where.add(
+    def scaled(self, seed: int) -> None:
+        """R2 of training images that are held out, by Skip-LoRA's alpha."""
+        done = Done(self.out / f"scale-{seed}.jsonl", "alpha")
+        for alpha in progress(done.left(SCALES), "scales"):
+            planted = self.planted("skip", STRENGTH, seed)
+            r2 = []
+            for part in self.measured("control", 1, 1, seed)[0].folds(FOLDS):
+                ridge = ridge_of(planted, part, ClosedForm(part))
+                network = tune(planted, part, ridge, METHODS["skip"] if alpha else (), seed, {**SKIP, "alpha": alpha})
+                r2 += scores(network, planted, part, self.training)["r2"]
+            done.add(alpha=alpha, r2=r2)
+
+    def located(self, seed: int, patches: tuple[int, ...]) -> None:
+        """Maps of what the adapters carry, of both kinds, with the patch planted and not, against the patch."""
+        done = known_maps(self.out, seed)
+        wanted = [(kind, strength, patch) for patch in patches for kind in ("lora", "skip") for strength in (STRENGTH, 0.0)]
+        sheet = self.brain("control").sheet
+        rois, parcel = sheet.rois(), parcels_of(sheet)
+        for kind, strength, patch in progress(done.left(wanted), "maps"):
+            measured, closed = self.measured("control", WHERE_HOURS, 1, seed)
+            planted = self.planted(kind, strength, patch, True)
+            network = tune(planted, measured, ridge_of(planted, measured, closed), METHODS["both"], seed)
+            found = shares(network, NAME, measured.test, measured.test_images, measured.betas.mean(0), rois, nodes=8)
+            drawn = maps.gains_of(network, NAME, measured.test, seed)
+            drawn["fingerprint"] = maps.maps_of(found)["fingerprint"]
+            truth = parcel_patch(sheet, patch).astype(float)
+            done.add(
                 kind=kind,
+                strength=strength,
                 patch=patch,
                 shares=dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True)),
                 residual=found.residual,
-                maps=scored,
+                maps={name: maps.recovery(values, truth, parcel, seed, sheet.position) for name, values in drawn.items()},
             )
 
 
-def maps_beside(found: Shares) -> dict[str, np.ndarray]:
-    """The map of a fingerprint's part, and the share of the decoded variance that its routes carry, which has a sign."""
-    own = found.voxel[1:].sum(0)
-    return {
-        "fingerprint": maps.maps_of(found)["fingerprint"],
-        "own share": own,
-    }
+def ridge_of(planted: Planted, measured: Measured, closed: ClosedForm) -> HiddenRidge:
+    return closed(planted.expected[measured.images], planted.spread)
+
+
+def known_maps(out: Path, seed: int) -> Done:
+    return Done(out / f"where-{seed}.jsonl", "kind", "strength", "patch")
 
 
 def known(out: Path, seed: int) -> Done:
@@ -230,7 +244,7 @@ def wanted(part: str) -> list[tuple]:
             for strength in STRENGTHS:
                 runs += [(kind, strength, hours, 1, method) for kind in kinds for method in ("ridge", kind)]
     elif part == "noise-free":
-        for hours in HOURS[:-1]:
+        for hours in NOISE_FREE:
             for strength in (0.0, STRENGTH):
                 runs += [(kind, strength, hours, 0, method) for kind in kinds for method in ("ridge", kind)]
     elif part == "simulator":
@@ -238,7 +252,7 @@ def wanted(part: str) -> list[tuple]:
     return runs
 
 
-PARTS = ("hours", "where", "strength", "simulator", "noise-free")
+PARTS = ("scale", "where", "hours", "strength", "noise-free", "simulator")
 
 
 # ---- tables and the picture
@@ -251,8 +265,8 @@ class Found:
         self.runs = {
             int(file.stem.split("-")[1]): known(out, int(file.stem.split("-")[1])) for file in out.glob("controls-*")
         }
-        files = sorted(out.glob("where-*"))
-        self.where = [run for file in files for run in Done(file, "kind", "patch").runs.values()]
+        tuned = [known_maps(out, int(file.stem.split("-")[1])) for file in sorted(out.glob("where-*"))]
+        self.where = [run for done in tuned for run in done.runs.values() if run["patch"] in PATCHES]
 
     def values(self, score: str, *settings: tuple) -> list[np.ndarray] | None:
         """An array for each of the ``settings`` (kind, strength, hours, noise, method); None where no seed has them all."""
@@ -333,23 +347,36 @@ def table(out: Path) -> str:
     header = ["world", "strength", "not linear", "R2, 1 h", "place, 1 h", "R2, 10 h", "place, 10 h"]
     parts.append(f"## By strength: what the planted path adds beyond nothing planted\n\n{markdown(header, rows)}")
     parts.append(f"## Where it is found\n\n{where_table(found)}")
+    if (out / "scale-0.jsonl").exists():
+        parts.append(f"## Skip-LoRA's scale, by held-out training images\n\n{scale_table(out)}")
     return "\n\n".join(parts)
 
 
 def where_table(found: Found) -> str:
     rows = []
-    for kind in ("lora", "skip", "none"):
-        runs = [run for run in found.where if run["kind"] == kind]
-        for name in runs[0]["maps"] if runs else ():
-            scored = [run["maps"][name] for run in runs]
-            p = {null: np.array([one[null]["p"] for one in scored]) for null in ("between", "smooth", "within")}
-            count = [f"{(values < 0.05).sum()} of {len(values)}" for values in p.values()]
-            both = f"{((p['between'] < 0.05) & (p['smooth'] < 0.05)).sum()} of {len(scored)}"
-            rho = [one["smooth"]["spearman"] for one in scored]
-            carried = [sum(run["shares"][route] for route in ROUTES[1:]) for run in runs]
-            rows.append([kind, name, spread(carried, "+.3f"), spread(rho, "+.2f", ".2f"), *count, both])
-    header = ["world", "map", "adapters' share", "Spearman", "p areas", "p smooth", "p voxels", "areas and smooth"]
-    return markdown(header, rows, left=2)
+    for kind in ("lora", "skip"):
+        for strength in (STRENGTH, 0.0):
+            runs = [run for run in found.where if (run["kind"], run["strength"]) == (kind, strength)]
+            for name in runs[0]["maps"] if runs else ():
+                scored = [run["maps"][name] for run in runs]
+                p = {null: np.array([one[null]["p"] for one in scored]) for null in ("between", "smooth")}
+                count = [f"{(values < 0.05).sum()} of {len(values)}" for values in (*p.values(), np.maximum(*p.values()))]
+                rho = [one["smooth"]["spearman"] for one in scored]
+                carried = [sum(run["shares"][route] for route in ROUTES[1:]) for run in runs]
+                world = kind if strength else f"{kind}, nothing planted"
+                rows.append([world, name, spread(carried, "+.3f"), spread(rho, "+.2f", ".2f"), *count])
+    return markdown(["world", "map", "adapters' share", "Spearman", "p parcels", "p smooth", "both"], rows, left=2)
+
+
+def scale_table(out: Path) -> str:
+    done = Done(out / "scale-0.jsonl", "alpha").runs
+    ridge = np.array(done[0.0]["r2"])
+    rows = [
+        [f"{alpha:g}", cell(np.array(run["r2"])[None] - ridge), f"{np.mean(run['r2']):.3f}"]
+        for alpha, run in done.items()
+        if alpha
+    ]
+    return markdown(["alpha", "R2 less the ridge's", "R2"], rows, left=0)
 
 
 def draw(out: Path, file: Path) -> None:
@@ -378,6 +405,9 @@ def draw(out: Path, file: Path) -> None:
         if kind != "simulator":
             gains = [found.gain("r2", kind, 0.0, hours, 1, kind) for hours in HOURS]
             curve(axis, HOURS, gains, color=colours[kind], linestyle=":", alpha=0.6, label="same, nothing planted")
+            gains = [found.gain("r2", kind, strength, hours, 0, kind) for hours in NOISE_FREE]
+            label = f"{'LoRA' if kind == 'lora' else 'Skip-LoRA'}, no noise"
+            curve(axis, NOISE_FREE, gains, color=colours[kind], linestyle="none", markerfacecolor="white", label=label)
         axis.set(title=title, xscale="log", xlabel="hours of scanning", xticks=HOURS)
         axis.set_xticklabels([f"{hours:g}" for hours in HOURS])
     for kind, label in (("lora", "LoRA"), ("skip", "Skip-LoRA")):
@@ -400,18 +430,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of patches, trials, noise and tuning")
+    parser.add_argument("--patches", type=int, nargs="+", default=PATCHES, help="of maps")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--write", type=Path, metavar="FILE", help="with --table: a page with marks for it")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="with --table: draw the detection curves")
     options = parser.parse_args()
-    for seed in () if options.table else options.seeds:
-        runs = Runs(options.out, seed)
+    if not options.table:
+        runs = Runs(options.out)
         for part in options.part:
-            if part == "where":
-                runs.located()
-            else:
-                runs.scored(wanted(part))
+            for seed in options.seeds:
+                if part == "where":
+                    runs.located(seed, options.patches)
+                elif part == "scale" and seed == 0:
+                    runs.scaled(seed)
+                elif part != "scale":
+                    runs.scored(wanted(part), seed)
     if options.table:
         print(text := table(options.out))
         if options.write:

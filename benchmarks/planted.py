@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from mindtuner.data.zscore import zscore
 from mindtuner.model import BrainNetwork
 from mindtuner.runtime import derive_seed
 from mindtuner.simulation.brains import Brain, measure, simulate_brain
-from mindtuner.simulation.cortex import smooth_fields
+from mindtuner.simulation.cortex import Sheet, smooth_fields
 from mindtuner.simulation.early import early_features
 from mindtuner.simulation.labels import PlacedObject, SceneLabels
 from mindtuner.simulation.semantic import semantic_features
@@ -26,7 +26,8 @@ from mindtuner.training.closed_form import HiddenRidge, stretched
 from mindtuner.training.ridge import FoldSums
 
 HOUR = 450  # training trials of the subject
-PATCH, LENGTH = 0.15, 0.4  # share of the voxels in a patch, and smoothness of the field that it is cut from
+PATCH, LENGTH = 0.15, 0.4  # share of the voxels in a smooth patch, and smoothness of the field that it is cut from
+PARCEL, PLANTED = 130, 4  # voxels of a parcel of the sheet, about, and parcels in which something is planted
 RANKS = {"lora": 4, "skip": 2}  # of what is planted
 LEADING = 40  # components of x0 that a patch's own signals are told apart from
 PENALTIES = np.logspace(-3.5, 1, 10)  # of the closed form, in units of the mean square of a row
@@ -68,6 +69,13 @@ class Measured:
         betas = measure(brain, shown, session, noise)
         betas = zscore(betas, np.zeros(len(betas)), np.arange(len(betas)) < count)
         return cls(betas[:count], images, betas[count:].reshape(len(test_images), repeats, -1).mean(1), test_images)
+
+    def folds(self, count: int) -> Iterator[Measured]:
+        """Each with a part of the images held out, of whose trials there may be several: as test trials."""
+        shown = np.unique(self.images)
+        for part in range(count):
+            held = np.isin(self.images, shown[part::count])
+            yield Measured(self.betas[~held], self.images[~held], self.betas[held], self.images[held])
 
 
 class ClosedForm:
@@ -152,18 +160,16 @@ def simulator(world: World) -> Planted:
 class Teacher:
     """A base that reads a brain's noise-free signals; ``planted`` adds its one path."""
 
-    def __init__(self, world: World, brain: Brain, kind: str, seed: int):
+    def __init__(self, world: World, brain: Brain, kind: str, patch: np.ndarray, seed: int):
         self.base, self.brain, self.kind = without_pictures(world), brain, kind
         self.base.retrieval = torch.nn.Identity()
         self.train = world.dataset.stimuli.training_images
         self.rng = np.random.default_rng(derive_seed(seed, "teacher", kind))
-        self.patch = smooth_patch(brain, seed)
+        self.patch = patch
         hidden, signal = simulator(world).expected, brain.signal
-        used = np.ones(len(self.patch), bool) if kind == "none" else ~self.patch
-        self.x0 = affine(signal[:, used], hidden, self.train, 1e-2)
-        if kind != "none":
-            own = signal @ own_signals(brain, self.patch, self.x0, RANKS[kind])
-            self.own = own - own.mean(0)
+        self.x0 = affine(signal[:, ~self.patch], hidden, self.train, 1e-2)
+        own = signal @ own_signals(brain, self.patch, self.x0, RANKS[kind])
+        self.own = own - own.mean(0)
         if kind == "lora":  # without this the new ridge could not know that x0 should tell of them
             self.x0 = self.x0 + self.own @ self._directions()
         self.plain = self._decoded(self.x0)
@@ -238,6 +244,27 @@ def smooth_patch(brain: Brain, seed: int) -> np.ndarray:
         if len(np.unique(brain.sheet.area[patch])) >= 3:
             return patch
     raise SystemExit("no patch reaches three areas")
+
+
+def parcels_of(sheet: Sheet) -> np.ndarray:
+    """Of each voxel its parcel (V,): every area is cut across the middle of its height, and into columns of about
+    2 * ``PARCEL`` voxels."""
+    parcel, start = np.zeros(len(sheet.area), int), 0
+    for area in np.unique(sheet.area):
+        inside = np.flatnonzero(sheet.area == area)
+        x, y = sheet.position[inside].T
+        columns = max(1, round(len(inside) / PARCEL / 2))
+        column = np.minimum((columns * (x - x.min()) / np.ptp(x)).astype(int), columns - 1)
+        parcel[inside] = start + 2 * column + (y > 0.5)
+        start += 2 * columns
+    return parcel
+
+
+def parcel_patch(sheet: Sheet, seed: int) -> np.ndarray:
+    """bool (V,): whole parcels, ``PLANTED`` of them drawn at random."""
+    parcel = parcels_of(sheet)
+    rng = np.random.default_rng(derive_seed(seed, "patch"))
+    return np.isin(parcel, rng.choice(parcel.max() + 1, PLANTED, replace=False))
 
 
 def own_signals(brain: Brain, patch: np.ndarray, x0: np.ndarray, count: int) -> np.ndarray:
