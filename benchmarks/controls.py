@@ -265,8 +265,10 @@ class Found:
         self.runs = {
             int(file.stem.split("-")[1]): known(out, int(file.stem.split("-")[1])) for file in out.glob("controls-*")
         }
-        tuned = [known_maps(out, int(file.stem.split("-")[1])) for file in sorted(out.glob("where-*"))]
-        self.where = [run for done in tuned for run in done.runs.values() if run["patch"] in PATCHES]
+        seeds = [int(file.stem.split("-")[1]) for file in sorted(out.glob("where-*"))]
+        self.where = {
+            (*key, seed): run for seed in seeds for key, run in known_maps(out, seed).runs.items() if run["patch"] in PATCHES
+        }
 
     def values(self, score: str, *settings: tuple) -> list[np.ndarray] | None:
         """An array for each of the ``settings`` (kind, strength, hours, noise, method); None where no seed has them all."""
@@ -356,16 +358,23 @@ def where_table(found: Found) -> str:
     rows = []
     for kind in ("lora", "skip"):
         for strength in (STRENGTH, 0.0):
-            runs = [run for run in found.where if (run["kind"], run["strength"]) == (kind, strength)]
-            for name in runs[0]["maps"] if runs else ():
-                scored = [run["maps"][name] for run in runs]
-                p = {null: np.array([one[null]["p"] for one in scored]) for null in ("between", "smooth")}
+            runs = {key: run for key, run in found.where.items() if key[:2] == (kind, strength)}
+            for name in next(iter(runs.values()))["maps"] if runs else ():
+                scored = {key: run["maps"][name] for key, run in runs.items()}
+                p = {null: np.array([one[null]["p"] for one in scored.values()]) for null in ("between", "smooth")}
                 count = [f"{(values < 0.05).sum()} of {len(values)}" for values in (*p.values(), np.maximum(*p.values()))]
-                rho = [one["smooth"]["spearman"] for one in scored]
-                carried = [sum(run["shares"][route] for route in ROUTES[1:]) for run in runs]
+                rho = {key: one["smooth"]["spearman"] for key, one in scored.items()}
+                same = {key: (kind, 0.0, *key[2:]) for key in rho}
+                above = [
+                    rho[key] > found.where[other]["maps"][name]["smooth"]["spearman"]
+                    for key, other in same.items()
+                    if strength and other in found.where
+                ]
                 world = kind if strength else f"{kind}, nothing planted"
-                rows.append([world, name, spread(carried, "+.3f"), spread(rho, "+.2f", ".2f"), *count])
-    return markdown(["world", "map", "adapters' share", "Spearman", "p parcels", "p smooth", "both"], rows, left=2)
+                more = f"{sum(above)} of {len(above)}" if above else ""
+                rows.append([world, name, spread(list(rho.values()), "+.2f", ".2f"), more, *count])
+    header = ["world", "map", "Spearman", "above nothing planted", "p parcels", "p smooth", "both"]
+    return markdown(header, rows, left=2)
 
 
 def scale_table(out: Path) -> str:
