@@ -82,6 +82,7 @@ def untrained_generator(tmp_path_factory) -> Path:
         torch.manual_seed(0)
         autoencoder, painter, words = PatchAutoencoder(), TokenPainter(), WordPrior()
         autoencoder.fit_linear(torch.rand(8, 3, 128, 128) * 2 - 1)
+        painter.decoder.load_state_dict(autoencoder.state_dict())
         prior = DiffusionPrior(load_config("quick").model)
         torch.nn.init.normal_(words.out.weight, std=0.1)  # zeros at the start: nothing would depend on anything
         save_generator(folder / "untrained.safetensors", autoencoder, prior, painter, words.state_dict(), 0)

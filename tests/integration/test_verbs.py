@@ -17,8 +17,9 @@ from torchvision.models import alexnet
 
 from mindtuner.config import as_dict, load_config
 from mindtuner.decoding.decoder import Decoder
+from mindtuner.decoding.phrases import PhraseBank
+from mindtuner.decoding.reading import PhraseReader
 from mindtuner.decoding.training_images import draw_to_neighbours
-from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.results import load_log, load_run
 from mindtuner.evaluation.schema import METHODS
 from mindtuner.files import read_json, refuse_foreign, write_json
@@ -208,10 +209,11 @@ def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_
     network = load_fingerprint(lab.tuned / "fingerprint.safetensors", load_network(lab.base / "base.safetensors"))
     decoder, generator = Decoder(network, "subj101", config.decode, 3), CompactGenerator(config.decode, 3, lab.paints[1])
     training = np.flatnonzero(~dataset.stimuli.is_shared)
-    bank = TextBank.of(dataset.stimuli, training, CompactTextEncoder())
-    seen = np.memmap(lab.data / "cache" / "tokens.bin", np.float32, "r").reshape(
+    every = np.memmap(lab.data / "cache" / "tokens.bin", np.float32, "r").reshape(
         read_json(lab.data / "cache" / "tokens.json")["shape"]
-    )[training]
+    )
+    seen, encoder = every[training], CompactTextEncoder()
+    reader = PhraseReader(PhraseBank.of(dataset.stimuli, training, encoder), seen)
     pictures = sorted((decoded / "pictures").iterdir())
     assert len(pictures) == 3
     for path in pictures:
@@ -219,8 +221,9 @@ def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_
         row = np.searchsorted(kept["images"], image)
         assert kept["images"][row] == image and image in test.stimulus
         tokens = draw_to_neighbours(decoder.image_tokens(kept["backbone_tokens"][row], image), seen, config.decode.neighbours)
-        words = bank.embeddings[bank.nearest(kept["text"][row])]
-        painted = generator.pictures(generator.correct(generator.generate(tokens, image), tokens, words, image))
+        [said] = reader.read(kept["text"][row], network.projector, network.sureness)
+        phrases = np.stack([encoder.embed([phrase])[0] for phrase, _ in said])[None], np.ones((1, len(said)), bool)
+        painted = generator.pictures(generator.correct(generator.imagine(tokens, image), tokens, phrases, image))
         np.testing.assert_allclose(np.asarray(Image.open(path)).transpose(2, 0, 1), painted[0] * 255, atol=0.51)
     again = ("decode", lab.tuned, lab.data, tmp_path / "out", *lab.paints)
     assert call(*again) == 0 and not (tmp_path / "out" / "pictures").exists()
