@@ -48,10 +48,10 @@ def main() -> None:
     chances = []
     for seed in options.seeds:
         world = open_world(options.out / f"seed-{seed}", config_of(seed))
-        pictures, images = painted(world, seed)
+        pictures, images, nearest = painted(world, seed)
         if options.picture and not found:
             draw(pictures, options.picture)
-        scores, chance = scored(world, pictures, images)
+        scores, chance = scored(world, pictures, images, nearest)
         found.append(scores)
         chances.append(chance)
         print(f"simulator seed {seed} done", flush=True)
@@ -67,8 +67,8 @@ def main() -> None:
         write_between(options.write, "pictures", text)
 
 
-def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Pictures of all test images by kind, float32 (300, 3, 128, 128), and the images' ids."""
+def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Pictures of all test images by kind, float32 (300, 3, 128, 128), the images' ids, and those of the nearest ones."""
     decoder, caches = world.tune("mindtuner", seed).decoder(), world.features.caches
     said, generator = world.decode(decoder), decoder.generator
     images, every = said.images, np.arange(len(said.images))
@@ -88,7 +88,7 @@ def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]
         CORRECTED: stages["corrected"],
         OTHER: others["corrected"],
     }
-    return pictures, images
+    return pictures, images, nearest
 
 
 def true_phrases(world: World, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,9 +101,11 @@ def true_phrases(world: World, images: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return embeddings, there
 
 
-def scored(world: World, pictures: dict, images: np.ndarray) -> tuple[dict[tuple[str, str], np.ndarray], dict[str, float]]:
+def scored(
+    world: World, pictures: dict, images: np.ndarray, nearest: np.ndarray
+) -> tuple[dict[tuple[str, str], np.ndarray], dict[str, float]]:
     """Each picture's score, by kind and score, and what the brain's corrected pictures would have of wrong images."""
-    shown = Shown.of(world.dataset.stimuli, images, world.features.caches["pixels"])
+    shown = Shown.of(world.dataset.stimuli, images, world.features.caches["pixels"], without=nearest)
     assert shown.recognition is not None
     looked, recognised, found = EncodingFeatures(OURS), {}, {}
     seen = features_of(LITE2, pictures[SEEN])["two_way"]

@@ -16,8 +16,9 @@ from pages import markdown, spread, write_between
 
 from mindtuner.evaluation.results import load_run
 
-COLUMNS = {"retrieval": ("image", "brain", "text"), "reconstruction": ("pixcorr", "ssim", "two_way")}
-TITLES = ("image retrieval", "brain retrieval", "text retrieval", "PixCorr", "SSIM", "two-way")
+COLUMNS = {"retrieval": ("image", "brain", "text"), "reconstruction": ("pixcorr", "ssim", "two_way", "objects")}
+DRAWN = ("pixcorr", "ssim", "objects")  # whose chance is that of random pairs
+TITLES = ("image retrieval", "brain retrieval", "text retrieval", "PixCorr", "SSIM", "two-way", "objects")
 
 
 def main() -> None:
@@ -42,8 +43,8 @@ def table(runs: list[dict]) -> str:
         for method in runs[0]["methods"]
     ]
     chance = [cell([run["chance"]["retrieval"][key] for run in runs]) for key in COLUMNS["retrieval"]]
-    chance += [cell([run["chance"]["reconstruction"][key]["mindtuner"] for run in runs]) for key in ("pixcorr", "ssim")]
-    rows.append(["*chance*", *chance, "0.500"])
+    drawn = {key: cell([run["chance"]["reconstruction"][key]["mindtuner"] for run in runs]) for key in DRAWN}
+    rows.append(["*chance*", *chance, *(drawn.get(key, "0.500") for key in COLUMNS["reconstruction"])])
     setting = runs[0]["setting"]
     seconds = [run["timing_s"]["total"] for run in runs]
     memory = max(run["peak_memory_mb"] for run in runs)

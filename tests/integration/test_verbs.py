@@ -213,7 +213,8 @@ def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_
         read_json(lab.data / "cache" / "tokens.json")["shape"]
     )
     seen, encoder = every[training], CompactTextEncoder()
-    reader = PhraseReader(PhraseBank.of(dataset.stimuli, training, encoder), seen)
+    bank = PhraseBank.of(dataset.stimuli, training, encoder)
+    reader = PhraseReader(bank, every[bank.images])
     pictures = sorted((decoded / "pictures").iterdir())
     assert len(pictures) == 3
     for path in pictures:

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.formats import load
     from mindtuner.pipeline import TunedSubject, embed
     from mindtuner.pipeline.decoding import PICTURES, choose, decode, settings_of
-    from mindtuner.pipeline.features import check_towers
+    from mindtuner.pipeline.features import check_towers, is_full_size
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
     from mindtuner.pipeline.subject import read_tuned
     from mindtuner.pipeline.tuned_files import decoding_file
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     full_size, painting = options.generator == generator_options.SDXL, len(chosen.shown) > 0
     cache = options.cache or options.data / "cache"
     # At full size pictures can do without features, where they draw on no neighbours; words are whole captions then.
-    drawing = painting and (not full_size or tuned.config.decode.neighbours > 0 or cache.is_dir())
+    drawing = painting and (not full_size or tuned.config.decode.neighbours > 0 or is_full_size(cache))
     if drawing:
         check_towers(base.network.config, base.where, cache if full_size else None)
     subject = TunedSubject.load(path, dataset, base=base)

@@ -9,7 +9,7 @@ WORD = r"[^\W\d_]+"
 COLOURS = frozenset(
     re.findall(
         WORD,
-        "red orange yellow green blue purple pink brown black white grey gray golden silver beige turquoise violet",
+        "red orange yellow green blue purple pink brown black white grey gray golden silver beige turquoise violet tan",
     )
 )
 

@@ -10,17 +10,14 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from mindtuner.data import Stimuli
+from mindtuner.data.words import COLOURS
 
 PREPOSITIONS = frozenset(
     """about above across against along alongside amid among around aside at atop before behind below beneath beside between
     beyond by down during for from in inside into near next off on onto out outside over past through toward towards under
     underneath up upon with within without""".split()
 )
-COLOURS = frozenset(
-    """red orange yellow green blue purple pink brown black white grey gray golden silver beige turquoise violet
-    tan""".split()
-)
-ARTICLES = frozenset(("a", "an"))
+ARTICLES = frozenset(("a", "an", "the"))
 MOST = 5000  # phrases in a bank: rarer ones were seen too seldom to be sure of
 LEAST = 2  # images that show a phrase
 
@@ -144,10 +141,12 @@ class PhraseBank:
     ) -> PhraseBank:
         """The phrases of the captions of ``training_images`` (ids) that at least ``least`` of them have; the ``most`` common.
 
-        Without an encoder its embeddings have no column. Raises ValueError if one of the images is a test image.
+        Images without a caption are left out: nobody says what they show. Without an encoder its embeddings have no column.
+        Raises ValueError if one of the images is a test image.
         """
         if stimuli.is_shared[training_images].any():
             raise ValueError("training_images: holds a test image")
+        training_images = np.array([image for image in training_images if any(stimuli.captions[int(image)])], np.int64)
         said = [phrases_of(stimuli.captions[int(image)]) for image in training_images]
         counts: dict[str, int] = {}
         for phrases in said:

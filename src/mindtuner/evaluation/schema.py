@@ -256,6 +256,7 @@ class _WordsOfMethod(_Block):
     retrieved_caption: list = _maybe()
     written_caption: list = _maybe()
     top5: list[list[StrictInt]] = _maybe()
+    phrases: list = _maybe()
 
 
 class _Words(_Block):
@@ -316,7 +317,7 @@ def validate_words(words: Mapping, pictures: Mapping[str, np.ndarray], where: st
     _positions(checked.picture_index, n, f"{where}: picture_index")
     for name, method in checked.methods.items():
         at = f"{where}: methods.{name}"
-        for key, count in (("retrieved_caption", p or n), ("written_caption", p), ("top5", p)):
+        for key, count in (("retrieved_caption", p or n), ("written_caption", p), ("top5", p), ("phrases", p)):
             if (values := getattr(method, key)) is not None:
                 _of_length(values, count, f"{at}: {key}")
         for row in method.top5 or ():

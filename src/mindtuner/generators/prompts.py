@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Protocol
 
 import numpy as np
 
+from mindtuner.data.hold_out import shows
 from mindtuner.decoding.words import TextBank, Words
 
 COCO_CATEGORIES = (  # the 80 kinds of object that COCO's annotators marked; NSD's images are COCO's
@@ -130,7 +130,7 @@ def prompts_of(words: Words, categories: TextBank, top_categories: int = 2) -> l
     prompts = []
     for sentence, text in zip(words.prompts, words.text, strict=True):
         kinds = [category.removeprefix(PHOTO).removeprefix("an ").removeprefix("a ") for category in categories.captions]
-        new = [not sentence or not re.search(rf"\b{re.escape(kind)}\b", sentence) for kind in kinds]
+        new = [not shows([sentence], kind) for kind in kinds]
         nearest = np.argsort(-(categories.embeddings @ text), kind="stable")[:top_categories]
         prompts.append(", ".join(filter(None, [sentence, *(categories.captions[k] for k in nearest if new[k])])))
     return prompts

@@ -46,7 +46,10 @@ def learn_sureness(network: BrainNetwork, feed: Feed, reader: PhraseReader | Non
     if reader is None or feed.shift is None:
         return
     decoder = Decoder(network, feed.name, config, seed)
-    rows = np.unique(np.linspace(0, len(feed.trials) - 1, min(MOST_TRIALS, len(feed.trials))).round().astype(int))
+    rows = np.flatnonzero(np.isin(feed.trials.stimulus, reader.bank.images))
+    if len(rows) == 0:
+        return
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST_TRIALS, len(rows))).round().astype(int))]
     betas = feed.subject.betas(feed.trials.row) if feed.betas is None else feed.betas
     text = decoder.trial_texts(betas[rows], feed.shift[rows])
     network.sureness = reader.learn(reader.evidence(text, network.projector), feed.trials.stimulus[rows]).to(device())
@@ -69,15 +72,18 @@ def read_words(found: Predictions, network: BrainNetwork | None, bank: TextBank,
     -------
     Words
     """
-    if network is None or reader is None:
+    if network is None or not bank.captions:
         return Words(found.text, bank)
     if network.sureness is None:
-        _say_whole_captions()
+        _say_whole_captions("the network does not know how sure it may be of phrases")
+        return Words(found.text, bank)
+    if reader is None:
+        _say_whole_captions("no features of training images are there to read phrases by")
         return Words(found.text, bank)
     return Words(found.text, bank, reader.read(found.text, network.projector, network.sureness), reader.bank)
 
 
 @functools.cache
-def _say_whole_captions() -> None:
-    """Said once."""
-    _logger.warning("words: the tuned network does not know how sure it may be of phrases; whole captions stand for them")
+def _say_whole_captions(why: str) -> None:
+    """Said once for each reason."""
+    _logger.warning("words: %s; whole captions stand for them", why)

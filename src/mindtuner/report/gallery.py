@@ -72,7 +72,7 @@ def _run(loaded: LoadedRun, title: str, sheets: list[tuple[str, int]]) -> dict:
         methods[name] = {
             "label": label,
             "about": about,
-            "read": own.get("retrieved_caption"),
+            "read": _read(own),
             "written": own.get("written_caption"),
             "top5": own.get("top5"),
             "scores": _scores_of(run, name),
@@ -181,6 +181,14 @@ def _strip(top: list[int], truth: int, captions: list[str]) -> dict:
     }
 
 
+def _read(own: dict) -> list[str] | None:
+    """What a method read of each image: its phrases, with how sure it is of them, or the nearest caption."""
+    if own.get("phrases") is None:
+        return own.get("retrieved_caption")
+    listed = (", ".join(f"{phrase} ({sure:.0%})" for phrase, sure in said) for said in own["phrases"])
+    return [one or "nothing that it is sure of" for one in listed]
+
+
 def _how(method: str, stage: str, setting: dict) -> str:
     """How a picture was made, for the line under it."""
     steps = {key: setting.get(f"{key}_steps", "?") for key in ("prior", "generator", "refine")}
@@ -191,7 +199,7 @@ def _how(method: str, stage: str, setting: dict) -> str:
     if stage == "blended":
         return "three quarters corrected, one of the low level"
     if stage == "corrected":
-        return f"+ {steps['refine']} steps with the text read"
+        return f"+ {steps['refine']} steps with the words read"
     if method == "prior_only":
         return f"mean token, {steps['generator']} generator steps"
     return f"{steps['prior']} prior, {steps['generator']} generator steps"
