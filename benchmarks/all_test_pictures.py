@@ -21,7 +21,7 @@ from pages import markdown, write_between
 from PIL import Image
 from world import World, add_seeds, config_of, difference, open_world
 
-from mindtuner.decoding.phrases import split
+from mindtuner.decoding.phrases import side_by_side, split
 from mindtuner.decoding.training_images import nearest_training_image
 from mindtuner.evaluation.results import from_uint8, to_uint8
 from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, features_of
@@ -93,12 +93,8 @@ def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray,
 
 def true_phrases(world: World, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of the phrases of each image's first caption (n, P, d), and which places hold one."""
-    phrases = [split(world.dataset.stimuli.captions[image][0]) for image in images]
-    most, encoder = max(map(len, phrases)), world.features.text_encoder
-    embeddings, there = np.zeros((len(images), most, encoder.width), np.float32), np.zeros((len(images), most), bool)
-    for k, some in enumerate(phrases):
-        embeddings[k, : len(some)], there[k, : len(some)] = encoder.embed(some), True
-    return embeddings, there
+    encoder = world.features.text_encoder
+    return side_by_side([encoder.embed(split(world.dataset.stimuli.captions[k][0])) for k in images], encoder.width)
 
 
 def scored(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,6 +100,32 @@ def phrases_of(captions: tuple[str, ...] | list[str]) -> list[str]:
     """All that an image's captions say of it: their phrases, and the same without colour; each once."""
     said = dict.fromkeys(phrase for caption in captions for phrase in split(caption))
     return list(said | dict.fromkeys(plain for plain in map(without_colour, said) if plain is not None))
+
+
+def side_by_side(embeddings: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of n images' phrases in one array.
+
+    Parameters
+    ----------
+    embeddings : sequence of n arrays (k, width)
+        As many as an image has.
+    width : int
+
+    Returns
+    -------
+    array float32 (n, P, width), zeros where an image has fewer; and where there is one, array bool (n, P)
+
+    Examples
+    --------
+    >>> found, there = side_by_side([np.ones((2, 3)), np.ones((0, 3))], 3)
+    >>> found.shape, there.tolist()
+    ((2, 2, 3), [[True, True], [False, False]])
+    """
+    found = np.zeros((len(embeddings), max(map(len, embeddings), default=0), width), np.float32)
+    there = np.zeros(found.shape[:2], bool)
+    for k, some in enumerate(embeddings):
+        found[k, : len(some)], there[k, : len(some)] = some, True
+    return found, there
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,9 +80,7 @@ class PhraseReader:
 
     def read(self, text: np.ndarray, projector: AdaptiveProjector, sureness: Sureness) -> list[list[tuple[str, float]]]:
         """Of each of n texts (n, d), the phrases to say with their probabilities: see ``compose``."""
-        coefficients = sureness.coefficients.detach().cpu().double().numpy()
-        evidence = self.evidence(text, projector).astype(np.float64)
-        probability = 1 / (1 + np.exp(-coefficients[0] - evidence @ coefficients[1:]))
+        probability = sureness(torch.from_numpy(self.evidence(text, projector)).double()).numpy()
         said = compose(probability, self.bank.phrases)
         return [[(self.bank.phrases[k], float(row[k])) for k in some] for some, row in zip(said, probability, strict=True)]
 
@@ -174,8 +172,8 @@ def compose(probabilities: np.ndarray, phrases: list[str], most: int = MOST_SAID
     >>> [[phrases[k] for k in said] for said in compose(np.array([sure]), phrases)]
     [['a bird', 'a blue car', 'on the beach']]
     """
-    kinds = _kinds(phrases)
-    return [_said(row, kinds, most) for row in np.asarray(probabilities, float)]
+    things, places = _kinds(phrases)
+    return [_said(row, things, places, most) for row in np.asarray(probabilities, float)]
 
 
 def sentence(phrases: list[str]) -> str:
@@ -192,36 +190,39 @@ def sentence(phrases: list[str]) -> str:
     return " ".join(filter(None, [listed, *places]))
 
 
-class _Kinds(NamedTuple):
-    """Positions of phrases by what they are about: ``things``, each one's, without colour first; ``places``, all of them."""
+class _Thing(NamedTuple):
+    """Positions of phrases that name one thing: all of them, and those that give its colour."""
 
-    things: list[list[int]]
-    places: list[int]
+    named: list[int]
+    coloured: list[int]
 
 
-def _kinds(phrases: list[str]) -> _Kinds:
-    things: dict[str, list[int]] = {}
+def _kinds(phrases: list[str]) -> tuple[list[_Thing], list[int]]:
+    """Things, and the positions of all places."""
+    things: dict[str, _Thing] = {}
     places = []
     for k, phrase in enumerate(phrases):
         if is_place(phrase):
             places.append(k)
             continue
         plain = without_colour(phrase)
-        same = things.setdefault(plain or phrase, [])
-        same.insert(len(same) if plain else 0, k)
-    return _Kinds(list(things.values()), places)
+        thing = things.setdefault(plain or phrase, _Thing([], []))
+        thing.named.append(k)
+        if plain:
+            thing.coloured.append(k)
+    return list(things.values()), places
 
 
-def _said(probability: np.ndarray, kinds: _Kinds, most: int) -> list[int]:
+def _said(probability: np.ndarray, things: list[_Thing], places: list[int], most: int) -> list[int]:
+    likeliest_of = lambda positions: positions[int(probability[positions].argmax())]
     chosen = {}  # position -> probability of its thing or place
-    for same in kinds.things:
-        best = same[int(probability[same].argmax())]
-        coloured = same[1:] or same
-        colour = coloured[int(probability[coloured].argmax())]
+    for thing in things:
+        best = likeliest_of(thing.named)
+        colour = likeliest_of(thing.coloured or thing.named)
         chosen[colour if probability[colour] >= COLOUR_SHARE * probability[best] else best] = probability[best]
-    expected = sum(chosen.values()) + probability[kinds.places].sum()
-    if kinds.places:
-        place = kinds.places[int(probability[kinds.places].argmax())]
+    expected = sum(chosen.values()) + probability[places].sum()
+    if places:
+        place = likeliest_of(places)
         chosen[place] = probability[place]
     likeliest = sorted(chosen, key=lambda k: -chosen[k])[:most]
     if not likeliest or expected <= 0:
@@ -229,4 +230,4 @@ def _said(probability: np.ndarray, kinds: _Kinds, most: int) -> list[int]:
     sums = np.cumsum([chosen[k] for k in likeliest])
     count = int((2 * sums / (np.arange(1, len(sums) + 1) + expected)).argmax()) + 1
     said = likeliest[:count]
-    return sorted(said, key=lambda k: k in kinds.places)  # the place last, else as they were
+    return sorted(said, key=lambda k: k in places)  # the place last, else as they were

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mindtuner.data import Stimuli
-from mindtuner.decoding.phrases import PhraseBank
+from mindtuner.decoding.phrases import PhraseBank, side_by_side
 from mindtuner.decoding.reading import sentence
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.towers.openclip import OpenClipTextEncoder
@@ -95,11 +95,6 @@ class Words:
         return [[phrase for phrase, _ in some] for some in self.said]
 
     @property
-    def probabilities(self) -> list[list[float]]:
-        """Of each brain, how sure it is of its phrases; of whole captions it is unknown, and the lists are empty."""
-        return [[sure for _, sure in some] for some in self.said or [[]] * len(self.text)]
-
-    @property
     def prompts(self) -> list[str]:
         """Of each brain a sentence of its phrases, "" where it is sure of nothing."""
         return [sentence(phrases) for phrases in self.phrases]
@@ -111,9 +106,5 @@ class Words:
             return self.embeddings[:, None].astype(np.float32), np.ones((len(self.text), 1), bool)
         assert self.phrase_bank is not None  # where there are phrases
         position = {phrase: k for k, phrase in enumerate(self.phrase_bank.phrases)}
-        found = np.zeros((len(self.said), max(map(len, self.said), default=0), self.text.shape[1]), np.float32)
-        there = np.zeros(found.shape[:2], bool)
-        for k, phrases in enumerate(self.phrases):
-            found[k, : len(phrases)] = self.phrase_bank.embeddings[[position[phrase] for phrase in phrases]]
-            there[k, : len(phrases)] = True
-        return found, there
+        rows = [np.array([position[phrase] for phrase in phrases], np.int64) for phrases in self.phrases]
+        return side_by_side([self.phrase_bank.embeddings[own] for own in rows], self.text.shape[1])

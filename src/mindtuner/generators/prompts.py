@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 from mindtuner.data.hold_out import shows
+from mindtuner.decoding.phrases import TextEncoder
 from mindtuner.decoding.words import TextBank, Words
 
 COCO_CATEGORIES = (  # the 80 kinds of object that COCO's annotators marked; NSD's images are COCO's
@@ -94,13 +93,6 @@ COCO_CATEGORIES = (  # the 80 kinds of object that COCO's annotators marked; NSD
 
 
 PHOTO = "a photo of "
-
-
-class TextEncoder(Protocol):
-    """Any text tower."""
-
-    def embed(self, sentences: list[str]) -> np.ndarray:
-        """Sentences -> unit vectors (n, d)."""
 
 
 def category_bank(encoder: TextEncoder, categories: tuple[str, ...] = COCO_CATEGORIES) -> TextBank:

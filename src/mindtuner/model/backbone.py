@@ -228,8 +228,9 @@ class Sureness(nn.Module):
         self.register_buffer("coefficients", torch.zeros(1 + kinds))
 
     def forward(self, evidence: torch.Tensor) -> torch.Tensor:
-        """Evidence (..., k) -> probabilities (...)."""
-        return torch.sigmoid(self.coefficients[0] + evidence @ self.coefficients[1:])
+        """Evidence (..., k) -> probabilities (...), of its type and where it lies."""
+        coefficients = self.coefficients.to(evidence)
+        return torch.sigmoid(coefficients[0] + evidence @ coefficients[1:])
 
 
 def head_projection(tokens: torch.Tensor, head: nn.Linear) -> torch.Tensor:

@@ -82,6 +82,7 @@ def test_the_bank_holds_phrases_of_training_images_alone():
         "on the beach": 1,
     }
     assert bank.embeddings[:, 0].tolist() == [len(phrase) for phrase in bank.phrases]
+    assert bank.images.tolist() == [0, 1]  # nobody says what the third shows
     for row, image in enumerate(bank.images):  # against plain membership
         for column, phrase in enumerate(bank.phrases):
             assert bank.shown[row, column] == (phrase in phrases_of(captions[image]))

@@ -135,6 +135,12 @@ def test_what_a_brain_says(sure, said):
     assert len(found) == len(said) or not sure
 
 
+def test_a_thing_whose_plain_phrase_the_bank_lacks_has_its_likeliest_colour():
+    phrases = ["a red bird", "a blue bird", "a car", "a red car"]
+    assert compose(np.array([[0.9, 0.3, 0.1, 0.0]]), phrases) == [[0]]
+    assert compose(np.array([[0.3, 0.9, 0.1, 0.0]]), phrases) == [[1]]
+
+
 def test_nothing_is_said_where_nothing_is_known():
     assert compose(np.zeros((2, len(PHRASES))), PHRASES) == [[], []]
     assert compose(np.zeros((1, 0)), []) == [[]]
@@ -161,17 +167,17 @@ def test_words_of_phrases_and_of_whole_captions(world):
     vectors, there = words.phrase_embeddings
     assert vectors.dtype == np.float32 and vectors.shape[:2] == there.shape
     for k, phrases in enumerate(words.phrases):
-        assert there[k].sum() == len(phrases) == len(words.probabilities[k])
+        assert there[k].sum() == len(phrases) == len(words.said[k])
         for phrase, vector in zip(phrases, vectors[k], strict=False):
             np.testing.assert_array_equal(vector, bank.embeddings[PHRASES.index(phrase)])
         assert not vectors[k, len(phrases) :].any()
         assert words.prompts[k] == sentence(phrases)
-        assert all(0 < sure < 1 for sure in words.probabilities[k])
+        assert all(0 < sure < 1 for _, sure in words.said[k])
     assert words.captions == ["a cat"] * 3
     assert words.rows(np.array([2, 0])).phrases == [words.phrases[2], words.phrases[0]]
     assert words.rows(slice(1, 3)).prompts == words.prompts[1:]
     whole = Words(text, captions)
-    assert whole.prompts == ["a cat"] * 3 and whole.probabilities == [[]] * 3
+    assert whole.prompts == ["a cat"] * 3 and whole.said is None
     assert whole.phrase_embeddings[0].shape == (3, 1, 24) and whole.phrase_embeddings[1].all()
     assert whole.rows(slice(1, 3)).phrases == [["a cat"]] * 2
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mindtuner.config import DecodeConfig
-from mindtuner.decoding.phrases import split
+from mindtuner.decoding.phrases import side_by_side, split
 from mindtuner.errors import UserError
 from mindtuner.generators import compact
 from mindtuner.generators import train_compact as training
@@ -394,7 +394,7 @@ def test_the_shipped_weights_imagine_what_phrases_say(image_encoder, text_encode
     another scene do not do that."""
     small, captions = unseen_scenes
     painter = CompactGenerator(dataclasses.replace(CONFIG, generator_steps=10), 0)
-    phrases = phrases_of_captions(captions, text_encoder)
+    phrases = side_by_side([text_encoder.embed(split(caption)) for caption in captions], 384)
     tokens = image_encoder.tokens(small).mean(1)
     tokens -= tokens.mean(0)
 
@@ -406,15 +406,6 @@ def test_the_shipped_weights_imagine_what_phrases_say(image_encoder, text_encode
     shift = tuple(np.roll(one, 1, 0) for one in phrases)
     assert own_rank(painter.imagine(None, np.arange(12), phrases)) < 2.5  # 5.5 by chance
     assert own_rank(painter.imagine(None, np.arange(12), shift)) > 3.5
-
-
-def phrases_of_captions(captions, encoder):
-    said = [split(caption) for caption in captions]
-    most = max(map(len, said))
-    phrases, there = np.zeros((len(said), most, 384), np.float32), np.zeros((len(said), most), bool)
-    for k, one in enumerate(said):
-        phrases[k, : len(one)], there[k, : len(one)] = encoder.embed(one), True
-    return phrases, there
 
 
 def painter_side(pixels):
