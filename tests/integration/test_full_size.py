@@ -356,6 +356,7 @@ def test_options_that_do_not_go_together(lab, command, models, tmp_path, capsys)
     full = [*short, "--generator", "sdxl", "--unclip", models.unclip, "--sdxl", models.sdxl, *models.clip]
     refused(capsys, [*full, "--captions", models.git], "--captions, --converter: only one is given")
     refused(capsys, [*full, "--sdxl", tmp_path / "none"], "none: not found")
+    refused(capsys, [*full, "--cache", tmp_path / "none"], "--cache: ", "none is no folder; expected the features")
     assert not out.exists()
 
 

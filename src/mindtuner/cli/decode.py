@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> None:
     chosen = choose(tuned, dataset, options.trials, options.pictures, wanted)
     full_size, painting = options.generator == generator_options.SDXL, len(chosen.shown) > 0
     cache = options.cache or options.data / "cache"
+    if full_size and options.cache and not cache.is_dir():
+        raise UserError(f"--cache: {cache} is no folder; expected the features of full size that phrases are read by")
     # At full size pictures can do without features, where they draw on no neighbours; words are whole captions then.
     drawing = painting and (not full_size or tuned.config.decode.neighbours > 0 or is_full_size(cache))
     if drawing:

@@ -107,8 +107,8 @@ def decode(
 
     Trials that show the same image are averaged. Writes ``predictions.safetensors`` (images, backbone_tokens,
     retrieval_tokens, latents, text; a row an image), ``words.json`` (the caption of a training image that is nearest to
-    each, and the phrases composed, with their probabilities) and ``pictures/IMAGE.png``. The same call goes on where an
-    earlier one was stopped.
+    each, and, where features are given, the phrases composed, with their probabilities) and ``pictures/IMAGE.png``. The
+    same call goes on where an earlier one was stopped.
 
     Parameters
     ----------
@@ -159,13 +159,14 @@ def decode(
     dataset = held_out(dataset, subject.config.hold_out_category)
     with watch.stage("words"):  # before the network takes its room on a GPU
         bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder)
-        text_encoder.network.cpu()  # its part is done
+        text_encoder.network.cpu()
     with watch.stage("decode"):
         decoder = subject.decoder(features=features, text_encoder=text_encoder, generator=generator, bank=bank)
         voxels = dataset.subject(subject.number).betas(chosen.trials.row)
         found = decoder.predict(voxels, chosen.trials.stimulus)
         nearest = bank.nearest(found.text) if bank.captions else None
         words = decoder.words(found)
+        text_encoder.network.cpu()  # it came back to embed phrases
     _save(out / PREDICTIONS, found)
     entries = [
         {
