@@ -183,7 +183,7 @@ def _strip(top: list[int], truth: int, captions: list[str]) -> dict:
 
 def _read(own: dict) -> list[str] | None:
     """What a method read of each image: its phrases, with how sure it is of them, or the nearest caption."""
-    if own.get("phrases") is None:
+    if not own.get("phrases"):  # none are kept of a run that painted nothing
         return own.get("retrieved_caption")
     listed = (", ".join(f"{phrase} ({sure:.0%})" for phrase, sure in said) for said in own["phrases"])
     return [one or "nothing that it is sure of" for one in listed]

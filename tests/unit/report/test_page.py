@@ -176,6 +176,19 @@ def test_what_is_recognised_in_the_seen_pictures_is_said(tmp_path):
     assert "In the seen pictures themselves it recognises Objects 81.2" in write_report(run).read_text(encoding="utf-8")
 
 
+def test_phrases_are_read_where_there_are_some(tmp_path):
+    run = make_run(tmp_path / "run")
+    caption = [f"mindtuner reads {n}" for n in SEEN]
+    read = lambda: gallery(told := [runs.load(run)], runs.labels(told), PLENTY)["runs"][0]["methods"]["mindtuner"]["read"]
+    assert read() == caption
+    said = [[["a red bird", 0.62], ["on the beach", 0.9]], *([] for _ in SEEN[1:])]
+    edit(run / "words.json", "methods", "mindtuner", "phrases", value=said)
+    assert read() == ["a red bird (62%), on the beach (90%)", *["nothing that it is sure of"] * (PICTURES - 1)]
+    edit(run / "words.json", "methods", "mindtuner", "phrases", value=said[1:])
+    with pytest.raises(UserError, match=r"words\.json: methods\.mindtuner: phrases"):
+        load_run(run)
+
+
 def test_captions_read_and_written_stand_apart(tmp_path):
     run = make_run(tmp_path / "run")
     for part, value in (("captions", 0.25), ("written", 0.5)):
