@@ -68,8 +68,6 @@ def rows_of(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
     training_tokens, true = np.asarray(caches["tokens"][training]), np.asarray(caches["tokens"][said.images])
     mean, phrases = training_tokens.mean(0), decoder.words(said).phrase_embeddings
     seen = features_of(LITE2, np.asarray(caches["pixels"][said.images]))["two_way"]
-    shown = Shown.of(world.dataset.stimuli, said.images, caches["pixels"], without=said.images)
-    assert shown.recognition is not None
     expected = decoder.expected_tokens(said, np.arange(len(said.images)))
     most = dataclasses.replace(decode, corrections=max(options.takes))
     generators = [CompactGenerator(most, noise, options.generator) for noise in range(options.noise_seeds)]
@@ -105,6 +103,10 @@ def rows_of(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
         "the prior": expected,
         f"the same, and {decode.neighbours} neighbours": draw_to_neighbours(expected, training_tokens, decode.neighbours),
     }
+    # The probe is not to know the pictures that it judges.
+    judged = np.concatenate([said.images, *(nearest(tokens) for tokens in sources.values())])
+    shown = Shown.of(world.dataset.stimuli, said.images, caches["pixels"], without=judged)
+    assert shown.recognition is not None
     return {name: np.mean([scores(tokens, generator) for generator in generators], 0) for name, tokens in sources.items()}
 
 

@@ -93,7 +93,8 @@ def table(groups: dict[str, list[Done]], options: argparse.Namespace) -> str:
     header = [f"{part}, {score}" for part in PARTS for score in SCORES]
     header = ["images", "method", "said", *header, "chance of things, f1", "sure on average, true"]
     seeds = [
-        f"--{name} {' '.join(map(str, some))}" for name, some in (("held-out", options.held_out), ("test", options.test))
+        f"--{name} {' '.join(map(str, some))}".rstrip()
+        for name, some in (("held-out", options.held_out), ("test", options.test))
     ]
     return "\n\n".join(
         [
