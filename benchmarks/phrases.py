@@ -92,13 +92,11 @@ def table(groups: dict[str, list[Done]], options: argparse.Namespace) -> str:
             differences.append([of, score, *cells])
     header = [f"{part}, {score}" for part in PARTS for score in SCORES]
     header = ["images", "method", "said", *header, "chance of things, f1", "sure on average, true"]
-    seeds = [
-        f"--{name} {' '.join(map(str, some))}".rstrip()
-        for name, some in (("held-out", options.held_out), ("test", options.test))
-    ]
+    seeds = (("--held-out", options.held_out), ("--test", options.test))
+    given = " ".join(map(str, (word for name, some in seeds for word in (name, *some))))
     return "\n\n".join(
         [
-            f"    python benchmarks/phrases.py OUT {' '.join(seeds)}",
+            f"    python benchmarks/phrases.py OUT {given}",
             markdown(header, rows, left=3),
             f"{PHRASES.capitalize()} minus {CAPTIONS}, `{OURS}`, with 95 % intervals over worlds where there are several:",
             markdown(["images", "score", *PARTS], differences, left=2),
