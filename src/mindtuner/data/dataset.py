@@ -118,6 +118,8 @@ class Subject:
     vertices : int64 (V,), optional
         For data on the fsLR-32k surface: the vertex of each voxel, 0..32491 on the left and 32492..64983 on the right.
         ``surface.on_surface`` makes maps of them.
+    mask : Path, optional
+        The dataset's own NIfTI volume whose voxels above 0 are this subject's, in their order, where it has one.
 
     Examples
     --------
@@ -144,6 +146,7 @@ class Subject:
     is_shared: np.ndarray
     where: str
     vertices: np.ndarray | None = None
+    mask: Path | None = None
 
     def __repr__(self) -> str:
         sessions = _count(len(np.unique(self.trials.session)), "session")
@@ -255,6 +258,7 @@ class Subject:
             source=Columns(self.source, columns),
             rois={name: mask[columns] for name, mask in self.rois.items()},
             vertices=None if self.vertices is None else self.vertices[columns],
+            mask=None,  # a volume of all its voxels
         )
 
     def averaged(self) -> Subject:

@@ -69,11 +69,17 @@ class Stimuli:
         The images that all subjects see and that only test uses.
     where : str
         The file of the images, for messages.
+    names : sequence of str, optional
+        File name of each image. By default images have numbers alone, and image 17 is called ``image 17``.
 
     Attributes
     ----------
     captions : sequence of tuples of str
         For each image its captions that are not empty, possibly none.
+    names : sequence of str
+        What tables and pages call each image.
+    named : bool
+        Whether these are file names.
     is_shared : bool (N,)
         As above.
     category : str
@@ -84,7 +90,7 @@ class Stimuli:
     Raises
     ------
     UserError
-        Where the three differ in length, or images have another shape.
+        Where these differ in length, or images have another shape.
 
     Examples
     --------
@@ -94,11 +100,18 @@ class Stimuli:
     >>> stimuli = Stimuli(grey, [["a grey wall"], []], np.array([False, True]), "memory")
     >>> stimuli
     Stimuli: 2 images, float16, 1 shared (test), 1 for training
-    >>> stimuli.captions[0], stimuli.images([1]).shape
-    (('a grey wall',), (1, 3, 224, 224))
+    >>> stimuli.captions[0], stimuli.images([1]).shape, stimuli.names[1]
+    (('a grey wall',), (1, 3, 224, 224), 'image 1')
     """
 
-    def __init__(self, source: LazyArray, captions: Sequence[Sequence[str]], is_shared: np.ndarray, where: str):
+    def __init__(
+        self,
+        source: LazyArray,
+        captions: Sequence[Sequence[str]],
+        is_shared: np.ndarray,
+        where: str,
+        names: Sequence[str] | None = None,
+    ):
         count = source.shape[0]
         if source.shape[1:] != IMAGE_SHAPE:
             raise UserError(f"{where}: images have shape {source.shape}; expected (N, 3, 224, 224)")
@@ -106,8 +119,12 @@ class Stimuli:
             raise UserError(f"{where}: {count} images but {len(captions)} lists of captions; expected as many")
         if np.shape(is_shared) != (count,):
             raise UserError(f"{where}: {count} images but is_shared has shape {np.shape(is_shared)}; expected ({count},)")
+        if names is not None and len(names) != count:
+            raise UserError(f"{where}: {count} images but {len(names)} names; expected as many")
         self._source = source
         self._where = where
+        self.named = names is not None
+        self.names: Sequence[str] = [f"image {i}" for i in range(count)] if names is None else list(names)
         self.captions = captions if isinstance(captions, StoredCaptions) else [non_empty(texts) for texts in captions]
         self.is_shared = np.asarray(is_shared, bool)
         self.category, self.of_category = "", np.zeros(count, bool)
@@ -157,7 +174,7 @@ class Stimuli:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256 (hex) of shape, dtype, captions and pixels: the same stimuli, the same hash.
+        """sha256 (hex) of shape, dtype, captions and pixels: the same stimuli, the same hash, whatever they are called.
 
         Up to 4 GiB all pixels count. Above that (the 73,000 images of NSD are 22 GB) only the pixels of
         2,048 evenly spaced images do, so a change confined to other pixels goes unseen.

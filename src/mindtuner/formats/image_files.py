@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import h5py
 import numpy as np
@@ -187,15 +187,33 @@ class Hdf5Images:
         return (shape[2], shape[1]) if self._last else (shape[3], shape[2])
 
 
-def write_stimuli(folder: Path, stimuli: Stimuli) -> list[str]:
-    """Images and, beside them, captions; returns the file name of each id. They sort in the order of ids."""
-    names = [f"image-{i:06d}.png" for i in range(len(stimuli))]
+def own_names(stimuli: Stimuli) -> list[str]:
+    """A name of a PNG file for each image: its own, after its number where names would not sort in the order of ids.
+
+    Images without file names have ``image-`` and their numbers.
+    """
+    if not stimuli.named:
+        return [f"image-{i:06d}.png" for i in range(len(stimuli))]
+    names = [PurePosixPath(name).with_suffix(".png").as_posix() for name in stimuli.names]
+    if names == sorted(set(names)):
+        return names
+    return [f"{i:06d}-{PurePosixPath(name).name}" for i, name in enumerate(names)]
+
+
+def write_stimuli(folder: Path, stimuli: Stimuli, names: Sequence[str] | None = None) -> list[str]:
+    """Images and, beside them, captions; returns the file name of each id.
+
+    ``names`` sort in the order of ids; by default they are ``image-`` and a number.
+    """
+    names = [f"image-{i:06d}.png" for i in range(len(stimuli))] if names is None else list(names)
     with atomic_path(folder) as part:
         part.mkdir()
         for number in progress(range(len(stimuli)), "stimuli"):
             pixels = np.rint(stimuli.images([number])[0].astype(np.float32) * 255).astype(np.uint8)
-            Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(part / names[number])
+            picture = part / names[number]
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(picture)
             if texts := stimuli.captions[number]:
-                (part / names[number]).with_suffix(".txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+                picture.with_suffix(".txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
     return names

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
+from mindtuner.errors import UserError
 
 
 class Unread:
@@ -66,6 +67,11 @@ def test_stimuli(stimuli):
     assert repr(stimuli) == "Stimuli: 5 images, float16, 2 shared (test), 3 for training"
     stimuli.category, stimuli.of_category = "dog", np.array([True, True, False, False, False])
     assert repr(stimuli) == "Stimuli: 5 images, float16, 2 shared (test), 2 for training, 'dog' held out"
+
+
+def test_as_many_names_as_images():
+    with pytest.raises(UserError, match="memory: 5 images but 2 names; expected as many"):
+        Stimuli(Unread((5, 3, 224, 224), np.float16), [()] * 5, np.zeros(5, bool), "memory", ["a.png", "b.png"])
 
 
 def test_dataset(trials, stimuli):

@@ -186,6 +186,7 @@ def test_images_in_one_hdf5_file_are_named_by_number(lab, kind):
     stimuli = load(lab.root).stimuli
     np.testing.assert_array_equal(np.rint(stimuli.images([4, 1]).astype(float) * 255), pixels[[4, 1]].transpose(0, 3, 1, 2))
     assert stimuli.captions == ([("a dog",)] * 5 + [()] if kind == "last" else [()] * 6)
+    assert not stimuli.named and stimuli.names[4] == "image 4"
 
 
 def test_several_subjects_share_stimuli_and_test_images(tmp_path):
@@ -308,6 +309,38 @@ def test_the_release_written_as_a_labs_own_scans_is_the_same_dataset(release, tm
     everything = range(len(release.stimuli))
     np.testing.assert_array_equal(again.stimuli.images(everything), release.stimuli.images(everything))
     assert again.stimuli.captions == release.stimuli.captions
+
+
+def test_file_names_are_kept_and_written(lab, tmp_path):
+    """Also where they would sort otherwise than their images do; images in one HDF5 file have none."""
+    dataset = load(lab.root)
+    assert dataset.stimuli.named and tuple(dataset.stimuli.names) == NAMES
+    lab_writer.write(tmp_path / "again", dataset)
+    again = load(tmp_path / "again")
+    assert again.stimuli.names == [re.sub("jpe?g", "png", name) for name in NAMES]
+    assert again.stimuli.captions == dataset.stimuli.captions
+    dataset.stimuli.names = list(reversed(NAMES))
+    lab_writer.write(tmp_path / "turned", dataset)
+    turned = load(tmp_path / "turned")
+    assert turned.stimuli.names == [
+        "000000-e.png",
+        "000001-d.png",
+        "000002-c.png",
+        "000003-b.png",
+        "000004-two.png",
+        "000005-one.png",
+    ]
+    for one in (again, turned):
+        np.testing.assert_array_equal(one.subject(1).trials.stimulus, dataset.subject(1).trials.stimulus)
+
+
+def test_the_mask_of_all_voxels_is_known(lab):
+    subject = load(lab.root).subject(1)
+    assert subject.mask == lab.root / "mask.nii.gz"
+    assert subject.within("V1").mask is None
+    shutil.rmtree(lab.root / "rois")
+    (lab.root / "mask.nii.gz").unlink()
+    assert load(lab.root).subject(1).mask is None
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,7 @@ def test_betas_trials_and_stimuli_are_those_that_were_written(shared_world):
     assert set(subject.trials.session.tolist()) == {1} and len(subject.sessions(1).trials) == 7
     assert dataset.stimuli.is_shared.tolist() == [False, False, False, True]
     assert dataset.stimuli.captions == [(), ("a dog", "it runs"), (), ()]
+    assert [name.rpartition("/")[2] for name in dataset.stimuli.names] == files
     assert pixels["b.png"].shape == (3, 224, 224) and not np.array_equal(pixels["b.png"], pixels["c.png"])
     mean = subject.averaged()
     by_hand = np.mean([subject.betas([row])[0] for row in subject.test.row], axis=0)

@@ -83,7 +83,8 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     is_shared = np.zeros(images.shape[0], bool)
     for found in trials.values():
         is_shared[found.stimulus[found.is_test]] = True
-    stimuli = Stimuli(images, stimulus_captions, is_shared, str(_images_path(root)))
+    names = list(images.names) if isinstance(images, FolderImages) else None
+    stimuli = Stimuli(images, stimulus_captions, is_shared, str(_images_path(root)), names)
     opened = {
         number: _open_subject(number, folders[number], tables[number], trials[number], is_shared, card) for number in numbers
     }
@@ -158,7 +159,8 @@ def _open_subject(number: int, folder: Path, lines: TrialLines, trials: Trials, 
         training = np.zeros(len(lines), bool)
         training[trials.row[~trials.is_test]] = True
         betas = SessionZScored(betas, lines.sessions(), training, str(path))
-    return Subject(number, trials, rois, betas, is_shared, str(path), load_vertices(folder, betas.shape[1]))
+    mask = folder / MASK if (folder / MASK).is_file() else None
+    return Subject(number, trials, rois, betas, is_shared, str(path), load_vertices(folder, betas.shape[1]), mask)
 
 
 def find_betas(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from mindtuner.data import Dataset, Subject
 from mindtuner.data.dataset import CARD
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json, write_text
-from mindtuner.formats.image_files import write_stimuli
+from mindtuner.formats.image_files import own_names, write_stimuli
 from mindtuner.formats.lab_folder.read import MASK, STIMULI, TRIALS, VERTICES
 from mindtuner.formats.nifti import box_of, save_nifti
 
@@ -23,8 +23,8 @@ def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
     """Write any dataset as a lab's folder: ``stimuli/`` as PNG with captions, a folder ``sub-NN`` per subject, the card.
 
     Betas are written as they are read, so the card keeps what the dataset's says about z-scores. Rows that no trial uses are
-    left out; pixels are rounded to 8 bits. Of a subject that lives on the cortical surface ``vertices.npy`` keeps the vertex
-    of each voxel.
+    left out; pixels are rounded to 8 bits, and file names kept. Of a subject that lives on the cortical surface
+    ``vertices.npy`` keeps the vertex of each voxel.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
     if form not in FORMS:
         raise UserError(f"form: is {form!r}; expected one of {', '.join(FORMS)}")
     write_json(root / CARD, dataset.card)
-    names = write_stimuli(root / STIMULI, dataset.stimuli)
+    names = write_stimuli(root / STIMULI, dataset.stimuli, own_names(dataset.stimuli))
     for number, subject in dataset.subjects.items():
         folder = root / f"sub-{number:02d}"
         write_text(folder / TRIALS, trials_table(subject, names))

@@ -248,7 +248,8 @@ def _read_stimuli(
     for path, number in numbers.items():
         first.setdefault(number, path)
     captions = [captions_beside(path) for path in first.values()]
-    return stimulus, is_shared, Stimuli(ImageFiles(list(first.values())), captions, is_shared, str(root))
+    names = [path.relative_to(root).as_posix() for path in first.values()]
+    return stimulus, is_shared, Stimuli(ImageFiles(list(first.values())), captions, is_shared, str(root), names)
 
 
 def _subject(
