@@ -72,8 +72,8 @@ class Spy(np.ndarray):
         return np.asarray(self).__getitem__(rows)
 
 
-def world(seed=0, n_subjects=4):
-    """Tokens of 8 dimensions, subjects' brains linear in them; the first TESTED images are shared."""
+def world(seed=0, n_subjects=4, noise=0.3):
+    """Tokens of 8 dimensions, subjects' brains linear in them, with noise of this sd; the first TESTED images are shared."""
     rng = np.random.default_rng(seed)
     factors = rng.standard_normal((N, 8))
 
@@ -93,8 +93,8 @@ def world(seed=0, n_subjects=4):
         repeat = np.array([np.sum(stimulus[:i] == s) for i, s in enumerate(stimulus)])
         trials = Trials(np.arange(2 * N), stimulus, 1 + np.arange(2 * N) // N, repeat, shared[stimulus])
         voxels = 20 + number
-        noise = 0.3 * rng.standard_normal((2 * N, voxels))
-        betas = factors[stimulus] @ rng.standard_normal((8, voxels)) + noise
+        added = noise * rng.standard_normal((2 * N, voxels))
+        betas = factors[stimulus] @ rng.standard_normal((8, voxels)) + added
         source = betas.astype(np.float32).view(Spy)
         source.seen = set()
         subjects[number] = Subject(number, trials, {}, source, shared, f"subject {number}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -158,7 +158,6 @@ class Decoder:
             for name, shown, means in zip(voxels, images, averaged, strict=True)
         }
 
-    @torch.no_grad()
     def trial_texts(self, voxels: np.ndarray, shift: np.ndarray) -> np.ndarray:
         """Text of one subject's trials, each by itself, as if its ridge had been fitted without the trial's image.
 
@@ -173,12 +172,20 @@ class Decoder:
         array, float32 (n, d)
             Unit vectors.
         """
-        name, texts = self._named(None), []
+        return np.concatenate([self.text_of(said["backbone_tokens"]) for said in self._trials(voxels, shift)])
+
+    def trial_tokens(self, voxels: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """Retrieval tokens of these trials, float32 (n, T, D), with the arguments of ``trial_texts``."""
+        name = self._named(None)
+        return np.concatenate([self._retrieval_tokens(said, name).numpy() for said in self._trials(voxels, shift)])
+
+    @torch.no_grad()
+    def _trials(self, voxels: np.ndarray, shift: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
+        """What the network says of one subject's trials, each by itself, with ``shift`` added to its ridge."""
+        name = self._named(None)
         for some in np.array_split(np.arange(len(voxels)), 1 + len(voxels) // self._together):
             betas, added = (torch.from_numpy(array[some]).to(device()) for array in (voxels, shift))
-            said = self._network_of(name)(betas, name, added, lowlevel=False)
-            texts.append(self.text_of(said.backbone_tokens, name))
-        return np.concatenate(texts)
+            yield _on_the_cpu(self._network_of(name)(betas, name, added, lowlevel=False))
 
     def image_tokens(self, backbone_tokens: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Image tokens to paint from: a sample of the prior, or with one step the tokens to expect.

@@ -233,6 +233,30 @@ class Sureness(nn.Module):
         return torch.sigmoid(coefficients[0] + evidence @ coefficients[1:])
 
 
+class Confidence(nn.Module):
+    """How likely it is that each of m candidates is the image that a brain saw, where one of them is.
+
+        p_j = exp(b s_j) / sum_k exp(b s_k)
+
+    s are the similarities of the candidates' tokens to the brain's. The sharpness b is fitted to how often they were right on
+    trials that the ridge had not seen (temperature scaling, Guo et al. 2017). Buffer: ``sharpness`` ().
+
+    Examples
+    --------
+    >>> confidence = Confidence(10.0)
+    >>> confidence(torch.tensor([[0.5, 0.3, 0.3]])).round(decimals=2)
+    tensor([[0.7900, 0.1100, 0.1100]])
+    """
+
+    def __init__(self, sharpness: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("sharpness", torch.tensor(float(sharpness)))
+
+    def forward(self, similarity: torch.Tensor) -> torch.Tensor:
+        """Similarities (..., m) -> probabilities (..., m), of their type and where they lie."""
+        return torch.softmax(self.sharpness.to(similarity) * similarity, -1)
+
+
 def head_projection(tokens: torch.Tensor, head: nn.Linear) -> torch.Tensor:
     """Wᵀ (Z - b): image tokens (n, T, D) -> (n, h), all that a head of h inputs can tell of them."""
     return (tokens.flatten(1) - head.bias) @ head.weight

@@ -11,6 +11,7 @@ from mindtuner.config import FingerprintConfig, ModelConfig
 from mindtuner.model.backbone import (
     AdaptiveProjector,
     Centre,
+    Confidence,
     ExpectedHidden,
     ResidualBlock,
     RetrievalProjector,
@@ -94,6 +95,7 @@ class BrainNetwork(nn.Module):
         self.expectation: ExpectedHidden | None = None  # a base's, from which a new subject's ridge starts
         self.centre: Centre | None = None  # a tuned network's, from which retrieval measures
         self.sureness: Sureness | None = None  # a tuned network's, by which words are kept or dropped
+        self.confidence: Confidence | None = None  # a tuned network's, in what it retrieves
 
     def forward(
         self, voxels: torch.Tensor, subject: str, shift: torch.Tensor | None = None, lowlevel: bool = True
@@ -260,13 +262,14 @@ class BrainNetwork(nn.Module):
     def fingerprint_state(self) -> dict[str, torch.Tensor]:
         """The tensors that ``add_fingerprint`` made trainable, by parameter name, and nothing of the base.
 
-        Centre and sureness are among them where the network has them. They are detached, not copied. Empty without a
-        fingerprint.
+        Centre, sureness and confidence are among them where the network has them. They are detached, not copied. Empty
+        without a fingerprint.
         """
         return {
             **{name: self.get_parameter(name).detach() for name in self._fingerprint_names},
             **_buffers("centre", self.centre),
             **_buffers("sureness", self.sureness),
+            **_buffers("confidence", self.confidence),
         }
 
     @torch.no_grad()
@@ -275,12 +278,17 @@ class BrainNetwork(nn.Module):
 
         Raises ValueError, before anything is changed, where names or shapes differ from it.
         """
-        centre, sureness = self.centre, self.sureness
+        centre, sureness, confidence = self.centre, self.sureness, self.confidence
         if centre is None and "centre.backbone" in state:
             centre = Centre(self.config.tokens, self.config.width).to(self._anchor)
         if sureness is None and "sureness.coefficients" in state:
             sureness = Sureness(state["sureness.coefficients"].numel() - 1).to(self._anchor)
-        own = self.fingerprint_state() | _buffers("centre", centre) | _buffers("sureness", sureness)
+        if confidence is None and "confidence.sharpness" in state:
+            confidence = Confidence().to(self._anchor)
+        added = {"centre": centre, "sureness": sureness, "confidence": confidence}
+        own = self.fingerprint_state()
+        for name, part in added.items():
+            own |= _buffers(name, part)
         if state.keys() != own.keys():
             raise ValueError(
                 f"fingerprint: {min(state.keys() ^ own.keys())} is only on one side; expected the "
@@ -291,7 +299,7 @@ class BrainNetwork(nn.Module):
                 raise ValueError(f"fingerprint: {name} has shape {tuple(tensor.shape)}; expected {tuple(own[name].shape)}")
         for name, tensor in state.items():
             own[name].copy_(tensor)
-        self.centre, self.sureness = centre, sureness
+        self.centre, self.sureness, self.confidence = centre, sureness, confidence
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that an optimiser should see."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,9 @@ import numpy as np
 from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset, Subject
 from mindtuner.errors import UserError
+from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.base import Base
+from mindtuner.pipeline.confidence import learn_confidence
 from mindtuner.pipeline.decoder import training_images
 from mindtuner.pipeline.features import Features
 from mindtuner.pipeline.run_folder import claim, log_of, refuse_overlap, settings_text
@@ -23,7 +24,7 @@ from mindtuner.pipeline.words import learn_sureness, phrase_reader
 from mindtuner.processes import processes
 from mindtuner.training import METHODS, read_card, remove_checkpoint, subject_name
 from mindtuner.training import tune as train
-from mindtuner.training.batches import split_holdout
+from mindtuner.training.batches import Feed, split_holdout
 from mindtuner.training.fingerprint import base_hash
 from mindtuner.training.monitor import Log
 
@@ -139,6 +140,12 @@ def fit_methods(
         kept_out = {"holdout": holdout, "held_out_images": images.tolist()}
         pool = np.setdiff1d(pool, images)
     reader = phrase_reader(features.stimuli, features.caches, pool, None)
+
+    def learn(network: BrainNetwork, feed: Feed) -> None:
+        """How sure the tuned network may be of phrases, and of what it retrieves."""
+        learn_sureness(network, feed, reader, config.decode, config.seed)
+        learn_confidence(network, feed, features.targets, config.decode, config.seed)
+
     networks, cards, files = {}, {}, {}
     for method in methods:
         path = None if run is None else run / FILES[method]
@@ -157,7 +164,7 @@ def fit_methods(
                     holdout,
                     prior=prior,
                     checkpoint=checkpoint,
-                    then=functools.partial(learn_sureness, reader=reader, config=config.decode, seed=config.seed),
+                    then=learn,
                 )
                 if path is not None and processes().index == 0:
                     write(path, method, networks[method], subject, config, card)

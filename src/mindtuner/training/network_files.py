@@ -17,7 +17,7 @@ from mindtuner.config import FingerprintConfig, ModelConfig
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
-from mindtuner.model.backbone import Centre, ExpectedHidden, Sureness
+from mindtuner.model.backbone import Centre, Confidence, ExpectedHidden, Sureness
 
 
 def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
@@ -45,6 +45,7 @@ def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
         "expectation": network.expectation is not None,
         "centre": network.centre is not None,
         "sureness": None if network.sureness is None else network.sureness.coefficients.numel() - 1,
+        "confidence": network.confidence is not None,
         "fingerprint": None if subject is None else fingerprint_header(network),
         "card": card,
     }
@@ -82,6 +83,8 @@ def load_network(path: str | Path) -> BrainNetwork:
             network.centre = Centre(config.tokens, config.width)
         if header.get("sureness"):
             network.sureness = Sureness(header["sureness"])
+        if header.get("confidence"):
+            network.confidence = Confidence()
         network.load_state_dict(tensors)
     return network.eval()
 
