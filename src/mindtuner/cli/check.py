@@ -17,6 +17,11 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the dataset")
+    parser.add_argument(
+        "--allow-twins",
+        action="store_true",
+        help="warn where a test image has the same pixels as a training image, which else is an error",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -24,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
     from mindtuner.formats import check
 
-    findings = check(options.root)
+    findings = check(options.root, options.allow_twins)
     print(_as_json(findings) if options.json else _as_table(findings))
     if errors := findings.count("error"):
         raise UserError(f"{options.root}: {_many(errors, 'error')} found; expected none")

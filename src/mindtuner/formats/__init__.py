@@ -58,7 +58,7 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     return found.load(root, subjects)
 
 
-def check(root: str | Path) -> Findings:
+def check(root: str | Path, allow_twins: bool = False) -> Findings:
     """Look at everything in a dataset and say what is there, what is missing, and what is wrong.
 
     ``load`` stops at the first thing that is wrong and leaves betas and pixels alone until they are asked for. This reads all
@@ -68,6 +68,8 @@ def check(root: str | Path) -> Findings:
     ----------
     root : str or Path
         Folder of the dataset, in any format.
+    allow_twins : bool
+        Warn where a test image has the pixels of a training image, which else is an error.
 
     Returns
     -------
@@ -82,7 +84,7 @@ def check(root: str | Path) -> Findings:
     [Finding(severity='error', file='.', field='format', message='not found; expected a folder with a dataset')]
     """
     root = Path(root)
-    findings = Findings(root)
+    findings = Findings(root, allow_twins)
     with findings.catching(root, "format"):
         found = format_of(root)
         findings.fact(root, f"format {found.name}: {found.title}")

@@ -225,12 +225,6 @@ RELEASE_DAMAGE = {
     "images truncated": (cut(IMAGES), "error", IMAGES, "images: not a whole HDF5"),
     "wild pixel": (put_hdf5(IMAGES, "images", (2, 0, 0, 0), 1.5), "error", IMAGES, "image 2 has pixels"),
     "NaN pixel": (put_hdf5(IMAGES, "images", (3, 0, 5, 5), np.nan), "error", IMAGES, "image 3 has pixels"),
-    "image copied into test": (
-        lambda t: put_hdf5(IMAGES, "images", 4, (t.pixels[3] / 255).astype("f2"))(t),
-        "warning",
-        IMAGES,
-        "test images have the same pixels as a training image: image 4 = image 3",
-    ),
     "blank image": (put_hdf5(IMAGES, "images", 5, 0.5), "warning", IMAGES, "one colour: image 5"),
     "captions lost": (
         lambda t: release_writer.write_captions(t.root, [()] * 4 + list(CAPTIONS[4:])),
@@ -343,11 +337,6 @@ def bigger_mask(lab):
     mask = lab.mask.copy()
     mask.flat[np.flatnonzero(~mask)[0]] = True
     save_nifti(lab.root / "mask.nii.gz", mask.astype(np.uint8))
-
-
-def duplicate_picture(lab):
-    """Of the test image, under a name that training uses."""
-    shutil.copy(lab.root / "stimuli/d.png", lab.root / "stimuli/c.png")
 
 
 def shown_in_pieces(lab):
@@ -486,7 +475,6 @@ LAB_DAMAGE = {
         "stimuli/c.png",
         "transparent",
     ),
-    "picture copied": ("lab", duplicate_picture, "warning", "stimuli", "same pixels as a training image: d.png = c.png"),
     "caption not UTF-8": (
         "lab",
         lambda lab: (lab.root / "stimuli/d.txt").write_bytes(b"\xff\xfe\x00"),

@@ -317,7 +317,7 @@ DAMAGE = {
     "picture is text": (lambda w: (w.root / COCO / "t.png").write_text("no"), "error", f"{COCO}/t.png", "cannot be read"),
     "test picture in training": (
         copy_test_picture,
-        "warning",
+        "error",
         "stimuli",
         "same pixels as a training image: NSD/coco/.* = NSD/coco/",
     ),

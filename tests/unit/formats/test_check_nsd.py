@@ -251,7 +251,7 @@ DAMAGE = {
     ),
     "a stimulus cannot be read": (corrupt_images, "error", STIMULI, "imgBrick cannot be read"),
     "stimulus blank": (put(STIMULI, "imgBrick", 5, 128), "warning", STIMULI, "images: 1 images have one colour: image 5"),
-    "test image in training": (copy_into_test, "warning", STIMULI, "1 test images have the same pixels as a training image"),
+    "test image in training": (copy_into_test, "error", STIMULI, "1 test images have the same pixels as a training image"),
     "no table": (drop(TABLE), "error", TABLE, "not found"),
     "table truncated": (truncate(TABLE, 0.5), "error", TABLE, "table: (no )?line"),
     "table breaks off in its last line": (

@@ -24,10 +24,13 @@ class Finding:
 
 
 class Findings:
-    """Collects findings, and facts: what was found in each file, as (file, what)."""
+    """Collects findings, and facts: what was found in each file, as (file, what).
 
-    def __init__(self, root: Path):
-        self.root = root
+    ``allow_twins``: a test image may have the pixels of a training image, which else is an error.
+    """
+
+    def __init__(self, root: Path, allow_twins: bool = False):
+        self.root, self.allow_twins = root, allow_twins
         self.facts: list[tuple[str, str]] = []
         self.items: list[Finding] = []
 

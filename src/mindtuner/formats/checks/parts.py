@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import imagehash
 import numpy as np
+from PIL import Image
 
 from mindtuner.data import Stimuli, Trials
 from mindtuner.errors import UserError
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.image_files import SIDE
 from mindtuner.runtime import progress
+
+HASH_SIDE = 16  # frequencies that count, each way: 256 bits
+NEAR = 24  # bits that differ at most. Stored again as JPEG or scaled, pictures differ in 10; scenes of a simulation in 70
 
 
 def check_trials(
@@ -80,20 +85,20 @@ def check_pictures(
     used: np.ndarray,
 ) -> None:
     """The images of ``check_stimuli``; ``read(number)`` is the pixels of one, in any form."""
-    digests: dict[bytes, int] = {}
-    errors, blank, twins, leaks = [], [], [], []
+    alike: dict[bytes, list[int]] = {}  # by pixels
+    hashes: dict[int, np.ndarray] = {}  # of those shown that have more than one colour
+    errors, blank = [], []
     for number in progress(range(len(names)), f"{findings.name(path)}", unit="image"):
         try:
             image = read(number)
         except UserError as error:
             errors.append(error)
             continue
+        alike.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), []).append(number)
         if image.min() == image.max():
             blank.append(names[number])
-        twin = digests.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), number)
-        if twin != number:
-            crosses = is_shared[twin] != is_shared[number]
-            (leaks if crosses and used[twin] and used[number] else twins).append(f"{names[number]} = {names[twin]}")
+        elif used[number]:
+            hashes[number] = _perceptual_hash(image)
     for error in errors[:10]:
         with findings.catching(path, "images"):
             raise error
@@ -101,16 +106,64 @@ def check_pictures(
         findings.error(path, "images", f"{len(errors) - 10} further images cannot be read")
     if blank:
         findings.warning(path, "images", f"{len(blank)} images have one colour: {some(blank)}")
+    leaks, twins = _twins(alike.values(), is_shared & used, ~is_shared & used)
+    told = lambda pairs, sign: some(f"{names[number]} {sign} {names[other]}" for number, other in pairs)
     if leaks:
+        (findings.warning if findings.allow_twins else findings.error)(
+            path,
+            "images",
+            f"{len(leaks)} test images have the same pixels as a training image: {told(leaks, '=')}; scores on them are too "
+            "high (leave one of the two out, or give both to one split)",
+        )
+    if twins:
+        findings.warning(path, "images", f"{len(twins)} images have the same pixels as another: {told(twins, '=')}")
+    near = _near_twins(hashes, is_shared, {number for number, _ in leaks})
+    if near:
         findings.warning(
             path,
             "images",
-            f"{len(leaks)} test images have the same pixels as a training image: {some(leaks)}; scores on them are too high",
+            f"{len(near)} test images look like a training image: {told(near, '~')}; one picture, stored or scaled twice? "
+            "scores on it are then too high",
         )
-    if twins:
-        findings.warning(path, "images", f"{len(twins)} images have the same pixels as another: {some(twins)}")
     if not used.all():
         findings.note(path, "images", f"{(~used).sum()} of {len(names)} images are shown in no trial")
+
+
+def _twins(
+    groups: Iterable[list[int]], tested: np.ndarray, trained: np.ndarray
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Of groups of images with the same pixels: (test image, training image); and (image, first one) of all other groups."""
+    leaks, twins = [], []
+    for group in groups:
+        training = [number for number in group if trained[number]]
+        own = [(number, training[0]) for number in group if tested[number] and training]
+        leaks += own
+        twins += [(number, group[0]) for number in group[1:]] if not own else []
+    return leaks, twins
+
+
+def _near_twins(hashes: dict[int, np.ndarray], is_shared: np.ndarray, known: set[int]) -> list[tuple[int, int]]:
+    """(test image, most similar training image) of those whose hashes nearly agree, without the ``known`` test images."""
+    training = np.array([number for number in hashes if not is_shared[number]], np.int64)
+    if len(training) == 0:
+        return []
+    bits = np.packbits([hashes[number] for number in training], axis=1)
+    ones = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
+    near = []
+    for number, own in hashes.items():
+        if is_shared[number] and number not in known:
+            differing = ones[bits ^ np.packbits(own)].sum(1)
+            if differing.min() <= NEAR:
+                near.append((number, int(training[differing.argmin()])))
+    return near
+
+
+def _perceptual_hash(image: np.ndarray) -> np.ndarray:
+    """Signs of the lowest frequencies of a picture, (3, H, W) in 0..1 or (H, W, 3) of bytes: bool (HASH_SIDE ** 2,)."""
+    if image.dtype != np.uint8:
+        image = np.rint(np.asarray(image, np.float32).transpose(1, 2, 0) * 255).clip(0, 255).astype(np.uint8)
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return imagehash.phash(picture, hash_size=HASH_SIDE).hash.ravel()
 
 
 def check_captions(findings: Findings, path: Path, captions: Sequence[Sequence[str]], names: Sequence[str]) -> None:
