@@ -71,12 +71,13 @@ class World:
         others = torch.from_numpy(self.decode(decoder, later).retrieval_tokens) if len(later) else None
         tokens, text = torch.from_numpy(said.retrieval_tokens), torch.from_numpy(said.text)
         pool = self.dataset.stimuli.training_images
-        return ranks_of(tokens, text, said.images, self.features.targets, pool, others)
+        less = None if said.mean_token is None else torch.from_numpy(said.mean_token)
+        return ranks_of(tokens, text, said.images, self.features.targets, pool, others, less)
 
     def top1(self, said: Predictions) -> dict[str, list[float]]:
         """Top-1 hit (ties share) of every image among all that were decoded, in three directions."""
         caches, stimuli = self.features.caches, self.dataset.stimuli
-        found = retrieval(said.images, said.retrieval_tokens, said.text, stimuli, caches)
+        found = retrieval(said.images, said.retrieval_tokens, said.text, stimuli, caches, said.mean_token)
         return {direction: np.round(one.top1, 4).tolist() for direction, one in found.items()}
 
 

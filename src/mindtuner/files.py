@@ -134,7 +134,7 @@ RUN_FILES = (
     "data",
     *(
         f"{method}.{end}"
-        for method in ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
+        for method in ("mindtuner", "ridge_only", "ridge", "full_finetune", "from_scratch", "shuffled_brain")
         for end in ("safetensors", "checkpoint*")
     ),
     "predictions.safetensors",

@@ -119,8 +119,8 @@ def test_each_subject_is_decoded_by_its_own_ridge(day):
         decoder.predict(np.zeros((3, 7), np.float32))
     with pytest.raises(UserError, match="knows subject 2 already"):
         mindtuner.tune(day.base, day.dataset.subject(2).sessions(1), day.features)
-    with pytest.raises(UserError, match="method: 'ridge' was not tuned; expected one of mindtuner, ridge_only"):
-        day.subject.decoder("ridge")
+    with pytest.raises(UserError, match="method: 'nearest' was not tuned; expected one of mindtuner, ridge_only"):
+        day.subject.decoder("nearest")
     for bad in (np.array([-1]), np.array([10**6]), np.zeros((2, 5, 5)), []):
         with pytest.raises(UserError, match="images: "):
             decoder.retrieve(day.voxels, bad)

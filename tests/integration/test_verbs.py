@@ -102,6 +102,7 @@ def test_each_verb_leaves_its_files(lab, report, decoded):
         "log.jsonl",
         "fingerprint.safetensors",
         "ridge_only.safetensors",
+        "ridge.safetensors",
         "full_finetune.safetensors",
         "from_scratch.safetensors",
         "shuffled_brain.safetensors",
@@ -286,6 +287,7 @@ def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monk
         "log.jsonl",
         "fingerprint.safetensors",
         "ridge_only.safetensors",
+        "ridge.safetensors",
         "shuffled_brain.safetensors",
     }
     for path in (tmp_path / "run").glob("*.safetensors"):

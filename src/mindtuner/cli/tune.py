@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mindtuner.cli import options as shared
 
-REPORTED = ("mindtuner", "ridge_only", "shuffled_brain")
+REPORTED = ("mindtuner", "ridge_only", "ridge", "shuffled_brain")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help=f"default: {' '.join(REPORTED)}, which a report needs; also full_finetune, from_scratch",
     )
-    which.add_argument("--all", action="store_true", help="all five methods")
+    which.add_argument("--all", action="store_true", help="all six methods")
     shared.add_config(parser, "config.yaml beside the base, else demo; the model section is the base's")
     shared.add_towers(parser)
     shared.add_hold_out(parser, "; a base that held it out goes on doing so without being told")

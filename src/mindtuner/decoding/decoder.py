@@ -36,6 +36,9 @@ class Predictions:
         Of the low-level submodule; None without one.
     text : array, float32 (n, d)
         Unit vectors in the text tower's space.
+    mean_token : array, float32 (T, D), or None
+        What to take off the tokens of images before they are compared with ``retrieval_tokens`` (``Centre``); None for
+        nothing.
     """
 
     images: np.ndarray
@@ -43,11 +46,17 @@ class Predictions:
     retrieval_tokens: np.ndarray
     latents: np.ndarray | None
     text: np.ndarray
+    mean_token: np.ndarray | None = None
 
     def rows(self, which: np.ndarray) -> Predictions:
         """Of some of the images, by position (m,)."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Predictions(**{name: None if array is None else array[which] for name, array in own.items()})
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mean_token"}
+        some = {name: None if array is None else array[which] for name, array in own.items()}
+        return Predictions(**some, mean_token=self.mean_token)
+
+    def compared(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens of images (..., T, D) as ``retrieval_tokens`` are compared with them."""
+        return tokens if self.mean_token is None else tokens - self.mean_token
 
 
 class Decoder:
@@ -154,6 +163,7 @@ class Decoder:
                 self._retrieval_tokens(means, name).numpy(),
                 means["latents"].numpy() if "latents" in means else None,
                 self.text_of(means["backbone_tokens"], name),
+                self._mean_token(name),
             )
             for name, shown, means in zip(voxels, images, averaged, strict=True)
         }
@@ -208,6 +218,8 @@ class Decoder:
         UserError
             Where the network has no prior.
         """
+        if "retrieval" in self.network.without:  # a plain regression: B is what to expect of the image's tokens already
+            return np.asarray(backbone_tokens, np.float32)
         if self.network.prior is None:
             raise UserError("network: has no prior; expected one that has, to paint from")
         tokens = torch.as_tensor(backbone_tokens, dtype=torch.float32)
@@ -240,6 +252,12 @@ class Decoder:
         """
         projector = self._network_of(self._named(subject)).projector
         return projector(tokens.to(device())).float().cpu().numpy()
+
+    def _mean_token(self, subject: str) -> np.ndarray | None:
+        centre = self._network_of(self._named(subject)).centre
+        if self.config.retrieval_tokens == "projected" or centre is None or not centre.target.any():
+            return None
+        return centre.target.float().cpu().numpy()
 
     def _retrieval_tokens(self, means: dict[str, torch.Tensor], subject: str) -> torch.Tensor:
         if self.config.retrieval_tokens == "projected":

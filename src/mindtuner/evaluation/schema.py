@@ -23,6 +23,7 @@ from mindtuner.thirdparty import one_line
 MethodName = Literal[
     "mindtuner",
     "ridge_only",
+    "ridge",
     "full_finetune",
     "from_scratch",
     "nearest_training_image",

@@ -64,8 +64,8 @@ def score_methods(
 
     What a method predicts: "retrieval_tokens" (n, T, D) and "text" (n, d), from brains averaged over repeats;
     "stages", a dict of pictures (p, 3, H, W), floats in 0..1 or uint8, with keys out of STAGES, the last of which is the
-    method's picture, and none where nothing was painted (p = 0); optionally "single_trials", a list of
-    {"retrieval_tokens", "text"}, each from one trial
+    method's picture, and none where nothing was painted (p = 0); optionally "mean_token" (T, D), taken off the tokens of
+    images; "single_trials", a list of {"retrieval_tokens", "text"}, each from one trial
     for every test image (their scores are averaged). ``keep``: see ``score_images``; keys are (method, stage) of its
     picture, and None of what was seen. Raises UserError, naming the method, where something is
     missing or misshapen.
@@ -124,7 +124,9 @@ def _retrieve(predicted: Mapping, truth: Truth) -> dict[str, Retrieval]:
     for key in ("retrieval_tokens", "text"):
         if predicted.get(key) is None:
             raise UserError(f"{key}: missing; expected the method's predictions for all test images")
-    return retrieve(predicted["retrieval_tokens"], predicted["text"], truth.tokens, truth.text)
+    less = predicted.get("mean_token")
+    tokens = truth.tokens if less is None else truth.tokens - less
+    return retrieve(predicted["retrieval_tokens"], predicted["text"], tokens, truth.text)
 
 
 def retrieve(tokens: np.ndarray, text: np.ndarray, true_tokens: np.ndarray, true_text: np.ndarray) -> dict[str, Retrieval]:

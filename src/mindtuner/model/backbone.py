@@ -167,13 +167,15 @@ class ExpectedHidden(nn.Module):
 
 
 class Centre(nn.Module):
-    """What an image changes in B and C (n, T, D), which is what retrieval compares with image tokens by the cosine.
+    """What an image changes in B and C (n, T, D), which is what retrieval compares with image tokens Z by the cosine.
 
         s (B - mean B) / |B - mean B| + (1 - s) (C - mean C) / |C - mean C|        s = 0.3, means over training trials
 
     Tokens of all images have much in common, and what is decoded is drawn to it the more the less a brain tells: its amount
     says nothing of the image, but moves the cosine. B is trained to be the image's tokens, C to be told from other images'
-    (docs/model.md). Buffers: ``backbone`` and ``retrieval``, the means (T, D).
+    (docs/model.md). The same holds of Z: where its mean over training images holds much of it, as in photographs, the cosine
+    is that with ``Z - mean Z``. Buffers (T, D): ``backbone`` and ``retrieval``, the means of B and C, and ``target``, what is
+    taken off Z, 0 for nothing.
 
     Parameters
     ----------
@@ -193,6 +195,7 @@ class Centre(nn.Module):
         super().__init__()
         self.register_buffer("backbone", torch.zeros(tokens, width))
         self.register_buffer("retrieval", torch.zeros(tokens, width))
+        self.register_buffer("target", torch.zeros(tokens, width))
 
     def forward(self, backbone_tokens: torch.Tensor, retrieval_tokens: torch.Tensor) -> torch.Tensor:
         """B and C -> retrieval tokens, all (n, T, D)."""

@@ -65,8 +65,8 @@ class BrainNetwork(nn.Module):
     voxels : dict of str to int
         The number of voxels V of each subject, by name.
     without : tuple of str
-        Those of ``lowlevel`` and ``prior`` that the network has not (some published ones lack them): the attribute is then
-        None.
+        Those of ``lowlevel``, ``prior`` and ``retrieval`` that the network has not: some published ones lack the first two,
+        whose attribute is then None. Without the last, C is B: a plain regression's (``training.token_ridge``).
 
     Examples
     --------
@@ -86,7 +86,7 @@ class BrainNetwork(nn.Module):
         self.ridges = nn.ModuleDict({name: nn.Linear(count, config.hidden) for name, count in voxels.items()})
         self.blocks = nn.ModuleList(ResidualBlock(config.hidden, config.backbone_dropout) for _ in range(config.blocks))
         self.head = TokenHead(config.hidden, config.tokens, config.width)
-        self.retrieval = RetrievalProjector(config.width)
+        self.retrieval = nn.Identity() if "retrieval" in without else RetrievalProjector(config.width)
         self.lowlevel = None if "lowlevel" in without else LowLevel(config)
         self.prior = None if "prior" in without else DiffusionPrior(config)
         self.projector = AdaptiveProjector(config.width, config.text_width)

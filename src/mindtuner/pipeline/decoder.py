@@ -142,8 +142,8 @@ class SubjectDecoder:
         UserError
             Where voxels or candidates are not of these forms.
         """
-        tokens = self._tokens_of(images)
-        found = self.predict(voxels).retrieval_tokens
+        tokens, said = self._tokens_of(images), self.predict(voxels)
+        found, tokens = said.retrieval_tokens, said.compared(tokens)
         return Retrieved(cosine(found.reshape(len(found), -1), tokens.reshape(len(tokens), -1)))
 
     def describe(self, voxels: np.ndarray) -> list[str]:

@@ -131,7 +131,12 @@ def captioned(captions: Sequence[Sequence[str]]) -> np.ndarray:
 
 
 def retrieval(
-    images: np.ndarray, tokens: np.ndarray, text: np.ndarray, stimuli: Stimuli, caches: Mapping[str, np.ndarray]
+    images: np.ndarray,
+    tokens: np.ndarray,
+    text: np.ndarray,
+    stimuli: Stimuli,
+    caches: Mapping[str, np.ndarray],
+    mean_token: np.ndarray | None = None,
 ) -> dict[str, Retrieval]:
     """Retrieval of decoded images in three directions, among each other.
 
@@ -145,10 +150,13 @@ def retrieval(
         Images without a caption are left out of text retrieval.
     caches : mapping of str to array
         ``Features.caches``, with what the towers say of the images.
+    mean_token : array, float32 (T, D), optional
+        What is taken off these, of ``Predictions``.
     """
     texts = captioned([stimuli.captions[int(k)] for k in images])
-    truth = np.asarray(caches["tokens"][images], np.float32), np.asarray(caches["text"][images[texts]], np.float32)
-    return retrieve(tokens, text[texts], *truth)
+    true = np.asarray(caches["tokens"][images], np.float32)
+    true = true if mean_token is None else true - mean_token
+    return retrieve(tokens, text[texts], true, np.asarray(caches["text"][images[texts]], np.float32))
 
 
 def evenly(count: int, n: int) -> np.ndarray:
@@ -194,13 +202,16 @@ def decode_all(tuned: Mapping[str, BrainNetwork], base: BrainNetwork, test: Test
     first = next(iter(tuned))  # mindtuner, where it was tuned
     found = test.training[nearest_training_image(every[first].predictions.backbone_tokens, training)]
     nearest, latents = np.asarray(tokens[found]), np.asarray(test.caches["latents"][found])
-    looked_up = Predictions(test.images, nearest, nearest, latents, np.asarray(text[found]))
+    less = every[first].predictions.mean_token
+    looked_up = Predictions(
+        test.images, nearest, every[first].predictions.compared(nearest), latents, np.asarray(text[found]), less
+    )
     every["nearest_training_image"] = Decoded(looked_up, found=found)
     mean = mean_token(training, len(test.images))
     projected = Decoder(base, name, config.decode, config.seed).text_of(torch.from_numpy(mean))
     base.cpu()  # generators want the room
     drawn = draw_to_neighbours(mean[test.shown], training, config.decode.neighbours) if len(shown) else None
-    every["prior_only"] = Decoded(Predictions(test.images, mean, mean, np.zeros_like(latents), projected), drawn)
+    every["prior_only"] = Decoded(Predictions(test.images, mean, mean, np.zeros_like(latents), projected, less), drawn)
     return every
 
 
@@ -306,9 +317,16 @@ def score_all(
         predicted[method] = {
             "retrieval_tokens": p.retrieval_tokens,
             "text": p.text[texts],
+            "mean_token": p.mean_token,
             "single_trials": []
             if single is None
-            else [{"retrieval_tokens": single.retrieval_tokens, "text": single.text[texts]}],
+            else [
+                {
+                    "retrieval_tokens": single.retrieval_tokens,
+                    "text": single.text[texts],
+                    "mean_token": single.mean_token,
+                }
+            ],
             "stages": painted[method].stages,
         }
     return score_methods(predicted, truth, seed, None if kept is None else kept.keep)
@@ -341,7 +359,8 @@ def words_of(
     methods: dict[str, dict] = {}
     for method, one in decoded.items():
         queries = one.predictions.retrieval_tokens[test.shown]
-        methods[method] = {"top5": top5_ids(queries, tokens, min(5, len(tokens))).tolist()}
+        candidates = one.predictions.compared(tokens)
+        methods[method] = {"top5": top5_ids(queries, candidates, min(5, len(tokens))).tolist()}
         if painted[method].retrieved:
             methods[method]["retrieved_caption"] = painted[method].retrieved
         if (said := words[method].rows(test.shown).said) is not None:

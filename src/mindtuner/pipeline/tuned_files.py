@@ -27,8 +27,8 @@ from mindtuner.training import (
 )
 
 MAIN = "mindtuner"
-REPORTED = (MAIN, "ridge_only", "shuffled_brain")  # what a report needs
-WHOLE = ("full_finetune", "from_scratch")  # methods that leave nothing of the base as it was: all weights are kept
+REPORTED = (MAIN, "ridge_only", "ridge", "shuffled_brain")  # what a report needs
+WHOLE = ("ridge", "full_finetune", "from_scratch")  # methods that leave nothing of the base as it was: all weights are kept
 FILES = {method: "fingerprint.safetensors" if method == MAIN else f"{method}.safetensors" for method in METHODS}
 
 

@@ -56,8 +56,9 @@ def tune(
     config : optional
         As in ``pretrain``; by default the base's. The model section is always the base's.
     methods : sequence of str
-        Out of ``mindtuner``, ``ridge_only``, ``full_finetune``, ``from_scratch`` and ``shuffled_brain``. By default the
-        method, the ridge without adapters, and the control with shuffled brains, which a report needs.
+        Out of ``mindtuner``, ``ridge_only``, ``ridge``, ``full_finetune``, ``from_scratch`` and ``shuffled_brain``. By
+        default the method, the ridge without adapters, a plain regression, and the control with shuffled brains, which a
+        report needs.
     seed : int, optional
         Of weights and order, by default the config's.
     holdout : float
@@ -90,7 +91,7 @@ def tune(
     --------
     >>> subject = mindtuner.tune(base, dataset.subject(1).sessions(1), features)
     >>> list(subject.networks)
-    ['mindtuner', 'ridge_only', 'shuffled_brain']
+    ['mindtuner', 'ridge_only', 'ridge', 'shuffled_brain']
     """
     refuse_unknown_methods(methods)
     base = base if isinstance(base, Base) else Base.from_pretrained(base)

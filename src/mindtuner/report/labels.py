@@ -11,6 +11,7 @@ MAIN_METHOD = "mindtuner"
 METHODS = {
     "mindtuner": ("MindTuner", "The base is frozen; the subject gets a ridge and adapters (LoRA, Skip-LoRA) of its own."),
     "ridge_only": ("Ridge only", "The base is frozen; only a new ridge trains on the subject."),
+    "ridge": ("Ridge regression", "No base: one cross-validated regression from voxels to tokens."),
     "full_finetune": ("Full fine-tuning", "Backbone and heads of the base train on the subject."),
     "from_scratch": ("From scratch", "No base: every weight trains on the subject alone."),
     "nearest_training_image": (

@@ -150,6 +150,7 @@ def growth(
 
 _SHAPES = {  # corners of a marker around 0, so that methods differ by more than colour
     "ridge_only": "-4,-4 4,-4 4,4 -4,4",
+    "ridge": "-5,-5 5,5 5,-5 -5,5",
     "full_finetune": "0,-5 5,4 -5,4",
     "from_scratch": "0,-5.5 5.5,0 0,5.5 -5.5,0",
     "nearest_training_image": "-5,-4 5,-4 0,5",

@@ -38,6 +38,7 @@ from mindtuner.pipeline.words import phrase_reader
 from mindtuner.runtime import progress
 from mindtuner.simulation.simulate import check_inputs
 from mindtuner.training import read_card
+from mindtuner.training.closed_form import mean_token
 from mindtuner.training.ridge import voxel_regression
 
 RETRIEVAL = ("image", "brain", "text")
@@ -132,22 +133,25 @@ def work(bench: Bench, run: Run, base: Base) -> tuple[Scores, Chance]:
     subject, stimuli, caches = bench.subject, bench.dataset.stimuli, bench.features.caches
     hour = first_part(subject, run.sessions)
     pictures: tuple[Scores, Chance] = {}, {}
+    less = None
     if run.method == REGRESSION:
         images, tokens, text = regression(hour, bench.features, base.network, run.seed, run.config.tune.similar_voxels)
         backbone = tokens
         if run.config.decode.retrieval_tokens == "centred":  # around its mean answer, as the networks'
             tokens = tokens - np.asarray(caches["tokens"][hour.train.stimulus], np.float32).mean(0)
+            less = mean_token(bench.features.targets, hour.train.stimulus).numpy()
     else:
         tuned = fit_methods(base, hour, bench.features, run.config, (run.method,))
         found = tuned.decoder(run.method).predict(subject.betas(subject.test.row), subject.test.stimulus)
         images, tokens, backbone, text = found.images, found.retrieval_tokens, found.backbone_tokens, found.text
+        less = found.mean_token
         if bench.paints:
             pictures = score_pictures(bench, run, tuned)
     if not run.pivot:
         training = stimuli.training_images
         nearest = most_similar(backbone, TrainingTokens(caches["tokens"], training), 1)[:, 0]
         text = np.asarray(caches["text"][training[nearest]], np.float32)
-    scores = {score: one.top1 for score, one in retrieval(images, tokens, text, stimuli, caches).items()}
+    scores = {score: one.top1 for score, one in retrieval(images, tokens, text, stimuli, caches, less).items()}
     return {**scores, **pictures[0]}, {**{score: 1 / len(top1) for score, top1 in scores.items()}, **pictures[1]}
 
 

@@ -20,7 +20,7 @@ from mindtuner.data import Subject
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.training.batches import subject_name
-from mindtuner.training.network_files import building, read_tensors, write_tensors
+from mindtuner.training.network_files import TARGET, building, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,8 @@ def read_fingerprint(path: str | Path, subject: Subject | None = None) -> Finger
         another number of voxels, or the voxels' masks are others.
     """
     header, tensors = read_tensors(path, "fingerprint")
+    if TARGET not in tensors and "centre.backbone" in tensors:
+        tensors[TARGET] = torch.zeros_like(tensors["centre.backbone"])
     with building(path):
         found, card = header["fingerprint"], header["card"]
         fingerprint = Fingerprint(

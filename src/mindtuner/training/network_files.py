@@ -19,6 +19,8 @@ from mindtuner.files import atomic_path
 from mindtuner.model import BrainNetwork
 from mindtuner.model.backbone import Centre, Confidence, ExpectedHidden, Sureness
 
+TARGET = "centre.target"  # which files of earlier versions have not: nothing was taken off
+
 
 def save_network(path: str | Path, network: BrainNetwork, card: dict) -> None:
     """Write the whole network atomically.
@@ -81,6 +83,7 @@ def load_network(path: str | Path) -> BrainNetwork:
             network.expectation = ExpectedHidden(config.hidden)
         if header.get("centre"):
             network.centre = Centre(config.tokens, config.width)
+            tensors.setdefault(TARGET, network.centre.target)
         if header.get("sureness"):
             network.sureness = Sureness(header["sureness"])
         if header.get("confidence"):

@@ -20,8 +20,9 @@ from mindtuner.training.loop import fit, freeze_without_loss
 from mindtuner.training.monitor import Log
 from mindtuner.training.pivot import train_pivot
 from mindtuner.training.targets import Targets
+from mindtuner.training.token_ridge import regress_tokens
 
-METHODS = ("mindtuner", "ridge_only", "full_finetune", "from_scratch", "shuffled_brain")
+METHODS = ("mindtuner", "ridge_only", "ridge", "full_finetune", "from_scratch", "shuffled_brain")
 RIDGE_ALONE = FingerprintConfig(lora=False, skip=False)
 
 
@@ -46,6 +47,7 @@ def tune(
       frozen (MindTuner paper, fingerprint of a new subject). L_prior still reaches them through the prior. With
       ``tune_projector`` the projector first trains on, on images and captions of the subject's trials.
     - ``ridge_only``: new ridge on the frozen base.
+    - ``ridge``: no base. One cross-validated regression from voxels to tokens (``token_ridge``); the projector is the base's.
     - ``full_finetune``: new ridge, and everything but the projector, and parts whose losses weigh 0, trains on from the base.
     - ``from_scratch``: the same architecture with fresh weights, trained as pretraining trains; the projector, which needs no
       brain, is the base's, and the prior starts from ``prior`` where pretraining did.
@@ -92,6 +94,9 @@ def tune(
     name, fitting = subject_name(subject.number), config.fitting(method)
     trials, held_out = split_holdout({name: training_trials(subject, len(targets))}, holdout, seed)
     seed_everything(derive_seed(seed, "tune"))
+    if method == "ridge":
+        feed = make_feeds({name: subject}, trials, seed)[0]
+        return finished(regress_tokens(base, feed, targets, seed), subject, feed, targets, then)
     network = starting_network(base, name, subject.n_voxels, config, method, prior)
     if network.projector.matrix.weight.requires_grad:
         train_pivot(
@@ -117,9 +122,20 @@ def tune(
         solve_ridge(network, base, feeds[0], targets, seed, fitting.similar_voxels)
     if network.trainable_parameters():
         fit(network, feeds, targets, fitting, seed, method, log, held_out, checkpoint)
-    learn_centre(network, subject, feeds[0].trials.row)
+    return finished(network, subject, feeds[0], targets, then)
+
+
+def finished(
+    network: BrainNetwork,
+    subject: Subject,
+    feed: Feed,
+    targets: Targets,
+    then: Callable[[BrainNetwork, Feed], None] | None,
+) -> BrainNetwork:
+    """The tuned network with what is learned last, from the trials that it was tuned on."""
+    learn_centre(network, subject, feed.trials.row, targets, feed.trials.stimulus)
     if then is not None:
-        then(network, feeds[0])
+        then(network, feed)
     return network
 
 

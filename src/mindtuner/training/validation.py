@@ -18,6 +18,7 @@ from mindtuner.data import Trials
 from mindtuner.model import BrainNetwork
 from mindtuner.model.backbone import Centre
 from mindtuner.training.batches import Feed
+from mindtuner.training.closed_form import mean_token
 from mindtuner.training.targets import Targets
 
 NUMBERS = 2**29  # of the candidates' tokens, read at each validation: all training images of the demo, 1,260 of NSD's
@@ -43,7 +44,13 @@ class Ranks(NamedTuple):
 
 
 def ranks_of(
-    tokens: Tensor, text: Tensor, images: np.ndarray, targets: Targets, pool: np.ndarray, others: Tensor | None = None
+    tokens: Tensor,
+    text: Tensor,
+    images: np.ndarray,
+    targets: Targets,
+    pool: np.ndarray,
+    others: Tensor | None = None,
+    less: Tensor | None = None,
 ) -> Ranks:
     """Rank the right image, brain and caption of n decoded images.
 
@@ -58,6 +65,8 @@ def ranks_of(
         The candidates, among them ``images``: each once. Captions that say the same are one candidate.
     others : tensor (k, T, D), optional
         Retrieval tokens of brains that saw other images, more candidates where brains are looked for, beside the n.
+    less : tensor (T, D), optional
+        Taken off image tokens: ``Centre.target``.
 
     Returns
     -------
@@ -71,11 +80,16 @@ def ranks_of(
     >>> np.expm1(found.log["image"]).round(1), np.expm1(found.log["text"]).round(1), found.among["brain"]
     (array([1., 1.]), array([2.5, 2.5]), 2)
     """
+
+    def seen(ids: np.ndarray) -> Tensor:
+        rows = targets.rows("tokens", ids)
+        return _unit(rows if less is None else rows - less)
+
     order = np.argsort(pool)
     own = order[np.searchsorted(pool, images, sorter=order)]
-    said, right = _unit(tokens), _unit(targets.rows("tokens", images))
+    said, right = _unit(tokens), seen(images)
     blocks = np.array_split(pool, 1 + len(pool) * right.shape[1] // BLOCK)
-    among = torch.cat([said @ _unit(targets.rows("tokens", ids)).T for ids in blocks], dim=1)
+    among = torch.cat([said @ seen(ids).T for ids in blocks], dim=1)
     brains = said if others is None else torch.cat([said, _unit(others)])
     captions = targets.rows("text", pool)
     captioned = captions.abs().sum(1) > 0
@@ -162,7 +176,8 @@ def validate(
         with runtime.autocast(dtype):
             text = torch.cat([network.projector(some.to(device)).float().cpu() for some in backbone.split(TOGETHER)])
         pool = candidates(targets, feed.subject.is_shared, images, seed)
-        ranks = ranks_of(centre(backbone, retrieval), text, images, targets, pool)
+        less = mean_token(targets, np.setdiff1d(pool, images))
+        ranks = ranks_of(centre(backbone, retrieval), text, images, targets, pool, less=less)
         scores = {direction: float(values.mean()) for direction, values in ranks.log.items() if len(values)}
         chances = [by_chance(ranks.among[direction]) for direction in scores]
         one = scores | {"ranks": float(np.mean(list(scores.values()))), "chance": float(np.mean(chances))}

@@ -84,7 +84,7 @@ def test_the_pivot_carries_image_tokens_to_text(trained):
     assert right.float().mean() > 10 / TESTED
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "ridge"])  # see test_token_ridge.py
 def test_what_each_method_trains(quick, method):
     dataset, targets, base = quick
     before = weights(base)
@@ -218,7 +218,7 @@ def test_a_base_without_prior_or_low_level_module_tunes_and_decodes(trained, wit
         network = tune(
             bare, dataset.subject(1), targets, config, 0, method, records.append, holdout=0.1, prior=DiffusionPrior(MODEL)
         )
-        assert network.without == without
+        assert network.without == (("lowlevel", "prior", "retrieval") if method == "ridge" else without)
         if method == "mindtuner":
             assert min(top1(network, dataset.subject(1), targets)) > 10 / TESTED
     absent = {"lowlevel": {"lowlevel", "softcont"}, "prior": {"prior"}}
