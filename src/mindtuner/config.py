@@ -198,6 +198,7 @@ class FitConfig:
     accumulate: Count = 1  # batches whose mean gradient makes one step
     # share that the running average of the weights, which is what comes out, keeps at a step; 0: none
     ema: Annotated[float, Field(strict=True, ge=0, le=0.999999)] = 0.0
+    least_steps: Natural = 0  # made in any case: where trials are few, there are more epochs
     patience: Natural = 0  # epochs without better ranks of held-out training images after which to stop; 0: never
     checkpoint_steps: Count = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
     start: Literal["random", "closed_form"] = "random"  # of a new subject's ridge in tuning (training/closed_form.py)

@@ -344,7 +344,11 @@ def test_data_and_subjects_that_are_not_there(lab, tmp_path, capsys):
     tune = ["tune", lab.base, lab.data, out, *lab.paints]
     refused(capsys, [*tune, "--subject", 7], "no subject 7; expected some of 101, 102")
     refused(capsys, [*tune, "--subject", 102], "knows subject 102 already")
-    refused(capsys, [*tune, "--subject", 101, "--sessions", 3], "sessions is 3; expected 1..2")
+    refused(
+        capsys,
+        [*tune, "--subject", 101, "--sessions", 3],
+        '--sessions: is 3 for subject 101; expected 1 to 2, or "all": 2 of its 2 sessions hold training trials',
+    )
     refused(capsys, [*tune, "--subject", 101, "--method", "lora"], "--method: 'lora' is unknown")
     refused(capsys, ["tune", tmp_path, lab.data, out, "--subject", 101], "base.safetensors: not found")
     refused(capsys, ["tune", lab.tuned / "fingerprint.safetensors", lab.data, out, "--subject", 101], "kind is 'fingerprint'")

@@ -123,6 +123,13 @@ def study_arguments(options: argparse.Namespace, verb: str) -> dict:
     return {name: getattr(options, name) for name in same} | {"weights": options.generator, "command": command}
 
 
+def count_or_all(text: str) -> int | str:
+    """A whole number, or ``all``."""
+    if text != "all" and not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"is {text!r}; expected a whole number, or all")
+    return text if text == "all" else int(text)
+
+
 def stopwatch() -> Stopwatch:
     """One that says the seconds of each stage as it ends."""
     from mindtuner.pipeline import Stopwatch

@@ -23,9 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subject", type=int, required=True, metavar="N", help="the subject to tune to")
     parser.add_argument(
         "--sessions",
-        type=int,
+        type=shared.count_or_all,
         metavar="K",
-        help="train on sessions 1 to K (default: tuning_sessions of the config)",
+        help="train on the first K sessions, or all (default: tuning_sessions of the config, 1 as shipped; all where "
+        "they hold no more than 750 training trials, one session of NSD)",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.base import category_of, held_out, settings_for
     from mindtuner.pipeline.features import check_towers
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap, settings_text
-    from mindtuner.pipeline.tuning import refuse_unknown_methods, settled
+    from mindtuner.pipeline.tuning import refuse_unknown_methods, session_count, sessions_to_tune, settled
     from mindtuner.training import METHODS
 
     methods = METHODS if options.all else options.method
@@ -66,8 +67,9 @@ def run(options: argparse.Namespace) -> None:
             f"{base.where}: hold_out_category is {category!r}; expected {wanted!r}, a base that never saw it either"
         )
     dataset = held_out(load(options.data, [options.subject]), category)
-    sessions = base.config.tuning_sessions if options.sessions is None else options.sessions
-    hour = dataset.subject(options.subject).sessions(sessions)
+    whole = dataset.subject(options.subject)
+    hour = whole.sessions(sessions_to_tune(whole, base.config) if options.sessions is None else options.sessions)
+    sessions = session_count(hour)
     refuse_overlap(options.run, DATA=options.data, BASE=base.path)
     config = settled(base, hour, seed=options.seed)
     settings = settings_for(base.path, options.config) if base.hub_id is None else options.config  # else in its repository

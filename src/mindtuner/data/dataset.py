@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -203,12 +204,14 @@ class Subject:
         check_no_leak(self.trials, self.is_shared, f"subject {self.number}")
         return self.trials.select(self.trials.is_test)
 
-    def sessions(self, k: int) -> Subject:
-        """This subject with the training trials of sessions 1..k only. The test trials stay whole.
+    def sessions(self, k: int | Literal["all"]) -> Subject:
+        """This subject with the training trials of its first k sessions only. The test trials stay whole.
+
+        Sessions without a training trial do not count, and need not begin at 1.
 
         Parameters
         ----------
-        k : int
+        k : int or "all"
             Number of sessions.
 
         Returns
@@ -218,14 +221,23 @@ class Subject:
         Raises
         ------
         UserError
-            Where there are no k sessions.
+            Where there are no k sessions with training trials.
         """
-        training = self.trials.session[~self.trials.is_test]
-        last = int(training.max(initial=0))
-        if not 1 <= k <= last or not (training <= k).any():
-            raise UserError(f"subject {self.number}: sessions is {k}; expected 1..{last}")
-        keep = self.trials.is_test | (self.trials.session <= k)
+        numbers = self.training_sessions
+        if k == "all" and len(numbers):
+            return self
+        if isinstance(k, str) or not 1 <= k <= len(numbers):
+            every = len(np.unique(self.trials.session))
+            held = f"{len(numbers)} of its {_count(every, 'session')} hold training trials"
+            most = f'1 to {len(numbers)}, or "all"' if len(numbers) else "training trials"
+            raise UserError(f"sessions: is {k} for subject {self.number}; expected {most}: {held}")
+        keep = self.trials.is_test | (self.trials.session <= numbers[k - 1])
         return dataclasses.replace(self, trials=self.trials.select(keep))
+
+    @property
+    def training_sessions(self) -> np.ndarray:
+        """Numbers of the sessions that hold training trials, ascending: int64 (k,)."""
+        return np.unique(self.trials.session[~self.trials.is_test])
 
     def within(self, *rois: str) -> Subject:
         """This subject with the voxels of some regions only.

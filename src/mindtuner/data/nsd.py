@@ -3,7 +3,8 @@
 VOXELS = (15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386)  # nsdgeneral, func1pt8mm, subjects 1 to 8
 SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)  # that each subject completed
 SUBJECTS = len(VOXELS)
-RUNS = 12  # of a session: 63 and 62 trials in turn, 750 in all
+TRIALS = 750  # of a session
+RUNS = 12  # of a session: 63 and 62 trials in turn
 BETA_SCALE = 300  # betas are published as int16, percent signal change times this
 VISUAL_ROIS = {"V1": (1, 2), "V2": (3, 4), "V3": (5, 6), "V4": (7,)}  # values in prf-visualrois: ventral, dorsal; hV4
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset, Subject
+from mindtuner.data.nsd import TRIALS
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.base import Base
@@ -201,17 +202,22 @@ def settled(
         given,
         model=base.network.config,
         target_subject=subject.number,
-        tuning_sessions=last_session(subject),
+        tuning_sessions=session_count(subject),
         seed=given.seed if seed is None else seed,
         hold_out_category=base.category,
     )
 
 
-def last_session(subject: Subject) -> int:
-    """The last session that has training trials. Raises UserError where the subject has none."""
-    if len(subject.train) == 0:
+def session_count(subject: Subject) -> int:
+    """How many sessions have training trials. Raises UserError where the subject has none."""
+    if len(subject.training_sessions) == 0:
         raise UserError(f"subject {subject.number}: has no training trial; expected at least one")
-    return int(subject.train.session.max())
+    return len(subject.training_sessions)
+
+
+def sessions_to_tune(subject: Subject, config: Config) -> int:
+    """How many sessions to tune on where nobody says: all where they hold no more trials than one of NSD's, or the config's."""
+    return session_count(subject) if len(subject.train) <= TRIALS else config.tuning_sessions
 
 
 def without_category(subject: Subject, features: Features, category: str) -> Subject:

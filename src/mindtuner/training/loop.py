@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ from mindtuner.training.optimiser import (
 from mindtuner.training.targets import Targets
 from mindtuner.training.validation import validate
 
+ENOUGH_STEPS = 50  # below which weights that start at random have hardly left it
+_logger = logging.getLogger(__name__)
 LOWLEVEL = ("latents", "features", "features_augmented")  # the targets of the low-level module
 
 
@@ -90,7 +93,17 @@ def fit(
     average = trained.clone() if config.ema else Weights()
     best = trained.clone() if config.patience else Weights()
     per_epoch = steps_per_epoch(feeds, config.batch_per_subject * config.accumulate)
-    steps = max(1, round(config.epochs * per_epoch))
+    steps = max(1, config.least_steps, round(config.epochs * per_epoch))
+    if steps < ENOUGH_STEPS and config.start == "random":
+        _logger.warning(
+            "%s: %d step%s of training, of %d trials at most; expected %d or more: set least_steps, or more epochs, in the "
+            "config",
+            title,
+            steps,
+            "s" if steps > 1 else "",
+            max(len(feed.trials) for feed in feeds),
+            ENOUGH_STEPS,
+        )
     epochs = math.ceil(steps / per_epoch)
     mixco_steps = round(config.mixco_share * steps)
     mixco_rng, heads_rng, fold_rng = (

@@ -1,5 +1,8 @@
 """How a dataset and its parts print themselves: in a few lines, without reading betas or images."""
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 
@@ -89,3 +92,33 @@ def test_dataset(trials, stimuli):
     everybody = {number: subject_of(trials, number) for number in range(1, 94)}
     lines = repr(Dataset("mosaic", everybody, stimuli, card)).splitlines()
     assert len(lines) == 12 and lines[9] == "  and 85 more subjects"
+
+
+def later(trials, stimuli):
+    """A subject whose sessions are 21, 23 and, for tests alone, 24."""
+    session = np.where(trials.session == 1, 21, 23)
+    session[4] = 24
+    return Subject(7, dataclasses.replace(trials, session=session), {}, Unread((6, 2), "f4"), stimuli.is_shared, "file")
+
+
+def test_sessions_are_counted_whatever_their_numbers(trials, stimuli):
+    subject = later(trials, stimuli)
+    assert subject.training_sessions.tolist() == [21, 23]
+    assert subject.sessions(1).train.row.tolist() == [0, 2] and subject.sessions(1).test.row.tolist() == [1, 4]
+    for k in (2, "all"):
+        assert subject.sessions(k).train.row.tolist() == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize("k", [0, 3, "most", -1])
+def test_how_many_sessions_there_are_is_said(trials, stimuli, k):
+    says = f'sessions: is {k} for subject 7; expected 1 to 2, or "all": 2 of its 3 sessions hold training trials'
+    with pytest.raises(UserError, match=re.escape(says)):
+        later(trials, stimuli).sessions(k)
+
+
+def test_a_subject_without_training_trials_has_no_sessions_to_train_on(trials, stimuli):
+    subject = later(trials, stimuli)
+    alone = dataclasses.replace(subject, trials=subject.test)
+    for k in (1, "all"):
+        with pytest.raises(UserError, match="expected training trials: 0 of its 2 sessions hold training trials"):
+            alone.sessions(k)

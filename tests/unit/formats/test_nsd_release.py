@@ -441,7 +441,7 @@ def test_irregular_data_of_the_release(tmp_path):
     np.testing.assert_array_equal(one.rois["V3"], truth.masks[1]["V3"])
     assert dataset.stimuli.captions == [()] * IMAGES
     assert set(one.trials.session) == {1, 2} and set(three.trials.session) == {1}
-    with pytest.raises(UserError, match=r"sessions is 2; expected 1\.\.1"):
+    with pytest.raises(UserError, match=r"sessions: is 2 for subject \d+; expected 1 to 1"):
         three.sessions(2)
     with pytest.raises(UserError, match="no region 'V4'; expected some of V1, V2, V3, higher_vis, nsd_general"):
         one.within("V4")

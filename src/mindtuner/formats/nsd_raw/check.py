@@ -26,7 +26,6 @@ from mindtuner.formats.nsd_raw.read import Design
 from mindtuner.formats.nsd_raw.volumes import VISUAL, read_mask, read_rois, read_session, session_trials
 
 IMAGES, SIDE = 73_000, 425  # of NSD's own stimuli
-PER_SESSION = 750  # trials in each of NSD's sessions
 SD_LIMITS = (0.05, 50)  # percent signal change, median over voxels: outside, the numbers are not percent x 300
 LIMITS = -(2**15) / nsd.BETA_SCALE, (2**15 - 1) / nsd.BETA_SCALE
 
@@ -284,7 +283,7 @@ def _check_storage(findings: Findings, path: Path, mask: Path) -> None:
 def _trials_per_session(findings: Findings, files: dict[int, Path], counts: dict[int, int], design: Design | None) -> int:
     """What most sessions hold; those that hold something else are reported."""
     if not counts:
-        return PER_SESSION
+        return nsd.TRIALS
     often = Counter(counts.values())
     fitting = [n for n in often if design is None or len(design.order) % n == 0]
     if not fitting:
@@ -297,8 +296,8 @@ def _trials_per_session(findings: Findings, files: dict[int, Path], counts: dict
     for session, trials in counts.items():
         if trials != usual:
             findings.error(files[session], "betas", f"holds {trials} trials; expected {usual}, in every session")
-    if usual != PER_SESSION:
-        findings.note(files[min(counts)], "betas", f"NSD's sessions have {PER_SESSION} trials, these {usual}; taken as it is")
+    if usual != nsd.TRIALS:
+        findings.note(files[min(counts)], "betas", f"NSD's sessions have {nsd.TRIALS} trials, these {usual}; taken as it is")
     return usual
 
 

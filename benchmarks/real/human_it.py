@@ -1,0 +1,204 @@
+"""How well does a base of three people read a fourth from 72 photographs? Human IT, real brains.
+
+    git clone https://github.com/rsagroup/rsatoolbox CLONE
+    python benchmarks/real/human_it.py CLONE OUT [--config small] [--splits 5] [--people BE KO SN TI] [--methods METHOD ...]
+    python benchmarks/real/human_it.py CLONE OUT --table [--write benchmarks/results/human_it.md]
+
+Kriegeskorte et al. (Neuron 2008) showed 92 photographs of objects to four people, twice; ``demos/92imageData`` of CLONE holds
+for each person and session 1 - Pearson's r between the responses of human IT to any two of them, and the photographs.
+r is the inner product of responses that are z-scored over voxels, so its eigenvectors, each times the root of its
+eigenvalue, are these responses up to a rotation: 92 numbers an image, exact. A random rotation stands in for the voxels, and
+both sessions' stand beside each other as one trial of 184. Captions are the six categories of the photographs. Nothing of
+theirs is kept but in OUT, where each split is a folder of a lab (docs/your-own-scans.md).
+
+Split k tests 20 photographs and trains on 72; five splits test each at least once. Each person in turn is tuned on a base of
+the three others, which saw the 72 alone. 2AFC of a test image is the share of the 19 others whose tokens are less like what
+was decoded than its own; chance is 0.5. ``centred`` takes the training images' mean token and the mean answer to training
+trials off; ``raw`` is as published. Values of an image are averaged over the splits that test it, so that there is one for
+each person and image. Differences are paired; intervals resample people and images, p flips signs of the images' differences,
+each averaged over people.
+
+One line per person and split goes to OUT/human-it-CONFIG.jsonl; a benchmark that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import loadmat
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pages import markdown, write_between
+from world import Done
+
+import mindtuner
+from mindtuner.config import DecodeConfig, load_config
+from mindtuner.data import Dataset, Stimuli, Subject, Trials
+from mindtuner.decoding.decoder import Predictions
+from mindtuner.evaluation.scores.retrieval import image_retrieval
+from mindtuner.evaluation.statistics import over_subjects, sign_flips
+from mindtuner.formats.image_files import square
+from mindtuner.formats.lab_folder.write import write
+from mindtuner.pipeline.stages import TestSet, decode_all
+from mindtuner.runtime import progress
+from mindtuner.training import METHODS
+
+FOLDER = Path("demos/92imageData")
+BRAINS, PICTURES = FOLDER / "92_brainRDMs.mat", FOLDER / "Kriegeskorte_Neuron2008_supplementalData.mat"
+PEOPLE = ("BE", "KO", "SN", "TI")
+TESTED = 20  # photographs of a split
+MEASURES = ("centred", "raw")
+
+
+# ---- from their files to folders of a lab
+
+
+def read(clone: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Correlations of responses (people, sessions, 92, 92), photographs uint8 (92, 3, 224, 224), and their categories."""
+    for name in (BRAINS, PICTURES):
+        if not (clone / name).is_file():
+            raise SystemExit(f"{clone / name}: not found; expected a clone of rsagroup/rsatoolbox")
+    found = loadmat(clone / BRAINS)["RDMs"][0]  # people, sessions
+    correlations = np.stack([[1 - session["RDM"].astype(float) for session in person] for person in found])
+    shown = loadmat(clone / PICTURES, simplify_cells=True)["stimuli_92objs"]
+    pictures = np.stack([square(Image.fromarray(one["image"])) for one in shown])
+    return correlations, pictures, [str(one["category"]) for one in shown]
+
+
+def responses(correlations: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Responses (n, n) of n images with these inner products (n, n), in axes drawn at random.
+
+    >>> wanted = np.array([[1.0, 0.5], [0.5, 1.0]])
+    >>> found = responses(wanted, np.random.default_rng(0))
+    >>> (found @ found.T).round(6).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
+    """
+    values, vectors = np.linalg.eigh(correlations)
+    axes = np.linalg.qr(rng.standard_normal(correlations.shape))[0]
+    return vectors * np.sqrt(np.maximum(values, 0)) @ axes.T
+
+
+def split(number: int, splits: int, images: int) -> np.ndarray:
+    """Which images split ``number`` tests, bool (images,): 20 in a row of a random order, each split further on."""
+    order = np.random.default_rng(0).permutation(images)
+    tested = np.take(order, number * images // splits + np.arange(TESTED), mode="wrap")
+    return np.isin(np.arange(images), tested)
+
+
+def folder_of(clone: Path, out: Path, number: int, splits: int) -> Dataset:
+    """The dataset of a split, written as a lab would have it where it is missing."""
+    folder = out / f"split-{number}"
+    if not (folder / "dataset.json").is_file():
+        correlations, pictures, categories = read(clone)
+        tested = split(number, splits, len(pictures))
+        every = np.arange(len(pictures))
+        trials = Trials(every, every, np.ones_like(every), np.zeros_like(every), tested)
+        subjects = {}
+        for k, sessions in enumerate(correlations):
+            rng = np.random.default_rng(k)
+            betas = np.hstack([responses(one, rng) for one in sessions]).astype(np.float32)
+            subjects[k + 1] = Subject(k + 1, trials, {}, betas, tested, PEOPLE[k])
+        stimuli = Stimuli((pictures / 255).astype(np.float16), [[name] for name in categories], tested, str(clone))
+        write(folder, Dataset(folder, subjects, stimuli, {"simulated": False, "zscore": "none"}))
+    return mindtuner.load(folder)
+
+
+# ---- what is measured
+
+
+def two_way(said: Predictions, tokens: np.ndarray) -> list[float]:
+    """2AFC of each test image, of its tokens (n, T, D) against those of the others; ties count half."""
+    ranks = image_retrieval(said.retrieval_tokens, said.compared(tokens)).ranks
+    return ((len(ranks) - ranks) / (len(ranks) - 1)).round(5).tolist()
+
+
+def measure(clone: Path, out: Path, options: argparse.Namespace) -> None:
+    config = load_config(options.config)
+    done = results(out, options)
+    for number in range(options.splits):
+        left = [name for name in options.people if (name, number) not in done]
+        if not left:
+            continue
+        dataset = folder_of(clone, out, number, options.splits)
+        features = mindtuner.embed(dataset, out / "cache")
+        for name in progress(left, f"split {number}", len(left), "person", lines=True):
+            person = PEOPLE.index(name) + 1
+            base = mindtuner.pretrain(dataset.without(subject=person), features, config)
+            subject = dataset.subject(person)
+            tuned = mindtuner.tune(base, subject, features, config, methods=options.methods)
+            test = TestSet.of(subject, dataset.stimuli, features.caches, 0)
+            tokens, scores = np.asarray(features.caches["tokens"][test.images], np.float32), {}
+            for measure, kind in zip(MEASURES, ("centred", "projected"), strict=True):
+                decode: DecodeConfig = dataclasses.replace(config.decode, retrieval_tokens=kind)
+                decoded = decode_all(tuned.networks, base.network, test, dataclasses.replace(config, decode=decode))
+                scores[measure] = {method: two_way(one.predictions, tokens) for method, one in decoded.items()}
+            done.add(person=name, split=number, images=test.images.tolist(), scores=scores)
+            said = "  ".join(f"{method} {np.mean(values):.3f}" for method, values in scores["centred"].items())
+            print(f"{name} split {number}: {said}", flush=True)
+
+
+def results(out: Path, options: argparse.Namespace) -> Done:
+    return Done(out / f"human-it-{Path(options.config).stem}.jsonl", "person", "split")
+
+
+def values_of(done: Done, people: list[str], measure: str, method: str) -> np.ndarray:
+    """2AFC by person and image (people, images), the mean over the splits that tested the image."""
+    total: dict[tuple[str, int], list[float]] = {}
+    for (name, _), entry in done.runs.items():
+        for image, value in zip(entry["images"], entry["scores"][measure][method], strict=True):
+            total.setdefault((name, image), []).append(value)
+    images = sorted({image for _, image in total})
+    return np.array([[np.mean(total[name, image]) for image in images] for name in people])
+
+
+def table(done: Done, options: argparse.Namespace) -> str:
+    methods = list(next(iter(done.runs.values()))["scores"]["centred"])
+    people = [name for name in options.people if any(name == one for one, _ in done.runs)]
+    rows = []
+    own = values_of(done, people, "centred", "ridge")
+    for method in methods:
+        raw, centred = (values_of(done, people, measure, method) for measure in ("raw", "centred"))
+        chance, against = (over_subjects([row[None] for row in one], 0) for one in (centred - 0.5, centred - own))
+        p = sign_flips(centred.mean(0) - 0.5, 0)
+        cells = [method, f"{raw.mean():.3f}", f"{centred.mean():.3f}", *(f"{one:.3f}" for one in centred.mean(1))]
+        cells += [f"[{chance['ci'][0] + 0.5:.3f}, {chance['ci'][1] + 0.5:.3f}]", f"{p:.4f}"]
+        if method == "ridge":
+            cells += ["", ""]
+        else:
+            low, high = against["ci"]
+            cells += [
+                f"{against['mean']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                f"{sign_flips((centred - own).mean(0), 0):.4f}",
+            ]
+        rows.append(cells)
+    header = ["method", "2AFC, raw", "centred", *people, "95 %", "p, chance", "minus own ridge", "p"]
+    return markdown(header, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clone", type=Path, metavar="CLONE", help="of rsagroup/rsatoolbox")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--config", default="small", help="of the package, or a YAML file")
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--people", nargs="+", default=list(PEOPLE), choices=PEOPLE)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--table", action="store_true", help="of what was measured")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="a page with marks for the table")
+    options = parser.parse_args()
+    if not options.table:
+        measure(options.clone, options.out, options)
+    text = table(results(options.out, options), options)
+    print(text)
+    if options.write:
+        write_between(options.write, "human_it", text)
+
+
+if __name__ == "__main__":
+    main()
