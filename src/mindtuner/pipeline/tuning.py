@@ -216,7 +216,7 @@ def session_count(subject: Subject) -> int:
 
 
 def sessions_to_tune(subject: Subject, config: Config) -> int:
-    """How many sessions to tune on where nobody says: all where they hold no more trials than one of NSD's, or the config's."""
+    """How many sessions to tune on where nobody says: all that hold no more trials than one of NSD's, or the config's."""
     return session_count(subject) if len(subject.train) <= TRIALS else config.tuning_sessions
 
 

@@ -519,3 +519,19 @@ def test_damaged_files_are_the_users_error(quick, tmp_path):
     torch.save({}, tmp_path / "pickle")
     with pytest.raises(UserError):
         load_network(tmp_path / "pickle")
+
+
+def test_few_trials_are_gone_through_more_often_and_few_steps_are_said(quick, caplog):
+    dataset, targets, base = quick
+    subject, said = dataset.subject(1).sessions(1), {}
+    for least in (0, 9, 60):
+        records = []
+        fit = dataclasses.replace(SHORT, epochs=0.2, least_steps=least)
+        tune(base, subject, targets, dataclasses.replace(QUICK, tune=fit), 0, "mindtuner", records.append)
+        said[records[-1]["step"]], _ = caplog.text, caplog.clear()
+    trials = len(subject.train)
+    per_epoch = round(trials / SHORT.batch_per_subject)
+    usual = max(1, round(0.2 * per_epoch))
+    assert list(said) == [usual, 9, 60]
+    assert f"mindtuner: {usual} step" in said[usual] and f"of {trials} trials at most; expected 50 or more" in said[usual]
+    assert "mindtuner: 9 steps of training" in said[9] and not said[60]
