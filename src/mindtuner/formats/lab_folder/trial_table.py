@@ -1,13 +1,15 @@
 """``trials.tsv``: what a lab's trials showed, one line per row of the betas, in that order.
 
-Tab separated with a header, ``n/a`` for what is missing, as in BIDS events files. Columns: ``stimulus`` (name of an
-image), ``session`` (1, 2, ... or ses-01, ...), ``split`` (train or test) and, optionally, ``repeat`` (0 where the
-subject sees the image for the first time, then 1, 2, ...); others may stand beside them. A line whose stimulus or split
-is ``n/a`` is a trial that nothing uses; its betas stay where they are.
+Tab separated with a header, ``n/a`` for what is missing, as in BIDS events files; or ``trials.csv``, comma separated.
+Columns: ``stimulus`` (name of an image; without that column ``stim_file`` or ``label`` is taken for it), ``session``
+(1, 2, ... or ses-01, ...), ``split`` (train or test) and, optionally, ``repeat`` (0 where the subject sees the image for the
+first time, then 1, 2, ...); others may stand beside them. A line whose stimulus or split is ``n/a``, or whose split is
+``val``, is a trial that nothing uses; its betas stay where they are.
 """
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +21,13 @@ from mindtuner.data import Trials
 from mindtuner.data.dataset import count_repeats
 from mindtuner.errors import UserError
 
+TABLES = ("trials.tsv", "trials.csv")
 COLUMNS = ("stimulus", "session", "split")
+NAMED_OTHERWISE = ("stim_file", "label")  # what BIDS calls the stimulus; the first that there is
 MISSING = "n/a"
+VALIDATION = ("val", "valid", "validation", "dev")
+_SAID_MISSING = ("", "N/A", "nan", "NaN")  # as pandas and others write it
+_WHOLE = re.compile(r"(\d+)\.0+")  # as pandas writes whole numbers of a column that holds n/a
 FIRST_LINE = 2  # of the trials, as editors count: the header is line 1
 _SESSION = re.compile(r"(?:ses-|session-)?0*([1-9]\d{0,5})")
 
@@ -29,20 +36,22 @@ _SESSION = re.compile(r"(?:ses-|session-)?0*([1-9]\d{0,5})")
 class TrialLines:
     """The table as text: each column a list of n cells, entry i belonging to betas row i.
 
-    ``ragged``: lines with too few or too many cells, line number -> count.
+    ``ragged``: lines with other than ``cells`` cells, line number -> count. ``named``: the column that the stimulus was in.
     """
 
     path: Path
     columns: dict[str, list[str]]
     ragged: dict[int, int]
+    cells: int
+    named: str = "stimulus"
 
     def __len__(self) -> int:
         return len(self.columns["stimulus"])
 
     def used(self) -> np.ndarray:
-        """bool (n,): the trials that have a stimulus and a split."""
+        """bool (n,): the trials that have a stimulus, and training or test as their split."""
         pairs = zip(self.columns["stimulus"], self.columns["split"], strict=True)
-        return np.array([MISSING not in pair for pair in pairs], bool)
+        return np.array([MISSING not in (name, split) and split not in VALIDATION for name, split in pairs], bool)
 
     def split_of(self, split: str) -> dict[str, int]:
         """Stimulus name -> first line on which it is in ``split``."""
@@ -54,7 +63,7 @@ class TrialLines:
         return lines
 
     def sessions(self) -> np.ndarray:
-        """int64 (n,), 1-based; 0 where a cell is no session."""
+        """int64 (n,), 1-based; 0 where a cell is no session, as n/a of a trial that nothing uses."""
         return np.array([int(m[1]) if (m := _SESSION.fullmatch(cell)) else 0 for cell in self.columns["session"]], np.int64)
 
     def says_repeats(self) -> bool:
@@ -72,30 +81,53 @@ class TrialLines:
         return Trials(used, stimulus, self.sessions()[used], repeat, is_test)
 
 
+def find_table(folder: Path) -> Path:
+    """A subject's table of trials, ``trials.tsv`` where there is none. Raises UserError where there are both."""
+    found = [folder / name for name in TABLES if (folder / name).exists()]
+    if len(found) > 1:
+        raise UserError(f"{folder}: holds both {' and '.join(TABLES)}; expected one table of trials")
+    return found[0] if found else folder / TABLES[0]
+
+
 def read_lines(path: Path) -> TrialLines:
     """Read the table as text. Raises UserError where it is missing, is no such table, or lacks a column or all trials."""
     if not path.is_file():
         raise UserError(f"{path}: not found; expected a table with the columns {', '.join(COLUMNS)}")
+    separated = "comma separated" if path.suffix == ".csv" else "tab separated"
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+        rows = list(csv.reader(lines, strict=True)) if path.suffix == ".csv" else [line.split("\t") for line in lines]
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected a tab separated table"
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected a {separated} table"
         ) from error
-    header = [name.strip() for name in lines[0].split("\t")]
-    for name in COLUMNS:
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table ({error}); expected one that is {separated}") from error
+    header = [name.strip() for name in rows[0]] if rows else []
+    named = next((name for name in ("stimulus", *NAMED_OTHERWISE) if name in header), "stimulus")
+    for name in (named, *COLUMNS[1:]):
         if header.count(name) != 1:
             raise UserError(
-                f"{path}: {header.count(name)} columns {name!r} in {header}; expected one, tab separated from the others"
+                f"{path}: {header.count(name)} columns {name!r} in {header}; expected one, {separated} from the others"
             )
     if header.count("repeat") > 1:
         raise UserError(f"{path}: {header.count('repeat')} columns 'repeat'; expected at most one")
-    if len(lines) < FIRST_LINE:
+    if len(rows) < FIRST_LINE:
         raise UserError(f"{path}: holds no trial; expected one line per row of the betas")
-    cells = [[cell.strip() for cell in line.split("\t")] for line in lines[1:]]
+    cells = [[cell.strip() for cell in row] for row in rows[1:]]
     ragged = {line: len(row) for line, row in enumerate(cells, FIRST_LINE) if len(row) != len(header)}
     columns = {name: [row[i] if i < len(row) else "" for row in cells] for i, name in enumerate(header)}
-    return TrialLines(path, columns, ragged)
+    columns["stimulus"] = columns[named]
+    for name in (*COLUMNS, "repeat"):
+        if name in columns:
+            columns[name] = [_tidied(cell) for cell in columns[name]]
+    return TrialLines(path, columns, ragged, len(header), named)
+
+
+def _tidied(cell: str) -> str:
+    """A cell with one word for what is missing, and whole numbers without their ``.0``."""
+    whole = _WHOLE.fullmatch(cell)
+    return MISSING if cell in _SAID_MISSING else whole[1] if whole else cell
 
 
 def problems(lines: TrialLines, names: Mapping[str, int] | None) -> Iterator[tuple[str, str]]:
@@ -104,16 +136,19 @@ def problems(lines: TrialLines, names: Mapping[str, int] | None) -> Iterator[tup
     ``names``: the stimuli that there are, or None where nobody knows.
     """
     for line, count in lines.ragged.items():
-        yield f"line {line}", f"has {count} cells; expected {len(lines.columns)} as in the header"
-    for line, cell in enumerate(lines.columns["session"], FIRST_LINE):
-        if not _SESSION.fullmatch(cell):
+        yield f"line {line}", f"has {count} cells; expected {lines.cells} as in the header"
+    for line, (cell, used) in enumerate(zip(lines.columns["session"], lines.used(), strict=True), FIRST_LINE):
+        if not _SESSION.fullmatch(cell) and (used or cell != MISSING):
             yield f"line {line}, session", f"is {cell!r}; expected 1, 2, ... or ses-01, ses-02, ..."
     for line, cell in enumerate(lines.columns["split"], FIRST_LINE):
-        if cell not in ("train", "test", MISSING):
+        if cell not in ("train", "test", MISSING, *VALIDATION):
             yield f"line {line}, split", f"is {cell!r}; expected train, test or n/a"
     for line, cell in enumerate(lines.columns["stimulus"], FIRST_LINE):
         if names is not None and cell != MISSING and cell not in names:
-            yield f"line {line}, stimulus", f"is {cell!r}, which no image of the stimuli is called; expected {_some(names)}"
+            yield (
+                f"line {line}, {lines.named}",
+                f"is {cell!r}, which no image of the stimuli is called; expected {_some(names)}",
+            )
     train = lines.split_of("train")
     for name, line in lines.split_of("test").items():
         if name in train:
