@@ -10,14 +10,14 @@ from pathlib import Path
 
 from mindtuner.data import Dataset
 from mindtuner.errors import UserError
-from mindtuner.formats import lab_folder, mosaic, nsd_raw, nsd_release
+from mindtuner.formats import glmsingle, lab_folder, mosaic, nsd_raw, nsd_release
 from mindtuner.formats.checks.findings import Finding, Findings
 from mindtuner.formats.format import Format
 
 __all__ = ["FORMATS", "Finding", "Findings", "Format", "check", "convert", "format_of", "load", "named", "write"]
 
-# The first that fits a folder is its format. The last one is told by least: stimuli or betas alone will do.
-FORMATS = (nsd_release.FORMAT, nsd_raw.FORMAT, mosaic.FORMAT, lab_folder.FORMAT)
+# The first that fits a folder is its format. A lab's folder is told by little: stimuli or betas alone will do.
+FORMATS = (nsd_release.FORMAT, nsd_raw.FORMAT, mosaic.FORMAT, lab_folder.FORMAT, glmsingle.FORMAT)
 
 
 def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
@@ -51,10 +51,7 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     root = Path(root)
     found = format_of(root)
     if found.load is None:
-        raise UserError(
-            f"{root}: is {found.title}, which is not read as it is; expected what mindtuner.formats.convert(root, out) or "
-            f"'mindtuner convert nsd {root} OUT' writes"
-        )
+        raise UserError(f"{root}: is {found.title}, which is not read as it is; expected {found.way_in(root)}")
     return found.load(root, subjects)
 
 
@@ -138,7 +135,7 @@ def write(root: str | Path, dataset: Dataset, format: str = "lab_folder", **opti
     dataset : Dataset
         What to write. Its betas are written as they are read.
     format : str
-        Name of the format: ``nsd_release``, ``nsd_raw``, ``mosaic`` or ``lab_folder``.
+        Name of the format, as ``FORMATS`` has it.
     **options
         ``form`` of the betas: "npy", "hdf5" or "nifti" of a lab's folder, "hdf5" or "nifti" of raw NSD.
 
@@ -152,7 +149,11 @@ def write(root: str | Path, dataset: Dataset, format: str = "lab_folder", **opti
     >>> from mindtuner.formats import load, write
     >>> write("mystudy", load("simulated"), form="nifti")  # doctest: +SKIP
     """
-    named(format).write(root, dataset, **options)
+    found = named(format)
+    if found.write is None:
+        written = ", ".join(known.name for known in FORMATS if known.write)
+        raise UserError(f"format: is {format!r}, which is only read; expected one of {written}")
+    found.write(root, dataset, **options)
 
 
 def format_of(root: str | Path) -> Format:
@@ -174,6 +175,8 @@ def format_of(root: str | Path) -> Format:
         Where there is no such folder, or it is of no known format.
     """
     root = Path(root)
+    if root.is_file():
+        raise UserError(f"{root}: is {_said_of_file(root)}; expected a folder with a dataset (docs/your-own-scans.md)")
     if not root.is_dir():
         raise UserError(f"{root}: not found; expected a folder with a dataset")
     for known in FORMATS:
@@ -181,6 +184,14 @@ def format_of(root: str | Path) -> Format:
             return known
     told = [f"{known.holds} ({known.title})" for known in FORMATS]
     raise UserError(f"{root}: no dataset that is known; expected {', '.join(told[:-1])}, or {told[-1]}")
+
+
+def _said_of_file(path: Path) -> str:
+    """What a single file is, as far as its name and its first names tell."""
+    for known in FORMATS:
+        if known.sniff_file and known.sniff_file(path):
+            return f"a file of {known.title}"
+    return "a file"
 
 
 def named(name: str) -> Format:

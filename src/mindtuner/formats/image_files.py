@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import h5py
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from mindtuner.data import Stimuli
 from mindtuner.data.lazy import open_hdf5, open_rows
@@ -18,31 +18,33 @@ from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.runtime import progress
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 SIDE = IMAGE_SHAPE[1]
 BYTE_AS_HALF = (np.arange(256) / 255).astype(np.float16)  # what each byte of a pixel is in 0..1
+_MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette", "PA": "palette", "RGBA": "RGBA"}
 DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken picture
 
 
 class FolderImages:
     """The images of a folder, also of folders in it, sorted by name: ``images[ids]`` is float16 (n, 3, 224, 224) in 0..1.
 
-    ``names``: path below the folder, with ``/`` -> id. Names that begin with a dot are passed over.
+    ``names``: path below the folder, with ``/`` -> id. Names that begin with a dot are passed over. ``background``: red,
+    green and blue behind transparent pictures, which are refused without it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, background: Sequence[int] | None = None):
         paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
         found = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
         if not found:
             raise UserError(f"{folder}: holds no image; expected files that end in {', '.join(ENDINGS)}")
-        self.folder, self._paths = folder, found
+        self.folder, self._paths, self._background = folder, found, background
         self.names: Mapping[str, int] = {name: i for i, name in enumerate(found)}
         self.shape, self.dtype = (len(found), *IMAGE_SHAPE), np.dtype(np.float16)
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
         images = np.empty((len(ids), *IMAGE_SHAPE), np.float16)
         for image, number in zip(images, ids, strict=True):
-            image[:] = BYTE_AS_HALF[read_picture(self.folder / self._paths[number])]
+            image[:] = BYTE_AS_HALF[square(read_rgb(self.folder / self._paths[number], self._background))]
         return images
 
     def file_hashes(self) -> Iterator[bytes]:
@@ -50,7 +52,8 @@ class FolderImages:
 
         Before them comes how images are made of files here. Raises UserError where a file cannot be read.
         """
-        yield hashlib.sha256(f"central square, bicubic, {SIDE}".encode()).digest()
+        behind = "" if self._background is None else f", on {list(self._background)}"
+        yield hashlib.sha256(f"upright, central square, bicubic, {SIDE}{behind}".encode()).digest()
         for name in self._paths:
             try:
                 yield hashlib.sha256((self.folder / name).read_bytes()).digest()
@@ -62,9 +65,16 @@ class FolderImages:
         return captions_beside(self.folder / self._paths[number])
 
     def size(self, number: int) -> tuple[int, int]:
-        """Width and height of an image as it is stored."""
+        """Width and height of an image as it is seen."""
         with Image.open(self.folder / self._paths[number]) as raw:
-            return raw.size
+            return size_upright(raw)
+
+    def changed(self, number: int) -> list[str]:
+        """What is done to a picture when it is read: "turned upright", or what of its colours is converted to RGB."""
+        with Image.open(self.folder / self._paths[number]) as raw:
+            return (["turned upright, as EXIF says"] if is_turned(raw) else []) + (
+                [] if raw.mode == "RGB" else [f"converted from {_MODES.get(raw.mode, raw.mode)} to RGB"]
+            )
 
 
 def captions_beside(picture: Path) -> tuple[str, ...]:
@@ -82,24 +92,54 @@ def captions_beside(picture: Path) -> tuple[str, ...]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture as uint8 (3, 224, 224), see ``square``.
+    """A picture as uint8 (3, 224, 224), see ``read_rgb`` and ``square``."""
+    return square(read_rgb(path))
 
-    Raises UserError where it is damaged, has more than 8 bits a channel, or is transparent anywhere: only the lab knows what
-    was behind it.
+
+def read_rgb(path: Path, background: Sequence[int] | None = None) -> Image.Image:
+    """A picture in RGB, upright.
+
+    Grey, palette and CMYK are converted, without a colour profile; EXIF's orientation is applied. Raises UserError where it
+    is damaged, has more than 8 bits a channel, or is transparent somewhere and has no ``background`` (red, green, blue):
+    only the lab knows what was behind it.
     """
     try:
         with Image.open(path) as raw:
             raw.load()
             deep = raw.mode.startswith("I") or raw.mode == "F"
-            clear = raw.has_transparency_data and raw.convert("RGBA").getchannel("A").getextrema()[0] < 255
-            image = None if deep or clear else raw.convert("RGB")
+            image = None if deep else upright_rgb(raw, background)
     except DAMAGED as error:
         raise UserError(f"{path}: cannot be read as an image ({error}); expected a whole picture") from error
     if deep:
         raise UserError(f"{path}: has pixels of mode {raw.mode}; expected 8 bits a channel")
-    if clear:
-        raise UserError(f"{path}: is transparent in places; expected the picture on the background that was shown")
-    return square(image)
+    if image is None:
+        raise UserError(
+            f"{path}: is transparent in places; expected the picture on the background that was shown, or that background in "
+            "dataset.json"
+        )
+    return image
+
+
+def upright_rgb(raw: Image.Image, background: Sequence[int] | None = None) -> Image.Image | None:
+    """A picture in RGB as its EXIF orientation shows it; None where it is transparent somewhere, without a background."""
+    turned = ImageOps.exif_transpose(raw) if is_turned(raw) else raw
+    if turned.has_transparency_data:
+        clear = turned.convert("RGBA")
+        if clear.getchannel("A").getextrema()[0] < 255:
+            if background is None:
+                return None
+            return Image.alpha_composite(Image.new("RGBA", clear.size, (*background, 255)), clear).convert("RGB")
+    return turned.convert("RGB")
+
+
+def is_turned(raw: Image.Image) -> bool:
+    """Whether EXIF says that a picture is stored turned or mirrored."""
+    return raw.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+
+
+def size_upright(raw: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture as it is seen."""
+    return raw.size[::-1] if raw.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9) else raw.size
 
 
 def square(image: Image.Image) -> np.ndarray:

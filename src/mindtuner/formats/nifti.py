@@ -86,18 +86,41 @@ def open_image(path: Path, ndim: int) -> nibabel.Nifti1Image:
     return image
 
 
-def load_mask(path: Path, like: nibabel.Nifti1Image | None = None) -> tuple[np.ndarray, nibabel.Nifti1Image]:
-    """A mask, bool (X, Y, Z), true where the file is above 0, and the image, whose grid others can be held to.
+def load_mask(
+    path: Path, like: nibabel.Nifti1Image | None = None, values: Sequence[float] | None = None
+) -> tuple[np.ndarray, nibabel.Nifti1Image]:
+    """A mask, bool (X, Y, Z), and the image, whose grid others can be held to.
 
-    Raises UserError where it is damaged, holds NaN, is empty, or lies on another grid than ``like``.
+    It is true where the file is above 0, or holds one of ``values``. Raises UserError where the file is damaged, holds NaN,
+    is empty, or lies on another grid than ``like``.
     """
+    held, image = _read_mask(path, like)
+    return held > 0 if values is None else np.isin(held, values), image
+
+
+def say_mask(path: Path, values: Sequence[float] | None = None) -> str:
+    """What a mask's file holds and what of it is taken, in words; nothing where it holds 0 and 1 and the latter is taken."""
+    held = np.unique(_read_mask(path, None)[0])
+    taken = held[held > 0] if values is None else held[np.isin(held, values)]
+    if set(held.tolist()) <= {0, 1} and set(taken.tolist()) <= {1} and 1 in held:
+        return ""
+    return f"holds {_some_values(held)}; taken: {_some_values(taken)}{' (all above 0)' if values is None else ''}"
+
+
+def _some_values(values: np.ndarray) -> str:
+    if len(values) > 10:
+        return f"{len(values)} values from {values[0]:g} to {values[-1]:g}"
+    return ", ".join(f"{value:g}" for value in values) or "none"
+
+
+def _read_mask(path: Path, like: nibabel.Nifti1Image | None) -> tuple[np.ndarray, nibabel.Nifti1Image]:
     image = open_image(path, 3)
     if like is not None:
         check_grid(path, image, like)
-    values = read_data(path, image)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    held = read_data(path, image)
+    if held.dtype.kind == "f" and not np.isfinite(held).all():
         raise UserError(f"{path}: holds a value that is not finite; expected numbers, above 0 inside the mask")
-    return values > 0, image
+    return held, image
 
 
 def check_grid(path: Path, image: nibabel.Nifti1Image, mask: nibabel.Nifti1Image) -> None:

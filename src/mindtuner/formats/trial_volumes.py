@@ -67,7 +67,9 @@ def order_of(
     if len(shape) != (4 if volumes else 2) or 0 in shape:
         raise UserError(f"{where}; expected {AS_NAMED.name}, or {FLAT.name}")
     if volumes and mask is None:
-        raise UserError(f"{where}; expected mask.nii.gz beside it, which says where voxels lie and in which order the axes are")
+        raise UserError(
+            f"{where}; expected mask.nii.gz beside it, which says where voxels lie and in which order the axes are"
+        )
     if volumes:
         known = [REVERSED] if matlab else [AS_NAMED, REVERSED, TRIALS_FIRST]
         fits = [order for order in known if tuple(shape[i] for i in order.place[:3]) == mask.shape]
@@ -103,7 +105,7 @@ class TrialVolumes:
     which goes with the process: the trials of an array that ends with them lie scattered over the whole file.
 
     path · source : array or h5py dataset · order, shape : of ``order_of`` · mask : bool (X, Y, Z), None for flat betas
-    column_major : flat betas whose voxels come in MATLAB's order of the mask
+    matlab : whether MATLAB wrote them, which takes the voxels of a mask column by column
     """
 
     def __init__(
@@ -113,17 +115,22 @@ class TrialVolumes:
         order: Order,
         shape: tuple[int, ...],
         mask: np.ndarray | None,
-        column_major: bool = False,
+        matlab: bool = False,
     ):
-        self.path, self.order, self.stored = path, order, source.dtype
+        self.path, self.order, self.stored, self.matlab = path, order, source.dtype, matlab
         self._source, self._mask, self._rows = source, mask if len(shape) == 4 else None, None
         self._shape, self._column = shape, None
         voxels = int(mask.sum()) if self._mask is not None else shape[order.place[0]]
         self.shape, self.dtype = (shape[order.place[-1]], voxels), np.dtype(np.float32)
-        if column_major and self._mask is None and mask is not None:
+        if matlab and self._mask is None and mask is not None:
             number = np.full(mask.shape, -1)
             number.T[mask.T] = np.arange(voxels)  # counted column by column
             self._column = number[mask]
+
+    @property
+    def reorders(self) -> bool:
+        """Whether voxels come in another order than they are stored in."""
+        return self._column is not None
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         if self._rows is None:

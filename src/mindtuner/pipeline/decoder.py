@@ -19,7 +19,7 @@ from mindtuner.decoding.training_images import TrainingTokens, draw_to_neighbour
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.retrieval import cosine
-from mindtuner.formats.image_files import read_picture, square
+from mindtuner.formats.image_files import read_picture, square, upright_rgb
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.generators.painter import Painter
 from mindtuner.model import BrainNetwork
@@ -286,7 +286,14 @@ def _read_pictures(pictures: Sequence[Image.Image | str | Path]) -> np.ndarray:
     """Pictures of any size as uint8 (m, 3, 224, 224): the central square, scaled, as stimuli are."""
     return np.stack(
         [
-            square(picture.convert("RGB")) if isinstance(picture, Image.Image) else read_picture(Path(picture))
+            square(_upright(picture)) if isinstance(picture, Image.Image) else read_picture(Path(picture))
             for picture in pictures
         ]
     )
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    found = upright_rgb(picture)
+    if found is None:
+        raise UserError("images: a picture is transparent in places; expected it on the background that was shown")
+    return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
@@ -230,7 +230,7 @@ class FolderScenes:
         path = self.paths[index]
         captions = _captions_of(path)
         with _readable(path) as raw:
-            image = raw.convert("RGB")
+            image = ImageOps.exif_transpose(raw).convert("RGB")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

@@ -482,7 +482,7 @@ LAB_DAMAGE = {
         "stimuli/d.txt",
         "UTF-8",
     ),
-    "no stimuli": ("lab", drop("stimuli"), "error", ".", "neither stimuli/ and stimuli.hdf5"),
+    "no stimuli": ("lab", drop("stimuli"), "error", ".", "holds neither stimuli/ nor stimuli.hdf5"),
     "card": ("lab", lambda lab: (lab.root / "dataset.json").write_text("{"), "error", "dataset.json", "not valid JSON"),
 }
 CASES = [("release", *case) for case in RELEASE_DAMAGE.values()] + list(LAB_DAMAGE.values())

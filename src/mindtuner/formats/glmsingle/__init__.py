@@ -8,6 +8,7 @@ FORMAT = Format(
     title="GLMsingle's output",
     holds="TYPED_FITHRF_GLMDENOISE_RR.hdf5 or .mat",
     sniff=read.sniff,
+    sniff_file=read.sniff_file,
     check=check.check,
     way_in=read.way_in,
 )

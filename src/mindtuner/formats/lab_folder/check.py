@@ -15,8 +15,10 @@ from mindtuner.formats.checks.parts import check_sizes, check_stimuli, check_tri
 from mindtuner.formats.image_files import FolderImages, Hdf5Images
 from mindtuner.formats.lab_folder import read as lab
 from mindtuner.formats.lab_folder import trial_table
+from mindtuner.formats.lab_folder.betas import MASK, check_dtype, check_rows, open_betas, stored_dtype, values_of
 from mindtuner.formats.lab_folder.trial_table import TrialLines
-from mindtuner.formats.nifti import JoinedSessions
+from mindtuner.formats.nifti import JoinedSessions, say_mask
+from mindtuner.formats.trial_volumes import TrialVolumes
 
 
 def check(root: Path, findings: Findings) -> None:
@@ -27,21 +29,19 @@ def check(root: Path, findings: Findings) -> None:
     _describe_card(findings, root, card)
     images = None
     with findings.catching(root, "stimuli"):
-        images = lab.open_images(root)
+        images = lab.open_images(root, card)
     folders: dict[int, Path] = {}
     with findings.catching(root, "subjects"):
         folders = lab.subject_folders(root, card)
     tables = {
-        number: lines
-        for number, folder in folders.items()
-        if (lines := _check_table(findings, folder / lab.TRIALS, images)) is not None
+        number: lines for number, folder in folders.items() if (lines := _check_table(findings, folder, images)) is not None
     }
     for path, field, message in trial_table.split_conflicts(tables):
         findings.error(path, field, message)
     names, is_shared, used = _what_is_shown(images, tables)
     for number, folder in folders.items():
         _check_subject(findings, folder, tables.get(number), names, is_shared, card)
-    _compare_subjects(findings, root, folders, tables)
+    _compare_subjects(findings, root, folders, tables, card)
     if images is not None:
         _check_images(findings, root, images, is_shared, used)
     findings.take_whole(lambda: lab.load(root))
@@ -59,21 +59,33 @@ def _describe_card(findings: Findings, root: Path, card: dict) -> None:
         )
 
 
-def _check_table(findings: Findings, path: Path, images: FolderImages | Hdf5Images | None) -> TrialLines | None:
-    with findings.catching(path, "trials"):
+def _check_table(findings: Findings, folder: Path, images: FolderImages | Hdf5Images | None) -> TrialLines | None:
+    with findings.catching(folder, "trials"):
+        path = trial_table.find_table(folder)
         lines = trial_table.read_lines(path)
         findings.errors(path, trial_table.problems(lines, None if images is None else images.names))
-        unused = int((~lines.used()).sum())
+        validation = sum(cell in trial_table.VALIDATION for cell in lines.columns["split"])
+        unused = int((~lines.used()).sum()) - validation
         findings.fact(path, f"{len(lines)} lines" + (f", {unused} of them n/a" if unused else ""))
+        if lines.named != "stimulus":
+            findings.note(path, "stimulus", f"no such column: {lines.named} is taken for it")
         if unused:
             findings.note(path, "stimulus", f"{unused} trials have no stimulus or no split (n/a): nothing uses them")
+        if validation:
+            findings.note(
+                path,
+                "split",
+                f"{validation} trials of a validation split: nothing uses them (training holds out images of its own); to "
+                "train on them, write train",
+            )
         if lines.says_repeats():
             _check_repeats(findings, lines)
         else:
             findings.note(path, "repeat", "no column of repeats: they are counted in the order of the lines")
-        falls = np.flatnonzero(np.diff(lines.sessions()) < 0)
+        known = np.flatnonzero(lines.sessions() > 0)
+        falls = np.flatnonzero(np.diff(lines.sessions()[known]) < 0)
         if len(falls):
-            line = falls[0] + 1 + trial_table.FIRST_LINE
+            line = known[falls[0] + 1] + trial_table.FIRST_LINE
             findings.warning(path, "session", f"falls on line {line}; the order of the lines is taken for that of the scan")
         return lines
     return None
@@ -116,12 +128,13 @@ def _check_subject(
 ) -> None:
     betas, path = None, folder
     with findings.catching(folder, "betas"):
-        path, betas = lab.open_betas(folder)
-        stored = betas.sessions[0].stored if isinstance(betas, JoinedSessions) else betas.dtype
+        path, betas = open_betas(folder, card, None if lines is None else len(lines))
+        stored = stored_dtype(betas)
         files = f" in {len(betas.sessions)} files" if isinstance(betas, JoinedSessions) else ""
         findings.fact(path, f"betas: {betas.shape[0]} trials x {betas.shape[1]} voxels, {stored}{files}")
         _check_storage(findings, path, betas, stored)
-        lab.check_dtype(path, betas, card)
+        _check_masks(findings, folder, card)
+        check_dtype(path, betas, card)
     if lines is not None:
         usable = np.array([name in names for name in lines.columns["stimulus"]], bool)
         if usable[lines.used()].all() and not any(True for _ in trial_table.problems(lines, None)):
@@ -132,10 +145,10 @@ def _check_subject(
     session = None
     if lines is not None:
         with findings.catching(lines.path, "trials"):
-            lab.check_rows(path, betas, lines)
+            check_rows(path, betas, lines)
             session = lines.sessions()
     check_betas(findings, path, betas, session, zscored=card["zscore"] != "none")
-    _check_rois(findings, folder, betas.shape[1])
+    _check_rois(findings, folder, betas.shape[1], card)
 
 
 def _check_storage(findings: Findings, path: Path, betas, stored: np.dtype) -> None:
@@ -143,7 +156,17 @@ def _check_storage(findings: Findings, path: Path, betas, stored: np.dtype) -> N
         findings.note(path, "dtype", "float64 is read as float32")
     if stored.name == "float16":
         findings.warning(path, "dtype", "float16 keeps three digits; expected float32")
-    if not isinstance(betas, JoinedSessions) and stored.kind == "i":
+    parts = betas.sessions if isinstance(betas, JoinedSessions) else [betas]
+    volumes = [part for part in parts if isinstance(part, TrialVolumes)]
+    for part in volumes:
+        findings.fact(part.path, f"axes as {part.order.name}" + (", written by MATLAB" if part.matlab else ""))
+    if volumes:
+        findings.note(
+            path, "betas", "unpacked once per run into a temporary file; betas.npy (trials, voxels) is read in place"
+        )
+    if volumes and volumes[0].reorders:
+        findings.note(path, "betas", "MATLAB's order of voxels, column by column, is turned into that of volume[mask]")
+    if stored.kind == "i" and (volumes or not isinstance(betas, JoinedSessions)):
         findings.warning(path, "dtype", f"{stored.name}: betas are taken as they are, without a scale; z-scoring removes any")
     if isinstance(betas, np.ndarray) and betas.flags.f_contiguous and not betas.flags.c_contiguous:
         findings.note(path, "order", "stored column by column (Fortran order): reading single trials is slow")
@@ -159,9 +182,23 @@ def _check_storage(findings: Findings, path: Path, betas, stored: np.dtype) -> N
             )
 
 
-def _check_rois(findings: Findings, folder: Path, voxels: int) -> None:
+def _check_masks(findings: Findings, folder: Path, card: dict) -> None:
+    """Say of each mask that holds more than 0 and 1 which values are taken."""
+    masks = {"mask": folder / MASK, **lab.nifti_rois(folder / "rois")}
+    for name, path in masks.items():
+        with findings.catching(path, "mask"):
+            if path.exists() and (said := say_mask(path, values_of(card, name))):
+                chosen = (
+                    "" if name in card.get("mask_values", {}) else f'; to choose, mask_values of {CARD}: {{"{name}": [1]}}'
+                )
+                findings.note(path, "values", said + chosen)
+    for name in sorted(card.get("mask_values", {}).keys() - masks):
+        findings.warning(folder / CARD, "mask_values", f"names {name!r}, which no mask is called; expected {some(masks)}")
+
+
+def _check_rois(findings: Findings, folder: Path, voxels: int, card: dict) -> None:
     with findings.catching(folder, "rois"):
-        rois = lab.load_rois(folder, voxels)
+        rois = lab.load_rois(folder, voxels, card)
         findings.fact(folder, "regions: " + (", ".join(f"{name} {mask.sum()}" for name, mask in rois.items()) or "none"))
         if not rois:
             findings.note(folder, "rois", "no regions of interest: all voxels are used together")
@@ -170,10 +207,22 @@ def _check_rois(findings: Findings, folder: Path, voxels: int) -> None:
                 findings.warning(folder, f"rois, {name}", "holds no voxel")
 
 
-def _compare_subjects(findings: Findings, root: Path, folders: dict[int, Path], tables: dict[int, TrialLines]) -> None:
+def _compare_subjects(
+    findings: Findings, root: Path, folders: dict[int, Path], tables: dict[int, TrialLines], card: dict
+) -> None:
     numbers = sorted(folders)
+    named = [number for number in numbers if lab.is_named(root, folders[number])]
     if numbers:
-        findings.fact(root, f"subjects {', '.join(map(str, numbers))}")
+        called = [f"{number} ({folders[number].name})" if number in named else f"{number}" for number in numbers]
+        findings.fact(root, f"subjects {', '.join(called)}")
+    if named and not card.get("subject_numbers"):
+        fixed = ", ".join(f'"{folders[number].name}": {number - card["subject_offset"]}' for number in named[:2])
+        findings.note(
+            root,
+            "subjects",
+            "names without numbers are counted in their order, and another subject may shift them; to fix the numbers, "
+            f"subject_numbers of {CARD}: {{{fixed}{', ...' if len(named) > 2 else ''}}}",
+        )
     known = [number for number in numbers if number <= len(nsd.VOXELS)]
     if known:
         findings.note(
@@ -201,10 +250,15 @@ def _check_images(
             captions[-1] = images.captions(number)
     names = list(images.names)
     check_stimuli(findings, path, Stimuli(images, captions, is_shared, str(path)), names, used)
-    sizes = []
+    sizes: list[tuple[int, int]] = []
+    changed: dict[str, list[str]] = {}
     for number in range(images.shape[0]):
         try:
             sizes.append(images.size(number))
+            for what in images.changed(number) if isinstance(images, FolderImages) else ():
+                changed.setdefault(what, []).append(names[number])
         except (OSError, ValueError, SyntaxError, UserError):
             continue  # reported above: it cannot be read
+    for what, found in changed.items():
+        findings.note(path, "images", f"{len(found)} images are {what}: {some(found)}")
     check_sizes(findings, path, sizes)

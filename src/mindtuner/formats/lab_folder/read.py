@@ -1,45 +1,45 @@
 """A lab's folder of its own scans: betas, a trial table and stimuli, read without loading them whole.
 
-One subject is a folder with ``trials.tsv`` (see ``trial_table``), its betas, and optionally regions of interest. The
-betas are ``betas.npy``, or dataset ``betas`` of ``betas.h5`` or ``betas.hdf5``, both (trials, voxels); or one NIfTI file per
-session, ``betas_session-01.nii.gz`` (X, Y, Z, trials), with ``mask.nii.gz``. Regions are ``rois/NAME.nii.gz``,
-``rois.npz`` or ``rois.tsv``. Several subjects are folders ``sub-01``, ``sub-02``, ... The root holds ``stimuli/`` or
-``stimuli.hdf5`` (see ``image_files``) and, optionally, ``dataset.json``, the card. ``docs/your-own-scans.md`` says it for
-users.
+One subject is a folder with ``trials.tsv`` (see ``trial_table``), its betas (see ``betas``), and optionally regions of
+interest: ``rois/NAME.nii.gz``, ``rois.npz`` or ``rois.tsv``. Several subjects are folders ``sub-01``, ``sub-02``, ... or
+``sub-BE``, ``sub-KM``, ... The root holds ``stimuli/`` or ``stimuli.hdf5`` (see ``image_files``) and, optionally,
+``dataset.json``, the card. ``docs/your-own-scans.md`` says it for users.
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from mindtuner.data import Dataset, Stimuli, Subject, Trials, check_no_leak
 from mindtuner.data.dataset import CARD
-from mindtuner.data.lazy import LazyArray, open_rows, unmapped
 from mindtuner.data.surface import HEMISPHERE
 from mindtuner.data.zscore import SessionZScored
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.formats.image_files import FolderImages, Hdf5Images
 from mindtuner.formats.lab_folder import trial_table
-from mindtuner.formats.lab_folder.trial_table import TrialLines
-from mindtuner.formats.nifti import JoinedSessions, NiftiSession, load_mask
+from mindtuner.formats.lab_folder.betas import MASK, check_dtype, check_rows, open_betas, own_mask, values_of
+from mindtuner.formats.lab_folder.trial_table import TrialLines, find_table
+from mindtuner.formats.nifti import load_mask
 
-TRIALS, MASK, STIMULI, STIMULI_HDF5 = "trials.tsv", "mask.nii.gz", "stimuli", "stimuli.hdf5"
+STIMULI, STIMULI_HDF5 = "stimuli", "stimuli.hdf5"
 VERTICES = "vertices.npy"
 ZSCORES = ("publisher", "train_trials", "session_all", "none")
-DTYPES = ("float32", "float64", "float16", "int16", "int32")
-_SESSION_FILE = re.compile(r"betas_session-(\d+)\.nii(\.gz)?")
 
 
 def sniff(root: Path) -> bool:
     """Whether a folder looks like a lab's: a table of trials, stimuli or betas will do."""
-    names = (TRIALS, f"sub-*/{TRIALS}", STIMULI, STIMULI_HDF5, "betas.*", "betas_session-*")
-    return any(any(root.glob(name)) for name in names)
+    return has_table(root) or any(any(root.glob(name)) for name in (STIMULI, STIMULI_HDF5, "betas.*", "betas_session-*"))
+
+
+def has_table(root: Path) -> bool:
+    """Whether a folder, or a subject's folder in it, has a lab's table of trials."""
+    return any(any(root.glob(f"{place}{name}")) for place in ("", "sub-*/") for name in trial_table.TABLES)
 
 
 def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
@@ -66,14 +66,14 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     """
     root = Path(root)
     card = load_card(root)
-    images = open_images(root)
+    images = open_images(root, card)
     stimulus_captions = [images.captions(i) for i in range(images.shape[0])]
     folders = subject_folders(root, card)
     numbers = sorted(folders) if subjects is None else sorted(set(subjects))
     for number in numbers:
         if number not in folders:
             raise UserError(f"{root}: no subject {number}; expected some of {', '.join(map(str, sorted(folders)))}")
-    tables = {number: trial_table.read_lines(folder / TRIALS) for number, folder in folders.items()}
+    tables = {number: trial_table.read_lines(find_table(folder)) for number, folder in folders.items()}
     for lines in tables.values():
         for field, message in trial_table.problems(lines, images.names):
             raise UserError(f"{lines.path}: {field} {message}")
@@ -90,13 +90,16 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     }
     if card["zscore"] == "none":
         card = {**card, "zscore": "train_trials", "zscored_on_read": True}
+    if named := {str(number): folder.name for number, folder in folders.items() if is_named(root, folder)}:
+        card = {**card, "subjects": named}
     return Dataset(root, opened, stimuli, card)
 
 
 def load_card(root: Path) -> dict:
     """The card with its defaults: not simulated, betas not z-scored, no offset of subject numbers.
 
-    Raises UserError where a field holds something else than expected.
+    Optional fields are ``subject_numbers``, ``mask_values`` and ``background``. Raises UserError where a field holds
+    something else than expected.
     """
     path = root / CARD
     card = {"simulated": False, "zscore": "none", "subject_offset": 0, **(read_json(path) if path.exists() else {})}
@@ -107,39 +110,69 @@ def load_card(root: Path) -> dict:
     offset = card["subject_offset"]
     if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
         raise UserError(f"{path}: subject_offset is {offset!r}; expected a whole number, 0 or more")
+    _check_field(path, card, "subject_numbers", "a number from 1 for each name", '{"sub-BE": 1}', _is_number)
+    _check_field(path, card, "mask_values", "a list of values for each mask", '{"mask": [1, 2]}', _is_values)
+    background = card.get("background")
+    if background is not None and not (_is_values(background) and len(background) == 3 and _are_bytes(background)):
+        raise UserError(f"{path}: background is {background!r}; expected red, green and blue of 0 to 255, as [128, 128, 128]")
     return card
+
+
+def _check_field(path: Path, card: dict, name: str, what: str, example: str, fits: Callable[[object], bool]) -> None:
+    found = card.get(name, {})
+    if not isinstance(found, dict) or not all(fits(value) for value in found.values()):
+        raise UserError(f"{path}: {name} is {found!r}; expected {what}, as {example}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_values(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(type(entry) in (int, float) for entry in value)
+
+
+def _are_bytes(values: list) -> bool:
+    return all(isinstance(value, int) and 0 <= value <= 255 for value in values)
 
 
 def _images_path(root: Path) -> Path:
     folder, file = root / STIMULI, root / STIMULI_HDF5
-    if folder.exists() == file.exists():
-        raise UserError(
-            f"{root}: {'both' if file.exists() else 'neither'} {STIMULI}/ and {STIMULI_HDF5}; expected one of them"
-        )
+    if folder.exists() and file.exists():
+        raise UserError(f"{root}: holds both {STIMULI}/ and {STIMULI_HDF5}; expected one of them")
+    if not folder.exists() and not file.exists():
+        raise UserError(f"{root}: holds neither {STIMULI}/ nor {STIMULI_HDF5}; expected one of them")
     return folder if folder.exists() else file
 
 
-def open_images(root: Path) -> FolderImages | Hdf5Images:
+def open_images(root: Path, card: dict) -> FolderImages | Hdf5Images:
     """The stimuli. Raises UserError where there is no image, or both a folder and an HDF5 file."""
     path = _images_path(root)
-    return FolderImages(path) if path.name == STIMULI else Hdf5Images(path)
+    return FolderImages(path, card.get("background")) if path.name == STIMULI else Hdf5Images(path)
 
 
 def subject_folders(root: Path, card: dict) -> dict[int, Path]:
     """Subject number -> folder.
 
-    ``sub-07`` is 7 plus the card's ``subject_offset``; a folder of one subject is 1, unless it is itself called ``sub-07``.
-    Raises UserError where none, or no one number, can be told.
+    ``sub-07`` is 7. Where no folder's name has a number, subjects are counted from 1 in the order of names; the card's
+    ``subject_numbers`` may say others. A folder of one subject is 1, unless it is itself called ``sub-07``. To all the card's
+    ``subject_offset`` is added. Raises UserError where none, or no one number, can be told.
     """
     folders = sorted(path for path in root.glob("sub-*") if path.is_dir())
-    if folders and (root / TRIALS).exists():
-        raise UserError(f"{root}: holds {TRIALS} and {folders[0].name}; expected one subject, or folders of subjects")
+    own = find_table(root)
+    if folders and own.exists():
+        raise UserError(f"{root}: holds {own.name} and {folders[0].name}; expected one subject, or folders of subjects")
+    said, named = card.get("subject_numbers", {}), [path for path in folders if _number_in_name(path) is None]
     found: dict[int, Path] = {}
     for folder in folders or [root]:
-        match = re.fullmatch(r"sub-(\d{1,6})", folder.resolve().name)
-        if match is None and folders:
-            raise UserError(f"{folder}: expected a folder called sub- and a number, such as sub-01")
-        number = card["subject_offset"] + (int(match[1]) if match else 1)
+        number = said.get(folder.name, _number_in_name(folder) or (1 if not folders else None))
+        if number is None and len(named) < len(folders):
+            other = next(path.name for path in folders if path not in named)
+            raise UserError(
+                f"{folder}: has no number, as {other} has; expected subject_numbers in dataset.json, "
+                f'as {{"{folder.name}": 1}}'
+            )
+        number = card["subject_offset"] + (number or named.index(folder) + 1)
         if number in found or number < 1:
             raise UserError(
                 f"{folder}: is subject {number}{', as ' + found[number].name if number in found else ''}; "
@@ -149,12 +182,23 @@ def subject_folders(root: Path, card: dict) -> dict[int, Path]:
     return found
 
 
+def is_named(root: Path, folder: Path) -> bool:
+    """Whether a subject has a name, as ``sub-BE`` has, and no number."""
+    return folder != root and _number_in_name(folder) is None
+
+
+def _number_in_name(folder: Path) -> int | None:
+    """7 of ``sub-07``."""
+    match = re.fullmatch(r"sub-(\d{1,6})", folder.resolve().name)
+    return int(match[1]) if match else None
+
+
 def _open_subject(number: int, folder: Path, lines: TrialLines, trials: Trials, is_shared: np.ndarray, card: dict) -> Subject:
-    path, betas = open_betas(folder)
+    path, betas = open_betas(folder, card, len(lines))
     check_rows(path, betas, lines)
     check_dtype(path, betas, card)
     check_no_leak(trials, is_shared, str(lines.path))
-    rois = load_rois(folder, betas.shape[1])
+    rois = load_rois(folder, betas.shape[1], card)
     if card["zscore"] == "none":
         training = np.zeros(len(lines), bool)
         training[trials.row[~trials.is_test]] = True
@@ -163,111 +207,7 @@ def _open_subject(number: int, folder: Path, lines: TrialLines, trials: Trials, 
     return Subject(number, trials, rois, betas, is_shared, str(path), load_vertices(folder, betas.shape[1]), mask)
 
 
-def find_betas(folder: Path) -> list[Path]:
-    """The files of a subject's betas: one, or one NIfTI per session in their order.
-
-    Raises UserError where there are none, files of two kinds, or two of one session.
-    """
-    single = [path for name in ("betas.npy", "betas.h5", "betas.hdf5") if (path := folder / name).exists()]
-    sessions = sorted((path for path in folder.glob("betas_*.nii*")), key=session_number)
-    if len(single) + bool(sessions) != 1:
-        names = ", ".join(path.name for path in single + sessions[:1]) or "none"
-        raise UserError(
-            f"{folder}: betas are {names}; expected one of betas.npy, betas.h5, betas.hdf5 or betas_session-01.nii.gz, ..."
-        )
-    for path, after in zip(sessions, sessions[1:], strict=False):
-        if session_number(path) == session_number(after):
-            raise UserError(f"{after}: is session {session_number(path)}, as {path.name}; expected one file per session")
-    return single or sessions
-
-
-def session_number(path: Path) -> int:
-    """3 of ``betas_session-03.nii.gz``. Raises UserError where the name has no such number from 1."""
-    match = _SESSION_FILE.fullmatch(path.name)
-    if match is None or int(match[1]) < 1:
-        raise UserError(f"{path}: expected a name such as betas_session-01.nii.gz")
-    return int(match[1])
-
-
-def open_betas(folder: Path) -> tuple[Path, LazyArray]:
-    """The file (or folder of session files) and the betas as they are stored, (trials, voxels).
-
-    Raises UserError where they are missing or damaged, or do not fit the mask.
-    """
-    files = find_betas(folder)
-    if files[0].name == "betas.npy":
-        betas = _open_npy(files[0])
-    elif files[0].suffix in (".h5", ".hdf5"):
-        betas = open_rows(files[0], "betas", 2, DTYPES)
-    else:
-        mask, image = load_mask(folder / MASK)
-        if not mask.any():
-            raise UserError(f"{folder / MASK}: is 0 everywhere; expected voxels above 0")
-        return folder, JoinedSessions([NiftiSession(path, mask, image) for path in files])
-    if (folder / MASK).exists():
-        voxels = int(load_mask(folder / MASK)[0].sum())
-        if voxels != betas.shape[1]:
-            raise UserError(
-                f"{folder / MASK}: {voxels} voxels are above 0; expected {betas.shape[1]} as in {files[0].name}"
-                + _turned(betas, voxels)
-            )
-    return files[0], betas
-
-
-def _turned(betas: LazyArray, voxels: int) -> str:
-    return "; is the array turned round?" if betas.shape[0] == voxels else ""
-
-
-def _open_npy(path: Path) -> LazyArray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path}: not a whole .npy file ({' '.join(str(error).split())}); expected betas of shape (trials, voxels)"
-        ) from error
-    if not isinstance(array, np.memmap) or array.ndim != 2 or 0 in array.shape or array.dtype.name not in DTYPES:
-        raise UserError(
-            f"{path}: has shape {np.shape(array)} and dtype {getattr(array, 'dtype', type(array).__name__)}; "
-            f"expected (trials, voxels) of {' or '.join(DTYPES)}"
-        )
-    if (size := path.stat().st_size) != array.offset + array.nbytes:
-        raise UserError(f"{path}: has {size} bytes; expected {array.offset + array.nbytes} by its header")
-    return unmapped(path, array)
-
-
-def check_rows(path: Path, betas: LazyArray, lines: TrialLines) -> None:
-    """Raise UserError where the trial table does not have one line per row of the betas.
-
-    With one file per session, also where it does not have the sessions of these files in their order.
-    """
-    rows = betas.shape[0]
-    if rows != len(lines):
-        turned = _turned(betas, rows) if betas.shape[1] == len(lines) else ""
-        raise UserError(
-            f"{lines.path}: {len(lines)} trials but {rows} betas rows in {path.name}; expected one line per row{turned}"
-        )
-    if not isinstance(betas, JoinedSessions):
-        return
-    expected = np.repeat([session_number(part.path) for part in betas.sessions], [part.shape[0] for part in betas.sessions])
-    wrong = np.flatnonzero(lines.sessions() != expected)
-    if len(wrong):
-        first, held = int(wrong[0]), ", ".join(f"{part.shape[0]} trials ({part.path.name})" for part in betas.sessions)
-        raise UserError(
-            f"{lines.path}: line {first + trial_table.FIRST_LINE}, session is {lines.columns['session'][first]}; "
-            f"expected {expected[first]}, since the session files hold {held}"
-        )
-
-
-def check_dtype(path: Path, betas: LazyArray, card: dict) -> None:
-    """Raise UserError where the betas are whole numbers although the card says that they are z-scored."""
-    if betas.dtype.kind == "i" and card["zscore"] != "none":
-        raise UserError(
-            f"{path}: betas are {betas.dtype.name}, but {CARD} says zscore {card['zscore']!r}; expected real "
-            'numbers, or zscore "none"'
-        )
-
-
-def load_rois(folder: Path, voxels: int) -> dict[str, np.ndarray]:
+def load_rois(folder: Path, voxels: int, card: dict) -> dict[str, np.ndarray]:
     """Regions of interest, name -> bool (V,); none where there is no ``rois``.
 
     Raises UserError where there are two kinds, or one is damaged or does not fit the voxels.
@@ -277,22 +217,28 @@ def load_rois(folder: Path, voxels: int) -> dict[str, np.ndarray]:
         raise UserError(f"{folder}: regions in {', '.join(path.name for path in kinds)}; expected one of them")
     if not kinds:
         return {}
-    read = {"rois": _rois_of_nifti, "rois.npz": _rois_of_npz, "rois.tsv": _rois_of_tsv}[kinds[0].name]
-    rois = read(kinds[0])
+    if kinds[0].name == "rois":
+        rois = _rois_of_nifti(kinds[0], card)
+    else:
+        rois = (_rois_of_npz if kinds[0].suffix == ".npz" else _rois_of_tsv)(kinds[0])
     for name, mask in rois.items():
         if mask.shape != (voxels,):
             raise UserError(f"{kinds[0]}: {name} has shape {mask.shape}; expected ({voxels},), one entry per voxel")
     return rois
 
 
-def _rois_of_nifti(folder: Path) -> dict[str, np.ndarray]:
-    mask, image = load_mask(folder.parent / MASK)
-    paths = {
+def nifti_rois(folder: Path) -> dict[str, Path]:
+    """Name -> file of the regions of ``rois/``."""
+    return {
         path.name.removesuffix(".gz").removesuffix(".nii"): path
         for path in sorted(folder.glob("*.nii*"))
         if not path.name.startswith(".")
     }
-    return {name: load_mask(path, image)[0][mask] for name, path in paths.items()}
+
+
+def _rois_of_nifti(folder: Path, card: dict) -> dict[str, np.ndarray]:
+    mask, image = own_mask(folder.parent, card)
+    return {name: load_mask(path, image, values_of(card, name))[0][mask] for name, path in nifti_rois(folder).items()}
 
 
 def _rois_of_npz(path: Path) -> dict[str, np.ndarray]:
@@ -312,11 +258,13 @@ def _rois_of_tsv(path: Path) -> dict[str, np.ndarray]:
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); expected a table, a column per region") from error
     for line, row in enumerate(rows, 1):
-        if len(row) != len(rows[0]) or line > 1 and not {cell.strip() for cell in row} <= {"0", "1"}:
+        if len(row) != len(rows[0]) or line > 1 and not {cell.strip() for cell in row} <= {"0", "1", "0.0", "1.0"}:
             raise UserError(
                 f"{path}: line {line} is not {len(rows[0])} cells of 0 or 1; expected a column per region, a line per voxel"
             )
-    return {name.strip(): np.array([row[i].strip() == "1" for row in rows[1:]], bool) for i, name in enumerate(rows[0])}
+    return {
+        name.strip(): np.array([row[i].strip() in ("1", "1.0") for row in rows[1:]], bool) for i, name in enumerate(rows[0])
+    }
 
 
 def _as_mask(path: Path, name: str, values: np.ndarray) -> np.ndarray:

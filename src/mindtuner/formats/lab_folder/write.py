@@ -12,7 +12,9 @@ from mindtuner.data.dataset import CARD
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, write_json, write_text
 from mindtuner.formats.image_files import own_names, write_stimuli
-from mindtuner.formats.lab_folder.read import MASK, STIMULI, TRIALS, VERTICES
+from mindtuner.formats.lab_folder.betas import MASK
+from mindtuner.formats.lab_folder.read import STIMULI, VERTICES
+from mindtuner.formats.lab_folder.trial_table import TABLES
 from mindtuner.formats.nifti import box_of, save_nifti
 
 FORMS = ("npy", "hdf5", "nifti")
@@ -43,11 +45,13 @@ def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
     root = Path(root)
     if form not in FORMS:
         raise UserError(f"form: is {form!r}; expected one of {', '.join(FORMS)}")
-    write_json(root / CARD, dataset.card)
+    # What numbers folders and masks were read by: the new ones need none of it.
+    read_by = ("subject_offset", "subject_numbers", "mask_values", "background")
+    write_json(root / CARD, {name: value for name, value in dataset.card.items() if name not in read_by})
     names = write_stimuli(root / STIMULI, dataset.stimuli, own_names(dataset.stimuli))
     for number, subject in dataset.subjects.items():
         folder = root / f"sub-{number:02d}"
-        write_text(folder / TRIALS, trials_table(subject, names))
+        write_text(folder / TABLES[0], trials_table(subject, names))
         {"npy": _write_npy, "hdf5": _write_hdf5, "nifti": _write_nifti}[form](folder, subject)
         if subject.rois and form != "nifti":
             with atomic_path(folder / "rois.npz") as part, open(part, "wb") as file:

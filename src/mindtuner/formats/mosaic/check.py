@@ -15,7 +15,7 @@ from PIL import Image
 from mindtuner.errors import UserError
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.checks.parts import check_captions, check_pictures, check_sizes
-from mindtuner.formats.image_files import DAMAGED, captions_beside
+from mindtuner.formats.image_files import DAMAGED, captions_beside, size_upright
 from mindtuner.formats.mosaic.check_subject import Person, check_betas_of, check_keys, check_shown, open_person, whole
 from mindtuner.formats.mosaic.read import TABLES, load, mosaic_files
 from mindtuner.formats.mosaic.stimuli import ImageFiles, StimulusFolder, number_by_content
@@ -164,7 +164,7 @@ def _find_pictures(findings: Findings, stimuli: StimulusFolder, person: Person) 
 def _size(path: Path) -> tuple[int, int] | None:
     try:
         with Image.open(path) as raw:
-            return raw.size
+            return size_upright(raw)
     except DAMAGED:  # reported when it was read
         return None
 

@@ -23,7 +23,7 @@ from mindtuner.data.lazy import open_hdf5
 from mindtuner.data.surface import CORTEX, GRAYORDINATES, GROUPS, Atlas, load_atlas
 from mindtuner.errors import UserError
 from mindtuner.formats.image_files import captions_beside
-from mindtuner.formats.lab_folder.read import TRIALS
+from mindtuner.formats.lab_folder.read import has_table
 from mindtuner.formats.mosaic.stimuli import ENDINGS, ImageFiles, StimulusFolder, number_by_content
 from mindtuner.formats.mosaic.tables import DATASETS, read_split, read_tables
 from mindtuner.runtime import progress
@@ -36,7 +36,7 @@ TEST_BY_TEST = ("deeprecon",)  # whose test trials were normalised by statistics
 
 def sniff(root: Path) -> bool:
     """Whether a folder looks like MOSAIC's: a subject's file or a table. Beside a lab's table of trials they do not count."""
-    if any(any(root.glob(name)) for name in (TRIALS, f"sub-*/{TRIALS}")):
+    if has_table(root):
         return False
     return any(any(root.glob(name)) for name in (SUBJECT_FILES, TABLES))
 

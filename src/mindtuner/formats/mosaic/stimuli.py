@@ -23,7 +23,7 @@ from PIL import Image
 
 from mindtuner.data.stimuli import IMAGE_SHAPE
 from mindtuner.errors import UserError
-from mindtuner.formats.image_files import BYTE_AS_HALF, DAMAGED, square
+from mindtuner.formats.image_files import BYTE_AS_HALF, DAMAGED, read_rgb, size_upright, square
 from mindtuner.runtime import progress
 
 VIDEOS = (".mp4", ".webm", ".avi", ".mov")
@@ -89,7 +89,7 @@ class ImageFiles:
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
         images = np.empty((len(ids), *IMAGE_SHAPE), np.float16)
         for image, number in zip(images, ids, strict=True):
-            image[:] = BYTE_AS_HALF[square(_picture(self._paths[number]))]
+            image[:] = BYTE_AS_HALF[square(read_rgb(self._paths[number]))]
         return images
 
 
@@ -107,7 +107,7 @@ def number_by_content(shown: dict[Path, set[str]]) -> dict[Path, int]:
     doubtful = [path for path, size in sizes.items() if len(datasets[size]) > 1]
     identity = {path: str(path) for path in shown}
     for path in progress(doubtful, "compare stimuli", unit="image"):
-        picture = _picture(path)
+        picture = read_rgb(path)
         identity[path] = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
     numbers: dict[str, int] = {}
     return {path: numbers.setdefault(identity[path], len(numbers)) for path in shown}
@@ -116,18 +116,8 @@ def number_by_content(shown: dict[Path, set[str]]) -> dict[Path, int]:
 def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as raw:
-            return raw.size
+            return size_upright(raw)
     except DAMAGED as error:
-        raise _damaged(path, error) from error
-
-
-def _picture(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as raw:
-            return raw.convert("RGB")  # some ImageNet files are grey or CMYK
-    except DAMAGED as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: cannot be read as a picture ({' '.join(str(error).split())}); expected a whole one")
+        raise UserError(
+            f"{path}: cannot be read as an image ({' '.join(str(error).split())}); expected a whole picture"
+        ) from error

@@ -11,4 +11,5 @@ FORMAT = Format(
     write=write.write,
     check=check.check,
     convert=convert.convert_nsd,
+    way_in=lambda root: f"what mindtuner.formats.convert(root, out) or 'mindtuner convert nsd {root} OUT' writes",
 )
