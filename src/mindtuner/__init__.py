@@ -36,6 +36,7 @@ _HOMES = {
             "TunedSubject",
             "embed",
             "evaluate",
+            "fit",
             "pretrain",
             "score_pictures",
             "simulate",

@@ -54,7 +54,7 @@ def lab(tmp_path_factory, simulated, untrained_generator):
     config.write_text(yaml.safe_dump(as_dict(tiny)))
     paints = ("--generator", untrained_generator)
     assert call("pretrain", data, base, "--without", 101, "--config", config, "--seed", 3, *paints) == 0
-    assert call("tune", base, data, tuned, "--subject", 101, "--all", *paints) == 0
+    assert call("tune", base, data, tuned, "--subject", 101, "--sessions", 1, "--all", *paints) == 0
     return SimpleNamespace(folder=folder, data=data, base=base, tuned=tuned, config=config, paints=paints)
 
 
@@ -269,7 +269,7 @@ def test_a_killed_pretraining_goes_on_to_the_same_bits(lab, tmp_path, monkeypatc
 
 
 def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monkeypatch):
-    again = ("tune", lab.base, lab.data, tmp_path / "run", "--subject", 101, *lab.paints)
+    again = ("tune", lab.base, lab.data, tmp_path / "run", "--subject", 101, "--sessions", 1, *lab.paints)
     with monkeypatch.context() as patch:
         stop_at_step(patch, 17)  # two epochs of five steps each
         assert call(*again, "--method", "mindtuner", "ridge_only") == 130

@@ -19,6 +19,7 @@ _VERBS = (
     "embed",
     "pretrain",
     "tune",
+    "fit",
     "decode",
     "evaluate",
     "train-generator",

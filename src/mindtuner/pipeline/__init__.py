@@ -8,6 +8,7 @@ from mindtuner.pipeline.decoder import Retrieved, SubjectDecoder
 from mindtuner.pipeline.demo import run_demo, simulate
 from mindtuner.pipeline.evaluation import evaluate
 from mindtuner.pipeline.features import Features, embed
+from mindtuner.pipeline.fitting import fit
 from mindtuner.pipeline.picture_scores import PictureScores, score_pictures
 from mindtuner.pipeline.results import Comparison, Results
 from mindtuner.pipeline.stages import Scoring
@@ -28,6 +29,7 @@ __all__ = [
     "TunedSubject",
     "embed",
     "evaluate",
+    "fit",
     "pretrain",
     "run_demo",
     "score_pictures",

@@ -79,7 +79,10 @@ class Base:
     def refuse_known(self, subject: int) -> None:
         """Raise UserError where the base has seen the subject to tune."""
         if self.knows(subject):
-            raise UserError(f"{self.where}: knows subject {subject} already; expected a base that has not seen it")
+            raise UserError(
+                f"{self.where}: knows subject {subject} already; expected a base that has not seen it. For another person of "
+                "that number set subject_offset, say 100, in the dataset.json of your data (docs/your-own-scans.md)"
+            )
 
     @classmethod
     def load(cls, path: str | Path, config: str | Path | Mapping | Config | None = None) -> Base:

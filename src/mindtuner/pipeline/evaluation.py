@@ -100,7 +100,7 @@ def evaluate(
     --------
     >>> results = mindtuner.evaluate(subject, dataset, features, pictures=4)
     >>> list(results.methods)  # what was tuned, and controls
-    ['mindtuner', 'ridge_only', 'nearest_training_image', 'prior_only', 'shuffled_brain']
+    ['mindtuner', 'ridge_only', 'ridge', 'nearest_training_image', 'prior_only', 'shuffled_brain']
     """
     features = features or subject.features
     if features is None:

@@ -36,7 +36,7 @@ def describe_setting(
         "n_pictures": len(test.shown),
         "n_pretraining_subjects": len(base.ridges),
         "fingerprint_strength": _planted_fingerprint(card),
-        "adapters": adapters_in_words(config),
+        "adapters": adapters_in_words(config) if len(base.ridges) else "none, as there is no base",
         "prior_steps": config.decode.prior_steps,
         "generator_steps": config.decode.generator_steps,
         "refine_steps": config.decode.refine_steps,

@@ -284,7 +284,7 @@ class TunedSubject:
         --------
         >>> saved = subject.save("shared/subject", methods="all")
         >>> sorted(file.name for file in saved.files.values())
-        ['model.safetensors', 'ridge_only.safetensors', 'shuffled_brain.safetensors']
+        ['model.safetensors', 'ridge.safetensors', 'ridge_only.safetensors', 'shuffled_brain.safetensors']
         """
         way = way_to(self.base if base is None else base, Path(folder))
         return self._save(folder, "path/to/this/folder", methods, way, results, datasets)

@@ -17,6 +17,7 @@ from mindtuner.training import (
     METHODS,
     Fingerprint,
     facts_of,
+    kind_of,
     load_fingerprint,
     load_network,
     read_card,
@@ -60,9 +61,14 @@ def way_to(base: Base | str | Path, folder: Path) -> dict:
     return {"base_path": path.as_posix()}
 
 
+def is_whole(method: str, network: BrainNetwork) -> bool:
+    """Whether all weights are kept: the method changes them all, or there is no base that they would add to."""
+    return method in WHOLE or network.fingerprint_subject is None
+
+
 def write_saved(path: Path, method: str, network: BrainNetwork, card: dict) -> None:
     """Write what a method tuned: a whole network, or what it adds to its base."""
-    if method in WHOLE:
+    if is_whole(method, network):
         save_network(path, network, card)
     else:
         write_fingerprint(path, Fingerprint.of(network), card)
@@ -70,7 +76,7 @@ def write_saved(path: Path, method: str, network: BrainNetwork, card: dict) -> N
 
 def write(path: Path, method: str, network: BrainNetwork, subject: Subject, config: Config, card: dict) -> None:
     """Write what was tuned by a method: the fingerprint alone, or all weights where the method changes them all."""
-    if method in WHOLE:
+    if is_whole(method, network):
         save_network(path, network, card)
     else:
         save_fingerprint(path, network, subject, config, card)
@@ -80,7 +86,7 @@ def decoding_file(path: str | Path) -> Path:
     """The file of the method that decodes, in a run of tune or a saved folder; or the file itself."""
     path = hub.here(path, hub.FINGERPRINT)
     if path.is_dir():
-        return path / (hub.MODEL if hub.is_saved(path) else FILES[MAIN])
+        return path / hub.MODEL if hub.is_saved(path) else next(iter(files_of(path).values()))
     return path
 
 
@@ -98,7 +104,7 @@ def files_of(path: str | Path) -> dict[str, Path]:
         found = {method: path / name for method, name in FILES.items() if (path / name).is_file()}
         if not found:
             raise UserError(
-                f"{path}: holds no {FILES[MAIN]}; expected a run of mindtuner tune, or a folder of TunedSubject.save"
+                f"{path}: holds no {FILES[MAIN]}; expected a run of mindtuner tune or fit, or a folder of TunedSubject.save"
             )
         return found
     return {read_card(path).get("method", MAIN): path}
@@ -128,7 +134,7 @@ def read_network(path: Path, base: BrainNetwork, number: int, subject: Subject |
 
     Raises UserError where it is damaged, of another subject, of other voxels, or on another base.
     """
-    if read_card(path).get("method") not in WHOLE:
+    if kind_of(path) == "fingerprint":
         return load_fingerprint(path, base, subject)
     network, name = load_network(path), subject_name(number)
     if name not in network.ridges:

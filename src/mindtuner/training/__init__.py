@@ -11,17 +11,19 @@ from mindtuner.training.fingerprint import (
     write_fingerprint,
 )
 from mindtuner.training.monitor import tensorboard_to
-from mindtuner.training.network_files import load_network, read_card, save_network
+from mindtuner.training.network_files import kind_of, load_network, read_card, save_network
 from mindtuner.training.pretrain import pretrain
 from mindtuner.training.targets import Targets
-from mindtuner.training.tune import METHODS, tune
+from mindtuner.training.tune import METHODS, WITHOUT_BASE, tune
 
 __all__ = [
     "METHODS",
+    "WITHOUT_BASE",
     "Fingerprint",
     "Targets",
     "facts_of",
     "load_fingerprint",
+    "kind_of",
     "load_network",
     "pretrain",
     "read_card",

@@ -111,6 +111,11 @@ def read_card(path: str | Path) -> dict:
     return _read_header(path)["card"]
 
 
+def kind_of(path: str | Path) -> str:
+    """``network`` or ``fingerprint``, what a file of mindtuner holds. Raises UserError as loading does."""
+    return _read_header(path)["kind"]
+
+
 def fingerprint_header(network: BrainNetwork) -> dict:
     """Subject, voxel count and FingerprintConfig of a network's fingerprint, as plain values."""
     subject = network.fingerprint_subject

@@ -68,24 +68,37 @@ def pretrain(
     subjects = {subject_name(number): subject for number, subject in sorted(dataset.subjects.items())}
     trials = {name: training_trials(s, len(targets)) for name, s in subjects.items()}
     trials, held_out = split_holdout(trials, holdout, seed)
-    seed_everything(derive_seed(seed, "pretrain"))
-    network = BrainNetwork(config.model, {name: s.n_voxels for name, s in subjects.items()})
-    if prior is not None:
-        network.prior.load_state_dict(prior.state_dict())
+    voxels = {name: s.n_voxels for name, s in subjects.items()}
     seen = np.concatenate([t.stimulus for t in trials.values()])
-    train_pivot(
-        network.projector,
-        targets,
-        seen,
-        config.pivot,
-        seed,
-        log,
-        None if checkpoint is None else pivot_checkpoint(checkpoint),
-    )
-    # Brains never move the projector: it stays what images and captions made it.
-    network.projector.requires_grad_(False)
+    network = before_brains(voxels, seen, targets, config, seed, log, prior, checkpoint)
     freeze_without_loss(network, config.pretrain)
     feeds = make_feeds(subjects, trials, seed)
     fit(network, feeds, targets, config.pretrain, seed, "pretrain", log, held_out, checkpoint)
     learn_expectation(network, subjects, trials, targets, seed)
+    return network
+
+
+def before_brains(
+    voxels: dict[str, int],
+    images: np.ndarray,
+    targets: Targets,
+    config: Config,
+    seed: int,
+    log: Log | None = None,
+    prior: DiffusionPrior | None = None,
+    checkpoint: str | Path | None = None,
+) -> BrainNetwork:
+    """A network for subjects of so many voxels that has seen training images (n,) and their captions, and no brain.
+
+    Of nobody's voxels it is a base without brains, which ``ridge`` and ``from_scratch`` need no more of. Other arguments as
+    in ``pretrain``.
+    """
+    seed_everything(derive_seed(seed, "pretrain"))
+    network = BrainNetwork(config.model, voxels)
+    if prior is not None:
+        network.prior.load_state_dict(prior.state_dict())
+    pivot = None if checkpoint is None else pivot_checkpoint(checkpoint)
+    train_pivot(network.projector, targets, images, config.pivot, seed, log, pivot)
+    # Brains never move the projector: it stays what images and captions made it.
+    network.projector.requires_grad_(False)
     return network

@@ -23,6 +23,7 @@ from mindtuner.training.targets import Targets
 from mindtuner.training.token_ridge import regress_tokens
 
 METHODS = ("mindtuner", "ridge_only", "ridge", "full_finetune", "from_scratch", "shuffled_brain")
+WITHOUT_BASE = ("ridge", "from_scratch", "shuffled_brain")  # what a base of nobody is enough for
 RIDGE_ALONE = FingerprintConfig(lora=False, skip=False)
 
 
@@ -51,7 +52,8 @@ def tune(
     - ``full_finetune``: new ridge, and everything but the projector, and parts whose losses weigh 0, trains on from the base.
     - ``from_scratch``: the same architecture with fresh weights, trained as pretraining trains; the projector, which needs no
       brain, is the base's, and the prior starts from ``prior`` where pretraining did.
-    - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at chance.
+    - ``shuffled_brain``: as ``mindtuner``, with the betas permuted over the training trials: a control at chance. On a base
+      of nobody (``pretrain.before_brains``) as ``ridge``.
 
     ``Config.fitting`` says by which settings each trains. With ``start: closed_form`` the new ridge begins where
     ``closed_form.solve_ridge`` puts it, and with ``train_ridge: false`` it stays there.
@@ -94,8 +96,13 @@ def tune(
     name, fitting = subject_name(subject.number), config.fitting(method)
     trials, held_out = split_holdout({name: training_trials(subject, len(targets))}, holdout, seed)
     seed_everything(derive_seed(seed, "tune"))
-    if method == "ridge":
+    without_base = not base.ridges
+    if without_base and method not in WITHOUT_BASE:
+        raise UserError(f"method: {method} needs a base, which this one of nobody is not; expected {', '.join(WITHOUT_BASE)}")
+    if method == "ridge" or (without_base and method == "shuffled_brain"):
         feed = make_feeds({name: subject}, trials, seed)[0]
+        if method == "shuffled_brain":
+            feed.permute_brains(seed)
         return finished(regress_tokens(base, feed, targets, seed), subject, feed, targets, then)
     network = starting_network(base, name, subject.n_voxels, config, method, prior)
     if network.projector.matrix.weight.requires_grad:

@@ -192,7 +192,9 @@ def test_a_folder_that_is_not_one_is_refused(world, tmp_path):
         TunedSubject.load(tmp_path / "subject")
     with pytest.raises(UserError, match="belongs to another base; expected the one"):
         TunedSubject.load(tmp_path / "subject", base=world.other)
-    with pytest.raises(UserError, match="'nearest' was not tuned; expected some of mindtuner, ridge_only, shuffled_brain"):
+    with pytest.raises(
+        UserError, match="'nearest' was not tuned; expected some of mindtuner, ridge_only, ridge, shuffled_brain"
+    ):
         world.subject.save(tmp_path / "new", methods=["nearest"])
     settings = json.loads((tmp_path / "base" / "config.json").read_text())
     for config, said in ((None, "config holds a NoneType"), ({"sed": 1}, "unknown field sed")):
