@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from commands import call
+from commands import call, refused
 
 import mindtuner
 from mindtuner.errors import UserError
@@ -115,3 +116,50 @@ def test_a_base_of_nobody_tunes_nobody_by_another_method(alone, simulated):
     features = mindtuner.embed(dataset, folder / "cache")
     with pytest.raises(UserError, match="method: ridge_only needs a base, which this one of nobody is not; expected ridge"):
         mindtuner.tune(words[1] / "base.safetensors", dataset.subject(1).sessions(1), features, methods=["ridge_only"])
+
+
+@pytest.fixture(scope="module")
+def base(alone, simulated):
+    """A base of subjects 1 and 2."""
+    folder, words = alone
+    out = folder / "base"
+    assert call("pretrain", simulated, out, "--subjects", 1, 2, "--config", words[5], "--cache", folder / "cache") == 0
+    return out
+
+
+def test_a_bases_own_subject_is_decoded_and_evaluated(alone, base, simulated):
+    folder, words = alone
+    cache = ("--cache", folder / "cache")
+    assert call("evaluate", base, simulated, folder / "own", "--subject", 2, *cache) == 0
+    run = load_run(folder / "own")
+    assert list(run.results["methods"]) == ["pretrained", "nearest_training_image", "prior_only"]
+    assert run.results["setting"]["subject"] == 2
+    assert call("decode", base, simulated, folder / "own-decoded", "--subject", 2, *cache) == 0
+    dataset = mindtuner.load(simulated)
+    features = mindtuner.embed(dataset, folder / "cache")
+    subject = dataset.subject(2)
+    own = mindtuner.TunedSubject.of(base, subject, features)
+    network = mindtuner.Base.load(base).network
+    betas = torch.from_numpy(subject.betas(subject.test.row))
+    with torch.no_grad():
+        expected = network(betas, "subj02").backbone_tokens
+    np.testing.assert_allclose(own.decoder().predict(betas.numpy()).backbone_tokens, expected, atol=1e-5)
+
+
+def test_who_is_not_the_bases_own_and_who_already_is_are_told(alone, base, simulated, tmp_path, capsys):
+    folder, words = alone
+    cache = ("--cache", folder / "cache")
+    for verb in ("evaluate", "decode"):
+        refused(
+            capsys,
+            [verb, base, simulated, tmp_path / "out", "--subject", 7, *cache],
+            "--subject: is 7; expected one that",
+            "1, 2",
+        )
+    refused(capsys, ["evaluate", base, simulated, tmp_path / "out", *cache], "fingerprint.safetensors", "expected")
+    refused(
+        capsys,
+        ["tune", base, simulated, tmp_path / "out", "--subject", 1, *cache],
+        "knows subject 1 already",
+        "subject_offset",
+    )

@@ -1,11 +1,11 @@
 """Decode a subject's trials: tokens, words, and pictures.
 
-FINGERPRINT is a run of mindtuner tune (its method mindtuner), one of the files there, or a fingerprint that was shared: its
-folder, or its id on the Hugging Face hub. Trials that show the same image are averaged. Writes into OUT
-predictions.safetensors (images, backbone_tokens, retrieval_tokens, latents, text; a row an image), words.json (the caption
-of a training image that is nearest to each) and, with --pictures or --only, pictures/IMAGE.png, for which the towers look at
-the stimuli where the cache does not hold that yet. The same command goes on where an earlier one was stopped; with another
---pictures or --only it adds pictures.
+FINGERPRINT is a run of mindtuner tune (its method mindtuner) or fit, one of the files there, or a fingerprint that was
+shared: its folder, or its id on the Hugging Face hub. With --subject N it is a base, and N one of its own subjects. Trials
+that show the same image are averaged. Writes into OUT predictions.safetensors (images, backbone_tokens, retrieval_tokens,
+latents, text; a row an image), words.json (the caption of a training image that is nearest to each) and, with --pictures or
+--only, pictures/IMAGE.png, for which the towers look at the stimuli where the cache does not hold that yet. The same
+command goes on where an earlier one was stopped; with another --pictures or --only it adds pictures.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     shared.add_base(parser)
+    shared.add_own_subject(parser)
     parser.add_argument("--trials", choices=TRIALS, default="test", help="which trials (default test)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -48,11 +49,12 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.decoding import PICTURES, choose, decode, settings_of
     from mindtuner.pipeline.features import check_towers, is_full_size
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
-    from mindtuner.pipeline.subject import read_tuned
+    from mindtuner.pipeline.subject import read_own, read_tuned
     from mindtuner.pipeline.tuned_files import decoding_file
 
-    path = decoding_file(options.fingerprint)
-    tuned = read_tuned(path, options.base)
+    own = options.subject is not None
+    path = options.fingerprint if own else decoding_file(options.fingerprint)
+    tuned = read_own(path, options.subject) if own else read_tuned(path, options.base)
     base = tuned.base
     refuse_overlap(options.out, DATA=options.data, FINGERPRINT=path, BASE=base.path)
     dataset = load(options.data, [tuned.number])
@@ -63,15 +65,20 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--cache: {cache} is no folder; expected the features of full size that phrases are read by")
     # At full size pictures can do without features, where they draw on no neighbours; words are whole captions then.
     drawing = painting and (not full_size or tuned.config.decode.neighbours > 0 or is_full_size(cache))
-    if drawing:
+    if drawing or own:
         check_towers(base.network.config, base.where, cache if full_size else None)
-    subject = TunedSubject.load(path, dataset, base=base)
+    if own:
+        features = embed(dataset, cache, weights=generator_options.weights_of(options))
+        subject = TunedSubject.of(base, dataset.subject(tuned.number), features)
+    else:
+        subject = TunedSubject.load(path, dataset, base=base)
     generator, texts = generator_options.opened(options, subject)
     command = command_of(
         "decode",
         options.fingerprint,
         options.data,
         options.out,
+        *(["--subject", options.subject] if own else []),
         "--base",
         base.where,
         "--trials",

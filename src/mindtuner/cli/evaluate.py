@@ -1,9 +1,10 @@
 """Score what was tuned, and write the report.
 
-TUNED is a run of mindtuner tune, or a fingerprint that was shared: its folder, or its id on the Hugging Face hub. The test
-images of its subject are decoded with every method found there, painted, and scored beside chance and beside two controls
-that need no tuning. Writes results.json, report.html and what belongs to them into OUT, and prints a table. The same command
-goes on where an earlier one was stopped.
+TUNED is a run of mindtuner tune or fit, or a fingerprint that was shared: its folder, or its id on the Hugging Face hub.
+With --subject N it is a base, and N one of the subjects that it was pretrained on. The test images of the subject are
+decoded with every method found there, painted, and scored beside chance and beside two controls that need no tuning. Writes
+results.json, report.html and what belongs to them into OUT, and prints a table. The same command goes on where an earlier
+one was stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the dataset")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     shared.add_base(parser)
+    shared.add_own_subject(parser)
     shared.add_cache(parser)
     generator_options.add_arguments(parser)
     shared.add_pictures(parser)
@@ -73,18 +75,22 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.evaluation import painting, settings_of
     from mindtuner.pipeline.features import check_same, check_towers
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
-    from mindtuner.pipeline.subject import read_tuned
+    from mindtuner.pipeline.subject import read_own, read_tuned
 
     scoring = Scoring(options.networks, options.as_published, options.pool)
-    path = hub.here(options.tuned, hub.FINGERPRINT)
-    tuned = read_tuned(path, options.base)
+    path = options.tuned if options.subject is not None else hub.here(options.tuned, hub.FINGERPRINT)
+    tuned = read_tuned(path, options.base) if options.subject is None else read_own(path, options.subject)
     refuse_overlap(options.out, DATA=options.data, TUNED=path, BASE=tuned.base.path)
     full_size, cache = options.generator == generator_options.SDXL, options.cache or options.data / "cache"
     check_towers(tuned.base.network.config, tuned.base.where, cache if full_size else None)
     if full_size:
         check_same(tuned.base.card, tuned.base.where, cache)
     dataset = held_out(load(options.data, [tuned.number]), tuned.config.hold_out_category)
-    subject = TunedSubject.load(path, dataset, base=tuned.base)
+    if options.subject is None:
+        subject = TunedSubject.load(path, dataset, base=tuned.base)
+    else:
+        features = embed(dataset, cache, weights=generator_options.weights_of(options))
+        subject = TunedSubject.of(tuned.base, dataset.subject(tuned.number), features)
     generator, texts = generator_options.opened(options, subject)
     texts.network.cpu()  # the brain's networks have the GPU first
     command = command_of(
@@ -92,6 +98,7 @@ def run(options: argparse.Namespace) -> None:
         options.tuned,
         options.data,
         options.out,
+        *([] if options.subject is None else ["--subject", options.subject]),
         *generator_options.words_of(options),
         *([] if options.pictures is None else ["--pictures", options.pictures]),
         *scoring_words(options),

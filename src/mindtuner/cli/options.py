@@ -43,6 +43,13 @@ def add_base(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_own_subject(parser: argparse.ArgumentParser) -> None:
+    """One of the subjects that a base was trained on."""
+    parser.add_argument(
+        "--subject", type=int, metavar="N", help="where a base stands in its place: this one of the base's own subjects"
+    )
+
+
 def add_hold_out(parser: argparse.ArgumentParser, also: str = "") -> None:
     """A category that no training sees."""
     parser.add_argument(

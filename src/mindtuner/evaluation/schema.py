@@ -22,6 +22,7 @@ from mindtuner.thirdparty import one_line
 
 MethodName = Literal[
     "mindtuner",
+    "pretrained",
     "ridge_only",
     "ridge",
     "full_finetune",

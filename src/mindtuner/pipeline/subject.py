@@ -31,9 +31,14 @@ from mindtuner.pipeline.tuned_files import (
     write_saved,
 )
 from mindtuner.training import (
+    facts_of,
     read_card,
     subject_name,
 )
+from mindtuner.training.closed_form import learn_centre
+from mindtuner.training.fingerprint import share_weights
+
+PRETRAINED = "pretrained"
 
 if TYPE_CHECKING:
     from mindtuner.pipeline.results import Results
@@ -165,6 +170,41 @@ class TunedSubject:
             generator=generator,
             bank=bank,
         )
+
+    @classmethod
+    def of(cls, base: Base | str | Path, subject: Subject, features: Features) -> TunedSubject:
+        """One of the subjects that a base was trained on, as it is: method ``pretrained``.
+
+        Parameters
+        ----------
+        base : Base, path or str
+            As in ``tune``.
+        subject : Subject
+            With the training trials that the base saw, whose mean answer is what retrieval measures from.
+        features : Features
+            Of the dataset's stimuli.
+
+        Raises
+        ------
+        UserError
+            Where the base does not know the subject, or knows it by other voxels, or features do not fit.
+
+        Examples
+        --------
+        >>> mindtuner.TunedSubject.of(base, dataset.subject(2), features)
+        Subject 2, 286 voxels, tuned on 2 sessions: pretrained
+        """
+        base, name = read_own(base, subject.number).base, subject_name(subject.number)
+        if (voxels := base.network.ridges[name].in_features) != subject.n_voxels:
+            raise UserError(f"{base.where}: voxels is {voxels}; expected {subject.n_voxels}, as {subject.where} has")
+        features.check_model(base.network.config, base.where)
+        features.check_same(base.card, base.where)
+        network = share_weights(base.network).eval()
+        learn_centre(network, subject, subject.train.row, features.targets, subject.train.stimulus)
+        sessions = len(subject.training_sessions)
+        config = dataclasses.replace(base.config, target_subject=subject.number, tuning_sessions=sessions)
+        card = {**base.card, "method": PRETRAINED, **facts_of(subject, config)}
+        return cls(subject.number, base, config, {PRETRAINED: network}, {PRETRAINED: card}, features)
 
     @classmethod
     def load(
@@ -363,6 +403,18 @@ class TunedSubject:
         )
 
 
+def read_own(base: Base | str | Path, number: int) -> TunedSubject:
+    """What is known of a base's own subject before its data are there; without the network.
+
+    Raises UserError where the base is missing or does not know the subject.
+    """
+    base = base if isinstance(base, Base) else Base.from_pretrained(base)
+    if not base.knows(number):
+        known = ", ".join(str(int(one.removeprefix("subj"))) for one in base.network.ridges) or "nobody"
+        raise UserError(f"subject: is {number}; expected one that {base.where} was trained on: {known}")
+    return TunedSubject(number, base, dataclasses.replace(base.config, target_subject=number), {}, {})
+
+
 def read_tuned(path: str | Path, base: Base | str | Path | None = None) -> TunedSubject:
     """All that a run of tune says, or one file of it, and the base that it goes on; without the networks.
 
@@ -372,7 +424,7 @@ def read_tuned(path: str | Path, base: Base | str | Path | None = None) -> Tuned
     cards = {method: read_card(file) for method, file in files.items()}
     first, card = next(iter(files.values())), next(iter(cards.values()))
     if "subject" not in card or "config" not in card:
-        raise UserError(f"{first}: is a base; expected what mindtuner tune wrote")
+        raise UserError(f"{first}: is a base; expected what mindtuner tune wrote, or `subject`, one of the base's own")
     settings = path / SETTINGS
     config = load_config(settings if settings.is_file() else card["config"])
     base = base if isinstance(base, Base) else base_of(first, base)

@@ -10,6 +10,7 @@ from mindtuner.evaluation.scores.catalogue import Score, of_part
 MAIN_METHOD = "mindtuner"
 METHODS = {
     "mindtuner": ("MindTuner", "The base is frozen; the subject gets a ridge and adapters (LoRA, Skip-LoRA) of its own."),
+    "pretrained": ("Pretrained", "The base itself, which was trained on this subject among others."),
     "ridge_only": ("Ridge only", "The base is frozen; only a new ridge trains on the subject."),
     "ridge": ("Ridge regression", "No base: one cross-validated regression from voxels to tokens."),
     "full_finetune": ("Full fine-tuning", "Backbone and heads of the base train on the subject."),

@@ -149,6 +149,7 @@ def growth(
 
 
 _SHAPES = {  # corners of a marker around 0, so that methods differ by more than colour
+    "pretrained": "0,-5 4,0 0,5 -4,0",
     "ridge_only": "-4,-4 4,-4 4,4 -4,4",
     "ridge": "-5,-5 5,5 5,-5 -5,5",
     "full_finetune": "0,-5 5,4 -5,4",
