@@ -1,4 +1,6 @@
-"""Files from a Hugging Face hub: resumed where they broke off, tried again when the line drops, every byte verified.
+"""Files over HTTP: resumed where they broke off, tried again when the line drops, every byte verified.
+
+``describe`` and ``bring`` speak to a Hugging Face hub, ``receive`` and ``persist`` to any server.
 
 A file grows as a part, named by the checksum that it must end with, and moves to its place only when its checksum is
 right. (`hf_hub_download` throws a part away when it is interrupted, and the largest files here have 20 GB, so bytes are
@@ -12,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -84,8 +86,8 @@ def bring(url: str, target: Path, part: Path, file: HubFile, bar) -> None:
     os.replace(part, target)
 
 
-def receive(url: str, part: Path, size: int, bar) -> None:
-    """Append to ``part`` what it lacks of ``size`` bytes."""
+def receive(url: str, part: Path, size: int, bar, headers: Mapping[str, str] | None = None) -> None:
+    """Append to ``part`` what it lacks of ``size`` bytes. ``headers`` of the request are a hub's, with its login, by default."""
     with part.open("ab") as out:
         have = out.tell()
         if have > size:
@@ -93,7 +95,8 @@ def receive(url: str, part: Path, size: int, bar) -> None:
             have = 0
         if have == size:
             return
-        headers = build_hf_headers(library_name="mindtuner") | {"Accept-Encoding": "identity"}  # ranges count plain bytes
+        headers = dict(build_hf_headers(library_name="mindtuner") if headers is None else headers)
+        headers["Accept-Encoding"] = "identity"  # ranges count plain bytes
         if have:
             headers["Range"] = f"bytes={have}-"
         with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
@@ -109,8 +112,17 @@ def receive(url: str, part: Path, size: int, bar) -> None:
         raise ConnectionError("the connection was closed early")
 
 
-def persist(action: Callable, where: str, arrived: Callable[[], int] = lambda: 0, retries: int = 5):
-    """Do ``action``, again after a dropped connection or a busy server, up to ``retries`` times without a new byte."""
+def persist(
+    action: Callable,
+    where: str,
+    arrived: Callable[[], int] = lambda: 0,
+    retries: int = 5,
+    refusal: Callable[[str, int, HfHubHTTPError], str] | None = None,
+):
+    """Do ``action``, again after a dropped connection or a busy server, up to ``retries`` times without a new byte.
+
+    ``refusal(where, status, error)`` says what a server's refusal means, by default a hub's.
+    """
     failures = 0
     cause: Exception
     while True:
@@ -118,11 +130,11 @@ def persist(action: Callable, where: str, arrived: Callable[[], int] = lambda: 0
         try:
             return action()
         except OfflineModeIsEnabled as error:
-            raise UserError(f"{where}: HF_HUB_OFFLINE is set; expected it unset to fetch from a hub") from error
+            raise UserError(f"{where}: HF_HUB_OFFLINE is set; expected it unset to fetch anything") from error
         except HfHubHTTPError as error:
             status, cause = error.response.status_code, error
             if status < 500 and status not in (408, 429):
-                raise UserError(_refusal(where, status, error)) from error
+                raise UserError((refusal or _refusal)(where, status, error)) from error
             problem = f"HTTP {status}"
         except _DROPPED as error:
             problem, cause = " ".join(str(error).split()) or type(error).__name__, error
@@ -130,7 +142,7 @@ def persist(action: Callable, where: str, arrived: Callable[[], int] = lambda: 0
         if failures > retries:
             raise UserError(
                 f"{where}: no connection ({problem}), tried {failures} times; expected a network and a "
-                "hub that answers (the same command goes on from here)"
+                "server that answers (the same command goes on from here)"
             ) from cause
         time.sleep(WAIT_S * 2 ** (failures - 1))
 

@@ -31,6 +31,7 @@ _VERBS = (
     "fingerprint",
     "info",
     "convert",
+    "fetch laion",
     "fetch weights",
     "fetch networks",
     "check weights",

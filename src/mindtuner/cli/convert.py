@@ -1,5 +1,6 @@
 """Turn other people's files into this project's.
 
+laion: LAION-fMRI becomes a lab's folder for each of some splits.
 mindeye2: a released MindEye2 checkpoint becomes a base that equals it and that a new subject can be tuned on.
 mosaic: MOSAIC's subject files become a lab's folder, without the cortical surface.
 nsd: raw NSD becomes the NSD release, which every other verb reads.
@@ -14,6 +15,44 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    laion = kinds.add_parser(
+        "laion",
+        help="LAION-fMRI -> a lab's folder for each split",
+        description="Write LAION-fMRI as lab folders OUT/SPLIT, which every other verb reads. Betas are read once, by mask, and "
+        "shared by all splits. The same command goes on where an earlier one was cut short, and another split is added "
+        "in seconds (docs/laion.md).",
+    )
+    laion.add_argument(
+        "root", type=Path, metavar="ROOT", help="folder that mindtuner fetch laion, or its own package, filled"
+    )
+    laion.add_argument("out", type=Path, metavar="OUT", help="folder to write: new, or one that this command began")
+    laion.add_argument(
+        "--split",
+        metavar="NAME,NAME,...",
+        help="splits, of tau, cluster_k5_0 to _4, ood, random_0 to _4 (default: that of the file --split-files)",
+    )
+    laion.add_argument(
+        "--split-files",
+        type=Path,
+        metavar="DIR_OR_JSON",
+        help="a clone of LAION-fMRI's package, a folder of its splits (.../data for each subject's own, .../data/shared for "
+        "images that all saw), or one file (default ROOT/splits)",
+    )
+    laion.add_argument(
+        "--subjects", metavar="N,N,...", help="subjects, such as 1,3; all that are compared (default: all there)"
+    )
+    laion.add_argument(
+        "--regions", metavar="NAME,NAME,...", help="keep the voxels of these regions (default: the whole mask)"
+    )
+    laion.add_argument(
+        "--noise-ceiling",
+        type=float,
+        default=0.0,
+        metavar="PERCENT",
+        help="keep voxels of at least this noise ceiling, which is made with test trials too (default: all)",
+    )
+    laion.add_argument("--stimuli", type=Path, metavar="DIR", help="folder of the pictures (default ROOT/stimuli/images)")
+    laion.set_defaults(convert=run_laion)
     mindeye2 = kinds.add_parser(
         "mindeye2",
         help="a released MindEye2 checkpoint -> a base",
@@ -98,6 +137,27 @@ def run(options: argparse.Namespace) -> None:
     options.convert(options)
 
 
+def run_laion(options: argparse.Namespace) -> None:
+    from mindtuner.formats.laion.convert import convert_laion
+
+    convert_laion(
+        options.root,
+        options.out,
+        _listed(options.split),
+        options.split_files,
+        _subjects(options.subjects),
+        _listed(options.regions),
+        options.noise_ceiling,
+        options.stimuli,
+        say=print,
+    )
+    print(options.out)
+
+
+def _listed(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
 def run_mindeye2(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
 
@@ -129,8 +189,7 @@ def run_mindeye2(options: argparse.Namespace) -> None:
 def run_mosaic(options: argparse.Namespace) -> None:
     from mindtuner.formats.mosaic.convert import convert_mosaic
 
-    regions = [name.strip() for name in options.regions.split(",") if name.strip()]
-    convert_mosaic(options.root, options.out, regions, options.stimuli, options.split, say=print)
+    convert_mosaic(options.root, options.out, _listed(options.regions), options.stimuli, options.split, say=print)
     print(options.out)
 
 

@@ -3,7 +3,7 @@
 Only the files that the subjects and sessions asked for need, with their sizes shown first. A fetch that was stopped goes
 on where it was when the same command is given again. NSD's terms bind whoever uses the data; see docs/fetch.md.
 
-The networks that the full-size system is built on: mindtuner fetch weights.
+The networks that the full-size system is built on: mindtuner fetch weights. LAION-fMRI: mindtuner fetch laion.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
 
-    subjects, sessions = _numbers("--subjects", options.subjects), _numbers("--sessions", options.sessions)
+    subjects, sessions = numbers("--subjects", options.subjects), numbers("--sessions", options.sessions)
     if not (options.list or options.yes or sys.stdin.isatty()):
         raise UserError(
             f"--yes: not given, and there is no terminal to ask on; expected --yes, which says that you have "
@@ -58,12 +58,12 @@ def run(options: argparse.Namespace) -> None:
     release = fetch.read_release(options.repo or fetch.REPO, options.revision, options.endpoint)
     plan = fetch.plan_fetch(release, options.out, subjects, sessions)
     print(f"{_TERMS}\n{release.repo} at {release.endpoint}, revision {release.revision}\n")
-    to_come = _print_table(plan)
+    to_come = print_table(plan)
     if options.list:
         return
     fetch.check_space(plan)
     question = f"\nHave you agreed to NSD's terms, and shall {to_come} come to {options.out}? [y/N] "
-    if not options.yes and not _agreed(question):
+    if not options.yes and not agreed(question):
         raise UserError(f"{options.out}: not fetched; expected y for an answer")
     card = fetch.fetch(plan)
     print(f"\n{options.out}: complete, all checksums right")
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"subject {subject}: training trials of session {', '.join(map(str, numbers)) or 'none'} only")
 
 
-def _numbers(option: str, text: str | None) -> list[int] | None:
+def numbers(option: str, text: str | None) -> list[int] | None:
     """``1,3-5`` -> [1, 3, 4, 5]."""
     from mindtuner.errors import UserError
 
@@ -87,14 +87,14 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
     return sorted(numbers)
 
 
-def _agreed(question: str) -> bool:
+def agreed(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
         return False
 
 
-def _print_table(plan) -> str:
+def print_table(plan) -> str:
     """Print one line a part, and return how much is still to come, in words."""
     from tabulate import tabulate
 

@@ -29,9 +29,10 @@ _HELP = {
     "noise": "noise sd, relative to the calibrated noise ceilings",
     "seed": "seed of scenes, brains and noise",
 }
-FORMATS = ("nsd_release", "nsd_raw", "lab_folder", "mosaic")
+FORMATS = ("nsd_release", "nsd_raw", "lab_folder", "laion", "mosaic")
 _NEXT = {
     "nsd_raw": "mindtuner convert nsd {out} DATASET --captions {out}/annotations",
+    "laion": "mindtuner convert laion {out} DATASET --split own",
     "mosaic": "mindtuner convert mosaic {out} DATASET",
 }
 

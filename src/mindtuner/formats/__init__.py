@@ -10,14 +10,14 @@ from pathlib import Path
 
 from mindtuner.data import Dataset
 from mindtuner.errors import UserError
-from mindtuner.formats import glmsingle, lab_folder, mosaic, nsd_raw, nsd_release
+from mindtuner.formats import glmsingle, lab_folder, laion, mosaic, nsd_raw, nsd_release
 from mindtuner.formats.checks.findings import Finding, Findings
 from mindtuner.formats.format import Format
 
 __all__ = ["FORMATS", "Finding", "Findings", "Format", "check", "convert", "format_of", "load", "named", "write"]
 
 # The first that fits a folder is its format. A lab's folder is told by little: stimuli or betas alone will do.
-FORMATS = (nsd_release.FORMAT, nsd_raw.FORMAT, mosaic.FORMAT, lab_folder.FORMAT, glmsingle.FORMAT)
+FORMATS = (nsd_release.FORMAT, nsd_raw.FORMAT, laion.FORMAT, mosaic.FORMAT, lab_folder.FORMAT, glmsingle.FORMAT)
 
 
 def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
@@ -39,7 +39,7 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     ------
     UserError
         Where the folder is no dataset, or anything in it is missing, damaged or at odds with the rest, or a trial of a shared
-        image stands in training. Raw NSD is converted first (see ``convert``).
+        image stands in training. Raw NSD and LAION-fMRI are converted first (see ``convert``).
 
     Examples
     --------
@@ -90,7 +90,7 @@ def check(root: str | Path, allow_twins: bool = False) -> Findings:
 
 
 def convert(root: str | Path, out: str | Path, **options) -> dict:
-    """Write raw NSD as the NSD release, or MOSAIC as a lab's folder.
+    """Write raw NSD as the NSD release, MOSAIC as a lab's folder, or LAION-fMRI as one for each split.
 
     Parameters
     ----------
@@ -99,17 +99,17 @@ def convert(root: str | Path, out: str | Path, **options) -> dict:
     out : str or Path
         Folder to write.
     **options
-        Those of ``nsd_raw.convert.convert_nsd`` or ``mosaic.convert.convert_mosaic``.
+        Those of ``nsd_raw.convert.convert_nsd``, ``mosaic.convert.convert_mosaic`` or ``laion.convert.convert_laion``.
 
     Returns
     -------
     dict
-        The card of what was written.
+        The card of what was written; of LAION-fMRI that of each split.
 
     Raises
     ------
     UserError
-        Where the format is read as it is, so that there is nothing to convert; and as the two functions do.
+        Where the format is read as it is, so that there is nothing to convert; and as these functions do.
 
     Examples
     --------
