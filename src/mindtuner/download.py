@@ -87,7 +87,7 @@ def bring(url: str, target: Path, part: Path, file: HubFile, bar) -> None:
 
 
 def receive(url: str, part: Path, size: int, bar, headers: Mapping[str, str] | None = None) -> None:
-    """Append to ``part`` what it lacks of ``size`` bytes. ``headers`` of the request are a hub's, with its login, by default."""
+    """Append to ``part`` what it lacks of ``size`` bytes. ``headers``: by default a hub's, with its login."""
     with part.open("ab") as out:
         have = out.tell()
         if have > size:

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     laion = kinds.add_parser(
         "laion",
         help="LAION-fMRI -> a lab's folder for each split",
-        description="Write LAION-fMRI as lab folders OUT/SPLIT, which every other verb reads. Betas are read once, by mask, and "
-        "shared by all splits. The same command goes on where an earlier one was cut short, and another split is added "
+        description="Write LAION-fMRI as lab folders OUT/SPLIT, which every other verb reads. Betas are read once, by mask, "
+        "and shared by all splits. The same command goes on where an earlier one was cut short, and another split is added "
         "in seconds (docs/laion.md).",
     )
     laion.add_argument(

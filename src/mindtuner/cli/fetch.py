@@ -67,27 +67,28 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{options.out}: not fetched; expected y for an answer")
     card = fetch.fetch(plan)
     print(f"\n{options.out}: complete, all checksums right")
-    for subject, numbers in card.get("sessions", {}).items():
-        print(f"subject {subject}: training trials of session {', '.join(map(str, numbers)) or 'none'} only")
+    for subject, found in card.get("sessions", {}).items():
+        print(f"subject {subject}: training trials of session {', '.join(map(str, found)) or 'none'} only")
 
 
 def numbers(option: str, text: str | None) -> list[int] | None:
-    """``1,3-5`` -> [1, 3, 4, 5]."""
+    """``1,3-5`` -> [1, 3, 4, 5]. Raises UserError, naming the option, for anything else."""
     from mindtuner.errors import UserError
 
     if text is None:
         return None
-    numbers = set()
+    found: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last) if dash else (first, first)
         if not all(end.isdecimal() and len(end) < 4 for end in ends) or not 1 <= int(ends[0]) <= int(ends[1]):
             raise UserError(f"{option}: is {text!r}; expected numbers from 1 on, such as 1,2 or 1-4")
-        numbers.update(range(int(ends[0]), int(ends[1]) + 1))
-    return sorted(numbers)
+        found.update(range(int(ends[0]), int(ends[1]) + 1))
+    return sorted(found)
 
 
 def agreed(question: str) -> bool:
+    """Whether the user answers y."""
     try:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:

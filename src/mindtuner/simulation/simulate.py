@@ -35,6 +35,8 @@ _WRITTEN = (
     "nsddata_betas",
     "nsddata_stimuli",
     "annotations",
+    "derivatives",
+    "splits",
     "stimuli",
     "sub-0[1-8]",
     "sub-0[1-8]_NSD.hdf5",
@@ -70,7 +72,7 @@ def simulate(
     stimuli : Path, optional
         Folder of whole captioned images, which take the place of scenes.
     format : str
-        Whose files to write: ``nsd_release``, ``nsd_raw``, ``lab_folder`` or ``mosaic``.
+        Whose files to write: ``nsd_release``, ``nsd_raw``, ``lab_folder``, ``laion`` or ``mosaic``.
 
     Raises
     ------

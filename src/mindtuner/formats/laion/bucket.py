@@ -93,7 +93,8 @@ class Bucket:
         if found != file.etag:
             part.unlink()
             raise UserError(
-                f"{target}: arrived with ETag {found}; expected {file.etag} (it was removed: the same command fetches it again)"
+                f"{target}: arrived with ETag {found}; expected {file.etag} (it was removed: the same command fetches it "
+                "again)"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, target)
