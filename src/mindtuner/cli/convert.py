@@ -132,6 +132,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     unclip.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
     unclip.set_defaults(convert=run_unclip)
 
+    for kind in kinds.choices.values():
+        kind.set_defaults(help_of_verb=kind.format_help)  # so that errors name its flags
+
 
 def run(options: argparse.Namespace) -> None:
     options.convert(options)

@@ -45,6 +45,24 @@ def _name(trials: Trials, offending: np.ndarray) -> str:
     return f"trial of session {trials.session[first]}, row {trials.row[first]}, stimulus {trials.stimulus[first]}"
 
 
+def split_of(card: dict) -> dict:
+    """What a dataset's card says of its named split, for the cards of networks that are trained on it."""
+    return {field: card[field] for field in ("dataset", "split") if field in card}
+
+
+def refuse_other_split(trained: dict, card: dict, where: object) -> None:
+    """Raise UserError where a network was trained on another split of the dataset that ``card`` describes.
+
+    ``trained`` is the card of the network, which ``where`` names. One that was trained on another dataset may go on.
+    """
+    same = "dataset" in card and trained.get("dataset") == card["dataset"]
+    if same and trained.get("split") != card.get("split"):
+        raise UserError(
+            f"{where}: was trained on split {trained.get('split')} of {card['dataset']}; expected {card.get('split')}, the "
+            "split of these data, whose test images it may know"
+        )
+
+
 def image_folds(images, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """``folds`` splits of rows into (fitted, left out), int64 positions.
 

@@ -13,6 +13,7 @@ import numpy as np
 from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset
 from mindtuner.data.hold_out import category_words
+from mindtuner.data.splits import split_of
 from mindtuner.errors import UserError
 from mindtuner.files import write_text
 from mindtuner.model import BrainNetwork
@@ -293,6 +294,7 @@ def card_of(dataset: Dataset, features: Features, config: Config) -> dict:
         "seed": config.seed,
         "simulated": dataset.card["simulated"],
         "zscore": dataset.card["zscore"],
+        **split_of(dataset.card),
         "subjects": sorted(dataset.subjects),
         "sessions": {
             subject_name(number): len(set(subject.train.session.tolist()))

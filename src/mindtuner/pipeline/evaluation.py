@@ -11,6 +11,7 @@ from pathlib import Path
 from mindtuner import runtime
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Subject
+from mindtuner.data.splits import refuse_other_split
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import build_results, per_image_scores, rounded
@@ -110,6 +111,7 @@ def evaluate(
     features.check_same(base.card, base.where)
     dataset = held_out(dataset, config.hold_out_category)
     features.check_stimuli(dataset.stimuli)
+    refuse_other_split(subject.card, dataset.card, f"subject {subject.number}")
     if features.full_size and generator is None and config.decode.pictures:
         raise UserError("generator: is missing; expected the one of full size, as the features are of full size")
     texts, hour = text_encoder or features.text_encoder, subject.hour(dataset)

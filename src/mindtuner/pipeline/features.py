@@ -15,6 +15,7 @@ import numpy as np
 
 from mindtuner.config import ModelConfig
 from mindtuner.data import Dataset, Stimuli, open_cache
+from mindtuner.data.splits import refuse_other_split
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.generators.compact import WEIGHTS, starting_prior
@@ -128,11 +129,12 @@ class Features:
             raise UserError(f"features: are of other stimuli ({self.folder}); expected those of this dataset")
 
     def check_same(self, card: dict, where: object) -> None:
-        """Raise UserError where a network whose card this is was trained on other towers.
+        """Raise UserError where a network whose card this is was trained on other towers, or another split of this dataset.
 
         What the card does not say is not compared.
         """
         check_same(card, where, self.folder)
+        refuse_other_split(card, self.card, where)
 
 
 def embed(

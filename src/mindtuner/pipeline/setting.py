@@ -27,6 +27,8 @@ def describe_setting(
         "simulated_scenes": card.get("simulated_scenes", False),
         "stimuli": card.get("stimuli"),
         "stimuli_hash": dataset.stimuli.hash,
+        "dataset": card.get("dataset"),
+        "split": card.get("split"),
         "subject": test.subject.number,
         "sessions": config.tuning_sessions,
         "voxels": test.subject.n_voxels,

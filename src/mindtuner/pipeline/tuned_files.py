@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mindtuner.config import Config
 from mindtuner.data import Subject
+from mindtuner.data.splits import split_of
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
 from mindtuner.pipeline import hub
@@ -39,6 +40,7 @@ def card_of(method: str, base: Base, config: Config, features: Features, subject
         **features.described,
         "method": method,
         "simulated": features.card["simulated"],
+        **split_of(features.card),
         "hold_out_category": config.hold_out_category,
         **facts_of(subject, config),
         **(way_to(base, run) if run is not None else {}),

@@ -20,6 +20,7 @@ import torch
 
 from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset, Subject, Trials
+from mindtuner.data.splits import split_of
 from mindtuner.decoding.training_images import TrainingTokens, most_similar
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
@@ -269,6 +270,7 @@ def open_bench(
     card = {
         "seed": config.seed,
         "simulated": dataset.card["simulated"],
+        **split_of(dataset.card),
         "hold_out_category": config.hold_out_category,
         **features.described,
     }

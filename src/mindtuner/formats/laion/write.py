@@ -40,13 +40,14 @@ def write(root: str | Path, dataset: Dataset) -> None:
         Where the sessions of a subject are not in order.
     """
     root = Path(root)
+    for subject in dataset.subjects.values():
+        if (np.diff(subject.trials.session) < 0).any():
+            raise UserError(f"{subject.where}: session falls from one trial to the next; expected sessions in order")
     write_json(root / CARD, {**dataset.card, "zscore": "none"})
     labels = write_stimuli(root / laion.STIMULI, dataset.stimuli)
     write_text(root / laion.STIMULUS_TABLE, "\n".join(["filename", *labels]) + "\n")
     _write_split(root / SPLITS / f"{OWN}.json", dataset, labels)
     for number, subject in dataset.subjects.items():
-        if (np.diff(subject.trials.session) < 0).any():
-            raise UserError(f"{subject.where}: session falls from one trial to the next; expected sessions in order")
         _write_subject(root, f"sub-{number:02d}", subject, labels)
 
 
