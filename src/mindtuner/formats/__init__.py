@@ -118,9 +118,9 @@ def convert(root: str | Path, out: str | Path, **options) -> dict:
     """
     found = format_of(root)
     if found.convert is None:
+        titles = [other.title for other in FORMATS if other.convert]
         raise UserError(
-            f"{root}: is {found.title}, which is read as it is; expected "
-            f"{' or '.join(other.title for other in FORMATS if other.convert)}"
+            f"{root}: is {found.title}, which is read as it is; expected {', '.join(titles[:-1])} or {titles[-1]}"
         )
     return found.convert(root, out, **options)
 

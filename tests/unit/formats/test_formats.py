@@ -25,6 +25,7 @@ def release(tmp_path_factory):
         ("lab_folder", "sub-01/trials.tsv"),
         ("lab_folder", "stimuli.hdf5"),
         ("lab_folder", "betas_session-01.nii.gz"),
+        ("laion", "derivatives/glmsingle-tedana/sub-01"),
         ("mosaic", "sub-01_NSD.hdf5"),
         ("mosaic", "nsd_stiminfo.tsv"),
     ],
@@ -44,6 +45,8 @@ def test_the_most_telling_files_decide(tmp_path):
     assert format_of(tmp_path).name == "mosaic"
     (tmp_path / "trials.tsv").touch()
     assert format_of(tmp_path).name == "lab_folder"
+    (tmp_path / "stimuli" / "stimuli.tsv").touch()
+    assert format_of(tmp_path).name == "laion"
     (tmp_path / "nsddata").mkdir()
     assert format_of(tmp_path).name == "nsd_raw"
     (tmp_path / "shared1000.npy").touch()
@@ -58,12 +61,12 @@ def test_what_is_of_no_format_is_refused_with_all_that_are_known(tmp_path):
     assert "\n" not in str(refused.value)
     for known in FORMATS:
         assert f"{known.holds} ({known.title})" in str(refused.value)
-    with pytest.raises(UserError, match="format: is 'A'; expected one of nsd_release, nsd_raw, mosaic, lab_folder"):
+    with pytest.raises(UserError, match="format: is 'A'; expected one of nsd_release, nsd_raw, laion, mosaic, lab_folder"):
         named("A")
 
 
 def test_what_is_read_is_not_converted_and_the_other_way_round(tmp_path, release):
-    with pytest.raises(UserError, match="is the NSD release, which is read as it is; expected raw NSD or MOSAIC"):
+    with pytest.raises(UserError, match="is the NSD release, which is read as it is; expected raw NSD, LAION-fMRI or MOSAIC"):
         convert(release, tmp_path / "out")
     raw = tmp_path / "raw"
     (raw / "nsddata").mkdir(parents=True)

@@ -481,6 +481,7 @@ def test_a_folder_without_subjects_is_said(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_dataset_written_in_this_layout_comes_back(simulated, tmp_path):
     """Betas to the bit, before they are z-scored again; trials, split, captions and regions as they were."""
     made = load(simulated)

@@ -302,7 +302,7 @@ def test_what_passes_the_checks_shows_every_subject_enough_images(knobs):
         assert len(np.unique(Plan(knobs).trials(number).stimulus)) >= brains.MIN_IMAGES
 
 
-# ---- the other formats; that all four hold the same is in test_all_formats.py
+# ---- the other formats; that all hold the same is in test_all_formats.py
 
 
 @pytest.fixture
@@ -314,6 +314,7 @@ def made_before(simulated, monkeypatch):
 WRITTEN = {
     "nsd_raw": {"annotations", "nsddata", "nsddata_betas", "nsddata_stimuli"},
     "lab_folder": {"stimuli", "sub-01", "sub-02"},
+    "laion": {"derivatives", "splits", "stimuli"},
     "mosaic": {"nsd_stiminfo.tsv", "stimuli", "sub-01_NSD.hdf5", "sub-02_NSD.hdf5"},
 }
 
@@ -350,7 +351,9 @@ def test_another_format_is_whole_or_not_there(made_before, tmp_path, monkeypatch
 
 
 def test_an_unknown_format_is_named_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match="format: is 'matlab'; expected one of nsd_release, nsd_raw, mosaic, lab_folder"):
+    with pytest.raises(
+        UserError, match="format: is 'matlab'; expected one of nsd_release, nsd_raw, laion, mosaic, lab_folder"
+    ):
         simulate(tmp_path / "out", TINY, format="matlab")
     assert not (tmp_path / "out").exists()
 
