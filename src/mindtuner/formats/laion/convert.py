@@ -20,8 +20,8 @@ from mindtuner.download import check_space
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, read_json, write_json, write_text
 from mindtuner.formats.checks.findings import some
-from mindtuner.formats.lab_folder.read import MASK, TRIALS
-from mindtuner.formats.lab_folder.trial_table import MISSING
+from mindtuner.formats.lab_folder.betas import MASK
+from mindtuner.formats.lab_folder.trial_table import MISSING, TABLES
 from mindtuner.formats.laion import read as laion
 from mindtuner.formats.laion.splits import Split, find_split, read_split
 from mindtuner.formats.nifti import NiftiSession, save_nifti
@@ -422,7 +422,7 @@ def _write_split(
                     _link(path, part / "stimuli" / path.name)
         for one in scans:
             own = part / f"sub-{one.number:02d}"
-            write_text(own / TRIALS, _table(one, used[one.number]))
+            write_text(own / TABLES[0], _table(one, used[one.number]))
             for path in sorted((out / DONE / one.person).iterdir()):
                 if path.name != MADE_OF:
                     _link(path, own / path.name)
