@@ -1,7 +1,7 @@
 """How well does a base of three people read a fourth from 72 photographs? Human IT, real brains.
 
     git clone https://github.com/rsagroup/rsatoolbox CLONE
-    python benchmarks/real/human_it.py CLONE OUT [--config small] [--splits 5] [--people BE KO SN TI] [--methods METHOD ...]
+    python benchmarks/real/human_it.py CLONE OUT [--config demo] [--splits 5] [--people BE KO SN TI] [--methods METHOD ...]
     python benchmarks/real/human_it.py CLONE OUT --table [--write benchmarks/results/human_it.md]
 
 Kriegeskorte et al. (Neuron 2008) showed 92 photographs of objects to four people, twice; ``demos/92imageData`` of CLONE holds
@@ -12,11 +12,11 @@ both sessions' stand beside each other as one trial of 184. Captions are the six
 theirs is kept but in OUT, where each split is a folder of a lab (docs/your-own-scans.md).
 
 Split k tests 20 photographs and trains on 72; five splits test each at least once. Each person in turn is tuned on a base of
-the three others, which saw the 72 alone. 2AFC of a test image is the share of the 19 others whose tokens are less like what
-was decoded than its own; chance is 0.5. ``centred`` takes the training images' mean token and the mean answer to training
-trials off; ``raw`` is as published. Values of an image are averaged over the splits that test it, so that there is one for
-each person and image. Differences are paired; intervals resample people and images, p flips signs of the images' differences,
-each averaged over people.
+the three others, which saw the 72 alone. Losses of pictures are off. 2AFC of a test image is the share of the 19 others whose
+tokens are less like what was decoded than its own; chance is 0.5. ``centred`` takes the training images' mean token and the
+mean answer to training trials off; ``raw`` is as published. Values of an image are averaged over the splits that test it, so
+that there is one for each person and image. Differences are paired; intervals resample people and images, p flips signs of
+the images' differences, each averaged over people.
 
 One line per person and split goes to OUT/human-it-CONFIG.jsonl; a benchmark that was stopped goes on.
 """
@@ -53,6 +53,7 @@ FOLDER = Path("demos/92imageData")
 BRAINS, PICTURES = FOLDER / "92_brainRDMs.mat", FOLDER / "Kriegeskorte_Neuron2008_supplementalData.mat"
 PEOPLE = ("BE", "KO", "SN", "TI")
 TESTED = 20  # photographs of a split
+UNPAINTED = {"prior_weight": 0.0, "lowlevel_weight": 0.0}  # losses of pictures, which are not measured
 MEASURES = ("centred", "raw")
 
 
@@ -119,7 +120,7 @@ def two_way(said: Predictions, tokens: np.ndarray) -> list[float]:
 
 
 def measure(clone: Path, out: Path, options: argparse.Namespace) -> None:
-    config = load_config(options.config)
+    config = load_config(options.config, **dict.fromkeys(("pretrain", "tune", "ridge_only", "full_finetune"), UNPAINTED))
     done = results(out, options)
     for number in range(options.splits):
         left = [name for name in options.people if (name, number) not in done]
@@ -185,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clone", type=Path, metavar="CLONE", help="of rsagroup/rsatoolbox")
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--config", default="small", help="of the package, or a YAML file")
+    parser.add_argument("--config", default="demo", help="of the package, or a YAML file")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--people", nargs="+", default=list(PEOPLE), choices=PEOPLE)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)

@@ -192,7 +192,7 @@ class TunedSubject:
         Examples
         --------
         >>> mindtuner.TunedSubject.of(base, dataset.subject(2), features)
-        Subject 2, 286 voxels, tuned on 2 sessions: pretrained
+        Subject 2, 143 voxels, tuned on 2 sessions: pretrained
         """
         base, name = read_own(base, subject.number).base, subject_name(subject.number)
         if (voxels := base.network.ridges[name].in_features) != subject.n_voxels:
