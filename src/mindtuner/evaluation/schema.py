@@ -127,6 +127,8 @@ class _RankIntervals(_Ranks[Interval]):
 class _Pool(_Ranks[Share]):
     pool: Number = MISSING
     median_rank: Number = MISSING
+    two_way: Share = _maybe()
+    p: Share = _maybe()
     ci95: _RankIntervals = _maybe()
 
 

@@ -11,6 +11,7 @@ from mindtuner.config import Config
 from mindtuner.data import Dataset, Stimuli, Subject
 from mindtuner.decoding.words import TextBank
 from mindtuner.evaluation.held_out import held_out_scores
+from mindtuner.evaluation.scores.retrieval import text_retrieval
 from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.stages import TestSet
 
@@ -48,6 +49,7 @@ def describe_setting(
         "neighbours": config.decode.neighbours,
         "retrieval_tokens": config.decode.retrieval_tokens,
         "text_bank": len(bank.captions),
+        "text_retrieval_at_most": round(text_ceiling(test), 6),
         "bank_captions_equal_to_a_test_caption": bank.equal_to_test,
         "zscore": card["zscore"],
         "hold_out_category": config.hold_out_category or None,
@@ -89,7 +91,15 @@ def captions_note(bank: TextBank, test: TestSet) -> str:
         notes.append("No test image has a caption: text retrieval is at chance.")
     elif without:
         notes.append(f"{without} of {n} test images have no caption: text retrieval is among the others.")
+    if without < n and (most := text_ceiling(test)) < 1:
+        notes.append(f"Test images of equal captions tie: text retrieval is {most:.1%} at most.")
     return " ".join(notes)
+
+
+def text_ceiling(test: TestSet) -> float:
+    """Top-1 of text retrieval where each image's own text is asked for: below 1 where captions are equal."""
+    texts = np.asarray(test.caches["text"][test.images[test.texts]], np.float32)
+    return float(text_retrieval(texts, texts).top1.mean())
 
 
 def hold_out_note(category: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mindtuner.evaluation.compare import LEVEL
 from mindtuner.evaluation.published import label
 from mindtuner.evaluation.said import PARTS as SAID
 from mindtuner.evaluation.said import SCORES as SAID_SCORES
@@ -31,6 +32,7 @@ from mindtuner.report.labels import (
 
 SAID_LABELS = {"precision": "precision", "recall": "recall", "f1": "F1"}
 POOLED = ("top1", "top5", "median_rank")
+AGAINST_CHANCE = ("two_way", "p")  # of retrieval among all
 COLUMNS = 5  # of scores that stand side by side and can still be read
 
 
@@ -171,7 +173,8 @@ def pool_tables(results: dict) -> list[dict]:
     for direction, score in GROUPS["retrieval"].items() if names else ():
         scored = []
         for at, entry in enumerate(results["methods"][names[0]]["retrieval_pools"][direction]):
-            for key in POOLED if at else POOLED[1:]:  # top-1 among all stands above
+            keys = POOLED if at else (*POOLED[1:], *(key for key in AGAINST_CHANCE if key in entry))
+            for key in keys:  # top-1 among all stands above
                 held = [results["methods"][name]["retrieval_pools"][direction][at] for name in names]
                 scored.append(
                     (
@@ -196,6 +199,12 @@ def _pooled(key: str, size: int, score: Score) -> Score:
             higher_is_better=False,
             low=1,
             high=size,
+        )
+    if key == "two_way":
+        return Score("pools", key, "2AFC", f"{score.meaning}: share of the others that are less alike", share=True)
+    if key == "p":
+        return Score(
+            "pools", key, "p", f"{score.meaning}: of pairings at random whose ranks are as good", higher_is_better=False
         )
     return Score("pools", key, f"Top-{key.removeprefix('top')} of {size:,}", score.meaning, share=True)
 
@@ -386,7 +395,10 @@ def regions(results: dict) -> list[dict]:
 
 
 def paired(differences: dict) -> list[dict]:
-    """Each paired difference in words: which method is ahead, or that no clear difference was seen."""
+    """Each paired difference in words: which method is ahead, or that no clear difference was seen.
+
+    Ahead is who is so by the interval and by the test, at ``LEVEL``.
+    """
     groups = []
     for name, parts in differences.items():
         first, second = (label_of(method)[0] for method in name.split("_minus_"))
@@ -403,7 +415,7 @@ def paired(differences: dict) -> list[dict]:
 def _difference(first: str, second: str, part: str, key: str, entry: dict) -> dict:
     mean, (low, high), p = entry["mean"], entry["ci"], entry["p"]
     score = score_of(part, key)
-    clear = low > 0 or high < 0
+    clear = (low > 0 or high < 0) and p <= LEVEL
     ahead, behind = (first, second) if (mean > 0) == score.higher_is_better else (second, first)
     interval = f"95 % interval {show_difference(score, low)} to {show_difference(score, high)}"
     p_value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from mindtuner.evaluation.scores.retrieval import (
     chance_of_pools,
     expected_top_k,
     image_retrieval,
+    p_against_chance,
     pools,
     score,
     text_retrieval,
@@ -219,6 +220,7 @@ def test_pools_of_guessing_are_at_their_chance():
             "top1": 1 / expected["pool"],
             "top5": 5 / expected["pool"],
             "median_rank": (expected["pool"] + 1) / 2,
+            **({"two_way": 0.5} if at == 0 else {}),
         }
         for name in ("top1", "top5", "median_rank"):
             values = [entries[at][name] for entries in found]
@@ -239,7 +241,9 @@ def test_a_pool_as_large_as_all_is_all():
                 "top1": 1.0,
                 "top5": 1.0,
                 "median_rank": 1.0,
-                "ci95": dict.fromkeys(("top1", "top5", "median_rank"), [1.0, 1.0]),
+                "two_way": 1.0,
+                "p": pytest.approx(1 / 720, abs=0.004),  # of 6! pairings one is as good
+                "ci95": dict.fromkeys(("top1", "top5", "median_rank", "two_way"), [1.0, 1.0]),
             }
         ]
     )
@@ -248,3 +252,32 @@ def test_a_pool_as_large_as_all_is_all():
 
 def test_nobody_asking_finds_nothing():
     assert top5_ids(np.empty((0, 4, 3), np.float32), np.ones((9, 4, 3), np.float32)).shape == (0, 5)
+
+
+@few
+@given(seeds, st.integers(2, 9), st.integers(2, 9))
+def test_two_way_is_counted_pair_by_pair(seed, n, levels):
+    similarity = np.random.default_rng(seed).integers(levels, size=(n, n)).astype(float)
+    counted = [
+        np.mean(
+            [(similarity[i, i] > similarity[i, j]) + 0.5 * (similarity[i, i] == similarity[i, j]) for j in range(n) if j != i]
+        )
+        for i in range(n)
+    ]
+    np.testing.assert_allclose(score(similarity, np.arange(n)).two_way, counted, atol=1e-12)
+
+
+def test_p_is_that_of_all_pairings_and_uniform_under_the_null():
+    rng = np.random.default_rng(3)
+    similarity = rng.normal(size=(5, 5)) + np.eye(5)
+    ranks = (similarity[:, None, :] > similarity[:, :, None]).sum(2)
+    sums = [sum(ranks[i, j] for i, j in enumerate(order)) for order in permutations(range(5))]
+    exact = np.mean(np.array(sums) <= np.trace(ranks))
+    assert p_against_chance(similarity, 0, 20_000) == pytest.approx(exact, abs=0.015)
+    found = np.array([p_against_chance(rng.normal(size=(20, 20)), seed, 199) for seed in range(200)])
+    assert abs((found <= 0.05).mean() - 0.05) < 0.05 and abs(found.mean() - 0.5) < 0.08
+
+
+def test_of_one_image_there_is_no_two_way_and_no_p():
+    [entry] = pools(score(np.ones((1, 1)), np.arange(1)), 300, 0)
+    assert "two_way" not in entry and "p" not in entry

@@ -80,6 +80,13 @@ def test_differences_in_words(page):
     assert text["words"] == "no clear difference" and "\N{MINUS SIGN}2.0 to +6.0" in text["numbers"]
 
 
+def test_nobody_is_ahead_by_an_interval_that_the_test_does_not_bear_out():
+    entry = {"mean": 0.05, "ci": [0.001, 0.1]}
+    for p, words in ((0.084, "no clear difference"), (0.04, "MindTuner is ahead of Ridge only")):
+        [pair] = tables.paired({"mindtuner_minus_ridge_only": {"retrieval": {"image": {**entry, "p": p}}}})
+        assert pair["lines"][0]["words"] == words and pair["lines"][0]["is_clear"] == (p < 0.05)
+
+
 def test_table_shows_scores_beside_chance(page):
     results = load_run(page.parent).results
     (retrieval,), (pictures,) = (tables.tables(results, part) for part in ("retrieval", "reconstruction"))

@@ -14,12 +14,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import hypergeom
+from scipy.stats import hypergeom, rankdata
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.inputs import TIE, as_array, as_pair
 from mindtuner.evaluation.statistics import bootstrap_ci
 
+PAIRINGS = 999  # random ones, of p against chance
 POOL, SUBSETS, TOP = 300, 30, (1, 5)  # the published evaluation: 30 random subsets of 300 images
 COLUMNS = 32768  # columns turned to float64 at a time, so that full-size tokens never exist twice in memory
 
@@ -31,6 +32,16 @@ class Retrieval(NamedTuple):
     ranks: np.ndarray  # float64 (n,): 1 is best; the middle rank where candidates tie
     ahead: np.ndarray  # bool (n, n): candidate j is more like query i than the true one
     tied: np.ndarray  # bool (n, n): candidate j, not the true one itself, is as like
+    similarity: np.ndarray  # (n, n): of which these were told
+
+    @property
+    def two_way(self) -> np.ndarray:
+        """2AFC, float64 (n,): the share of the other candidates that are less like the query than the true one.
+
+        Ties count half, so that chance is 0.5; times 100 it is the percentile rank. NaN where there is no other.
+        """
+        others = self.ahead.shape[1] - 1
+        return (others + 1 - self.ranks) / others if others else np.full(len(self.ranks), np.nan)
 
 
 def cosine(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -69,7 +80,36 @@ def score(similarity: np.ndarray, correct: np.ndarray) -> Retrieval:
     ahead, tied = similarity > own + TIE, np.abs(similarity - own) <= TIE
     tied[every, correct] = False
     above, equal = ahead.sum(1), tied.sum(1)
-    return Retrieval(top_k(above, equal, 1), 1.0 + above + equal / 2, ahead, tied)
+    return Retrieval(top_k(above, equal, 1), 1.0 + above + equal / 2, ahead, tied, similarity)
+
+
+def p_against_chance(similarity: np.ndarray, seed: int, pairings: int = PAIRINGS) -> float:
+    """One-sided p of the mean rank of the true candidates by permutation.
+
+    Under the null it does not matter which candidate is which query's own. p is (1 + number of random pairings whose mean
+    rank is as good) / (1 + pairings) (Phipson and Smyth 2010).
+
+    Parameters
+    ----------
+    similarity : array (n, n)
+        Row k's true candidate is column k.
+    seed : int
+    pairings : int
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> p_against_chance(np.eye(8), seed=0), p_against_chance(np.zeros((8, 8)), seed=0)
+    (0.001, 1.0)
+    """
+    n, rng = len(similarity), np.random.default_rng(seed)
+    ranks = rankdata(-np.round(similarity / TIE), axis=1)
+    rows = np.arange(n)
+    drawn = [ranks[rows, rng.permutation(n)].sum() for _ in range(pairings)]
+    return float((1 + (np.array(drawn) <= ranks[rows, rows].sum() + 1e-9).sum()) / (1 + pairings))
 
 
 def top_k(ahead, tied, k: int) -> np.ndarray:
@@ -114,12 +154,16 @@ def pools(found: Retrieval, pool: int, seed: int) -> list[dict]:
     """Retrieval among all n candidates and, where there are more than ``pool``, among random sets of that many.
 
     One entry a size: {"pool", "top1", "top5", "median_rank", "ci95": {of each of the three [low, high]}}, intervals being
-    over the queries, whose candidates stay; and of a smaller one "subsets": mean and sd of the three over SUBSETS random
+    over the queries, whose candidates stay. The first has "two_way" too, which is the same for any size, and "p", by
+    ``p_against_chance``. And of a smaller one "subsets": mean and sd of the three over SUBSETS random
     subsets, in each of which queries and candidates are the subset's images, as published. There top1 and top5 are exact, the
     expectation over all subsets, and median_rank is the median over queries of the expected rank.
     """
     n, above, tied = len(found.ranks), found.ahead.sum(1), found.tied.sum(1)
     entries = [_entry(n, [top_k(above, tied, k) for k in TOP], found.ranks, seed)]
+    if n > 1:
+        entries[0]["two_way"], entries[0]["p"] = float(found.two_way.mean()), p_against_chance(found.similarity, seed)
+        entries[0]["ci95"]["two_way"] = list(bootstrap_ci(found.two_way, seed))
     if pool < n:
         share = (pool - 1) / (n - 1)  # of the others, how many a subset takes
         exact = _entry(pool, [expected_top_k(above, tied, n, pool, k) for k in TOP], 1 + (found.ranks - 1) * share, seed)
@@ -142,8 +186,14 @@ def pools(found: Retrieval, pool: int, seed: int) -> list[dict]:
 def chance_of_pools(entries: list[dict]) -> list[dict]:
     """What guessing gives, for each of the sizes in ``pools``: exact."""
     return [
-        {"pool": size, "top1": 1 / size, "top5": min(5, size) / size, "median_rank": (size + 1) / 2}
-        for size in (entry["pool"] for entry in entries)
+        {
+            "pool": (size := entry["pool"]),
+            "top1": 1 / size,
+            "top5": min(5, size) / size,
+            "median_rank": (size + 1) / 2,
+            **({"two_way": 0.5} if "two_way" in entry else {}),
+        }
+        for entry in entries
     ]
 
 
