@@ -1,4 +1,4 @@
-"""The same simulated brains in all four formats: the same betas, and the same scores from pretraining to evaluation.
+"""The same simulated brains in four formats: the same betas, and the same scores from pretraining to evaluation.
 
 What the formats may change, and hence how far scores may differ:
 
@@ -11,6 +11,7 @@ What the formats may change, and hence how far scores may differ:
   differ by those images alone whose margin, own similarity less the best other, is within twice the largest change of any
   similarity; and the mean change must be under half of what another order of the same trials does (a third was measured; what
   training makes of small changes has no closed form).
+- LAION-fMRI becomes a lab's folder, with betas that are equal to the bit (test_laion.py), so it has no place of its own here.
 - Where a region has more voxels than its parcels have vertices, MOSAIC drops voxels. Here none is dropped.
 """
 
