@@ -1,7 +1,9 @@
-"""Train the compact generator (autoencoder, priors and painter) for drawn scenes or for a folder of cut-outs.
+"""Train the compact generator (autoencoder, priors and painter) for drawn scenes, a folder of cut-outs, or photographs.
 
-It only ever sees scenes of a reserved random stream, of cut-outs that no simulated subject's scene uses. Weights
-are saved as it goes: a run that is cut short leaves usable ones, and the same command continues it.
+It only ever sees scenes of a reserved random stream, of cut-outs that no simulated subject's scene uses; of a folder of
+whole pictures it takes a third, chosen by content. The weights keep hashes of these, and nothing is painted with them where
+one is a test image. Weights are saved as it goes: a run that is cut short leaves usable ones, and the same command
+continues it.
 """
 
 from __future__ import annotations
@@ -18,8 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for rendered scenes and checkpoints (default: OUT without its ending)",
     )
-    parser.add_argument("--cutouts", type=Path, metavar="DIR", help="train on scenes of these cut-outs")
-    parser.add_argument("--scenes", type=int, default=40_000, metavar="N", help="scenes to train on (default 40000)")
+    pictures = parser.add_mutually_exclusive_group()
+    pictures.add_argument("--cutouts", type=Path, metavar="DIR", help="train on scenes of these cut-outs")
+    pictures.add_argument(
+        "--stimuli", type=Path, metavar="DIR", help="train on whole pictures, each with a .txt beside it, one caption a line"
+    )
+    parser.add_argument(
+        "--scenes",
+        type=int,
+        default=40_000,
+        metavar="N",
+        help="scenes to train on (default 40000); pictures of a folder that has fewer come again, in part",
+    )
     parser.add_argument(
         "--autoencoder-steps", type=int, default=2_500, metavar="N", help="training steps of the autoencoder (default 2500)"
     )
@@ -66,6 +78,7 @@ def run(options: argparse.Namespace) -> None:
         options.painter_steps,
         options.words_steps,
         options.cutouts,
+        options.stimuli,
         options.seed,
         log,
     )

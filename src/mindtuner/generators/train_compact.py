@@ -1,7 +1,8 @@
 """Train what the compact decoder starts from: autoencoder, prior, the painter of image tokens, and the prior with words.
 
 Everything comes from the reserved generator stream (scenes that no simulated subject sees, of cut-outs that no such
-scene uses). Each stage saves as it goes: a run that is cut short starts again where it was.
+scene uses), or from pictures of a folder, whose hashes the weights keep so that no test image can be among them. Each stage
+saves as it goes: a run that is cut short starts again where it was.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mindtuner.config import load_config
+from mindtuner.data.stimuli import picture_hashes
 from mindtuner.decoding.phrases import split, without_colour
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, read_json
@@ -25,8 +27,8 @@ from mindtuner.model.prior import DiffusionPrior
 from mindtuner.model.token_painter import TokenPainter
 from mindtuner.model.word_prior import WordPrior, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress, seed_everything
-from mindtuner.simulation.scenes import SceneStream, generator_scenes, render
-from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder, joined_cells
+from mindtuner.simulation.scenes import ReservedPictures, SceneStream, generator_scenes, render
+from mindtuner.towers.compact import TRAINED_ON, CompactImageEncoder, CompactTextEncoder, joined_cells
 from mindtuner.towers.efficientnet import prepare
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
 from mindtuner.training.optimiser import update_average
@@ -54,24 +56,27 @@ def train_generator(
     painter_steps: int = 3_000,
     words_steps: int = 8_000,
     cutouts: Path | None = None,
+    stimuli: Path | None = None,
     seed: int = 0,
     log: Callable[[dict], None] = lambda record: None,
 ) -> None:
     """Write weights to ``out``.
 
-    A safetensors file: ``autoencoder.*`` and ``prior.*`` in float32, ``painter.*`` and ``words.*`` in bfloat16.
+    A safetensors file: ``autoencoder.*`` and ``prior.*`` in float32, ``painter.*`` and ``words.*`` in bfloat16; and
+    ``trained_on``, hashes of the pictures of a folder ``stimuli``, where one takes the place of scenes.
     ``work`` keeps rendered scenes and checkpoints; the same call continues from them. A
     continued run ends with the weights of an unbroken one.
-    Raises UserError where ``work`` belongs to other settings or ``cutouts`` holds no usable cut-out.
+    Raises UserError where ``work`` belongs to other settings, or ``cutouts`` or ``stimuli`` cannot serve.
     """
-    stream = generator_scenes(cutouts)  # before anything is written: the folder may not serve
-    _check_settings(work, {"scenes": scenes, "cutouts": str(cutouts or ""), "seed": seed})
+    stream = generator_scenes(cutouts, stimuli)  # before anything is written: the folder may not serve
+    _check_settings(work, {"scenes": scenes, "cutouts": str(cutouts or ""), "stimuli": str(stimuli or ""), "seed": seed})
+    trained_on = _trained_on(stream)
     pixels, captions = _rendered(work, scenes, stream)
     autoencoder = _fit_autoencoder(work, pixels, autoencoder_steps, seed, log)
     tokens, phrases = _tokens(work, pixels), Phrases(captions, CompactTextEncoder())
     prior = _fit_prior(work, tokens, prior_steps, seed, log)
     painter = _fit_painter(work, pixels, tokens, autoencoder, painter_steps, seed, log)
-    _fit_words(work, out, tokens, phrases, (autoencoder, prior, painter), words_steps, seed, log)
+    _fit_words(work, out, tokens, phrases, (autoencoder, prior, painter, trained_on), words_steps, seed, log)
 
 
 def _check_settings(work: Path, settings: dict) -> None:
@@ -82,7 +87,15 @@ def _check_settings(work: Path, settings: dict) -> None:
         part.write_text(json.dumps(settings))
 
 
-def _rendered(work: Path, count: int, stream: SceneStream) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+def _trained_on(stream: SceneStream | ReservedPictures) -> np.ndarray:
+    """Hashes of the pictures of a folder, int64 (n,); of scenes none, since no subject sees them."""
+    if isinstance(stream, SceneStream):
+        return np.zeros(0, np.int64)
+    numbers = progress(range(len(stream.paths)), "hashes")
+    return np.concatenate([picture_hashes(stream(number).pixels[None]) for number in numbers])
+
+
+def _rendered(work: Path, count: int, stream: SceneStream | ReservedPictures) -> tuple[np.ndarray, list[tuple[str, ...]]]:
     """Scenes at 128 x 128, uint8 (n, 3, 128, 128), and their captions."""
     image_path, caption_path = work / "pixels.npy", work / "captions.json"
     if not caption_path.exists():
@@ -405,10 +418,16 @@ class UncertainTokens:
 
 
 def save_generator(
-    out: Path, autoencoder: PatchAutoencoder, prior: DiffusionPrior, painter: TokenPainter, words: dict, steps: int
+    out: Path,
+    autoencoder: PatchAutoencoder,
+    prior: DiffusionPrior,
+    painter: TokenPainter,
+    trained_on: np.ndarray,
+    words: dict,
+    steps: int,
 ) -> None:
     """Write the weights that ``CompactGenerator`` reads; ``words`` are the averaged weights of a ``WordPrior``."""
-    tensors = {}
+    tensors = {TRAINED_ON: torch.from_numpy(trained_on)} if len(trained_on) else {}
     for name, part in (("autoencoder", autoencoder.state_dict()), ("prior", prior.state_dict())):
         tensors |= {f"{name}.{key}": value.detach().float().cpu().contiguous() for key, value in part.items()}
     for name, part in (("painter", painter.state_dict()), ("words", words)):

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mindtuner.errors import UserError
-from mindtuner.runtime import derive_seed
+from mindtuner.formats.image_files import ENDINGS, read_picture
+from mindtuner.runtime import derive_seed, progress
 from mindtuner.simulation.cutouts import Cutout, drawn_cutouts, folder_cutouts
 from mindtuner.simulation.labels import PlacedObject, SceneLabels, content_labels
 
 SIDE = 224
 CAPTIONS = 5  # the release keeps up to five captions per image, some of them empty
+FEWEST_PICTURES = 30  # that a generator can be trained on
+PARTS = (0.75, 1.0)  # of the side of a picture that are shown when it comes again
 
 # place -> (words in a caption, horizon as share of height, sky top, sky low, ground near horizon, ground low,
 #           texture of the sky, texture of the ground, how stretched the ground's texture is sideways)
@@ -192,31 +195,25 @@ class SceneStream:
 class FolderScenes:
     """Whole captioned images of a folder: each picture with a ``.txt`` beside it, one caption a line.
 
-    Labels are the content words of the captions. Raises UserError where fewer than ``needed`` pairs are found, or
-    one of those chosen has no caption or is no picture; a picture that breaks off is only found out when it is shown.
+    Labels are the content words of the captions. Pictures that a generator may have been trained on (``ReservedPictures``)
+    are taken last. Raises UserError where fewer than ``needed`` pairs are found, or one of those chosen has no caption or is
+    no picture; a picture that breaks off is only found out when it is shown.
     """
 
-    endings = (".png", ".jpg", ".jpeg", ".webp")
-
     def __init__(self, folder: str | Path, needed: int, seed: int):
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"{folder}: not a folder; expected images with a .txt caption beside each")
-        found = [
-            path
-            for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in self.endings and path.with_suffix(".txt").is_file()
-        ]
+        found = _captioned(Path(folder))
         distinct: dict[bytes, Path] = {}  # one picture under two names could stand in training and in test
+        reserved: dict[bytes, Path] = {}
         for k in np.random.default_rng(derive_seed(seed, "folder scenes")).permutation(len(found)):
             if len(distinct) < needed:
-                distinct.setdefault(hashlib.sha256(found[k].read_bytes()).digest(), found[k])
-        if len(distinct) < needed:
+                digest = hashlib.sha256(found[k].read_bytes()).digest()
+                (reserved if _is_reserved(digest) else distinct).setdefault(digest, found[k])
+        self.paths = [*distinct.values(), *reserved.values()][:needed]
+        if len(self.paths) < needed:
             raise UserError(
-                f"{folder}: holds {len(distinct)} different images with a .txt caption; expected at least "
+                f"{folder}: holds {len(self.paths)} different images with a .txt caption; expected at least "
                 f"{needed} (fewer subjects, sessions or shared images need fewer)"
             )
-        self.paths = list(distinct.values())
         for path in self.paths:
             content_labels(" ".join(_captions_of(path)))
             with _readable(path):
@@ -227,14 +224,61 @@ class FolderScenes:
 
         Raises UserError where the picture breaks off.
         """
-        path = self.paths[index]
-        captions = _captions_of(path)
-        with _readable(path) as raw:
-            image = ImageOps.exif_transpose(raw).convert("RGB")
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        return Scene(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)), content_labels(" ".join(captions)), captions)
+        return _whole(self.paths[index])
+
+
+class ReservedPictures:
+    """The captioned pictures of a folder that generators are trained on: a third, chosen by a hash of the file's content.
+
+    Raises UserError where there are fewer than ``FEWEST_PICTURES``, or one has no caption or is no picture.
+    """
+
+    def __init__(self, folder: str | Path):
+        distinct: dict[bytes, Path] = {}
+        for path in progress(_captioned(Path(folder)), "pictures"):
+            distinct.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
+        self.paths = [path for digest, path in distinct.items() if _is_reserved(digest)]
+        if len(self.paths) < FEWEST_PICTURES:
+            raise UserError(
+                f"{folder}: holds {len(distinct)} different images with a .txt caption, of which generators are trained on "
+                f"{len(self.paths)}, a third by content; expected at least {FEWEST_PICTURES} of these"
+            )
+        for path in self.paths:
+            _captions_of(path)
+            with _readable(path):
+                pass
+
+    def __call__(self, index: int) -> Scene:
+        """Scene number ``index``: each picture once as it stands, and from then on by a random part of it."""
+        turn, number = divmod(index, len(self.paths))
+        scene = _whole(self.paths[number])
+        if turn == 0:
+            return scene
+        rng = np.random.default_rng(derive_seed(RESERVED_SEED, "part", index))
+        side = round(SIDE * rng.uniform(*PARTS))
+        top, left = rng.integers(0, SIDE - side + 1, 2)
+        part = Image.fromarray(scene.pixels[:, top : top + side, left : left + side].transpose(1, 2, 0))
+        pixels = np.asarray(part.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        return Scene(np.ascontiguousarray(pixels), scene.labels, scene.captions)
+
+
+def _captioned(folder: Path) -> list[Path]:
+    """The pictures of a folder with a text beside them, sorted by name."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not a folder; expected images with a .txt caption beside each")
+    return [
+        path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS and path.with_suffix(".txt").is_file()
+    ]
+
+
+def _is_reserved(digest: bytes) -> bool:
+    """Whether a picture of this sha256 belongs to generators."""
+    return int.from_bytes(digest[:4], "big") % 3 == 0
+
+
+def _whole(path: Path) -> Scene:
+    captions = _captions_of(path)
+    return Scene(np.ascontiguousarray(read_picture(path)), content_labels(" ".join(captions)), captions)
 
 
 def _captions_of(path: Path) -> tuple[str, ...]:
@@ -269,7 +313,12 @@ def render(stream: Callable[[int], Scene], indices: Sequence[int], workers: int 
 RESERVED_SEED = 20_240_412  # simulations take seeds below this (see simulate.py), and other stream names
 
 
-def generator_scenes(cutouts: str | Path | None = None) -> SceneStream:
-    """Scenes of the generator's own cut-outs, from a seed and a stream name that no simulation uses."""
+def generator_scenes(cutouts: str | Path | None = None, stimuli: str | Path | None = None) -> SceneStream | ReservedPictures:
+    """What generators are trained on: scenes of their own cut-outs, from a seed and a stream name that no simulation uses.
+
+    With ``stimuli``, a folder of whole captioned pictures, those of it that are reserved for generators.
+    """
+    if stimuli:
+        return ReservedPictures(stimuli)
     pool = folder_cutouts(cutouts, "generator") if cutouts else drawn_cutouts("generator")
     return SceneStream(pool, "generator", RESERVED_SEED)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from mindtuner.errors import UserError
@@ -22,6 +22,7 @@ GRID = 4  # tokens lie on a 4 x 4 grid
 TOKENS, WIDTH = GRID * GRID, 128
 MAP_WIDTH, MAP_SIDE = 112, 64
 PROJECTION = "compact_tokens.safetensors"
+TRAINED_ON = "trained_on"
 
 
 def packaged(name: str) -> Path:
@@ -224,6 +225,15 @@ class Autoencoder:
         """``decode``, as a tensor on the device."""
         latents = torch.as_tensor(latents, dtype=torch.float32, device=device())
         return ((self.network.decode(latents) + 1) / 2).clamp(0, 1)
+
+
+def pictures_trained_on(path: Path) -> np.ndarray:
+    """Hashes of the pictures that generator weights were trained on, int64 (n,), as ``data.stimuli.picture_hashes`` has them.
+
+    None for weights that were trained on scenes.
+    """
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(TRAINED_ON).numpy() if TRAINED_ON in file.keys() else np.zeros(0, np.int64)  # noqa: SIM118
 
 
 def read_part(path: Path, part: str) -> dict[str, torch.Tensor]:
