@@ -11,6 +11,7 @@ from types import SimpleNamespace
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core, so a worker and its children take one; before torch comes
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
+import numpy as np
 import pytest
 import torch
 from once import made_once
@@ -85,7 +86,9 @@ def untrained_generator(tmp_path_factory) -> Path:
         painter.decoder.load_state_dict(autoencoder.state_dict())
         prior = DiffusionPrior(load_config("quick").model)
         torch.nn.init.normal_(words.out.weight, std=0.1)  # zeros at the start: nothing would depend on anything
-        save_generator(folder / "untrained.safetensors", autoencoder, prior, painter, words.state_dict(), 0)
+        save_generator(
+            folder / "untrained.safetensors", autoencoder, prior, painter, np.zeros(0, np.int64), words.state_dict(), 0
+        )
 
     return made_once(tmp_path_factory, "weights", make) / "untrained.safetensors"
 

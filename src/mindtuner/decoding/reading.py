@@ -3,14 +3,19 @@
 The evidence is a linear readout of text. It is fitted to what the Adaptive Projector makes of training images, whose captions
 tell which of them show a phrase, and applied to what it makes of a brain. How sure a brain may be of the evidence is learnt
 from trials that its ridge had not seen.
+
+Another readout, of image tokens, tells what is in a picture that was painted, and so whether it shows what a brain says.
 """
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from mindtuner.data.splits import image_folds
 from mindtuner.decoding.phrases import PhraseBank, is_place, without_colour
@@ -21,6 +26,51 @@ from mindtuner.training.ridge import PENALTIES, FoldSums, fold_count
 MOST_SAID = 5  # phrases of an image
 COLOUR_SHARE = 0.2  # of a thing's probability that its colour must have, to be said
 ROWS = 4096  # images at a time, with all of their phrases
+RECOGNISER_PENALTY = (
+    0.5  # of the readout of tokens, in units of the mean square of an image's tokens: flat from a third to three
+)
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """Recognises things and places in image tokens, by a ridge regression on training images.
+
+    Attributes
+    ----------
+    weight, intercept : arrays (T · D, g), (g,)
+        From tokens to whether an image shows each of g things and places.
+    groups : list of g lists of int
+        The phrases that name it.
+
+    Examples
+    --------
+    >>> named = Recogniser(np.eye(2), np.zeros(2), [[0, 1], [2]])  # two phrases name the first thing
+    >>> sure = np.array([[0.1, 0.8, 0.0]])
+    >>> [round(float(named.agreement(np.array([[tokens]]), sure)[0]), 2) for tokens in ([1.0, 0.0], [0.0, 1.0])]
+    [0.89, 0.0]
+    """
+
+    weight: np.ndarray
+    intercept: np.ndarray
+    groups: list[list[int]]
+
+    def agreement(self, tokens: np.ndarray, probability: np.ndarray) -> np.ndarray:
+        """How well pictures show what brains say: the F1 to expect between the two, about 2 sum(s p) / (sum(s) + sum(p)).
+
+        Parameters
+        ----------
+        tokens : array (n, T, D)
+            Of n pictures, from which s is read, in 0..1.
+        probability : array (n, m)
+            Of all phrases; p is that of the likeliest that names a thing or a place.
+
+        Returns
+        -------
+        array, float64 (n,)
+        """
+        seen = (tokens.reshape(len(tokens), -1) @ self.weight + self.intercept).clip(0, 1)
+        said = np.stack([probability[:, own].max(1) for own in self.groups], 1)
+        return 2 * (seen * said).sum(1) / np.maximum(seen.sum(1) + said.sum(1), 1e-9)
 
 
 class PhraseReader:
@@ -78,11 +128,24 @@ class PhraseReader:
         sureness.coefficients.copy_(torch.from_numpy(fitted))
         return sureness
 
-    def read(self, text: np.ndarray, projector: AdaptiveProjector, sureness: Sureness) -> list[list[tuple[str, float]]]:
-        """Of each of n texts (n, d), the phrases to say with their probabilities: see ``compose``."""
-        probability = sureness(torch.from_numpy(self.evidence(text, projector)).double()).numpy()
-        said = compose(probability, self.bank.phrases)
-        return [[(self.bank.phrases[k], float(row[k])) for k in some] for some, row in zip(said, probability, strict=True)]
+    def probabilities(self, text: np.ndarray, projector: AdaptiveProjector, sureness: Sureness) -> np.ndarray:
+        """Of each of n texts (n, d), that its image shows each phrase: float64 (n, m)."""
+        return sureness(torch.from_numpy(self.evidence(text, projector)).double()).numpy()
+
+    @functools.cached_property
+    def recogniser(self) -> Recogniser:
+        """What recognises things and places of the bank in image tokens."""
+        things, places = _kinds(self.bank.phrases)
+        groups = [thing.named for thing in things] + [[place] for place in places]
+        member = csr_array(
+            (np.ones(sum(map(len, groups)), np.float32), np.concatenate(groups), np.cumsum([0, *map(len, groups)])),
+            shape=(len(groups), len(self.bank.phrases)),
+        )
+        shown = (self.bank.shown @ member.T).minimum(1)
+        sums = FoldSums(1, int(np.prod(self.training.shape[1:])), len(groups))
+        for some, tokens in in_blocks(self.training):
+            sums.add(np.zeros(len(tokens), int), tokens.reshape(len(tokens), -1), shown[some].toarray())
+        return Recogniser(*sums.ridge(np.array([RECOGNISER_PENALTY])), groups)
 
     @torch.no_grad()
     def _readout(self, projector: AdaptiveProjector) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mindtuner.data import Stimuli
-from mindtuner.decoding.phrases import PhraseBank, side_by_side
-from mindtuner.decoding.reading import sentence
+from mindtuner.decoding.phrases import side_by_side
+from mindtuner.decoding.reading import PhraseReader, compose, sentence
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.towers.openclip import OpenClipTextEncoder
 
@@ -50,10 +50,10 @@ class Words:
         In the text tower's space.
     bank : TextBank
         Captions that it is read with.
-    said : list of n lists of (str, float), optional
-        Phrases that were composed, with their probabilities; None where the nearest captions stand for them.
-    phrase_bank : PhraseBank, optional
-        Where these phrases are from.
+    probabilities : array (n, m), optional
+        Of each phrase that the reader knows; None where the nearest captions stand for phrases.
+    reader : PhraseReader, optional
+        Whose phrases they are.
 
     Examples
     --------
@@ -64,13 +64,26 @@ class Words:
 
     text: np.ndarray
     bank: TextBank
-    said: list[list[tuple[str, float]]] | None = None
-    phrase_bank: PhraseBank | None = None
+    probabilities: np.ndarray | None = None
+    reader: PhraseReader | None = None
 
     def rows(self, which: np.ndarray | slice) -> Words:
         """Those of some of the brains."""
-        said = None if self.said is None else [self.said[k] for k in np.arange(len(self.said))[which]]
-        return replace(self, text=self.text[which], said=said)
+        kept = None if self.probabilities is None else self.probabilities[which]
+        return replace(self, text=self.text[which], probabilities=kept)
+
+    @functools.cached_property
+    def said(self) -> list[list[tuple[str, float]]] | None:
+        """Of each brain the phrases composed, with their probabilities (``reading.compose``).
+
+        None where the nearest captions stand for them.
+        """
+        if self.probabilities is None:
+            return None
+        assert self.reader is not None  # whose probabilities they are
+        phrases = self.reader.bank.phrases
+        chosen = zip(compose(self.probabilities, phrases), self.probabilities, strict=True)
+        return [[(phrases[k], float(row[k])) for k in some] for some, row in chosen]
 
     @functools.cached_property
     def nearest(self) -> np.ndarray:
@@ -104,7 +117,18 @@ class Words:
         """Embeddings of the phrases float32 (n, P, d), zeros where a brain has fewer, and where there is one, bool (n, P)."""
         if self.said is None:
             return self.embeddings[:, None].astype(np.float32), np.ones((len(self.text), 1), bool)
-        assert self.phrase_bank is not None  # where there are phrases
-        position = {phrase: k for k, phrase in enumerate(self.phrase_bank.phrases)}
+        assert self.reader is not None  # where there are phrases
+        bank = self.reader.bank
+        position = {phrase: k for k, phrase in enumerate(bank.phrases)}
         rows = [np.array([position[phrase] for phrase in phrases], np.int64) for phrases in self.phrases]
-        return side_by_side([self.phrase_bank.embeddings[own] for own in rows], self.text.shape[1])
+        return side_by_side([bank.embeddings[own] for own in rows], self.text.shape[1])
+
+    def agreement(self, tokens: np.ndarray) -> np.ndarray:
+        """How well pictures with these tokens (n, T, D) show what the n brains say, 0..1: see ``reading.Recogniser``.
+
+        The same for all pictures, 0, where whole captions stand for phrases.
+        """
+        if self.probabilities is None:
+            return np.zeros(len(tokens))
+        assert self.reader is not None
+        return self.reader.recogniser.agreement(tokens, self.probabilities)

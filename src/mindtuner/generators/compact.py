@@ -22,6 +22,8 @@ from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, load_part
 
 WEIGHTS = "generator.safetensors"
 TOGETHER = 32  # pictures painted at a time: more do not fit into the caches of a CPU
+PAINTED = 6  # corrections of an image that are painted, and looked at
+FAITH = 0.5  # weight of tokens beside words where corrections are judged
 
 
 def starting_prior(config: ModelConfig, path: Path | None = None) -> DiffusionPrior:
@@ -59,6 +61,8 @@ class CompactGenerator:
 
     def was_trained_on(self, images: np.ndarray) -> np.ndarray:
         """Which of some pictures (n, 3, 224, 224), uint8 or floats in 0..1, it was trained on: bool (n,)."""
+        if len(self._trained_on) == 0:  # of scenes alone: nothing to hash
+            return np.zeros(len(images), bool)
         return np.isin(picture_hashes(images), self._trained_on)
 
     def fidelity(self, tokens: np.ndarray) -> float:
@@ -83,7 +87,7 @@ class CompactGenerator:
         imagined = self.imagine(tokens, images, title=f"paint {title}")
         found[RECONSTRUCTED] = self.pictures(imagined)
         if words.bank.captions:
-            found[CORRECTED] = self.best_correction(imagined, tokens, words.phrase_embeddings, images, f"correct {title}")
+            found[CORRECTED] = self.best_correction(imagined, tokens, words, images, f"correct {title}")
         return found
 
     def captions(self, tokens: np.ndarray) -> None:
@@ -111,28 +115,28 @@ class CompactGenerator:
         return self._denoise(self._noise(images, "paint"), schedule, schedule.timesteps, tokens, phrases, title)
 
     def best_correction(
-        self,
-        imagined: np.ndarray,
-        tokens: np.ndarray,
-        phrases: tuple[np.ndarray, np.ndarray],
-        images: np.ndarray,
-        title: str = "correct",
+        self, imagined: np.ndarray, tokens: np.ndarray, words: Words, images: np.ndarray, title: str = "correct"
     ) -> np.ndarray:
-        """``correct``, ``config.corrections`` times; of each image the picture in which the tower sees most of its tokens.
+        """``correct``, ``config.corrections`` times; of each image the picture that fits best what the brain says.
 
-        imagined, tokens (n, T, D), phrases as in ``imagine`` -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti
-        et al. 2023) chooses among 16 paintings in this way.
+        imagined, tokens (n, T, D) -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti et al. 2023) paints 16 and
+        keeps the one whose CLIP embedding is nearest to the decoded one. Here words count too (``merit``): the tokens that
+        fit best are painted, ``PAINTED`` of each image, and the tower looks at them.
         """
+        phrases = words.phrase_embeddings
         candidates = np.stack(
             [
-                self.pictures(self.correct(imagined, tokens, phrases, images, f"{title} {number}", number))
+                self.correct(imagined, tokens, phrases, images, f"{title} {number}", number)
                 for number in range(self.config.corrections)
             ]
         )
-        if self.tower is None:
-            return candidates[0]
-        best = most_faithful(np.stack([self.tower.tokens(pictures) for pictures in candidates]), tokens)
-        return candidates[best, np.arange(len(best))]
+        if len(candidates) == 1:
+            return self.pictures(candidates[0])
+        order = np.argsort([-merit(one, tokens, words) for one in candidates], axis=0, kind="stable")[:PAINTED]
+        every = np.arange(len(tokens))
+        pictures = np.stack([self.pictures(candidates[best, every]) for best in order])
+        best = np.argmax([merit(self.tower.tokens(some), tokens, words) for some in pictures], axis=0)
+        return pictures[best, every]
 
     def correct(
         self,
@@ -187,11 +191,10 @@ class CompactGenerator:
         return x.cpu().numpy()
 
 
-def most_faithful(seen: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Of each image the candidate picture in which the tower sees most of what was decoded: int64 (n,).
+def merit(seen: np.ndarray, tokens: np.ndarray, words: Words) -> np.ndarray:
+    """How well pictures fit what a brain says, in tokens and in words: (n,).
 
-    seen (candidates, n, T, D), what the image tower sees in each candidate picture · wanted (n, T, D), the decoded tokens
-    that all of them were painted from. By the cosine of the flattened tokens, as in retrieval; the first of equal ones.
+    seen (n, T, D), the tokens of n pictures · tokens (n, T, D), the decoded ones. FAITH times the cosine of the flattened
+    tokens, as in retrieval, and the agreement with the words (``Words.agreement``).
     """
-    target = unit_rows(wanted)
-    return np.stack([(unit_rows(candidate) * target).sum(1) for candidate in seen]).argmax(0)
+    return FAITH * (unit_rows(seen) * unit_rows(tokens)).sum(1) + words.agreement(seen)

@@ -23,6 +23,7 @@ from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.base import held_out
 from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.pipeline.features import Features, TextEncoder
+from mindtuner.pipeline.generators import AT_HOME, painter_fidelity, refuse_pictures_trained_on
 from mindtuner.pipeline.objects import Shown
 from mindtuner.pipeline.results import Results
 from mindtuner.pipeline.run_folder import SETTINGS, claim, command_in, log_entries, refuse_overlap, settings_text
@@ -210,6 +211,8 @@ def measure(
     scoring, watch = scoring or Scoring(), watch or Stopwatch()
     with watch.stage("decode"):
         test = TestSet.of(hour, dataset.stimuli, features.caches, config.decode.pictures)
+        if len(test.shown):
+            refuse_pictures_trained_on(generator, dataset.stimuli, test.images[test.shown])
         decoded = decode_all(tuned, base, test, config)
     with watch.stage("paint"):
         bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder)
@@ -226,7 +229,9 @@ def measure(
     setting = describe_setting(config, dataset, hour, base, test, bank, command)
     setting["scores"] = scoring.described()
     setting["scores"]["not_scored"] |= objects.missing
-    setting["off_domain"] = bool(note and len(shown))
+    fidelity = painter_fidelity(generator, dataset.stimuli, features.caches["tokens"]) if len(shown) else None
+    setting["painter_fidelity"] = rounded(fidelity)
+    setting["off_domain"] = fidelity is not None and fidelity < AT_HOME
     setting["stimuli_note"] = " ".join(
         filter(None, [note, captions_note(bank, test), hold_out_note(config.hold_out_category)])
     )

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from mindtuner.data import Stimuli
 from mindtuner.data.hold_out import shows
 from mindtuner.errors import UserError
+from mindtuner.generators.compact import CompactGenerator
 from mindtuner.generators.full_size import FullSizeGenerator, Sources, batch_for, check_conventions
+from mindtuner.generators.painter import Painter
 from mindtuner.generators.prompts import COCO_CATEGORIES, category_bank
 from mindtuner.generators.unclip import CARD, TRAINED_SIDE, read_card
 from mindtuner.model import BrainNetwork
@@ -18,6 +22,32 @@ from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.runtime import device
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.towers.openclip import OpenClipTextEncoder
+
+# Share of the variance of tokens that a painter has to keep, to be judged by its pictures (``CompactGenerator.fidelity``). A
+# decoder of an hour explains a quarter: a painter that keeps less than a third hides what was decoded.
+AT_HOME = 1 / 3
+LOOKED_AT = 64  # training images that this is measured on
+
+
+def painter_fidelity(generator: Painter, stimuli: Stimuli, tokens: np.ndarray) -> float | None:
+    """How well a compact generator paints such stimuli, by their true tokens (N, T, D); None for another generator.
+
+    Measured on training images, spread evenly over their ids.
+    """
+    images = stimuli.training_images
+    if not isinstance(generator, CompactGenerator) or len(images) < 2:
+        return None
+    some = images[np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int))]
+    return generator.fidelity(tokens[some])
+
+
+def refuse_pictures_trained_on(generator: Painter, stimuli: Stimuli, images: np.ndarray) -> None:
+    """Raise UserError where a compact generator was trained on test images, whose ids these are."""
+    if not isinstance(generator, CompactGenerator):
+        return
+    known = int(generator.was_trained_on(stimuli.images(images)).sum())
+    if known:
+        raise UserError(f"{generator.path}: was trained on {known} of {len(images)} test images; expected none of them")
 
 
 @dataclass(frozen=True)

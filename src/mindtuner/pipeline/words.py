@@ -80,7 +80,7 @@ def read_words(found: Predictions, network: BrainNetwork | None, bank: TextBank,
     if reader is None:
         _say_whole_captions("no features of training images are there to read phrases by")
         return Words(found.text, bank)
-    return Words(found.text, bank, reader.read(found.text, network.projector, network.sureness), reader.bank)
+    return Words(found.text, bank, reader.probabilities(found.text, network.projector, network.sureness), reader)
 
 
 @functools.cache

@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from mindtuner.decoding import reading
 from mindtuner.decoding.phrases import PhraseBank, is_place, without_colour
-from mindtuner.decoding.reading import PhraseReader, compose, logistic_regression, sentence
+from mindtuner.decoding.reading import RECOGNISER_PENALTY, PhraseReader, Recogniser, compose, logistic_regression, sentence
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.model.backbone import AdaptiveProjector, Sureness
 
@@ -154,6 +155,32 @@ def test_a_sentence_names_each_phrase_once_in_order():
         assert said.endswith("on the beach")
 
 
+# ---- recognising in tokens what is said
+
+
+def test_things_are_recognised_where_tokens_tell_them(world):
+    """Against scikit-learn's ridge, of things by any of their phrases; and the F1 against its definition for sure sets."""
+    bank, tokens, _ = world
+    found = PhraseReader(bank, tokens).recogniser
+    assert sorted(k for own in found.groups for k in own) == list(range(len(PHRASES)))
+    named = [{without_colour(PHRASES[k]) or PHRASES[k] for k in own} for own in found.groups]
+    assert all(len(names) == 1 for names in named)
+    rows = np.asarray(tokens, float).reshape(len(tokens), -1)
+    shown = np.stack([bank.shown.toarray()[:, own].max(1) for own in found.groups], 1)
+    size = np.square(rows - rows.mean(0)).sum(1).mean()
+    other = Ridge(RECOGNISER_PENALTY * size).fit(rows, shown)
+    np.testing.assert_allclose(found.weight, other.coef_.T, atol=1e-6)
+    np.testing.assert_allclose(found.intercept, other.intercept_, atol=1e-6)
+
+
+@given(arrays(bool, (4, 6)), arrays(bool, (4, 6)))
+def test_agreement_of_sure_sets_is_their_f1(seen, said):
+    found = Recogniser(np.eye(6), np.zeros(6), [[k] for k in range(6)])
+    both, count = (seen & said).sum(1), seen.sum(1) + said.sum(1)
+    expected = np.divide(2 * both, count, out=np.zeros(4), where=count > 0)
+    np.testing.assert_allclose(found.agreement(seen[:, None].astype(float), said.astype(float)), expected, atol=1e-6)
+
+
 # ---- words
 
 
@@ -163,7 +190,7 @@ def test_words_of_phrases_and_of_whole_captions(world):
     sureness = Sureness(2)
     sureness.coefficients.copy_(torch.tensor([-1.0, 0.5, 3.0]))
     captions = TextBank(["a cat"], np.ones((1, 24), np.float32), 0)
-    words = Words(text, captions, reader.read(text, projector, sureness), bank)
+    words = Words(text, captions, reader.probabilities(text, projector, sureness), reader)
     vectors, there = words.phrase_embeddings
     assert vectors.dtype == np.float32 and vectors.shape[:2] == there.shape
     for k, phrases in enumerate(words.phrases):
@@ -176,7 +203,11 @@ def test_words_of_phrases_and_of_whole_captions(world):
     assert words.captions == ["a cat"] * 3
     assert words.rows(np.array([2, 0])).phrases == [words.phrases[2], words.phrases[0]]
     assert words.rows(slice(1, 3)).prompts == words.prompts[1:]
+    shown = tokens[:3].astype(np.float32)
+    np.testing.assert_array_equal(words.agreement(shown), reader.recogniser.agreement(shown, words.probabilities))
+    assert words.rows(slice(1, 3)).agreement(shown[1:]) == pytest.approx(words.agreement(shown)[1:])
     whole = Words(text, captions)
+    assert whole.agreement(shown).tolist() == [0, 0, 0]
     assert whole.prompts == ["a cat"] * 3 and whole.said is None
     assert whole.phrase_embeddings[0].shape == (3, 1, 24) and whole.phrase_embeddings[1].all()
     assert whole.rows(slice(1, 3)).phrases == [["a cat"]] * 2

@@ -9,18 +9,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mindtuner.config import DecodeConfig
 from mindtuner.decoding.phrases import side_by_side, split
 from mindtuner.errors import UserError
+from mindtuner.formats.image_files import BYTE_AS_HALF, read_picture
 from mindtuner.generators import compact
 from mindtuner.generators import train_compact as training
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.generators.train_compact import train_generator
 from mindtuner.model.token_painter import TokenPainter
 from mindtuner.model.word_prior import WordPrior, noise_schedule
+from mindtuner.simulation.cutouts import drawn_cutouts
+from mindtuner.simulation.scenes import ReservedPictures, SceneStream
+from mindtuner.towers.embed import reduce
 from mindtuner.towers.patch_autoencoder import CHANNELS, PATCH, PatchAutoencoder
 
 CONFIG = DecodeConfig(
@@ -285,6 +290,22 @@ def test_with_an_oracle_correction_keeps_part_of_what_was_imagined(untrained_gen
     torch.testing.assert_close(noisy, alpha.sqrt() * imagined + (1 - alpha).sqrt() * noise, atol=1e-5, rtol=1e-5)
 
 
+class Wanted:
+    """Words that agree with some tokens more than with others, by the first number of each image's tokens."""
+
+    phrase_embeddings = None
+
+    def agreement(self, tokens):
+        return np.asarray(tokens, float)[:, 0, 0]
+
+
+class Silent(Wanted):
+    """Words that agree with everything alike."""
+
+    def agreement(self, tokens):
+        return np.zeros(len(tokens))
+
+
 def test_of_several_corrections_the_one_is_kept_that_shows_most_of_the_decoded_tokens(untrained_generator):
     """Candidates whose pictures are known: that of the wanted image is kept, wherever among the candidates it lies."""
     painter = CompactGenerator(dataclasses.replace(CONFIG, corrections=3), 0, untrained_generator)
@@ -303,9 +324,31 @@ def test_of_several_corrections_the_one_is_kept_that_shows_most_of_the_decoded_t
         return candidates[candidate]
 
     painter.correct = correct
-    kept = painter.best_correction(tokens, wanted, None, np.arange(4))
+    kept = painter.best_correction(tokens, wanted, Silent(), np.arange(4))
     assert asked == [0, 1, 2]
     np.testing.assert_allclose(kept, pictures, atol=1e-5)
+
+
+def test_of_many_corrections_those_that_words_and_tokens_speak_for_are_painted(untrained_generator, monkeypatch):
+    """Of each image the PAINTED best by merit; of their pictures the one of most merit to the tower."""
+    count, n = 9, 5
+    painter = CompactGenerator(dataclasses.replace(CONFIG, corrections=count), 0, untrained_generator)
+    rng = np.random.default_rng(0)
+    candidates, tokens = rng.normal(size=(count, n, 16, 128)).astype(np.float32), rng.normal(size=(n, 16, 128))
+    painter.correct = lambda imagined, tokens, phrases, images, title, candidate: candidates[candidate]
+    painted = []
+    painter.pictures = lambda some: painted.append(some) or some
+    painter.tower = type("Tower", (), {"tokens": lambda self, pictures: -pictures})()  # a painter that turns all round
+    kept = painter.best_correction(candidates[0], tokens, Wanted(), np.arange(n))
+    cosine = np.array(
+        [[a.ravel() @ b.ravel() / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(one, tokens)] for one in candidates]
+    )
+    merits = compact.FAITH * cosine + candidates[:, :, 0, 0]
+    assert len(painted) == compact.PAINTED
+    for k in range(n):
+        best = np.argsort(-merits[:, k])[: compact.PAINTED]
+        assert [some[k, 0, 0] for some in painted] == [candidates[b, k, 0, 0] for b in best]
+        np.testing.assert_array_equal(kept[k], candidates[best[-1], k])  # the least of them, turned round, is the most
 
 
 def test_candidates_differ_by_their_noise_alone_and_one_candidate_is_the_correction(painter):
@@ -314,7 +357,9 @@ def test_candidates_differ_by_their_noise_alone_and_one_candidate_is_the_correct
     first, second = (painter.correct(imagined, tokens, phrases, images, candidate=candidate) for candidate in (0, 1))
     assert np.abs(first - second).max() > 0.1
     assert not torch.equal(painter._noise(images, "correct 0"), painter._noise(images, "correct 1"))
-    np.testing.assert_array_equal(painter.best_correction(imagined, tokens, phrases, images), painter.pictures(first))
+    words = Silent()
+    words.phrase_embeddings = phrases
+    np.testing.assert_array_equal(painter.best_correction(imagined, tokens, words, images), painter.pictures(first))
 
 
 def test_guidance_goes_past_the_velocity_with_phrases(untrained_generator):
@@ -466,6 +511,46 @@ def test_a_run_leaves_weights_that_paint(tmp_path, few_scenes):
     scene = training.generator_scenes()(7)
     np.testing.assert_allclose(pixels[7], painter_side(scene.pixels[None])[0] * 255, atol=1)
     assert json.loads((tmp_path / "work" / "captions.json").read_text())[7] == list(scene.captions)
+
+
+@pytest.mark.slow
+def test_weights_know_the_pictures_that_they_were_trained_on(tmp_path, few_scenes):
+    """And none of those that the folder keeps for scenes of subjects."""
+    root = tmp_path / "photographs"
+    root.mkdir()
+    for k in range(110):
+        Image.fromarray(np.random.default_rng(k).integers(0, 255, (20, 30, 3)).astype(np.uint8)).save(root / f"{k}.png")
+        (root / f"{k}.txt").write_text(f"thing {k}")
+    out = run(tmp_path, stimuli=root)
+    reserved = ReservedPictures(root)
+    generator = CompactGenerator(CONFIG, 0, out)
+    images = np.stack([read_picture(path) for path in sorted(root.glob("*.png"))])
+    own = np.array([path in reserved.paths for path in sorted(root.glob("*.png"))])
+    assert 30 <= own.sum() < 60
+    assert generator.was_trained_on(images).tolist() == own.tolist()
+    assert generator.was_trained_on(BYTE_AS_HALF[images]).tolist() == own.tolist()
+    with pytest.raises(UserError, match=r"settings\.json: holds .*expected "):
+        run(tmp_path)
+
+
+def test_fidelity_is_the_variance_of_tokens_that_pictures_keep(untrained_generator):
+    """By a tower that sees what is wanted plus known errors; and one that sees the same in every picture keeps none."""
+    generator = CompactGenerator(CONFIG, 0, untrained_generator)
+    rng = np.random.default_rng(0)
+    tokens, error = rng.normal(size=(2, 50, 16, 128)).astype(np.float32)
+    generator.tower = type("Tower", (), {"tokens": lambda self, pictures: tokens + 0.5 * error})()
+    assert generator.fidelity(tokens) == pytest.approx(1 - 0.25, abs=0.01)
+    generator.tower = type("Tower", (), {"tokens": lambda self, pictures: np.broadcast_to(tokens.mean(0), tokens.shape)})()
+    assert generator.fidelity(tokens) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_packages_painter_is_at_home_in_its_scenes_and_not_in_noise():
+    generator = CompactGenerator(CONFIG, 0)
+    scenes = SceneStream(drawn_cutouts("train"), "train", 3)
+    drawn = reduce(np.stack([scenes(k).pixels for k in range(12)]) / 255)
+    noise = np.random.default_rng(0).integers(0, 256, (12, 3, 128, 128)).astype(np.uint8)
+    drawn, noise = (generator.fidelity(generator.tower.tokens(some)) for some in (drawn, noise))
+    assert drawn > 0.6 and noise < 0 and not generator.was_trained_on(np.zeros((2, 3, 224, 224), np.uint8)).any()
 
 
 @pytest.mark.slow

@@ -16,9 +16,11 @@ from mindtuner.simulation.cutouts import POOLS, drawn_cutouts, folder_cutouts, w
 from mindtuner.simulation.drawing import COLOURS, KINDS, draw
 from mindtuner.simulation.scenes import (
     _PLACES,
+    FEWEST_PICTURES,
     PLACES,
     SIDE,
     FolderScenes,
+    ReservedPictures,
     SceneStream,
     compose,
     generator_scenes,
@@ -336,3 +338,49 @@ def test_an_empty_caption_is_refused_at_once(tmp_path):
 def test_a_folder_of_whole_images_that_is_none(tmp_path):
     with pytest.raises(UserError, match="nowhere: not a folder"):
         FolderScenes(tmp_path / "nowhere", 1, 0)
+
+
+def test_pictures_for_generators_are_a_third_by_content_and_taken_last(tmp_path):
+    """Of scenes that fit into the other two thirds none is a generator's, by the pixels that both show."""
+    root = photographs(tmp_path / "photos", 130)
+    reserved = ReservedPictures(root)
+    known = {path.read_bytes() for path in reserved.paths}
+    assert known == {p.read_bytes() for p in root.iterdir() if p.suffix != ".txt" and third(p)}
+    shown = {reserved(k).pixels.tobytes() for k in range(len(known))}
+    assert len(shown) == len(known)
+    rest = FolderScenes(root, 130 - len(known), 0)
+    assert not shown & {rest(k).pixels.tobytes() for k in range(len(rest.paths))}
+    every = FolderScenes(root, 130, 0)
+    assert every.paths[: len(rest.paths)] == rest.paths and len(set(every.paths)) == 130
+
+
+def third(path):
+    return int(hashlib.sha256(path.read_bytes()).hexdigest()[:8], 16) % 3 == 0
+
+
+def test_a_picture_that_comes_again_is_shown_in_part(tmp_path):
+    """Of a ramp from left to right and from top to bottom a part is a ramp between two of its values, less steep."""
+    root, ramp = tmp_path / "photos", np.linspace(0, 250, SIDE)
+    photographs(root, 130)
+    reserved = ReservedPictures(root)
+    count, path = len(reserved.paths), reserved.paths[0]
+    pixels = np.stack(
+        [np.broadcast_to(ramp, (SIDE, SIDE)), np.broadcast_to(ramp[:, None], (SIDE, SIDE)), np.zeros((SIDE, SIDE))]
+    )
+    Image.fromarray(pixels.transpose(1, 2, 0).astype(np.uint8)).save(path, format="PNG")
+    for turn in (1, 2, 3):
+        part = reserved(turn * count).pixels.astype(float)
+        across, down = np.ptp(part[0].mean(0)), np.ptp(part[1].mean(1))
+        assert across == pytest.approx(down, abs=3) and 0.75 * 250 - 4 <= across <= 250
+        np.testing.assert_allclose(np.diff(part[0].mean(0))[5:-5].mean() * (SIDE - 1), across, rtol=0.05)
+    again = [reserved(count).pixels, ReservedPictures.__call__(reserved, count).pixels]
+    assert np.array_equal(*again) and not np.array_equal(reserved(count).pixels, reserved(2 * count).pixels)
+    assert np.array_equal(reserved(0).pixels, FolderScenes.__call__(reserved, 0).pixels)
+
+
+def test_too_few_pictures_for_a_generator_are_refused(tmp_path):
+    root = photographs(tmp_path / "photos", 9)
+    with pytest.raises(UserError, match=rf"photos: holds 9 different images .* expected at least {FEWEST_PICTURES} of these"):
+        ReservedPictures(root)
+    with pytest.raises(UserError, match="nowhere: not a folder"):
+        ReservedPictures(tmp_path / "nowhere")
