@@ -18,7 +18,7 @@ from torchvision.models import alexnet
 from mindtuner.config import as_dict, load_config
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.phrases import PhraseBank
-from mindtuner.decoding.reading import PhraseReader
+from mindtuner.decoding.reading import PhraseReader, compose
 from mindtuner.decoding.training_images import draw_to_neighbours
 from mindtuner.evaluation.results import load_log, load_run
 from mindtuner.evaluation.schema import METHODS
@@ -223,8 +223,8 @@ def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_
         row = np.searchsorted(kept["images"], image)
         assert kept["images"][row] == image and image in test.stimulus
         tokens = draw_to_neighbours(decoder.image_tokens(kept["backbone_tokens"][row], image), seen, config.decode.neighbours)
-        [said] = reader.read(kept["text"][row], network.projector, network.sureness)
-        phrases = np.stack([encoder.embed([phrase])[0] for phrase, _ in said])[None], np.ones((1, len(said)), bool)
+        [said] = compose(reader.probabilities(kept["text"][row], network.projector, network.sureness), bank.phrases)
+        phrases = np.stack([encoder.embed([bank.phrases[k]])[0] for k in said])[None], np.ones((1, len(said)), bool)
         painted = generator.pictures(generator.correct(generator.imagine(tokens, image), tokens, phrases, image))
         np.testing.assert_allclose(np.asarray(Image.open(path)).transpose(2, 0, 1), painted[0] * 255, atol=0.51)
     again = ("decode", lab.tuned, lab.data, tmp_path / "out", *lab.paints)

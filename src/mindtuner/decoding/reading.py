@@ -142,7 +142,7 @@ class PhraseReader:
             shape=(len(groups), len(self.bank.phrases)),
         )
         shown = (self.bank.shown @ member.T).minimum(1)
-        sums = FoldSums(1, int(np.prod(self.training.shape[1:])), len(groups))
+        sums = FoldSums(1, self.training[:1].size, len(groups))
         for some, tokens in in_blocks(self.training):
             sums.add(np.zeros(len(tokens), int), tokens.reshape(len(tokens), -1), shown[some].toarray())
         return Recogniser(*sums.ridge(np.array([RECOGNISER_PENALTY])), groups)
