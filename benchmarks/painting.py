@@ -1,14 +1,19 @@
-"""What do pictures lose between the brain and the canvas? On held-out training images, step by step.
+"""What do pictures lose between the brain and the canvas, and what brings it back? On held-out training images.
 
-    python benchmarks/painting.py OUT [--seeds 0 1 2] [--noise-seeds 2] [--takes 1 6] [--write benchmarks/results/painting.md]
+    python benchmarks/painting.py OUT [--seeds 0 1 2 3 4] [--write benchmarks/results/painting.md]
 
 For each simulator seed, simulates, embeds and pretrains once (kept in OUT/seed-N), tunes mindtuner without a fifth of its
-training images, and paints those. Each row paints from other tokens: the true ones; those of the training image nearest to
-the backbone tokens B; B itself; what the prior makes of B, alone and drawn to the config's number of nearest training images.
-Columns: how these tokens correlate with the true ones, and two-way identification and things recognised of the training image
-nearest to them, of the picture painted from them, of one imagined from them, and of its correction by phrases, the best of so
-many takes. Mean over noise seeds, (sd over simulator seeds). ``--write`` puts the table between the file's
-``painting:begin`` and ``painting:end`` comments.
+training images, and paints those.
+
+The first table paints from other tokens: the true ones; those of the training image nearest to the backbone tokens B; B
+itself; what the prior makes of B, alone and drawn to the config's number of nearest training images. Columns: how these
+tokens correlate with the true ones, and two-way identification and things recognised of the training image nearest to them,
+of the picture painted from them, and of one imagined from them.
+
+The second table corrects what was imagined from the last of these: by phrases from the true captions, to know the headroom;
+as the config says; and with one thing changed at a time. "By tokens" and "by words" keep the correction that fits one alone
+best. Mean, (sd over simulator seeds). ``--write`` puts the tables between the file's ``painting:begin`` and ``painting:end``
+comments. A line of each world goes to OUT/seed-N/painting.jsonl, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -19,95 +24,135 @@ from pathlib import Path
 
 import numpy as np
 from pages import markdown, write_between
-from world import HOLDOUT, add_seeds, config_of, open_world
+from world import HOLDOUT, Done, World, add_seeds, config_of, open_world
 
+from mindtuner.decoding.decoder import Predictions
+from mindtuner.decoding.phrases import side_by_side, split
 from mindtuner.decoding.training_images import draw_to_neighbours, nearest_training_image
 from mindtuner.evaluation.results import from_uint8
 from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, features_of
-from mindtuner.evaluation.scores.pictures import two_way
-from mindtuner.generators.compact import CompactGenerator
+from mindtuner.evaluation.scores.pictures import pixcorr, two_way
+from mindtuner.generators.compact import FAITH, CompactGenerator
+from mindtuner.pipeline import SubjectDecoder
 from mindtuner.pipeline.objects import Shown
+
+SCORES = ("objects", "colours", "places", "two-way", "PixCorr")
+ONLY_TOKENS = 1e6  # of faith: words decide between equals
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_seeds(parser)
-    parser.add_argument("--noise-seeds", type=int, default=2)
-    parser.add_argument("--takes", type=int, nargs="+", default=[1, 6], help="corrections of which one is kept")
-    parser.add_argument("--generator", type=Path, help="weights of mindtuner train-generator")
+    parser.set_defaults(seeds=[0, 1, 2, 3, 4])
     options = parser.parse_args()
-    found: dict[str, list[np.ndarray]] = {}
+    found = []
     for seed in options.seeds:
-        for name, scores in rows_of(seed, options).items():
-            found.setdefault(name, []).append(scores)
-            print(f"simulator seed {seed}: {name}: {' '.join(f'{v:.3f}' for v in scores.ravel())}", flush=True)
-    corrected = [f"corrected, best of {n}" if n > 1 else "corrected" for n in options.takes]
-    rows = []
-    for name, scores in found.items():
-        spread = np.std(scores, axis=0, ddof=1) if len(scores) > 1 else np.full(np.shape(scores)[1:], np.nan)
-        cells = [f"{m:.3f} ({sd:.3f})" for m, sd in zip(np.mean(scores, 0).ravel(), spread.ravel(), strict=True)]
-        rows.append([name, cells[0], *(", ".join(cells[k : k + 2]) for k in range(2, len(cells), 2))])
-    columns = ["r with true tokens", "nearest training image", "painted as they are", "imagined", *corrected]
-    text = markdown(["painted from", *columns], rows)
-    text += (
-        f"\n\n    python benchmarks/painting.py OUT --seeds {' '.join(map(str, options.seeds))} --noise-seeds "
-        f"{options.noise_seeds} --takes {' '.join(map(str, options.takes))}"
-    )
+        done = Done(options.out / f"seed-{seed}" / "painting.jsonl", "seed")
+        if seed not in done:
+            done.add(seed=seed, **measure(options.out, seed))
+        found.append(done[seed])
+        print(f"simulator seed {seed} done", flush=True)
+    columns = ["painted from", "r with true tokens", "nearest training image", "painted as they are", "imagined"]
+    rows = [
+        [
+            name,
+            cell(found, "sources", name, 0),
+            *(", ".join(cell(found, "sources", name, k + j) for j in (0, 1)) for k in (1, 3, 5)),
+        ]
+        for name in found[0]["sources"]
+    ]
+    text = markdown(columns, rows)
+    rows = [[name, *(cell(found, "corrections", name, k) for k in range(len(SCORES)))] for name in found[0]["corrections"]]
+    text += "\n\n" + markdown(["correction", *SCORES], rows)
+    text += f"\n\n    python benchmarks/painting.py OUT --seeds {' '.join(map(str, options.seeds))}"
     print(text)
     if options.write:
         write_between(options.write, "painting", text)
 
 
-def rows_of(seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """For each origin of tokens, the columns' values for one simulator seed, means over noise seeds."""
-    world = open_world(options.out / f"seed-{seed}", config_of(seed))
+def cell(found: list[dict], table: str, name: str, column: int) -> str:
+    values = np.array([one[table][name][column] for one in found])
+    return f"{values.mean():.3f}" + (f" ({values.std(ddof=1):.3f})" if len(values) > 1 else "")
+
+
+def measure(out: Path, seed: int) -> dict[str, dict[str, list[float]]]:
+    """The rows of both tables in one world."""
+    world = open_world(out / f"seed-{seed}", config_of(seed))
     tuned, caches = world.tune("mindtuner", seed, holdout=HOLDOUT), world.features.caches
     decoder, decode = tuned.decoder(), world.config.decode
     said = world.decode(decoder, tuned.held_out(world.dataset))
     training = np.setdiff1d(decoder.training_images, said.images)
     training_tokens, true = np.asarray(caches["tokens"][training]), np.asarray(caches["tokens"][said.images])
-    mean, phrases = training_tokens.mean(0), decoder.words(said).phrase_embeddings
-    seen = features_of(LITE2, np.asarray(caches["pixels"][said.images]))["two_way"]
     expected = decoder.expected_tokens(said, np.arange(len(said.images)))
-    most = dataclasses.replace(decode, corrections=max(options.takes))
-    generators = [CompactGenerator(most, noise, options.generator) for noise in range(options.noise_seeds)]
-
-    def nearest(tokens: np.ndarray) -> np.ndarray:
-        return training[nearest_training_image(tokens, training_tokens)]
-
-    def look(pictures: np.ndarray) -> tuple[float, float]:
-        found = shown.recognition.scores(shown.recognition.probe(EncodingFeatures()(pictures)))
-        return two_way(features_of(LITE2, pictures)["two_way"], seen).mean(), np.nanmean(found["objects"])
-
-    def scores(tokens: np.ndarray, generator: CompactGenerator) -> np.ndarray:
-        imagined = generator.imagine(tokens, said.images)
-        corrected = []
-        for takes in options.takes:
-            generator.config = dataclasses.replace(decode, corrections=takes)
-            corrected.append(look(generator.best_correction(imagined, tokens, phrases, said.images)))
-        correlation = np.corrcoef((tokens - mean).ravel(), (true - mean).ravel())[0, 1]
-        return np.array(
-            [
-                (correlation, np.nan),
-                look(from_uint8(np.asarray(caches["pixels"][nearest(tokens)]))),
-                look(generator.pictures(tokens)),
-                look(generator.pictures(imagined)),
-                *corrected,
-            ]
-        )
-
     sources = {
         "the true tokens": true,
-        "tokens of the training image nearest to B": np.asarray(caches["tokens"][nearest(said.backbone_tokens)]),
+        "tokens of the training image nearest to B": training_tokens[
+            nearest_training_image(said.backbone_tokens, training_tokens)
+        ],
         "B": said.backbone_tokens,
         "the prior": expected,
         f"the same, and {decode.neighbours} neighbours": draw_to_neighbours(expected, training_tokens, decode.neighbours),
     }
+    nearest = {name: training[nearest_training_image(tokens, training_tokens)] for name, tokens in sources.items()}
     # The probe is not to know the pictures that it judges.
-    judged = np.concatenate([said.images, *(nearest(tokens) for tokens in sources.values())])
-    shown = Shown.of(world.dataset.stimuli, said.images, caches["pixels"], without=judged)
+    shown = Shown.of(world.dataset.stimuli, said.images, caches["pixels"], np.concatenate([said.images, *nearest.values()]))
     assert shown.recognition is not None
-    return {name: np.mean([scores(tokens, generator) for generator in generators], 0) for name, tokens in sources.items()}
+    true_pictures = from_uint8(np.asarray(caches["pixels"][said.images]))
+    seen, looked = features_of(LITE2, true_pictures)["two_way"], EncodingFeatures()
+
+    def scores(pictures: np.ndarray) -> list[float]:
+        found = shown.recognition.scores(shown.recognition.probe(looked(pictures)))
+        found |= {
+            "two-way": two_way(features_of(LITE2, pictures)["two_way"], seen),
+            "PixCorr": pixcorr(true_pictures, pictures),
+        }
+        return [float(np.nanmean(found[score])) for score in SCORES]
+
+    generator, rows = decoder.generator, {}
+    for name, tokens in sources.items():
+        correlation = np.corrcoef((tokens - training_tokens.mean(0)).ravel(), (true - training_tokens.mean(0)).ravel())[0, 1]
+        beside = from_uint8(np.asarray(caches["pixels"][nearest[name]]))
+        columns = (beside, generator.pictures(tokens), generator.pictures(generator.imagine(tokens, said.images)))
+        rows[name] = [float(correlation), *(value for some in columns for value in (scores(some)[3], scores(some)[0]))]
+    corrected = corrections(world, decoder, said, sources[list(sources)[-1]], training_tokens)
+    return {"sources": rows, "corrections": {name: scores(pictures) for name, pictures in corrected.items()}}
+
+
+def corrections(
+    world: World, decoder: SubjectDecoder, said: Predictions, tokens: np.ndarray, training_tokens: np.ndarray
+) -> dict:
+    """Corrected pictures, by how they were made."""
+    generator, decode, words, images = decoder.generator, world.config.decode, decoder.words(said), said.images
+    assert isinstance(generator, CompactGenerator)
+    encoder = world.features.text_encoder
+    captions = [encoder.embed(split(world.dataset.stimuli.captions[int(image)][0])) for image in images]
+    true = side_by_side(captions, encoder.width)
+    imagined = generator.imagine(tokens, images)
+    start = training_tokens[nearest_training_image(said.backbone_tokens, training_tokens)]
+
+    def candidates(begin: np.ndarray = imagined, phrases=words.phrase_embeddings, count: int = decode.corrections, **changed):
+        generator.config = dataclasses.replace(decode, **changed)
+        return np.stack([generator.correct(begin, tokens, phrases, images, f"{number}", number) for number in range(count)])
+
+    own = candidates()
+    best = lambda some, faith=FAITH: generator.best_of(some, tokens, words, faith)
+    found = {
+        "none, imagined alone": generator.pictures(imagined),
+        "by the true phrases, one": generator.pictures(candidates(phrases=true, count=1)[0]),
+        "one": generator.pictures(own[0]),
+        f"**the best of {decode.corrections}**": best(own),
+        "the same by tokens alone": best(own, ONLY_TOKENS),
+        "the same by words alone": best(own, 0),
+        "the best of 6": best(own[:6]),
+    }
+    for name, value in (("refine_start", 0.8), ("refine_start", 0.9), ("guidance", 2.0), ("guidance", 5.0)):
+        found[f"{name} {value}"] = best(candidates(**{name: value}))
+    found["from the nearest training image, refine_start 0.8"] = best(candidates(begin=start, refine_start=0.8))
+    found["by tokens alone, the best of 6, refine_start 0.8, guidance 2"] = best(
+        candidates(count=6, refine_start=0.8, guidance=2.0), ONLY_TOKENS
+    )
+    generator.config = decode
+    return found
 
 
 if __name__ == "__main__":

@@ -123,19 +123,18 @@ class CompactGenerator:
         keeps the one whose CLIP embedding is nearest to the decoded one. Here words count too (``merit``): the tokens that
         fit best are painted, ``PAINTED`` of each image, and the tower looks at them.
         """
-        phrases = words.phrase_embeddings
-        candidates = np.stack(
-            [
-                self.correct(imagined, tokens, phrases, images, f"{title} {number}", number)
-                for number in range(self.config.corrections)
-            ]
-        )
+        phrases, numbers = words.phrase_embeddings, range(self.config.corrections)
+        candidates = [self.correct(imagined, tokens, phrases, images, f"{title} {number}", number) for number in numbers]
+        return self.best_of(np.stack(candidates), tokens, words)
+
+    def best_of(self, candidates: np.ndarray, tokens: np.ndarray, words: Words, faith: float = FAITH) -> np.ndarray:
+        """Pictures of the candidates (c, n, T, D) that fit the decoded tokens (n, T, D) and words best, one of each image."""
         if len(candidates) == 1:
             return self.pictures(candidates[0])
-        order = np.argsort([-merit(one, tokens, words) for one in candidates], axis=0, kind="stable")[:PAINTED]
+        order = np.argsort([-merit(one, tokens, words, faith) for one in candidates], axis=0, kind="stable")[:PAINTED]
         every = np.arange(len(tokens))
         pictures = np.stack([self.pictures(candidates[best, every]) for best in order])
-        best = np.argmax([merit(self.tower.tokens(some), tokens, words) for some in pictures], axis=0)
+        best = np.argmax([merit(self.tower.tokens(some), tokens, words, faith) for some in pictures], axis=0)
         return pictures[best, every]
 
     def correct(
@@ -191,10 +190,10 @@ class CompactGenerator:
         return x.cpu().numpy()
 
 
-def merit(seen: np.ndarray, tokens: np.ndarray, words: Words) -> np.ndarray:
+def merit(seen: np.ndarray, tokens: np.ndarray, words: Words, faith: float) -> np.ndarray:
     """How well pictures fit what a brain says, in tokens and in words: (n,).
 
-    seen (n, T, D), the tokens of n pictures · tokens (n, T, D), the decoded ones. FAITH times the cosine of the flattened
+    seen (n, T, D), the tokens of n pictures · tokens (n, T, D), the decoded ones. ``faith`` times the cosine of the flattened
     tokens, as in retrieval, and the agreement with the words (``Words.agreement``).
     """
-    return FAITH * (unit_rows(seen) * unit_rows(tokens)).sum(1) + words.agreement(seen)
+    return faith * (unit_rows(seen) * unit_rows(tokens)).sum(1) + words.agreement(seen)
