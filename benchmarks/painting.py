@@ -144,6 +144,7 @@ def corrections(
         "the same by tokens alone": best(own, ONLY_TOKENS),
         "the same by words alone": best(own, 0),
         "the best of 6": best(own[:6]),
+        "the best of 24": best(candidates(count=24)),
     }
     for name, value in (("refine_start", 0.8), ("refine_start", 0.9), ("guidance", 2.0), ("guidance", 5.0)):
         found[f"{name} {value}"] = best(candidates(**{name: value}))
