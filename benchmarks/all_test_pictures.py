@@ -8,7 +8,8 @@ says of them, with its own words, without, and with those of another image; and,
 true tokens and captions. Things, colours and places recognised, two-way identification by the demo's scoring network,
 and PixCorr. The first table has means over images and seeds with 95 % intervals, and chance, from wrong images; the second
 has paired differences. ``--write`` puts them between the file's ``pictures:begin`` and ``pictures:end`` comments,
-``--picture`` draws ten test images of the first seed, drawn at random.
+``--picture`` draws ten test images of the first seed, drawn at random. Scores of a world go to
+OUT/seed-N/all_test_pictures.jsonl, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from pages import markdown, write_between
 from PIL import Image
-from world import World, add_seeds, config_of, difference, open_world
+from world import Done, World, add_seeds, config_of, difference, open_world
 
 from mindtuner.decoding.phrases import side_by_side, split
 from mindtuner.decoding.training_images import nearest_training_image
@@ -44,20 +45,25 @@ def main() -> None:
     parser.set_defaults(seeds=[10, 11, 12])
     parser.add_argument("--picture", type=Path, metavar="PNG")
     options = parser.parse_args()
-    found: list[dict[tuple[str, str], np.ndarray]] = []
-    chances = []
+    found = []
     for seed in options.seeds:
-        world = open_world(options.out / f"seed-{seed}", config_of(seed))
-        pictures, images, nearest = painted(world, seed)
-        if options.picture and not found:
-            draw(pictures, options.picture)
-        scores, chance = scored(world, pictures, images, nearest)
-        found.append(scores)
-        chances.append(chance)
+        done = Done(options.out / f"seed-{seed}" / "all_test_pictures.jsonl", "seed")
+        if seed not in done or (options.picture and not found):
+            world = open_world(options.out / f"seed-{seed}", config_of(seed))
+            pictures, images, nearest = painted(world, seed)
+            if options.picture and not found:
+                draw(pictures, options.picture)
+            scores, chance = scored(world, pictures, images, nearest)
+            done.add(seed=seed, chance=chance, scores=scores)
+        found.append(done[seed])
         print(f"simulator seed {seed} done", flush=True)
-    every = {key: np.concatenate([scores[key] for scores in found]) for key in found[0]}
+    every = {
+        (kind, score): np.concatenate([np.array(one["scores"][kind][score], float) for one in found])
+        for kind in KINDS
+        for score in SCORES
+    }
     rows = [[kind, *(level(every[kind, score]) for score in SCORES)] for kind in KINDS]
-    rows.append(["chance", *(f"{np.mean([chance[score] for chance in chances]):.3f}" for score in SCORES)])
+    rows.append(["chance", *(f"{np.mean([one['chance'][score] for one in found]):.3f}" for score in SCORES)])
     text = markdown(["picture", *SCORES], rows)
     rows = [[f"{a} minus {b}", *(paired(every[a, score], every[b, score]) for score in SCORES)] for a, b in PAIRS]
     text += "\n\n" + markdown(["difference", *SCORES], rows)
@@ -99,7 +105,7 @@ def true_phrases(world: World, images: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def scored(
     world: World, pictures: dict, images: np.ndarray, nearest: np.ndarray
-) -> tuple[dict[tuple[str, str], np.ndarray], dict[str, float]]:
+) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, float]]:
     """Each picture's score, by kind and score, and what the brain's corrected pictures would have of wrong images."""
     shown = Shown.of(world.dataset.stimuli, images, world.features.caches["pixels"], without=nearest)
     assert shown.recognition is not None
@@ -109,10 +115,10 @@ def scored(
         recognised[kind] = shown.recognition.probe(looked(to_uint8(some)))
         scores = shown.recognition.scores(recognised[kind])
         scores |= {"two-way": two_way(features_of(LITE2, some)["two_way"], seen), "PixCorr": pixcorr(pictures[SEEN], some)}
-        found |= {(kind, score): scores[score] for score in SCORES}
+        found[kind] = {score: [None if np.isnan(one) else round(float(one), 5) for one in scores[score]] for score in SCORES}
     chance = shown.recognition.chance(recognised[CORRECTED], random_pairs(len(images), 0))
     others = pixcorr(np.roll(pictures[SEEN], 1, 0), pictures[CORRECTED])
-    return found, chance | {"two-way": 0.5, "PixCorr": others.mean()}
+    return found, {key: float(value) for key, value in chance.items()} | {"two-way": 0.5, "PixCorr": float(others.mean())}
 
 
 def level(values: np.ndarray) -> str:
