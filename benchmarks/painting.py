@@ -51,11 +51,11 @@ def main() -> None:
     found = []
     for seed in options.seeds:
         done = Done(options.out / f"seed-{seed}" / "painting.jsonl", "split")
-        for split in range(options.splits):
-            if split not in done:
-                done.add(split=split, **measure(options.out, seed, split))
-            found.append(done[split])
-            print(f"simulator seed {seed}, split {split} done", flush=True)
+        for fold in range(options.splits):
+            if fold not in done:
+                done.add(split=fold, **measure(options.out, seed, fold))
+            found.append(done[fold])
+            print(f"simulator seed {seed}, split {fold} done", flush=True)
     columns = ["painted from", "r with true tokens", "nearest training image", "painted as they are", "imagined"]
     pair = lambda name, k: ", ".join(cell(found, "sources", name, k + j) for j in (0, 1))
     rows = [[name, cell(found, "sources", name, 0), *(pair(name, k) for k in (1, 3, 5))] for name in found[0]["sources"]]
