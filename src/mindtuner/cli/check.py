@@ -1,8 +1,9 @@
 """Look at everything in a dataset: what is there, what is missing, what is wrong.
 
-ROOT is the NSD release, raw NSD (docs/nsd.md), LAION-fMRI (docs/laion.md), a lab's folder (docs/your-own-scans.md) or MOSAIC
-(docs/mosaic.md). Other forms that are known, such as GLMsingle's output, are named, with the way in. All betas and images are
-read once. Errors make the dataset unusable and the exit code 2; warnings are to be looked at; notes say what is assumed.
+ROOT is the NSD release, raw NSD (docs/nsd.md), LAION-fMRI (docs/laion.md), MOSAIC (docs/mosaic.md), and a lab's folder or
+bdpy's BData (docs/your-own-scans.md). Other forms that are known, such as GLMsingle's output, are named, with the way in. All
+betas and images are read once. Errors make the dataset unusable and the exit code 2; warnings are to be looked at; notes say
+what is assumed.
 
 A folder of the full-size system's weights: mindtuner check weights.
 """

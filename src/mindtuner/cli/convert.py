@@ -1,5 +1,6 @@
 """Turn other people's files into this project's.
 
+bdata: bdpy's BData files become a lab's folder, with the voxels of an expression such as "ROI_V1 + ROI_V2".
 laion: LAION-fMRI becomes a lab's folder for each of some splits.
 mindeye2: a released MindEye2 checkpoint becomes a base that equals it and that a new subject can be tuned on.
 mosaic: MOSAIC's subject files become a lab's folder, without the cortical surface.
@@ -15,6 +16,26 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    bdata = kinds.add_parser(
+        "bdata",
+        help="bdpy's BData -> a lab's folder",
+        description="Write a folder of BData as a lab's folder: betas of the chosen voxels, trials, images (see "
+        "docs/your-own-scans.md). What is not given here is what dataset.json says, or what the files tell.",
+    )
+    bdata.add_argument("root", type=Path, metavar="ROOT", help="folder with sub-01_....h5 or Subject1.h5, ... and stimuli/")
+    bdata.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
+    bdata.add_argument(
+        "--voxels", metavar="EXPRESSION", help="bdpy's expression, such as 'ROI_V1 + ROI_V2' (default VoxelData)"
+    )
+    bdata.add_argument("--label", metavar="KEY", help="metadata that says which picture was shown (default stimulus_name)")
+    bdata.add_argument("--session", metavar="KEY", help="metadata of sessions from 1 (default Session)")
+    for split, example in (("train", "*Training*"), ("test", "*Test*")):
+        bdata.add_argument(
+            f"--{split}",
+            metavar="PATTERN,...",
+            help=f"names of {split} files, such as '{example}' (default: a column DataType, or the files' names)",
+        )
+    bdata.set_defaults(convert=run_bdata)
     laion = kinds.add_parser(
         "laion",
         help="LAION-fMRI -> a lab's folder for each split",
@@ -186,6 +207,17 @@ def run_mindeye2(options: argparse.Namespace) -> None:
         print(f"without: {part}, which this checkpoint was released without")
     print(f"untrained: {card['untrained']['projector']}")
     print(f"conventions: token_norm {card['conventions']['token_norm']}, image_range {card['conventions']['image_range']}")
+    print(options.out)
+
+
+def run_bdata(options: argparse.Namespace) -> None:
+    from mindtuner.formats.bdata.convert import convert_bdata
+
+    patterns = {
+        split: None if text is None else [pattern.strip() for pattern in text.split(",") if pattern.strip()]
+        for split, text in (("train", options.train), ("test", options.test))
+    }
+    convert_bdata(options.root, options.out, options.voxels, options.label, options.session, **patterns, say=print)
     print(options.out)
 
 

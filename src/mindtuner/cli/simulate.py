@@ -9,6 +9,7 @@ beside them (see docs/simulation.md). The formats, all of the same trials, are:
   lab_folder   a lab's folder, which every verb reads: betas.npy, trials.tsv, stimuli/ (see docs/your-own-scans.md)
   mosaic       MOSAIC, on vertices of visual parcels of the cortical surface, which every verb reads; needs
                pip install 'mindtuner[mosaic]'. As a lab's folder: mindtuner convert mosaic OUT DATASET
+  bdata        bdpy's BData, which every verb reads: sub-01.h5, ... and stimuli/ (see docs/your-own-scans.md)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _HELP = {
     "noise": "noise sd, relative to the calibrated noise ceilings",
     "seed": "seed of scenes, brains and noise",
 }
-FORMATS = ("nsd_release", "nsd_raw", "lab_folder", "laion", "mosaic")
+FORMATS = ("nsd_release", "nsd_raw", "lab_folder", "laion", "mosaic", "bdata")
 _NEXT = {
     "nsd_raw": "mindtuner convert nsd {out} DATASET --captions {out}/annotations",
     "laion": "mindtuner convert laion {out} DATASET --split own",

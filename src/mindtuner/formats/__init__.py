@@ -10,18 +10,18 @@ from pathlib import Path
 
 from mindtuner.data import Dataset
 from mindtuner.errors import UserError
-from mindtuner.formats import glmsingle, lab_folder, laion, mosaic, nsd_raw, nsd_release
+from mindtuner.formats import bdata, glmsingle, lab_folder, laion, mosaic, nsd_raw, nsd_release
 from mindtuner.formats.checks.findings import Finding, Findings
 from mindtuner.formats.format import Format
 
 __all__ = ["FORMATS", "Finding", "Findings", "Format", "check", "convert", "format_of", "load", "named", "write"]
 
 # The first that fits a folder is its format. A lab's folder is told by little: stimuli or betas alone will do.
-FORMATS = (nsd_release.FORMAT, nsd_raw.FORMAT, laion.FORMAT, mosaic.FORMAT, lab_folder.FORMAT, glmsingle.FORMAT)
+FORMATS = tuple(known.FORMAT for known in (nsd_release, nsd_raw, laion, mosaic, bdata, lab_folder, glmsingle))
 
 
 def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
-    """Open a dataset: the NSD release, a lab's folder, or MOSAIC. Betas and images stay on disk until they are asked for.
+    """Open a dataset: the NSD release, a lab's folder, MOSAIC or BData. Betas and images stay on disk until they are used.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def check(root: str | Path, allow_twins: bool = False) -> Findings:
 
 
 def convert(root: str | Path, out: str | Path, **options) -> dict:
-    """Write raw NSD as the NSD release, MOSAIC as a lab's folder, or LAION-fMRI as one for each split.
+    """Write raw NSD as the NSD release, MOSAIC or BData as a lab's folder, or LAION-fMRI as one for each split.
 
     Parameters
     ----------
@@ -99,7 +99,8 @@ def convert(root: str | Path, out: str | Path, **options) -> dict:
     out : str or Path
         Folder to write.
     **options
-        Those of ``nsd_raw.convert.convert_nsd``, ``mosaic.convert.convert_mosaic`` or ``laion.convert.convert_laion``.
+        Those of ``nsd_raw.convert.convert_nsd``, ``mosaic.convert.convert_mosaic``, ``bdata.convert.convert_bdata`` or
+        ``laion.convert.convert_laion``.
 
     Returns
     -------
@@ -135,7 +136,7 @@ def write(root: str | Path, dataset: Dataset, format: str = "lab_folder", **opti
     dataset : Dataset
         What to write. Its betas are written as they are read.
     format : str
-        Name of the format, as ``FORMATS`` has it.
+        Name of the format: ``nsd_release``, ``nsd_raw``, ``mosaic``, ``bdata`` or ``lab_folder``.
     **options
         ``form`` of the betas: "npy", "hdf5" or "nifti" of a lab's folder, "hdf5" or "nifti" of raw NSD.
 
@@ -149,11 +150,7 @@ def write(root: str | Path, dataset: Dataset, format: str = "lab_folder", **opti
     >>> from mindtuner.formats import load, write
     >>> write("mystudy", load("simulated"), form="nifti")  # doctest: +SKIP
     """
-    found = named(format)
-    if found.write is None:
-        written = ", ".join(known.name for known in FORMATS if known.write)
-        raise UserError(f"format: is {format!r}, which is only read; expected one of {written}")
-    found.write(root, dataset, **options)
+    named(format).write(root, dataset, **options)
 
 
 def format_of(root: str | Path) -> Format:
@@ -195,8 +192,8 @@ def _said_of_file(path: Path) -> str:
 
 
 def named(name: str) -> Format:
-    """The format of this name. Raises UserError where there is none."""
-    for known in FORMATS:
-        if known.name == name:
-            return known
-    raise UserError(f"format: is {name!r}; expected one of {', '.join(known.name for known in FORMATS)}")
+    """The format of this name, to write. Raises UserError where there is none."""
+    written = {known.name: known for known in FORMATS if known.write}
+    if name not in written:
+        raise UserError(f"format: is {name!r}; expected one of {', '.join(written)}")
+    return written[name]

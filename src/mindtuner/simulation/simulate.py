@@ -40,6 +40,7 @@ _WRITTEN = (
     "stimuli",
     "sub-0[1-8]",
     "sub-0[1-8]_NSD.hdf5",
+    "sub-0[1-8].h5",
     "nsd_stiminfo.tsv",
 )
 
@@ -72,7 +73,7 @@ def simulate(
     stimuli : Path, optional
         Folder of whole captioned images, which take the place of scenes.
     format : str
-        Whose files to write: ``nsd_release``, ``nsd_raw``, ``lab_folder``, ``laion`` or ``mosaic``.
+        Whose files to write: ``nsd_release``, ``nsd_raw``, ``lab_folder``, ``laion``, ``mosaic`` or ``bdata``.
 
     Raises
     ------

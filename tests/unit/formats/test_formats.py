@@ -28,12 +28,16 @@ def release(tmp_path_factory):
         ("laion", "derivatives/glmsingle-tedana/sub-01"),
         ("mosaic", "sub-01_NSD.hdf5"),
         ("mosaic", "nsd_stiminfo.tsv"),
+        ("bdata", "sub-01_ImageNetTest.h5"),
+        ("glmsingle", "TYPED_FITHRF_GLMDENOISE_RR.hdf5"),
+        ("glmsingle", "sub-01/ses-01/TYPEB_FITHRF.npy"),
     ],
 )
 def test_one_file_tells_the_format(tmp_path, name, file):
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).touch()
-    assert format_of(tmp_path) is format_of(str(tmp_path)) is named(name)
+    assert format_of(tmp_path) is format_of(str(tmp_path)) and format_of(tmp_path).name == name
+    assert format_of(tmp_path).write is None or named(name) is format_of(tmp_path)
     assert [known.name for known in FORMATS if known.sniff(tmp_path)] == [name]
 
 
@@ -61,12 +65,15 @@ def test_what_is_of_no_format_is_refused_with_all_that_are_known(tmp_path):
     assert "\n" not in str(refused.value)
     for known in FORMATS:
         assert f"{known.holds} ({known.title})" in str(refused.value)
-    with pytest.raises(UserError, match="format: is 'A'; expected one of nsd_release, nsd_raw, laion, mosaic, lab_folder"):
+    with pytest.raises(
+        UserError, match="format: is 'A'; expected one of nsd_release, nsd_raw, laion, mosaic, bdata, lab_folder"
+    ):
         named("A")
 
 
 def test_what_is_read_is_not_converted_and_the_other_way_round(tmp_path, release):
-    with pytest.raises(UserError, match="is the NSD release, which is read as it is; expected raw NSD, LAION-fMRI or MOSAIC"):
+    wanted = "is the NSD release, which is read as it is; expected raw NSD, LAION-fMRI, MOSAIC or bdpy's BData"
+    with pytest.raises(UserError, match=wanted):
         convert(release, tmp_path / "out")
     raw = tmp_path / "raw"
     (raw / "nsddata").mkdir(parents=True)
@@ -118,6 +125,16 @@ def test_a_lab_becomes_a_release(tmp_path, form):
     assert set(found.subject(1).rois) == {"nsd_general", "V1"} and found.subject(1).rois["nsd_general"].all()
     np.testing.assert_array_equal(found.subject(1).rois["V1"], dataset.subject(1).rois["V1"])
     assert "no mask of V2" in found.card["assumed"][0]
+
+
+def test_a_release_becomes_bdata(tmp_path, release):
+    dataset = load(release)
+    write(tmp_path, dataset, "bdata")
+    found = load(tmp_path)
+    same(found, dataset)
+    assert found.card["zscore"] == dataset.card["zscore"]
+    for number, subject in dataset.subjects.items():
+        assert found.subject(number).rois.keys() == {name for name, mask in subject.rois.items() if mask.any()}
 
 
 def test_part_of_a_release_becomes_a_whole_one(tmp_path, release):

@@ -315,6 +315,7 @@ WRITTEN = {
     "nsd_raw": {"annotations", "nsddata", "nsddata_betas", "nsddata_stimuli"},
     "lab_folder": {"stimuli", "sub-01", "sub-02"},
     "laion": {"derivatives", "splits", "stimuli"},
+    "bdata": {"stimuli", "sub-01.h5", "sub-02.h5"},
     "mosaic": {"nsd_stiminfo.tsv", "stimuli", "sub-01_NSD.hdf5", "sub-02_NSD.hdf5"},
 }
 
@@ -352,7 +353,7 @@ def test_another_format_is_whole_or_not_there(made_before, tmp_path, monkeypatch
 
 def test_an_unknown_format_is_named_before_anything_is_written(tmp_path):
     with pytest.raises(
-        UserError, match="format: is 'matlab'; expected one of nsd_release, nsd_raw, laion, mosaic, lab_folder"
+        UserError, match="format: is 'matlab'; expected one of nsd_release, nsd_raw, laion, mosaic, bdata, lab_folder"
     ):
         simulate(tmp_path / "out", TINY, format="matlab")
     assert not (tmp_path / "out").exists()

@@ -26,7 +26,7 @@ def check(root: Path, findings: Findings) -> None:
     card = {"zscore": "none", "subject_offset": 0}
     with findings.catching(root / CARD, "card"):
         card = lab.load_card(root)
-    _describe_card(findings, root, card)
+    describe_card(findings, root, card)
     images = None
     with findings.catching(root, "stimuli"):
         images = lab.open_images(root, card)
@@ -43,11 +43,12 @@ def check(root: Path, findings: Findings) -> None:
         _check_subject(findings, folder, tables.get(number), names, is_shared, card)
     _compare_subjects(findings, root, folders, tables, card)
     if images is not None:
-        _check_images(findings, root, images, is_shared, used)
+        check_images(findings, root, images, is_shared, used)
     findings.take_whole(lambda: lab.load(root))
 
 
-def _describe_card(findings: Findings, root: Path, card: dict) -> None:
+def describe_card(findings: Findings, root: Path, card: dict) -> None:
+    """Say what the card says of z-scores, and what follows from it."""
     path = root / CARD
     findings.fact(path, f"zscore {card['zscore']}" if path.exists() else "none")
     if card["zscore"] == "none":
@@ -239,9 +240,10 @@ def _compare_subjects(
         )
 
 
-def _check_images(
+def check_images(
     findings: Findings, root: Path, images: FolderImages | Hdf5Images, is_shared: np.ndarray, used: np.ndarray
 ) -> None:
+    """Report on the pictures of a lab's stimuli and their captions, and on what is done to them when they are read."""
     path = images.folder if isinstance(images, FolderImages) else images.path
     captions: list[tuple[str, ...]] = []
     for number in range(images.shape[0]):

@@ -26,6 +26,7 @@ from mindtuner.formats.lab_folder import trial_table
 from mindtuner.formats.lab_folder.betas import MASK, check_dtype, check_rows, open_betas, own_mask, values_of
 from mindtuner.formats.lab_folder.trial_table import TrialLines, find_table
 from mindtuner.formats.nifti import load_mask
+from mindtuner.formats.subject_numbers import number_subjects
 
 STIMULI, STIMULI_HDF5 = "stimuli", "stimuli.hdf5"
 VERTICES = "vertices.npy"
@@ -162,34 +163,20 @@ def subject_folders(root: Path, card: dict) -> dict[int, Path]:
     own = find_table(root)
     if folders and own.exists():
         raise UserError(f"{root}: holds {own.name} and {folders[0].name}; expected one subject, or folders of subjects")
-    said, named = card.get("subject_numbers", {}), [path for path in folders if _number_in_name(path) is None]
-    found: dict[int, Path] = {}
-    for folder in folders or [root]:
-        number = said.get(folder.name, _number_in_name(folder) or (1 if not folders else None))
-        if number is None and len(named) < len(folders):
-            other = next(path.name for path in folders if path not in named)
-            raise UserError(
-                f"{folder}: has no number, as {other} has; expected subject_numbers in dataset.json, "
-                f'as {{"{folder.name}": 1}}'
-            )
-        number = card["subject_offset"] + (number or named.index(folder) + 1)
-        if number in found or number < 1:
-            raise UserError(
-                f"{folder}: is subject {number}{', as ' + found[number].name if number in found else ''}; "
-                "expected a number of its own, from 1"
-            )
-        found[number] = folder
-    return found
+    if not folders:
+        return {card["subject_offset"] + (_number_in_name(root.resolve().name) or 1): root}
+    places = {folder.name: folder for folder in folders}
+    return {number: places[name] for number, name in number_subjects(places, _number_in_name, card).items()}
 
 
 def is_named(root: Path, folder: Path) -> bool:
     """Whether a subject has a name, as ``sub-BE`` has, and no number."""
-    return folder != root and _number_in_name(folder) is None
+    return folder != root and _number_in_name(folder.name) is None
 
 
-def _number_in_name(folder: Path) -> int | None:
+def _number_in_name(name: str) -> int | None:
     """7 of ``sub-07``."""
-    match = re.fullmatch(r"sub-(\d{1,6})", folder.resolve().name)
+    match = re.fullmatch(r"sub-(\d{1,6})", name)
     return int(match[1]) if match else None
 
 

@@ -45,9 +45,7 @@ def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
     root = Path(root)
     if form not in FORMS:
         raise UserError(f"form: is {form!r}; expected one of {', '.join(FORMS)}")
-    # What numbers folders and masks were read by: the new ones need none of it.
-    read_by = ("subject_offset", "subject_numbers", "mask_values", "background")
-    write_json(root / CARD, {name: value for name, value in dataset.card.items() if name not in read_by})
+    write_json(root / CARD, kept_card(dataset.card))
     names = write_stimuli(root / STIMULI, dataset.stimuli, own_names(dataset.stimuli))
     for number, subject in dataset.subjects.items():
         folder = root / f"sub-{number:02d}"
@@ -59,6 +57,12 @@ def write(root: str | Path, dataset: Dataset, form: str = "npy") -> None:
         if subject.vertices is not None:
             with atomic_path(folder / VERTICES) as part, open(part, "wb") as file:
                 np.save(file, subject.vertices, allow_pickle=False)
+
+
+def kept_card(card: dict) -> dict:
+    """A dataset's card for new files, without what the old ones were read by."""
+    read_by = ("subject_offset", "subject_numbers", "mask_values", "background", "bdata")
+    return {name: value for name, value in card.items() if name not in read_by}
 
 
 def trials_table(subject: Subject, names: list[str]) -> str:
