@@ -118,6 +118,8 @@ def convert(root: str | Path, out: str | Path, **options) -> dict:
     >>> card = convert("nsd", "data/nsd", captions=["annotations"])  # doctest: +SKIP
     """
     found = format_of(root)
+    if found.convert is None and found.way_in is not None:
+        raise UserError(f"{root}: is {found.title}, which is not converted by itself; expected {found.way_in(Path(root))}")
     if found.convert is None:
         titles = [other.title for other in FORMATS if other.convert]
         raise UserError(
@@ -136,7 +138,7 @@ def write(root: str | Path, dataset: Dataset, format: str = "lab_folder", **opti
     dataset : Dataset
         What to write. Its betas are written as they are read.
     format : str
-        Name of the format: ``nsd_release``, ``nsd_raw``, ``mosaic``, ``bdata`` or ``lab_folder``.
+        Name of the format: ``nsd_release``, ``nsd_raw``, ``laion``, ``mosaic``, ``bdata`` or ``lab_folder``.
     **options
         ``form`` of the betas: "npy", "hdf5" or "nifti" of a lab's folder, "hdf5" or "nifti" of raw NSD.
 

@@ -13,7 +13,7 @@ from lab_files import MASK_SHAPE, TRIALS, VOXELS, make_lab, save_nifti, write_ta
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError
-from mindtuner.formats import check, load, trial_volumes
+from mindtuner.formats import check, convert, load, trial_volumes
 from mindtuner.formats.trial_volumes import TrialVolumes, order_of
 
 MODEL = "TYPED_FITHRF_GLMDENOISE_RR"
@@ -357,6 +357,8 @@ def test_its_folder_and_its_files_are_recognised(lab, tmp_path, capsys):
     with pytest.raises(UserError) as caught:
         load(place)
     assert f"GLMsingle: is GLMsingle's output, which is not read as it is; expected {way}" in str(caught.value)
+    with pytest.raises(UserError, match="is GLMsingle's output, which is not converted by itself; expected a lab's folder"):
+        convert(place, tmp_path / "out")
     assert main(["check", str(place)]) == 2
     out = capsys.readouterr().out
     assert "format glmsingle: GLMsingle's output" in out and way in out
