@@ -286,16 +286,14 @@ def _write_betas(out: Path, one: Scans, made_of: dict, say: Callable[[str], obje
     folder = out / DONE / one.person
     work = folder.with_name(f".{one.person}.part")
     for begun in (folder, work):
-        if begun.exists():
+        if (begun / MADE_OF).exists():
             _compare(begun / MADE_OF, made_of)
     if folder.exists():
         say(f"{one.person}: betas are there already")
         return
-    if work.exists():
-        for path in work.glob(".*.part"):  # of a run that was killed
-            path.unlink()
-    else:
-        write_json(work / MADE_OF, made_of)
+    for path in work.glob(".*.part"):  # of a run that was killed
+        path.unlink()
+    write_json(work / MADE_OF, made_of)
     parts = [work / f"{session.name}.npy" for session in one.sessions]
     for session, part in zip(one.sessions, parts, strict=True):
         if not part.exists():
