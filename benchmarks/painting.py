@@ -141,7 +141,8 @@ def corrections(
         generator.config = dataclasses.replace(decode, **changed)
         return np.stack([generator.correct(begin, tokens, phrases, images, f"{number}", number) for number in range(count)])
 
-    own = candidates()
+    twice = candidates(count=2 * decode.corrections)
+    own = twice[: decode.corrections]
     best = lambda some, faith=FAITH: generator.best_of(some, tokens, words, faith)
     found = {
         "none, imagined alone": generator.pictures(imagined),
@@ -150,7 +151,8 @@ def corrections(
         f"**the best of {decode.corrections}**": best(own),
         "the same by tokens alone": best(own, ONLY_TOKENS),
         "the same by words alone": best(own, 0),
-        "the best of 6": best(own[:6]),
+        f"the best of {decode.corrections // 2}": best(own[: decode.corrections // 2]),
+        f"the best of {2 * decode.corrections}": best(twice),
     }
     softer = candidates(refine_start=0.8, guidance=2.0)
     found["from 0.8 of the noise, guidance 2"] = best(softer)
