@@ -138,6 +138,9 @@ RUN_FILES = (
         for end in ("safetensors", "checkpoint*")
     ),
     "predictions.safetensors",
+    "decoded.csv",
+    "decoded_trials.csv",
+    "scores.csv",
     "pictures",
     "dataset.json",
     "shared1000.npy",

@@ -26,6 +26,11 @@ def scene(number, side=64, blur=0.0):
     return (255 * image).round().astype(np.uint8)
 
 
+def name_of(number):
+    """The file name of a test image."""
+    return f"discs & more/{number:02d}.png"
+
+
 def strip(truth, rank):
     """Five positions with ``truth`` at ``rank``."""
     others = [position for position in range(TESTS) if position != truth][:5]
@@ -48,6 +53,7 @@ def make_run(folder, side=64, subject=1, sessions=1, seed=0, level=0.62):
         "picture_index": SEEN,
         "all_captions": captions,
         "seen_captions": [captions[n] for n in SEEN],
+        "names": [name_of(n) for n in range(TESTS)],
         "methods": {
             m: {
                 "retrieved_caption": [f"{m} reads {n}" for n in SEEN],

@@ -44,6 +44,8 @@ def test_it_leaves_a_whole_run_folder(quick):
         "log.jsonl",
         "results.json",
         "words.json",
+        "decoded.csv",
+        "scores.csv",
         "report.html",
         "demo.png",
         "pictures.safetensors",

@@ -11,7 +11,7 @@ import pytest
 import report_run
 from browser import SIZES, open_page, serious_faults
 from PIL import Image
-from report_run import EVIL, PICTURES, RANKS, SEEN, TESTS, make_run, scene, strip, write_per_image
+from report_run import EVIL, PICTURES, RANKS, SEEN, TESTS, make_run, name_of, scene, strip, write_per_image
 from safetensors.numpy import save_file
 
 from mindtuner.evaluation.results import load_run
@@ -220,7 +220,8 @@ def test_filter_and_order(browser):
     assert [card["score"] for card in cards(browser)][:2] == ["SSIM 0.600", "SSIM 0.500"]
     assert shown(method="ridge_only", order="best") == list(range(PICTURES))  # it has no scores of single images
     assert shown(words="READS 22") == shown(words="number 22") == [4]
-    assert shown(words="5") == [4] and shown(words="#1", show="first") == [0]
+    assert shown(words=name_of(SEEN[4]).upper()) == shown(words=str(SEEN[4])) == [4]
+    assert shown(words=name_of(SEEN[0]), show="first") == [0] and shown(words="discs") == list(range(PICTURES))
     assert shown(words="number 22", show="missed") == []
     assert browser.find_element("id", "none").is_displayed()
 
@@ -237,19 +238,19 @@ def test_the_keyboard_steps_through_the_images(browser):
     choose(browser, order="best")  # images 3, 5, 1, 4, 6, 2
     browser.execute_script("document.activeElement.blur()")
     press(browser, "j")
-    assert focused(browser) == "Image 3"
+    assert focused(browser) == name_of(SEEN[2])
     assert browser.execute_script("return document.activeElement.matches(':focus-visible')")
     press(browser, "j", Keys.ARROW_RIGHT)
-    assert focused(browser) == "Image 1"
+    assert focused(browser) == name_of(SEEN[0])
     press(browser, "k", Keys.ARROW_LEFT, "k")  # stays at the first
-    assert focused(browser) == "Image 3"
+    assert focused(browser) == name_of(SEEN[2])
     press(browser, Keys.ENTER)
     title = browser.find_element("id", "viewer-title")
-    assert title.is_displayed() and title.text == "Image 3"
+    assert title.is_displayed() and title.text == name_of(SEEN[2])
     press(browser, Keys.ARROW_RIGHT, "j")
-    assert title.text == "Image 1"
+    assert title.text == name_of(SEEN[0])
     press(browser, Keys.ESCAPE)
-    assert not title.is_displayed() and focused(browser) == "Image 1"
+    assert not title.is_displayed() and focused(browser) == name_of(SEEN[0])
     browser.find_element("name", "words").send_keys("jk")  # in a field they are letters
     assert browser.find_element("name", "words").get_attribute("value") == "jk"
     assert cards(browser) == []
@@ -302,7 +303,7 @@ def test_of_many_images_few_are_made_at_once(chrome, large):
     assert made()[0] == "number 0" and len(made()) < 60 and elements() < 4000
     chrome.execute_script("document.querySelectorAll('#cards > li')[700].scrollIntoView({behavior: 'instant'})")
     assert "number 700" in made() and "number 0" not in made() and len(made()) < 60 and elements() < 4000
-    assert choose(chrome, order="worst", words="9")[0]["seen"] == "number 8"  # the ninth
+    assert choose(chrome, order="worst", words="9")[0]["seen"] == "number 9"  # image 9, which has no file name
     assert [card["seen"] for card in choose(chrome, order="best")][:2] == ["number 999", "number 998"]
     truth = load_run(large.parent).pictures["seen"][999, :, 0, 0].astype(int)
     pixel = chrome.execute_async_script("""

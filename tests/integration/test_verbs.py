@@ -114,9 +114,12 @@ def test_each_verb_leaves_its_files(lab, report, decoded):
         "words.json",
         "pictures.safetensors",
         "per_image.safetensors",
+        "decoded.csv",
+        "scores.csv",
         "report.html",
     }
-    assert names(decoded) == {"config.yaml", "predictions.safetensors", "words.json", "pictures"}
+    tables = {"decoded.csv", "decoded_trials.csv"}
+    assert names(decoded) == {"config.yaml", "predictions.safetensors", "words.json", "pictures", *tables}
     for run in (lab.base, lab.tuned, report, decoded):
         refuse_foreign(run)  # --force may replace each of them
     assert (lab.data / "cache" / "tokens.json").is_file()

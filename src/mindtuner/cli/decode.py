@@ -2,9 +2,10 @@
 
 FINGERPRINT is a run of mindtuner tune (its method mindtuner) or fit, one of the files there, or a fingerprint that was
 shared: its folder, or its id on the Hugging Face hub. With --subject N it is a base, and N one of its own subjects. Trials
-that show the same image are averaged. Writes into OUT predictions.safetensors (images, backbone_tokens, retrieval_tokens,
-latents, text; a row an image), words.json (the caption of a training image that is nearest to each) and, with --pictures or
---only, pictures/IMAGE.png, for which the towers look at the stimuli where the cache does not hold that yet. The same
+that show the same image are averaged. Writes into OUT decoded.csv (of each image, by its file name: words, the rank of the
+right image, the nearest images, and how sure to be), decoded_trials.csv (the same of single trials), predictions.safetensors
+(images, backbone_tokens, retrieval_tokens, latents, text; a row an image), words.json and, with --pictures or --only,
+pictures/NAME.png, called as the stimulus is. The towers look at the stimuli where the cache does not hold that yet. The same
 command goes on where an earlier one was stopped; with another --pictures or --only it adds pictures.
 """
 
@@ -33,21 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--pictures", type=int, default=0, metavar="N", help="paint N of the images, evenly spaced (default 0: none)"
     )
-    which.add_argument("--only", metavar="N,M,...", help="paint these images, by the numbers of their stimuli")
-    parser.add_argument("--stages", action="store_true", help="keep each stage of the pictures, in pictures/STAGE/IMAGE.png")
+    which.add_argument("--only", metavar="NAME,...", help="paint these images, by file name or number of the stimulus")
+    parser.add_argument("--stages", action="store_true", help="keep each stage of the pictures, in pictures/STAGE/NAME.png")
     shared.add_cache(parser)
     generator_options.add_arguments(parser)
     shared.add_force(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    wanted = _numbers(options.only)
+    wanted = _named(options.only)
     generator_options.check_options(options)
 
     from mindtuner.formats import load
     from mindtuner.pipeline import TunedSubject, embed
     from mindtuner.pipeline.decoding import PICTURES, choose, decode, settings_of
-    from mindtuner.pipeline.features import check_towers, is_full_size
+    from mindtuner.pipeline.features import check_towers, embed_tokens, fits_towers, is_full_size
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
     from mindtuner.pipeline.subject import read_own, read_tuned
     from mindtuner.pipeline.tuned_files import decoding_file
@@ -67,6 +68,9 @@ def run(options: argparse.Namespace) -> None:
     drawing = painting and (not full_size or tuned.config.decode.neighbours > 0 or is_full_size(cache))
     if drawing or own:
         check_towers(base.network.config, base.where, cache if full_size else None)
+    # Images are looked up where the towers are those of the base.
+    looking = not drawing and (not full_size or is_full_size(cache)) and fits_towers(base.network.config, cache)
+    features = None
     if own:
         features = embed(dataset, cache, weights=generator_options.weights_of(options))
         subject = TunedSubject.of(base, dataset.subject(tuned.number), features)
@@ -86,10 +90,11 @@ def run(options: argparse.Namespace) -> None:
         *generator_options.words_of(options),
     )
     refuse_other_run(options.out, settings_of(subject, command, generator, options.stages), options.force)
-    watch, features = shared.stopwatch(), None
-    if drawing:
+    watch = shared.stopwatch()
+    if features is None and (drawing or looking):
         with watch.stage("embed"):
-            features = embed(dataset, cache, weights=generator_options.weights_of(options))
+            weights = generator_options.weights_of(options)
+            features = embed(dataset, cache, weights=weights) if drawing else embed_tokens(dataset, cache)
     painted = decode(
         subject,
         dataset,
@@ -111,10 +116,10 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n{options.out}: {len(chosen.images)} images from {trials}")
 
 
-def _numbers(text: str | None) -> list[int] | None:
+def _named(text: str | None) -> list[int | str] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise UserError(f"--only: is {text!r}; expected numbers of stimuli such as 3,14")
-    return [int(part) for part in parts]
+    if not all(parts):
+        raise UserError(f"--only: is {text!r}; expected names or numbers of stimuli such as beach.png,14")
+    return [int(part) if part.isdecimal() else part for part in parts]

@@ -39,6 +39,15 @@ def in_blocks(training: np.ndarray | TrainingTokens) -> Iterator[tuple[slice, np
         yield some, np.asarray(training[some], np.float32)
 
 
+def similarity(predicted: np.ndarray, candidates: np.ndarray | TrainingTokens) -> np.ndarray:
+    """Cosines of flattened tokens, of n predicted (n, T, D) to m candidates (m, T, D): float32 (n, m)."""
+    queries = unit_rows(predicted)
+    found = np.empty((len(queries), len(candidates)), np.float32)
+    for some, tokens in in_blocks(candidates):
+        found[:, some] = queries @ unit_rows(tokens).T
+    return found
+
+
 def most_similar(predicted: np.ndarray, training: np.ndarray | TrainingTokens, count: int) -> np.ndarray:
     """Positions of the training images whose tokens are most similar to the predicted ones, best first.
 
@@ -59,11 +68,7 @@ def most_similar(predicted: np.ndarray, training: np.ndarray | TrainingTokens, c
     >>> most_similar(np.array([[[0.1, 0.9, 0.0]]]), training, 2)
     array([[1, 0]])
     """
-    queries = unit_rows(predicted)
-    similarity = np.empty((len(queries), len(training)), np.float32)
-    for some, tokens in in_blocks(training):
-        similarity[:, some] = queries @ unit_rows(tokens).T
-    return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    return np.argsort(-similarity(predicted, training), axis=1, kind="stable")[:, :count]
 
 
 def nearest_training_image(predicted: np.ndarray, training: np.ndarray | TrainingTokens) -> np.ndarray:

@@ -64,6 +64,11 @@ class Run:
     log: list[dict]
 
 
+def names_of(run: Run) -> list[str]:
+    """What a run's n test images are called: by file name, or by number in a run that kept no names."""
+    return run.words.get("names") or [f"image {k}" for k in run.per_image["images"]]
+
+
 def build_results(
     setting: dict, scores: Mapping[str, MethodScores], timing_s: dict, peak_memory_mb: float, seed: int, shown=None
 ) -> dict:

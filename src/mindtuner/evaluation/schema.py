@@ -267,6 +267,7 @@ class _Words(_Block):
     picture_index: list[StrictInt] = MISSING
     seen_captions: list = MISSING
     all_captions: list = MISSING
+    names: list[str] = _maybe()
     methods: dict[MethodName, _WordsOfMethod] = MISSING
 
 
@@ -318,6 +319,8 @@ def validate_words(words: Mapping, pictures: Mapping[str, np.ndarray], where: st
     p, n = len(pictures["seen"]), len(pictures["thumbnails"])
     for key, count in (("picture_index", p), ("seen_captions", p), ("all_captions", n)):
         _of_length(getattr(checked, key), count, f"{where}: {key}")
+    if checked.names is not None:
+        _of_length(checked.names, n, f"{where}: names")
     _positions(checked.picture_index, n, f"{where}: picture_index")
     for name, method in checked.methods.items():
         at = f"{where}: methods.{name}"

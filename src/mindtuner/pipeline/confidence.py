@@ -7,7 +7,7 @@ import numpy as np
 from mindtuner.config import DecodeConfig
 from mindtuner.decoding.confidence import fit_sharpness
 from mindtuner.decoding.decoder import Decoder
-from mindtuner.decoding.training_images import unit_rows
+from mindtuner.decoding.training_images import TrainingTokens, similarity
 from mindtuner.model import BrainNetwork
 from mindtuner.model.backbone import Confidence
 from mindtuner.runtime import device
@@ -30,9 +30,6 @@ def learn_confidence(network: BrainNetwork, feed: Feed, targets: Targets, config
     if len(images) < 2:
         return
     betas = feed.subject.betas(feed.trials.row[rows]) if feed.betas is None else feed.betas[rows]
-    said = unit_rows(Decoder(network, feed.name, config, seed).trial_tokens(betas, feed.shift[rows]))
-    similarity = np.empty((len(rows), len(images)), np.float32)
-    for start in range(0, len(images), 64):
-        some = images[start : start + 64]
-        similarity[:, start : start + 64] = said @ unit_rows(targets.rows("tokens", some).numpy()).T
-    network.confidence = Confidence(fit_sharpness(similarity, own)).to(device())
+    said = Decoder(network, feed.name, config, seed).trial_tokens(betas, feed.shift[rows])
+    found = similarity(said, TrainingTokens(targets.tokens, images))
+    network.confidence = Confidence(fit_sharpness(found, own)).to(device())

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+import pandas as pd
 from safetensors.numpy import save_file
 
 from mindtuner.config import as_dict
-from mindtuner.data import Dataset, Trials
+from mindtuner.data import Dataset, Stimuli, Trials
 from mindtuner.decoding.decoder import Predictions
-from mindtuner.decoding.words import TextBank
+from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import rounded
 from mindtuner.files import atomic_path, file_digest, write_json, write_text
@@ -21,6 +22,7 @@ from mindtuner.generators.compact import CompactGenerator
 from mindtuner.generators.full_size import batch_for
 from mindtuner.generators.painter import Painter
 from mindtuner.pipeline.base import held_out
+from mindtuner.pipeline.decoded_table import DECODED, DECODED_TRIALS, decoded_table, write_table
 from mindtuner.pipeline.decoder import SubjectDecoder
 from mindtuner.pipeline.features import Features, TextEncoder
 from mindtuner.pipeline.generators import refuse_pictures_trained_on
@@ -32,6 +34,7 @@ from mindtuner.report.contact_sheet import to_image
 from mindtuner.runtime import device, progress
 
 TRIALS = ("test", "train", "all")
+TRIALS_TOGETHER = 256  # single trials decoded at a time
 PREDICTIONS, WORDS, PICTURES = "predictions.safetensors", "words.json", "pictures"
 
 
@@ -50,7 +53,7 @@ class Chosen:
 
 
 def choose(
-    subject: TunedSubject, dataset: Dataset, trials: str = "test", pictures: int = 0, only: Sequence[int] | None = None
+    subject: TunedSubject, dataset: Dataset, trials: str = "test", pictures: int = 0, only: Sequence[int | str] | None = None
 ) -> Chosen:
     """Choose trials, and images to paint.
 
@@ -62,8 +65,8 @@ def choose(
         ``test``, ``train`` or ``all``.
     pictures : int
         Images to paint, evenly spaced.
-    only : sequence of int, optional
-        Ids of stimuli to paint instead.
+    only : sequence of int or str, optional
+        Ids or file names of stimuli to paint instead.
 
     Raises
     ------
@@ -79,13 +82,16 @@ def choose(
     images = np.unique(found.stimulus)
     if only is None:
         return Chosen(found, images, evenly(len(images), pictures))
-    for image in only:
+    names = {name: k for k, name in enumerate(dataset.stimuli.names)}
+    wanted = {names.get(image, -1) if isinstance(image, str) else image: image for image in only}
+    for image, said in wanted.items():
         if image not in images:
+            first, last = (dataset.stimuli.names[k] if isinstance(said, str) else k for k in (images[0], images[-1]))
             raise UserError(
-                f"only: image {image} is not among the {len(images)} that the {trials} trials show; expected "
-                f"some of {images[0]} ... {images[-1]}"
+                f"only: image {said} is not among the {len(images)} that the {trials} trials show; expected "
+                f"some of {first} ... {last}"
             )
-    return Chosen(found, images, np.searchsorted(images, sorted(set(only))))
+    return Chosen(found, images, np.searchsorted(images, sorted(wanted)))
 
 
 def decode(
@@ -108,8 +114,9 @@ def decode(
 
     Trials that show the same image are averaged. Writes ``predictions.safetensors`` (images, backbone_tokens,
     retrieval_tokens, latents, text; a row an image), ``words.json`` (the caption of a training image that is nearest to
-    each, and, where features are given, the phrases composed, with their probabilities) and ``pictures/IMAGE.png``. The
-    same call goes on where an earlier one was stopped.
+    each, and, where features are given, the phrases composed, with their probabilities), ``decoded.csv``
+    (``decoded_table``: a row an image), ``decoded_trials.csv`` (a row a trial, by itself) and ``pictures/NAME.png``, called
+    as the stimulus is. The same call goes on where an earlier one was stopped.
 
     Parameters
     ----------
@@ -122,7 +129,7 @@ def decode(
     trials : str
         What was chosen, for ``words.json``.
     stages : bool
-        Keep each stage of the pictures, in ``pictures/STAGE/IMAGE.png``.
+        Keep each stage of the pictures, in ``pictures/STAGE/NAME.png``.
     features : Features, optional
         Where decoding draws on training images.
     generator, text_encoder : optional
@@ -170,11 +177,14 @@ def decode(
         found = decoder.predict(voxels, chosen.trials.stimulus)
         nearest = bank.nearest(found.text) if bank.captions else None
         words = decoder.words(found)
+        tokens = None if features is None else features.caches["tokens"]
+        _write_tables(out, found, words, voxels, chosen, dataset, decoder, tokens, subject)
         text_encoder.network.cpu()  # it came back to embed phrases
     _save(out / PREDICTIONS, found)
     entries = [
         {
             "image": int(image),
+            "name": dataset.stimuli.names[image],
             "seen": list(dataset.stimuli.captions[image]),
             "retrieved": None if nearest is None else bank.captions[nearest[k]],
             **({} if words.said is None else {"phrases": rounded(words.said[k])}),
@@ -185,7 +195,31 @@ def decode(
     if len(chosen.shown) == 0:
         return 0
     with watch.stage("paint"):
-        return paint_missing(out / PICTURES, found, chosen.shown, decoder, batch or batch_for(device()), stages)
+        names = picture_names(dataset.stimuli)
+        return paint_missing(out / PICTURES, names, found, chosen.shown, decoder, batch or batch_for(device()), stages)
+
+
+def _write_tables(
+    out: Path,
+    found: Predictions,
+    words: Words,
+    voxels: np.ndarray,
+    chosen: Chosen,
+    dataset: Dataset,
+    decoder: SubjectDecoder,
+    tokens: np.ndarray | None,
+    subject: TunedSubject,
+) -> None:
+    """``decoded.csv`` of the images, and ``decoded_trials.csv`` of single trials in their order."""
+    trials, images, network = chosen.trials, chosen.images, next(iter(subject.networks.values()))
+    stimuli, count = dataset.stimuli, np.bincount(np.searchsorted(images, trials.stimulus))
+    write_table(out / DECODED, decoded_table(found, images, words, stimuli, tokens, images, network, {"trials": count}))
+    parts = []
+    for some in np.array_split(np.arange(len(trials)), 1 + len(trials) // TRIALS_TOGETHER):
+        own, single = trials.select(some), decoder.predict(voxels[some])
+        facts = {"row": own.row, "session": own.session, "repeat": own.repeat}
+        parts.append(decoded_table(single, own.stimulus, decoder.words(single), stimuli, tokens, images, network, facts))
+    write_table(out / DECODED_TRIALS, pd.concat(parts, ignore_index=True))
 
 
 def settings_of(subject: TunedSubject, command: str, generator: Painter | None, stages: bool) -> str:
@@ -195,16 +229,32 @@ def settings_of(subject: TunedSubject, command: str, generator: Painter | None, 
     return f"# {command}\n# {json.dumps(facts)}\n{json.dumps(as_dict(subject.config), indent=2)}\n"  # JSON is YAML
 
 
+def picture_names(stimuli: Stimuli) -> list[str]:
+    """The name of each stimulus' painted picture: its own, as PNG; after its number where two would have the same."""
+    if not stimuli.named:
+        return [f"{image:06d}.png" for image in range(len(stimuli))]
+    names = [PurePosixPath(name).with_suffix(".png").as_posix() for name in stimuli.names]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{image:06d}-{PurePosixPath(name).name}" for image, name in enumerate(names)]
+
+
 def paint_missing(
-    folder: Path, found: Predictions, shown: np.ndarray, decoder: SubjectDecoder, batch: int, keep_stages: bool
+    folder: Path,
+    names: Sequence[str],
+    found: Predictions,
+    shown: np.ndarray,
+    decoder: SubjectDecoder,
+    batch: int,
+    keep_stages: bool,
 ) -> int:
     """Paint the images at the positions ``shown`` of ``found`` that ``folder`` lacks, and return how many that were.
 
-    Each is written when it is there, its IMAGE.png last. Batches are cut as if all were missing, so that a run that goes on
-    paints them in the same company.
+    ``names``: of all stimuli's pictures. Each is written when it is there, its stages before it. Batches are cut as if all
+    were missing, so that a run that goes on paints them in the same company.
     """
     groups = [shown[start : start + batch] for start in range(0, len(shown), batch)]
-    missing = [group for group in groups if not all(_file(folder, image).exists() for image in found.images[group])]
+    missing = [group for group in groups if not all((folder / names[image]).exists() for image in found.images[group])]
     sampled = [decoder.expected_tokens(found, group) for group in missing]
     decoder.release()
     painted = 0
@@ -212,13 +262,13 @@ def paint_missing(
         tokens = np.concatenate([decoder.draw(row[None]) for row in expected])
         made = decoder.paint(found, group, tokens)
         for k, image in enumerate(found.images[group]):
-            if _file(folder, image).exists():
+            if (folder / names[image]).exists():
                 continue
             for stage, pictures in made.stages.items() if keep_stages else ():
-                write_picture(_file(folder / stage, image), pictures[k])
+                write_picture(folder / stage / names[image], pictures[k])
             if made.written:
-                write_text(_file(folder, image).with_suffix(".txt"), made.written[k] + "\n")
-            write_picture(_file(folder, image), made.pictures[k])
+                write_text((folder / names[image]).with_suffix(".txt"), made.written[k] + "\n")
+            write_picture(folder / names[image], made.pictures[k])
             painted += 1
     return painted
 
@@ -227,10 +277,6 @@ def _save(path: Path, found: Predictions) -> None:
     arrays = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     with atomic_path(path) as part:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}, part)
-
-
-def _file(folder: Path, image: int) -> Path:
-    return folder / f"{image:06d}.png"
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

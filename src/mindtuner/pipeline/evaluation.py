@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from mindtuner import runtime
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Subject
@@ -22,6 +24,7 @@ from mindtuner.generators.painter import Painter
 from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.base import held_out
 from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, score_captions
+from mindtuner.pipeline.decoded_table import decoded_table
 from mindtuner.pipeline.features import Features, TextEncoder
 from mindtuner.pipeline.generators import AT_HOME, painter_fidelity, refuse_pictures_trained_on
 from mindtuner.pipeline.objects import Shown
@@ -249,5 +252,13 @@ def measure(
         score_brain(results, per_image, kept, whole, shown, pixels, config.seed, scoring.choices)
         if config.hold_out_category:
             results["held_out"] = scores_apart(per_image, dataset.stimuli, config.seed)
+    first = next(iter(tuned))
+    one, network = decoded[first], tuned[first]
+    trials = {"trials": np.bincount(np.searchsorted(test.images, test.trials.stimulus))}
+    table = decoded_table(
+        one.predictions, test.images, words[first], dataset.stimuli, test.caches["tokens"], test.images, network, trials
+    )
     results |= rounded({"timing_s": watch.total(), "peak_memory_mb": runtime.peak_memory_mb()})
-    return Results.of(results, pictures_of(painted, test), words_of(decoded, painted, words, test), per_image, config, log)
+    return Results.of(
+        results, pictures_of(painted, test), words_of(decoded, painted, words, test), per_image, config, log, table
+    )

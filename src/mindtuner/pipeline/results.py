@@ -18,6 +18,7 @@ from mindtuner.evaluation import score_table
 from mindtuner.evaluation.results import Run, load_run, save_run
 from mindtuner.evaluation.scores.catalogue import of_part
 from mindtuner.files import write_text
+from mindtuner.pipeline.decoded_table import DECODED, SCORES, read_table, scores_table, write_table
 from mindtuner.pipeline.run_folder import SETTINGS, settings_text
 from mindtuner.report import write_report
 
@@ -72,11 +73,14 @@ class Results:
         The settings, as in config.yaml.
     folder : Path or None
         Where the run lies, if it was saved.
+    decoded : DataFrame or None
+        What the first method decoded of each test image, see ``decoded_table``; None of a run from before there was one.
     """
 
     run: Run
     config: str
     folder: Path | None = None
+    decoded: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
         return score_table.text(self.run.results)
@@ -100,18 +104,23 @@ class Results:
         per_image: dict[str, np.ndarray],
         config: Config,
         log: list[dict],
+        decoded: pd.DataFrame | None = None,
     ) -> Results:
         """Results that have no folder yet."""
-        return cls(Run(results, pictures, words, per_image, log), settings_text(config, results["setting"]["command"]))
+        run, settings = Run(results, pictures, words, per_image, log), settings_text(config, results["setting"]["command"])
+        return cls(run, settings, None, decoded)
 
     @classmethod
     def load(cls, folder: str | Path) -> Results:
         """Read a run that ``evaluate`` or ``demo`` finished. Raises UserError naming the file that is missing or broken."""
         folder = Path(folder)
-        return cls(load_run(folder), (folder / SETTINGS).read_text(encoding="utf-8"), folder)
+        decoded = read_table(folder / DECODED) if (folder / DECODED).is_file() else None
+        return cls(load_run(folder), (folder / SETTINGS).read_text(encoding="utf-8"), folder, decoded)
 
     def save(self, folder: str | Path) -> Results:
         """Write results, pictures, words, scores of single images and ``report.html`` into a folder.
+
+        ``decoded.csv`` says what was decoded of each test image, ``scores.csv`` how good each method was on it.
 
         Settings and training log that lie there already are the run's own and stay. Raises UserError where the disk refuses.
         """
@@ -121,9 +130,12 @@ class Results:
             write_text(folder / SETTINGS, self.config)
         if not (folder / "log.jsonl").exists():
             write_text(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.run.log))
+        if self.decoded is not None:
+            write_table(folder / DECODED, self.decoded)
+        write_table(folder / SCORES, scores_table(self.run))
         save_run(folder, self.run.results, self.run.pictures, self.run.words, self.run.per_image)
         write_report(folder)
-        return Results(load_run(folder), self.config, folder)
+        return Results(load_run(folder), self.config, folder, self.decoded)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the page that shows the run: pictures seen and reconstructed, scores with intervals, training, settings.

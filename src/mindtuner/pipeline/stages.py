@@ -84,7 +84,8 @@ class Scoring:
 class TestSet:
     """The shared images that the subject saw, and which of them are painted.
 
-    images (n,) stimulus ids, ascending · shown (p,) positions in ``images`` · training (m,) ids of training images
+    images (n,) stimulus ids, ascending · shown (p,) positions in ``images`` · training (m,) ids of training images · names
+    (N,) of all stimuli
     """
 
     __test__ = False  # not a test, whatever its name says to pytest
@@ -96,6 +97,7 @@ class TestSet:
     training: np.ndarray
     captions: list[tuple[str, ...]]
     caches: Mapping[str, np.ndarray]
+    names: Sequence[str]
 
     @classmethod
     def of(cls, subject: Subject, stimuli: Stimuli, caches: Mapping[str, np.ndarray], pictures: int) -> TestSet:
@@ -116,6 +118,7 @@ class TestSet:
             stimuli.training_images,
             [stimuli.captions[int(k)] for k in images],
             caches,
+            stimuli.names,
         )
 
     @property
@@ -372,5 +375,6 @@ def words_of(
         "picture_index": test.shown.tolist(),
         "seen_captions": [captions[k] for k in test.shown],
         "all_captions": captions,
+        "names": [test.names[k] for k in test.images],
         "methods": methods,
     }

@@ -51,8 +51,8 @@ function fits(i) {
   const shown = { all: true, first: rank === 1, five: rank > 0, missed: rank === 0 }[method.top5 ? choice.show.value : "all"];
   const words = choice.words.value.trim().toLowerCase();
   if (!shown || !words) return shown;
-  if (/^#?\d+$/.test(words)) return i + 1 === Number(words.replace("#", ""));
-  const text = `${run.captions[i]} ${method.read?.[i] ?? ""} ${method.written?.[i] ?? ""}`.toLowerCase();
+  if (/^\d+$/.test(words)) return new RegExp(`(^|\\D)0*${words}(\\D|$)`).test(nameOf(run, i));
+  const text = `${nameOf(run, i)} ${run.captions[i]} ${method.read?.[i] ?? ""} ${method.written?.[i] ?? ""}`.toLowerCase();
   return words.split(/\s+/).every((word) => text.includes(word));
 }
 

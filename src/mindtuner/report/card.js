@@ -1,7 +1,7 @@
 // Fills a card of the gallery with one image of a run, as one method reads it.
 function fillCard(card, run, method, i, scoreKey) {
   const open = card.querySelector(".open");
-  open.textContent = `Image ${i + 1}`;
+  open.textContent = nameOf(run, i);
   open.id = `image-${i + 1}`;
   card.setAttribute("aria-labelledby", open.id);
   card.querySelector(".score").textContent = scoreText(method, scoreKey, i);
@@ -55,7 +55,7 @@ function fillStrip(retrieval, run, method, i) {
     const thumb = item.querySelector(".thumb");
     thumb.style.setProperty("--x", at % columns);
     thumb.style.setProperty("--y", Math.floor(at / columns));
-    thumb.title = `${store.ordinals[place]}${rank === place + 1 ? ", the image seen" : ""}: ${run.all[at] || "no caption"}`;
+    thumb.title = `${store.ordinals[place]}${rank === place + 1 ? ", the image seen" : ""}: ${run.names[at]}, ${run.all[at] || "no caption"}`;
     thumb.setAttribute("aria-label", thumb.title);
   });
 }

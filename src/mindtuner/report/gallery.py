@@ -11,14 +11,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mindtuner.evaluation.results import Run
+from mindtuner.evaluation.results import Run, names_of
 from mindtuner.report import images
 from mindtuner.report.labels import STAGES, in_order, label_of, main_of, methods_of, score_of, show, unit
 from mindtuner.report.runs import LoadedRun
 
 ORDINALS = ("1st", "2nd", "3rd", "4th", "5th")
 ORDER_BY = "reconstruction/two_way"  # at first
-CARD_BYTES, CAPTIONS = 3600, 16  # of a card that is written out: without pictures and captions, and these in it, at most
+# Of a card that is written out: bytes without pictures and texts, and how often captions and file names are in it, at most.
+CARD_BYTES, CAPTIONS, NAMES = 3600, 16, 12
 
 
 def gallery(runs: list[LoadedRun], labels: list[str], budget: int) -> dict:
@@ -26,7 +27,8 @@ def gallery(runs: list[LoadedRun], labels: list[str], budget: int) -> dict:
     sheets: list[tuple[str, int]] = []
     store_runs = [_run(loaded, label, sheets) for loaded, label in zip(runs, labels, strict=True)]
     room = budget - sum(len(sheet) for sheet, _ in sheets) - len(json.dumps(store_runs))
-    room -= sum(CARD_BYTES + CAPTIONS * len(caption) for caption in store_runs[0]["captions"])
+    longest = max(map(len, store_runs[0]["names"]), default=0)
+    room -= sum(CARD_BYTES + NAMES * longest + CAPTIONS * len(caption) for caption in store_runs[0]["captions"])
     for form in images.forms_within(room, [loaded.run.pictures for loaded in runs]):
         album = images.Album(form)
         blocks = _paint(runs, store_runs, album)
@@ -86,6 +88,7 @@ def _run(loaded: LoadedRun, title: str, sheets: list[tuple[str, int]]) -> dict:
         "methods": methods,
         "captions": words["seen_captions"],
         "all": words["all_captions"],
+        "names": names_of(run),
         "truth": words["picture_index"],
         "sheet": sheets.index(sheet),
     }
@@ -151,6 +154,7 @@ def _cards(own: dict, encoded: list[str]) -> Callable[[], list[dict]]:
             score = score_of(*ORDER_BY.split("/"))
             yield {
                 "number": i + 1,
+                "name": own["names"][own["truth"][i]],
                 "caption": caption,
                 "read": method["read"][i] if method["read"] else None,
                 "written": method["written"][i] if method["written"] else None,
@@ -160,13 +164,13 @@ def _cards(own: dict, encoded: list[str]) -> Callable[[], list[dict]]:
                     stage: {"id": ids[i], "data": encoded[ids[i]], "note": method["notes"][stage]}
                     for stage, ids in method["pictures"].items()
                 },
-                "strip": _strip(method["top5"][i], own["truth"][i], own["all"]) if method["top5"] else None,
+                "strip": _strip(method["top5"][i], own["truth"][i], own["all"], own["names"]) if method["top5"] else None,
             }
 
     return cards
 
 
-def _strip(top: list[int], truth: int, captions: list[str]) -> dict:
+def _strip(top: list[int], truth: int, captions: list[str], names: list[str]) -> dict:
     """The closest five test images, and where the seen one is among them (rank 0 where it is not)."""
     rank = top.index(truth) + 1 if truth in top else 0
     found = "Found first" if rank == 1 else f"Found {ORDINALS[rank - 1]}"
@@ -175,7 +179,8 @@ def _strip(top: list[int], truth: int, captions: list[str]) -> dict:
         "verdict": found if rank else "Not in the first five",
         "at": top,
         "labels": [
-            f"{ordinal}{', the image seen' if position == truth else ''}: {captions[position] or 'no caption'}"
+            f"{ordinal}{', the image seen' if position == truth else ''}: {names[position]}, "
+            f"{captions[position] or 'no caption'}"
             for ordinal, position in zip(ORDINALS, top, strict=False)
         ],
     }

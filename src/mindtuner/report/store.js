@@ -23,6 +23,11 @@ const pictures = (() => {
   return { uri };
 })();
 
+// File name of a shown image, or its number where the stimuli have no names.
+function nameOf(run, i) {
+  return run.names[run.truth[i]];
+}
+
 // Rank of the seen image among the five closest, 0 where it is not among them or the method looks nothing up.
 function rankOf(run, method, i) {
   return method.top5 ? method.top5[i].indexOf(run.truth[i]) + 1 : 0;

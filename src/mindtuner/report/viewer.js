@@ -7,7 +7,7 @@ const viewer = (() => {
   function show(state) {
     now = state;
     const { run, i } = now;
-    document.getElementById("viewer-title").textContent = `Image ${i + 1}`;
+    document.getElementById("viewer-title").textContent = nameOf(run, i);
     fillFrame(dialog.querySelector(".truth .frame"), run.seen[i], altOf(run, "seen", i));
     dialog.querySelector(".truth figcaption").textContent = run.captions[i] || "no caption";
     const names = Object.keys(run.methods).sort((a, b) => (b === now.name) - (a === now.name));
