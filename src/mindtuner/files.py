@@ -126,6 +126,7 @@ RUN_FILES = (
     "regions.csv",
     "fingerprint.png",
     "fingerprint.nii.gz",
+    "fingerprint.*.func.gii",
     "per_image.safetensors",
     "painted",
     "base.safetensors",

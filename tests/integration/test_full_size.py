@@ -343,7 +343,8 @@ def test_a_folder_of_other_settings_is_refused(command, decoded, capsys):
 def test_options_that_do_not_go_together(lab, command, models, tmp_path, capsys):
     out = tmp_path / "out"
     refused(capsys, command(out, "--only", "9999"), "--only: image 9999 is not among the 8")
-    refused(capsys, command(out, "--only", "3,x"), "--only: is '3,x'")
+    refused(capsys, command(out, "--only", "x.png"), "--only: image x.png is not among the 8")
+    refused(capsys, command(out, "--only", "3,"), "--only: is '3,'; expected names or numbers of stimuli")
     refused(capsys, command(out, "--pictures", 1, "--batch", 0), "--batch is 0")
     refused(capsys, command(out, "--pictures", 1, "--offload"), "offload: is on, but the device is the CPU")
     refused(capsys, command(out, "--pictures", 1, "--dtype", "float16"), "float16 on a CPU")

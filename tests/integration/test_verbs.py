@@ -7,6 +7,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -25,7 +26,8 @@ from mindtuner.evaluation.schema import METHODS
 from mindtuner.files import read_json, refuse_foreign, write_json
 from mindtuner.formats import load, write
 from mindtuner.generators.compact import CompactGenerator
-from mindtuner.pipeline import features
+from mindtuner.pipeline import Results, features
+from mindtuner.pipeline.decoded_table import read_table
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.training import Targets, load_fingerprint, load_network, loop, read_card, tune
 
@@ -222,7 +224,7 @@ def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_
     pictures = sorted((decoded / "pictures").iterdir())
     assert len(pictures) == 3
     for path in pictures:
-        image = np.array([int(path.stem)])
+        image = np.array([int(path.stem.removeprefix("image-"))])
         row = np.searchsorted(kept["images"], image)
         assert kept["images"][row] == image and image in test.stimulus
         tokens = draw_to_neighbours(decoder.image_tokens(kept["backbone_tokens"][row], image), seen, config.decode.neighbours)
@@ -232,7 +234,7 @@ def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_
         np.testing.assert_allclose(np.asarray(Image.open(path)).transpose(2, 0, 1), painted[0] * 255, atol=0.51)
     again = ("decode", lab.tuned, lab.data, tmp_path / "out", *lab.paints)
     assert call(*again) == 0 and not (tmp_path / "out" / "pictures").exists()
-    assert call(*again, "--only", int(pictures[1].stem)) == 0  # it adds to what is there
+    assert call(*again, "--only", pictures[1].name) == 0  # it adds to what is there
     assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == [pictures[1].name]
     assert (tmp_path / "out" / "pictures" / pictures[1].name).read_bytes() == pictures[1].read_bytes()
 
@@ -244,12 +246,44 @@ def test_decode_says_words_and_paints(lab, decoded, tmp_path):
     assert [entry["image"] for entry in words["images"]] == np.flatnonzero(tested).tolist()
     assert all(entry["retrieved"] in training and tuple(entry["seen"]) == every[entry["image"]] for entry in words["images"])
     pictures = sorted((decoded / "pictures").iterdir())
-    assert [path.name for path in pictures] == [f"{words['images'][k]['image']:06d}.png" for k in (0, 4, -1)]
+    assert [path.name for path in pictures] == [words["images"][k]["name"] for k in (0, 4, -1)]
     assert np.asarray(Image.open(pictures[0])).shape == (128, 128, 3)
     assert call("decode", lab.tuned / "from_scratch.safetensors", lab.data, tmp_path / "out", "--trials", "train") == 0
     kept = load_file(tmp_path / "out" / "predictions.safetensors")
     np.testing.assert_array_equal(kept["images"], np.unique(dataset.subject(101).train.stimulus))
     assert not (tmp_path / "out" / "pictures").exists()
+
+
+def test_what_was_decoded_is_a_table_by_file_name(lab, report, decoded, tmp_path, capsys):
+    """Of images and of single trials, the same from ``decode`` and ``evaluate``; ranks are those of the scores."""
+    dataset, run = load(lab.data), load_run(report)
+    subject, names = dataset.subject(101), dataset.stimuli.names
+    table = read_table(decoded / "decoded.csv")
+    pd.testing.assert_frame_equal(table, read_table(report / "decoded.csv"))
+    pd.testing.assert_frame_equal(table, Results.load(report).decoded)
+    images = np.unique(subject.test.stimulus)
+    assert table["stimulus"].tolist() == [names[k] for k in images] and table["image"].tolist() == images.tolist()
+    assert table["trials"].tolist() == [int((subject.test.stimulus == k).sum()) for k in images]
+    first = run.per_image["mindtuner/retrieval/image"] == 1
+    assert ((table["rank"] == 1) == first).all() and ((table["nearest_1"] == table["stimulus"]) == first).all()
+    assert (table["candidates"] == len(images)).all()
+    chance = 1 / len(images)
+    assert table["confidence"].between(chance, 1).all()
+    said = [entry["phrases"] for entry in read_json(decoded / "words.json")["images"]]
+    assert table["words"].tolist() == ["; ".join(phrase for phrase, _ in one) for one in said]
+    single = read_table(decoded / "decoded_trials.csv")
+    for column, values in (("row", subject.test.row), ("session", subject.test.session), ("repeat", subject.test.repeat)):
+        assert single[column].tolist() == values.tolist()
+    assert single["stimulus"].tolist() == [names[k] for k in subject.test.stimulus]
+    scores = pd.read_csv(report / "scores.csv")
+    assert scores.groupby("method")["retrieval_image"].mean().to_dict() == pytest.approx(
+        {method: own["retrieval"]["image"] for method, own in run.results["methods"].items()}, abs=1e-5
+    )
+    wrong = ["decode", lab.tuned, lab.data, tmp_path / "no", *lab.paints]
+    refused(
+        capsys, [*wrong, "--only", "cat.png"], "--only: image cat.png is not among the", f"some of {names[images[0]]} ..."
+    )
+    refused(capsys, [*wrong, "--only", "3,,4"], "--only: is '3,,4'; expected names or numbers")
 
 
 # ---- going on
@@ -414,7 +448,8 @@ def test_painting_wants_the_tokens_that_the_towers_give(lab, tmp_path, capsys, m
     decode = ("decode", lab.tuned, lab.data, tmp_path / "out", *lab.paints)
     refused(capsys, [*decode, "--pictures", 1], "base.safetensors: model.tokens is 16; expected 20")
     assert not (tmp_path / "out").exists()
-    assert call(*decode) == 0  # words alone need no painter
+    assert call(*decode) == 0  # words alone need no painter, but nothing is looked up
+    assert "rank" not in read_table(tmp_path / "out" / "decoded.csv")
 
 
 def test_a_cache_of_other_images_is_refused(lab, tmp_path, capsys):

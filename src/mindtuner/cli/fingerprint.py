@@ -2,9 +2,10 @@
 
 FINGERPRINT is a run of mindtuner tune, a file of it, or a fingerprint that was shared: its folder, or its id on the hub. The
 variance of the tokens decoded from the subject's test trials is shared out to voxels and routes. Writes into OUT voxels.csv,
-regions.csv (95 % intervals over images), results.json and fingerprint.png; with --mask also fingerprint.nii.gz, the map as a
-volume, with --surface the map of each hemisphere as fingerprint.left.func.gii and fingerprint.right.func.gii. Where the
-dataset holds the truth of simulated brains, the maps are scored against what was planted. See docs/science.md.
+regions.csv (95 % intervals over images), results.json, and fingerprint.png where matplotlib is installed (pip install
+'mindtuner[maps]'); with the dataset's own mask, or another --mask, also fingerprint.nii.gz, the map as a volume, with
+--surface the map of each hemisphere as fingerprint.left.func.gii and fingerprint.right.func.gii. Where the dataset holds the
+truth of simulated brains, the maps are scored against what was planted. See docs/science.md.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mask",
         type=Path,
         metavar="NIFTI",
-        help="volume that is not 0 at the subject's voxels: the maps are drawn as slices of it",
+        help="volume that is above 0 at the subject's voxels (default: the dataset's own): maps are drawn as its slices",
     )
     drawn.add_argument(
         "--surface",
@@ -78,4 +79,4 @@ def run(options: argparse.Namespace) -> None:
         command=command,
     )
     print(maps)
-    print(f"\nOpen {maps.picture}")
+    print(f"\nOpen {maps.picture}" if maps.picture else f"\nNo picture: {maps.not_drawn}")

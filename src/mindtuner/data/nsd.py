@@ -1,5 +1,6 @@
 """Facts of NSD itself (Allen et al. 2022), which readers, simulator and imported models share."""
 
+NAME = "NSD"  # in a dataset's card
 VOXELS = (15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386)  # nsdgeneral, func1pt8mm, subjects 1 to 8
 SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)  # that each subject completed
 SUBJECTS = len(VOXELS)

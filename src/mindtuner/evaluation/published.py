@@ -11,6 +11,7 @@ from importlib import resources
 
 from tabulate import tabulate
 
+from mindtuner.data import nsd
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import Run
 from mindtuner.evaluation.scores.catalogue import of_part
@@ -28,6 +29,7 @@ COLUMNS = {  # key -> label, in the order of the table; "down": lower is better
     "brain_retrieval": "brain retrieval (of 300)",
 }
 LOWER_IS_BETTER = ("effnet", "swav")
+NSD = nsd.NAME
 POOL = 300  # candidates of published retrieval
 _COLUMN_OF = {"efficientnet_b1": "effnet"}  # scores of a run that papers call otherwise
 _FACTS = ("method", "venue", "hours", "subjects", "refined", "seen_in")
@@ -85,8 +87,16 @@ def table(runs: list[Run], method: str = "mindtuner") -> dict:
     ``group`` is "published", "real" or "simulated": only rows of one group may be read against each other, so groups stand
     apart, and within one the order is that of the file or the arguments, never that of a score.
 
-    Raises UserError where a run does not have the method.
+    Published numbers are of NSD, so runs of brains measured elsewhere must not stand here: see ``is_of_nsd``.
+
+    Raises UserError where a run does not have the method, or is of other measured brains.
     """
+    for number, run in enumerate(runs, 1):
+        if not is_of_nsd(run):
+            raise UserError(
+                f"run {number}: results.json: setting.dataset is {run.results['setting'].get('dataset')!r}; expected "
+                f"{NSD}, of which the published numbers are, or simulated brains"
+            )
     published = [
         {
             "label": f"{row['method']} ({row['venue']})",
@@ -112,6 +122,12 @@ def table(runs: list[Run], method: str = "mindtuner") -> dict:
         for key in [*COLUMNS, *own]
     ]
     return {"columns": columns, "rows": published + ours}
+
+
+def is_of_nsd(run: Run) -> bool:
+    """Whether a run is of NSD, or of brains simulated after it."""
+    setting = run.results["setting"]
+    return setting.get("simulated_brains", True) or setting.get("dataset") == NSD
 
 
 def label(part: str, score: str) -> str:

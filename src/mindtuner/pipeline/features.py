@@ -21,6 +21,7 @@ from mindtuner.files import read_json
 from mindtuner.generators.compact import WEIGHTS, starting_prior
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
+from mindtuner.towers.embed import compact_towers
 from mindtuner.towers.embed import embed as run_compact_towers
 from mindtuner.towers.openclip import OpenClipTextEncoder
 from mindtuner.towers.tower import Tower
@@ -133,7 +134,7 @@ class Features:
 
         What the card does not say is not compared.
         """
-        check_same(card, where, self.folder)
+        check_same(card, where, self.folder, [name for name in NAMES if name in self.caches])
         refuse_other_split(card, self.card, where)
 
 
@@ -189,6 +190,19 @@ def embed(
     return features
 
 
+def embed_tokens(dataset: Dataset, cache: str | Path | None = None) -> Features:
+    """What the image tower alone says of all stimuli: enough to look images up and to read phrases, not to train or paint.
+
+    Takes ``dataset`` and ``cache`` as ``embed`` does, and raises what it raises.
+    """
+    folder = dataset.root / "cache" if cache is None else Path(cache)
+    if is_full_size(folder):
+        return embed(dataset, folder)
+    towers = compact_towers(dataset.stimuli, folder, CompactImageEncoder(), None, None)
+    found = {tower.name: tower.build(folder, dataset.stimuli) for tower in towers if tower.name in ("pixels", "tokens")}
+    return Features(folder, dataset.stimuli, found, dataset.card)
+
+
 class _Pixels:
     """Stimuli as they are stored, uint8 (n, 3, 224, 224) by their ids (n,)."""
 
@@ -208,9 +222,9 @@ def is_full_size(cache: Path) -> bool:
     return seal.exists() and _identity(seal).get("encoder") != COMPACT
 
 
-def identities(cache: Path) -> dict[str, dict]:
-    """The identity of the tower behind each cache that training needs. Raises UserError where one is missing."""
-    return {name: _identity(cache / f"{name}.json") for name in NAMES}
+def identities(cache: Path, names: Sequence[str] = NAMES) -> dict[str, dict]:
+    """The identity of the tower behind each cache, by default all that training needs. UserError where one is missing."""
+    return {name: _identity(cache / f"{name}.json") for name in names}
 
 
 def sizes(cache: Path) -> dict[str, int]:
@@ -233,6 +247,12 @@ def check_towers(config: ModelConfig, where: object, cache: Path | None = None) 
         check_sizes(config, where, sizes(cache), f"the towers of {cache}")
     else:
         check_sizes(config, where, _COMPACT_SIZES, "the towers of this package (as in demo.yaml)")
+
+
+def fits_towers(config: ModelConfig, cache: Path) -> bool:
+    """Whether a model is made for what the towers in use give: those of ``check_towers``."""
+    wanted = sizes(cache) if is_full_size(cache) else _COMPACT_SIZES
+    return all(getattr(config, field) == value for field, value in wanted.items())
 
 
 def check_sizes(config: ModelConfig, where: object, wanted: dict[str, int], origin: str) -> None:
@@ -258,9 +278,12 @@ def conventions_of(card: dict, where: object) -> dict[str, str]:
     return {field: found[field] for field in CONVENTIONS}
 
 
-def check_same(card: dict, where: object, cache: Path) -> None:
-    """Raise UserError where what a card says of its towers is not so of ``cache``; what it does not say is not compared."""
-    found = identities(cache)
+def check_same(card: dict, where: object, cache: Path, names: Sequence[str] = NAMES) -> None:
+    """Raise UserError where what a card says of its towers is not so of ``cache``; what it does not say is not compared.
+
+    ``names``: of the caches that are compared, ``tokens`` among them.
+    """
+    found = identities(cache, names)
     for field in CONVENTIONS:
         said = (card.get("conventions") or {}).get(field)
         if said is not None and found["tokens"].get(field) != said:
@@ -269,7 +292,8 @@ def check_same(card: dict, where: object, cache: Path) -> None:
                 f"convention of {where}"
             )
     for name, wanted in (card.get("towers") or {}).items():
-        check_identity(found.get(name, {}), wanted, f"{cache / name}.json", where)
+        if name in names or name not in NAMES:
+            check_identity(found.get(name, {}), wanted, f"{cache / name}.json", where)
 
 
 def check_identity(found: dict, wanted: dict, what: object, where: object) -> None:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation import published
+from mindtuner.evaluation.results import Run
 from mindtuner.files import write_text
 from mindtuner.report import runs, settings, tables
 from mindtuner.report.gallery import gallery
@@ -85,11 +86,15 @@ def render(loaded: list[runs.LoadedRun]) -> str:
         if len(loaded) > 1
         else [],
         efficiency=runs.efficiency(loaded),
-        published=published.table([one.run for one in loaded], MAIN_METHOD)
-        if all(MAIN_METHOD in one.run.results["methods"] for one in loaded)
-        else None,
+        published=_published([one.run for one in loaded]),
         curves=settings.training_curves([one.run.log for one in loaded]),
     )
+
+
+def _published(found: list[Run]) -> dict | None:
+    """Published numbers beside the runs; None where a run is of other measured brains, or has not the main method."""
+    fits = all(published.is_of_nsd(run) and MAIN_METHOD in run.results["methods"] for run in found)
+    return published.table(found, MAIN_METHOD) if fits else None
 
 
 def _gallery(loaded: list[runs.LoadedRun], labels: list[str]) -> dict | None:

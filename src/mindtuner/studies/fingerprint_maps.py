@@ -34,12 +34,13 @@ class FingerprintMaps:
     """What was found.
 
     ``results``, plain values as in results.json; ``simulated``, whether something planted was there to compare with;
-    ``picture``, the map.
+    ``picture``, the map, or None and ``not_drawn``, why there is none.
     """
 
     results: dict
     simulated: bool
-    picture: Path
+    picture: Path | None
+    not_drawn: str = ""
 
     def __repr__(self) -> str:
         rows, scored = self.results["regions"], self.results["recovery"]
@@ -82,8 +83,8 @@ def map_fingerprint(
 ) -> FingerprintMaps:
     """Share the variance of the tokens decoded from a subject's test trials out to voxels and routes.
 
-    Writes ``voxels.csv``, ``regions.csv`` (95 % intervals over images), ``results.json`` and ``fingerprint.png`` into
-    ``out``.
+    Writes ``voxels.csv``, ``regions.csv`` (95 % intervals over images) and ``results.json`` into ``out``, and
+    ``fingerprint.png`` where the package that draws it is installed.
 
     Parameters
     ----------
@@ -93,8 +94,8 @@ def map_fingerprint(
         Which holds the subject, with two test images at least.
     out : path
     mask : path, optional
-        NIfTI volume that is not 0 at the subject's voxels: the maps are drawn as slices of it, and written as
-        ``fingerprint.nii.gz``.
+        NIfTI volume that is above 0 at the subject's voxels, by default the dataset's own where it has one: the maps are
+        drawn as slices of it, and written as ``fingerprint.nii.gz``.
     surface : two paths, optional
         GIFTI meshes of the left and the right hemisphere whose vertices are the subject's voxels: the maps are drawn on
         them, and written as ``fingerprint.left.func.gii`` and ``fingerprint.right.func.gii``.
@@ -111,7 +112,6 @@ def map_fingerprint(
     UserError
         Where the subject was not tuned on a frozen base, trials are too few, or mask, surface or truth are not the subject's.
     """
-    map_figure.check_packages(bool(mask or surface))
     out, subject = Path(out), dataset.subject(tuned.number)
     method, network = next(iter(tuned.networks.items()))
     if method in WHOLE:
@@ -125,6 +125,8 @@ def map_fingerprint(
             f"{subject.where}: subject {subject.number} has {len(np.unique(test.stimulus))} test images and {len(train)} "
             "training trials; expected at least 2 and 1"
         )
+    if mask is None and surface is None:
+        mask = subject.mask
     volume = None if mask is None else map_figure.read_mask(Path(mask), subject.n_voxels)
     meshes = None if surface is None else map_figure.read_surface(surface, subject.vertices, subject.n_voxels)
     planted = read_truth(Path(truth or dataset.root / "truth"), subject.number, subject.n_voxels, truth is not None)
@@ -167,14 +169,17 @@ def map_fingerprint(
     }
     if planted is not None:
         titles["Planted: share of the signal that is the subject's own"] = planted["fingerprint_share"]
-    picture = out / "fingerprint.png"
+    not_drawn = map_figure.missing_package(bool(mask or surface))
+    picture = None if not_drawn else out / "fingerprint.png"
     if volume is not None:
-        map_figure.slices(picture, titles, volume)
         map_figure.save_volume(out / "fingerprint.nii.gz", drawn["fingerprint"], volume)
     elif meshes is not None:
-        map_figure.cortex(picture, titles, meshes)
         map_figure.save_surface(out, "fingerprint", drawn["fingerprint"], meshes)
-    else:
+    if picture is not None and volume is not None:
+        map_figure.slices(picture, titles, volume)
+    elif picture is not None and meshes is not None:
+        map_figure.cortex(picture, titles, meshes)
+    elif picture is not None:
         map_figure.scatter(picture, titles, None if planted is None else planted["sheet"], subject.rois)
     results = {
         "setting": {
@@ -192,7 +197,7 @@ def map_fingerprint(
         "recovery": scored,
     }
     write_json(out / "results.json", results)
-    return FingerprintMaps(results, planted is not None, picture)
+    return FingerprintMaps(results, planted is not None, picture, not_drawn)
 
 
 def read_truth(folder: Path, number: int, voxels: int, asked: bool = True) -> dict[str, np.ndarray] | None:

@@ -24,20 +24,24 @@ SLICES = 7
 HEMISPHERES, VIEWS = ("left", "right"), ("lateral", "medial")
 
 
-def check_packages(brain: bool) -> None:
-    """Raises UserError where what draws is not installed; a ``brain`` needs more than a scatter."""
-    package("matplotlib", HOW)
-    if brain:
-        package("nilearn", HOW)
+def missing_package(brain: bool) -> str:
+    """Why nothing can be drawn, and how to get what draws; "" where it is there. A ``brain`` needs more than a scatter."""
+    try:
+        package("matplotlib", HOW)
+        if brain:
+            package("nilearn", HOW)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def read_mask(path: Path, voxels: int):
-    """A NIfTI image that is not 0 at the subject's voxels. Raises UserError where it is none, or has another number."""
+    """A NIfTI image that is above 0 at the subject's voxels. Raises UserError where it is none, or has another number."""
     import nibabel
 
     try:
         image = nibabel.load(path)
-        inside = np.asarray(image.dataobj) != 0
+        inside = np.asarray(image.dataobj) > 0
     except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected a NIfTI mask") from error
     if inside.ndim != 3 or inside.sum() != voxels:

@@ -10,7 +10,7 @@ from scipy import stats
 from mindtuner.cli import main
 from mindtuner.errors import UserError
 from mindtuner.evaluation.compare import compare, comparison_text
-from mindtuner.evaluation.results import Run, save_run
+from mindtuner.evaluation.results import Run, rounded, save_run
 from mindtuner.files import read_json
 
 N, P = 12, 6
@@ -274,6 +274,28 @@ def test_the_verb_takes_sides_of_several_runs(tmp_path, capsys):
     assert f"B  ridge_only of {sides[0][0]}" in capsys.readouterr().out
 
 
+def test_the_verb_needs_no_names_of_methods(tmp_path, capsys):
+    """Two runs by the method that decodes, also where that is another; one run by all its methods."""
+    both, plain = run_of(), run_of(methods=("ridge_only", "nearest_training_image"), seed=1)
+    a, b, out = on_disk(tmp_path / "a", both), on_disk(tmp_path / "b", plain), tmp_path / "found.json"
+    assert main(["compare", str(a), str(b), "--out", str(out)]) == 0
+    assert read_json(out)["scores"] == rounded(compare({"a": both}, {"b": plain}, "mindtuner", "ridge_only"))["scores"]
+    assert capsys.readouterr().out.startswith(f"A  mindtuner of {a}\nB  ridge_only of {b}\n")
+    three = run_of(methods=("mindtuner", "ridge_only", "shuffled_brain"))
+    c = on_disk(tmp_path / "c", three)
+    capsys.readouterr()
+    assert main(["compare", str(c), "--out", str(out)]) == 0
+    printed, found = capsys.readouterr().out, read_json(out)["comparisons"]
+    assert [one["b"]["method"] for one in found] == ["ridge_only", "shuffled_brain"]
+    assert [one["scores"] for one in found] == [
+        rounded(compare({"c": three}, {"c": three}, "mindtuner", other))["scores"]
+        for other in ("ridge_only", "shuffled_brain")
+    ]
+    assert printed.count(f"A  mindtuner of {c}") == 2
+    assert main(["compare", str(c), "--method", "ridge_only", "--method-b", "shuffled_brain"]) == 0
+    assert capsys.readouterr().out.startswith(f"A  ridge_only of {c}\nB  shuffled_brain of {c}\n")
+
+
 def test_the_verb_shows_published_numbers(tmp_path, capsys):
     run = on_disk(tmp_path / "a", run_of())
     assert main(["compare", "--published", str(run), "--out", str(tmp_path / "table.json")]) == 0
@@ -288,8 +310,8 @@ def test_the_verb_refuses_in_one_line(tmp_path, capsys):
     stopped.mkdir()
     (stopped / "config.yaml").write_text("# mindtuner demo\n")
     for words, named in (
-        ([a], "RUN: 1 given; expected two"),
-        ([a, b, a], "RUN: 3 given"),
+        ([on_disk(tmp_path / "alone", run_of(methods=("ridge_only",)))], "alone: has no method but ridge_only"),
+        ([a, b, a], "RUN: 3 given; expected one or two"),
         ([], "RUN: 0 given"),
         (["--to", a], "none stands before --to"),
         ([a, a, "--to", b], "given twice"),

@@ -22,6 +22,7 @@ def run_of(simulated, score=0.9, sessions=1, picture="corrected"):
         },
     }
     setting = {"simulated_brains": simulated, "subject": 1, "sessions": sessions, "n_training_trials": 450, "seed": 3}
+    setting["dataset"] = None if simulated else "NSD"
     pictures = {"seen": np.zeros((4, 3, 128, 128), np.uint8), "thumbnails": np.zeros((9, 3, 8, 8), np.uint8)}
     return Run({"setting": setting, "methods": {"mindtuner": method}}, pictures, {}, {}, [])
 
@@ -115,6 +116,17 @@ def test_the_markdown_says_data_and_setting_and_neither_ranks_nor_marks():
     ours = [cell.strip() for cell in lines[-1].strip("|").split("|")]
     assert ours[1] == "simulated" and "0.900 [0.850, 0.950]" in ours and lines[-2].strip("| ") == ""
     assert all("hour" in line and "not stated" in line for line in lines[2:-2])
+
+
+@pytest.mark.parametrize("dataset", [None, "Haxby 2001", "missing"])
+def test_measured_runs_of_other_data_do_not_stand_under_nsds_numbers(dataset):
+    other, simulated = run_of(False), run_of(True)
+    other.results["setting"]["dataset"] = dataset
+    if dataset == "missing":  # a run from before it was kept
+        del other.results["setting"]["dataset"]
+    assert not published.is_of_nsd(other) and published.is_of_nsd(run_of(False)) and published.is_of_nsd(simulated)
+    with pytest.raises(UserError, match="run 2: results.json: setting.dataset is .*; expected NSD"):
+        published.table([simulated, other])
 
 
 def test_a_run_without_the_method_or_its_setting_is_refused():

@@ -230,7 +230,7 @@ def test_masks_over_the_volume_are_reduced_to_the_voxels(truth):
 
 def test_without_a_card_the_data_are_the_publishers(truth):
     (truth.root / "dataset.json").unlink()
-    assert load(truth.root).card == {"simulated": False, "zscore": "publisher"}
+    assert load(truth.root).card == {"simulated": False, "zscore": "publisher", "dataset": "NSD"}
     for card, message in (
         ({"simulated": True}, "zscore is None"),
         ({"simulated": 1, "zscore": "publisher"}, "true"),

@@ -281,6 +281,16 @@ def test_published_numbers_stand_apart(page, tmp_path):
     assert "<td>simulated</td>" not in groups[0]
 
 
+def test_measured_runs_of_other_data_have_no_published_numbers(tmp_path):
+    run = make_run(tmp_path / "run")
+    edit(run / "results.json", "setting", "simulated_brains", value=False)
+    edit(run / "results.json", "setting", "dataset", value="92 photographs")
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "MindEye2" not in html and 'id="published"' not in html and 'href="#published"' not in html
+    edit(run / "results.json", "setting", "dataset", value="NSD")
+    assert "MindEye2" in write_report(run).read_text(encoding="utf-8")
+
+
 def test_regions(tmp_path):
     run = make_run(tmp_path / "run")
     assert "by region" not in write_report(run).read_text(encoding="utf-8")

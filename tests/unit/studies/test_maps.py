@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import sys
 
 import nibabel
 import numpy as np
@@ -18,6 +19,7 @@ from torch.autograd.functional import jacobian
 
 from mindtuner.cli import main
 from mindtuner.errors import UserError
+from mindtuner.formats import load, write
 from mindtuner.model import BrainNetwork
 from mindtuner.model.lora import LoRALinear
 from mindtuner.simulation.cortex import make_sheet, smooth_fields
@@ -264,6 +266,21 @@ def test_a_mask_gives_a_volume_and_without_places_voxels_stand_by_region(tuned, 
     assert main(["fingerprint", str(folder), str(real), str(tmp_path / "flat")]) == 0
     assert json.loads((tmp_path / "flat" / "results.json").read_text())["recovery"] == {}
     assert (tmp_path / "flat" / "fingerprint.png").stat().st_size > 5_000
+
+
+def test_the_datasets_own_mask_is_found_and_tables_need_nothing_that_draws(tuned, simulated, tmp_path, capsys, monkeypatch):
+    folder, subject = tuned
+    write(tmp_path / "lab", load(simulated, [1]), form="nifti")
+    inside = nibabel.load(tmp_path / "lab" / "sub-01" / "mask.nii.gz").get_fdata() > 0
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["fingerprint", str(folder), str(tmp_path / "lab"), str(tmp_path / "out")]) == 0
+    assert "No picture: package matplotlib: cannot be imported" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.yaml", "results.json", "voxels.csv", "regions.csv", "fingerprint.nii.gz"}
+    with (tmp_path / "out" / "voxels.csv").open(newline="") as file:
+        told = [float(row["fingerprint"]) for row in csv.DictReader(file)]
+    assert len(told) == subject.n_voxels == inside.sum()
+    np.testing.assert_allclose(nibabel.load(tmp_path / "out" / "fingerprint.nii.gz").get_fdata()[inside], told, atol=1e-5)
 
 
 def sphere(path, vertices):

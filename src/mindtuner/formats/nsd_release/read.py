@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data import Dataset, Stimuli, Subject, Trials, check_no_leak
+from mindtuner.data import Dataset, Stimuli, Subject, Trials, check_no_leak, nsd
 from mindtuner.data.dataset import CARD, count_repeats
 from mindtuner.data.lazy import open_hdf5, open_rows, read_ahead, unmapped
 from mindtuner.data.stimuli import StoredCaptions
@@ -119,14 +119,16 @@ def check_card(card: dict, where: str) -> None:
 def load_card(root: Path) -> dict:
     """The card of a release folder; without one, that of the real release as its authors z-scored it.
 
+    Where brains were measured its ``dataset`` is NSD, unless it says another.
+
     Raises UserError where the card is damaged.
     """
     path = root / CARD
     if not path.exists():
-        return {"simulated": False, "zscore": "publisher"}
+        return {"simulated": False, "zscore": "publisher", "dataset": nsd.NAME}
     card = read_json(path)
     check_card(card, str(path))
-    return card
+    return card if card["simulated"] else {"dataset": nsd.NAME, **card}
 
 
 def _load_stimuli(root: Path) -> Stimuli:
