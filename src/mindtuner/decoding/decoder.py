@@ -163,7 +163,7 @@ class Decoder:
                 self._retrieval_tokens(means, name).numpy(),
                 means["latents"].numpy() if "latents" in means else None,
                 self.text_of(means["backbone_tokens"], name),
-                self._mean_token(name),
+                self.mean_token(name),
             )
             for name, shown, means in zip(voxels, images, averaged, strict=True)
         }
@@ -253,7 +253,8 @@ class Decoder:
         projector = self._network_of(self._named(subject)).projector
         return projector(tokens.to(device())).float().cpu().numpy()
 
-    def _mean_token(self, subject: str) -> np.ndarray | None:
+    def mean_token(self, subject: str) -> np.ndarray | None:
+        """What is taken off image tokens before they are compared with a subject's, (T, D); None for nothing."""
         centre = self._network_of(self._named(subject)).centre
         if self.config.retrieval_tokens == "projected" or centre is None or not centre.target.any():
             return None

@@ -39,12 +39,15 @@ def in_blocks(training: np.ndarray | TrainingTokens) -> Iterator[tuple[slice, np
         yield some, np.asarray(training[some], np.float32)
 
 
-def similarity(predicted: np.ndarray, candidates: np.ndarray | TrainingTokens) -> np.ndarray:
-    """Cosines of flattened tokens, of n predicted (n, T, D) to m candidates (m, T, D): float32 (n, m)."""
+def similarity(predicted: np.ndarray, candidates: np.ndarray | TrainingTokens, less: np.ndarray | None = None) -> np.ndarray:
+    """Cosines of flattened tokens, of n predicted (n, T, D) to m candidates (m, T, D): float32 (n, m).
+
+    ``less``, (T, D), is taken off the candidates before: ``Predictions.mean_token``.
+    """
     queries = unit_rows(predicted)
     found = np.empty((len(queries), len(candidates)), np.float32)
     for some, tokens in in_blocks(candidates):
-        found[:, some] = queries @ unit_rows(tokens).T
+        found[:, some] = queries @ unit_rows(tokens if less is None else tokens - less).T
     return found
 
 

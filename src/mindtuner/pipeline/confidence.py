@@ -30,6 +30,7 @@ def learn_confidence(network: BrainNetwork, feed: Feed, targets: Targets, config
     if len(images) < 2:
         return
     betas = feed.subject.betas(feed.trials.row[rows]) if feed.betas is None else feed.betas[rows]
-    said = Decoder(network, feed.name, config, seed).trial_tokens(betas, feed.shift[rows])
-    found = similarity(said, TrainingTokens(targets.tokens, images))
+    decoder = Decoder(network, feed.name, config, seed)
+    said, less = decoder.trial_tokens(betas, feed.shift[rows]), decoder.mean_token(feed.name)
+    found = similarity(said, TrainingTokens(targets.tokens, images), less)
     network.confidence = Confidence(fit_sharpness(found, own)).to(device())

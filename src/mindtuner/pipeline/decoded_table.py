@@ -77,7 +77,7 @@ def decoded_table(
     if tokens is None:
         _say("rank, nearest and confidence: are left out, since no features of the stimuli are there to look images up by")
         return pd.DataFrame(columns)
-    close = similarity(found.retrieval_tokens, TrainingTokens(tokens, candidates)).astype(np.float64)
+    close = similarity(found.retrieval_tokens, TrainingTokens(tokens, candidates), found.mean_token).astype(np.float64)
     own = close[np.arange(len(shown)), np.searchsorted(candidates, shown)][:, None]
     columns["rank"] = 1 + (close > own + TIE).sum(1) + ((np.abs(close - own) <= TIE).sum(1) - 1) / 2
     columns["candidates"] = np.full(len(shown), len(candidates))

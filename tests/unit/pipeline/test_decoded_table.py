@@ -65,6 +65,18 @@ def test_each_row_is_what_a_loop_finds(world, stimuli, tmp_path):
     assert read["caption"].tolist() == ["a bird", "a car", "a hat"]
 
 
+def test_what_retrieval_takes_off_image_tokens_is_taken_off(world, stimuli):
+    found, shown, words, tokens, candidates = world
+    less = 5 * tokens.mean(0)
+    table = decoded_table(
+        dataclasses.replace(found, mean_token=less), shown, words, stimuli, tokens, candidates, Network(Confidence(3.0))
+    )
+    off = decoded_table(found, shown, words, stimuli, tokens - less, candidates, Network(Confidence(3.0)))
+    raw = decoded_table(found, shown, words, stimuli, tokens, candidates, Network(Confidence(3.0)))
+    pd.testing.assert_frame_equal(table, off)
+    assert not table["confidence"].equals(raw["confidence"])
+
+
 def test_equal_candidates_share_the_middle_rank_and_fewer_than_five_are_named(world, stimuli):
     found, shown, words, tokens, _ = world
     tokens[5] = tokens[6]
