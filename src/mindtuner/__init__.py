@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 
@@ -49,10 +50,12 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str):
-    """Import the main verbs when they are first used: ``mindtuner --help`` should not wait for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mindtuner' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mindtuner.{_HOMES[name]}"), name)
+    """Import the main verbs and the rooms when they are first used: ``mindtuner --help`` should not wait for torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"mindtuner.{_HOMES[name]}"), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"mindtuner.{name}"):
+        return importlib.import_module(f"mindtuner.{name}")
+    raise AttributeError(f"module 'mindtuner' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,9 @@
 """Python in the documents runs: the blocks of a page one after the other, in a folder with a small simulated dataset."""
 
+import pydoc
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,24 @@ def test_blocks_run(page, small):
             exec(compile(block, page.name, "exec"), names)
     if "results" in names:
         assert Path("report.html").stat().st_size > 10_000
+
+
+NAMED = re.compile(r"`(mindtuner(?:\.[A-Za-z_]\w*)+)")
+SAID = sorted(
+    {name for page in PAGES for name in NAMED.findall(page.read_text(encoding="utf-8")) if name != "mindtuner.json"}
+)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_the_text_names_is_there(name):
+    assert pydoc.locate(name) is not None
+
+
+def test_rooms_are_there_after_import_mindtuner():
+    """In a fresh interpreter, where nothing else has imported them."""
+    code = "import mindtuner; mindtuner.formats.write, mindtuner.studies.map_fingerprint; mindtuner.nothing"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stderr.rstrip().endswith("AttributeError: module 'mindtuner' has no attribute 'nothing'")
 
 
 def test_the_pages_that_need_it_have_python():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from mindtuner.data import Dataset, Subject
 from mindtuner.data.nsd import TRIALS
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
+from mindtuner.model.backbone import Confidence
 from mindtuner.pipeline.base import Base
-from mindtuner.pipeline.confidence import learn_confidence
+from mindtuner.pipeline.confidence import learned_sharpness
 from mindtuner.pipeline.decoder import training_images
 from mindtuner.pipeline.features import Features
 from mindtuner.pipeline.run_folder import claim, log_of, refuse_overlap, settings_text
@@ -23,6 +25,7 @@ from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.tuned_files import FILES, REPORTED, card_of, read_network, write
 from mindtuner.pipeline.words import learn_sureness, phrase_reader
 from mindtuner.processes import processes
+from mindtuner.runtime import device
 from mindtuner.training import METHODS, read_card, remove_checkpoint, subject_name
 from mindtuner.training import tune as train
 from mindtuner.training.batches import Feed, split_holdout
@@ -143,10 +146,16 @@ def fit_methods(
         pool = np.setdiff1d(pool, images)
     reader = phrase_reader(features.stimuli, features.caches, pool, None)
 
-    def learn(network: BrainNetwork, feed: Feed) -> None:
+    known: dict[tuple, float | None] = {}  # methods with one ridge are sure alike
+
+    def learn(network: BrainNetwork, feed: Feed, method: str) -> None:
         """How sure the tuned network may be of phrases, and of what it retrieves."""
         learn_sureness(network, feed, reader, config.decode, config.seed)
-        learn_confidence(network, feed, features.targets, config.decode, config.seed)
+        key = (network.without, method == "shuffled_brain", config.fitting(method).similar_voxels, feed.shift is None)
+        if key not in known:
+            known[key] = learned_sharpness(network, base.network, feed, features.targets, config, method)
+        sharpness = known[key]
+        network.confidence = None if sharpness is None else Confidence(sharpness).to(device())
 
     networks, cards, files = {}, {}, {}
     for method in methods:
@@ -166,7 +175,7 @@ def fit_methods(
                     holdout,
                     prior=prior,
                     checkpoint=checkpoint,
-                    then=learn,
+                    then=functools.partial(learn, method=method),
                 )
                 if path is not None and processes().index == 0:
                     write(path, method, networks[method], subject, config, card)

@@ -72,17 +72,35 @@ def solve_ridge(network: BrainNetwork, base: BrainNetwork, feed: Feed, targets: 
     own trials better than it will know any other: what stands behind it learns from such answers what to expect of it
     (stacking, Wolpert 1992). Which voxels are ``similar`` is told from all trials.
     """
-    head, expectation, stimulus = base.head.linear, base.expectation, feed.trials.stimulus
-    expected = torch.cat(
-        [
-            expectation(targets.rows("tokens", some).to(head.weight.device), head).cpu()
-            for some in np.array_split(stimulus, 1 + len(stimulus) // CHUNK)
-        ]
-    ).numpy()
+    expected, spread, stimulus = _expected(base, feed.trials.stimulus, targets), base.expectation.spread, feed.trials.stimulus
     betas = feed.subject.betas(feed.trials.row) if feed.betas is None else feed.betas
-    fit = fit_hidden(expected, betas, stimulus, float(expectation.spread), seed, similar)
+    fit = fit_hidden(expected, betas, stimulus, float(spread), seed, similar)
     fit.put_into(network.ridges[feed.name])
     feed.shift = fit.cross_fitted - (betas @ fit.weight + fit.bias)
+
+
+@torch.no_grad()
+def held_out_hidden(base: BrainNetwork, feed: Feed, targets: Targets, seed: int, similar: int = 0) -> np.ndarray:
+    """x0 of each training trial by a ridge that knows nothing of the trial's image, float32 (n, h).
+
+    ``feed.shift`` does not do where a network is to be judged: which voxels are ``similar`` is told from all trials there,
+    and in small data that alone tells images apart. Here each fold of images has a fit of its own, from the beginning.
+    """
+    expected, stimulus = _expected(base, feed.trials.stimulus, targets), feed.trials.stimulus
+    betas = feed.subject.betas(feed.trials.row) if feed.betas is None else feed.betas
+    found = np.empty((len(stimulus), expected.shape[1]), np.float32)
+    for rest, held in image_folds(stimulus, fold_count(stimulus), derive_seed(seed, "held out")):
+        fit = fit_hidden(expected[rest], betas[rest], stimulus[rest], float(base.expectation.spread), seed, similar)
+        found[held] = betas[held] @ fit.weight + fit.bias
+    return found
+
+
+def _expected(base: BrainNetwork, stimulus: np.ndarray, targets: Targets) -> np.ndarray:
+    """The hidden features to expect of the images (n,) of trials, float32 (n, h)."""
+    head, expectation = base.head.linear, base.expectation
+    some = np.array_split(stimulus, 1 + len(stimulus) // CHUNK)
+    found = [expectation(targets.rows("tokens", ids).to(head.weight.device), head).cpu() for ids in some]
+    return torch.cat(found).numpy()
 
 
 class HiddenRidge(NamedTuple):
