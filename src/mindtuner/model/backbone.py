@@ -242,7 +242,7 @@ class Confidence(nn.Module):
         p_j = exp(b s_j) / sum_k exp(b s_k)
 
     s are the similarities of the candidates' tokens to the brain's. The sharpness b is fitted to how often they were right on
-    trials that the ridge had not seen (temperature scaling, Guo et al. 2017). Buffer: ``sharpness`` ().
+    training images, by ridges that had not seen them (temperature scaling, Guo et al. 2017). Buffer: ``sharpness`` ().
 
     Examples
     --------
