@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,9 @@ def world():
     said = tokens[shown] + rng.normal(size=(3, 2, 5)).astype(np.float32)
     text = np.eye(3, 4, dtype=np.float32)
     found = Predictions(np.arange(3), said, said, None, text)
-    words = Words(text, TextBank(["a bird", "a car", "a hat"], np.eye(3, 4), 0), [[("a dog", 0.75), ("by day", 0.5)], [], []])
+    reader = SimpleNamespace(bank=SimpleNamespace(phrases=["a dog", "on the beach"]))
+    bank, sure = TextBank(["a bird", "a car", "a hat"], np.eye(3, 4), 0), np.array([[0.75, 0.5], [0, 0], [0, 0]])
+    words = Words(text, bank, sure, reader)
     return found, shown, words, tokens, candidates
 
 
@@ -61,7 +64,7 @@ def test_each_row_is_what_a_loop_finds(world, stimuli, tmp_path):
         weight = np.exp(3 * np.array(list(close.values())))
         assert row.confidence == pytest.approx(weight.max() / weight.sum(), abs=1e-4)
     assert read["row"].tolist() == [4, 9, 1] and read["seen"].tolist() == ['a "dog"', "", ""]
-    assert read["words"].tolist() == ["a dog; by day", "", ""] and read["words_confidence"][0] == "0.750; 0.500"
+    assert read["words"].tolist() == ["a dog; on the beach", "", ""] and read["words_confidence"][0] == "0.750; 0.500"
     assert read["caption"].tolist() == ["a bird", "a car", "a hat"]
 
 
