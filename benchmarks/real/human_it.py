@@ -13,10 +13,12 @@ theirs is kept but in OUT, where each split is a folder of a lab (docs/your-own-
 
 Split k tests 20 photographs and trains on 72; five splits test each at least once. Each person in turn is tuned on a base of
 the three others, which saw the 72 alone. Losses of pictures are off. 2AFC of a test image is the share of the 19 others whose
-tokens are less like what was decoded than its own; chance is 0.5. ``centred`` takes the training images' mean token and the
-mean answer to training trials off; ``raw`` is as published. Values of an image are averaged over the splits that test it, so
-that there is one for each person and image. Differences are paired; intervals resample people and images, p flips signs of
-the images' differences, each averaged over people.
+tokens are less like what was decoded than its own; chance is 0.5. ``raw`` is as published. ``centred`` takes the training
+images' mean token and the mean answer to training trials off. ``decorrelated`` compares these along the principal directions
+of the training images' tokens, each divided by the root of its sd. ``mindtuner and ridge`` is the mean of what both say.
+
+Values of an image are averaged over the splits that test it, so that there is one for each person and image. Differences are
+paired; intervals resample people and images, p flips signs of the images' differences, each averaged over people.
 
 One line per person and split goes to OUT/human-it-CONFIG.jsonl; a benchmark that was stopped goes on.
 """
@@ -48,13 +50,16 @@ from mindtuner.formats.lab_folder.write import write
 from mindtuner.pipeline.stages import TestSet, decode_all
 from mindtuner.runtime import progress
 from mindtuner.training import METHODS
+from mindtuner.training.token_ridge import principal
 
 FOLDER = Path("demos/92imageData")
 BRAINS, PICTURES = FOLDER / "92_brainRDMs.mat", FOLDER / "Kriegeskorte_Neuron2008_supplementalData.mat"
 PEOPLE = ("BE", "KO", "SN", "TI")
 TESTED = 20  # photographs of a split
 UNPAINTED = {"prior_weight": 0.0, "lowlevel_weight": 0.0}  # losses of pictures, which are not measured
-MEASURES = ("centred", "raw")
+MEASURES = ("raw", "centred", "decorrelated")
+BOTH = "mindtuner and ridge"
+POWER = 0.5  # of the sd of a principal direction, by which it is divided
 
 
 # ---- from their files to folders of a lab
@@ -113,10 +118,30 @@ def folder_of(clone: Path, out: Path, number: int, splits: int) -> Dataset:
 # ---- what is measured
 
 
-def two_way(said: Predictions, tokens: np.ndarray) -> list[float]:
-    """2AFC of each test image, of its tokens (n, T, D) against those of the others; ties count half."""
-    ranks = image_retrieval(said.retrieval_tokens, said.compared(tokens)).ranks
-    return ((len(ranks) - ranks) / (len(ranks) - 1)).round(5).tolist()
+def two_way(said: Predictions, tokens: np.ndarray, axes: np.ndarray | None = None) -> list[float]:
+    """2AFC of each test image, of its tokens (n, T, D) against those of the others; ties count half.
+
+    ``axes`` (T·D, r): into which both are turned before they are compared.
+    """
+    decoded, seen = said.retrieval_tokens, said.compared(tokens)
+    if axes is not None:
+        decoded, seen = (one.reshape(len(one), 1, -1) @ axes for one in (decoded, seen))
+    return image_retrieval(decoded, seen).two_way.round(5).tolist()
+
+
+def decorrelating(tokens: np.ndarray) -> np.ndarray:
+    """Axes (T·D, r): the principal directions of training images' tokens (m, T, D), each divided by sd ** POWER."""
+    _, coordinates, directions = principal(tokens.reshape(len(tokens), -1))
+    return (directions / np.linalg.norm(coordinates, axis=0)[:, None] ** POWER).T
+
+
+def together(decoded: dict[str, Predictions]) -> dict[str, Predictions]:
+    """With a row more: the mean of what ``mindtuner`` and the subject's own ridge say, each of unit length."""
+    if not {"mindtuner", "ridge"} <= set(decoded):
+        return decoded
+    own = [decoded[method].retrieval_tokens for method in ("mindtuner", "ridge")]
+    mean = sum(one / np.linalg.norm(one, axis=(1, 2), keepdims=True) for one in own)
+    return {**decoded, BOTH: dataclasses.replace(decoded["mindtuner"], retrieval_tokens=mean)}
 
 
 def measure(clone: Path, out: Path, options: argparse.Namespace) -> None:
@@ -133,12 +158,15 @@ def measure(clone: Path, out: Path, options: argparse.Namespace) -> None:
             base = mindtuner.pretrain(dataset.without(subject=person), features, config)
             subject = dataset.subject(person)
             tuned = mindtuner.tune(base, subject, features, config, methods=options.methods)
-            test = TestSet.of(subject, dataset.stimuli, features.caches, 0)
-            tokens, scores = np.asarray(features.caches["tokens"][test.images], np.float32), {}
-            for measure, kind in zip(MEASURES, ("centred", "projected"), strict=True):
+            test, tokens = TestSet.of(subject, dataset.stimuli, features.caches, 0), features.caches["tokens"]
+            seen, scores = np.asarray(tokens[test.images], np.float32), {}
+            axes = decorrelating(np.asarray(tokens[np.unique(subject.train.stimulus)], np.float32))
+            for measure, kind in zip(MEASURES, ("projected", "centred", "centred"), strict=True):
                 decode: DecodeConfig = dataclasses.replace(config.decode, retrieval_tokens=kind)
                 decoded = decode_all(tuned.networks, base.network, test, dataclasses.replace(config, decode=decode))
-                scores[measure] = {method: two_way(one.predictions, tokens) for method, one in decoded.items()}
+                said = together({method: one.predictions for method, one in decoded.items()})
+                along = axes if measure == "decorrelated" else None
+                scores[measure] = {method: two_way(one, seen, along) for method, one in said.items()}
             done.add(person=name, split=number, images=test.images.tolist(), scores=scores)
             said = "  ".join(f"{method} {np.mean(values):.3f}" for method, values in scores["centred"].items())
             print(f"{name} split {number}: {said}", flush=True)
@@ -159,27 +187,37 @@ def values_of(done: Done, people: list[str], measure: str, method: str) -> np.nd
 
 
 def table(done: Done, options: argparse.Namespace) -> str:
+    """A row a method: raw, and for each other measure its 2AFC, p against chance, and what it adds to the own plain ridge."""
     methods = list(next(iter(done.runs.values()))["scores"]["centred"])
     people = [name for name in options.people if any(name == one for one, _ in done.runs)]
-    rows = []
-    own = values_of(done, people, "centred", "ridge")
+    own, rows = values_of(done, people, "centred", "ridge"), []
     for method in methods:
-        raw, centred = (values_of(done, people, measure, method) for measure in ("raw", "centred"))
-        chance, against = (over_subjects([row[None] for row in one], 0) for one in (centred - 0.5, centred - own))
-        p = sign_flips(centred.mean(0) - 0.5, 0)
-        cells = [method, f"{raw.mean():.3f}", f"{centred.mean():.3f}", *(f"{one:.3f}" for one in centred.mean(1))]
-        cells += [f"[{chance['ci'][0] + 0.5:.3f}, {chance['ci'][1] + 0.5:.3f}]", f"{p:.4f}"]
-        if method == "ridge":
-            cells += ["", ""]
-        else:
-            low, high = against["ci"]
-            cells += [
-                f"{against['mean']:+.3f} [{low:+.3f}, {high:+.3f}]",
-                f"{sign_flips((centred - own).mean(0), 0):.4f}",
-            ]
+        cells = [method, f"{values_of(done, people, 'raw', method).mean():.3f}"]
+        for measure in ("centred", "decorrelated"):
+            values = values_of(done, people, measure, method)
+            cells += [f"{values.mean():.3f}", f"{sign_flips(values.mean(0) - 0.5, 0):.4f}", against(values - own)]
+        cells += [f"{value:.3f}" for value in values_of(done, people, "centred", method).mean(1)]
         rows.append(cells)
-    header = ["method", "2AFC, raw", "centred", *people, "95 %", "p, chance", "minus own ridge", "p"]
-    return markdown(header, rows)
+    header = ["method", "raw", "centred", "p", "minus own ridge", "decorrelated", "p", "minus own ridge, centred", *people]
+    return f"{markdown(header, rows)}\n\n{shared(options.out)}"
+
+
+def shared(out: Path) -> str:
+    """How much of the photographs' tokens their mean holds."""
+    tokens = np.asarray(
+        mindtuner.embed(mindtuner.load(out / "split-0"), out / "cache").caches["tokens"][np.arange(92)], float
+    )
+    share = np.square(tokens.mean(0)).sum() / np.square(tokens).sum((1, 2)).mean()
+    return f"The mean token of the 92 photographs holds {share:.1%} of their tokens' mean square."
+
+
+def against(difference: np.ndarray) -> str:
+    """Mean of a difference (people, images), its interval and p; nothing of a method with itself."""
+    if not difference.any():
+        return ""
+    low, high = over_subjects([row[None] for row in difference], 0)["ci"]
+    p = sign_flips(difference.mean(0), 0)
+    return f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}], p {p:.4f}"
 
 
 def main() -> None:

@@ -183,9 +183,8 @@ def learn_centre(
 def mean_token(targets: Targets, images: np.ndarray) -> torch.Tensor:
     """What retrieval takes off the tokens of images, float32 (T, D), by those of the training ``images`` (m,).
 
-    It is their mean where that holds more than ``SHARED`` of their mean square, and else 0: in drawn scenes it holds 0.4 %,
-    and to take it off changes nothing but noise; in photographs 36 %, and to leave it there hides what tells them apart
-    (docs/real-brains.md).
+    It is their mean where that holds more than ``SHARED`` of their mean square, and else 0. In photographs it holds a third
+    (``benchmarks/real/human_it.py``), and to leave it there hides what tells them apart; in drawn scenes next to nothing.
     """
     total, squares, images = 0.0, 0.0, np.unique(images)
     for some in np.array_split(images, 1 + len(images) // CHUNK):
