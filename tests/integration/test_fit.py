@@ -55,7 +55,8 @@ def test_a_run_folder_of_fit_is_evaluated_and_decoded_like_one_of_tune(alone, si
         "shuffled_brain",
     ]
     assert run.results["setting"]["n_pretraining_subjects"] == 0 and "no base" in run.results["setting"]["adapters"]
-    assert (folder / "report" / "report.html").is_file()
+    page = (folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert "A decoder was fitted to one person alone, subject 1, with" in page and "pretrained on other people" not in page
     assert call("decode", words[1], simulated, folder / "decoded", *cache) == 0
     assert (folder / "decoded" / "words.json").is_file()
 
@@ -134,6 +135,8 @@ def test_a_bases_own_subject_is_decoded_and_evaluated(alone, base, simulated):
     run = load_run(folder / "own")
     assert list(run.results["methods"]) == ["pretrained", "nearest_training_image", "prior_only"]
     assert run.results["setting"]["subject"] == 2
+    page = (folder / "own" / "report.html").read_text(encoding="utf-8")
+    assert "A decoder was trained on several people, subject 2 among them, with" in page
     assert call("decode", base, simulated, folder / "own-decoded", "--subject", 2, *cache) == 0
     dataset = mindtuner.load(simulated)
     features = mindtuner.embed(dataset, folder / "cache")

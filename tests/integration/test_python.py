@@ -5,6 +5,7 @@ import dataclasses
 import doctest
 import importlib
 import json
+import logging
 import re
 from types import SimpleNamespace
 
@@ -206,8 +207,12 @@ def with_examples():
 
 
 @pytest.mark.parametrize("name", list(with_examples()))
-def test_examples_in_docstrings_run(name, day, tmp_path, monkeypatch):
-    """In a folder where data/nsd is a dataset, with the objects of the day by the names that the docs use."""
+def test_examples_in_docstrings_run(name, day, tmp_path, monkeypatch, caplog):
+    """In a folder where data/nsd is a dataset, with the objects of the day by the names that the docs use.
+
+    Of a few trials there are few steps, which is said, on stdout where the command line ran before.
+    """
+    caplog.set_level(logging.ERROR, "mindtuner")
     module = importlib.import_module(name)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(day.root / "data", target_is_directory=True)

@@ -135,7 +135,7 @@ def test_each_verb_leaves_its_files(lab, report, decoded):
 def test_the_report_says_what_was_done(lab, report):
     run, hour = load_run(report), load(lab.data).subject(101).sessions(1)
     setting = run.results["setting"]
-    assert set(run.results["methods"]) == set(METHODS)
+    assert set(run.results["methods"]) == set(METHODS) - {"pretrained"}  # of a base's own subjects alone
     assert (setting["subject"], setting["sessions"], setting["n_training_trials"]) == (101, 1, len(hour.train))
     assert setting["n_pretraining_subjects"] == 1 and setting["simulated_brains"] is True and setting["n_pictures"] == 3
     assert [word for word in setting["command"].split() if word in ("pretrain", "tune", "evaluate")] == [
@@ -437,7 +437,11 @@ def test_the_base_is_looked_for_and_checked(lab, tmp_path, capsys):
 def test_files_that_were_not_tuned(lab, tmp_path, capsys):
     out = tmp_path / "out"
     refused(capsys, ["decode", lab.base / "base.safetensors", lab.data, out], "is a base; expected what mindtuner tune wrote")
-    refused(capsys, ["decode", lab.base, lab.data, out], "fingerprint.safetensors: not found")
+    refused(
+        capsys,
+        ["decode", lab.base, lab.data, out],
+        "holds no fingerprint.safetensors; expected a run of mindtuner tune or fit",
+    )
     refused(capsys, ["decode", lab.tuned, lab.data, out, "--pictures", -1], "--pictures is -1")
     refused(capsys, ["evaluate", lab.base, lab.data, out], "expected a run of mindtuner tune")
     assert not out.exists()

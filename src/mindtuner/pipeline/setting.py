@@ -14,6 +14,7 @@ from mindtuner.evaluation.held_out import held_out_scores
 from mindtuner.evaluation.scores.retrieval import text_retrieval
 from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.stages import TestSet
+from mindtuner.training import subject_name
 
 FOREIGN_STIMULI = "The generator was trained on the package's own drawn scenes, not on these stimuli"
 
@@ -38,6 +39,7 @@ def describe_setting(
         "n_test_trials": len(test.trials),
         "n_pictures": len(test.shown),
         "n_pretraining_subjects": len(base.ridges),
+        "subject_of_base": subject_name(test.subject.number) in base.ridges,
         "fingerprint_strength": _planted_fingerprint(card),
         "adapters": adapters_in_words(config) if len(base.ridges) else "none, as there is no base",
         "prior_steps": config.decode.prior_steps,

@@ -104,7 +104,15 @@ def _gallery(loaded: list[runs.LoadedRun], labels: list[str]) -> dict | None:
 
 
 def _setting(one: runs.LoadedRun) -> dict:
-    return {"n_training_trials": None, "stimuli_note": "", "off_domain": False, "command": "", "seed": None} | one.setting
+    return {
+        "n_training_trials": None,
+        "n_pretraining_subjects": None,
+        "subject_of_base": False,
+        "stimuli_note": "",
+        "off_domain": False,
+        "command": "",
+        "seed": None,
+    } | one.setting
 
 
 def _joined(names: tuple[str, ...]) -> Markup:

@@ -54,24 +54,23 @@ def of_run(results: dict) -> dict:
 
 
 def headline(results: dict) -> list[dict]:
-    """The numbers of ``mindtuner`` at the top, each beside chance; none where it was not run.
+    """The numbers at the top, each beside chance: of ``mindtuner``, or of the first method where it was not run.
 
     Of images that the painter was not trained on its pictures do not stand there, but the low-level picture and the nearest
     training image.
     """
-    if "mindtuner" not in results["methods"]:
-        return []
+    main = main_of(results["methods"])
     tests = results["setting"].get("n_test_images", "all")
-    pictures = [(("mindtuner", "reconstruction"), "two-way identification of the pictures")]
+    pictures = [((main, "reconstruction"), "two-way identification of the pictures")]
     if results["setting"].get("off_domain"):
         pictures = [
-            (("mindtuner", "stages", "lowlevel"), "two-way identification of the low-level pictures"),
+            ((main, "stages", "lowlevel"), "two-way identification of the low-level pictures"),
             (("nearest_training_image", "reconstruction"), "two-way identification of the nearest training images"),
         ]
     rows = []
     for (method, *at), name, text in (
-        (("mindtuner", "retrieval"), "image", f"of images found among {tests}"),
-        (("mindtuner", "retrieval"), "text", f"of captions found among {tests}"),
+        ((main, "retrieval"), "image", f"of images found among {tests}"),
+        ((main, "retrieval"), "text", f"of captions found among {tests}"),
         *((path, "two_way", text) for path, text in pictures),
     ):
         part = "retrieval" if at == ["retrieval"] else "reconstruction"

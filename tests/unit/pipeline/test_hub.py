@@ -276,7 +276,7 @@ def test_what_is_pushed_comes_back(world, remote):
     subject = mindtuner.tune(found, world.dataset.subject(1).sessions(1), world.features)
     assert subject.push_to_hub("our-lab/one", methods="all") == f"our-lab/one@{remote.commits['our-lab/one']}"
     back = TunedSubject.from_pretrained("our-lab/one", world.dataset, features=world.features)
-    assert back.base.hub_id == pushed.hub_id and list(back.networks)[0] == "mindtuner" and len(back.networks) == 3
+    assert back.base.hub_id == pushed.hub_id and list(back.networks)[0] == "mindtuner" and len(back.networks) == 4
     for method, network in subject.networks.items():
         same(back.networks[method], network)
     expected = subject.decoder().predict(world.voxels)
