@@ -14,8 +14,7 @@ theirs is kept but in OUT, where each split is a folder of a lab (docs/your-own-
 Split k tests 20 photographs and trains on 72; five splits test each at least once. Each person in turn is tuned on a base of
 the three others, which saw the 72 alone. Losses of pictures are off. 2AFC of a test image is the share of the 19 others whose
 tokens are less like what was decoded than its own; chance is 0.5. ``raw`` is as published. ``centred`` takes the training
-images' mean token and the mean answer to training trials off. ``decorrelated`` compares these along the principal directions
-of the training images' tokens, each divided by the root of its sd. ``mindtuner and ridge`` is the mean of what both say.
+images' mean token and the mean answer to training trials off. ``mindtuner and ridge`` is the mean of what both say.
 
 Values of an image are averaged over the splits that test it, so that there is one for each person and image. Differences are
 paired; intervals resample people and images, p flips signs of the images' differences, each averaged over people.
@@ -50,16 +49,14 @@ from mindtuner.formats.lab_folder.write import write
 from mindtuner.pipeline.stages import TestSet, decode_all
 from mindtuner.runtime import progress
 from mindtuner.training import METHODS
-from mindtuner.training.token_ridge import principal
 
 FOLDER = Path("demos/92imageData")
 BRAINS, PICTURES = FOLDER / "92_brainRDMs.mat", FOLDER / "Kriegeskorte_Neuron2008_supplementalData.mat"
 PEOPLE = ("BE", "KO", "SN", "TI")
 TESTED = 20  # photographs of a split
 UNPAINTED = {"prior_weight": 0.0, "lowlevel_weight": 0.0}  # losses of pictures, which are not measured
-MEASURES = ("raw", "centred", "decorrelated")
+MEASURES = ("raw", "centred")
 BOTH = "mindtuner and ridge"
-POWER = 0.5  # of the sd of a principal direction, by which it is divided
 
 
 # ---- from their files to folders of a lab
@@ -118,21 +115,9 @@ def folder_of(clone: Path, out: Path, number: int, splits: int) -> Dataset:
 # ---- what is measured
 
 
-def two_way(said: Predictions, tokens: np.ndarray, axes: np.ndarray | None = None) -> list[float]:
-    """2AFC of each test image, of its tokens (n, T, D) against those of the others; ties count half.
-
-    ``axes`` (T·D, r): into which both are turned before they are compared.
-    """
-    decoded, seen = said.retrieval_tokens, said.compared(tokens)
-    if axes is not None:
-        decoded, seen = (one.reshape(len(one), 1, -1) @ axes for one in (decoded, seen))
-    return image_retrieval(decoded, seen).two_way.round(5).tolist()
-
-
-def decorrelating(tokens: np.ndarray) -> np.ndarray:
-    """Axes (T·D, r): the principal directions of training images' tokens (m, T, D), each divided by sd ** POWER."""
-    _, coordinates, directions = principal(tokens.reshape(len(tokens), -1))
-    return (directions / np.linalg.norm(coordinates, axis=0)[:, None] ** POWER).T
+def two_way(said: Predictions, tokens: np.ndarray) -> list[float]:
+    """2AFC of each test image, of its tokens (n, T, D) against those of the others; ties count half."""
+    return image_retrieval(said.retrieval_tokens, said.compared(tokens)).two_way.round(5).tolist()
 
 
 def together(decoded: dict[str, Predictions]) -> dict[str, Predictions]:
@@ -160,13 +145,11 @@ def measure(clone: Path, out: Path, options: argparse.Namespace) -> None:
             tuned = mindtuner.tune(base, subject, features, config, methods=options.methods)
             test, tokens = TestSet.of(subject, dataset.stimuli, features.caches, 0), features.caches["tokens"]
             seen, scores = np.asarray(tokens[test.images], np.float32), {}
-            axes = decorrelating(np.asarray(tokens[np.unique(subject.train.stimulus)], np.float32))
-            for measure, kind in zip(MEASURES, ("projected", "centred", "centred"), strict=True):
+            for measure, kind in zip(MEASURES, ("projected", "centred"), strict=True):
                 decode: DecodeConfig = dataclasses.replace(config.decode, retrieval_tokens=kind)
                 decoded = decode_all(tuned.networks, base.network, test, dataclasses.replace(config, decode=decode))
                 said = together({method: one.predictions for method, one in decoded.items()})
-                along = axes if measure == "decorrelated" else None
-                scores[measure] = {method: two_way(one, seen, along) for method, one in said.items()}
+                scores[measure] = {method: two_way(one, seen) for method, one in said.items()}
             done.add(person=name, split=number, images=test.images.tolist(), scores=scores)
             said = "  ".join(f"{method} {np.mean(values):.3f}" for method, values in scores["centred"].items())
             print(f"{name} split {number}: {said}", flush=True)
@@ -192,13 +175,10 @@ def table(done: Done, options: argparse.Namespace) -> str:
     people = [name for name in options.people if any(name == one for one, _ in done.runs)]
     own, rows = values_of(done, people, "centred", "ridge"), []
     for method in methods:
-        cells = [method, f"{values_of(done, people, 'raw', method).mean():.3f}"]
-        for measure in ("centred", "decorrelated"):
-            values = values_of(done, people, measure, method)
-            cells += [f"{values.mean():.3f}", f"{sign_flips(values.mean(0) - 0.5, 0):.4f}", against(values - own)]
-        cells += [f"{value:.3f}" for value in values_of(done, people, "centred", method).mean(1)]
-        rows.append(cells)
-    header = ["method", "raw", "centred", "p", "minus own ridge", "decorrelated", "p", "minus own ridge, centred", *people]
+        raw, values = (values_of(done, people, measure, method) for measure in MEASURES)
+        cells = [method, f"{raw.mean():.3f}", f"{values.mean():.3f}", *(f"{value:.3f}" for value in values.mean(1))]
+        rows.append([*cells, f"{sign_flips(values.mean(0) - 0.5, 0):.4f}", against(values - own)])
+    header = ["method", "raw", "centred", *people, "p against chance", "centred, minus own ridge"]
     return f"{markdown(header, rows)}\n\n{shared(options.out)}"
 
 

@@ -14,6 +14,7 @@ from mindtuner.training.ridge import ridge_regression
 from mindtuner.training.targets import Targets
 
 PARTS = ("lowlevel", "prior", "retrieval")  # that a regression has not
+COLUMNS = 32768  # turned to float64 at a time
 SMALLEST = 1e-6  # share of the largest principal component's sd below which one is rounding
 
 
@@ -72,11 +73,14 @@ def principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     >>> mean.tolist(), coordinates.shape, (mean + coordinates @ directions).round(6).tolist()
     ([2.0, 2.0, 0.0], (2, 1), [[1.0, 2.0, 0.0], [3.0, 2.0, 0.0]])
     """
-    mean = rows.mean(0)
-    centred = rows - mean
-    values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))  # m x m: p is 425,984 at full size
+    mean = rows.mean(0, dtype=np.float64).astype(rows.dtype)
+    centred, gram = rows - mean, np.zeros((len(rows), len(rows)))
+    for some in range(0, rows.shape[1], COLUMNS):  # p is 425,984 at full size; in single precision rounding has a direction
+        block = centred[:, some : some + COLUMNS].astype(np.float64)
+        gram += block @ block.T
+    values, vectors = np.linalg.eigh(gram)
     sd = np.sqrt(np.maximum(values[::-1], 0))
-    rank = max(1, int((sd > SMALLEST * sd[0]).sum()))
+    rank = max(1, min(len(rows) - 1, int((sd > SMALLEST * sd[0]).sum())))  # what is centred has one direction fewer
     vectors = vectors[:, ::-1][:, :rank].astype(rows.dtype)
     directions = vectors.T @ centred / np.maximum(sd[:rank, None], np.finfo(rows.dtype).tiny).astype(rows.dtype)
     return mean, vectors * sd[:rank].astype(rows.dtype), directions

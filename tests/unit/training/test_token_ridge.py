@@ -101,9 +101,14 @@ def test_one_image_is_answered_by_itself(quick):
     np.testing.assert_allclose(said, targets.rows("tokens", only.stimulus[:1]).expand(2, T, D), atol=1e-6)
 
 
-def test_rows_are_their_principal_coordinates():
-    rows = np.random.default_rng(0).normal(size=(7, 30))
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_rows_are_their_principal_coordinates(dtype):
+    """Also in single precision, where rounding must not pass for a direction."""
+    rows = (np.random.default_rng(0).normal(size=(7, 300)) + 3).astype(dtype)
     mean, coordinates, directions = principal(rows)
-    assert coordinates.shape == (7, 6)
-    np.testing.assert_allclose(mean + coordinates @ directions, rows, atol=1e-10)
-    np.testing.assert_allclose(directions @ directions.T, np.eye(6), atol=1e-8)
+    assert coordinates.shape == (7, 6) and directions.dtype == dtype
+    close = 1e-10 if dtype is np.float64 else 1e-5
+    np.testing.assert_allclose(mean + coordinates @ directions, rows, atol=close)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(6), atol=close)
+    repeated = np.concatenate([rows, rows[:3]])
+    assert principal(repeated)[1].shape == (10, 6)
