@@ -38,10 +38,10 @@ def learned_sharpness(
     judged, shift = network, feed.shift
     if "retrieval" not in network.without:
         judged = starting_network(base, feed.name, feed.subject.n_voxels, config, "ridge_only").eval()
-        judged.ridges[feed.name].load_state_dict(network.ridges[feed.name].state_dict())
+        ridge = network.ridges[feed.name].state_dict()
+        judged.ridges[feed.name].load_state_dict(ridge)
         learn_centre(judged, feed.subject, feed.trials.row, targets, feed.trials.stimulus)
-        ridge = network.ridges[feed.name]
-        weight, bias = (part.detach().cpu().numpy() for part in (ridge.weight, ridge.bias))
+        weight, bias = (ridge[part].cpu().numpy() for part in ("weight", "bias"))
         held_out = held_out_hidden(base, feed, targets, config.seed, config.fitting(method).similar_voxels)
         shift = (held_out - (betas @ weight.T + bias)).astype(np.float32)
     decoder = Decoder(judged, feed.name, config.decode, config.seed)

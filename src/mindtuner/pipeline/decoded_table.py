@@ -34,7 +34,7 @@ def decoded_table(
     tokens: np.ndarray | None,
     candidates: np.ndarray,
     network: BrainNetwork,
-    facts: Mapping[str, Sequence] | None = None,
+    facts: Mapping[str, Sequence | np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """A row for each of n brains: what was shown, what it says in words, and what is found among m images.
 

@@ -199,7 +199,7 @@ def embed_tokens(dataset: Dataset, cache: str | Path | None = None) -> Features:
     if is_full_size(folder):
         return embed(dataset, folder)
     towers = compact_towers(dataset.stimuli, folder, CompactImageEncoder(), None, None)
-    found = {tower.name: tower.build(folder, dataset.stimuli) for tower in towers if tower.name in ("pixels", "tokens")}
+    found: dict = {tower.name: tower.build(folder, dataset.stimuli) for tower in towers if tower.name in ("pixels", "tokens")}
     return Features(folder, dataset.stimuli, found, dataset.card)
 
 
