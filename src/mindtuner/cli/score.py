@@ -1,6 +1,7 @@
 """Score pictures against their originals: two folders in, a table out.
 
-SEEN and PAINTED hold pictures of the same names, in RGB and of one size each. Their origin does not matter: this scores any
+SEEN and PAINTED hold pictures (PNG, JPEG, WebP, TIFF or BMP) of the same names, in RGB and of one size each; names count
+without recon_image- before them, as the Kamitani lab calls reconstructions. Their origin does not matter: this scores any
 decoder's reconstructions with the scores of mindtuner evaluate, beside chance. See docs/scores.md.
 """
 

@@ -19,6 +19,7 @@ from mindtuner.files import atomic_path
 from mindtuner.runtime import progress
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+PREFIX = "recon_image-"  # before the names of the Kamitani lab's reconstructions
 SIDE = IMAGE_SHAPE[1]
 BYTE_AS_HALF = (np.arange(256) / 255).astype(np.float16)  # what each byte of a pixel is in 0..1
 _MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette", "PA": "palette", "RGBA": "RGBA"}
@@ -151,6 +152,17 @@ def square(image: Image.Image) -> np.ndarray:
     left, top = (image.width - side) / 2, (image.height - side) / 2
     scaled = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return np.asarray(scaled).transpose(2, 0, 1)
+
+
+def write_reconstruction(folder: Path, name: str, picture: Path) -> Path:
+    """A picture as ``recon_image-NAME.tiff`` in ``folder``, pixel by pixel, as the Kamitani lab's evaluation reads it.
+
+    ``name`` is that of the stimulus, whose folder and ending do not count. Returns the file.
+    """
+    path = folder / f"{PREFIX}{PurePosixPath(name).stem}.tiff"
+    with Image.open(picture) as image, atomic_path(path) as part:
+        image.convert("RGB").save(part, "TIFF")
+    return path
 
 
 class Hdf5Images:

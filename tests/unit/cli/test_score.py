@@ -44,6 +44,33 @@ def test_folders_are_scored_beside_chance(folders, tmp_path, capsys):
     assert published["scores"]["ssim"]["mean"] != pytest.approx(found["scores"]["ssim"]["mean"], abs=0.01)
 
 
+def test_reconstructions_as_the_kamitani_lab_calls_and_stores_them(folders, tmp_path, capsys):
+    """recon_image-NAME.tiff pairs with NAME of any ending; the numbers are those of the same pixels as PNG."""
+    seen, painted, _, _ = folders
+    assert score(seen, painted, "--scores", "pixcorr,two_way", "--out", tmp_path / "png.json") == 0
+    (tmp_path / "tiff").mkdir()
+    for path in painted.iterdir():
+        Image.open(path).save(tmp_path / "tiff" / f"recon_image-{path.stem}.tiff")
+    for path in list(seen.iterdir()):
+        Image.open(path).save(seen / f"{path.stem}.BMP")
+        path.unlink()
+    assert score(seen, tmp_path / "tiff", "--scores", "pixcorr,two_way", "--out", tmp_path / "tiff.json") == 0
+    assert read_json(tmp_path / "tiff.json")["scores"] == read_json(tmp_path / "png.json")["scores"]
+    capsys.readouterr()
+    Image.new("RGB", (24, 24)).save(tmp_path / "tiff" / "2.png")
+    refused(capsys, ["score", seen, tmp_path / "tiff"], "is the second picture named 2")
+
+
+def test_pictures_are_scored_upright(folders, tmp_path):
+    seen, painted, _, _ = folders
+    assert score(seen, painted, "--scores", "pixcorr", "--out", tmp_path / "before.json") == 0
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it clockwise to see it
+    Image.open(seen / "1.png").transpose(Image.Transpose.ROTATE_90).save(seen / "1.png", exif=exif)
+    assert score(seen, painted, "--scores", "pixcorr", "--out", tmp_path / "after.json") == 0
+    assert read_json(tmp_path / "after.json")["scores"] == read_json(tmp_path / "before.json")["scores"]
+
+
 def test_flat_pictures_are_named_and_nan_is_no_number_of_a_table(folders, tmp_path, capsys):
     seen, painted, _, _ = folders
     for path in (seen / "1.png", painted / "2.png"):

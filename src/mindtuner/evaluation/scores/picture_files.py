@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mindtuner.errors import UserError
-from mindtuner.formats.image_files import DAMAGED, ENDINGS
+from mindtuner.formats.image_files import DAMAGED, ENDINGS, PREFIX
 from mindtuner.thirdparty import one_line
 
 
 def read_pairs(seen: Path, painted: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names (p,) and pictures of two folders, each uint8 (p, 3, H, W), a seen and a painted one by the same name.
 
-    A file's name counts without its ending; within a folder all are of one size. Each file is decoded once. Raises UserError
+    A file's name counts without its ending, and without ``recon_image-`` before it, as the Kamitani lab calls reconstructions;
+    within a folder all are of one size. Each file is decoded once, upright as its EXIF orientation says. Raises UserError
     naming the file where a folder lacks one that the other has, a file is no picture, of another size, or not in RGB: a grey
     picture or one with transparency is not converted, since others would do it in other ways.
     """
@@ -34,11 +35,12 @@ def _by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder; expected one of pictures")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: path.name.removeprefix(PREFIX)):
         if path.suffix.lower() in ENDINGS:
-            if path.stem in found:
-                raise UserError(f"{path}: is the second picture named {path.stem}; expected one of each name")
-            found[path.stem] = path
+            name = path.stem.removeprefix(PREFIX)
+            if name in found:
+                raise UserError(f"{path}: is the second picture named {name}; expected one of each name")
+            found[name] = path
     if not found:
         raise UserError(f"{folder}: holds no picture; expected files *{', *'.join(ENDINGS)}")
     return found
@@ -60,6 +62,7 @@ def _read(path: Path) -> np.ndarray:
             if image.mode != "RGB":
                 kind = {"L": "grey", "LA": "grey with transparency", "RGBA": "with transparency"}.get(image.mode, image.mode)
                 raise UserError(f"{path}: is {kind}; expected three channels, RGB")
-            return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))  # once, not at each use
+            upright = ImageOps.exif_transpose(image)
+            return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))  # once, not at each use
     except DAMAGED as error:
         raise UserError(f"{path}: cannot be read as a picture ({one_line(error)}); expected a whole picture file") from error

@@ -190,7 +190,8 @@ def _open_subject(number: int, folder: Path, lines: TrialLines, trials: Trials, 
         training = np.zeros(len(lines), bool)
         training[trials.row[~trials.is_test]] = True
         betas = SessionZScored(betas, lines.sessions(), training, str(path))
-    mask = folder / MASK if (folder / MASK).is_file() else None
+    plain = (folder / MASK).is_file() and values_of(card, "mask") is None
+    mask = folder / MASK if plain else None  # others take all above 0
     return Subject(number, trials, rois, betas, is_shared, str(path), load_vertices(folder, betas.shape[1]), mask)
 
 
