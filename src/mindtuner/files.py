@@ -143,6 +143,7 @@ RUN_FILES = (
     "decoded_trials.csv",
     "scores.csv",
     "pictures",
+    "recon_images",
     "dataset.json",
     "shared1000.npy",
     "coco_images_224_float16.hdf5",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shlex
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -465,3 +466,34 @@ def test_a_cache_of_other_images_is_refused(lab, tmp_path, capsys):
         ["tune", lab.base, lab.data, tmp_path / "out", "--subject", 101, "--cache", tmp_path / "cache", *lab.paints],
         "tokens.json: stimuli is 'others'",
     )
+
+
+def test_pictures_as_the_kamitani_labs_evaluation_reads_them(lab, decoded, tmp_path, capsys):
+    """Its script takes *.tiff of a folder, and the name without ``recon_image-`` and ending as the label of the original."""
+    made, seen = tmp_path / "made", tmp_path / "seen"
+    decode = ["decode", lab.tuned, lab.data, decoded, *lab.paints, "--recon-images"]
+    refused(capsys, decode, "--recon-images: writes painted pictures; expected --pictures or --only")
+    assert call(*decode, "--pictures", 3) == 0  # which were painted before
+    shutil.move(decoded / "recon_images", made)
+    stimuli, files = load(lab.data).stimuli, sorted(made.glob("*.tiff"))
+    labels = [path.stem.replace("recon_image-", "") for path in files]
+    known = {Path(name).stem: number for number, name in enumerate(stimuli.names)}
+    assert len(files) == 3 and set(labels) <= set(known)
+    seen.mkdir()
+    painted = {read_pixels(path).tobytes() for path in (decoded / "pictures").glob("*.png")}
+    assert {read_pixels(path).tobytes() for path in files} == painted
+    for label in labels:
+        pixels = np.rint(stimuli.images([known[label]])[0].astype(np.float32) * 255).astype(np.uint8)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(seen / f"{label}.png")
+    capsys.readouterr()
+    refused(capsys, ["score", seen, made], "pictures of 128 x 128 pixels; expected 224 x 224")
+    for path in seen.iterdir():
+        Image.open(path).resize((128, 128)).save(path)
+    assert call("score", seen, made, "--scores", "pixcorr", "--out", tmp_path / "scores.json") == 0
+    assert list(read_json(tmp_path / "scores.json")["scores"]["pixcorr"]["pictures"]) == labels
+
+
+def read_pixels(path):
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        return np.asarray(image)

@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument("--only", metavar="NAME,...", help="paint these images, by file name or number of the stimulus")
     parser.add_argument("--stages", action="store_true", help="keep each stage of the pictures, in pictures/STAGE/NAME.png")
+    parser.add_argument(
+        "--recon-images",
+        action="store_true",
+        help="the pictures also as recon_images/recon_image-NAME.tiff, which the Kamitani lab's evaluation reads",
+    )
     shared.add_cache(parser)
     generator_options.add_arguments(parser)
     shared.add_force(parser)
@@ -44,11 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     wanted = _named(options.only)
     generator_options.check_options(options)
+    if options.recon_images and not options.pictures and wanted is None:
+        raise UserError("--recon-images: writes painted pictures; expected --pictures or --only, too")
 
     from mindtuner.formats import load
     from mindtuner.pipeline import TunedSubject, embed
-    from mindtuner.pipeline.decoding import PICTURES, choose, decode, settings_of
+    from mindtuner.pipeline.decoding import PICTURES, choose, decode, picture_names, settings_of
     from mindtuner.pipeline.features import check_towers, embed_tokens, fits_towers, is_full_size
+    from mindtuner.pipeline.recon_images import RECON_IMAGES, write_recon_images
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
     from mindtuner.pipeline.subject import read_own, read_tuned
     from mindtuner.pipeline.tuned_files import decoding_file
@@ -112,6 +120,11 @@ def run(options: argparse.Namespace) -> None:
     )
     if painting:
         print(f"{options.out / PICTURES}: {painted} painted, {len(chosen.shown) - painted} were there")
+    if options.recon_images:
+        names = picture_names(dataset.stimuli)
+        painted_files = {int(image): options.out / PICTURES / names[image] for image in chosen.images[chosen.shown]}
+        files = write_recon_images(options.out / RECON_IMAGES, dataset.stimuli, painted_files)
+        print(f"{options.out / RECON_IMAGES}: {len(files)} pictures, {files[0].name} and so on")
     trials = f"{len(chosen.trials)} {options.trials} trials of subject {subject.number}"
     print(f"\n{options.out}: {len(chosen.images)} images from {trials}")
 

@@ -15,10 +15,10 @@ from mindtuner.thirdparty import one_line
 def read_pairs(seen: Path, painted: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names (p,) and pictures of two folders, each uint8 (p, 3, H, W), a seen and a painted one by the same name.
 
-    A file's name counts without its ending, and without ``recon_image-`` before it, as the Kamitani lab calls reconstructions;
-    within a folder all are of one size. Each file is decoded once, upright as its EXIF orientation says. Raises UserError
-    naming the file where a folder lacks one that the other has, a file is no picture, of another size, or not in RGB: a grey
-    picture or one with transparency is not converted, since others would do it in other ways.
+    A file's name counts without its ending, and without ``recon_image-`` before it, as the Kamitani lab calls
+    reconstructions; all are of one size. Each file is decoded once, upright as its EXIF orientation says.
+    Raises UserError naming the file where a folder lacks one that the other has, a file is no picture, of another size, or
+    not in RGB: a grey picture or one with transparency is not converted, since others would do it in other ways.
     """
     files = [_by_name(folder) for folder in (seen, painted)]
     for own, other, where in ((*files, painted), (*files[::-1], seen)):
@@ -28,7 +28,11 @@ def read_pairs(seen: Path, painted: Path) -> tuple[list[str], np.ndarray, np.nda
                 f"{where}: no picture {lacking[0]} ({counts}); "
                 "expected a painted one for each that was seen, by the same name"
             )
-    return list(files[0]), *(_stacked(own[name] for name in files[0]) for own in files)
+    originals, pictures = (_stacked(own[name] for name in files[0]) for own in files)
+    if originals.shape != pictures.shape:
+        size, wanted = (f"{shape[3]} x {shape[2]}" for shape in (pictures.shape, originals.shape))
+        raise UserError(f"{painted}: pictures of {size} pixels; expected {wanted}, as in {seen}")
+    return list(files[0]), originals, pictures
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
