@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "voxels, left first: the maps are drawn on them",
     )
     parser.add_argument(
+        "--mask-values", metavar="N,N,...", help="values of --mask at the subject's voxels (default: all above 0)"
+    )
+    parser.add_argument(
         "--truth",
         type=Path,
         metavar="FOLDER",
@@ -46,6 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shared.add_device(parser)
     shared.add_force(parser)
+
+
+def _values(text: str | None, mask: Path | None) -> list[float] | None:
+    from mindtuner.errors import UserError
+
+    if text is None:
+        return None
+    if mask is None:
+        raise UserError("--mask-values: says nothing without a mask; expected --mask, too")
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--mask-values: is {text!r}; expected numbers such as 1,2") from error
 
 
 def run(options: argparse.Namespace) -> None:
@@ -56,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.tuned_files import decoding_file
     from mindtuner.studies import map_fingerprint
 
+    values = _values(options.mask_values, options.mask)
     path = decoding_file(options.fingerprint)
     found = read_tuned(path, options.base)
     refuse_overlap(options.out, DATA=options.data, FINGERPRINT=path, BASE=found.base.path)
@@ -66,6 +83,7 @@ def run(options: argparse.Namespace) -> None:
         options.data,
         options.out,
         *(["--mask", options.mask] if options.mask else []),
+        *([f"--mask-values={options.mask_values}"] if options.mask_values else []),
         *(["--surface", *options.surface] if options.surface else []),
     )
     maps = map_fingerprint(
@@ -75,6 +93,7 @@ def run(options: argparse.Namespace) -> None:
         mask=options.mask,
         surface=options.surface,
         truth=options.truth,
+        mask_values=values,
         force=options.force,
         command=command,
     )

@@ -78,6 +78,7 @@ def map_fingerprint(
     mask: str | Path | None = None,
     surface: Sequence[str | Path] | None = None,
     truth: str | Path | None = None,
+    mask_values: Sequence[float] | None = None,
     force: bool = False,
     command: str = "mindtuner.studies.map_fingerprint",
 ) -> FingerprintMaps:
@@ -102,6 +103,8 @@ def map_fingerprint(
     truth : path, optional
         Folder of the truth of simulated brains to score against, by default ``truth`` in the dataset's folder where there is
         one.
+    mask_values : sequence of float, optional
+        Values of ``mask`` at the subject's voxels, by default all above 0.
     force : bool
         Replace an earlier run in ``out``.
     command : str
@@ -127,7 +130,7 @@ def map_fingerprint(
         )
     if mask is None and surface is None:
         mask = subject.mask
-    volume = None if mask is None else map_figure.read_mask(Path(mask), subject.n_voxels)
+    volume = None if mask is None else map_figure.read_mask(Path(mask), subject.n_voxels, mask_values)
     meshes = None if surface is None else map_figure.read_surface(surface, subject.vertices, subject.n_voxels)
     planted = read_truth(Path(truth or dataset.root / "truth"), subject.number, subject.n_voxels, truth is not None)
     refuse_overlap(out, dataset=dataset.root, **tuned.files)

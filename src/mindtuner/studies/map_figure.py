@@ -35,19 +35,23 @@ def missing_package(brain: bool) -> str:
     return ""
 
 
-def read_mask(path: Path, voxels: int):
-    """A NIfTI image that is above 0 at the subject's voxels. Raises UserError where it is none, or has another number."""
+def read_mask(path: Path, voxels: int, values: Sequence[float] | None = None):
+    """A NIfTI image that is above 0, or one of ``values``, at the subject's voxels, and where that is, bool (X, Y, Z).
+
+    Raises UserError where it is none, or has another number of voxels.
+    """
     import nibabel
 
     try:
         image = nibabel.load(path)
-        inside = np.asarray(image.dataobj) > 0
+        held = np.asarray(image.dataobj)
+        inside = held > 0 if values is None else np.isin(held, values)
     except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected a NIfTI mask") from error
     if inside.ndim != 3 or inside.sum() != voxels:
         raise UserError(
-            f"{path}: has shape {inside.shape} and {int(inside.sum())} voxels; expected three axes and {voxels}, "
-            "the subject's"
+            f"{path}: has shape {inside.shape} and {int(inside.sum())} voxels"
+            f"{' above 0' if values is None else f' of {list(values)}'}; expected three axes and {voxels}, the subject's"
         )
     return image, inside
 

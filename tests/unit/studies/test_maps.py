@@ -253,8 +253,10 @@ def test_a_mask_gives_a_volume_and_without_places_voxels_stand_by_region(tuned, 
     inside = np.zeros((9, 10, 11), bool)
     inside.ravel()[np.random.default_rng(0).permutation(inside.size)[: subject.n_voxels]] = True
     mask, out = tmp_path / "mask.nii.gz", tmp_path / "out"
-    nibabel.save(nibabel.Nifti1Image(inside.astype(np.uint8), np.diag([2.0, 2, 2, 1])), mask)
-    assert main(["fingerprint", str(folder), str(simulated), str(out), "--mask", str(mask)]) == 0
+    labels = np.where(inside, 5, 2).astype(np.int16)  # of two regions, one is the subject's
+    labels[~inside & (np.arange(9)[:, None, None] > 4)] = -1
+    nibabel.save(nibabel.Nifti1Image(labels, np.diag([2.0, 2, 2, 1])), mask)
+    assert main(["fingerprint", str(folder), str(simulated), str(out), "--mask", str(mask), "--mask-values", "5"]) == 0
     volume = nibabel.load(out / "fingerprint.nii.gz")
     with (out / "voxels.csv").open(newline="") as file:
         told = [float(row["fingerprint"]) for row in csv.DictReader(file)]
@@ -347,8 +349,12 @@ def test_bad_input_is_one_line(tuned, simulated, tmp_path, capsys):
     refused(
         capsys,
         ["fingerprint", folder, simulated, tmp_path / "a", "--mask", tmp_path / "small.nii"],
-        f"8 voxels; expected three axes and {subject.n_voxels}, the subject's",
+        f"8 voxels above 0; expected three axes and {subject.n_voxels}, the subject's",
     )
+    masked = ["fingerprint", folder, simulated, tmp_path / "a", "--mask", tmp_path / "small.nii"]
+    refused(capsys, [*masked, "--mask-values", "2,3"], "and 0 voxels of [2.0, 3.0]; expected three axes")
+    refused(capsys, [*masked, "--mask-values", "V1"], "--mask-values: is 'V1'; expected numbers such as 1,2")
+    refused(capsys, [*masked[:4], "--mask-values", "1"], "--mask-values: says nothing without a mask; expected --mask")
     refused(capsys, ["fingerprint", folder, simulated, tmp_path / "a", "--truth", tmp_path], "subj01.safetensors: not found")
     planted = load_file(simulated / "truth" / "subj01.safetensors")
     save_file({"fingerprint_share": planted["fingerprint_share"][1:]}, tmp_path / "subj01.safetensors")
