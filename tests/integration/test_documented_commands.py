@@ -11,6 +11,7 @@ from mindtuner.cli import generator_options, parse
 from mindtuner.config import load_config
 
 FOLDERS = (".", "docs", "benchmarks/results", "examples", "tests")
+QUOTED = "\0"  # a space within quotation marks
 PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
 
 
@@ -30,8 +31,9 @@ def command_lines(text):
 
 def typed(words):
     """What a user would type: of a usage line all that is optional too, of a choice the first, and for N a number."""
-    text = re.sub(r"\s*\|[^\]]*", "", " ".join(words[1:])).replace(" ...", "")
-    return ["1" if re.fullmatch("[A-Z](,[A-Z]|,\\.\\.\\.)*", word) else word for word in re.sub(r"[\[\]]", "", text).split()]
+    text = re.sub(r"\s*\|[^\]]*", "", " ".join(word.replace(" ", QUOTED) for word in words[1:])).replace(" ...", "")
+    separate = re.sub(r"[\[\]]", "", text).split()
+    return ["1" if re.fullmatch("[A-Z](,[A-Z]|,\\.\\.\\.)*", word) else word.replace(QUOTED, " ") for word in separate]
 
 
 COMMANDS = [(page, words) for page in PAGES for words in command_lines(page.read_text(encoding="utf-8"))]

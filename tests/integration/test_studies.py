@@ -84,6 +84,8 @@ def test_a_run_is_what_tune_and_evaluate_give(lab):
             tuned,
             "--subject",
             1,
+            "--sessions",
+            1,
             "--seed",
             SEED + 1,
             "--cache",

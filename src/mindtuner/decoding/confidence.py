@@ -34,7 +34,7 @@ def fit_sharpness(similarity: np.ndarray, own: np.ndarray) -> float:
     --------
     >>> similarity = np.array([[0.4, 0.2], [0.2, 0.4], [0.4, 0.2], [0.4, 0.2]])
     >>> b = fit_sharpness(similarity, np.array([0, 1, 0, 1]))  # right in 3 of 4
-    >>> round(1 / (1 + np.exp(-0.2 * b)), 3)
+    >>> round(float(1 / (1 + np.exp(-0.2 * b))), 3)
     0.75
     """
     similarity = np.asarray(similarity, np.float64)

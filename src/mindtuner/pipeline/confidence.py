@@ -10,7 +10,7 @@ from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.training_images import TrainingTokens, similarity
 from mindtuner.model import BrainNetwork
 from mindtuner.training.batches import Feed
-from mindtuner.training.closed_form import held_out_hidden, learn_centre
+from mindtuner.training.closed_form import held_out_hidden, learn_centre, solve_ridge
 from mindtuner.training.targets import Targets
 from mindtuner.training.tune import starting_network
 
@@ -38,11 +38,13 @@ def learned_sharpness(
     judged, shift = network, feed.shift
     if "retrieval" not in network.without:
         judged = starting_network(base, feed.name, feed.subject.n_voxels, config, "ridge_only").eval()
-        ridge = network.ridges[feed.name].state_dict()
-        judged.ridges[feed.name].load_state_dict(ridge)
+        similar, kept = config.fitting(method).similar_voxels, feed.shift
+        solve_ridge(judged, base, feed, targets, config.seed, similar)  # also where the network's own trained on
+        feed.shift = kept
+        ridge = judged.ridges[feed.name].state_dict()
         learn_centre(judged, feed.subject, feed.trials.row, targets, feed.trials.stimulus)
         weight, bias = (ridge[part].cpu().numpy() for part in ("weight", "bias"))
-        held_out = held_out_hidden(base, feed, targets, config.seed, config.fitting(method).similar_voxels)
+        held_out = held_out_hidden(base, feed, targets, config.seed, similar)
         shift = (held_out - (betas @ weight.T + bias)).astype(np.float32)
     decoder = Decoder(judged, feed.name, config.decode, config.seed)
     said, less = decoder.trial_tokens(betas[rows], shift[rows]), decoder.mean_token(feed.name)

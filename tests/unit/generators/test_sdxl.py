@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -355,8 +356,9 @@ def test_worked_prompts(text, options, expected):
     ],
 )
 def test_what_prompt_a_brain_gives(text, said, expected):
-    composed = None if said is None else [[(phrase, 0.5) for phrase in said]]
-    assert prompts_of(Words(np.array([text], float), SEEN, composed), KINDS) == [expected]
+    reader = SimpleNamespace(bank=SimpleNamespace(phrases=said))
+    words = Words(np.array([text], float), SEEN, None if said is None else np.full((1, len(said)), 0.9), reader)
+    assert prompts_of(words, KINDS) == [expected]
 
 
 vectors = st.tuples(st.integers(-3, 3), st.integers(-3, 3))
