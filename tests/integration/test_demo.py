@@ -125,7 +125,8 @@ def test_pictures_and_words_belong_together(quick):
     assert pictures["thumbnails"].shape == (chosen.simulate.shared_images, 3, 64, 64)
     for method in OWN:
         stages = {name.partition("/")[2] for name in pictures if name.startswith(f"{method}/")}
-        expected = {"nearest_training_image": {"reconstructed"}, "prior_only": {"reconstructed", "corrected"}}
+        no_lowlevel = {"reconstructed", "corrected"}
+        expected = {"nearest_training_image": {"reconstructed"}, "prior_only": no_lowlevel, "ridge": no_lowlevel}
         assert stages == expected.get(method, {"lowlevel", "reconstructed", "corrected"})
         assert len(run.words["methods"][method]["retrieved_caption"]) == len(seen)
     for position, caption in zip(run.words["picture_index"], run.words["seen_captions"], strict=True):
