@@ -110,6 +110,6 @@ def _base_of_nobody(subject: Subject, features: Features, config: Config, card: 
         if processes().index == 0:
             save_network(path, network, card)
     processes().wait()
-    if processes().index == 0:
+    if processes().index == 0 and checkpoint is not None:
         remove_checkpoint(checkpoint)
     return Base(load_network(path), config, read_card(path), path)
