@@ -207,6 +207,11 @@ def test_several_subjects_and_names(god):
     assert load(root).card["subjects"] == {"101": "AK", "102": "BE"}
 
 
+def test_no_subject_is_a_dataset_without_brains(god):
+    dataset = load(god[0], [])
+    assert not dataset.subjects and len(dataset.stimuli) == len(PICTURES)
+
+
 def test_a_written_dataset_is_read_again_and_converted(deeprecon, tmp_path):
     root, _, _ = deeprecon
     dataset = load(root)
@@ -439,6 +444,18 @@ def test_check_names_each_label_without_a_picture_once(deeprecon):
     errors = [item for item in check(root).items if item.severity == "error"]
     assert [(item.file, item.field) for item in errors] == [("sub-01_ImageNetTraining_fmriprep.h5", "row 1, stimulus_name")]
     assert "is 'gone', which no pictures in" in errors[0].message
+
+
+def test_check_names_a_leak_under_the_files_that_show_the_picture(god):
+    root, sheet = god
+    sheet.columns["DataType"][:] = 1
+    sheet.columns["Label"][:] = 1443537.022563
+    sheet.write(root / "Subject2.h5")  # trains on what nobody else sees
+    sheet.columns["Label"][:] = 5.000001
+    sheet.write(root / "Subject3.h5")  # trains on what subject 1 is tested on
+    sheet.write(root / "Subject4.h5")
+    leaks = [item.file for item in check(root).items if item.field == "split" and "are in training and test" in item.message]
+    assert leaks == ["Subject3.h5", "Subject4.h5"]
 
 
 def test_a_single_file_is_recognised(god):

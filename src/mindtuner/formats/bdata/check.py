@@ -93,13 +93,16 @@ def _check_labels(findings: Findings, part: Part, names: Names | None, shown: di
     if names is None:
         return
     wrong: dict[str, str] = {}
+    own: dict[str, set[int]] = {"train": set(), "test": set()}
     for row in np.flatnonzero(read.used(part)):
         try:
-            shown[part.split[row]].add(names.find(part.labels[row], part.label))
+            own[part.split[row]].add(names.find(part.labels[row], part.label))
         except UserError as error:
             wrong.setdefault(str(error), f"row {row}, {part.label}")
     findings.errors(part.path, [(where, message) for message, where in wrong.items()])
-    both = shown["train"] & shown["test"]
+    for split, found in own.items():
+        shown[split] |= found
+    both = own["train"] & shown["test"] | own["test"] & shown["train"]
     if both:
         findings.error(
             part.path, "split", f"{some(map(names.name, sorted(both)))} are in training and test; expected one of them"

@@ -127,7 +127,7 @@ def load_bdata(
     called = list(images.names) if isinstance(images, FolderImages) else None
     stimuli = Stimuli(images, captions, is_shared, str(root), called)
     opened = {number: open_subject(number, read[number], trials[number], is_shared, card) for number in wanted}
-    first = read[wanted[0]][0]
+    first = next(iter(read.values()))[0]
     card = {
         **card,
         "bdata": {"voxels": first.voxels, "label": first.label},
@@ -397,15 +397,14 @@ def open_subject(number: int, parts: Sequence[Part], trials: Trials, is_shared: 
 
 def check_same_voxels(parts: Sequence[Part]) -> None:
     """Raise UserError where a subject's files hold different voxels, as far as they say."""
-    first = parts[0]
+    first, rois, places = parts[0], parts[0].rois(), parts[0].places()
     for part in parts[1:]:
         counts = int(first.columns.sum()), int(part.columns.sum())
         if counts[0] != counts[1]:
             raise UserError(f"{part.path}: {counts[1]} voxels; expected {counts[0]} as in {first.path.name}")
-        for name, place in first.places().items():
-            if name in part.places() and not np.array_equal(place, part.places()[name], equal_nan=True):
+        for name, place in part.places().items():
+            if name in places and not np.array_equal(place, places[name], equal_nan=True):
                 raise UserError(f"{part.path}: {name} differs from that in {first.path.name}; expected the same voxels")
-        if first.rois().keys() != part.rois().keys() or any(
-            not np.array_equal(mask, part.rois()[name]) for name, mask in first.rois().items()
-        ):
+        own = part.rois()
+        if own.keys() != rois.keys() or not all(np.array_equal(mask, own[name]) for name, mask in rois.items()):
             raise UserError(f"{part.path}: regions differ from those in {first.path.name}; expected the same voxels")
