@@ -146,6 +146,18 @@ def test_one_output_a_session(lab):
         load(lab.root)
 
 
+@pytest.mark.parametrize("voxels", [1, VOXELS - 2])
+def test_sessions_of_other_voxels_are_refused(lab, capsys, voxels):
+    no_mask(lab)
+    for number, own in ((1, VOXELS), (2, voxels)):
+        (lab.root / f"ses-{number:02d}").mkdir()
+        matlab(lab.root / f"ses-{number:02d}" / f"{MODEL}.mat", lab.betas[lab.session == number, :own].T)
+    with pytest.raises(UserError, match=rf"ses-02/{MODEL}.mat: {voxels} voxels; expected {VOXELS} as in .*ses-01/{MODEL}.mat"):
+        load(lab.root)
+    assert main(["check", str(lab.root)]) == 2
+    assert f"{voxels} voxels; expected {VOXELS} as in" in capsys.readouterr().out
+
+
 def test_the_fullest_model_counts_and_a_pickle_beside_betas_does_not(lab):
     python(lab.root / f"{MODEL}.hdf5", volumes_of(lab))
     python(lab.root / "TYPEB_FITHRF.hdf5", volumes_of(lab) * 0)

@@ -83,7 +83,7 @@ def open_betas(folder: Path, card: dict, trials: int | None = None) -> tuple[Pat
     """The file (or folder of session files) and the betas as they are stored, (trials, voxels).
 
     ``trials``: how many the table has, where it is known. Raises UserError where betas are missing or damaged, or do not fit
-    the mask.
+    the mask or, where there is none, one another.
     """
     files = find_betas(folder)
     if files[0].suffix in (".nii", ".gz"):
@@ -92,6 +92,9 @@ def open_betas(folder: Path, card: dict, trials: int | None = None) -> tuple[Pat
     mask = own_mask(folder, card)[0] if (folder / MASK).exists() else None
     if files[0].name not in SINGLE:
         opened = [open_output(path, mask, trials if len(files) == 1 else None) for path in files]
+        for path, part in zip(files, opened, strict=True):
+            if part.shape[1] != opened[0].shape[1]:
+                raise UserError(f"{path}: {part.shape[1]} voxels; expected {opened[0].shape[1]} as in {files[0]}")
         return (files[0], opened[0]) if files[0].parent == folder else (folder, JoinedSessions(opened))
     betas = (_open_npy if files[0].suffix == ".npy" else _open_hdf5)(files[0], mask, trials)
     if mask is not None and int(mask.sum()) != betas.shape[1]:
