@@ -152,7 +152,9 @@ def test_sessions_of_other_voxels_are_refused(lab, capsys, voxels):
     for number, own in ((1, VOXELS), (2, voxels)):
         (lab.root / f"ses-{number:02d}").mkdir()
         matlab(lab.root / f"ses-{number:02d}" / f"{MODEL}.mat", lab.betas[lab.session == number, :own].T)
-    with pytest.raises(UserError, match=rf"ses-02/{MODEL}.mat: {voxels} voxels; expected {VOXELS} as in .*ses-01/{MODEL}.mat"):
+    with pytest.raises(
+        UserError, match=rf"ses-02/{MODEL}.mat: {voxels} voxels; expected {VOXELS} as in .*ses-01/{MODEL}.mat"
+    ):
         load(lab.root)
     assert main(["check", str(lab.root)]) == 2
     assert f"{voxels} voxels; expected {VOXELS} as in" in capsys.readouterr().out
