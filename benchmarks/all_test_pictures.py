@@ -22,7 +22,6 @@ from pages import markdown, write_between
 from PIL import Image
 from world import Done, World, add_seeds, config_of, difference, open_world
 
-from mindtuner.decoding.phrases import side_by_side, split
 from mindtuner.decoding.training_images import nearest_training_image
 from mindtuner.evaluation.results import from_uint8, to_uint8
 from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, features_of
@@ -83,7 +82,7 @@ def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray,
     stages = generator.stages(tokens, words, None, images)
     wrong = np.roll(every, 1)
     others = generator.stages(tokens, words.rows(wrong), None, images)
-    true, told = np.asarray(caches["tokens"][images]), true_phrases(world, images)
+    true, told = np.asarray(caches["tokens"][images]), world.true_phrases(images)
     pictures = {
         SEEN: from_uint8(np.asarray(caches["pixels"][images])),
         TRUE: generator.pictures(true),
@@ -95,12 +94,6 @@ def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray,
         OTHER: others["corrected"],
     }
     return pictures, images, nearest
-
-
-def true_phrases(world: World, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of the phrases of each image's first caption (n, P, d), and which places hold one."""
-    encoder = world.features.text_encoder
-    return side_by_side([encoder.embed(split(world.dataset.stimuli.captions[k][0])) for k in images], encoder.width)
 
 
 def scored(

@@ -28,7 +28,6 @@ from pages import markdown, write_between
 from world import HOLDOUT, Done, World, add_seeds, config_of, open_world
 
 from mindtuner.decoding.decoder import Predictions
-from mindtuner.decoding.phrases import side_by_side, split
 from mindtuner.decoding.training_images import draw_to_neighbours, nearest_training_image
 from mindtuner.evaluation.results import from_uint8
 from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, features_of
@@ -131,9 +130,6 @@ def corrections(
     """Corrected pictures, by how they were made."""
     generator, decode, words, images = decoder.generator, world.config.decode, decoder.words(said), said.images
     assert isinstance(generator, CompactGenerator)
-    encoder = world.features.text_encoder
-    captions = [encoder.embed(split(world.dataset.stimuli.captions[int(image)][0])) for image in images]
-    true = side_by_side(captions, encoder.width)
     imagined = generator.imagine(tokens, images)
     start = training_tokens[nearest_training_image(said.backbone_tokens, training_tokens)]
 
@@ -146,7 +142,7 @@ def corrections(
     best = lambda some, faith=FAITH: generator.best_of(some, tokens, words, faith)
     found = {
         "none, imagined alone": generator.pictures(imagined),
-        "by the true phrases, one": generator.pictures(candidates(phrases=true, count=1)[0]),
+        "by the true phrases, one": generator.pictures(candidates(phrases=world.true_phrases(images), count=1)[0]),
         ONE: generator.pictures(own[0]),
         f"**the best of {decode.corrections}**": best(own),
         "the same by tokens alone": best(own, ONLY_TOKENS),

@@ -16,6 +16,7 @@ import mindtuner
 from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset, Subject, Trials
 from mindtuner.decoding.decoder import Predictions
+from mindtuner.decoding.phrases import side_by_side, split
 from mindtuner.evaluation.statistics import over_seeds, paired_difference, paired_over_seeds
 from mindtuner.pipeline import Base, Features, SubjectDecoder, TunedSubject
 from mindtuner.pipeline.stages import retrieval
@@ -61,6 +62,11 @@ class World:
         subject = subject or self.subject
         trials = subject.test if trials is None else trials
         return decoder.predict(subject.betas(trials.row), trials.stimulus)
+
+    def true_phrases(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of the phrases of each image's first caption (n, P, d), and which places hold one."""
+        encoder, captions = self.features.text_encoder, self.dataset.stimuli.captions
+        return side_by_side([encoder.embed(split(captions[int(image)][0])) for image in images], encoder.width)
 
     def held_out_ranks(self, tuned: TunedSubject) -> Ranks:
         """Of the images that tuning held out: among all training images of the world and their captions, and brains among

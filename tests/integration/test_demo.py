@@ -265,7 +265,7 @@ def test_stimuli_that_the_shipped_generator_never_saw_are_noted(smallest, tmp_pa
     assert "not on these stimuli" in setting["stimuli_note"] and str(tmp_path) in setting["stimuli"]
     assert setting["off_domain"] is True
     page = (out / "report.html").read_text()
-    assert "not on these stimuli" in page and "The painter was not trained on such images." in page
+    assert "not on these stimuli" in page and "The painter cannot paint such images." in page
 
 
 def test_a_run_that_paints_nothing_is_whole(smallest, whole, tmp_path, capsys):

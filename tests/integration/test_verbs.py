@@ -15,9 +15,12 @@ import yaml
 from commands import call, refused
 from PIL import Image
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
 from torchvision.models import alexnet
 
 from mindtuner.config import as_dict, load_config
+from mindtuner.data.stimuli import picture_hashes
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.phrases import PhraseBank
 from mindtuner.decoding.reading import PhraseReader, compose
@@ -29,7 +32,7 @@ from mindtuner.formats import load, write
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.pipeline import Results, features
 from mindtuner.pipeline.decoded_table import read_table
-from mindtuner.towers.compact import CompactTextEncoder
+from mindtuner.towers.compact import TRAINED_ON, CompactTextEncoder
 from mindtuner.training import Targets, load_fingerprint, load_network, loop, read_card, tune
 
 pytestmark = pytest.mark.slow
@@ -337,6 +340,27 @@ def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monk
 
 
 # ---- captions
+
+
+def test_nothing_is_made_with_weights_that_saw_a_test_image(lab, tmp_path, capsys):
+    """Weights that know the last test image: refused before anything is written, whatever is asked for."""
+    stimuli = load(lab.data).stimuli
+    tested = np.flatnonzero(stimuli.is_shared)
+    seen = torch.from_numpy(picture_hashes(stimuli.images(tested[-1:])).copy())
+    knows = tmp_path / "knows.safetensors"
+    save_tensors(load_tensors(lab.paints[1]) | {TRAINED_ON: seen}, knows)
+    out, cache = tmp_path / "out", ("--cache", tmp_path / "cache")
+    for words in (
+        ("embed", lab.data, tmp_path / "cache"),
+        ("pretrain", lab.data, out, *cache),
+        ("tune", lab.base, lab.data, out, "--subject", 101, *cache),
+        ("decode", lab.tuned, lab.data, out, "--pictures", 1),
+        ("evaluate", lab.tuned, lab.data, out),
+    ):
+        capsys.readouterr()
+        assert call(*words, "--generator", knows) == 2, words
+        assert f"was trained on 1 of {len(tested)} test images" in capsys.readouterr().err
+        assert not out.exists() and not list(tmp_path.glob("cache/*"))
 
 
 def test_without_captions_only_pretraining_is_refused(lab, tmp_path, capsys):

@@ -1,8 +1,8 @@
 """Train the compact generator (autoencoder, priors and painter) for drawn scenes, a folder of cut-outs, or photographs.
 
 It only ever sees scenes of a reserved random stream, of cut-outs that no simulated subject's scene uses; of a folder of
-whole pictures it takes a third, chosen by content. The weights keep hashes of these, and nothing is painted with them where
-one is a test image. Weights are saved as it goes: a run that is cut short leaves usable ones, and the same command
+whole pictures it takes a third, chosen by content. The weights keep hashes of these, and are refused where one is a test
+image. Weights are saved as it goes: a run that is cut short leaves usable ones, and the same command
 continues it.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch
 from diffusers import DDIMScheduler
 
 from mindtuner.config import DecodeConfig, ModelConfig
-from mindtuner.data.stimuli import picture_hashes
 from mindtuner.decoding.training_images import unit_rows
 from mindtuner.decoding.words import Words
 from mindtuner.files import file_digest
@@ -18,7 +18,7 @@ from mindtuner.model.prior import DiffusionPrior
 from mindtuner.model.token_painter import TokenPainter
 from mindtuner.model.word_prior import WordPrior, noise_schedule
 from mindtuner.runtime import autocast, derive_seed, device, progress
-from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, load_part, packaged, pictures_trained_on
+from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, load_part, packaged
 
 WEIGHTS = "generator.safetensors"
 TOGETHER = 32  # pictures painted at a time: more do not fit into the caches of a CPU
@@ -55,15 +55,13 @@ class CompactGenerator:
         self.painter.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)
         self.prior.eval().requires_grad_(False).to(device())
         self.config, self.seed = config, seed
-        self.tower = CompactImageEncoder()
-        self.path, self._trained_on = path, pictures_trained_on(path)
+        self.path = path
         self.identity = {"generator": "compact", "weights": file_digest(path)}
 
-    def was_trained_on(self, images: np.ndarray) -> np.ndarray:
-        """Which of some pictures (n, 3, 224, 224), uint8 or floats in 0..1, it was trained on: bool (n,)."""
-        if len(self._trained_on) == 0:  # of scenes alone: nothing to hash
-            return np.zeros(len(images), bool)
-        return np.isin(picture_hashes(images), self._trained_on)
+    @functools.cached_property
+    def tower(self) -> CompactImageEncoder:
+        """What looks at pictures, opened when it is first needed."""
+        return CompactImageEncoder()
 
     def fidelity(self, tokens: np.ndarray) -> float:
         """How well it paints pictures of some kind: the share of their tokens' variance that is in what it paints of them.

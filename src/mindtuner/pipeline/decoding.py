@@ -24,8 +24,7 @@ from mindtuner.generators.painter import Painter
 from mindtuner.pipeline.base import held_out
 from mindtuner.pipeline.decoded_table import DECODED, DECODED_TRIALS, decoded_table, write_table
 from mindtuner.pipeline.decoder import SubjectDecoder
-from mindtuner.pipeline.features import Features, TextEncoder
-from mindtuner.pipeline.generators import refuse_pictures_trained_on
+from mindtuner.pipeline.features import Features, TextEncoder, refuse_pictures_trained_on
 from mindtuner.pipeline.run_folder import claim, refuse_overlap
 from mindtuner.pipeline.stages import evenly
 from mindtuner.pipeline.stopwatch import Stopwatch
@@ -153,9 +152,8 @@ def decode(
     config, seed = subject.config.decode, subject.config.seed
     if len(chosen.shown) and generator is None:
         generator = CompactGenerator(config, seed, None if features is None else features.weights)
-    if len(chosen.shown) and generator is not None:
-        tested = np.intersect1d(chosen.images[chosen.shown], np.flatnonzero(dataset.stimuli.is_shared))
-        refuse_pictures_trained_on(generator, dataset.stimuli, tested)
+    if isinstance(generator, CompactGenerator):
+        refuse_pictures_trained_on(generator.path, dataset.stimuli)
     if features is not None:
         features.check_stimuli(dataset.stimuli)
         features.check_model(subject.base.network.config, subject.base.where)

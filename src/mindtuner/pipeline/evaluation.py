@@ -25,8 +25,8 @@ from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.base import held_out
 from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.pipeline.decoded_table import decoded_table
-from mindtuner.pipeline.features import Features, TextEncoder
-from mindtuner.pipeline.generators import AT_HOME, painter_fidelity, refuse_pictures_trained_on
+from mindtuner.pipeline.features import Features, TextEncoder, refuse_pictures_trained_on
+from mindtuner.pipeline.generators import AT_HOME, painter_fidelity
 from mindtuner.pipeline.objects import Shown
 from mindtuner.pipeline.results import Results
 from mindtuner.pipeline.run_folder import SETTINGS, claim, command_in, log_entries, refuse_overlap, settings_text
@@ -122,6 +122,8 @@ def evaluate(
     TestSet.of(hour, dataset.stimuli, features.caches, config.decode.pictures)  # refuses what cannot be, before a claim
     packaged = features.weights is None and (generator is None or isinstance(generator, CompactGenerator))
     generator = generator or CompactGenerator(config.decode, config.seed, features.weights)
+    if isinstance(generator, CompactGenerator):
+        refuse_pictures_trained_on(generator.path, dataset.stimuli)
     command = command or "mindtuner.evaluate"
     log = [*log_entries(*(path.parent for path in _files(subject))), *base.log, *subject.log]
     parts = None
@@ -214,8 +216,6 @@ def measure(
     scoring, watch = scoring or Scoring(), watch or Stopwatch()
     with watch.stage("decode"):
         test = TestSet.of(hour, dataset.stimuli, features.caches, config.decode.pictures)
-        if len(test.shown):
-            refuse_pictures_trained_on(generator, dataset.stimuli, test.images[test.shown])
         decoded = decode_all(tuned, base, test, config)
     with watch.stage("paint"):
         bank = TextBank.of(dataset.stimuli, dataset.stimuli.training_images, text_encoder)

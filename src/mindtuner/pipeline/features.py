@@ -16,11 +16,12 @@ import numpy as np
 from mindtuner.config import ModelConfig
 from mindtuner.data import Dataset, Stimuli, open_cache
 from mindtuner.data.splits import refuse_other_split
+from mindtuner.data.stimuli import picture_hashes
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.generators.compact import WEIGHTS, starting_prior
 from mindtuner.model.prior import DiffusionPrior
-from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
+from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged, pictures_trained_on
 from mindtuner.towers.embed import compact_towers
 from mindtuner.towers.embed import embed as run_compact_towers
 from mindtuner.towers.openclip import OpenClipTextEncoder
@@ -30,6 +31,7 @@ from mindtuner.training import Targets
 TextEncoder = CompactTextEncoder | OpenClipTextEncoder
 
 COMPACT = "compact"
+HASHED = 64  # test images that are looked at together
 CONVENTIONS = ("token_norm", "image_range")
 NAMES = tuple(field.name for field in dataclasses.fields(Targets))  # of the caches that training needs
 _COMPACT_SIZES = {
@@ -167,7 +169,8 @@ def embed(
     Raises
     ------
     UserError
-        Where the cache is of other stimuli or towers, lacks one that training needs, or cannot be written.
+        Where the cache is of other stimuli or towers, lacks one that training needs, or cannot be written; where the weights
+        were trained on a test image.
 
     Examples
     --------
@@ -183,6 +186,8 @@ def embed(
         stored = stored_targets(folder, dataset.stimuli)
         caches = {name: getattr(stored, name) for name in NAMES} | {"pixels": _Pixels(dataset.stimuli)}
         return Features(folder, dataset.stimuli, caches, dataset.card, full_size=True)
+    if weights is not None:
+        refuse_pictures_trained_on(weights, dataset.stimuli)
     texts = CompactTextEncoder()
     found = run_compact_towers(dataset, folder, CompactImageEncoder(), texts, Autoencoder(weights or packaged(WEIGHTS)))
     features = Features(folder, dataset.stimuli, found, dataset.card, weights=weights)
@@ -201,6 +206,18 @@ def embed_tokens(dataset: Dataset, cache: str | Path | None = None) -> Features:
     towers = compact_towers(dataset.stimuli, folder, CompactImageEncoder(), None, None)
     found: dict = {tower.name: tower.build(folder, dataset.stimuli) for tower in towers if tower.name in ("pixels", "tokens")}
     return Features(folder, dataset.stimuli, found, dataset.card)
+
+
+def refuse_pictures_trained_on(weights: Path, stimuli: Stimuli) -> None:
+    """Raise UserError where weights of a compact generator were trained on test images: nothing may be made with them."""
+    known = pictures_trained_on(weights)
+    if len(known) == 0:  # trained on scenes alone: nothing to hash
+        return
+    tested = np.flatnonzero(stimuli.is_shared)
+    parts = np.array_split(tested, 1 + len(tested) // HASHED)
+    count = sum(int(np.isin(picture_hashes(stimuli.images(some)), known).sum()) for some in parts)
+    if count:
+        raise UserError(f"{weights}: was trained on {count} of {len(tested)} test images; expected none of them")
 
 
 class _Pixels:

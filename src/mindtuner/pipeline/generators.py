@@ -41,15 +41,6 @@ def painter_fidelity(generator: Painter, stimuli: Stimuli, tokens: np.ndarray) -
     return generator.fidelity(tokens[some])
 
 
-def refuse_pictures_trained_on(generator: Painter, stimuli: Stimuli, images: np.ndarray) -> None:
-    """Raise UserError where a compact generator was trained on test images, whose ids these are."""
-    if not isinstance(generator, CompactGenerator):
-        return
-    known = int(generator.was_trained_on(stimuli.images(images)).sum())
-    if known:
-        raise UserError(f"{generator.path}: was trained on {known} of {len(images)} test images; expected none of them")
-
-
 @dataclass(frozen=True)
 class TrainedWith:
     """What the cards say that a network was trained with: the tuned file's, and its base's where the first is silent."""

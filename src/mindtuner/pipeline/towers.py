@@ -10,6 +10,7 @@ import torch
 from mindtuner.data import Stimuli
 from mindtuner.errors import UserError
 from mindtuner.generators.compact import WEIGHTS
+from mindtuner.pipeline.features import refuse_pictures_trained_on
 from mindtuner.pipeline.generators import clip_name
 from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged
 from mindtuner.towers.convnext_maps import CellMaps, ConvNextMaps, PlainConvNextMaps
@@ -38,7 +39,14 @@ def of_the_package(
         Some of ``NAMES``, by default all; pixels come along where they are needed.
     weights : path, optional
         Of another compact generator, whose autoencoder makes the latents.
+
+    Raises
+    ------
+    UserError
+        Where the weights were trained on a test image.
     """
+    if weights is not None:
+        refuse_pictures_trained_on(Path(weights), stimuli)
     chosen = set(only or NAMES)
     if chosen != {"text"}:
         chosen.add("pixels")

@@ -214,10 +214,7 @@ class FolderScenes:
                 f"{folder}: holds {len(self.paths)} different images with a .txt caption; expected at least "
                 f"{needed} (fewer subjects, sessions or shared images need fewer)"
             )
-        for path in self.paths:
-            content_labels(" ".join(_captions_of(path)))
-            with _readable(path):
-                pass
+        _refuse_unusable(self.paths)
 
     def __call__(self, index: int) -> Scene:
         """The scene of number ``index``: the picture's central square, scaled, and its captions.
@@ -243,10 +240,7 @@ class ReservedPictures:
                 f"{folder}: holds {len(distinct)} different images with a .txt caption, of which generators are trained on "
                 f"{len(self.paths)}, a third by content; expected at least {FEWEST_PICTURES} of these"
             )
-        for path in self.paths:
-            _captions_of(path)
-            with _readable(path):
-                pass
+        _refuse_unusable(self.paths)
 
     def __call__(self, index: int) -> Scene:
         """Scene number ``index``: each picture once as it stands, and from then on by a random part of it."""
@@ -269,6 +263,14 @@ def _captioned(folder: Path) -> list[Path]:
     return [
         path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS and path.with_suffix(".txt").is_file()
     ]
+
+
+def _refuse_unusable(paths: Sequence[Path]) -> None:
+    """Raise UserError where a picture has no caption that names something, or is none: before the first is shown."""
+    for path in paths:
+        content_labels(" ".join(_captions_of(path)))
+        with _readable(path):
+            pass
 
 
 def _is_reserved(digest: bytes) -> bool:

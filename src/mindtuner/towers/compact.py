@@ -230,7 +230,7 @@ class Autoencoder:
 def pictures_trained_on(path: Path) -> np.ndarray:
     """Hashes of the pictures that generator weights were trained on, int64 (n,), as ``data.stimuli.picture_hashes`` has them.
 
-    None for weights that were trained on scenes.
+    Empty for weights that were trained on scenes.
     """
     with safe_open(path, "pt") as file:
         return file.get_tensor(TRAINED_ON).numpy() if TRAINED_ON in file.keys() else np.zeros(0, np.int64)  # noqa: SIM118

@@ -113,7 +113,7 @@ def test_what_is_said_stands_beside_chance():
 
 def test_of_images_foreign_to_the_painter_its_pictures_are_no_headline(tmp_path):
     run = make_run(tmp_path / "run")
-    assert "was not trained on such images" not in write_report(run).read_text(encoding="utf-8")
+    assert "cannot paint such images" not in write_report(run).read_text(encoding="utf-8")
     edit(run / "results.json", "setting", "off_domain", value=True)
     scores = load_run(run).results["methods"]["mindtuner"]["reconstruction"]
     edit(run / "results.json", "methods", "mindtuner", "stages", "lowlevel", value={**scores, "two_way": 0.5625})
@@ -123,7 +123,7 @@ def test_of_images_foreign_to_the_painter_its_pictures_are_no_headline(tmp_path)
     assert [figure["value"] for figure in figures] == ["62.0", "20.7", "56.2", f"{100 * nearest:.1f}"]
     assert [figure["chance"] for figure in figures[2:]] == ["50.0", "50.0"]
     html = write_report(run).read_text(encoding="utf-8")
-    assert "The painter was not trained on such images." in html and "identification of the low-level pictures" in html
+    assert "The painter cannot paint such images." in html and "identification of the low-level pictures" in html
     assert "identification of the pictures" not in html
     usual = make_run(tmp_path / "usual")
     assert contact_sheet(run, 2).height < contact_sheet(usual, 2).height  # without what was painted
