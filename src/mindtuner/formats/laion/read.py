@@ -25,7 +25,6 @@ COLUMNS = ("session", "run", "beta_index", "label")
 ALL_REPEATS = "NoiseceilingAllrep"
 PERCENT = (0, 100)
 _MISSING = ("", "n/a", "nan")
-_FIRST_LINE = 2  # of the trials, as editors count: the header is line 1
 
 
 def sniff(root: Path) -> bool:
@@ -103,7 +102,8 @@ def read_trials(session: Session, volumes: int) -> list[tuple[str, str]]:
             if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
                 raise UserError(f"{path}: no column {missing[0]}; expected {', '.join(COLUMNS)}, tab separated")
             for row in reader:
-                index, where = _check_row(row, session, volumes, f"{path}: line {reader.line_num}")
+                where = f"{path}: line {reader.line_num}"
+                index = _check_row(row, session, volumes, where)
                 if index in found:
                     raise UserError(
                         f"{where}: beta_index is {index}, as on line {found[index][0]}; expected each volume once"
@@ -119,8 +119,8 @@ def read_trials(session: Session, volumes: int) -> list[tuple[str, str]]:
     return [found[index][1:] for index in range(volumes)]
 
 
-def _check_row(row: dict, session: Session, volumes: int, where: str) -> tuple[int, str]:
-    """The volume that a line names, and ``where`` again."""
+def _check_row(row: dict, session: Session, volumes: int, where: str) -> int:
+    """The volume that a line names."""
     if None in row or None in row.values():
         raise UserError(f"{where}: has not as many cells as the header; expected a whole line")
     if not re.fullmatch(rf"(ses-)?0*{session.number}", row["session"].strip()):
@@ -134,7 +134,7 @@ def _check_row(row: dict, session: Session, volumes: int, where: str) -> tuple[i
         raise UserError(f"{where}: label is {row['label']!r}; expected the file name of a stimulus")
     if re.search(r"[/\\]|^\.", label):
         raise UserError(f"{where}: label is {label!r}; expected a file name alone, without a folder")
-    return int(row["beta_index"]), where
+    return int(row["beta_index"])
 
 
 def open_session(session: Session, mask: np.ndarray, image: nibabel.Nifti1Image) -> NiftiSession:
