@@ -11,6 +11,7 @@ from mindtuner.data.dataset import CARD
 from mindtuner.errors import UserError
 from mindtuner.files import write_json, write_text
 from mindtuner.formats.image_files import write_stimuli
+from mindtuner.formats.lab_folder.write import kept_card
 from mindtuner.formats.laion import read as laion
 from mindtuner.formats.laion.convert import SPLITS
 from mindtuner.formats.nifti import box_of, save_nifti
@@ -24,8 +25,8 @@ def write(root: str | Path, dataset: Dataset) -> None:
 
     Betas are written as they are read. Voxels fill a box in their order, regions become ``derivatives/atlases``, captions
     stand in a ``.txt`` beside each picture. The dataset's own training and test images are ``splits/own.json``. Noise
-    ceilings are computed from repeated images as LAION-fMRI's authors do. The card says what the dataset's says, and that
-    the betas are not z-scored.
+    ceilings are computed from repeated images as LAION-fMRI's authors do. The card says what the dataset's says, without
+    what its files were read by, and that the betas are not z-scored.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ def write(root: str | Path, dataset: Dataset) -> None:
     for subject in dataset.subjects.values():
         if (np.diff(subject.trials.session) < 0).any():
             raise UserError(f"{subject.where}: session falls from one trial to the next; expected sessions in order")
-    write_json(root / CARD, {**dataset.card, "zscore": "none"})
+    write_json(root / CARD, {**kept_card(dataset.card), "zscore": "none"})
     labels = write_stimuli(root / laion.STIMULI, dataset.stimuli)
     write_text(root / laion.STIMULUS_TABLE, "\n".join(["filename", *labels]) + "\n")
     _write_split(root / SPLITS / f"{OWN}.json", dataset, labels)
