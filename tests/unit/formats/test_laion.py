@@ -14,6 +14,7 @@ import pytest
 from commands import call, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab_files import make_lab
 from laion_files import (
     OOD,
     SESSIONS,
@@ -122,6 +123,17 @@ def test_pictures_and_captions_come_with_their_names(truth):
     assert set(dataset.stimuli.names) == wanted
     captions = dict(zip(dataset.stimuli.names, dataset.stimuli.captions, strict=True))
     assert captions.pop(SHARED[0]) == ("a grey cat",) and not any(captions.values())
+
+
+def test_two_pictures_of_one_name_share_their_captions(truth):
+    pictures, other = truth.root / "stimuli/images", SHARED[0].replace(".jpg", ".png")
+    (pictures / SHARED[1]).rename(pictures / other)
+    for path in [*truth.root.rglob("*.tsv"), *truth.root.rglob("*.json")]:
+        path.write_text(path.read_text().replace(SHARED[1], other))
+    (pictures / SHARED[0]).with_suffix(".txt").write_text("a grey cat\n")
+    dataset = converted(truth)
+    captions = dict(zip(dataset.stimuli.names, dataset.stimuli.captions, strict=True))
+    assert captions.pop(SHARED[0]) == captions.pop(other) == ("a grey cat",) and not any(captions.values())
 
 
 # ---- splits
@@ -273,6 +285,8 @@ def test_a_conversion_that_was_stopped_goes_on_where_it_was(truth, monkeypatch):
         read.append(betas.path)
         return real(betas)
 
+    needed = []
+    monkeypatch.setattr(module, "check_space", lambda folder, count: needed.append(count))
     monkeypatch.setattr(module, "blocks_of", stops)
     with pytest.raises(KeyboardInterrupt):
         converted(truth)
@@ -286,6 +300,11 @@ def test_a_conversion_that_was_stopped_goes_on_where_it_was(truth, monkeypatch):
     for person in SESSIONS:
         np.testing.assert_array_equal(stored(truth, person), rows(truth, person)[0])
     assert len(dataset.subjects) == 2 and not list(out.glob("**/*.part"))
+    sizes = {
+        person: 4 * len(labels) * int(truth.mask[person].sum()) for person in SESSIONS for labels in [rows(truth, person)[1]]
+    }
+    assert needed[0] == sum(sizes.values()) + max(sizes.values())  # a person's sessions stay until they are joined
+    assert needed[1] == pytest.approx(1.5 * sizes[3], abs=200)  # one of two sessions is there, with the header of its file
 
 
 def test_other_options_do_not_go_on_from_it(truth):
@@ -503,6 +522,14 @@ def test_a_dataset_written_in_this_layout_comes_back(simulated, tmp_path):
         np.testing.assert_allclose(other.betas(other.trials.row), stored, atol=2e-5)  # z-scored twice, the same way
         for name, region in subject.rois.items():
             np.testing.assert_array_equal(other.rois[name], region)
+
+
+def test_numbers_of_subjects_are_kept(tmp_path):
+    make_lab(tmp_path / "lab")
+    (tmp_path / "lab/dataset.json").write_text('{"subject_offset": 100}')
+    write(tmp_path / "laion", load(tmp_path / "lab"), "laion")
+    convert_laion(tmp_path / "laion", tmp_path / "out", "own")
+    assert list(load(tmp_path / "out/own").subjects) == [101]
 
 
 def test_sessions_out_of_order_are_not_written(simulated, tmp_path):

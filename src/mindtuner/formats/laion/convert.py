@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 
 from mindtuner.data.dataset import CARD, count_repeats
-from mindtuner.download import check_space
+from mindtuner.download import check_space, size_of
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, read_json, write_json, write_text
 from mindtuner.formats.checks.findings import some
@@ -134,8 +134,7 @@ def convert_laion(
     used = {name: _used(name, sides, scans, notes[name]) for name, sides in chosen.items()}
     _check_pictures(pictures, {label for by_trial in used.values() for labels in by_trial.values() for label in labels})
     _claim(out)
-    to_come = [4 * one.shape[0] * one.shape[1] for one in scans if not (out / DONE / one.person).exists()]
-    check_space(out, sum(to_come) + max(to_come, default=0))  # a person's sessions stay until they are joined
+    check_space(out, _to_come(out, scans))
     for one in scans:
         _write_betas(out, one, _made_of(root, one, regions, noise_ceiling), say)
     cards = {name: _card(root, files, name, scans, regions, noise_ceiling, notes[name]) for name in chosen}
@@ -281,10 +280,23 @@ def _made_of(root: Path, one: Scans, regions: Sequence[str], noise_ceiling: floa
     }
 
 
+def _work(out: Path, one: Scans) -> Path:
+    """Where a person's betas grow, session by session."""
+    return out / DONE / f".{one.person}.part"
+
+
+def _to_come(out: Path, scans: list[Scans]) -> int:
+    """Bytes that are still to be written: a person's sessions stay until they are joined."""
+    left = [one for one in scans if not (out / DONE / one.person).exists()]
+    sizes = [4 * one.shape[0] * one.shape[1] for one in left]
+    here = sum(size_of(_work(out, one) / f"{session.name}.npy") for one in left for session in one.sessions)
+    return max(0, sum(sizes) + max(sizes, default=0) - here)
+
+
 def _write_betas(out: Path, one: Scans, made_of: dict, say: Callable[[str], object]) -> None:
     """``OUT/betas/sub-01``, from a folder beside it that keeps the sessions that were read."""
     folder = out / DONE / one.person
-    work = folder.with_name(f".{one.person}.part")
+    work = _work(out, one)
     for begun in (folder, work):
         if (begun / MADE_OF).exists():
             _compare(begun / MADE_OF, made_of)
@@ -414,10 +426,10 @@ def _write_split(
     with atomic_path(folder) as part:
         write_json(part / CARD, card)
         (part / "stimuli").mkdir()
-        for label in progress(sorted({label for labels in used.values() for label in labels}), f"{name}, pictures"):
-            for path in (pictures / label, (pictures / label).with_suffix(".txt")):
-                if path.exists():
-                    _link(path, part / "stimuli" / path.name)
+        shown = {pictures / label for labels in used.values() for label in labels}
+        captions = {text for path in shown if (text := path.with_suffix(".txt")).exists()}  # cat.jpg and cat.png share one
+        for path in progress(sorted(shown | captions), f"{name}, pictures"):
+            _link(path, part / "stimuli" / path.name)
         for one in scans:
             own = part / f"sub-{one.number:02d}"
             write_text(own / TABLES[0], _table(one, used[one.number]))
