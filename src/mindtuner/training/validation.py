@@ -176,7 +176,8 @@ def validate(
         with runtime.autocast(dtype):
             text = torch.cat([network.projector(some.to(device)).float().cpu() for some in backbone.split(TOGETHER)])
         pool = candidates(targets, feed.subject.is_shared, images, seed)
-        less = mean_token(targets, np.setdiff1d(pool, images))
+        others = np.setdiff1d(pool, images)
+        less = mean_token(targets, others if len(others) else pool)
         ranks = ranks_of(centre(backbone, retrieval), text, images, targets, pool, less=less)
         scores = {direction: float(values.mean()) for direction, values in ranks.log.items() if len(values)}
         chances = [by_chance(ranks.among[direction]) for direction in scores]

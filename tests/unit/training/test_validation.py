@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from linear_world import CONFIG, TESTED, world
+from linear_world import CONFIG, QUICK, TESTED, world
 from scipy.spatial.distance import cdist
 
 from mindtuner.training import Targets, pretrain, tune
@@ -84,3 +84,16 @@ def test_validation_is_far_below_chance_for_a_trained_network_and_at_chance_for_
     assert own["ranks"] == pytest.approx(np.mean([own[direction] for direction in DIRECTIONS]))
     assert own["ranks"] < 0.5 * own["chance"] and shuffled["ranks"] > 0.8 * shuffled["chance"]
     assert len(np.unique(held["subj01"].stimulus)) == round(0.2 * (len(targets) - TESTED))
+
+
+def test_where_held_out_images_leave_no_room_they_are_ranked_among_each_other(monkeypatch):
+    """No rank is below 1, and what is taken off image tokens is a number."""
+    dataset, targets = world()
+    base, subject = pretrain(dataset.without(subject=1), targets, QUICK, seed=0), dataset.subject(1)
+    kept, held = split_holdout({"subj01": subject.train}, 0.2, 0)
+    feeds = make_feeds({"subj01": subject}, kept, 0)
+    network = tune(base, subject, targets, QUICK, 0, "mindtuner", holdout=0.2)
+    monkeypatch.setattr(instrument, "NUMBERS", 1)
+    found = validate(network, feeds, held, targets, 0, torch.device("cpu"), torch.float32)
+    assert all(np.log(2) <= found[direction] <= found["chance"] for direction in DIRECTIONS)
+    assert found["chance"] == pytest.approx(by_chance(len(np.unique(held["subj01"].stimulus))))
