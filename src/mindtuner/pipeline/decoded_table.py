@@ -17,11 +17,12 @@ from mindtuner.decoding.training_images import TrainingTokens, similarity
 from mindtuner.decoding.words import Words
 from mindtuner.evaluation.held_out import positions
 from mindtuner.evaluation.results import Run, names_of
+from mindtuner.evaluation.scores.retrieval import score
 from mindtuner.files import write_text
 from mindtuner.model import BrainNetwork
 
 NEAREST = 5  # images that are named
-TIE = 1e-6  # similarities that count as equal, as in retrieval
+TEXT = ("stimulus", "seen", "words", "words_confidence", "caption", *(f"nearest_{k + 1}" for k in range(NEAREST)))
 DECODED, DECODED_TRIALS, SCORES = "decoded.csv", "decoded_trials.csv", "scores.csv"
 _logger = logging.getLogger(__name__)
 
@@ -78,8 +79,7 @@ def decoded_table(
         _say("rank, nearest and confidence: are left out, since no features of the stimuli are there to look images up by")
         return pd.DataFrame(columns)
     close = similarity(found.retrieval_tokens, TrainingTokens(tokens, candidates), found.mean_token).astype(np.float64)
-    own = close[np.arange(len(shown)), np.searchsorted(candidates, shown)][:, None]
-    columns["rank"] = 1 + (close > own + TIE).sum(1) + ((np.abs(close - own) <= TIE).sum(1) - 1) / 2
+    columns["rank"] = score(close, np.searchsorted(candidates, shown)).ranks
     columns["candidates"] = np.full(len(shown), len(candidates))
     order = np.argsort(-close, axis=1, kind="stable")[:, :NEAREST]
     columns |= {f"nearest_{k + 1}": [stimuli.names[candidates[at]] for at in order[:, k]] for k in range(order.shape[1])}
@@ -111,9 +111,9 @@ def scores_table(run: Run) -> pd.DataFrame:
         for key, values in run.per_image.items():
             own, _, rest = key.partition("/")
             if own == method:
-                part, _, score = rest.partition("/")
-                table[f"{part}_{score}"] = np.nan
-                table.loc[positions(run.per_image, part, score), f"{part}_{score}"] = np.asarray(values, np.float64).round(6)
+                part, _, kind = rest.partition("/")
+                table[f"{part}_{kind}"] = np.nan
+                table.loc[positions(run.per_image, part, kind), f"{part}_{kind}"] = np.asarray(values, np.float64).round(6)
         rows.append(table)
     return pd.concat(rows, ignore_index=True)
 
@@ -124,5 +124,5 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """What ``write_table`` wrote: text is text where it is empty too."""
-    return pd.read_csv(path, keep_default_na=False, na_values={"confidence": [""]})
+    """The table that ``decoded_table`` made: text is text where it is empty too, or looks like a number."""
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values={"confidence": [""]})

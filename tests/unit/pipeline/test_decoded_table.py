@@ -68,6 +68,19 @@ def test_each_row_is_what_a_loop_finds(world, stimuli, tmp_path):
     assert read["caption"].tolist() == ["a bird", "a car", "a hat"]
 
 
+def test_text_that_looks_like_numbers_is_read_as_text(world, tmp_path):
+    """Captions of a study of digits, and one phrase an image, of which the confidence is all that stands there."""
+    found, shown, words, tokens, candidates = world
+    source = np.broadcast_to(np.zeros(1, np.float16), (7, 3, 224, 224))
+    digits = Stimuli(source, [["06"]] * 7, np.arange(7) > 0, "memory", [f"{k:02d}" for k in range(7)])
+    sure = dataclasses.replace(words, probabilities=np.tile([0.75, 0.0], (3, 1)))
+    table = decoded_table(found, shown, sure, digits, tokens, candidates, Network(Confidence(3.0)))
+    write_table(tmp_path / "decoded.csv", table)
+    read = read_table(tmp_path / "decoded.csv")
+    pd.testing.assert_frame_equal(read, table, check_dtype=False)
+    assert read["seen"].tolist() == ["06"] * 3 and read["words_confidence"].tolist() == ["0.750"] * 3
+
+
 def test_what_retrieval_takes_off_image_tokens_is_taken_off(world, stimuli):
     found, shown, words, tokens, candidates = world
     less = 5 * tokens.mean(0)
