@@ -135,6 +135,7 @@ def test_a_bases_own_subject_is_decoded_and_evaluated(alone, base, simulated):
     run = load_run(folder / "own")
     assert list(run.results["methods"]) == ["pretrained", "nearest_training_image", "prior_only"]
     assert run.results["setting"]["subject"] == 2
+    assert run.results["setting"]["adapters"] == "none, as the base itself decodes"
     page = (folder / "own" / "report.html").read_text(encoding="utf-8")
     assert "A decoder was trained on several people, subject 2 among them, with" in page
     assert call("decode", base, simulated, folder / "own-decoded", "--subject", 2, *cache) == 0

@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
     from mindtuner.formats import load
     from mindtuner.pipeline import TunedSubject, embed
+    from mindtuner.pipeline.base import held_out
     from mindtuner.pipeline.decoding import PICTURES, choose, decode, picture_names, settings_of
     from mindtuner.pipeline.features import check_towers, embed_tokens, fits_towers, is_full_size
     from mindtuner.pipeline.recon_images import RECON_IMAGES, write_recon_images
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     features = None
     if own:
         features = embed(dataset, cache, weights=generator_options.weights_of(options))
-        subject = TunedSubject.of(base, dataset.subject(tuned.number), features)
+        subject = TunedSubject.of(base, held_out(dataset, base.category).subject(tuned.number), features)
     else:
         subject = TunedSubject.load(path, dataset, base=base)
     generator, texts = generator_options.opened(options, subject)

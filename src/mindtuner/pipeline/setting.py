@@ -23,7 +23,8 @@ def describe_setting(
     config: Config, dataset: Dataset, hour: Subject, base: BrainNetwork, test: TestSet, bank: TextBank, command: str
 ) -> dict:
     """What a reader of results.json must know to judge the numbers; None where it is unknown of measured data."""
-    card = dataset.card
+    card, own = dataset.card, subject_name(test.subject.number) in base.ridges
+    without = "none, as the base itself decodes" if own else "" if base.ridges else "none, as there is no base"
     return {
         "simulated_brains": card["simulated"],
         "simulated_scenes": card.get("simulated_scenes", False),
@@ -39,9 +40,9 @@ def describe_setting(
         "n_test_trials": len(test.trials),
         "n_pictures": len(test.shown),
         "n_pretraining_subjects": len(base.ridges),
-        "subject_of_base": subject_name(test.subject.number) in base.ridges,
+        "subject_of_base": own,
         "fingerprint_strength": _planted_fingerprint(card),
-        "adapters": adapters_in_words(config) if len(base.ridges) else "none, as there is no base",
+        "adapters": without or adapters_in_words(config),
         "prior_steps": config.decode.prior_steps,
         "generator_steps": config.decode.generator_steps,
         "refine_steps": config.decode.refine_steps,
