@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
     from mindtuner.formats import load
-    from mindtuner.pipeline import base, embed, fit
+    from mindtuner.pipeline import base, fit
     from mindtuner.pipeline.features import check_towers
     from mindtuner.pipeline.fitting import settled
-    from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap, settings_text
+    from mindtuner.pipeline.run_folder import command_of, refuse_overlap
 
     name = options.config or "demo"
     config = base.settled(name, seed=options.seed, hold_out_category=options.hold_out_category)
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     if options.subject is None and len(dataset.subjects) > 1:
         known = ", ".join(map(str, sorted(dataset.subjects)))
         raise UserError(f"subject: is missing, and {options.data} holds several; expected one of {known}")
-    subject = dataset.subject(options.subject or next(iter(dataset.subjects))).sessions(options.sessions)
+    subject = dataset.subject(next(iter(dataset.subjects))).sessions(options.sessions)
     refuse_overlap(options.run, DATA=options.data)
     config = settled(subject, config)
     command = command_of(
@@ -71,10 +71,8 @@ def run(options: argparse.Namespace) -> None:
         *([] if options.generator is None else ["--generator", options.generator]),
         *(["--hold-out-category", config.hold_out_category] if config.hold_out_category else []),
     )
-    refuse_other_run(options.run, settings_text(config, command), options.force)
     watch = shared.stopwatch()
-    with watch.stage("embed"):
-        features = embed(dataset, cache, weights=options.generator)
+    features = shared.features_to_train(options, dataset, cache, config, command, watch)
     fit(
         subject,
         features,

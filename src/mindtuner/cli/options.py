@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what is heavy is imported only where it is used
-    from mindtuner.pipeline import Stopwatch
+    from mindtuner.config import Config
+    from mindtuner.data import Dataset
+    from mindtuner.pipeline import Features, Stopwatch
 
 
 def add_config(parser: argparse.ArgumentParser, default: str) -> None:
@@ -135,6 +137,18 @@ def count_or_all(text: str) -> int | str:
     if text != "all" and not text.lstrip("-").isdecimal():
         raise argparse.ArgumentTypeError(f"is {text!r}; expected a whole number, or all")
     return text if text == "all" else int(text)
+
+
+def features_to_train(
+    options: argparse.Namespace, dataset: Dataset, cache: Path, config: Config, command: str, watch: Stopwatch
+) -> Features:
+    """What the towers say of the stimuli, once it is clear that RUN is free, or holds the same run."""
+    from mindtuner.pipeline import embed
+    from mindtuner.pipeline.run_folder import refuse_other_run, settings_text
+
+    refuse_other_run(options.run, settings_text(config, command), options.force)
+    with watch.stage("embed"):
+        return embed(dataset, cache, weights=options.generator)
 
 
 def stopwatch() -> Stopwatch:

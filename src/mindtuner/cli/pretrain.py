@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.formats import load
-    from mindtuner.pipeline import embed, pretrain
+    from mindtuner.pipeline import pretrain
     from mindtuner.pipeline.base import FILE, held_out, refuse_untrainable, settled
     from mindtuner.pipeline.features import check_towers
-    from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap, settings_text
+    from mindtuner.pipeline.run_folder import command_of, refuse_overlap
 
     name = options.config or "demo"
     config = settled(name, seed=options.seed, hold_out_category=options.hold_out_category)
@@ -56,10 +56,8 @@ def run(options: argparse.Namespace) -> None:
         config.seed,
         *words,
     )
-    refuse_other_run(options.run, settings_text(config, command), options.force)
     watch = shared.stopwatch()
-    with watch.stage("embed"):
-        features = embed(dataset, cache, weights=options.generator)
+    features = shared.features_to_train(options, dataset, cache, config, command, watch)
     with watch.stage("pretrain"):
         pretrain(dataset, features, config, out=options.run, force=options.force, command=command)
     print(f"\n{options.run / FILE}: {len(dataset.subjects)} subject{'s' if len(dataset.subjects) > 1 else ''}")

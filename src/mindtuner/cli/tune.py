@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
     from mindtuner.formats import load
-    from mindtuner.pipeline import Base, embed, tune
+    from mindtuner.pipeline import Base, tune
     from mindtuner.pipeline.base import category_of, held_out, settings_for
     from mindtuner.pipeline.features import check_towers
-    from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap, settings_text
+    from mindtuner.pipeline.run_folder import command_of, refuse_overlap
     from mindtuner.pipeline.tuning import refuse_unknown_methods, session_count, sessions_to_tune, settled
     from mindtuner.training import METHODS
 
@@ -87,10 +87,8 @@ def run(options: argparse.Namespace) -> None:
         config.seed,
         *(["--hold-out-category", category] if category else []),
     )
-    refuse_other_run(options.run, settings_text(config, command), options.force)
     watch = shared.stopwatch()
-    with watch.stage("embed"):
-        features = embed(dataset, cache, weights=options.generator)
+    features = shared.features_to_train(options, dataset, cache, config, command, watch)
     tune(
         base,
         hour,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -309,9 +310,16 @@ def pretrain_into(
     path: Path, dataset: Dataset, features: Features, config: Config, card: dict, log: Log | None = None
 ) -> Base:
     """The base of the file ``path``: trained, going on from a checkpoint beside it, or as it lies there already."""
-    prior, checkpoint = features.starting_prior(config.model), path.with_suffix(".checkpoint")
+    prior = features.starting_prior(config.model)
+    made = functools.partial(train, dataset, features.targets, config, config.seed, log, prior=prior)
+    return base_at(path, made, config, card)
+
+
+def base_at(path: Path, made: Callable[..., BrainNetwork], config: Config, card: dict) -> Base:
+    """The base of the file ``path``: ``made(checkpoint=...)``, or as it lies there already."""
+    checkpoint = path.with_suffix(".checkpoint")
     if not path.exists():
-        network = train(dataset, features.targets, config, config.seed, log, prior=prior, checkpoint=checkpoint)
+        network = made(checkpoint=checkpoint)
         if processes().index == 0:
             save_network(path, network, card)
     processes().wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,15 +12,14 @@ import numpy as np
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Subject
 from mindtuner.errors import UserError
-from mindtuner.pipeline.base import FILE, Base, card_of, refuse_untrainable
+from mindtuner.pipeline.base import FILE, Base, base_at, card_of, refuse_untrainable
 from mindtuner.pipeline.base import settled as settled_config
 from mindtuner.pipeline.features import Features
 from mindtuner.pipeline.run_folder import claim, log_of, refuse_overlap, settings_text
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.tuning import fit_methods, session_count, without_category
-from mindtuner.processes import processes
-from mindtuner.training import WITHOUT_BASE, load_network, read_card, remove_checkpoint, save_network
+from mindtuner.training import WITHOUT_BASE
 from mindtuner.training.monitor import Log
 from mindtuner.training.pretrain import before_brains
 
@@ -80,6 +80,7 @@ def fit(
     features.check_model(config.model, "config")
     alone = Dataset(features.folder, {subject.number: subject}, features.stimuli, features.card)
     refuse_untrainable(alone)
+    prior = features.starting_prior(config.model)
     entries: list[dict] = []
     log: Log = entries.append
     out = None if out is None else Path(out)
@@ -88,7 +89,10 @@ def fit(
         claim(out, settings_text(config, command or f"mindtuner.fit(subject {subject.number})"), force)
         log = log_of(out)
     card = card_of(dataclasses.replace(alone, subjects={}), features, config)
-    base = _base_of_nobody(subject, features, config, card, log, out)
+    made = functools.partial(
+        before_brains, {}, subject.train.stimulus, features.targets, config, config.seed, log, prior=prior
+    )
+    base = Base(made().eval(), config, card) if out is None else base_at(out / FILE, made, config, card)
     return fit_methods(base, subject, features, config, methods, log, out, watch, entries)
 
 
@@ -96,20 +100,3 @@ def settled(subject: Subject, config: str | Path | Mapping | Config, seed: int |
     """The settings to fit a subject with. Raises UserError where there is no such config, or no training trial."""
     found = settled_config(config, seed=seed)
     return dataclasses.replace(found, target_subject=subject.number, tuning_sessions=session_count(subject))
-
-
-def _base_of_nobody(subject: Subject, features: Features, config: Config, card: dict, log: Log, out: Path | None) -> Base:
-    """Trained, going on from a checkpoint in the folder ``out``, or as it lies there already."""
-    path = None if out is None else out / FILE
-    checkpoint = None if path is None else path.with_suffix(".checkpoint")
-    if path is None or not path.exists():
-        prior, images = features.starting_prior(config.model), subject.train.stimulus
-        network = before_brains({}, images, features.targets, config, config.seed, log, prior, checkpoint).eval()
-        if path is None:
-            return Base(network, config, card)
-        if processes().index == 0:
-            save_network(path, network, card)
-    processes().wait()
-    if processes().index == 0 and checkpoint is not None:
-        remove_checkpoint(checkpoint)
-    return Base(load_network(path), config, read_card(path), path)
