@@ -211,6 +211,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="of what was measured")
     parser.add_argument("--write", type=Path, metavar="FILE", help="a page with marks for the table")
     options = parser.parse_args()
+    if "ridge" not in options.methods:
+        parser.error("--methods: ridge is not among them; expected it, since the table compares all others to it")
     if not options.table:
         measure(options.clone, options.out, options)
     text = table(results(options.out, options), options)

@@ -13,6 +13,19 @@ def draw_few(patch):
     patch.setattr(cutouts, "_VARIANTS", {"train": 1, "test": 1, "generator": 1})
 
 
+def brief(pictures: int) -> dict:
+    """Settings of a config file for the path from files to scores: an epoch of each training, and so many pictures."""
+    fit = {"epochs": 1, "batch_per_subject": 8, "head_trials": 8, "dtype": "float32"}
+    return {
+        "base": "quick",
+        "model": {"hidden": 32},
+        "pretrain": fit,
+        "tune": fit,
+        "pivot": {"epochs": 1},
+        "decode": {"pictures": pictures, "generator_steps": 2, "refine_steps": 1},
+    }
+
+
 def tiny_config() -> Config:
     """A network and trainings of the smallest sizes, on a world of TINY's."""
     quick = load_config("quick")

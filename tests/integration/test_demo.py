@@ -136,9 +136,10 @@ def test_pictures_and_words_belong_together(quick):
     np.testing.assert_allclose(pictures["thumbnails"][run.words["picture_index"]], small, atol=0.51)
 
 
-def test_every_trained_method_was_trained(quick):
-    stages = " ".join({entry["stage"] for entry in load_run(quick).log})
-    assert all(method in stages for method in TRAINED) and "pretrain" in stages
+def test_every_method_that_trains_by_epochs_was_trained(quick):
+    """The plain regression has none; that it was fitted, its scores say."""
+    stages = {entry["stage"] for entry in load_run(quick).log}
+    assert stages == {"pivot", "pretrain", *TRAINED} - {"ridge"}
 
 
 def test_the_networks_are_kept(quick):

@@ -5,6 +5,7 @@ import pytest
 import torch
 import yaml
 from commands import call, refused
+from worlds import brief
 
 import mindtuner
 from mindtuner.errors import UserError
@@ -13,15 +14,6 @@ from mindtuner.training import read_card
 from mindtuner.training.ridge import ridge_regression
 
 pytestmark = pytest.mark.slow
-BRIEF = {"epochs": 1, "batch_per_subject": 8, "head_trials": 8, "dtype": "float32"}
-SETTINGS = {
-    "base": "quick",
-    "model": {"hidden": 32},
-    "pretrain": BRIEF,
-    "tune": BRIEF,
-    "pivot": {"epochs": 1},
-    "decode": {"pictures": 0, "generator_steps": 2, "refine_steps": 1},
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +21,7 @@ def alone(simulated, tmp_path_factory):
     """A subject's run folder, its config and features; read only."""
     folder = tmp_path_factory.mktemp("alone")
     config = folder / "brief.yaml"
-    config.write_text(yaml.safe_dump(SETTINGS))
+    config.write_text(yaml.safe_dump(brief(pictures=0)))
     words = (simulated, folder / "run", "--subject", 1, "--config", config, "--cache", folder / "cache")
     assert call("fit", *words) == 0
     return folder, words

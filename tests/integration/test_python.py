@@ -15,6 +15,7 @@ import yaml
 from commands import call
 from paths import ROOT
 from PIL import Image
+from worlds import brief
 
 import mindtuner
 from mindtuner.data.hold_out import shows
@@ -23,15 +24,7 @@ from mindtuner.evaluation.results import load_run
 from mindtuner.runtime import derive_seed
 
 pytestmark = pytest.mark.slow
-BRIEF = {"epochs": 1, "batch_per_subject": 8, "head_trials": 8, "dtype": "float32"}
-SETTINGS = {
-    "base": "quick",
-    "model": {"hidden": 32},
-    "pretrain": BRIEF,
-    "tune": BRIEF,
-    "pivot": {"epochs": 1},
-    "decode": {"pictures": 3, "generator_steps": 2, "refine_steps": 1},
-}
+SETTINGS = brief(pictures=3)
 
 
 @pytest.fixture(scope="module")
@@ -176,11 +169,11 @@ def test_what_does_not_belong_together_is_refused(day, tmp_path):
     word = next(word for word in ("red", "blue", "green") if shows_some_of_both(dataset, word))
     with pytest.raises(UserError, match="hold_out_category: is 'other'"):
         mindtuner.pretrain(others.without_category(word), day.features, SETTINGS, hold_out_category="other")
-    brief = {**SETTINGS, "pretrain": {**BRIEF, "epochs": 0.1}, "pivot": {"epochs": 0.1}}
-    base = mindtuner.pretrain(others.without_category(word), day.features, brief, out=tmp_path / "base")
+    shorter = {**SETTINGS, "pretrain": {**SETTINGS["pretrain"], "epochs": 0.1}, "pivot": {"epochs": 0.1}}
+    base = mindtuner.pretrain(others.without_category(word), day.features, shorter, out=tmp_path / "base")
     assert base.category == word  # what a dataset is without, its base never saw
     with pytest.raises(UserError, match="holds another run"):
-        mindtuner.pretrain(dataset.without(subject=2), day.features, brief, out=tmp_path / "base")
+        mindtuner.pretrain(dataset.without(subject=2), day.features, shorter, out=tmp_path / "base")
 
 
 def shows_some_of_both(dataset, word):

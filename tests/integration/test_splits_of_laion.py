@@ -5,20 +5,11 @@ import json
 import pytest
 import yaml
 from commands import call, refused
+from worlds import brief
 
 from mindtuner.data.splits import refuse_other_split, split_of
 from mindtuner.errors import UserError
 from mindtuner.formats import load, write
-
-BRIEF = {"epochs": 1, "batch_per_subject": 8, "head_trials": 8, "dtype": "float32"}
-SETTINGS = {
-    "base": "quick",
-    "model": {"hidden": 32},
-    "pretrain": BRIEF,
-    "tune": BRIEF,
-    "pivot": {"epochs": 1},
-    "decode": {"pictures": 0},
-}
 
 
 def test_only_another_split_of_the_same_data_is_refused():
@@ -42,7 +33,7 @@ def test_each_split_is_a_row_of_the_report(simulated, tmp_path, capsys):
     (tmp_path / "laion/splits/half.json").write_text(json.dumps({"name": "half", "variants": [half]}))
     assert call("convert", "laion", tmp_path / "laion", tmp_path / "data", "--split", "own,half") == 0
     config = tmp_path / "brief.yaml"
-    config.write_text(yaml.safe_dump(SETTINGS))
+    config.write_text(yaml.safe_dump(brief(pictures=0)))
     scores, tests = [], {"own": 8, "half": 4}
     for split, images in tests.items():
         data, base, tuned, out = (tmp_path / name / split for name in ("data", "base", "tuned", "scores"))
