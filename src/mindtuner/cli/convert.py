@@ -214,8 +214,7 @@ def run_bdata(options: argparse.Namespace) -> None:
     from mindtuner.formats.bdata.convert import convert_bdata
 
     patterns = {
-        split: None if text is None else [pattern.strip() for pattern in text.split(",") if pattern.strip()]
-        for split, text in (("train", options.train), ("test", options.test))
+        split: None if text is None else _listed(text) for split, text in (("train", options.train), ("test", options.test))
     }
     convert_bdata(options.root, options.out, options.voxels, options.label, options.session, **patterns, say=print)
     print(options.out)

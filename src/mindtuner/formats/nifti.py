@@ -131,6 +131,14 @@ def check_grid(path: Path, image: nibabel.Nifti1Image, mask: nibabel.Nifti1Image
         raise UserError(f"{path}: affine differs from that of {mask.get_filename()}; expected the same grid")
 
 
+def no_room(path: Path, error: OSError) -> UserError:
+    """What is said where a file's temporary copy finds no place."""
+    return UserError(
+        f"{path}: cannot be unpacked into {tempfile.gettempdir()} ({error.strerror}); expected free space there, or another "
+        "TMPDIR"
+    )
+
+
 class NiftiSession:
     """One session's betas: ``session[rows]`` is float32 (n, V).
 
@@ -188,10 +196,7 @@ class NiftiSession:
             scratch.write(row.tobytes())
             scratch.flush()
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be unpacked into {tempfile.gettempdir()} ({error.strerror}); expected free "
-                "space there, or another TMPDIR"
-            ) from error
+            raise no_room(self.path, error) from error
 
 
 class JoinedSessions:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from mindtuner.errors import UserError
-from mindtuner.formats.nifti import whole
+from mindtuner.formats.nifti import no_room, whole
 from mindtuner.runtime import progress
 
 BLOCK_BYTES = 64 * 2**20
@@ -159,10 +159,7 @@ class TrialVolumes:
                 left -= scratch.write(zeros[:left])
             scratch.flush()
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be unpacked into {tempfile.gettempdir()} ({error.strerror}); expected free "
-                "space there, or another TMPDIR"
-            ) from error
+            raise no_room(self.path, error) from error
 
     def _blocks(self) -> Iterator[tuple[slice, slice | np.ndarray, np.ndarray]]:
         """(trials, voxels, values), block by block along the axes as they are stored."""

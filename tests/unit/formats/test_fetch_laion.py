@@ -351,9 +351,10 @@ def odd():
     server.server_close()
 
 
-def listing(key="a", size="1", etag='"' + "0" * 32 + '"', before=""):
+def listing(key="a", size="1", etag='"' + "0" * 32 + '"', before="", more=""):
     item = f"<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{etag}</ETag></Contents>"
-    return f'<?xml version="1.0"?>{before}<ListBucketResult xmlns="http://s3.amazonaws.com/doc/">{item}</ListBucketResult>'.encode()
+    namespace = "http://s3.amazonaws.com/doc/"
+    return f'<?xml version="1.0"?>{before}<ListBucketResult xmlns="{namespace}">{item}{more}</ListBucketResult>'.encode()
 
 
 @pytest.mark.parametrize(
@@ -368,6 +369,7 @@ def listing(key="a", size="1", etag='"' + "0" * 32 + '"', before=""):
         (listing(size="-1"), "size '-1'"),
         (listing(etag="W/1"), "expected a number and an MD5"),
         (b" " * (16 * 2**20 + 1), "more than 16777216 bytes"),
+        (listing(more="<IsTruncated>true</IsTruncated>"), "the list goes on without saying where"),
     ],
 )
 def test_what_is_no_list_of_objects_is_refused(odd, answer, message):

@@ -78,6 +78,8 @@ class Bucket:
             if page.findtext("IsTruncated") != "true":
                 return
             token = {"continuation-token": page.findtext("NextContinuationToken", "")}
+            if not token["continuation-token"]:  # the server would begin again, for ever
+                raise UserError(f"{where}: the list goes on without saying where; expected a server of S3's lists, version 2")
 
     def bring(self, file: StoredObject, target: Path, part: Path, bar) -> None:
         """Put an object into its place, verified; what ``part`` has of it need not travel again. ``bar`` counts bytes.
