@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -33,15 +33,63 @@ _DROPPED = (HTTPError, ConnectionError)
 
 
 @dataclass(frozen=True)
-class HubFile:
-    """A file as the hub describes it. ``checksum``: sha256, or for a file outside LFS its git blob id (sha1)."""
+class RemoteFile:
+    """A file as its server describes it.
+
+    ``checksum``: of a hub the sha256, or for a file outside LFS its git blob id (sha1); of a bucket the ETag.
+    """
 
     path: str
     size: int
     checksum: str
 
 
-def describe(url: str, path: str) -> HubFile:
+@dataclass(frozen=True)
+class FetchPlan:
+    """What a fetch gets into the folder ``out``: ``parts``, label -> files, in the order in which they arrive."""
+
+    out: Path
+    parts: dict[str, list[RemoteFile]]
+
+    @property
+    def files(self) -> list[RemoteFile]:
+        """The files of all parts, in the order in which they arrive."""
+        return [file for part in self.parts.values() for file in part]
+
+    @property
+    def working_folder(self) -> Path:
+        """Where files grow. It exists as long as this fetch is unfinished."""
+        return self.out / ".fetch.part"
+
+    def part_path(self, file: RemoteFile) -> Path:
+        """Where the file lies while it grows, named by its checksum."""
+        return self.working_folder / file.checksum
+
+    def target(self, file: RemoteFile) -> Path:
+        """The file's place."""
+        return self.out / file.path
+
+    def bytes_here(self, files: Iterable[RemoteFile]) -> int:
+        """How many bytes of ``files`` need not travel any more."""
+        return sum(
+            file.size if self.target(file).exists() else min(size_of(self.part_path(file)), file.size) for file in files
+        )
+
+    def check_space(self) -> None:
+        """Raise UserError where the disk has no room for what is still to come."""
+        check_space(self.out, sum(file.size for file in self.files) - self.bytes_here(self.files))
+
+    def check_sizes(self, source: str) -> None:
+        """Raise UserError where a place holds a file of another size than ``source``, such as "the release", says."""
+        for file in self.files:
+            target = self.target(file)
+            if target.exists() and size_of(target) != file.size:
+                raise UserError(
+                    f"{target}: has {size_of(target):,} bytes; expected {file.size:,} as in {source} (remove it to fetch it)"
+                )
+
+
+def describe(url: str, path: str) -> RemoteFile:
     """What the hub states about the file at ``url``, in the headers of its answer; ``path`` is handed on.
 
     Raises UserError without a network or permission, where there is no such file, and where size or checksum are not
@@ -52,7 +100,7 @@ def describe(url: str, path: str) -> HubFile:
     size = headers.get("X-Linked-Size", headers.get("Content-Length", ""))
     if not size.isdecimal() or not re.fullmatch(CHECKSUM, checksum):
         raise UserError(f"{url}: no size or checksum is stated; expected a hub that gives both")
-    return HubFile(path, int(size), checksum)
+    return RemoteFile(path, int(size), checksum)
 
 
 def _head(url: str):
@@ -68,19 +116,22 @@ def _head(url: str):
     return response.headers
 
 
-def bring(url: str, target: Path, part: Path, file: HubFile, bar) -> None:
+def bring(url: str, target: Path, part: Path, file: RemoteFile, bar) -> None:
     """Put a file into its place, verified; what ``part`` has of it need not travel again. ``bar`` counts bytes.
 
     Raises UserError without network or permission, and for a file with another checksum, which is removed.
     """
     bar.update(min(size_of(part), file.size))
     persist(lambda: receive(url, part, file.size, bar), str(target), lambda: size_of(part))
-    found = checksum_of(part, file.checksum)
-    if found != file.checksum:
+    move_verified(part, target, checksum_of(part, file.checksum), file.checksum)
+
+
+def move_verified(part: Path, target: Path, found: str, expected: str, name: str = "checksum") -> None:
+    """Put a part that is whole into its place. Raises UserError where it has another checksum; then it is removed."""
+    if found != expected:
         part.unlink()
         raise UserError(
-            f"{target}: arrived with checksum {found}; expected {file.checksum} (it was removed: "
-            "the same command fetches it again)"
+            f"{target}: arrived with {name} {found}; expected {expected} (it was removed: the same command fetches it again)"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(part, target)

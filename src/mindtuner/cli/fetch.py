@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     to_come = print_table(plan)
     if options.list:
         return
-    fetch.check_space(plan)
+    plan.check_space()
     question = f"\nHave you agreed to NSD's terms, and shall {to_come} come to {options.out}? [y/N] "
     if not options.yes and not agreed(question):
         raise UserError(f"{options.out}: not fetched; expected y for an answer")

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     to_come = print_table(plan)
     if options.list:
         return
-    fetch.check_space(plan)
+    plan.check_space()
     if options.stimuli and not options.accept_stimulus_terms and not _accepted():
         raise UserError(f"{options.out}: not fetched; expected {_ANSWER} for an answer, or no --stimuli")
     if not options.yes and not agreed(f"\nShall {to_come} come to {options.out}? [y/N] "):

@@ -17,7 +17,7 @@ from huggingface_hub import constants, hf_hub_url
 from safetensors import SafetensorError, safe_open
 
 from mindtuner import download
-from mindtuner.download import HubFile, checksum_of, size_of
+from mindtuner.download import RemoteFile, checksum_of, size_of
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, read_json, write_json
 from mindtuner.published_weights.manifest import MANIFEST, WeightFile, Weights
@@ -158,10 +158,10 @@ def _wanted(out: Path, chosen: Iterable[Weights]) -> Iterator[tuple[Weights, Wei
             yield from ((weights, file) for file in weights.files)
 
 
-def _describe(weights: Weights, file: WeightFile) -> HubFile:
+def _describe(weights: Weights, file: WeightFile) -> RemoteFile:
     """Size and checksum of the file: the manifest's where it has both, else as the hub states them."""
     if file.size is not None and file.sha256:
-        return HubFile(file.path, file.size, file.sha256)
+        return RemoteFile(file.path, file.size, file.sha256)
     url = _url(weights, file)
     stated = download.describe(url, file.path)
     if file.sha256 and stated.checksum != file.sha256:
@@ -226,7 +226,7 @@ class _Folder:
             )
         return cls(path, files)
 
-    def note(self, weights: Weights, file: WeightFile, at: HubFile) -> None:
+    def note(self, weights: Weights, file: WeightFile, at: RemoteFile) -> None:
         """Write down that the file is whole."""
         self.files[file.path] = {
             "size": at.size,
@@ -248,7 +248,7 @@ class _Folder:
             checksum = file.sha256 or _describe(weights, file).checksum
             if checksum_of(path, checksum) != checksum:
                 raise UserError(f"{path}: is not the released file; expected checksum {checksum} (remove it to fetch it)")
-            self.note(weights, file, HubFile(file.path, size_of(path), checksum))
+            self.note(weights, file, RemoteFile(file.path, size_of(path), checksum))
         return True
 
     def adopt(self, weights: Weights, file: WeightFile, checksum: str, found: dict[str, list[Path]], say) -> bool:
@@ -264,7 +264,7 @@ class _Folder:
                 continue
             target = self.path / file.path
             say(f"{target}: {_link(path, target)} from {path}")
-            self.note(weights, file, HubFile(file.path, size_of(target), checksum))
+            self.note(weights, file, RemoteFile(file.path, size_of(target), checksum))
             return True
         return False
 

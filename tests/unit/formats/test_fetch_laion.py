@@ -231,7 +231,7 @@ def test_other_bytes_than_the_etag_says_are_removed_and_named(store, world, tmp_
     part = plan.part_path(file)
     part.parent.mkdir(parents=True)
     part.write_bytes(data[: len(data) // 2])
-    wrong = f"arrived with ETag .*; expected {file.etag} \\(it was removed"
+    wrong = f"arrived with ETag .*; expected {file.checksum} \\(it was removed"
     with pytest.raises(UserError, match=wrong):
         fetch.fetch(plan)
     assert not part.exists() and not (tmp_path / file.path).exists()
@@ -264,8 +264,8 @@ def test_a_file_of_another_size_in_its_place_is_left_alone(store, tmp_path):
 def test_etags_are_s3s_own(store, world):
     """Against the ETags that the server made, of objects sent whole and in parts."""
     listed = {file.path: file for file in store.bucket.list("")}
-    assert "-3" in listed[BIG].etag and etag_of(world / BIG, PART) == listed[BIG].etag
-    assert etag_of(world / "README") == listed["README"].etag == hashlib.md5(b"about\n").hexdigest()
+    assert "-3" in listed[BIG].checksum and etag_of(world / BIG, PART) == listed[BIG].checksum
+    assert etag_of(world / "README") == listed["README"].checksum == hashlib.md5(b"about\n").hexdigest()
     assert {name: file.size for name, file in listed.items()} == {
         path.relative_to(world).as_posix(): path.stat().st_size for path in world.rglob("*") if path.is_file()
     }

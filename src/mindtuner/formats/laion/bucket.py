@@ -7,7 +7,6 @@ of a part is asked for. So every byte is verified either way.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -19,22 +18,13 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
-from mindtuner.download import persist, receive, size_of
+from mindtuner.download import RemoteFile, move_verified, persist, receive, size_of
 from mindtuner.errors import UserError
 
 HEADERS = {"User-Agent": "mindtuner"}  # and no login: a hub's is none of this server's business
 _ETAG = r"[0-9a-f]{32}(-[1-9]\d{0,4})?"
 _LIST_AT_MOST = 16 * 2**20  # bytes of one page of a list, which has 1,000 objects
 _READ = 2**20
-
-
-@dataclass(frozen=True)
-class StoredObject:
-    """A file in a bucket: its key, its size in bytes, and its ETag."""
-
-    path: str
-    size: int
-    etag: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class Bucket:
         """Where an object, or the bucket, is."""
         return f"{self.endpoint.rstrip('/')}/{self.name}" + (f"/{quote(path)}" if path else "")
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def list(self, prefix: str) -> Iterator[RemoteFile]:
         """All objects whose key begins so. Raises UserError without a network, or where the bucket is not open."""
         for page in self._pages(prefix=prefix):
             for item in page.iter("Contents"):
@@ -81,7 +71,7 @@ class Bucket:
             if not token["continuation-token"]:  # the server would begin again, for ever
                 raise UserError(f"{where}: the list goes on without saying where; expected a server of S3's lists, version 2")
 
-    def bring(self, file: StoredObject, target: Path, part: Path, bar) -> None:
+    def bring(self, file: RemoteFile, target: Path, part: Path, bar) -> None:
         """Put an object into its place, verified; what ``part`` has of it need not travel again. ``bar`` counts bytes.
 
         Raises UserError without network or permission, where the object was replaced meanwhile, and for other bytes than
@@ -89,19 +79,12 @@ class Bucket:
         """
         url = self.url(file.path)
         bar.update(min(size_of(part), file.size))
-        headers = HEADERS | {"If-Match": f'"{file.etag}"'}
+        headers = HEADERS | {"If-Match": f'"{file.checksum}"'}
         persist(lambda: receive(url, part, file.size, bar, headers), str(target), lambda: size_of(part), refusal=_refusal)
-        found = etag_of(part, self._part_size(file) if "-" in file.etag else None)
-        if found != file.etag:
-            part.unlink()
-            raise UserError(
-                f"{target}: arrived with ETag {found}; expected {file.etag} (it was removed: the same command fetches it "
-                "again)"
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(part, target)
+        found = etag_of(part, self._part_size(file) if "-" in file.checksum else None)
+        move_verified(part, target, found, file.checksum, "ETag")
 
-    def _part_size(self, file: StoredObject) -> int:
+    def _part_size(self, file: RemoteFile) -> int:
         """Bytes of each part, the last one aside, in which an object was sent."""
         url = f"{self.url(file.path)}?partNumber=1"
 
@@ -111,7 +94,7 @@ class Bucket:
             hf_raise_for_status(response)
             return response.headers.get("Content-Length", "")
 
-        size, parts = persist(ask, url, retries=2, refusal=_refusal), int(file.etag.partition("-")[2])
+        size, parts = persist(ask, url, retries=2, refusal=_refusal), int(file.checksum.partition("-")[2])
         if not size.isdecimal() or not int(size) or -(-file.size // int(size)) != parts:
             raise UserError(f"{url}: states a part of {size or 'no'} bytes; expected {parts} parts of {file.size} in all")
         return int(size)
@@ -161,13 +144,13 @@ def _parsed(page: bytes, where: str) -> ElementTree.Element:
     return root
 
 
-def _stored(item: ElementTree.Element, where: str) -> StoredObject:
+def _stored(item: ElementTree.Element, where: str) -> RemoteFile:
     key, size, etag = (item.findtext(name, "") for name in ("Key", "Size", "ETag"))
     if any(step in ("", ".", "..") or "\\" in step for step in key.removesuffix("/").split("/")):
         raise UserError(f"{where}: has a key {key!r}; expected the path of a file")
     if not size.isdecimal() or not re.fullmatch(_ETAG, etag.strip('"')):
         raise UserError(f"{where}: {key} has size {size!r} and ETag {etag!r}; expected a number and an MD5")
-    return StoredObject(key, int(size), etag.strip('"'))
+    return RemoteFile(key, int(size), etag.strip('"'))
 
 
 def _refusal(where: str, status: int, error: HfHubHTTPError) -> str:

@@ -12,10 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindtuner import download
-from mindtuner.download import size_of
+from mindtuner.download import FetchPlan, RemoteFile
 from mindtuner.errors import UserError
-from mindtuner.formats.laion.bucket import Bucket, StoredObject
+from mindtuner.formats.laion.bucket import Bucket
 from mindtuner.formats.laion.read import ATLASES, BETAS, STATMAP, TRIALS
 from mindtuner.runtime import progress
 
@@ -26,32 +25,10 @@ DESCRIPTIONS = ("dataset_description.json", "participants.tsv", "participants.js
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a fetch gets: ``parts``, label -> files, in the order in which they arrive."""
+class Plan(FetchPlan):
+    """What a fetch gets of a bucket."""
 
     bucket: Bucket
-    out: Path
-    parts: dict[str, list[StoredObject]]
-
-    @property
-    def files(self) -> list[StoredObject]:
-        """The files of all parts, in the order in which they arrive."""
-        return [file for part in self.parts.values() for file in part]
-
-    @property
-    def working_folder(self) -> Path:
-        """Where files grow. It exists as long as this fetch is unfinished."""
-        return self.out / ".fetch.part"
-
-    def part_path(self, file: StoredObject) -> Path:
-        """Where the file lies while it grows."""
-        return self.working_folder / file.etag
-
-    def bytes_here(self, files: Iterable[StoredObject]) -> int:
-        """How many bytes of ``files`` need not travel any more."""
-        return sum(
-            file.size if (self.out / file.path).exists() else min(size_of(self.part_path(file)), file.size) for file in files
-        )
 
 
 def plan_fetch(
@@ -86,13 +63,8 @@ def plan_fetch(
                 f"{bucket.url('stimuli')}: holds no picture yet; expected some (the package of LAION-fMRI says how to get "
                 "them: laion-fmri download --include-stimuli)"
             )
-    plan = Plan(bucket, out, {label: files for label, files in parts.items() if files})
-    for file in plan.files:
-        target = out / file.path
-        if target.exists() and size_of(target) != file.size:
-            raise UserError(
-                f"{target}: has {size_of(target):,} bytes; expected {file.size:,} as in the bucket (remove it to fetch it)"
-            )
+    plan = Plan(out, {label: files for label, files in parts.items() if files}, bucket)
+    plan.check_sizes("the bucket")
     return plan
 
 
@@ -102,7 +74,7 @@ def _people(bucket: Bucket) -> dict[int, str]:
     return {int(match[1]): match[0] for match in matches if match}
 
 
-def _parts_of(bucket: Bucket, person: str, sessions: Iterable[int] | None) -> dict[str, list[StoredObject]]:
+def _parts_of(bucket: Bucket, person: str, sessions: Iterable[int] | None) -> dict[str, list[RemoteFile]]:
     """The files of one person: what all sessions share, then each session."""
     folder, start = f"{BETAS.as_posix()}/{person}/", f"{person}_task-images_space-T1w_desc-"
     shared, by_session = [], {}
@@ -138,11 +110,6 @@ def _list(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers)) or "none"
 
 
-def check_space(plan: Plan) -> None:
-    """Raise UserError where the disk has no room for what is still to come."""
-    download.check_space(plan.out, sum(file.size for file in plan.files) - plan.bytes_here(plan.files))
-
-
 def fetch(plan: Plan) -> None:
     """Bring all files of a plan to their places.
 
@@ -151,17 +118,17 @@ def fetch(plan: Plan) -> None:
 
     Raises UserError without room, permission or network, and for a file with other bytes than the bucket says.
     """
-    check_space(plan)
+    plan.check_space()
     try:
         plan.working_folder.mkdir(parents=True, exist_ok=True)
         with progress((), "fetch", total=sum(file.size for file in plan.files), unit="B") as bar:
             bar.unit_scale = True
             for file in plan.files:
                 bar.set_postfix_str(file.path)
-                if (plan.out / file.path).exists():
+                if plan.target(file).exists():
                     bar.update(file.size)
                 else:
-                    plan.bucket.bring(file, plan.out / file.path, plan.part_path(file), bar)
+                    plan.bucket.bring(file, plan.target(file), plan.part_path(file), bar)
         shutil.rmtree(plan.working_folder)
     except OSError as error:
         raise UserError(

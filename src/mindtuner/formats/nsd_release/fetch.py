@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 
 from mindtuner import download
 from mindtuner.data.dataset import CARD
-from mindtuner.download import CHECKSUM, HubFile, checksum_of, persist, size_of
+from mindtuner.download import CHECKSUM, FetchPlan, RemoteFile, checksum_of, persist
 from mindtuner.errors import UserError
 from mindtuner.files import read_json, write_json
 from mindtuner.formats.nsd_release.read import (
@@ -45,7 +45,7 @@ class Release:
     repo: str
     revision: str
     endpoint: str
-    files: dict[str, HubFile]
+    files: dict[str, RemoteFile]
 
     @property
     def subjects(self) -> list[int]:
@@ -58,36 +58,19 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a fetch gets: ``parts``, label -> files, in the order in which they arrive."""
+class Plan(FetchPlan):
+    """What a fetch gets of a release."""
 
     release: Release
-    out: Path
-    parts: dict[str, list[HubFile]]
-
-    @property
-    def files(self) -> list[HubFile]:
-        """The files of all parts, in the order in which they arrive."""
-        return [file for part in self.parts.values() for file in part]
 
     @property
     def working_folder(self) -> Path:
         """Where files grow. It exists as long as this fetch is unfinished."""
         return self.out / f".fetch-{self.release.revision}.part"
 
-    def part_path(self, file: HubFile) -> Path:
-        """Where the file lies while it grows, named by its checksum."""
-        return self.working_folder / file.checksum
-
-    def target(self, file: HubFile) -> Path:
+    def target(self, file: RemoteFile) -> Path:
         """The file's place. A card that the release has of its own is only read: ours, which extends it, is in its place."""
-        return self.working_folder / CARD if file.path == CARD else self.out / file.path
-
-    def bytes_here(self, files: Iterable[HubFile]) -> int:
-        """How many bytes of ``files`` need not travel any more."""
-        return sum(
-            file.size if self.target(file).exists() else min(size_of(self.part_path(file)), file.size) for file in files
-        )
+        return self.working_folder / CARD if file.path == CARD else super().target(file)
 
 
 def read_release(repo: str = REPO, revision: str = "main", endpoint: str | None = None) -> Release:
@@ -121,7 +104,7 @@ def read_release(repo: str = REPO, revision: str = "main", endpoint: str | None 
         checksum = item.lfs.sha256 if item.lfs else item.blob_id
         if item.size is None or not re.fullmatch(CHECKSUM, checksum or ""):
             raise UserError(f"{where}: no size or checksum of {item.rfilename}; expected a hub that gives both")
-        files[item.rfilename] = HubFile(item.rfilename, item.size, checksum)
+        files[item.rfilename] = RemoteFile(item.rfilename, item.size, checksum)
     return Release(repo, info.sha, endpoint, files)
 
 
@@ -159,14 +142,9 @@ def plan_fetch(
             raise UserError(f"{where}: has no {name}; expected the files of the NSD release")
     if not subjects:
         raise UserError(f"{where}: has no subject; expected files betas_all_subj0N_fp32_renorm.hdf5")
-    plan = Plan(release, out, {label: [release.files[name] for name in names] for label, names in wanted.items()})
+    plan = Plan(out, {label: [release.files[name] for name in names] for label, names in wanted.items()}, release)
     _check_folder(plan)
     return plan
-
-
-def check_space(plan: Plan) -> None:
-    """Raise UserError where the disk has no room for what is still to come."""
-    download.check_space(plan.out, sum(file.size for file in plan.files) - plan.bytes_here(plan.files))
 
 
 def fetch(plan: Plan) -> dict:
@@ -178,7 +156,7 @@ def fetch(plan: Plan) -> dict:
     Raises UserError without room, permission or network, and for a file with another checksum than the hub's. One that
     was downloaded is removed then, one that was there before is left alone.
     """
-    check_space(plan)
+    plan.check_space()
     try:
         plan.working_folder.mkdir(parents=True, exist_ok=True)
         with progress((), "fetch", total=sum(file.size for file in plan.files), unit="B") as bar:
@@ -212,15 +190,10 @@ def _check_folder(plan: Plan) -> None:
             f"{card_path}: describes another dataset; expected {plan.release.repo} at revision "
             f"{plan.release.revision}, or an empty folder"
         )
-    for file in plan.files:
-        target = plan.target(file)
-        if target.exists() and size_of(target) != file.size:
-            raise UserError(
-                f"{target}: has {size_of(target):,} bytes; expected {file.size:,} as in the release (remove it to fetch it)"
-            )
+    plan.check_sizes("the release")
 
 
-def _bring(plan: Plan, file: HubFile, bar) -> None:
+def _bring(plan: Plan, file: RemoteFile, bar) -> None:
     """Put one file into its place, verified."""
     target, part = plan.target(file), plan.part_path(file)
     if target.exists():
