@@ -2,8 +2,8 @@
 
 A RUN is a folder that demo or evaluate finished. "compare A B" compares two runs by the method that decodes, "compare A" the
 methods of one run; "compare A1 A2 --to B1 B2" two sets of runs: several seeds of a subject, several subjects on the same
-test images, or both. Prints differences with 95 % intervals and
-p values. Runs over different test sets are refused. See docs/scores.md.
+test images, or both. Prints differences with 95 % intervals and p values. Runs over different test sets are refused. See
+docs/scores.md.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def run(options: argparse.Namespace) -> None:
     if options.subject is None:
         subject = TunedSubject.load(path, dataset, base=tuned.base)
     else:
-        features = embed(dataset, cache, weights=generator_options.weights_of(options))
-        subject = TunedSubject.of(tuned.base, dataset.subject(tuned.number), features)
+        own = embed(dataset, cache, weights=generator_options.weights_of(options))
+        subject = TunedSubject.of(tuned.base, dataset.subject(tuned.number), own)
     generator, texts = generator_options.opened(options, subject)
     texts.network.cpu()  # the brain's networks have the GPU first
     command = command_of(
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
     refuse_other_run(options.out, settings, options.force, "results.json")
     watch = shared.stopwatch()
     with watch.stage("embed"):
-        features = embed(dataset, cache, weights=generator_options.weights_of(options))
+        features = subject.features or embed(dataset, cache, weights=generator_options.weights_of(options))
     results = evaluate(
         subject,
         dataset,
