@@ -6,6 +6,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from commands import call, refused
@@ -19,6 +20,7 @@ from mindtuner.files import read_json, write_json
 from mindtuner.formats import load
 from mindtuner.generators.prompts import COCO_CATEGORIES
 from mindtuner.pipeline import generators, stages, words
+from mindtuner.pipeline.decoded_table import read_table
 from mindtuner.training import batches, pivot, read_card
 
 pytestmark = pytest.mark.slow
@@ -147,6 +149,15 @@ def test_cards_configs_and_results_say_so(held, simulated, dataset, category):
     assert block["of_category"]["mindtuner"]["retrieval"]["image"]["mean"] == pytest.approx(values.mean(), abs=1e-6)
     found = run.per_image["nearest_training_image/retrieval/image"]
     assert len(found) == shared.sum()
+
+
+def test_a_bases_own_subject_is_decoded_as_it_is_evaluated(held, tmp_path):
+    """From the mean answer to what the base saw: training trials of the category move neither."""
+    own = ("--subject", 2, *held.paints)
+    for verb, more in (("evaluate", ("--pictures", 0)), ("decode", ())):
+        assert call(verb, held.folder / "base", held.data, tmp_path / verb, *own, *more) == 0
+    table = read_table(tmp_path / "decode" / "decoded.csv")
+    pd.testing.assert_frame_equal(table, read_table(tmp_path / "evaluate" / "decoded.csv"))
 
 
 def test_the_table_shows_both_sides_and_runs_can_be_compared_on_either(held, category, tmp_path, capsys):
