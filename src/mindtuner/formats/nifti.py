@@ -17,6 +17,7 @@ from typing import BinaryIO
 import nibabel
 import numpy as np
 
+from mindtuner.data.lazy import LazyArray
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.runtime import progress
@@ -200,9 +201,9 @@ class NiftiSession:
 
 
 class JoinedSessions:
-    """The sessions' rows one after the other: ``joined[rows]`` is float32 (n, V)."""
+    """The sessions' rows one after the other: ``joined[rows]`` is float32 (n, V). All have the same voxels."""
 
-    def __init__(self, sessions: Sequence[NiftiSession]):
+    def __init__(self, sessions: Sequence[LazyArray]):
         self.sessions = sessions
         self._starts = np.concatenate([[0], np.cumsum([session.shape[0] for session in sessions])])
         self.shape, self.dtype = (int(self._starts[-1]), sessions[0].shape[1]), np.dtype(np.float32)
