@@ -205,6 +205,11 @@ def test_several_subjects_and_names(god):
     for name in ("BE", "AK"):
         sheet.write(root / f"{name}_all.h5")
     assert load(root).card["subjects"] == {"101": "AK", "102": "BE"}
+    card(root, subject_numbers={"BE": 7, "AC": 8})
+    assert load(root).card["subjects"] == {"1": "AK", "7": "BE"}
+    assert [item.message for item in check(root).items if item.field == "subject_numbers"] == [
+        "names 'AC', which no subject is called; expected some of AK, BE"
+    ]
 
 
 def test_no_subject_is_a_dataset_without_brains(god):

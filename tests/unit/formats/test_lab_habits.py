@@ -192,6 +192,16 @@ def test_subjects_with_names_are_counted_in_their_order(tmp_path):
     assert sorted(load(tmp_path / "again").subjects) == [104, 109]
 
 
+def test_a_number_for_nobody_is_a_warning(tmp_path):
+    lab, _ = two(tmp_path, "sub-KM", "sub-BE")
+    card(lab, subject_numbers={"sub-KN": 4, "sub-BE": 9})
+    warned = [item for item in check(tmp_path).items if item.field == "subject_numbers"]
+    assert [(item.severity, item.file) for item in warned] == [("warning", "dataset.json")]
+    assert warned[0].message == "names 'sub-KN', which no subject is called; expected some of sub-BE, sub-KM"
+    card(lab, subject_numbers={"sub-KM": 4, "sub-BE": 9})
+    assert not [item for item in check(tmp_path).items if item.field == "subject_numbers"]
+
+
 def test_one_subject_alone_may_be_called_anything(tmp_path):
     make_lab(tmp_path / "sub-BE", rois=False)
     dataset = load(tmp_path / "sub-BE")

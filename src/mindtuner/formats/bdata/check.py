@@ -14,7 +14,7 @@ from mindtuner.formats.checks.betas import check_betas
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.checks.parts import check_trials
 from mindtuner.formats.image_files import FolderImages, Hdf5Images
-from mindtuner.formats.lab_folder.check import check_images, describe_card
+from mindtuner.formats.lab_folder.check import check_images, check_numbers, describe_card
 from mindtuner.formats.lab_folder.read import load_card, open_images
 from mindtuner.formats.nifti import JoinedSessions
 
@@ -34,6 +34,7 @@ def check(root: Path, findings: Findings) -> None:
     with findings.catching(root, "subjects"):
         numbers = read.numbers_of(root, card)
         findings.fact(root, f"subjects {', '.join(f'{number} ({name})' for number, name in numbers.items())}")
+        check_numbers(findings, root, card, list(numbers.values()))
     shown: dict[str, set[int]] = {"train": set(), "test": set()}
     with findings.catching(root, "files"):
         for paths in read.people_of(root).values():

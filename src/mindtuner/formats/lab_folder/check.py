@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,7 @@ def _compare_subjects(
     if numbers:
         called = [f"{number} ({folders[number].name})" if number in named else f"{number}" for number in numbers]
         findings.fact(root, f"subjects {', '.join(called)}")
+        check_numbers(findings, root, card, [folder.name for folder in folders.values()])
     if named and not card.get("subject_numbers"):
         fixed = ", ".join(f'"{folders[number].name}": {number - card["subject_offset"]}' for number in named[:2])
         findings.note(
@@ -237,6 +239,16 @@ def _compare_subjects(
         told = ", ".join(f"{number}: {count}" for number, count in lengths.items())
         findings.note(
             root, "sessions", f"subjects have different numbers of sessions ({told}); each is used with what it has"
+        )
+
+
+def check_numbers(findings: Findings, root: Path, card: dict, names: Sequence[str]) -> None:
+    """Report a name in the card's ``subject_numbers`` that is nobody's: its subject would have another number."""
+    if unknown := sorted(card.get("subject_numbers", {}).keys() - set(names)):
+        findings.warning(
+            root / CARD,
+            "subject_numbers",
+            f"names {some(map(repr, unknown))}, which no subject is called; expected some of {some(names)}",
         )
 
 
