@@ -321,6 +321,10 @@ def replace(file, name, value):
     file[name] = value
 
 
+def table(text):
+    return lambda root, sheet: (root / "stimuli.tsv").write_text(text)
+
+
 GOD = {
     "another expression": (lambda r, s: card(r, bdata={"voxels": "ROI_V9"}), "no metadata is called 'ROI_V9'"),
     "no column": (lambda r, s: card(r, bdata={"voxels": "ROI_V1 - ROI_V1"}), "'ROI_V1 - ROI_V1' chooses no column"),
@@ -330,34 +334,16 @@ GOD = {
     "a list": (lambda r, s: card(r, bdata=["ROI_V1"]), "bdata, bdata is ['ROI_V1']; expected texts"),
     "misspelt": (lambda r, s: card(r, bdata={"voxel": "ROI_V1"}), "bdata, voxel is 'ROI_V1'; expected texts voxels"),
     "no table": (lambda r, s: (r / "stimuli.tsv").unlink(), "Label of row 0 is the number 1443537.022563; expected"),
-    "table without it": (
-        lambda r, s: (r / "stimuli.tsv").write_text("id\tfile\n7\tcat.png\n"),
-        "Label of row 0 is 1443537.022563, which",
-    ),
-    "table of a missing file": (
-        lambda r, s: (r / "stimuli.tsv").write_text("Label\tfile\n1443537.022563\tgone.png\n"),
-        "is 'gone.png', which no pictures in",
-    ),
-    "table without ids": (
-        lambda r, s: (r / "stimuli.tsv").write_text("name\tfile\n7\tcat.png\n"),
-        "stimuli.tsv; expected Label or id beside file",
-    ),
+    "table without it": (table("id\tfile\n7\tcat.png\n"), "Label of row 0 is 1443537.022563, which"),
+    "table of a missing file": (table("Label\tfile\n1443537.022563\tgone.png\n"), "is 'gone.png', which no pictures in"),
+    "table without ids": (table("name\tfile\n7\tcat.png\n"), "stimuli.tsv; expected Label or id beside file"),
     "table without files": (
-        lambda r, s: (r / "stimuli.tsv").write_text("id\tpicture\n7\tcat.png\n"),
+        table("id\tpicture\n7\tcat.png\n"),
         "stimuli.tsv: has columns ['id', 'picture'] and 1 lines; expected id and file",
     ),
-    "table of words": (
-        lambda r, s: (r / "stimuli.tsv").write_text("id\tfile\ncat\tcat.png\n"),
-        "is a number, and line 2 of",
-    ),
-    "ragged table": (
-        lambda r, s: (r / "stimuli.tsv").write_text("id\tfile\n7\n"),
-        "stimuli.tsv: line 2 has 1 cells; expected 2",
-    ),
-    "table twice": (
-        lambda r, s: (r / "stimuli.tsv").write_text("id\tfile\n7\tcat.png\n7.0\tdog.png\n"),
-        "is 7 twice in",
-    ),
+    "table of words": (table("id\tfile\ncat\tcat.png\n"), "is a number, and line 2 of"),
+    "ragged table": (table("id\tfile\n7\n"), "stimuli.tsv: line 2 has 1 cells; expected 2"),
+    "table twice": (table("id\tfile\n7\tcat.png\n7.0\tdog.png\n"), "is 7 twice in"),
     "session 0": (
         lambda r, s: (s.columns["Session"].__setitem__(3, 0), s.write(r / "Subject1.h5")),
         "Session of row 3 is 0; expected 1, 2, ...",
