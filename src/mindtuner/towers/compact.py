@@ -230,10 +230,13 @@ class Autoencoder:
 def pictures_trained_on(path: Path) -> np.ndarray:
     """Hashes of the pictures that generator weights were trained on, int64 (n,), as ``data.stimuli.picture_hashes`` has them.
 
-    Empty for weights that were trained on scenes.
+    Empty for weights that were trained on scenes. Raises UserError where the file cannot be read.
     """
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(TRAINED_ON).numpy() if TRAINED_ON in file.keys() else np.zeros(0, np.int64)  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(TRAINED_ON).numpy() if TRAINED_ON in file.keys() else np.zeros(0, np.int64)  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_part(path: Path, part: str) -> dict[str, torch.Tensor]:
@@ -244,11 +247,15 @@ def read_part(path: Path, part: str) -> dict[str, torch.Tensor]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected generator weights") from error
+        raise _unreadable(path, error) from error
     found = {key.removeprefix(f"{part}."): value.float() for key, value in tensors.items() if key.startswith(f"{part}.")}
     if not found:
         raise UserError(f"{path}: holds no {part}.* tensors; expected weights of mindtuner train-generator")
     return found
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read ({error}); expected generator weights")
 
 
 def load_part(network: torch.nn.Module, path: Path, part: str) -> None:
