@@ -34,11 +34,12 @@ import torch
 from release import forget, make_targets
 
 from mindtuner import runtime
+from mindtuner.claims import goes_on
 from mindtuner.config import load_config
 from mindtuner.data import HalfRows, Subject, Trials, open_cache
 from mindtuner.data.cache import cache_header
 from mindtuner.data.lazy import open_rows
-from mindtuner.files import claim_folder, write_json
+from mindtuner.files import write_json
 from mindtuner.model import BrainNetwork
 from mindtuner.training import Targets, batches, loop
 
@@ -68,7 +69,8 @@ def main() -> None:
     if min(options.steps, options.runs) < 2:
         parser.error("--steps and --runs: expected at least 2, to see how they spread")
     config = load_config(options.config)
-    claim_folder(options.out)
+    goes_on(options.out)  # refuses a folder that holds anything
+    options.out.mkdir(parents=True, exist_ok=True)
     targets = make_targets(options.out, config.model, Count(options.stimuli))
     subjects = {f"subj{n:02d}": make_subject(options.out, n, options) for n in range(1, options.subjects + 1)}
     print(

@@ -52,10 +52,11 @@ PLAN = Plan(
 
 def make_folders(root: Path) -> None:
     """Write the folder; its twin beside it differs in that betas of subject 1 and images come in chunks."""
-    from mindtuner.files import claim_folder
+    from mindtuner.claims import goes_on
     from mindtuner.formats.nsd_release.read import IMAGES, behaviour_folder, betas_path
 
-    claim_folder(root)
+    goes_on(root)  # refuses a folder that holds anything
+    root.mkdir(parents=True, exist_ok=True)
     tables = make(root, PLAN)
     for subject, table in tables.items():
         older_split(behaviour_folder(root, subject), table, SESSIONS[subject - 1] - LATER)

@@ -119,9 +119,9 @@ def make(root: Path, scale: int) -> None:
     """A release of ``scale`` sessions of each subject, and caches of its stimuli."""
     import release
 
+    from mindtuner.claims import goes_on
     from mindtuner.config import load_config
     from mindtuner.data.stimuli import HASH_ALL_BYTES, HASH_SAMPLE
-    from mindtuner.files import claim_folder
     from mindtuner.formats import load
 
     def every(count):
@@ -131,7 +131,8 @@ def make(root: Path, scale: int) -> None:
         size = count * np.dtype(np.float16).itemsize * int(np.prod(release.IMAGE))
         return every(count) if size <= HASH_ALL_BYTES else np.linspace(0, count - 1, HASH_SAMPLE).astype(np.int64)[:, None]
 
-    claim_folder(root)
+    goes_on(root)  # refuses a folder that holds anything
+    root.mkdir(parents=True, exist_ok=True)
     release.make(root, release.Plan((scale,) * SUBJECTS, 25 * scale, 225 * scale, betas=every, images=hashed, width=WIDTH))
     for tar in (root / "wds").rglob("*.tar"):
         release.as_webdataset_writes(tar)

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 from worlds import draw_few
 
 from mindtuner import config
+from mindtuner.claims import claim_folder, releasing
 from mindtuner.config import load_config
 from mindtuner.evaluation.results import load_run
-from mindtuner.files import claim_folder
 from mindtuner.simulation.drawing import KINDS
 from mindtuner.training import METHODS as TRAINED
 from mindtuner.training import load_network, read_card
@@ -154,7 +154,9 @@ def test_the_folder_can_be_replaced_by_force_only(quick, tmp_path):
 
     copied = shutil.copytree(quick, tmp_path / "copy")
     assert call("demo", "--quick", "--out", copied) == 2
-    assert not list(claim_folder(copied, force=True).iterdir())
+    with releasing():
+        assert not claim_folder(copied, force=True)
+    assert not list(copied.iterdir())
 
 
 def test_report_again_gives_the_same_page(quick):

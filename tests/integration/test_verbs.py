@@ -13,12 +13,14 @@ import pytest
 import torch
 import yaml
 from commands import call, refused
+from kills import names
 from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torchvision.models import alexnet
 
+from mindtuner.claims import goes_on
 from mindtuner.config import as_dict, load_config
 from mindtuner.data.stimuli import picture_hashes
 from mindtuner.decoding.decoder import Decoder
@@ -27,7 +29,7 @@ from mindtuner.decoding.reading import PhraseReader, compose
 from mindtuner.decoding.training_images import draw_to_neighbours
 from mindtuner.evaluation.results import load_log, load_run
 from mindtuner.evaluation.schema import METHODS
-from mindtuner.files import read_json, refuse_foreign, write_json
+from mindtuner.files import read_json, write_json
 from mindtuner.formats import load, write
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.pipeline import Results, features
@@ -99,9 +101,6 @@ def entries(run):
 
 
 def test_each_verb_leaves_its_files(lab, report, decoded):
-    def names(run):
-        return {path.name for path in run.iterdir()}
-
     assert names(lab.base) == {"config.yaml", "log.jsonl", "base.safetensors"}
     assert names(lab.tuned) == {
         "config.yaml",
@@ -127,7 +126,7 @@ def test_each_verb_leaves_its_files(lab, report, decoded):
     tables = {"decoded.csv", "decoded_trials.csv"}
     assert names(decoded) == {"config.yaml", "predictions.safetensors", "words.json", "pictures", *tables}
     for run in (lab.base, lab.tuned, report, decoded):
-        refuse_foreign(run)  # --force may replace each of them
+        assert not goes_on(run, force=True)  # it may be replaced
     assert (lab.data / "cache" / "tokens.json").is_file()
     card = read_card(lab.base / "base.safetensors")
     assert card["subjects"] == [102] and card["seed"] == 3 and card["simulated"] is True

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mindtuner import config, runtime
 from mindtuner.config import Config, SimulateConfig, as_dict, load_config
 from mindtuner.errors import UserError
-from mindtuner.files import RUN_FILES, atomic_path, claim_folder, read_json, write_json, write_text
+from mindtuner.files import atomic_path, read_json, write_json, write_text
 from mindtuner.model.prior import TIMESTEPS
 
 # ---- config
@@ -405,48 +405,6 @@ def test_json_that_is_none_is_named(tmp_path, text, message):
         (tmp_path / "v.json").write_text(text)
     with pytest.raises(UserError, match=rf"v\.json: {message}"):
         read_json(tmp_path / "v.json")
-
-
-def test_an_empty_or_new_folder_is_claimed(tmp_path):
-    assert claim_folder(tmp_path / "a" / "b").is_dir()
-    assert claim_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
-    assert not list((tmp_path / "a" / "b").iterdir())
-
-
-def test_another_run_needs_force(tmp_path):
-    (tmp_path / "results.json").write_text("{}")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "x").write_text("x")
-    with pytest.raises(UserError, match="holds another run; expected an empty folder"):
-        claim_folder(tmp_path)
-    assert (tmp_path / "data" / "x").exists()
-    claim_folder(tmp_path, force=True)
-    assert tmp_path.is_dir() and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("foreign", ["thesis.tex", ".git", "src", "config.yaml.bak"])
-def test_force_never_deletes_what_no_run_wrote(tmp_path, foreign):
-    for name in (foreign, "config.yaml", "results.json"):
-        (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds {foreign}, which no run of mindtuner wrote"):
-        claim_folder(tmp_path, force=True)
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_force_replaces_all_that_simulate_writes(simulated):
-    import fnmatch
-
-    for path in simulated.iterdir():
-        assert any(fnmatch.fnmatchcase(path.name, name) for name in RUN_FILES), path.name
-
-
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "file").write_text("x")
-    for force in (False, True):
-        with pytest.raises(UserError, match="is a file; expected a folder"):
-            claim_folder(tmp_path / "file", force)
-    with pytest.raises(UserError, match="cannot be written"):
-        claim_folder(tmp_path / "file" / "inside")
 
 
 # ---- runtime

@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
         *scoring_words(options),
     )
     settings = settings_of(subject, painting(subject.config, options.pictures), command, generator)
-    refuse_other_run(options.out, settings, options.force, "results.json")
+    refuse_other_run(options.out, settings, options.force)
     watch = shared.stopwatch()
     with watch.stage("embed"):
         features = subject.features or embed(dataset, cache, weights=generator_options.weights_of(options))

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{_HELP[field.name]} ({low:.8g} to {high:.8g}; default {field.default:g})",
         )
-    parser.add_argument("--force", action="store_true", help="replace an earlier run in OUT")
+    parser.add_argument("--force", action="store_true", help="replace an earlier simulation in OUT")
 
 
 def add_stimuli(parser: argparse.ArgumentParser, needed: str) -> None:
@@ -76,14 +76,10 @@ def add_stimuli(parser: argparse.ArgumentParser, needed: str) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.config import SimulateConfig
-    from mindtuner.files import claim_folder
-    from mindtuner.simulation.simulate import check_inputs, remove_simulated, simulate
+    from mindtuner.simulation.simulate import simulate
 
     knobs = SimulateConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(SimulateConfig)})
-    check_inputs(knobs, options.cutouts, options.stimuli, options.format)
-    if options.force:
-        remove_simulated(options.out)
-    simulate(claim_folder(options.out, options.force), knobs, options.cutouts, options.stimuli, options.format)
+    simulate(options.out, knobs, options.cutouts, options.stimuli, options.format, options.force)
     print(f"{options.out}: {knobs.subjects} simulated subjects, {knobs.sessions} sessions each")
     if options.format in _NEXT:
         print("next:", _NEXT[options.format].format(out=options.out))

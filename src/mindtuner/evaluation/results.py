@@ -31,8 +31,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from mindtuner.claims import record
 from mindtuner.errors import UserError
 from mindtuner.evaluation.schema import (
     METHODS,
@@ -47,7 +47,7 @@ from mindtuner.evaluation.scores.inputs import as_images
 from mindtuner.evaluation.scores.retrieval import chance_of_pools
 from mindtuner.evaluation.scoring import DIRECTIONS, MethodScores, defined
 from mindtuner.evaluation.statistics import paired_difference
-from mindtuner.files import atomic_path, read_json, write_json, write_text
+from mindtuner.files import read_json, write_arrays, write_json, write_text
 
 DIGITS = 6
 PICTURES, PER_IMAGE = "pictures.safetensors", "per_image.safetensors"
@@ -197,8 +197,7 @@ def save_run(
     validate_words(words, pictures, str(folder / "words.json"))
     validate_per_image(per_image, pictures, str(folder / PER_IMAGE))
     for name, arrays in ((PICTURES, pictures), (PER_IMAGE, per_image)):
-        with atomic_path(folder / name) as part:
-            save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, part)
+        write_arrays(folder / name, arrays)
     write_json(folder / "words.json", words)
     write_json(folder / "results.json", results)
 
@@ -264,6 +263,7 @@ def log_to(folder: str | Path) -> Callable[[dict], None]:
         if line in written:
             return
         try:
+            record(path)
             with path.open("a", encoding="utf-8", newline="\n") as stream:
                 stream.write(line)
         except OSError as error:

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from mindtuner.claims import alone
 from mindtuner.config import load_config
 from mindtuner.data.stimuli import picture_hashes
 from mindtuner.decoding.phrases import split, without_colour
 from mindtuner.errors import UserError
-from mindtuner.files import atomic_path, read_json
+from mindtuner.files import atomic_path, read_json, write_text
 from mindtuner.model.prior import DiffusionPrior
 from mindtuner.model.token_painter import TokenPainter
 from mindtuner.model.word_prior import WordPrior, noise_schedule
@@ -31,6 +32,7 @@ from mindtuner.simulation.scenes import ReservedPictures, SceneStream, generator
 from mindtuner.towers.compact import TRAINED_ON, CompactImageEncoder, CompactTextEncoder, joined_cells
 from mindtuner.towers.efficientnet import prepare
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
+from mindtuner.training.checkpoint import write_state
 from mindtuner.training.optimiser import update_average
 
 PHRASES = 6  # of a caption that are read
@@ -66,25 +68,26 @@ def train_generator(
     ``trained_on``, hashes of the pictures of a folder ``stimuli``, where one takes the place of scenes.
     ``work`` keeps rendered scenes and checkpoints; the same call continues from them. A
     continued run ends with the weights of an unbroken one.
-    Raises UserError where ``work`` belongs to other settings, or ``cutouts`` or ``stimuli`` cannot serve.
+    Raises UserError where ``work`` belongs to other settings, another process works there, or ``cutouts`` or ``stimuli``
+    cannot serve.
     """
     stream = generator_scenes(cutouts, stimuli)  # before anything is written: the folder may not serve
-    _check_settings(work, {"scenes": scenes, "cutouts": str(cutouts or ""), "stimuli": str(stimuli or ""), "seed": seed})
-    trained_on = _trained_on(stream)
-    pixels, captions = _rendered(work, scenes, stream)
-    autoencoder = _fit_autoencoder(work, pixels, autoencoder_steps, seed, log)
-    tokens, phrases = _tokens(work, pixels), Phrases(captions, CompactTextEncoder())
-    prior = _fit_prior(work, tokens, prior_steps, seed, log)
-    painter = _fit_painter(work, pixels, tokens, autoencoder, painter_steps, seed, log)
-    _fit_words(work, out, tokens, phrases, (autoencoder, prior, painter, trained_on), words_steps, seed, log)
+    with alone(work):
+        _check_settings(work, {"scenes": scenes, "cutouts": str(cutouts or ""), "stimuli": str(stimuli or ""), "seed": seed})
+        trained_on = _trained_on(stream)
+        pixels, captions = _rendered(work, scenes, stream)
+        autoencoder = _fit_autoencoder(work, pixels, autoencoder_steps, seed, log)
+        tokens, phrases = _tokens(work, pixels), Phrases(captions, CompactTextEncoder())
+        prior = _fit_prior(work, tokens, prior_steps, seed, log)
+        painter = _fit_painter(work, pixels, tokens, autoencoder, painter_steps, seed, log)
+        _fit_words(work, out, tokens, phrases, (autoencoder, prior, painter, trained_on), words_steps, seed, log)
 
 
 def _check_settings(work: Path, settings: dict) -> None:
     path = work / "settings.json"
     if path.exists() and (found := read_json(path)) != settings:
         raise UserError(f"{path}: holds {json.dumps(found)}; expected {json.dumps(settings)} (or another folder)")
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(settings))
+    write_text(path, json.dumps(settings))
 
 
 def _trained_on(stream: SceneStream | ReservedPictures) -> np.ndarray:
@@ -111,9 +114,8 @@ def _rendered(work: Path, count: int, stream: SceneStream | ReservedPictures) ->
                 )
                 file.write(small[0].round().clamp(0, 255).to(torch.uint8).numpy().tobytes())
                 captions.append(scene.captions)
-        with atomic_path(caption_path) as part:
-            part.write_text(json.dumps(captions))
-    return np.load(image_path, mmap_mode="r"), [tuple(c) for c in json.loads(caption_path.read_text())]
+        write_text(caption_path, json.dumps(captions))
+    return np.load(image_path, mmap_mode="r"), [tuple(c) for c in json.loads(caption_path.read_text(encoding="utf-8"))]
 
 
 def _randomness(seed: int, stage: str, step: int) -> tuple[np.random.Generator, torch.Generator]:
@@ -160,17 +162,16 @@ def _train(
     start, recent = time.perf_counter() - state["seconds"], []
 
     def save(step: int) -> None:
-        with atomic_path(path) as part:
-            torch.save(
-                {
-                    "network": network.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "step": step,
-                    "seconds": time.perf_counter() - start,
-                    "average": average,
-                },
-                part,
-            )
+        write_state(
+            path,
+            {
+                "network": network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+                "seconds": time.perf_counter() - start,
+                "average": average,
+            },
+        )
         save_weights(average, step)
 
     for done in progress(range(done + 1, steps + 1), stage, unit="step"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mindtuner.claims import releasing
 from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset
 from mindtuner.data.hold_out import category_words
@@ -216,6 +217,7 @@ class Base:
         return dataclasses.replace(self, path=Path(folder) / hub.MODEL)
 
 
+@releasing()
 def pretrain(
     dataset: Dataset,
     features: Features,

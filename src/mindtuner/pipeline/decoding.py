@@ -9,15 +9,15 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import save_file
 
+from mindtuner.claims import releasing
 from mindtuner.config import as_dict
 from mindtuner.data import Dataset, Stimuli, Trials
 from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import rounded
-from mindtuner.files import atomic_path, file_digest, write_json, write_text
+from mindtuner.files import atomic_path, file_digest, write_arrays, write_json, write_text
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.generators.full_size import batch_for
 from mindtuner.generators.painter import Painter
@@ -93,6 +93,7 @@ def choose(
     return Chosen(found, images, np.searchsorted(images, sorted(wanted)))
 
 
+@releasing()
 def decode(
     subject: TunedSubject,
     dataset: Dataset,
@@ -273,8 +274,7 @@ def paint_missing(
 
 def _save(path: Path, found: Predictions) -> None:
     arrays = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    with atomic_path(path) as part:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}, part)
+    write_arrays(path, {name: array for name, array in arrays.items() if array is not None})
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+from mindtuner.claims import finish, releasing, remove
 from mindtuner.config import Config, SimulateConfig, load_config
 from mindtuner.data import Dataset
 from mindtuner.data.hold_out import shows
@@ -88,6 +88,7 @@ def is_whole(data: Path) -> bool:
     return (data / MASKS).exists()  # written last
 
 
+@releasing()
 def run_demo(
     out: str | Path,
     config: Config,
@@ -164,7 +165,8 @@ def run_demo(
             with atomic_path(out / "demo.png") as part:
                 contact_sheet(out, shown).save(part, "PNG")
     if not keep_data:
-        shutil.rmtree(out / "data")
+        remove(out / "data")
+    finish(out)
     return results
 
 
@@ -179,10 +181,8 @@ def _claim(out: Path, settings: str, force: bool) -> None:
 
     Of a stopped run the dataset is kept, where it is whole, and what pretraining had done.
     """
-    if not claim(out, settings, force, finished="results.json"):
+    if not claim(out, settings, force):
         return
-    if not is_whole(out / "data"):
-        shutil.rmtree(out / "data", ignore_errors=True)
     log_to(out)  # drops a line that a killed process left unfinished
     # Until the base is there, pretraining logs again what it had done.
     kept = load_log(out) if (out / FILE).exists() else []

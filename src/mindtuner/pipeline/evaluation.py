@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mindtuner import runtime
+from mindtuner.claims import finish, releasing
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Subject
 from mindtuner.data.splits import refuse_other_split
@@ -49,6 +50,7 @@ from mindtuner.pipeline.words import phrase_reader
 PARTS = "painted"  # folder of the pictures of a run that goes on
 
 
+@releasing()
 def evaluate(
     subject: TunedSubject,
     dataset: Dataset,
@@ -130,7 +132,7 @@ def evaluate(
     if out is not None:
         out = Path(out)
         refuse_overlap(out, dataset=dataset.root, features=features.folder, **_named_files(subject))
-        claim(out, settings_of(subject, config, command, generator), force, "results.json")
+        claim(out, settings_of(subject, config, command, generator), force)
         write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
         parts = out / PARTS
     before = [command_in(path.parent / SETTINGS) for path in _files(subject)]
@@ -153,6 +155,7 @@ def evaluate(
     if out is not None and parts is not None:
         results = results.save(out)
         shutil.rmtree(parts, ignore_errors=True)
+        finish(out)
     return results
 
 

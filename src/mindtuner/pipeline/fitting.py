@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindtuner.claims import releasing
 from mindtuner.config import Config
 from mindtuner.data import Dataset, Subject
 from mindtuner.errors import UserError
@@ -24,6 +25,7 @@ from mindtuner.training.monitor import Log
 from mindtuner.training.pretrain import before_brains
 
 
+@releasing()
 def fit(
     subject: Subject,
     features: Features,

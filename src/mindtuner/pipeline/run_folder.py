@@ -8,14 +8,14 @@ from pathlib import Path
 
 import yaml
 
+from mindtuner.claims import SETTINGS, claim_folder, goes_on
 from mindtuner.config import Config, as_dict
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_log, log_to
-from mindtuner.files import claim_folder, refuse_full_folder, write_text
+from mindtuner.files import write_text
 from mindtuner.processes import processes
 from mindtuner.training.monitor import Log
 
-SETTINGS = "config.yaml"
 _logger = logging.getLogger(__name__)
 
 
@@ -35,36 +35,30 @@ def command_in(settings: Path) -> str | None:
     return first.removeprefix("# ") if first.startswith("# mindtuner") else None
 
 
-def refuse_other_run(run: Path, settings: str, force: bool = False, finished: str | None = None) -> bool:
+def refuse_other_run(run: Path, settings: str, force: bool = False) -> bool:
     """Whether ``run`` holds what a run of the same settings left.
 
     Raises UserError where it holds something else, or a run that is over, and ``force`` is not given.
     """
-    path = run / SETTINGS
-    same = path.is_file() and path.read_bytes() == settings.encode()
-    goes_on = same and not force and not (finished is not None and (run / finished).exists())
-    if not goes_on:
-        refuse_full_folder(run, force)
-    return goes_on
+    return goes_on(run, settings, force=force)
 
 
-def claim(run: Path, settings: str, force: bool = False, finished: str | None = None) -> bool:
+def claim(run: Path, settings: str, force: bool = False) -> bool:
     """Make ``run`` this run's: True where it holds what a run of the same settings left, else it is empty but for them.
 
-    ``finished``: a file with which a run is over, and the folder refused. Raises UserError where the folder holds
-    something else and ``force`` is not given.
+    It is let go where ``mindtuner.claims.releasing`` ends. Raises UserError where the folder holds something else, or a run
+    that is over (``mindtuner.claims.finish``), and ``force`` is not given; and where another process writes there.
     """
     if processes().index > 0:  # the first claims for all
         processes().wait()
         return True
-    goes_on = refuse_other_run(run, settings, force, finished)
-    if goes_on:
+    left = claim_folder(run, settings, force=force)
+    if left:
         _logger.info("%s: going on with this run", run)
-    else:
-        claim_folder(run, force)
+    if not (run / SETTINGS).exists():
         write_text(run / SETTINGS, settings)
     processes().wait()
-    return goes_on
+    return left
 
 
 def log_of(run: Path) -> Log:

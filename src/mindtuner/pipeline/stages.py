@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from mindtuner import runtime
 from mindtuner.config import Config
@@ -26,7 +26,7 @@ from mindtuner.evaluation.scores.objects import Recognition
 from mindtuner.evaluation.scores.preparation import OURS, PUBLISHED
 from mindtuner.evaluation.scores.retrieval import POOL, Retrieval, top5_ids
 from mindtuner.evaluation.scoring import MethodScores, Truth, retrieve, score_methods
-from mindtuner.files import atomic_path, read_json, write_json
+from mindtuner.files import read_json, write_arrays, write_json
 from mindtuner.generators.painter import Painter
 from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.painting import Painted, paint
@@ -281,10 +281,8 @@ def paint_all(
 
 def _keep(part: Path | None, painted: Painted) -> None:
     if part is not None:
-        part.parent.mkdir(exist_ok=True)
         write_json(part.with_suffix(WRITTEN), {"written": painted.written})
-        with atomic_path(part.with_suffix(PICTURES)) as path:  # last: a part that has it is whole
-            save_file({stage: np.ascontiguousarray(array) for stage, array in painted.stages.items()}, path)
+        write_arrays(part.with_suffix(PICTURES), painted.stages)  # last: a part that has it is whole
 
 
 def score_all(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindtuner.claims import releasing
 from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset, Subject
 from mindtuner.data.nsd import TRIALS
@@ -33,6 +34,7 @@ from mindtuner.training.fingerprint import base_hash
 from mindtuner.training.monitor import Log
 
 
+@releasing()
 def tune(
     base: Base | str | Path,
     subject: Subject,

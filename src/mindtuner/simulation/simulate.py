@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from mindtuner.claims import claim_folder, empty, finish, releasing
 from mindtuner.config import KNOB_LIMITS, SimulateConfig
 from mindtuner.data import nsd
 from mindtuner.data.dataset import CARD
 from mindtuner.data.surface import load_atlas
 from mindtuner.data.zscore import zscore
 from mindtuner.errors import UserError
-from mindtuner.files import atomic_path, filled, read_json, write_json
+from mindtuner.files import filled, write_arrays, write_json
 from mindtuner.formats import mosaic, named, nsd_release, write
 from mindtuner.formats.mosaic.write import place
 from mindtuner.formats.nsd_release import write as release_writer
@@ -29,20 +31,6 @@ from mindtuner.simulation.scenes import FolderScenes, Scene, SceneStream, render
 from mindtuner.simulation.semantic import semantic_features
 
 TRIAL_SECONDS = 4.0
-# What formats other than the NSD release put into a folder beside what every run may write. Real data have these names too.
-_WRITTEN = (
-    "nsddata",
-    "nsddata_betas",
-    "nsddata_stimuli",
-    "annotations",
-    "derivatives",
-    "splits",
-    "stimuli",
-    "sub-0[1-8]",
-    "sub-0[1-8]_NSD.hdf5",
-    "sub-0[1-8].h5",
-    "nsd_stiminfo.tsv",
-)
 
 
 def simulate(
@@ -51,8 +39,11 @@ def simulate(
     cutouts: Path | None = None,
     stimuli: Path | None = None,
     format: str = "nsd_release",
+    force: bool = False,
 ) -> None:
     """Write a simulated NSD into an empty folder, with the known truth beside it.
+
+    Where a kill stopped it, the same call starts over.
 
     The truth goes to ``out/truth``: per subject noise ceilings, fingerprint strengths and the cortical sheet, and what each
     stimulus shows. All formats hold the same trials of the same brains: others are made of the NSD release, which is written
@@ -74,12 +65,14 @@ def simulate(
         Folder of whole captioned images, which take the place of scenes.
     format : str
         Whose files to write: ``nsd_release``, ``nsd_raw``, ``lab_folder``, ``laion``, ``mosaic`` or ``bdata``.
+    force : bool
+        Replace an earlier simulation in ``out``.
 
     Raises
     ------
     UserError
-        Naming the knob that is out of range, or the folder that cannot serve; for an unknown format; and where cortical
-        parcels are needed and not installed.
+        Naming the knob that is out of range, or the folder that cannot serve; for an unknown format; where cortical parcels
+        are needed and not installed; and where ``out`` holds anything else.
 
     Examples
     --------
@@ -88,45 +81,43 @@ def simulate(
     >>> simulate("simulated", SimulateConfig(subjects=2, sessions=1))  # doctest: +SKIP
     """
     out = Path(out)
-    if format == nsd_release.FORMAT.name:
-        _simulate_release(out, knobs, cutouts, stimuli)
-        return
-    check_inputs(knobs, cutouts, stimuli, format)
+    check_inputs(knobs, format=format)
+    plan = Plan(knobs)
+    scene_of = _scenes(plan, cutouts, stimuli)
+    shown = f"folder {stimuli}" if stimuli else f"scenes of cut-outs in {cutouts}" if cutouts else "drawn scenes"
+    card = {
+        "simulated": True,
+        "simulated_scenes": stimuli is None,
+        "zscore": "train_trials",
+        "stimuli": shown,
+        "simulate": dataclasses.asdict(knobs),
+    }
+    with releasing():
+        if claim_folder(out, json.dumps({"format": format, **card}), "simulate", force):
+            empty(out)
+        if format == nsd_release.FORMAT.name:
+            _simulate_release(out, plan, scene_of, card)
+        else:
+            _simulate_other(out, plan, scene_of, card, format)
+        finish(out)
+
+
+def _simulate_other(out: Path, plan: Plan, scene_of: Callable[[int], Scene], card: dict, format: str) -> None:
     with filled(out, first=CARD) as part:
         made = part / "made"
-        _simulate_release(made, knobs, cutouts, stimuli)
+        _simulate_release(made, plan, scene_of, card)
         dataset = nsd_release.FORMAT.load(made)
         write(part, dataset, format)
         if format == mosaic.FORMAT.name:
-            with atomic_path(made / "truth" / "placement.safetensors") as file:
-                save_file({f"subj0{number}": place(subject) for number, subject in dataset.subjects.items()}, file)
+            placed = {f"subj0{number}": place(subject) for number, subject in dataset.subjects.items()}
+            write_arrays(made / "truth" / "placement.safetensors", placed)
         (made / "truth").rename(part / "truth")
         shutil.rmtree(made)
 
 
-def remove_simulated(out: str | Path) -> None:
-    """Delete what an earlier ``simulate`` put into ``out`` under names that real data have, if its card says so."""
-    out = Path(out)
-    if not (out / CARD).is_file() or not (said := read_json(out / CARD)).get("simulated") or "simulate" not in said:
-        return
-    for path in (path for name in _WRITTEN for path in out.glob(name)):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _simulate_release(out: Path, knobs: SimulateConfig, cutouts: Path | None, stimuli: Path | None) -> None:
-    check_knobs(knobs)
-    plan = Plan(knobs)
-    scene_of = _scenes(plan, cutouts, stimuli)
-    release_writer.write_card(
-        out,
-        {
-            "simulated": True,
-            "simulated_scenes": stimuli is None,
-            "zscore": "train_trials",
-            "stimuli": f"folder {stimuli}" if stimuli else f"scenes of cut-outs in {cutouts}" if cutouts else "drawn scenes",
-            "simulate": dataclasses.asdict(knobs),
-        },
-    )
+def _simulate_release(out: Path, plan: Plan, scene_of: Callable[[int], Scene], card: dict) -> None:
+    knobs = plan.knobs
+    release_writer.write_card(out, card)
     release_writer.write_shared(out, plan.is_shared)
     early, labels, captions = _write_stimuli(out, scene_of, plan.count)
     release_writer.write_captions(out, captions)
@@ -149,8 +140,7 @@ def _simulate_release(out: Path, knobs: SimulateConfig, cutouts: Path | None, st
         betas = zscore(measure(brain, rows, table.session, knobs.noise), table.session, ~table.is_shared)
         release_writer.write_betas(out, number, [betas], betas.shape)
         release_writer.write_behaviour(out, number, table)
-        with atomic_path(out / "truth" / f"subj0{number}.safetensors") as part:
-            save_file({name: np.ascontiguousarray(value) for name, value in brain.truth().items()}, part)
+        write_arrays(out / "truth" / f"subj0{number}.safetensors", brain.truth())
         masks[number], stimulus[number] = brain.rois, table.stimulus
     release_writer.write_indices(out, stimulus)
     release_writer.write_masks(out, masks)  # last: a folder without it is no dataset, so one that was cut short is refused
@@ -242,7 +232,7 @@ class Plan:
         )
 
 
-def _scenes(plan: Plan, cutouts: Path | None, stimuli: Path | None):
+def _scenes(plan: Plan, cutouts: Path | None, stimuli: Path | None) -> Callable[[int], Scene]:
     """The scene of each stimulus id. Test scenes come from their own stream and, when drawn, their own cut-outs."""
     if stimuli is not None:
         return FolderScenes(stimuli, plan.count, plan.knobs.seed)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mindtuner.claims import join
 from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset, Subject, Trials
 from mindtuner.data.splits import split_of
@@ -337,13 +338,13 @@ def _one_thread() -> Iterator[None]:
 def _open(opens: Callable[[], Bench]) -> None:
     torch.set_num_threads(1)
     _opened[:] = [opens()]
+    join(_opened[0].out)
 
 
 def _pretrain(count: int) -> None:
     bench = _opened[0]
     kept, path = bench.others[:count], bench.base_file(count)
     dataset = replace(bench.dataset, subjects={number: bench.dataset.subjects[number] for number in kept})
-    path.parent.mkdir(exist_ok=True)
     pretrain_into(path, dataset, bench.features, bench.config, {**bench.card, "subjects": kept})
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from mindtuner.claims import releasing
 from mindtuner.data import Dataset
 from mindtuner.errors import UserError
 from mindtuner.files import write_json, write_text
@@ -70,6 +71,7 @@ class FingerprintMaps:
         return "\n".join(lines)
 
 
+@releasing()
 def map_fingerprint(
     tuned: TunedSubject,
     dataset: Dataset,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mindtuner.claims import releasing
 from mindtuner.config import Config
 from mindtuner.errors import UserError
 from mindtuner.files import write_json
@@ -26,6 +27,7 @@ class Study:
         return self.text
 
 
+@releasing()
 def run_ablation(
     out: str | Path,
     *,
@@ -101,6 +103,7 @@ def run_ablation(
     return Study(results, chance, ablate.text(table, chance), page.write_ablation(bench.out, setting, table))
 
 
+@releasing()
 def run_curve(
     out: str | Path,
     *,

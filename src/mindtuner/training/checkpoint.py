@@ -67,8 +67,6 @@ class Checkpoint:
         """
         if self.path is None:
             return False
-        if processes().index == 0:
-            _remove_torn_writes(self.path)
         if not broadcast_from_first(self.path.exists()):
             return False
         saved = _read(self.path)
@@ -88,14 +86,18 @@ class Checkpoint:
         self.last_good = f"{self.path} at step {now.step}"
         if processes().index != 0:
             return
-        state = {"kind": KIND, "settings": self.settings, "parts": parts}
-        with atomic_path(self.path) as temporary, temporary.open("wb") as file:
-            try:
-                torch.save(state, file)
-            except RuntimeError as error:  # its way of saying that the disk is full
-                raise OSError(" ".join(str(error).split())) from error
-            file.flush()
-            os.fsync(file.fileno())  # a power cut after the replacement must not leave an empty file
+        write_state(self.path, {"kind": KIND, "settings": self.settings, "parts": parts})
+
+
+def write_state(path: Path, state: dict) -> None:
+    """Write plain values and tensors as torch does, atomically. Raises UserError where it cannot be written."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # its way of saying that the disk is full
+            raise OSError(" ".join(str(error).split())) from error
+        file.flush()
+        os.fsync(file.fileno())  # a power cut after the replacement must not leave an empty file
 
 
 def _in_shards(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -111,18 +113,11 @@ def remove_checkpoint(path: str | Path) -> None:
     """Remove what ``pretrain`` or ``tune`` left at ``path``; call it when the network that they returned is saved."""
     for file in (Path(path), pivot_checkpoint(path)):
         file.unlink(missing_ok=True)
-        _remove_torn_writes(file)
 
 
 def pivot_checkpoint(path: str | Path) -> Path:
     """Where pretraining with a checkpoint at ``path`` keeps that of the Pivot, which it trains first."""
     return Path(path).with_name(f"{Path(path).name}.pivot")
-
-
-def _remove_torn_writes(path: Path) -> None:
-    """Files that a process killed while writing left beside ``path``."""
-    for torn in path.parent.glob(f".{path.name}.*.part"):
-        torn.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict:

@@ -154,7 +154,7 @@ def test_force_refuses_a_folder_with_foreign_files(tmp_path, capsys):
     for name in ("notes.txt", "config.yaml", "results.json"):
         (tmp_path / name).write_text("mine")
     refused(capsys, ["simulate", tmp_path, *TINY], "holds another run")
-    refused(capsys, ["simulate", tmp_path, *TINY, "--force"], "notes.txt", "--force will not delete")
+    refused(capsys, ["simulate", tmp_path, *TINY, "--force"], "config.yaml", "--force will not delete")
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -201,7 +201,7 @@ def test_demo_refuses_before_it_writes(tmp_path, capsys, untrained_generator):
     (out / "results.json").write_text("{}")
     refused(capsys, ["demo", "--out", out, "--generator", untrained_generator], "holds another run")
     (out / "thesis.tex").write_text("mine")
-    refused(capsys, ["demo", "--out", out, "--generator", untrained_generator, "--force"], "thesis.tex")
+    refused(capsys, ["demo", "--out", out, "--generator", untrained_generator, "--force"], "holds results.json but no list")
     assert (out / "thesis.tex").read_text() == "mine"
 
 

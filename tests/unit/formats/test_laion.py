@@ -14,6 +14,7 @@ import pytest
 from commands import call, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kills import torn
 from lab_files import make_lab
 from laion_files import (
     OOD,
@@ -292,7 +293,7 @@ def test_a_conversion_that_was_stopped_goes_on_where_it_was(truth, monkeypatch):
         converted(truth)
     out = truth.root.parent / "out"
     assert sorted(path.name for path in out.iterdir()) == ["betas"]
-    (out / "betas/.sub-03.part/.ses-04.npy.7.part").touch()  # of a process that was killed
+    torn(out / "betas/.sub-03.part/ses-04.npy")
     again = []
     monkeypatch.setattr(module, "blocks_of", lambda betas: again.append(betas.path) or real(betas))
     dataset = converted(truth)

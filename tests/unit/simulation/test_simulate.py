@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kills import names
 from safetensors.numpy import load_file
 from worlds import TINY
 
@@ -327,13 +328,13 @@ def test_the_verb_writes_each_format_with_its_truth_and_force_replaces_it(made_b
     for name, files in WRITTEN.items():
         assert main(["simulate", str(out), "--subjects", "2", "--format", name, "--force"]) == 0
         assert format_of(out).name == name
-        assert {path.name for path in out.iterdir()} == files | {"dataset.json", "truth"}
+        assert names(out) == files | {"dataset.json", "truth"}
         for path in (simulated / "truth").iterdir():
             assert (out / "truth" / path.name).read_bytes() == path.read_bytes()
         said = capsys.readouterr().out
         assert ("convert nsd" in said, "convert mosaic" in said) == (name == "nsd_raw", name == "mosaic")
         assert main(["simulate", str(out), "--format", name]) == 2
-    (out / "dataset.json").write_text('{"simulated": false}')  # names that real data have are not deleted for the asking
+    (out / ".mindtuner-run").unlink()  # names that real data have are not deleted for the asking
     assert main(["simulate", str(out), "--force"]) == 2 and (out / "sub-01_NSD.hdf5").exists()
 
 

@@ -18,6 +18,7 @@ from mindtuner.data.lazy import FileRows
 from mindtuner.data.stimuli import Stimuli
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
+from mindtuner.processes import processes
 
 
 def build_cache(
@@ -47,8 +48,11 @@ def build_cache(
     folder = Path(folder)
     header = cache_header((len(stimuli), *shape), dtype, identity, stimuli.hash)
     inputs = inputs or stimuli.images
+    part = Part(folder, name, header, batch)
     if not _is_whole(folder, name, header):
-        Part(folder, name, header, batch).build(lambda ids: compute(inputs(ids)), title)
+        part.build(lambda ids: compute(inputs(ids)), title)
+    elif processes().index == 0:
+        part.tidy()  # killed right after the seal
     return open_cache(folder, name, identity, stimuli.hash)
 
 

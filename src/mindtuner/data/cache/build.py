@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
+from mindtuner.claims import drop_lock, record, take_lock
 from mindtuner.errors import UserError
 from mindtuner.files import read_json, write_json
 from mindtuner.processes import processes
@@ -58,23 +58,16 @@ class Part:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other launches out; whoever holds the lock loses it when it ends, however it ends."""
-        lock = FileLock(self.lock)
         with disk_errors(self.data):
             self.lock.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout as error:
-                raise UserError(
-                    f"{self.data}: is being written by another process; expected one build of a cache at a time"
-                ) from error
+            record(self.lock)
+            lock = take_lock(self.lock, f"{self.data}: is being written by another process")
         try:
             if self.seal.exists():
                 raise UserError(f"{self.seal}: another process has just finished it; give the same command again")
             yield
         finally:
-            lock.release()
-        with contextlib.suppress(OSError):  # who takes it by now finds the cache sealed; Windows deletes no file in use
-            self.lock.unlink()
+            drop_lock(lock)
 
     def _goes_on(self) -> bool:
         """Whether what is on disk is a part of exactly this cache."""
@@ -87,6 +80,7 @@ class Part:
 
     def _prepare(self) -> None:
         with disk_errors(self.data):
+            record(self.whole, self.data, self.done)
             if not self.data.exists() and self.done.is_file() and 0 not in self.done.read_bytes():
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(self.whole, self.data)  # killed between the two steps of sealing
@@ -122,6 +116,10 @@ class Part:
         with disk_errors(self.whole):
             os.replace(self.data, self.whole)
         write_json(self.seal, self.header)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a sealed cache needs no more."""
         for path in (self.state, self.done):
             path.unlink(missing_ok=True)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mindtuner.claims import claim_folder, empty, finish, releasing
 from mindtuner.data.dataset import CARD
-from mindtuner.files import claim_folder, filled
+from mindtuner.files import filled
 from mindtuner.formats.bdata.read import load_bdata
 from mindtuner.formats.lab_folder import write as lab_writer
 
 
+@releasing()
 def convert_bdata(
     root: str | Path,
     out: str | Path,
@@ -46,7 +49,9 @@ def convert_bdata(
     """
     out = Path(out)
     dataset = load_bdata(root, voxels=voxels, label=label, session=session, train=train, test=test)
-    claim_folder(out)
+    settings = {"root": root, "voxels": voxels, "label": label, "session": session, "train": train, "test": test}
+    if claim_folder(out, json.dumps(settings, default=str), "convert bdata"):
+        empty(out)
     for number, subject in dataset.subjects.items():
         say(
             f"subject {number} ({dataset.card['subjects'][str(number)]}): {len(subject.trials)} trials, "
@@ -54,4 +59,5 @@ def convert_bdata(
         )
     with filled(out, first=CARD) as part:
         lab_writer.write(part, dataset)
+    finish(out)
     return dataset.card

@@ -15,6 +15,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from mindtuner.claims import LOCK, alone
 from mindtuner.data.dataset import CARD, count_repeats
 from mindtuner.download import check_space, size_of
 from mindtuner.errors import UserError
@@ -133,15 +134,17 @@ def convert_laion(
     notes = {name: [] for name in chosen}
     used = {name: _used(name, sides, scans, notes[name]) for name, sides in chosen.items()}
     _check_pictures(pictures, {label for by_trial in used.values() for labels in by_trial.values() for label in labels})
-    _claim(out)
-    check_space(out, _to_come(out, scans))
-    for one in scans:
-        _write_betas(out, one, _made_of(root, one, regions, noise_ceiling), say)
-    cards = {name: _card(root, files, name, scans, regions, noise_ceiling, notes[name]) for name in chosen}
-    for name, card in cards.items():
-        for line in notes[name]:
-            say(f"{name}: {line}")
-        _write_split(out, name, card, scans, used[name], pictures, say)
+    _refuse_other(out)
+    with alone(out):
+        (out / DONE).mkdir(exist_ok=True)
+        check_space(out, _to_come(out, scans))
+        for one in scans:
+            _write_betas(out, one, _made_of(root, one, regions, noise_ceiling), say)
+        cards = {name: _card(root, files, name, scans, regions, noise_ceiling, notes[name]) for name in chosen}
+        for name, card in cards.items():
+            for line in notes[name]:
+                say(f"{name}: {line}")
+            _write_split(out, name, card, scans, used[name], pictures, say)
     return cards
 
 
@@ -260,15 +263,11 @@ def _check_pictures(folder: Path, labels: set[str]) -> None:
         )
 
 
-def _claim(out: Path) -> None:
+def _refuse_other(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; expected a folder for the output")
-    if out.is_dir() and any(out.iterdir()) and not (out / DONE).is_dir():
+    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()) and not (out / DONE).is_dir():
         raise UserError(f"{out}: holds other files; expected an empty folder, or one that convert laion began")
-    try:
-        (out / DONE).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); expected a writable folder") from error
 
 
 def _made_of(root: Path, one: Scans, regions: Sequence[str], noise_ceiling: float) -> dict:
@@ -303,8 +302,6 @@ def _write_betas(out: Path, one: Scans, made_of: dict, say: Callable[[str], obje
     if folder.exists():
         say(f"{one.person}: betas are there already")
         return
-    for path in work.glob(".*.part"):  # of a run that was killed
-        path.unlink()
     write_json(work / MADE_OF, made_of)
     parts = [work / f"{session.name}.npy" for session in one.sessions]
     for session, part in zip(one.sessions, parts, strict=True):

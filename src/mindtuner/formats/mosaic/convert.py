@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from mindtuner.claims import claim_folder, empty, finish, releasing
 from mindtuner.data.dataset import CARD
 from mindtuner.data.surface import GROUPS
 from mindtuner.errors import UserError
-from mindtuner.files import claim_folder, filled
+from mindtuner.files import filled
 from mindtuner.formats.lab_folder import write as lab_writer
 from mindtuner.formats.mosaic.read import load_mosaic, mosaic_files
 
 
+@releasing()
 def convert_mosaic(
     root: str | Path,
     out: str | Path,
@@ -58,7 +61,9 @@ def convert_mosaic(
     if not files:
         raise UserError(f"{root}: no subject; expected MOSAIC's files such as sub-01_NSD.hdf5")
     dataset = load_mosaic(files, tables, own_stimuli if stimuli is None else stimuli, regions, split)
-    claim_folder(out)
+    settings = {"root": root, "regions": list(regions), "stimuli": stimuli, "split": split}
+    if claim_folder(out, json.dumps(settings, default=str), "convert mosaic"):
+        empty(out)
     for number, subject in dataset.subjects.items():
         say(
             f"subject {number} ({dataset.card['subjects'][str(number)]}): {len(subject.trials)} trials, "
@@ -68,4 +73,5 @@ def convert_mosaic(
         say(note)
     with filled(out, first=CARD) as part:
         lab_writer.write(part, dataset)
+    finish(out)
     return dataset.card

@@ -6,7 +6,7 @@ folder stands in its card, and any other is refused there.
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mindtuner.claims import claim_folder, releasing
 from mindtuner.data import nsd
 from mindtuner.data.dataset import CARD
 from mindtuner.data.lazy import open_rows
 from mindtuner.data.stimuli import IMAGE_SHAPE
 from mindtuner.data.zscore import FEWEST, Statistics, mean_and_sd, pool, standardise
 from mindtuner.errors import UserError
-from mindtuner.files import claim_folder, read_json
+from mindtuner.files import read_json
 from mindtuner.formats.nsd_raw import read as raw
 from mindtuner.formats.nsd_raw.volumes import read_mask, read_rois, read_session, session_trials
 from mindtuner.formats.nsd_release import write as release_writer
@@ -48,6 +49,7 @@ class Scans:
         return len(self.table), len(self.rois["nsd_general"])
 
 
+@releasing()
 def convert_nsd(
     root: str | Path,
     out: str | Path,
@@ -103,10 +105,13 @@ def convert_nsd(
     card = _card(root, scans, files)
     for line in _found(scans, texts):
         say(line)
-    _claim(out, card, force)
-    if (out / MASKS).exists():
-        say(f"{out}: whole already")
-        return card
+    if not force and (out / CARD).exists():
+        _compare(out / CARD, read_json(out / CARD), card)
+        if (out / MASKS).exists():
+            say(f"{out}: whole already")
+            return card
+    claim_folder(out, json.dumps(card), "convert nsd", force)
+    release_writer.write_card(out, card)
     release_writer.write_shared(out, design.is_shared)
     release_writer.write_captions(out, texts)
     if _is_whole(out / IMAGES, "images", (count, *IMAGE_SHAPE)):
@@ -270,19 +275,6 @@ def _found(scans: list[Scans], captions: list[tuple[str, ...]]) -> Iterator[str]
             yield f"{name}: {subject.assumed}"
     without = sum(not texts for texts in captions)
     yield f"captions: {len(captions) - without} images have some, {without} have none"
-
-
-def _claim(out: Path, card: dict, force: bool) -> None:
-    """Make ``out`` a folder that this conversion may fill or go on with; nothing else may be there."""
-    left = [path for path in out.rglob(".*.part") if re.fullmatch(r"\..+\.\d+\.part", path.name)] if out.is_dir() else []
-    begun = out / CARD
-    if not force and begun.exists():
-        _compare(begun, read_json(begun), card)
-    elif force or not left or any(path not in left for path in out.iterdir()):
-        claim_folder(out, force)
-    for path in left:  # of a run that was killed; up to the size of all images
-        path.unlink(missing_ok=True)
-    release_writer.write_card(out, card)
 
 
 def _compare(path: Path, found: dict, wanted: dict, parent: str = "") -> None:
