@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from commands import call
+from kills import names
 from safetensors.numpy import load_file
 from worlds import draw_few
 
@@ -38,8 +39,7 @@ def results(quick):
 
 
 def test_it_leaves_a_whole_run_folder(quick):
-    names = {path.name for path in quick.iterdir()}
-    assert names == {
+    assert names(quick) == {
         "config.yaml",
         "log.jsonl",
         "results.json",

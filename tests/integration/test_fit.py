@@ -29,11 +29,11 @@ def alone(simulated, tmp_path_factory):
 
 def test_a_run_folder_of_fit_is_evaluated_and_decoded_like_one_of_tune(alone, simulated):
     folder, words = alone
-    names = ("base", "ridge", "from_scratch", "shuffled_brain")
-    assert {path.name for path in words[1].iterdir()} == {
+    networks = ("base", "ridge", "from_scratch", "shuffled_brain")
+    assert names(words[1]) == {
         "config.yaml",
         "log.jsonl",
-        *(f"{name}.safetensors" for name in names),
+        *(f"{name}.safetensors" for name in networks),
     }
     assert read_card(words[1] / "base.safetensors")["subjects"] == []
     cache = ("--cache", folder / "cache")

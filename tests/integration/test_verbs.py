@@ -305,7 +305,7 @@ def test_a_killed_pretraining_goes_on_to_the_same_bits(lab, tmp_path, monkeypatc
     assert "going on" in capsys.readouterr().out
     assert (tmp_path / "run" / "base.safetensors").read_bytes() == (lab.base / "base.safetensors").read_bytes()
     assert entries(tmp_path / "run") == entries(lab.base)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "log.jsonl", "base.safetensors"}
+    assert names(tmp_path / "run") == {"config.yaml", "log.jsonl", "base.safetensors"}
 
 
 def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monkeypatch):
@@ -313,7 +313,7 @@ def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monk
     with monkeypatch.context() as patch:
         stop_at_step(patch, 17)  # two epochs of five steps each
         assert call(*again, "--method", "mindtuner", "ridge_only") == 130
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+    assert names(tmp_path / "run") == {
         "config.yaml",
         "log.jsonl",
         "fingerprint.safetensors",
@@ -322,7 +322,7 @@ def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monk
     with monkeypatch.context() as patch:
         stop_at_step(patch, 15)
         assert call(*again) == 0
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+    assert names(tmp_path / "run") == {
         "config.yaml",
         "log.jsonl",
         "fingerprint.safetensors",

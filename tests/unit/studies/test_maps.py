@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from commands import refused
+from kills import names
 from networks import V, network_with
 from safetensors.numpy import load_file, save_file
 from scipy.spatial import ConvexHull
 from scipy.stats import kstest, spearmanr
 from torch.autograd.functional import jacobian
 
+from mindtuner.claims import LIST
 from mindtuner.cli import main
 from mindtuner.errors import UserError
 from mindtuner.formats import load, write
@@ -245,7 +247,12 @@ def test_the_verb_writes_tables_maps_and_what_was_recovered(tuned, simulated, tm
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert main(["fingerprint", str(folder), str(simulated), str(out), "--force"]) == 0
     after = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert {name for name in before if before[name] != after[name]} <= {"config.yaml", "results.json", "fingerprint.png"}
+    assert {name for name in before if before[name] != after[name]} <= {
+        LIST,
+        "config.yaml",
+        "results.json",
+        "fingerprint.png",
+    }
 
 
 def test_a_mask_gives_a_volume_and_without_places_voxels_stand_by_region(tuned, simulated, tmp_path):
@@ -277,8 +284,7 @@ def test_the_datasets_own_mask_is_found_and_tables_need_nothing_that_draws(tuned
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["fingerprint", str(folder), str(tmp_path / "lab"), str(tmp_path / "out")]) == 0
     assert "No picture: package matplotlib: cannot be imported" in capsys.readouterr().out
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.yaml", "results.json", "voxels.csv", "regions.csv", "fingerprint.nii.gz"}
+    assert names(tmp_path / "out") == {"config.yaml", "results.json", "voxels.csv", "regions.csv", "fingerprint.nii.gz"}
     with (tmp_path / "out" / "voxels.csv").open(newline="") as file:
         told = [float(row["fingerprint"]) for row in csv.DictReader(file)]
     assert len(told) == subject.n_voxels == inside.sum()

@@ -15,6 +15,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from mindtuner import temporary
 from mindtuner.claims import LOCK, alone
 from mindtuner.data.dataset import CARD, count_repeats
 from mindtuner.download import check_space, size_of
@@ -302,6 +303,7 @@ def _write_betas(out: Path, one: Scans, made_of: dict, say: Callable[[str], obje
     if folder.exists():
         say(f"{one.person}: betas are there already")
         return
+    temporary.sweep(work)  # of a run that was killed: the folder becomes the dataset's
     write_json(work / MADE_OF, made_of)
     parts = [work / f"{session.name}.npy" for session in one.sessions]
     for session, part in zip(one.sessions, parts, strict=True):

@@ -6,7 +6,6 @@ folder stands in its card, and any other is refused there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +109,7 @@ def convert_nsd(
         if (out / MASKS).exists():
             say(f"{out}: whole already")
             return card
-    claim_folder(out, json.dumps(card), "convert nsd", force)
+    claim_folder(out, kind="convert nsd", force=force)
     release_writer.write_card(out, card)
     release_writer.write_shared(out, design.is_shared)
     release_writer.write_captions(out, texts)
