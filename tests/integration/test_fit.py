@@ -5,6 +5,7 @@ import pytest
 import torch
 import yaml
 from commands import call, refused
+from kills import names
 from worlds import brief
 
 import mindtuner
