@@ -19,7 +19,9 @@ the images', and brains have the simulator's fingerprint of 0.5.
 For maps (``where``) a patch is four whole parcels of 24, drawn at random: by a permutation of the sheet's five areas no p
 would be below 1/10 with one or two of them planted. A voxel's ``lora_gain`` and ``skip_weights`` (``maps.gains_of``), and the
 part of the fingerprint's routes in its share of the decoded variance, are held against the patch. They were chosen on patch 0
-and tuning seed 0, and are reported on patches 1 to 3.
+and tuning seed 0, and are reported on patches 1 to 3. At strength 0 a patch is still special to its teacher, which reads its
+own signals (lora) or nothing of it (skip). So there is a third world, ``none``: its teacher reads all voxels alike, and its
+maps are held against many patches (``NO_PATCHES``).
 
 What is learned starts at a ridge in closed form that stays frozen. In a control it is regressed on the teacher's x0, before
 anything is added to it; in the simulator on what the base expects, and it is stretched as in tuning. Scores of test images
@@ -40,7 +42,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from pages import markdown, spread, write_between
-from planted import ClosedForm, Measured, Planted, Teacher, brain_of, parcel_patch, parcels_of, simulator, smooth_patch
+from planted import (
+    ClosedForm,
+    Measured,
+    Planted,
+    Teacher,
+    brain_of,
+    nothing_planted,
+    parcel_patch,
+    parcels_of,
+    simulator,
+    smooth_patch,
+)
 from world import Done, config_of, open_world
 
 from mindtuner.config import FingerprintConfig, FitConfig
@@ -65,6 +78,7 @@ STRENGTH = 0.2  # where hours vary
 NOISE_FREE = (1, 10)  # hours
 WHERE_HOURS = 10
 PATCHES = (1, 2, 3)  # which maps are made of; the maps' values were chosen on patch 0
+NO_PATCHES = range(1, 21)  # which the maps of a world without any are held against
 SCALES, FOLDS = (0.0, 160.0, 640.0, 2560.0, 10240.0), 5  # Skip-LoRA's alphas, 0 is the ridge alone
 METHODS = {"ridge": (), "lora": ("lora",), "skip": ("skip",), "both": ("lora", "skip")}
 LORA = {"rank": 64, "alpha": 128.0}
@@ -199,24 +213,31 @@ class Runs:
         """Maps of what the adapters carry, of both kinds, with the patch planted and not, against the patch."""
         done = known_maps(self.out, seed)
         wanted = [(kind, strength, patch) for patch in patches for kind in ("lora", "skip") for strength in (STRENGTH, 0.0)]
-        sheet = self.brain("control").sheet
-        rois, parcel = sheet.rois(), parcels_of(sheet)
         for kind, strength, patch in progress(done.left(wanted), "maps"):
-            measured, closed = self.measured("control", WHERE_HOURS, 1, seed)
-            planted = self.planted(kind, strength, patch, True)
-            network = tune(planted, measured, ridge_of(planted, measured, closed), METHODS["both"], seed)
-            found = shares(network, NAME, measured.test, measured.test_images, measured.betas.mean(0), rois, nodes=8)
-            drawn = maps.gains_of(network, NAME, measured.test, seed)
-            drawn["fingerprint"] = maps.maps_of(found)["fingerprint"]
-            truth = parcel_patch(sheet, patch).astype(float)
-            done.add(
-                kind=kind,
-                strength=strength,
-                patch=patch,
-                shares=dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True)),
-                residual=found.residual,
-                maps={name: maps.recovery(values, truth, parcel, seed, sheet.position) for name, values in drawn.items()},
-            )
+            drawn, facts = self._maps(self.planted(kind, strength, patch, True), seed)
+            done.add(kind=kind, strength=strength, patch=patch, **facts, maps=self._recovered(drawn, patch, seed))
+        if without := done.left([("none", 0.0, patch) for patch in NO_PATCHES]):
+            drawn, facts = self._maps(nothing_planted(self.world, self.brain("control")), seed)
+            for _, _, patch in progress(without, "patches"):
+                done.add(kind="none", strength=0.0, patch=patch, **facts, maps=self._recovered(drawn, patch, seed))
+
+    def _maps(self, planted: Planted, seed: int) -> tuple[dict[str, np.ndarray], dict]:
+        """Maps (V,) of a tuning, and what it says of all voxels."""
+        measured, closed = self.measured("control", WHERE_HOURS, 1, seed)
+        network = tune(planted, measured, ridge_of(planted, measured, closed), METHODS["both"], seed)
+        rois = self.brain("control").sheet.rois()
+        found = shares(network, NAME, measured.test, measured.test_images, measured.betas.mean(0), rois, nodes=8)
+        drawn = maps.gains_of(network, NAME, measured.test, seed)
+        drawn["fingerprint"] = maps.maps_of(found)["fingerprint"]
+        return drawn, {
+            "shares": dict(zip(ROUTES, found.voxel.sum(1).tolist(), strict=True)),
+            "residual": found.residual,
+        }
+
+    def _recovered(self, drawn: dict[str, np.ndarray], patch: int, seed: int) -> dict[str, dict]:
+        sheet = self.brain("control").sheet
+        truth, parcel = parcel_patch(sheet, patch).astype(float), parcels_of(sheet)
+        return {name: maps.recovery(values, truth, parcel, seed, sheet.position) for name, values in drawn.items()}
 
 
 def ridge_of(planted: Planted, measured: Measured, closed: ClosedForm) -> HiddenRidge:
@@ -267,7 +288,10 @@ class Found:
         }
         seeds = [int(file.stem.split("-")[1]) for file in sorted(out.glob("where-*"))]
         self.where = {
-            (*key, seed): run for seed in seeds for key, run in known_maps(out, seed).runs.items() if run["patch"] in PATCHES
+            (*key, seed): run
+            for seed in seeds
+            for key, run in known_maps(out, seed).runs.items()
+            if run["patch"] in (NO_PATCHES if run["kind"] == "none" else PATCHES)
         }
 
     def values(self, score: str, *settings: tuple) -> list[np.ndarray] | None:
@@ -356,8 +380,8 @@ def table(out: Path) -> str:
 
 def where_table(found: Found) -> str:
     rows = []
-    for kind in ("lora", "skip"):
-        for strength in (STRENGTH, 0.0):
+    for kind in ("lora", "skip", "none"):
+        for strength in (0.0,) if kind == "none" else (STRENGTH, 0.0):
             runs = {key: run for key, run in found.where.items() if key[:2] == (kind, strength)}
             for name in next(iter(runs.values()))["maps"] if runs else ():
                 scored = {key: run["maps"][name] for key, run in runs.items()}
@@ -370,7 +394,7 @@ def where_table(found: Found) -> str:
                     for key, other in same.items()
                     if strength and other in found.where
                 ]
-                world = kind if strength else f"{kind}, nothing planted"
+                world = kind if strength or kind == "none" else f"{kind}, at strength 0"
                 more = f"{sum(above)} of {len(above)}" if above else ""
                 rows.append([world, name, spread(list(rho.values()), "+.2f", ".2f"), more, *count])
     header = ["world", "map", "Spearman", "above nothing planted", "p parcels", "p smooth", "both"]

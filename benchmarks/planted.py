@@ -157,6 +157,20 @@ def simulator(world: World) -> Planted:
     return Planted(base, tokens.flatten(1).numpy(), expected, float(base.expectation.spread))
 
 
+def nothing_planted(world: World, brain: Brain) -> Planted:
+    """A base that reads a brain's noise-free signals, of all voxels alike: to it no patch is special."""
+    base = without_pictures(world)
+    base.retrieval = torch.nn.Identity()
+    x0 = affine(brain.signal, simulator(world).expected, world.dataset.stimuli.training_images, 1e-2)
+    return Planted(base, decoded(base, x0), x0)
+
+
+def decoded(base: BrainNetwork, x0: np.ndarray) -> np.ndarray:
+    """Backbone tokens (n, T * D) of hidden features (n, h)."""
+    with torch.no_grad():
+        return base.decode_hidden(torch.from_numpy(x0.astype(np.float32))).backbone_tokens.flatten(1).numpy()
+
+
 class Teacher:
     """A base that reads a brain's noise-free signals; ``planted`` adds its one path."""
 
@@ -172,7 +186,7 @@ class Teacher:
         self.own = own - own.mean(0)
         if kind == "lora":  # without this the new ridge could not know that x0 should tell of them
             self.x0 = self.x0 + self.own @ self._directions()
-        self.plain = self._decoded(self.x0)
+        self.plain = decoded(self.base, self.x0)
 
     def planted(self, strength: float) -> Planted:
         """With the share ``strength`` of the tokens' variance in the planted path."""
@@ -203,7 +217,7 @@ class Teacher:
 
         def tokens(scale: float, images: np.ndarray | slice) -> np.ndarray:
             z = torch.from_numpy((scale * self.own[images] @ self._up).astype(np.float32))
-            return self._decoded(self.x0[images] + F.gelu(z).numpy())
+            return decoded(self.base, self.x0[images] + F.gelu(z).numpy())
 
         some = self.train[:600]
         scale = scale_for(strength, lambda scale: tokens(scale, some), self.plain[some])
@@ -215,7 +229,9 @@ class Teacher:
         not."""
         some = self.x0[self.train[:48]]
         steps = np.eye(some.shape[1]) * some.std(0)
-        slope = np.stack([(self._decoded(some + one) - self._decoded(some - one)).mean(0) / one.max() for one in steps])
+        slope = np.stack(
+            [(decoded(self.base, some + one) - decoded(self.base, some - one)).mean(0) / one.max() for one in steps]
+        )
         up = np.zeros((RANKS["skip"], len(slope)))
         for row, own in zip(up, np.array_split(self.rng.permutation(len(slope)), len(up)), strict=True):
             towards = self.rng.standard_normal(len(self.plain)) @ (self.plain - self.plain.mean(0))
@@ -230,10 +246,6 @@ class Teacher:
         mixed = self.rng.standard_normal((RANKS["lora"], len(around))) @ around
         mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
         return mixed * np.sqrt(0.1 * around.var(0).sum() / len(mixed))
-
-    def _decoded(self, x0: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return self.base.decode_hidden(torch.from_numpy(x0.astype(np.float32))).backbone_tokens.flatten(1).numpy()
 
 
 def smooth_patch(brain: Brain, seed: int) -> np.ndarray:

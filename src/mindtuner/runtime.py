@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mindtuner.errors import UserError
 from mindtuner.processes import processes
+from mindtuner.threads import keep_share
 
 LINES_EVERY_S = 60  # between two lines on how far a long work is, where no bar can be drawn
 
@@ -134,10 +135,19 @@ def progress(items: Iterable, title: str, total: int | None = None, unit: str = 
     terminal, first = sys.stderr.isatty(), processes().index == 0  # of several processes the first speaks
     if lines and first and not terminal:
         return _Lines(items, desc=title, total=total, unit=unit, leave=False, mininterval=LINES_EVERY_S, miniters=1)
-    return tqdm(items, desc=title, total=total, unit=unit, disable=not (first and terminal), leave=False)
+    return _Bar(items, desc=title, total=total, unit=unit, disable=not (first and terminal), leave=False)
 
 
-class _Lines(tqdm):
+class _Bar(tqdm):
+    """All long work comes by here, so here threads keep to the cores that are free."""
+
+    def __iter__(self):
+        for item in super().__iter__():
+            keep_share()
+            yield item
+
+
+class _Lines(_Bar):
     """Says how far it is in lines, each a new one."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

@@ -10,6 +10,7 @@ import sys
 
 import mindtuner
 from mindtuner.errors import TrainingDiverged, UserError
+from mindtuner.threads import follow_load
 
 _VERBS = (
     "demo",
@@ -21,6 +22,7 @@ _VERBS = (
     "tune",
     "fit",
     "decode",
+    "live",
     "evaluate",
     "train-generator",
     "report",
@@ -70,6 +72,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser,
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
+    if argv is None:  # this process is ours alone; before anything imports torch
+        follow_load()
     options, parser, modules = parse(sys.argv[1:] if argv is None else argv)
     _say_what_the_library_logs()
     if options.verb is None:

@@ -103,12 +103,16 @@ class SessionZScored:
     def _statistics(self, session: int) -> Statistics:
         if session not in self._known:
             rows = np.flatnonzero((self._session == session) & self._training)
-            mean, sd = self._moments(rows) if len(rows) >= FEWEST else self._pooled()
+            mean, sd = self._moments(rows) if len(rows) >= FEWEST else self.pooled()
             sd[sd <= FLAT * np.abs(mean)] = np.inf  # also where both are 0
             self._known[session] = mean, sd
         return self._known[session]
 
-    def _pooled(self) -> Statistics:
+    def pooled(self) -> Statistics:
+        """Mean and sd of all training trials, float64 (V,).
+
+        Raises UserError where no session has two training trials, or a beta is not finite.
+        """
         numbers, counts = np.unique(self._session[self._training], return_counts=True)
         numbers, counts = numbers[counts >= FEWEST], counts[counts >= FEWEST]
         if len(numbers) == 0:

@@ -103,7 +103,7 @@ class SubjectDecoder:
         self._text_encoder, self._generator, self._bank = text_encoder, generator, bank
 
     def __repr__(self) -> str:
-        voxels = self._decoder.network.ridges[self.subject].in_features
+        voxels = self.network.ridges[self.subject].in_features
         return f"Decoder of {self.subject}, {voxels:,} voxels: predict, retrieve, describe, reconstruct"
 
     def predict(self, voxels: np.ndarray, stimulus: np.ndarray | None = None) -> Predictions:
@@ -171,7 +171,7 @@ class SubjectDecoder:
 
         Where the network does not know how sure it may be, or no features are there, the nearest captions stand for them.
         """
-        return read_words(found, self._decoder.network, self.bank, self.reader)
+        return read_words(found, self.network, self.bank, self.reader)
 
     def reconstruct(self, voxels: np.ndarray, stages: bool = False) -> np.ndarray | dict[str, np.ndarray]:
         """Paint what was seen.
@@ -214,7 +214,12 @@ class SubjectDecoder:
 
     def release(self) -> None:
         """Move the network to the CPU's memory: its part is done, and generators want the room."""
-        self._decoder.network.cpu()
+        self.network.cpu()
+
+    @property
+    def network(self) -> BrainNetwork:
+        """What predicts."""
+        return self._decoder.network
 
     @functools.cached_property
     def training_images(self) -> np.ndarray:
