@@ -21,7 +21,18 @@ TESTS_OF_VERBS = {  # those that look at a verb's own words, beside tests/unit/c
 }
 BESIDE = {"published_weights": "foundations", "interop": "generators"}  # room -> the last one that it may import
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-FOUNDATIONS = ("errors", "temporary", "claims", "files", "config", "runtime", "processes", "threads", "download", "thirdparty")
+FOUNDATIONS = (
+    "errors",
+    "temporary",
+    "claims",
+    "files",
+    "config",
+    "runtime",
+    "processes",
+    "threads",
+    "download",
+    "thirdparty",
+)
 FLOW = (
     "foundations",
     *re.findall(r"^\| `(\w+)/` \|", PAGE.split("## Where something new goes")[0], re.MULTILINE),

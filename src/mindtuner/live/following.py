@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindtuner.claims import releasing
 from mindtuner.data import Dataset
 from mindtuner.data.zscore import SessionZScored
 from mindtuner.errors import UserError
@@ -28,6 +29,7 @@ LOOK_EVERY_S = 0.05
 MOST_BYTES = 8 * 2**30  # of candidates' tokens, which stay in memory
 
 
+@releasing()
 def follow(
     subject: TunedSubject,
     dataset: Dataset,
