@@ -2,6 +2,7 @@
 
     git clone https://github.com/rsagroup/rsatoolbox CLONE
     python benchmarks/real/human_it.py CLONE OUT [--config demo] [--splits 5] [--people BE KO SN TI] [--methods METHOD ...]
+        [--shuffles N]
     python benchmarks/real/human_it.py CLONE OUT --table [--write benchmarks/results/human_it.md]
 
 Kriegeskorte et al. (Neuron 2008) showed 92 photographs of objects to four people, twice; ``demos/92imageData`` of CLONE holds
@@ -19,6 +20,10 @@ images' mean token and the mean answer to training trials off. ``mindtuner and r
 Values of an image are averaged over the splits that test it, so that there is one for each person and image. Differences are
 paired; intervals resample people and images, p flips signs of the images' differences, each averaged over people.
 
+All test images of a split are decoded by one network, so that luck of a control is luck for many of them
+at once, and images are no independent evidence of it. ``--shuffles N`` tunes ``shuffled_brain`` N times more, each on another
+permutation of the training brains. What these give, over people and splits, is what chance gives.
+
 One line per person and split goes to OUT/human-it-CONFIG.jsonl; a benchmark that was stopped goes on.
 """
 
@@ -31,6 +36,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy import stats
 from scipy.io import loadmat
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,13 +45,14 @@ from pages import markdown, write_between
 from world import Done
 
 import mindtuner
-from mindtuner.config import DecodeConfig, load_config
+from mindtuner.config import Config, DecodeConfig, load_config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Predictions
 from mindtuner.evaluation.scores.retrieval import image_retrieval
 from mindtuner.evaluation.statistics import over_subjects, sign_flips
 from mindtuner.formats.image_files import square
 from mindtuner.formats.lab_folder.write import write
+from mindtuner.pipeline import Base, Features
 from mindtuner.pipeline.stages import TestSet, decode_all
 from mindtuner.runtime import progress
 from mindtuner.training import METHODS
@@ -150,9 +157,25 @@ def measure(clone: Path, out: Path, options: argparse.Namespace) -> None:
                 decoded = decode_all(tuned.networks, base.network, test, dataclasses.replace(config, decode=decode))
                 said = together({method: one.predictions for method, one in decoded.items()})
                 scores[measure] = {method: two_way(one, seen) for method, one in said.items()}
-            done.add(person=name, split=number, images=test.images.tolist(), scores=scores)
+            chance = shuffled(base, subject, features, config, test, options.shuffles)
+            done.add(person=name, split=number, images=test.images.tolist(), scores=scores, shuffles=chance)
             said = "  ".join(f"{method} {np.mean(values):.3f}" for method, values in scores["centred"].items())
             print(f"{name} split {number}: {said}", flush=True)
+
+
+def shuffled(
+    base: Base, subject: Subject, features: Features, config: Config, test: TestSet, count: int
+) -> dict[str, list[float]]:
+    """Mean 2AFC, centred, of ``count`` tunings on permuted brains: of the method, and of the plain ridge."""
+    seen, voxels = np.asarray(features.caches["tokens"][test.images], np.float32), subject.betas(test.trials.row)
+    alone = mindtuner.fit(subject, features, config, methods=()).base
+    found: dict[str, list[float]] = {"shuffled_brain": [], "shuffled_ridge": []}
+    for seed in range(1, count + 1):
+        for name, start in (("shuffled_brain", base), ("shuffled_ridge", alone)):
+            tuned = mindtuner.tune(start, subject, features, config, methods=["shuffled_brain"], seed=seed)
+            said = tuned.decoder().predict(voxels, test.trials.stimulus)
+            found[name].append(round(float(np.mean(two_way(said, seen))), 5))
+    return found
 
 
 def results(out: Path, options: argparse.Namespace) -> Done:
@@ -179,7 +202,39 @@ def table(done: Done, options: argparse.Namespace) -> str:
         cells = [method, f"{raw.mean():.3f}", f"{values.mean():.3f}", *(f"{value:.3f}" for value in values.mean(1))]
         rows.append([*cells, f"{sign_flips(values.mean(0) - 0.5, 0):.4f}", against(values - own)])
     header = ["method", "raw", "centred", *people, "p against chance", "centred, minus own ridge"]
-    return f"{markdown(header, rows)}\n\n{shared(options.out)}"
+    text = f"{markdown(header, rows)}\n\n{shared(options.out)}"
+    return f"{text}\n\n{over_shuffles(done, people)}" if next(iter(done.runs.values())).get("shuffles") else text
+
+
+def over_shuffles(done: Done, people: list[str]) -> str:
+    """What permuted brains give: a row each for the method and the plain ridge."""
+    rows = []
+    for name in ("shuffled_brain", "shuffled_ridge"):
+        means = np.array([entry["shuffles"][name] for (person, _), entry in done.runs.items() if person in people]).mean(0)
+        own = values_of(done, people, "centred", "mindtuner" if name == "shuffled_brain" else "ridge").mean()
+        once = values_of(done, people, "centred", "shuffled_brain").mean() if name == "shuffled_brain" else None
+        low, high = stats.t.interval(0.95, len(means) - 1, means.mean(), stats.sem(means))
+        rows.append(
+            [
+                name,
+                f"{len(means)}",
+                f"{means.mean():.3f} [{low:.3f}, {high:.3f}]",
+                f"{means.std(ddof=1):.3f}",
+                f"{means.min():.3f} to {means.max():.3f}",
+                "" if once is None else f"{(1 + (means >= once).sum()) / (1 + len(means)):.3f}",
+                f"{(1 + (means >= own).sum()) / (1 + len(means)):.3f}",
+            ]
+        )
+    header = [
+        "permuted brains",
+        "shuffles",
+        "mean [95 %]",
+        "SD",
+        "range",
+        "p of the control above",
+        "p of what was not permuted",
+    ]
+    return markdown(header, rows)
 
 
 def shared(out: Path) -> str:
@@ -208,11 +263,14 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--people", nargs="+", default=list(PEOPLE), choices=PEOPLE)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--shuffles", type=int, default=0, metavar="N", help="tunings on permuted brains (default 0)")
     parser.add_argument("--table", action="store_true", help="of what was measured")
     parser.add_argument("--write", type=Path, metavar="FILE", help="a page with marks for the table")
     options = parser.parse_args()
     if "ridge" not in options.methods:
         parser.error("--methods: ridge is not among them; expected it, since the table compares all others to it")
+    if options.shuffles == 1:
+        parser.error("--shuffles: is 1; expected 0, or 2 and more, of which there is a spread")
     if not options.table:
         measure(options.clone, options.out, options)
     text = table(results(options.out, options), options)
