@@ -1,6 +1,7 @@
 """Score what was tuned, and write the report.
 
 TUNED is a run of mindtuner tune or fit, or a fingerprint that was shared: its folder, or its id on the Hugging Face hub.
+Of a run of fit with --folds or --leave every image is tested once, by the fit that never saw it, and scores are pooled.
 With --subject N it is a base, and N one of the subjects that it was pretrained on. The test images of the subject are
 decoded with every method found there, painted, and scored beside chance and beside two controls that need no tuning. Writes
 results.json, report.html and what belongs to them into OUT, and prints a table. The same command goes on where an earlier
@@ -11,9 +12,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mindtuner.cli import generator_options
 from mindtuner.cli import options as shared
+from mindtuner.errors import UserError
+
+if TYPE_CHECKING:
+    from mindtuner.pipeline import Scoring
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,10 +80,13 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.base import held_out
     from mindtuner.pipeline.evaluation import painting, settings_of
     from mindtuner.pipeline.features import check_same, check_towers
+    from mindtuner.pipeline.folds import is_folds
     from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
     from mindtuner.pipeline.subject import read_own, read_tuned
 
     scoring = Scoring(options.networks, options.as_published, options.pool)
+    if options.subject is None and is_folds(options.tuned):
+        return _of_folds(options, scoring)
     path = options.tuned if options.subject is not None else hub.here(options.tuned, hub.FINGERPRINT)
     tuned = read_tuned(path, options.base) if options.subject is None else read_own(path, options.subject)
     refuse_overlap(options.out, DATA=options.data, TUNED=path, BASE=tuned.base.path)
@@ -116,6 +125,46 @@ def run(options: argparse.Namespace) -> None:
         scoring=scoring,
         generator=generator,
         text_encoder=texts,
+        out=options.out,
+        force=options.force,
+        command=command,
+        watch=watch,
+    )
+    print_results(results)
+    print(f"\nOpen {options.out / 'report.html'}")
+
+
+def _of_folds(options: argparse.Namespace, scoring: Scoring) -> None:
+    from mindtuner.cli.printing import print_results
+    from mindtuner.formats import load
+    from mindtuner.pipeline import FittedFolds, embed, evaluate_folds
+    from mindtuner.pipeline.folds import subject_of
+    from mindtuner.pipeline.run_folder import command_of, refuse_overlap
+
+    if options.generator == generator_options.SDXL:
+        raise UserError("generator: is sdxl, with which folds are not painted; expected compact")
+    refuse_overlap(options.out, DATA=options.data, TUNED=options.tuned)
+    dataset = load(options.data, [subject_of(options.tuned)])
+    folds = FittedFolds.load(options.tuned, dataset)
+    command = command_of(
+        "evaluate",
+        options.tuned,
+        options.data,
+        options.out,
+        *generator_options.words_of(options),
+        *([] if options.pictures is None else ["--pictures", options.pictures]),
+        *scoring_words(options),
+    )
+    watch = shared.stopwatch()
+    with watch.stage("embed"):
+        weights = generator_options.weights_of(options)
+        features = embed(dataset, options.cache or options.data / "cache", weights=weights)
+    results = evaluate_folds(
+        folds,
+        dataset,
+        features,
+        pictures=options.pictures,
+        scoring=scoring,
         out=options.out,
         force=options.force,
         command=command,

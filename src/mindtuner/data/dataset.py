@@ -22,7 +22,7 @@ _NAMED = 8  # regions, or subjects, that a printed object names
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """Trials of one subject: five arrays of equal length n, one entry a trial.
+    """Trials of one subject: arrays of equal length n, one entry a trial.
 
     Attributes
     ----------
@@ -36,6 +36,8 @@ class Trials:
         How often the subject had seen the image before, from 0.
     is_test : bool (n,)
         Whether the trial shows a shared image, and so is a test trial.
+    run : int64 (n,), optional
+        Run within its session, from 1; 0, the default, where nobody says.
 
     Raises
     ------
@@ -59,8 +61,11 @@ class Trials:
     session: np.ndarray
     repeat: np.ndarray
     is_test: np.ndarray
+    run: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self):
+        if np.size(self.run) == 0:
+            object.__setattr__(self, "run", np.zeros(np.size(self.row), np.int64))
         for field in dataclasses.fields(self):
             wanted = bool if field.name == "is_test" else np.int64
             array = np.asarray(getattr(self, field.name), wanted)

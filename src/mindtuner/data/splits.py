@@ -11,6 +11,8 @@ import numpy as np
 
 from mindtuner.errors import UserError
 
+FOLD = "fold"  # in the card of a fold's dataset (``folds``), and of what was trained on it
+
 if TYPE_CHECKING:
     from mindtuner.data.dataset import Trials
 
@@ -47,7 +49,7 @@ def _name(trials: Trials, offending: np.ndarray) -> str:
 
 def split_of(card: dict) -> dict:
     """What a dataset's card says of its named split, for the cards of networks that are trained on it."""
-    return {field: card[field] for field in ("dataset", "split") if field in card}
+    return {field: card[field] for field in ("dataset", "split", FOLD) if field in card}
 
 
 def refuse_other_split(trained: dict, card: dict, where: object) -> None:
@@ -55,6 +57,11 @@ def refuse_other_split(trained: dict, card: dict, where: object) -> None:
 
     ``trained`` is the card of the network, which ``where`` names. One that was trained on another dataset may go on.
     """
+    if trained.get(FOLD) != card.get(FOLD):
+        raise UserError(
+            f"{where}: was trained on fold {trained.get(FOLD, 'none')}, and here the fold is {card.get(FOLD, 'none')}, whose "
+            "test images it may know; expected the folder of all folds, with mindtuner evaluate"
+        )
     same = "dataset" in card and trained.get("dataset") == card["dataset"]
     if same and trained.get("split") != card.get("split"):
         raise UserError(

@@ -5,6 +5,7 @@ Captions too: those of the 73,000 images of NSD take 50 MB as strings.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -79,6 +80,25 @@ class StoredCaptions(Sequence):
     __hash__ = None  # type: ignore[assignment]
 
 
+class NoPictures:
+    """Stands for the images of N stimuli of which labels alone are known; whoever asks for one is told.
+
+    where : the file of the labels, for messages · expected : what would hold pictures
+    """
+
+    def __init__(self, count: int, where: str, expected: str):
+        self.shape, self.dtype = (count, *IMAGE_SHAPE), np.dtype(np.float16)
+        self._where, self._expected = where, expected
+
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        """Raises UserError."""
+        raise UserError(f"{self._where}: has labels and no pictures; expected {self._expected}")
+
+    def file_hashes(self) -> Iterator[bytes]:
+        """Nothing, so that the labels alone tell the stimuli."""
+        return iter(())
+
+
 class Stimuli:
     """The images that subjects saw, read when they are asked for, with their captions.
 
@@ -103,6 +123,8 @@ class Stimuli:
         What tables and pages call each image.
     named : bool
         Whether these are file names.
+    pictured : bool
+        Whether there are pictures, and not captions alone.
     is_shared : bool (N,)
         As above.
     category : str
@@ -146,7 +168,7 @@ class Stimuli:
             raise UserError(f"{where}: {count} images but {len(names)} names; expected as many")
         self._source = source
         self._where = where
-        self.named = names is not None
+        self.named, self.pictured = names is not None, not isinstance(source, NoPictures)
         self.names: Sequence[str] = [f"image {i}" for i in range(count)] if names is None else list(names)
         self.captions = captions if isinstance(captions, StoredCaptions) else [non_empty(texts) for texts in captions]
         self.is_shared = np.asarray(is_shared, bool)
@@ -167,6 +189,12 @@ class Stimuli:
     def training_images(self) -> np.ndarray:
         """Ids of all images that training may show, ascending: neither shared nor of a category held out."""
         return np.flatnonzero(~(self.is_shared | self.of_category))
+
+    def tested_on(self, is_shared: np.ndarray) -> Stimuli:
+        """The same stimuli with other test images: ``is_shared``, bool (N,)."""
+        other = copy.copy(self)
+        other.is_shared = np.asarray(is_shared, bool)
+        return other
 
     def images(self, ids) -> np.ndarray:
         """Read images.

@@ -82,7 +82,8 @@ def build_results(
      "timing_s", "peak_memory_mb"}
     ``pipeline/stages.py`` adds "words" to methods: precision, recall and F1 of phrases and of whole captions (``said``).
     ``pipeline/captions_and_brain.py`` adds the scores of captions, to methods, ci95 and chance, and brain correlations, to
-    methods and as "brain".
+    methods and as "brain". ``pipeline/evaluation.py`` adds "categories" where captions are categories: by method
+    ``scores.categories.category_block``.
 
     shown : (p,) stimulus ids of the painted images, which "undefined" names (default: their positions)
 

@@ -217,6 +217,33 @@ class _HeldOut(_Block):
     others: Sides = MISSING
 
 
+class _Rate(_Block):
+    value: Share = MISSING
+    ci95: Interval = MISSING
+    chance: Share = MISSING
+    p: Share = MISSING
+
+
+class _OwnRate(_Block):
+    images: Number = MISSING
+    accuracy: Share = MISSING
+    chance: Share = MISSING
+
+
+class _Categories(_Block):
+    names: Annotated[list[str], _some("a list of categories")] = MISSING
+    confusion: list[list[StrictInt]] = MISSING
+    accuracy: _Rate = MISSING
+    balanced: _Rate = MISSING
+    own: Annotated[dict[str, _OwnRate], _some("a mapping of categories")] = MISSING
+
+    @model_validator(mode="after")
+    def _square(self):
+        if [len(row) for row in self.confusion] != [len(self.names)] * len(self.names):
+            raise _inside(f"confusion is no table of {len(self.names)} rows and columns; expected one for each of names")
+        return self
+
+
 class _Results(_Block):
     setting: dict = MISSING
     methods: Annotated[dict[MethodName, _Method], _some(f"one or more of {', '.join(METHODS)}")] = MISSING
@@ -225,6 +252,7 @@ class _Results(_Block):
     timing_s: dict = MISSING
     peak_memory_mb: Number = MISSING
     held_out: _HeldOut = _maybe()
+    categories: dict[MethodName, _Categories] = _maybe()
 
     @model_validator(mode="after")
     def _together(self):

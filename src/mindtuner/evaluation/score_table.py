@@ -45,6 +45,11 @@ def remarks(results: dict) -> list[str]:
         for score in of_part("reconstruction").values()
         if not score.higher_is_better and score.name in next(iter(results["methods"].values())).get("reconstruction", ())
     ]
+    said += [
+        f"category of {len(found['names'])}, {method}: {found['accuracy']['value']:.3f} named right, chance "
+        f"{found['accuracy']['chance']:.3f}, p {found['accuracy']['p']:.4f}"
+        for method, found in results.get("categories", {}).items()
+    ]
     said.append(f"lower is better: {', '.join(lower)}" if lower else "")
     said.append(f"of the seen pictures themselves: {', '.join(seen)}" if seen else "")
     if undefined["left_out"]["count"]:

@@ -52,6 +52,7 @@ class MethodScores:
     reconstruction: dict[str, np.ndarray]  # score -> (p,), of the method's picture, NaN where it is undefined; {} with p = 0
     chance: dict[str, float]  # of 1,000 random pairings, for scores without an analytic chance
     flat: list[int] = field(default_factory=list)  # positions of painted pictures that have one value everywhere
+    found: dict[str, Retrieval] = field(default_factory=dict)  # direction -> of what "retrieval" is the top-1
 
 
 def score_methods(
@@ -70,17 +71,18 @@ def score_methods(
     picture, and None of what was seen. Raises UserError, naming the method, where something is
     missing or misshapen.
     """
-    retrieved, sets = {}, {}
+    retrieved, ranked, sets = {}, {}, {}
     for name, own in predicted.items():
         try:
-            retrieved[name] = _retrieved(own, truth, seed)
+            ranked[name] = _retrieve(own, truth)
+            retrieved[name] = _retrieved(own, ranked[name], truth, seed)
             sets |= {(name, stage): pictures for stage, pictures in _stages(own, truth).items()}
         except UserError as error:
             raise UserError(f"method {name}: {error}") from error
     picture = {name: stage for name, stage in sets}  # the last stage of each
     if not len(truth.pictures):
         return {
-            name: MethodScores(summary | {"ci95": {"retrieval": _intervals(top1, seed)}}, top1, {}, {})
+            name: MethodScores(summary | {"ci95": {"retrieval": _intervals(top1, seed)}}, top1, {}, {}, found=ranked[name])
             for name, (top1, summary) in retrieved.items()
         }
     scores, chance = score_images(
@@ -97,13 +99,14 @@ def score_methods(
             "ci95": {"retrieval": _intervals(top1, seed), "reconstruction": _intervals(shown, seed)},
         }
         flat = np.flatnonzero(is_flat(sets[name, picture[name]])).tolist()
-        found[name] = MethodScores(summary, top1, shown, chance[name, picture[name]], flat)
+        found[name] = MethodScores(summary, top1, shown, chance[name, picture[name]], flat, ranked[name])
     return found
 
 
-def _retrieved(predicted: Mapping, truth: Truth, seed: int) -> tuple[dict[str, np.ndarray], dict]:
+def _retrieved(
+    predicted: Mapping, found: Mapping[str, Retrieval], truth: Truth, seed: int
+) -> tuple[dict[str, np.ndarray], dict]:
     """Top-1 of each query by direction, and what a method's summary says of its retrieval."""
-    found = _retrieve(predicted, truth)
     top1 = {direction: one.top1 for direction, one in found.items()}
     summary = {
         "retrieval": _means(top1),

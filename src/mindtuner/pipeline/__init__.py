@@ -9,6 +9,7 @@ from mindtuner.pipeline.demo import run_demo, simulate
 from mindtuner.pipeline.evaluation import evaluate
 from mindtuner.pipeline.features import Features, embed
 from mindtuner.pipeline.fitting import fit
+from mindtuner.pipeline.folds import FittedFolds, evaluate_folds, fit_folds
 from mindtuner.pipeline.picture_scores import PictureScores, score_pictures
 from mindtuner.pipeline.results import Comparison, Results
 from mindtuner.pipeline.stages import Scoring
@@ -20,6 +21,7 @@ __all__ = [
     "Base",
     "Comparison",
     "Features",
+    "FittedFolds",
     "PictureScores",
     "Results",
     "Retrieved",
@@ -29,7 +31,9 @@ __all__ = [
     "TunedSubject",
     "embed",
     "evaluate",
+    "evaluate_folds",
     "fit",
+    "fit_folds",
     "pretrain",
     "run_demo",
     "score_pictures",

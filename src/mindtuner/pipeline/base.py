@@ -276,6 +276,7 @@ def pretrain(
     config = keeping_out(dataset, config)
     dataset = held_out(dataset, config.hold_out_category)
     features.check_stimuli(dataset.stimuli)
+    features.refuse_without_pictures("pretrain")
     features.check_model(config.model, "config")
     refuse_untrainable(dataset)
     card = card_of(dataset, features, config)

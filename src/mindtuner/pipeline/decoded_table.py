@@ -22,8 +22,18 @@ from mindtuner.files import write_text
 from mindtuner.model import BrainNetwork
 
 NEAREST = 5  # images that are named
-TEXT = ("stimulus", "seen", "words", "words_confidence", "caption", *(f"nearest_{k + 1}" for k in range(NEAREST)))
+TEXT = (
+    "stimulus",
+    "category",
+    "fold",
+    "seen",
+    "words",
+    "words_confidence",
+    "caption",
+    *(f"nearest_{k + 1}" for k in range(NEAREST)),
+)
 DECODED, DECODED_TRIALS, SCORES = "decoded.csv", "decoded_trials.csv", "scores.csv"
+CONFUSION = "confusion.csv"
 _logger = logging.getLogger(__name__)
 
 
@@ -116,6 +126,19 @@ def scores_table(run: Run) -> pd.DataFrame:
                 table.loc[positions(run.per_image, part, kind), f"{part}_{kind}"] = np.asarray(values, np.float64).round(6)
         rows.append(table)
     return pd.concat(rows, ignore_index=True)
+
+
+def confusion_table(categories: Mapping[str, dict]) -> pd.DataFrame:
+    """A row for each method, category seen and category decoded: how many images. Of the block ``categories``."""
+    return pd.DataFrame(
+        [
+            (method, seen, decoded, count)
+            for method, found in categories.items()
+            for seen, row in zip(found["names"], found["confusion"], strict=True)
+            for decoded, count in zip(found["names"], row, strict=True)
+        ],
+        columns=["method", "seen", "decoded", "images"],
+    )
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -158,7 +158,7 @@ def run_demo(
         command=command,
         log=load_log(out),
         watch=watch,
-    )
+    ).results
     with watch.stage("report"):
         results = results.save(out)
         if shown := min(8, len(results.run.pictures["seen"])):

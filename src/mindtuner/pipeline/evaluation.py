@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ from mindtuner.data.splits import refuse_other_split
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import build_results, per_image_scores, rounded
+from mindtuner.evaluation.scores.categories import category_block
 from mindtuner.evaluation.scores.features import KeptFeatures
+from mindtuner.evaluation.scoring import MethodScores
 from mindtuner.files import file_digest, write_text
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.generators.painter import Painter
@@ -35,10 +37,12 @@ from mindtuner.pipeline.setting import captions_note, describe_setting, generato
 from mindtuner.pipeline.stages import (
     Scoring,
     TestSet,
+    categorised,
     decode_all,
     paint_all,
     pictures_of,
     read_all,
+    said_by,
     score_all,
     score_words,
     words_of,
@@ -48,6 +52,7 @@ from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.words import phrase_reader
 
 PARTS = "painted"  # folder of the pictures of a run that goes on
+NO_PIXELS = np.empty((0, 3, 0, 0), np.uint8)  # of stimuli without pictures
 
 
 @releasing()
@@ -112,16 +117,12 @@ def evaluate(
     features = features or subject.features
     if features is None:
         raise UserError("features: are missing; expected those of the dataset's stimuli, from mindtuner.embed")
+    if pictures is None and not features.stimuli.pictured:
+        pictures = 0
     config, base = painting(subject.config, pictures), subject.base
-    features.check_model(base.network.config, base.where)
-    features.check_same(base.card, base.where)
-    dataset = held_out(dataset, config.hold_out_category)
-    features.check_stimuli(dataset.stimuli)
-    refuse_other_split(subject.card, dataset.card, f"subject {subject.number}")
+    dataset = checked(subject, dataset, features, config)
     if features.full_size and generator is None and config.decode.pictures:
         raise UserError("generator: is missing; expected the one of full size, as the features are of full size")
-    texts, hour = text_encoder or features.text_encoder, subject.hour(dataset)
-    TestSet.of(hour, dataset.stimuli, features.caches, config.decode.pictures)  # refuses what cannot be, before a claim
     packaged = features.weights is None and (generator is None or isinstance(generator, CompactGenerator))
     generator = generator or CompactGenerator(config.decode, config.seed, features.weights)
     if isinstance(generator, CompactGenerator):
@@ -136,27 +137,77 @@ def evaluate(
         write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
         parts = out / PARTS
     before = [command_in(path.parent / SETTINGS) for path in _files(subject)]
-    results = measure(
-        dataset=dataset,
-        hour=hour,
-        base=base.network,
-        tuned=subject.networks,
-        features=features,
-        config=config,
+    results = tested(
+        subject,
+        dataset,
+        features,
+        config,
+        scoring=scoring,
         generator=generator,
-        text_encoder=texts,
-        note=generator_note(dataset.card) if packaged else "",
+        packaged=packaged,
+        text_encoder=text_encoder or features.text_encoder,
         command=" && ".join(filter(None, [*before, command])),
         log=log,
-        scoring=scoring,
         parts=parts,
         watch=watch,
-    )
+    ).results
     if out is not None and parts is not None:
         results = results.save(out)
         shutil.rmtree(parts, ignore_errors=True)
         finish(out)
     return results
+
+
+def checked(subject: TunedSubject, dataset: Dataset, features: Features, config: Config) -> Dataset:
+    """The dataset, without the category that ``subject`` never saw, once all fit together: before a folder is claimed.
+
+    Raises UserError where they do not, or there is no test trial.
+    """
+    base = subject.base
+    features.check_model(base.network.config, base.where)
+    features.check_same(base.card, base.where)
+    dataset = held_out(dataset, config.hold_out_category)
+    features.check_stimuli(dataset.stimuli)
+    refuse_other_split(subject.card, dataset.card, f"subject {subject.number}")
+    if config.decode.pictures:
+        features.refuse_without_pictures("painting")
+    TestSet.of(subject.hour(dataset), dataset.stimuli, features.caches, config.decode.pictures)
+    return dataset
+
+
+def tested(
+    subject: TunedSubject,
+    dataset: Dataset,
+    features: Features,
+    config: Config,
+    *,
+    generator: Painter,
+    packaged: bool,
+    text_encoder: TextEncoder,
+    command: str,
+    log: Sequence[dict] = (),
+    scoring: Scoring | None = None,
+    parts: Path | None = None,
+    watch: Stopwatch | None = None,
+) -> Measured:
+    """``measure`` of the test images that ``dataset`` has of a tuned subject; ``packaged``: by the package's generator."""
+    dataset = checked(subject, dataset, features, config)
+    return measure(
+        dataset=dataset,
+        hour=subject.hour(dataset),
+        base=subject.base.network,
+        tuned=subject.networks,
+        features=features,
+        config=config,
+        generator=generator,
+        text_encoder=text_encoder,
+        note=generator_note(dataset.card) if packaged else "",
+        command=command,
+        log=list(log),
+        scoring=scoring,
+        parts=parts,
+        watch=watch,
+    )
 
 
 def painting(config: Config, pictures: int | None) -> Config:
@@ -189,6 +240,21 @@ def _digests(subject: TunedSubject) -> dict[str, str]:
     return {name: file_digest(path) for name, path in _named_files(subject).items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured of one set of test images: the results, and what they were told by.
+
+    scores : of each method · said : by method and way, of each test image · decoded : by method the category decoded of each,
+    {} where captions are no categories · captions : of each test image
+    """
+
+    results: Results
+    scores: Mapping[str, MethodScores]
+    said: Mapping[str, Mapping[str, list[list[str]]]]
+    decoded: Mapping[str, list[str]]
+    captions: Sequence[Sequence[str]]
+
+
 def measure(
     *,
     dataset: Dataset,
@@ -205,7 +271,7 @@ def measure(
     scoring: Scoring | None = None,
     parts: Path | None = None,
     watch: Stopwatch | None = None,
-) -> Results:
+) -> Measured:
     """Decode, paint and score the test images of ``hour``, the subject as it was tuned on.
 
     tuned : by method; the first says what the nearest training images are
@@ -226,12 +292,13 @@ def measure(
         words = read_all(decoded, bank, reader)
         painted = paint_all(decoded, generator, words, test, parts)
     with watch.stage("score"):
-        kept, shown, pixels = KeptFeatures(), test.images[test.shown], test.caches["pixels"]
+        kept, shown, pixels = KeptFeatures(), test.images[test.shown], test.caches.get("pixels", NO_PIXELS)
         nearest = decoded["nearest_training_image"].found
         assert nearest is not None
         # The probe is not to know the very pictures that a control shows.
         objects = Shown.of(dataset.stimuli, shown, pixels, nearest[test.shown], scoring.choices)
         scores = score_all(decoded, painted, test, config.seed, scoring, kept, objects.recognition)
+        said, named = said_by(words), categorised(decoded, test, dataset.stimuli)
     setting = describe_setting(config, dataset, hour, base, test, bank, command)
     setting["scores"] = scoring.described()
     setting["scores"]["not_scored"] |= objects.missing
@@ -250,7 +317,9 @@ def measure(
         score_captions(results, per_image, painted, references, scorer, config.seed, objects.vocabulary)
         if objects.recognition:
             results["objects"] = objects.reference_block(kept[None], config.seed)
-        score_words(results, words, test, config.seed)
+        score_words(results, said, test.captions, config.seed)
+        if named:
+            results["categories"] = categories_block(named, test.captions, [len(test.images)], config.seed)
         whole = dataset.subject(hour.number)
         score_brain(results, per_image, kept, whole, shown, pixels, config.seed, scoring.choices)
         if config.hold_out_category:
@@ -261,7 +330,21 @@ def measure(
     table = decoded_table(
         one.predictions, test.images, words[first], dataset.stimuli, test.caches["tokens"], test.images, network, trials
     )
+    if named:
+        table["category"] = named[first]
     results |= rounded({"timing_s": watch.total(), "peak_memory_mb": runtime.peak_memory_mb()})
-    return Results.of(
+    found = Results.of(
         results, pictures_of(painted, test), words_of(decoded, painted, words, test), per_image, config, log, table
     )
+    return Measured(found, scores, said, named, test.captions)
+
+
+def categories_block(
+    named: Mapping[str, Sequence[str]], captions: Sequence[Sequence[str]], tested: Sequence[int], seed: int
+) -> dict:
+    """The block ``categories`` of results.json: by method ``category_block``.
+
+    tested : how many of the images, in their order, each fit decoded
+    """
+    seen, fold = [group[0] for group in captions], np.repeat(np.arange(len(tested)), tested)
+    return rounded({method: category_block(seen, said, fold, seed) for method, said in named.items()})

@@ -65,7 +65,7 @@ class Features:
     caches : mapping of str to array
         Rows by stimulus id, read from disk when asked for: ``tokens`` (N, T, D), ``text`` (N, d), ``latents`` (N, C, s, s),
         ``features`` and ``features_augmented`` (N, P, F), all float32; and ``pixels`` uint8 (N, 3, s, s), at the side s at
-        which pictures are scored.
+        which pictures are scored. Of stimuli without pictures ``text`` alone, and ``tokens`` (N, 1, d), which are the same.
     card : dict
         The dataset's card: ``simulated``, ``zscore`` and whatever else it says.
     full_size : bool
@@ -89,11 +89,13 @@ class Features:
     @property
     def targets(self) -> Targets:
         """The caches that training needs."""
-        return Targets(**{name: self.caches[name] for name in NAMES})
+        return Targets(**{name: self.caches[name] for name in NAMES if name in self.caches})
 
     @functools.cached_property
     def described(self) -> dict:
         """What the card of a network trained on these features says of them: ``towers``, and ``conventions`` at full size."""
+        if not self.stimuli.pictured:
+            return {"towers": identities(self.folder, ("text",))}
         towers = identities(self.folder)
         said = {field: towers["tokens"][field] for field in CONVENTIONS if field in towers["tokens"]}
         return {"towers": towers, **({"conventions": said} if said else {})}
@@ -124,7 +126,19 @@ class Features:
 
     def check_model(self, config: ModelConfig, where: object) -> None:
         """Raise UserError where a model is not made for what these towers give."""
-        check_towers(config, where, self.folder)
+        if self.stimuli.pictured:
+            check_towers(config, where, self.folder)
+        else:
+            wanted = {"tokens": 1, "width": self.text_encoder.width, "text_width": self.text_encoder.width}
+            check_sizes(config, where, wanted, "labels without pictures")
+
+    def refuse_without_pictures(self, what: str) -> None:
+        """Raise UserError where there are no pictures, which ``what`` needs."""
+        if not self.stimuli.pictured:
+            raise UserError(
+                f"{self.folder.parent}: has labels and no pictures, which {what} needs; expected a folder stimuli/ with an "
+                "image for each (words alone: mindtuner fit, then evaluate)"
+            )
 
     def check_stimuli(self, stimuli: Stimuli) -> None:
         """Raise UserError where these are features of other stimuli."""
@@ -136,7 +150,8 @@ class Features:
 
         What the card does not say is not compared.
         """
-        check_same(card, where, self.folder, [name for name in NAMES if name in self.caches])
+        names = [name for name in NAMES if name in self.caches] if self.stimuli.pictured else ["text"]
+        check_same(card, where, self.folder, names)
         refuse_other_split(card, self.card, where)
 
 
@@ -179,6 +194,8 @@ def embed(
     (16, 128)
     """
     folder = dataset.root / "cache" if cache is None else Path(cache)
+    if not dataset.stimuli.pictured:
+        return _embed_labels(dataset, folder)
     weights = None if weights is None else Path(weights)
     for tower in towers or ():
         tower.build(folder, dataset.stimuli)
@@ -201,11 +218,22 @@ def embed_tokens(dataset: Dataset, cache: str | Path | None = None) -> Features:
     Takes ``dataset`` and ``cache`` as ``embed`` does, and raises what it raises.
     """
     folder = dataset.root / "cache" if cache is None else Path(cache)
-    if is_full_size(folder):
+    if is_full_size(folder) or not dataset.stimuli.pictured:
         return embed(dataset, folder)
     towers = compact_towers(dataset.stimuli, folder, CompactImageEncoder(), None, None)
     found: dict = {tower.name: tower.build(folder, dataset.stimuli) for tower in towers if tower.name in ("pixels", "tokens")}
     return Features(folder, dataset.stimuli, found, dataset.card)
+
+
+def _embed_labels(dataset: Dataset, folder: Path) -> Features:
+    """Features of stimuli without pictures: what a brain is to say of one is the text of its label."""
+    texts = CompactTextEncoder()
+    [tower] = compact_towers(dataset.stimuli, folder, None, texts, None)[1:]
+    text = tower.build(folder, dataset.stimuli)
+    tokens = np.asarray(text[np.arange(len(dataset.stimuli))])[:, None]
+    features = Features(folder, dataset.stimuli, {"tokens": tokens, "text": text}, dataset.card)
+    features.__dict__["text_encoder"] = texts  # open already
+    return features
 
 
 def refuse_pictures_trained_on(weights: Path, stimuli: Stimuli) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mindtuner.claims import releasing
 from mindtuner.config import Config
-from mindtuner.data import Dataset, Subject
+from mindtuner.data import Dataset, Stimuli, Subject
 from mindtuner.errors import UserError
+from mindtuner.model import BrainNetwork
 from mindtuner.pipeline.base import FILE, Base, base_at, card_of, refuse_untrainable
 from mindtuner.pipeline.base import settled as settled_config
 from mindtuner.pipeline.features import Features
@@ -23,6 +25,7 @@ from mindtuner.pipeline.tuning import fit_methods, session_count, without_catego
 from mindtuner.training import WITHOUT_BASE
 from mindtuner.training.monitor import Log
 from mindtuner.training.pretrain import before_brains
+from mindtuner.training.token_ridge import PARTS
 
 
 @releasing()
@@ -31,7 +34,7 @@ def fit(
     features: Features,
     config: str | Path | Mapping | Config = "demo",
     *,
-    methods: Sequence[str] = WITHOUT_BASE,
+    methods: Sequence[str] | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
     force: bool = False,
@@ -48,9 +51,10 @@ def fit(
         Of the dataset's stimuli, from ``embed``.
     config : optional
         As in ``pretrain``.
-    methods : sequence of str
+    methods : sequence of str, optional
         Out of ``ridge``, one cross-validated regression from voxels to tokens; ``from_scratch``, the whole network trained on
-        this subject; and ``shuffled_brain``, the regression on permuted brains, a control.
+        this subject; and ``shuffled_brain``, the regression on permuted brains, a control. By default all of them; of stimuli
+        without pictures all but ``from_scratch``, and the regression is to the text of the labels.
     seed, out, force, command, watch : optional
         As in ``tune``. In ``out`` also lies ``base.safetensors``, which knows the training images and their captions, and no
         brain.
@@ -72,17 +76,20 @@ def fit(
     >>> list(alone.networks), len(alone.base.network.ridges)
     (['ridge'], 0)
     """
+    methods = methods_for(features.stimuli) if methods is None else methods
     for method in methods:
         if method not in WITHOUT_BASE:
             raise UserError(f"method: {method!r} is not fitted without a base; expected some of {', '.join(WITHOUT_BASE)}")
     if not np.array_equal(subject.is_shared, features.stimuli.is_shared):
         raise UserError(f"features: are of other stimuli ({features.folder}); expected those that the subject saw")
-    config = settled(subject, config, seed)
+    config = settled(subject, config, seed, features.stimuli.pictured)
+    if "from_scratch" in methods:
+        features.refuse_without_pictures("from_scratch")
     subject = without_category(subject, features, config.hold_out_category)
     features.check_model(config.model, "config")
     alone = Dataset(features.folder, {subject.number: subject}, features.stimuli, features.card)
     refuse_untrainable(alone)
-    prior = features.starting_prior(config.model)
+    prior = features.starting_prior(config.model) if features.stimuli.pictured else None
     entries: list[dict] = []
     log: Log = entries.append
     out = None if out is None else Path(out)
@@ -91,14 +98,34 @@ def fit(
         claim(out, settings_text(config, command or f"mindtuner.fit(subject {subject.number})"), force)
         log = log_of(out)
     card = card_of(dataclasses.replace(alone, subjects={}), features, config)
-    made = functools.partial(
-        before_brains, {}, subject.train.stimulus, features.targets, config, config.seed, log, prior=prior
-    )
+    made: Callable[..., BrainNetwork] = functools.partial(_of_labels, config)
+    if features.stimuli.pictured:
+        images, targets = subject.train.stimulus, features.targets
+        made = functools.partial(before_brains, {}, images, targets, config, config.seed, log, prior=prior)
     base = Base(made().eval(), config, card) if out is None else base_at(out / FILE, made, config, card)
     return fit_methods(base, subject, features, config, methods, log, out, watch, entries)
 
 
-def settled(subject: Subject, config: str | Path | Mapping | Config, seed: int | None = None) -> Config:
-    """The settings to fit a subject with. Raises UserError where there is no such config, or no training trial."""
+def methods_for(stimuli: Stimuli) -> tuple[str, ...]:
+    """What is fitted by default."""
+    return tuple(method for method in WITHOUT_BASE if stimuli.pictured or method != "from_scratch")
+
+
+def _of_labels(config: Config, checkpoint: Path | None = None) -> BrainNetwork:
+    """A base of nobody where tokens are the text of labels: its projector has nothing to learn. Nothing is checkpointed."""
+    network = BrainNetwork(config.model, {}, PARTS)
+    torch.nn.init.eye_(network.projector.matrix.weight)
+    return network.requires_grad_(False)
+
+
+def settled(
+    subject: Subject, config: str | Path | Mapping | Config, seed: int | None = None, pictured: bool = True
+) -> Config:
+    """The settings to fit a subject with; without pictures an image's tokens are one, the text of its label.
+
+    Raises UserError where there is no such config, or no training trial.
+    """
     found = settled_config(config, seed=seed)
+    if not pictured:
+        found = dataclasses.replace(found, model=dataclasses.replace(found.model, tokens=1, width=found.model.text_width))
     return dataclasses.replace(found, target_subject=subject.number, tuning_sessions=session_count(subject))

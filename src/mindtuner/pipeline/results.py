@@ -18,7 +18,15 @@ from mindtuner.evaluation import score_table
 from mindtuner.evaluation.results import Run, load_run, save_run
 from mindtuner.evaluation.scores.catalogue import of_part
 from mindtuner.files import write_text
-from mindtuner.pipeline.decoded_table import DECODED, SCORES, read_table, scores_table, write_table
+from mindtuner.pipeline.decoded_table import (
+    CONFUSION,
+    DECODED,
+    SCORES,
+    confusion_table,
+    read_table,
+    scores_table,
+    write_table,
+)
 from mindtuner.pipeline.run_folder import SETTINGS, settings_text
 from mindtuner.report import write_report
 
@@ -120,7 +128,8 @@ class Results:
     def save(self, folder: str | Path) -> Results:
         """Write results, pictures, words, scores of single images and ``report.html`` into a folder.
 
-        ``decoded.csv`` says what was decoded of each test image, ``scores.csv`` how good each method was on it.
+        ``decoded.csv`` says what was decoded of each test image, ``scores.csv`` how good each method was on it, and, where
+        captions are categories, ``confusion.csv`` how many images of each were taken for which.
 
         Settings and training log that lie there already are the run's own and stay. Raises UserError where the disk refuses.
         """
@@ -133,6 +142,8 @@ class Results:
         if self.decoded is not None:
             write_table(folder / DECODED, self.decoded)
         write_table(folder / SCORES, scores_table(self.run))
+        if "categories" in self.run.results:
+            write_table(folder / CONFUSION, confusion_table(self.run.results["categories"]))
         save_run(folder, self.run.results, self.run.pictures, self.run.words, self.run.per_image)
         write_report(folder)
         return Results(load_run(folder), self.config, folder, self.decoded)

@@ -13,9 +13,16 @@ from safetensors.numpy import load_file
 from mindtuner import runtime
 from mindtuner.config import Config
 from mindtuner.data import Stimuli, Subject, Trials
+from mindtuner.data.folds import categories
 from mindtuner.decoding.decoder import Decoder, Predictions
 from mindtuner.decoding.reading import PhraseReader
-from mindtuner.decoding.training_images import TrainingTokens, draw_to_neighbours, mean_token, nearest_training_image
+from mindtuner.decoding.training_images import (
+    TrainingTokens,
+    draw_to_neighbours,
+    mean_token,
+    nearest_training_image,
+    similarity,
+)
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import rounded
@@ -204,7 +211,8 @@ def decode_all(tuned: Mapping[str, BrainNetwork], base: BrainNetwork, test: Test
         network.cpu()  # a GPU holds one network of full size
     first = next(iter(tuned))  # mindtuner, where it was tuned
     found = test.training[nearest_training_image(every[first].predictions.backbone_tokens, training)]
-    nearest, latents = np.asarray(tokens[found]), np.asarray(test.caches["latents"][found])
+    nearest = np.asarray(tokens[found])
+    latents = np.asarray(test.caches["latents"][found]) if "latents" in test.caches else None
     less = every[first].predictions.mean_token
     looked_up = Predictions(
         test.images, nearest, every[first].predictions.compared(nearest), latents, np.asarray(text[found]), less
@@ -214,7 +222,8 @@ def decode_all(tuned: Mapping[str, BrainNetwork], base: BrainNetwork, test: Test
     projected = Decoder(base, name, config.decode, config.seed).text_of(torch.from_numpy(mean))
     base.cpu()  # generators want the room
     drawn = draw_to_neighbours(mean[test.shown], training, config.decode.neighbours) if len(shown) else None
-    every["prior_only"] = Decoded(Predictions(test.images, mean, mean, np.zeros_like(latents), projected, less), drawn)
+    no_latents = None if latents is None else np.zeros_like(latents)
+    every["prior_only"] = Decoded(Predictions(test.images, mean, mean, no_latents, projected, less), drawn)
     return every
 
 
@@ -302,7 +311,8 @@ def score_all(
     Images without a caption are left out of text retrieval; where none has one, all texts are the same, and the score is
     chance.
     """
-    seen, texts = np.asarray(test.caches["pixels"][test.images[test.shown]]), test.texts
+    shown, texts = test.images[test.shown], test.texts
+    seen = np.asarray(test.caches["pixels"][shown]) if len(shown) else np.empty((0, 3, 0, 0), np.uint8)
     truth = Truth(
         np.asarray(test.caches["tokens"][test.images]),
         np.asarray(test.caches["text"][test.images[texts]]),
@@ -333,18 +343,45 @@ def score_all(
     return score_methods(predicted, truth, seed, None if kept is None else kept.keep)
 
 
-def score_words(results: dict, words: Mapping[str, Words], test: TestSet, seed: int) -> None:
+def said_by(words: Mapping[str, Words]) -> dict[str, dict[str, list[list[str]]]]:
+    """By method and way, phrases and whole captions, what is said of each test image."""
+    return {
+        method: ({"phrases": one.phrases} if one.said is not None else {})
+        | ({"captions": [[caption] for caption in one.captions]} if one.bank.captions else {})
+        for method, one in words.items()
+    }
+
+
+def score_words(
+    results: dict, said: Mapping[str, Mapping[str, list[list[str]]]], captions: Sequence[Sequence[str]], seed: int
+) -> None:
     """Put into ``results`` how much of what the n test images show is said, by method: ``words``, beside whole captions."""
-    for method, one in words.items():
-        ways = {"phrases": one.phrases} if one.said is not None else {}
-        ways |= {"captions": [[caption] for caption in one.captions]} if one.bank.captions else {}
-        results["methods"][method]["words"] = rounded(
-            {way: said_scores(said, test.captions, seed) for way, said in ways.items()}
-        )
+    for method, ways in said.items():
+        results["methods"][method]["words"] = rounded({way: said_scores(own, captions, seed) for way, own in ways.items()})
+
+
+def categorised(decoded: Mapping[str, Decoded], test: TestSet, stimuli: Stimuli) -> dict[str, list[str]]:
+    """By method the category decoded of each test image; {} where captions are no categories (``data.folds.categories``).
+
+    It is the category whose training images' mean token, less what retrieval takes off, is most like what was decoded.
+    """
+    known = categories([stimuli.captions[int(k)] for k in np.concatenate([test.training, test.images])])
+    if known is None:
+        return {}
+    own = np.array(known[: len(test.training)])
+    names = np.unique(own)
+    tokens = TrainingTokens(test.caches["tokens"], test.training)
+    means = np.stack([mean_token(TrainingTokens(tokens.cache, test.training[own == name]), 1)[0] for name in names])
+    said = {method: one.predictions for method, one in decoded.items()}
+    nearest = {method: similarity(one.retrieval_tokens, means, one.mean_token).argmax(1) for method, one in said.items()}
+    return {method: names[which].tolist() for method, which in nearest.items()}
 
 
 def pictures_of(painted: Mapping[str, Painted], test: TestSet) -> dict[str, np.ndarray]:
     """The arrays of pictures.safetensors."""
+    if "pixels" not in test.caches:  # of labels there are as many thumbnails as test images, of no size
+        none = np.empty((len(test.images), 3, 0, 0), np.uint8)
+        return {"seen": none[:0], "thumbnails": none}
     pixels = np.asarray(test.caches["pixels"][test.images])
     small = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(pixels).float(), THUMBNAIL)
     thumbnails = small.round().to(torch.uint8).numpy()

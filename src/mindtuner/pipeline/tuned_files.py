@@ -31,6 +31,7 @@ from mindtuner.training import (
 MAIN = "mindtuner"
 REPORTED = (MAIN, "ridge_only", "ridge", "shuffled_brain")  # what a report needs
 WHOLE = ("ridge", "full_finetune", "from_scratch")  # methods that leave nothing of the base as it was: all weights are kept
+FOLDS = "folds.json"  # in a run of fit for each fold: how they were made
 FILES = {method: "fingerprint.safetensors" if method == MAIN else f"{method}.safetensors" for method in METHODS}
 
 
@@ -104,6 +105,8 @@ def files_of(path: str | Path) -> dict[str, Path]:
         return {read_card(file).get("method", MAIN): file for file in files}
     if path.is_dir():
         found = {method: path / name for method, name in FILES.items() if (path / name).is_file()}
+        if (path / FOLDS).is_file():
+            raise UserError(f"{path}: holds a fit for each fold; expected one of its folders, or mindtuner evaluate for all")
         if not found:
             raise UserError(
                 f"{path}: holds no {FILES[MAIN]}; expected a run of mindtuner tune or fit, or a folder of TunedSubject.save"

@@ -104,6 +104,7 @@ def tune(
     base.refuse_known(subject.number)
     if not np.array_equal(subject.is_shared, features.stimuli.is_shared):
         raise UserError(f"features: are of other stimuli ({features.folder}); expected those that the subject saw")
+    features.refuse_without_pictures("tune")
     subject = without_category(subject, features, base.category)
     config = settled(base, subject, config, seed)
     features.check_model(config.model, base.where)

@@ -33,6 +33,7 @@ from mindtuner.report.labels import (
 SAID_LABELS = {"precision": "precision", "recall": "recall", "f1": "F1"}
 POOLED = ("top1", "top5", "median_rank")
 AGAINST_CHANCE = ("two_way", "p")  # of retrieval among all
+SHARE = Score("categories", "accuracy", "Named right", "", share=True)
 COLUMNS = 5  # of scores that stand side by side and can still be read
 
 
@@ -49,6 +50,8 @@ def of_run(results: dict) -> dict:
         "pools": pool_tables(results),
         "subsets": subsets(results),
         "held_out": held_out(results),
+        "categories": categories(results),
+        "candidates": candidates(results),
         "paired": paired(results["paired"]),
     }
 
@@ -60,7 +63,7 @@ def headline(results: dict) -> list[dict]:
     training image.
     """
     main = main_of(results["methods"])
-    tests = results["setting"].get("n_test_images", "all")
+    tests = candidates(results) or "all"
     pictures = [((main, "reconstruction"), "two-way identification of the pictures")]
     if results["setting"].get("off_domain"):
         pictures = [
@@ -81,6 +84,53 @@ def headline(results: dict) -> list[dict]:
                 {"value": show(score, value), "text": text, "chance": None if chance is None else show(score, chance)}
             )
     return rows
+
+
+def candidates(results: dict) -> str | None:
+    """Among how many images each was looked for: all test images, or those of its fold; None of a run that does not say."""
+    sizes = results["setting"].get("folds", {}).get("test_images") or [results["setting"].get("n_test_images")]
+    if sizes[0] is None:
+        return None
+    return f"{sizes[0]:,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
+
+
+def categories(results: dict) -> list[dict]:
+    """Of each method how often it named the category right, for each of them too, and what it took for what; [] without."""
+    block = results.get("categories") or {}
+    groups = []
+    for name in sorted(in_order(block), key=lambda name: name != main_of(block)):
+        found = block[name]
+        rows = []
+        for seen, counts in zip(found["names"], found["confusion"], strict=True):
+            if (own := found["own"].get(seen)) is None:  # decoded, and never shown
+                continue
+            cells = [
+                {"count": count, "share": count / own["images"], "right": decoded == seen}
+                for decoded, count in zip(found["names"], counts, strict=True)
+            ]
+            rows.append({"name": seen, **own, "cells": cells})
+        rates = [
+            {
+                "kind": kind,
+                "value": show(SHARE, rate["value"]),
+                "ci": f"{show(SHARE, rate['ci95'][0])} to {show(SHARE, rate['ci95'][1])}",
+                "chance": show(SHARE, rate["chance"]),
+                "p": f"{rate['p']:.4f}",
+            }
+            for kind, rate in (("of all images", found["accuracy"]), ("mean over categories", found["balanced"]))
+        ]
+        groups.append(
+            {
+                "label": label_of(name)[0],
+                "open": name == main_of(block),
+                "names": found["names"],
+                "rates": rates,
+                "rows": [
+                    {**row, "accuracy": show(SHARE, row["accuracy"]), "chance": show(SHARE, row["chance"])} for row in rows
+                ],
+            }
+        )
+    return groups
 
 
 def tables(results: dict, part: str) -> list[dict]:

@@ -22,9 +22,9 @@ class Targets:
         Of the image tower.
     text : array (N, d)
         Mean caption embedding, 0 where there is no caption.
-    latents : array (N, 8, 16, 16)
-        Of the autoencoder.
-    features, features_augmented : array (N, P, F)
+    latents : array (N, 8, 16, 16), optional
+        Of the autoencoder. This and the next are None where there are no pictures: a plain regression needs none of them.
+    features, features_augmented : array (N, P, F), optional
         Of the image and of an augmented view of it.
 
     Examples
@@ -37,9 +37,9 @@ class Targets:
 
     tokens: np.ndarray | FileRows | HalfRows
     text: np.ndarray | FileRows | HalfRows
-    latents: np.ndarray | FileRows | HalfRows
-    features: np.ndarray | FileRows | HalfRows
-    features_augmented: np.ndarray | FileRows | HalfRows
+    latents: np.ndarray | FileRows | HalfRows | None = None
+    features: np.ndarray | FileRows | HalfRows | None = None
+    features_augmented: np.ndarray | FileRows | HalfRows | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -47,6 +47,8 @@ class Targets:
     def rows(self, name: str, ids: np.ndarray) -> torch.Tensor:
         """float32 (n, ...) of the array ``name`` for stimulus ids (n,); only these rows are read."""
         array = getattr(self, name)
+        if array is None:
+            raise ValueError(f"{name}: there are no pictures; expected a method that learns from tokens alone")
         if isinstance(array, HalfRows):
             return array.rows(ids).float()
         return torch.from_numpy(np.asarray(array[ids], dtype=np.float32))
@@ -63,6 +65,8 @@ class Targets:
             "features_augmented": features,
         }
         for field in fields(self):
+            if getattr(self, field.name) is None:
+                continue
             shape = getattr(self, field.name).shape
             if shape != (len(self), *expected[field.name]):
                 raise UserError(

@@ -17,6 +17,7 @@ from mindtuner.formats.image_files import FolderImages, Hdf5Images
 from mindtuner.formats.lab_folder import read as lab
 from mindtuner.formats.lab_folder import trial_table
 from mindtuner.formats.lab_folder.betas import MASK, check_dtype, check_rows, open_betas, stored_dtype, values_of
+from mindtuner.formats.lab_folder.labels import LabelStimuli, labelled
 from mindtuner.formats.lab_folder.trial_table import TrialLines
 from mindtuner.formats.nifti import JoinedSessions, say_mask
 from mindtuner.formats.trial_volumes import TrialVolumes
@@ -28,22 +29,31 @@ def check(root: Path, findings: Findings) -> None:
     with findings.catching(root / CARD, "card"):
         card = lab.load_card(root)
     describe_card(findings, root, card)
-    images = None
+    images: FolderImages | Hdf5Images | LabelStimuli | None = None
+    pictured = lab.has_pictures(root)
     with findings.catching(root, "stimuli"):
-        images = lab.open_images(root, card)
+        images = lab.open_images(root, card) if pictured else None
     folders: dict[int, Path] = {}
     with findings.catching(root, "subjects"):
         folders = lab.subject_folders(root, card)
     tables = {
-        number: lines for number, folder in folders.items() if (lines := _check_table(findings, folder, images)) is not None
+        number: lines
+        for number, folder in folders.items()
+        if (lines := _check_table(findings, folder, images, pictured)) is not None
     }
+    if tables and not pictured:
+        with findings.catching(root, "stimuli"):
+            images, tables = labelled(tables, folders, root, lab.NEITHER)
+            for lines in tables.values():
+                findings.errors(lines.path, trial_table.problems(lines, images.names))
+            _say_labels(findings, images)
     for path, field, message in trial_table.split_conflicts(tables):
         findings.error(path, field, message)
     names, is_shared, used = _what_is_shown(images, tables)
     for number, folder in folders.items():
         _check_subject(findings, folder, tables.get(number), names, is_shared, card)
     _compare_subjects(findings, root, folders, tables, card)
-    if images is not None:
+    if isinstance(images, FolderImages | Hdf5Images):
         check_images(findings, root, images, is_shared, used)
     findings.take_whole(lambda: lab.load(root))
 
@@ -61,16 +71,26 @@ def describe_card(findings: Findings, root: Path, card: dict) -> None:
         )
 
 
-def _check_table(findings: Findings, folder: Path, images: FolderImages | Hdf5Images | None) -> TrialLines | None:
+def _check_table(
+    findings: Findings, folder: Path, images: FolderImages | Hdf5Images | LabelStimuli | None, pictured: bool
+) -> TrialLines | None:
     with findings.catching(folder, "trials"):
         path = trial_table.find_table(folder)
         lines = trial_table.read_lines(path)
-        findings.errors(path, trial_table.problems(lines, None if images is None else images.names))
+        if pictured:
+            findings.errors(path, trial_table.problems(lines, None if images is None else images.names))
         validation = sum(cell in trial_table.VALIDATION for cell in lines.columns["split"])
         unused = int((~lines.used()).sum()) - validation
         findings.fact(path, f"{len(lines)} lines" + (f", {unused} of them n/a" if unused else ""))
-        if lines.named != "stimulus":
+        if lines.named != "stimulus" and pictured:
             findings.note(path, "stimulus", f"no such column: {lines.named} is taken for it")
+        if not lines.says_split:
+            findings.note(path, "split", "no such column: all trials train; mindtuner fit --folds tests each image once")
+        if "run" in lines.columns:
+            known = int((lines.runs()[lines.used()] > 0).sum())
+            findings.fact(path, f"runs of {known} trials")
+            if known < lines.used().sum():
+                findings.note(path, "run", "not 1, 2, ... or run-01, ... for every trial: runs cannot be left out")
         if unused:
             findings.note(path, "stimulus", f"{unused} trials have no stimulus or no split (n/a): nothing uses them")
         if validation:
@@ -112,8 +132,19 @@ def _check_repeats(findings: Findings, lines: TrialLines) -> None:
         findings.warning(lines.path, "repeat", f"{len(order)} images have repeats that fall: {some(order)}")
 
 
+def _say_labels(findings: Findings, images: LabelStimuli) -> None:
+    labels = sorted({images.captions(k)[0] for k in range(images.shape[0])})
+    findings.fact(images.path, f"{images.shape[0]} stimuli of {len(labels)} labels, without pictures: {some(labels)}")
+    findings.note(
+        images.path,
+        "label",
+        "there are no stimuli/, so labels stand for pictures: mindtuner fit, evaluate and decode read words; pretrain, tune "
+        "and all that paints need pictures",
+    )
+
+
 def _what_is_shown(
-    images: FolderImages | Hdf5Images | None, tables: dict[int, TrialLines]
+    images: FolderImages | Hdf5Images | LabelStimuli | None, tables: dict[int, TrialLines]
 ) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
     """Id of each name, and over ids: whether it is a test image, whether it is shown at all.
 

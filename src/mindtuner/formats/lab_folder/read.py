@@ -2,8 +2,8 @@
 
 One subject is a folder with ``trials.tsv`` (see ``trial_table``), its betas (see ``betas``), and optionally regions of
 interest: ``rois/NAME.nii.gz``, ``rois.npz`` or ``rois.tsv``. Several subjects are folders ``sub-01``, ``sub-02``, ... or
-``sub-BE``, ``sub-KM``, ... The root holds ``stimuli/`` or ``stimuli.hdf5`` (see ``image_files``) and, optionally,
-``dataset.json``, the card. ``docs/your-own-scans.md`` says it for users.
+``sub-BE``, ``sub-KM``, ... The root holds ``stimuli/`` or ``stimuli.hdf5`` (see ``image_files``), or, where the tables have
+labels (see ``labels``), neither; and, optionally, ``dataset.json``, the card. ``docs/your-own-scans.md`` says it for users.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from mindtuner.files import read_json
 from mindtuner.formats.image_files import FolderImages, Hdf5Images
 from mindtuner.formats.lab_folder import trial_table
 from mindtuner.formats.lab_folder.betas import MASK, check_dtype, check_rows, open_betas, own_mask, values_of
+from mindtuner.formats.lab_folder.labels import LabelStimuli, labelled
 from mindtuner.formats.lab_folder.trial_table import TrialLines, find_table
 from mindtuner.formats.nifti import load_mask
 from mindtuner.formats.subject_numbers import number_subjects
 
 STIMULI, STIMULI_HDF5 = "stimuli", "stimuli.hdf5"
+NEITHER = f"holds neither {STIMULI}/ nor {STIMULI_HDF5}; expected one of them"
 VERTICES = "vertices.npy"
 ZSCORES = ("publisher", "train_trials", "session_all", "none")
 
@@ -67,14 +69,15 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     """
     root = Path(root)
     card = load_card(root)
-    images = open_images(root, card)
-    stimulus_captions = [images.captions(i) for i in range(images.shape[0])]
+    images: FolderImages | Hdf5Images | LabelStimuli | None = open_images(root, card) if has_pictures(root) else None
     folders = subject_folders(root, card)
     numbers = sorted(folders) if subjects is None else sorted(set(subjects))
     for number in numbers:
         if number not in folders:
             raise UserError(f"{root}: no subject {number}; expected some of {', '.join(map(str, sorted(folders)))}")
     tables = {number: trial_table.read_lines(find_table(folder)) for number, folder in folders.items()}
+    if images is None:
+        images, tables = labelled(tables, folders, root, NEITHER)
     for lines in tables.values():
         for field, message in trial_table.problems(lines, images.names):
             raise UserError(f"{lines.path}: {field} {message}")
@@ -84,8 +87,10 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     is_shared = np.zeros(images.shape[0], bool)
     for found in trials.values():
         is_shared[found.stimulus[found.is_test]] = True
-    names = list(images.names) if isinstance(images, FolderImages) else None
-    stimuli = Stimuli(images, stimulus_captions, is_shared, str(_images_path(root)), names)
+    names = None if isinstance(images, Hdf5Images) else list(images.names)
+    captions = [images.captions(i) for i in range(images.shape[0])]
+    where = str(images.path if isinstance(images, LabelStimuli) else _images_path(root))
+    stimuli = Stimuli(images, captions, is_shared, where, names)
     opened = {
         number: _open_subject(number, folders[number], tables[number], trials[number], is_shared, card) for number in numbers
     }
@@ -137,12 +142,17 @@ def _are_bytes(values: list) -> bool:
     return all(isinstance(value, int) and 0 <= value <= 255 for value in values)
 
 
+def has_pictures(root: Path) -> bool:
+    """Whether there are stimuli, and not labels in the tables alone."""
+    return (root / STIMULI).exists() or (root / STIMULI_HDF5).exists()
+
+
 def _images_path(root: Path) -> Path:
     folder, file = root / STIMULI, root / STIMULI_HDF5
     if folder.exists() and file.exists():
         raise UserError(f"{root}: holds both {STIMULI}/ and {STIMULI_HDF5}; expected one of them")
     if not folder.exists() and not file.exists():
-        raise UserError(f"{root}: holds neither {STIMULI}/ nor {STIMULI_HDF5}; expected one of them")
+        raise UserError(f"{root}: {NEITHER}")
     return folder if folder.exists() else file
 
 

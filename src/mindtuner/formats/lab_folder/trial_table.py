@@ -1,10 +1,11 @@
 """``trials.tsv``: what a lab's trials showed, one line per row of the betas, in that order.
 
 Tab separated with a header, ``n/a`` for what is missing, as in BIDS events files; or ``trials.csv``, comma separated.
-Columns: ``stimulus`` (name of an image; without that column ``stim_file`` or ``label`` is taken for it), ``session``
-(1, 2, ... or ses-01, ...), ``split`` (train or test) and, optionally, ``repeat`` (0 where the subject sees the image for the
-first time, then 1, 2, ...); others may stand beside them. A line whose stimulus or split is ``n/a``, or whose split is
-``val``, is a trial that nothing uses; its betas stay where they are.
+Columns: ``stimulus`` (name of an image; without that column ``stim_file``, ``label`` or ``trial_type`` is taken for it),
+``session`` (1, 2, ... or ses-01, ...) and, optionally, ``split`` (train or test; without it all train), ``run`` within the
+session (1, 2, ... or run-01, ...) and ``repeat`` (0 where the subject sees the image for the first time, then 1, 2, ...);
+others may stand beside them. A line whose stimulus or split is ``n/a``, or whose split is ``val``, is a trial that nothing
+uses; its betas stay where they are.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from mindtuner.data.dataset import count_repeats
 from mindtuner.errors import UserError
 
 TABLES = ("trials.tsv", "trials.csv")
-COLUMNS = ("stimulus", "session", "split")
-NAMED_OTHERWISE = ("stim_file", "label")  # what BIDS calls the stimulus; the first that there is
+COLUMNS = ("stimulus", "session")
+SPLIT, TRAIN = "split", "train"
+NAMED_OTHERWISE = ("stim_file", "label", "trial_type")  # what BIDS calls the stimulus; the first that there is
 MISSING = "n/a"
 VALIDATION = ("val", "valid", "validation", "dev")
 _SAID_MISSING = ("", "N/A", "nan", "NaN")  # as pandas and others write it
 _WHOLE = re.compile(r"(\d+)\.0+")  # as pandas writes whole numbers of a column that holds n/a
 FIRST_LINE = 2  # of the trials, as editors count: the header is line 1
 _SESSION = re.compile(r"(?:ses-|session-)?0*([1-9]\d{0,5})")
+_RUN = re.compile(r"(?:run-)?0*([1-9]\d{0,5})")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class TrialLines:
     """The table as text: each column a list of n cells, entry i belonging to betas row i.
 
     ``ragged``: lines with other than ``cells`` cells, line number -> count. ``named``: the column that the stimulus was in.
+    ``says_split``: whether there is a column of splits; without one all trials train.
     """
 
     path: Path
@@ -44,6 +48,7 @@ class TrialLines:
     ragged: dict[int, int]
     cells: int
     named: str = "stimulus"
+    says_split: bool = True
 
     def __len__(self) -> int:
         return len(self.columns["stimulus"])
@@ -66,6 +71,11 @@ class TrialLines:
         """int64 (n,), 1-based; 0 where a cell is no session, as n/a of a trial that nothing uses."""
         return np.array([int(m[1]) if (m := _SESSION.fullmatch(cell)) else 0 for cell in self.columns["session"]], np.int64)
 
+    def runs(self) -> np.ndarray:
+        """int64 (n,), 1-based; 0 where a cell is no run, or there is no such column."""
+        cells = self.columns.get("run", [""] * len(self))
+        return np.array([int(m[1]) if (m := _RUN.fullmatch(cell)) else 0 for cell in cells], np.int64)
+
     def says_repeats(self) -> bool:
         """Whether there is a column of repeats that says anything."""
         return any(cell != MISSING for cell in self.columns.get("repeat", ()))
@@ -78,7 +88,7 @@ class TrialLines:
         if self.says_repeats():
             repeat = np.array([int(self.columns["repeat"][row]) for row in used], np.int64)
         is_test = np.array([self.columns["split"][row] == "test" for row in used], bool)
-        return Trials(used, stimulus, self.sessions()[used], repeat, is_test)
+        return Trials(used, stimulus, self.sessions()[used], repeat, is_test, self.runs()[used])
 
 
 def find_table(folder: Path) -> Path:
@@ -105,7 +115,7 @@ def read_lines(path: Path) -> TrialLines:
         raise UserError(f"{path}: not a table ({error}); expected one that is {separated}") from error
     header = [name.strip() for name in rows[0]] if rows else []
     named = next((name for name in ("stimulus", *NAMED_OTHERWISE) if name in header), "stimulus")
-    for name in (named, *COLUMNS[1:]):
+    for name in (named, *COLUMNS[1:], *([SPLIT] if SPLIT in header else [])):
         if header.count(name) != 1:
             raise UserError(
                 f"{path}: {header.count(name)} columns {name!r} in {header}; expected one, {separated} from the others"
@@ -118,10 +128,12 @@ def read_lines(path: Path) -> TrialLines:
     ragged = {line: len(row) for line, row in enumerate(cells, FIRST_LINE) if len(row) != len(header)}
     columns = {name: [row[i] if i < len(row) else "" for row in cells] for i, name in enumerate(header)}
     columns["stimulus"] = columns[named]
-    for name in (*COLUMNS, "repeat"):
+    for name in (*COLUMNS, SPLIT, "run", "repeat", *NAMED_OTHERWISE):
         if name in columns:
             columns[name] = [_tidied(cell) for cell in columns[name]]
-    return TrialLines(path, columns, ragged, len(header), named)
+    says_split = SPLIT in columns
+    columns.setdefault(SPLIT, [TRAIN] * len(cells))
+    return TrialLines(path, columns, ragged, len(header), named, says_split)
 
 
 def _tidied(cell: str) -> str:

@@ -14,7 +14,7 @@ from mindtuner.files import atomic_path, write_json, write_text
 from mindtuner.formats.image_files import own_names, write_stimuli
 from mindtuner.formats.lab_folder.betas import MASK
 from mindtuner.formats.lab_folder.read import STIMULI, VERTICES
-from mindtuner.formats.lab_folder.trial_table import TABLES
+from mindtuner.formats.lab_folder.trial_table import MISSING, TABLES
 from mindtuner.formats.nifti import box_of, save_nifti
 
 FORMS = ("npy", "hdf5", "nifti")
@@ -68,10 +68,16 @@ def kept_card(card: dict) -> dict:
 def trials_table(subject: Subject, names: list[str]) -> str:
     """The text of ``trials.tsv`` for a subject's trials in their order."""
     found = subject.trials
-    lines = ["stimulus\tsession\trepeat\tsplit"]
-    for stimulus, session, repeat, is_test in zip(found.stimulus, found.session, found.repeat, found.is_test, strict=True):
-        lines.append(f"{names[stimulus]}\t{session}\t{repeat}\t{'test' if is_test else 'train'}")
-    return "\n".join(lines) + "\n"
+    columns = {
+        "stimulus": [names[stimulus] for stimulus in found.stimulus],
+        "session": found.session,
+        "repeat": found.repeat,
+        "split": np.where(found.is_test, "test", "train"),
+    }
+    if found.run.any():
+        columns["run"] = [run or MISSING for run in found.run]
+    rows = zip(*columns.values(), strict=True)
+    return "\n".join("\t".join(map(str, row)) for row in [columns.keys(), *rows]) + "\n"
 
 
 def _write_npy(folder: Path, subject: Subject) -> None:
