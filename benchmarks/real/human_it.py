@@ -21,8 +21,8 @@ Values of an image are averaged over the splits that test it, so that there is o
 paired; intervals resample people and images, p flips signs of the images' differences, each averaged over people.
 
 All test images of a split are decoded by one network, so that luck of a control is luck for many of them
-at once, and images are no independent evidence of it. ``--shuffles N`` tunes ``shuffled_brain`` N times more, each on another
-permutation of the training brains. What these give, over people and splits, is what chance gives.
+at once, and images are no independent evidence of it. ``--shuffles N`` tunes ``shuffled_brain`` N times more, and the plain
+ridge 10 N times, each on another permutation of the training brains. What these give, over people and splits, is chance.
 
 One line per person and split goes to OUT/human-it-CONFIG.jsonl; a benchmark that was stopped goes on.
 """
@@ -47,7 +47,7 @@ from world import Done
 import mindtuner
 from mindtuner.config import Config, DecodeConfig, load_config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
-from mindtuner.decoding.decoder import Predictions
+from mindtuner.decoding.decoder import Decoder, Predictions
 from mindtuner.evaluation.scores.retrieval import image_retrieval
 from mindtuner.evaluation.statistics import over_subjects, sign_flips
 from mindtuner.formats.image_files import square
@@ -55,13 +55,15 @@ from mindtuner.formats.lab_folder.write import write
 from mindtuner.pipeline import Base, Features
 from mindtuner.pipeline.stages import TestSet, decode_all
 from mindtuner.runtime import progress
-from mindtuner.training import METHODS
+from mindtuner.training import METHODS, subject_name
+from mindtuner.training import tune as train
 
 FOLDER = Path("demos/92imageData")
 BRAINS, PICTURES = FOLDER / "92_brainRDMs.mat", FOLDER / "Kriegeskorte_Neuron2008_supplementalData.mat"
 PEOPLE = ("BE", "KO", "SN", "TI")
 TESTED = 20  # photographs of a split
 UNPAINTED = {"prior_weight": 0.0, "lowlevel_weight": 0.0}  # losses of pictures, which are not measured
+RIDGES = 10  # permutations of the plain ridge for each of the method, which takes longer
 MEASURES = ("raw", "centred")
 BOTH = "mindtuner and ridge"
 
@@ -169,12 +171,16 @@ def shuffled(
     """Mean 2AFC, centred, of ``count`` tunings on permuted brains: of the method, and of the plain ridge."""
     seen, voxels = np.asarray(features.caches["tokens"][test.images], np.float32), subject.betas(test.trials.row)
     alone = mindtuner.fit(subject, features, config, methods=()).base
-    found: dict[str, list[float]] = {"shuffled_brain": [], "shuffled_ridge": []}
-    for seed in range(1, count + 1):
-        for name, start in (("shuffled_brain", base), ("shuffled_ridge", alone)):
-            tuned = mindtuner.tune(start, subject, features, config, methods=["shuffled_brain"], seed=seed)
-            said = tuned.decoder().predict(voxels, test.trials.stimulus)
-            found[name].append(round(float(np.mean(two_way(said, seen))), 5))
+    found: dict[str, list[float]] = {}
+    for name, start, times in (("shuffled_brain", base, count), ("shuffled_ridge", alone, RIDGES * count)):
+        networks = (
+            train(start.network, subject, features.targets, config, seed, "shuffled_brain") for seed in range(1, times + 1)
+        )
+        said = (
+            Decoder(one, subject_name(subject.number), config.decode, 0).predict(voxels, test.trials.stimulus)
+            for one in networks
+        )
+        found[name] = [round(float(np.mean(two_way(one, seen))), 5) for one in said]
     return found
 
 

@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
         check_towers(base.network.config, base.where, cache if full_size else None)
     # Images are looked up where the towers are those of the base.
     looking = not drawing and (not full_size or is_full_size(cache)) and fits_towers(base.network.config, cache)
+    looking = looking or not dataset.stimuli.pictured
     features = None
     if own:
         features = embed(dataset, cache, weights=generator_options.weights_of(options))

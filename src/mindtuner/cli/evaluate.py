@@ -91,10 +91,12 @@ def run(options: argparse.Namespace) -> None:
     tuned = read_tuned(path, options.base) if options.subject is None else read_own(path, options.subject)
     refuse_overlap(options.out, DATA=options.data, TUNED=path, BASE=tuned.base.path)
     full_size, cache = options.generator == generator_options.SDXL, options.cache or options.data / "cache"
-    check_towers(tuned.base.network.config, tuned.base.where, cache if full_size else None)
+    dataset = load(options.data, [tuned.number])
+    if dataset.stimuli.pictured:
+        check_towers(tuned.base.network.config, tuned.base.where, cache if full_size else None)
     if full_size:
         check_same(tuned.base.card, tuned.base.where, cache)
-    dataset = held_out(load(options.data, [tuned.number]), tuned.config.hold_out_category)
+    dataset = held_out(dataset, tuned.config.hold_out_category)
     if options.subject is None:
         subject = TunedSubject.load(path, dataset, base=tuned.base)
     else:
@@ -112,7 +114,7 @@ def run(options: argparse.Namespace) -> None:
         *([] if options.pictures is None else ["--pictures", options.pictures]),
         *scoring_words(options),
     )
-    settings = settings_of(subject, painting(subject.config, options.pictures), command, generator)
+    settings = settings_of(subject, painting(subject.config, options.pictures, dataset.stimuli), command, generator)
     refuse_other_run(options.out, settings, options.force)
     watch = shared.stopwatch()
     with watch.stage("embed"):

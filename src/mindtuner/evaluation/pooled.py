@@ -113,7 +113,8 @@ def _median_over_folds(ranks: Sequence[np.ndarray], seed: int) -> list[float]:
 
 def _method(folds: Sequence[MethodScores], seed: int) -> MethodScores:
     retrieval = {key: [one.retrieval[key] for one in folds] for key in DIRECTIONS}
-    pictures = {key: [one.reconstruction[key] for one in folds] for key in folds[0].reconstruction}
+    scored = [key for key in folds[0].reconstruction if all(key in one.reconstruction for one in folds)]
+    pictures = {key: [one.reconstruction[key] for one in folds] for key in scored}
     tested = [len(one.retrieval["image"]) for one in folds]
     summary = {
         "retrieval": _means(retrieval),
@@ -150,9 +151,10 @@ def _intervals(values: Mapping[str, Sequence[np.ndarray]], seed: int) -> dict[st
 
 
 def _weighted(values: Sequence, weights: Sequence[int]):
-    """The mean of numbers, or of trees of numbers, which are alike; what is no number is that of the first."""
+    """The mean of numbers, or of what all trees of numbers have; what is no number is that of the first."""
     if isinstance(values[0], Mapping):
-        return {key: _weighted([value[key] for value in values], weights) for key in values[0]}
+        shared = [key for key in values[0] if all(key in value for value in values)]
+        return {key: _weighted([value[key] for value in values], weights) for key in shared}
     if isinstance(values[0], int | float) and not isinstance(values[0], bool):
         return float(np.average(values, weights=weights))
     return values[0]

@@ -13,6 +13,7 @@ import pandas as pd
 from mindtuner.claims import releasing
 from mindtuner.config import as_dict
 from mindtuner.data import Dataset, Stimuli, Trials
+from mindtuner.data.splits import refuse_other_split
 from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
@@ -78,6 +79,8 @@ def choose(
     found = {"test": whole.test, "train": whole.train, "all": whole.trials}[trials]
     if len(found) == 0:
         raise UserError(f"{whole.where}: subject {subject.number} has no {trials} trial; expected at least one")
+    if (pictures or only) and not dataset.stimuli.pictured:
+        raise UserError(f"pictures: are asked for, and {dataset.root} has labels alone; expected none")
     images = np.unique(found.stimulus)
     if only is None:
         return Chosen(found, images, evenly(len(images), pictures))
@@ -150,6 +153,7 @@ def decode(
         Where subject, dataset, features and generator do not fit together, or ``out`` holds another run.
     """
     out, watch = Path(out), watch or Stopwatch()
+    refuse_other_split(subject.card, dataset.card, f"subject {subject.number}")
     config, seed = subject.config.decode, subject.config.seed
     if len(chosen.shown) and generator is None:
         generator = CompactGenerator(config, seed, None if features is None else features.weights)

@@ -13,7 +13,7 @@ import numpy as np
 from mindtuner import runtime
 from mindtuner.claims import finish, releasing
 from mindtuner.config import Config
-from mindtuner.data import Dataset, Subject
+from mindtuner.data import Dataset, Stimuli, Subject
 from mindtuner.data.splits import refuse_other_split
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
@@ -117,9 +117,7 @@ def evaluate(
     features = features or subject.features
     if features is None:
         raise UserError("features: are missing; expected those of the dataset's stimuli, from mindtuner.embed")
-    if pictures is None and not features.stimuli.pictured:
-        pictures = 0
-    config, base = painting(subject.config, pictures), subject.base
+    config, base = painting(subject.config, pictures, dataset.stimuli), subject.base
     dataset = checked(subject, dataset, features, config)
     if features.full_size and generator is None and config.decode.pictures:
         raise UserError("generator: is missing; expected the one of full size, as the features are of full size")
@@ -210,10 +208,14 @@ def tested(
     )
 
 
-def painting(config: Config, pictures: int | None) -> Config:
-    """``config``, to paint that many test images where a number is given. Raises UserError where it is below 0."""
-    if pictures is None:
+def painting(config: Config, pictures: int | None, stimuli: Stimuli) -> Config:
+    """``config``, to paint that many test images where a number is given, and none of labels without pictures.
+
+    Raises UserError where the number is below 0.
+    """
+    if pictures is None and stimuli.pictured:
         return config
+    pictures = pictures or 0
     if pictures < 0:
         raise UserError(f"pictures is {pictures}; expected 0 or more")
     return dataclasses.replace(config, decode=dataclasses.replace(config.decode, pictures=pictures))

@@ -227,7 +227,7 @@ def evaluate_folds(
     parts = folds_of(dataset, folds.number, folds.by, folds.config.seed)
     if len(parts) != len(folds.fits):
         raise UserError(f"{folds.folder or 'folds'}: holds {len(folds.fits)} fits; expected {len(parts)}, one for each fold")
-    config = painting(folds.config, 0 if pictures is None and not features.stimuli.pictured else pictures)
+    config = painting(folds.config, pictures, dataset.stimuli)
     each = max(_FEWEST, math.ceil(config.decode.pictures / len(parts))) if config.decode.pictures else 0
     if features.full_size and generator is None and each:
         raise UserError("generator: is missing; expected the one of full size, as the features are of full size")
@@ -254,7 +254,7 @@ def evaluate_folds(
                 one,
                 part,
                 own,
-                painting(one.config, each),
+                painting(one.config, each, part.stimuli),
                 scoring=scoring,
                 generator=generator,
                 packaged=packaged,
