@@ -13,9 +13,9 @@ OUT/data is then a lab's folder without pictures (docs/your-own-scans.md). Each 
     mindtuner fit OUT/data OUT/fit --leave run
     mindtuner evaluate OUT/fit OUT/data OUT/report
 
-Beside it stands ``nearest mean pattern``: the category whose mean over the training blocks correlates best with the block, which
-is how the paper read them, computed here without the package. ``shuffled_brain`` was fitted to permuted blocks. Chance is one
-eighth. p pairs answers and blocks of a run at random; intervals resample runs, and blocks in them.
+Beside it stands ``nearest mean pattern``: the category whose mean over the training blocks correlates best with the block,
+much as the paper compared patterns, and computed here without the package. ``shuffled_brain`` was fitted to permuted blocks.
+Chance is one eighth. p pairs answers and blocks of a run at random; intervals resample runs, and blocks in them.
 """
 
 from __future__ import annotations

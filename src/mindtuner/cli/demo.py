@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.evaluation import painting
     from mindtuner.simulation.simulate import check_inputs
 
-    config = painting(load_config("quick" if options.quick else "demo"), options.pictures, None)
+    config = painting(load_config("quick" if options.quick else "demo"), options.pictures)
     knobs = dataclasses.replace(config.simulate, seed=options.seed)
     if options.fingerprint is not None:
         knobs = dataclasses.replace(knobs, fingerprint=options.fingerprint)

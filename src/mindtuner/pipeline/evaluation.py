@@ -208,12 +208,12 @@ def tested(
     )
 
 
-def painting(config: Config, pictures: int | None, stimuli: Stimuli) -> Config:
+def painting(config: Config, pictures: int | None, stimuli: Stimuli | None = None) -> Config:
     """``config``, to paint that many test images where a number is given, and none of labels without pictures.
 
     Raises UserError where the number is below 0.
     """
-    if pictures is None and stimuli.pictured:
+    if pictures is None and (stimuli is None or stimuli.pictured):
         return config
     pictures = pictures or 0
     if pictures < 0:
