@@ -22,7 +22,7 @@ paired; intervals resample people and images, p flips signs of the images' diffe
 
 All test images of a split are decoded by one network, so that luck of a control is luck for many of them
 at once, and images are no independent evidence of it. ``--shuffles N`` tunes ``shuffled_brain`` N times more, and the plain
-ridge 10 N times, each on another permutation of the training brains. What these give, over people and splits, is chance.
+ridge 50 N times, each on another permutation of the training brains. What these give, over people and splits, is chance.
 
 One line per person and split goes to OUT/human-it-CONFIG.jsonl; a benchmark that was stopped goes on.
 """
@@ -63,7 +63,7 @@ BRAINS, PICTURES = FOLDER / "92_brainRDMs.mat", FOLDER / "Kriegeskorte_Neuron200
 PEOPLE = ("BE", "KO", "SN", "TI")
 TESTED = 20  # photographs of a split
 UNPAINTED = {"prior_weight": 0.0, "lowlevel_weight": 0.0}  # losses of pictures, which are not measured
-RIDGES = 10  # permutations of the plain ridge for each of the method, which takes longer
+RIDGES = 50  # permutations of the plain ridge for each of the method, which takes longer
 MEASURES = ("raw", "centred")
 BOTH = "mindtuner and ridge"
 
@@ -213,34 +213,30 @@ def table(done: Done, options: argparse.Namespace) -> str:
 
 
 def over_shuffles(done: Done, people: list[str]) -> str:
-    """What permuted brains give: a row each for the method and the plain ridge."""
+    """What permuted brains give: a row each for the method and the plain ridge.
+
+    Each permutation is of one person and split. What a table says of a method is a mean over all of these, whose SD under
+    permutation is that of one over the root of their number.
+    """
     rows = []
-    for name in ("shuffled_brain", "shuffled_ridge"):
-        means = np.array([entry["shuffles"][name] for (person, _), entry in done.runs.items() if person in people]).mean(0)
-        own = values_of(done, people, "centred", "mindtuner" if name == "shuffled_brain" else "ridge").mean()
-        once = values_of(done, people, "centred", "shuffled_brain").mean() if name == "shuffled_brain" else None
-        low, high = stats.t.interval(0.95, len(means) - 1, means.mean(), stats.sem(means))
+    for name, beside in (("shuffled_brain", "mindtuner"), ("shuffled_ridge", "ridge")):
+        each = np.array([entry["shuffles"][name] for (person, _), entry in done.runs.items() if person in people])
+        low, high = stats.t.interval(0.95, each.size - 1, each.mean(), stats.sem(each, axis=None))
+        spread = each.std(ddof=1) / np.sqrt(len(each))
+        z = [(values_of(done, people, "centred", one).mean() - 0.5) / spread for one in ("shuffled_brain", beside)]
         rows.append(
             [
                 name,
-                f"{len(means)}",
-                f"{means.mean():.3f} [{low:.3f}, {high:.3f}]",
-                f"{means.std(ddof=1):.3f}",
-                f"{means.min():.3f} to {means.max():.3f}",
-                "" if once is None else f"{(1 + (means >= once).sum()) / (1 + len(means)):.3f}",
-                f"{(1 + (means >= own).sum()) / (1 + len(means)):.3f}",
+                f"{each.size}",
+                f"{each.mean():.3f} [{low:.3f}, {high:.3f}]",
+                f"{each.std(ddof=1):.3f}",
+                f"{spread:.3f}",
+                f"{stats.norm.sf(z[0]):.3f}" if name == "shuffled_brain" else "",
+                f"{stats.norm.sf(z[1]):.1e}",
             ]
         )
-    header = [
-        "permuted brains",
-        "shuffles",
-        "mean [95 %]",
-        "SD",
-        "range",
-        "p of the control above",
-        "p of what was not permuted",
-    ]
-    return markdown(header, rows)
+    header = ["permuted brains", "permutations", "2AFC [95 %]", "SD of one", f"SD of the mean of {len(each)}"]
+    return markdown([*header, "p of shuffled_brain above", "p of mindtuner, of ridge"], rows)
 
 
 def shared(out: Path) -> str:

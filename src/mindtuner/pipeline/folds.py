@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mindtuner import runtime
+from mindtuner.claims import finish, releasing
 from mindtuner.config import Config
 from mindtuner.data import Dataset
 from mindtuner.data.folds import folds_of
@@ -96,6 +97,7 @@ def _folders(folder: Path, count: int) -> list[Path]:
     return [folder / f"fold-{k + 1:0{width}d}" for k in range(count)]
 
 
+@releasing()
 def fit_folds(
     dataset: Dataset,
     number: int,
@@ -176,6 +178,7 @@ def fit_folds(
     return FittedFolds(number, by, config, fits, out)
 
 
+@releasing()
 def evaluate_folds(
     folds: FittedFolds,
     dataset: Dataset,
@@ -243,7 +246,7 @@ def evaluate_folds(
     if out is not None:
         out = Path(out)
         refuse_overlap(out, dataset=dataset.root, features=features.folder, **_where(folds))
-        claim(out, settings_text(config, command), force, "results.json")
+        claim(out, settings_text(config, command), force)
         write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
         painted = out / PARTS
     found = []
@@ -268,6 +271,7 @@ def evaluate_folds(
     if out is not None and painted is not None:
         results = results.save(out)
         shutil.rmtree(painted, ignore_errors=True)
+        finish(out)
     return results
 
 
