@@ -135,7 +135,7 @@ def evaluate(
         write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
         parts = out / PARTS
     before = [command_in(path.parent / SETTINGS) for path in _files(subject)]
-    results = tested(
+    results = scored(
         subject,
         dataset,
         features,
@@ -173,7 +173,7 @@ def checked(subject: TunedSubject, dataset: Dataset, features: Features, config:
     return dataset
 
 
-def tested(
+def scored(
     subject: TunedSubject,
     dataset: Dataset,
     features: Features,

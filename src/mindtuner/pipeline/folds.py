@@ -25,7 +25,7 @@ from mindtuner.files import read_json, write_json, write_text
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.generators.painter import Painter
 from mindtuner.pipeline.base import settled
-from mindtuner.pipeline.evaluation import PARTS, Measured, categories_block, painting, tested
+from mindtuner.pipeline.evaluation import PARTS, Measured, categories_block, painting, scored
 from mindtuner.pipeline.features import Features, TextEncoder, refuse_pictures_trained_on
 from mindtuner.pipeline.fitting import fit
 from mindtuner.pipeline.results import Results
@@ -253,7 +253,7 @@ def evaluate_folds(
     for k, (part, one) in enumerate(zip(parts, folds.fits, strict=True)):
         own = dataclasses.replace(features, stimuli=part.stimuli, card=part.card)
         found.append(
-            tested(
+            scored(
                 one,
                 part,
                 own,
