@@ -362,7 +362,7 @@ def public_step(turns: Turns, clone: Path, mixco: bool, batch: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=3e-4, total_steps=ENDLESS, final_div_factor=1000, pct_start=0.01
     )
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator(torch.get_default_device()).manual_seed(0)
     voxels = torch.randn(TRIALS, 1, SIZES["voxels"], generator=rng)
     tokens = torch.randn(TRIALS, SIZES["tokens"], SIZES["width"], generator=rng)
     latents = torch.randn(TRIALS, 4, 28, 28, generator=rng)

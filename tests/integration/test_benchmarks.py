@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from children import free_port
 from paths import ROOT
 from worlds import tiny_config
 
@@ -126,3 +127,20 @@ def test_a_table_goes_between_its_marks(shared, tmp_path):
     assert page.read_text() == "before\n<!-- x:begin -->\nnew\n<!-- x:end -->\nafter\n"
     with pytest.raises(SystemExit, match="expected one pair of y:begin and y:end comments"):
         pages.write_between(page, "y", "new")
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_through_at_tiny_sizes():
+    """Its every part, on the CPU, of which the numbers are then those of the CPU."""
+    words = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--small"]
+    environment = {**os.environ, "MASTER_PORT": str(free_port())}
+    ran = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    parts = dict(part.split("\n", 1) for part in ran.stdout.split("## ")[1:])
+    assert list(parts) == ["parity", "steps", "decode", "pictures", "fsdp"]
+    rows = [
+        line.split("|")[2:6] for line in parts["parity"].splitlines() if re.match(r"\| (pretraining|tuning|decoding)", line)
+    ]
+    names = {name.strip() for name, *_ in rows}
+    assert {"weights of skips", "weights of prior", "loss clip", "loss skip", "image tokens", "reconstructed"} <= names
+    assert all(float(largest) > 0 and float(apart) == float(share) == 0 for _, largest, apart, share in rows)
