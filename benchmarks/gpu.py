@@ -45,6 +45,7 @@ from mindtuner.data.nsd import VOXELS
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.generators.compact import CompactGenerator
+from mindtuner.model import BrainNetwork
 from mindtuner.model.backbone import Dropout
 from mindtuner.training import distributed, loop
 
