@@ -15,6 +15,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+from mindtuner.cli import options as shared
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the dataset")
@@ -23,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="warn where a test image has the same pixels as a training image, which else is an error",
     )
+    shared.add_mask_values(parser, "look at the voxels where the mask of a lab's folder or raw NSD has one of these values")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -30,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.errors import UserError
     from mindtuner.formats import check
 
-    findings = check(options.root, options.allow_twins)
+    findings = check(options.root, options.allow_twins, shared.mask_values(options.mask_values))
     print(_as_json(findings) if options.json else _as_table(findings))
     if errors := findings.count("error"):
         raise UserError(f"{options.root}: {_many(errors, 'error')} found; expected none")

@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mindtuner.cli import options as shared
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
@@ -141,6 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR_OR_JSON",
         help="COCO's captions_train2017.json and captions_val2017.json, or their folder (default: no captions)",
     )
+    shared.add_mask_values(nsd, "take the voxels where nsdgeneral.nii.gz has one of these values")
     nsd.add_argument("--force", action="store_true", help="replace what is in OUT")
     nsd.set_defaults(convert=run_nsd)
     unclip = kinds.add_parser(
@@ -232,7 +235,8 @@ def run_nsd(options: argparse.Namespace) -> None:
 
     from mindtuner.formats.nsd_raw.convert import convert_nsd
 
-    convert_nsd(options.root, options.out, subjects, options.captions, options.force, say=print)
+    values = shared.mask_values(options.mask_values)
+    convert_nsd(options.root, options.out, subjects, options.captions, options.force, values, say=print)
     print(options.out)
 
 

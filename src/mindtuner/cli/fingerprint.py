@@ -38,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="GIFTI meshes of the two hemispheres, of fsaverage or fsLR say, whose vertices are the subject's "
         "voxels, left first: the maps are drawn on them",
     )
-    parser.add_argument(
-        "--mask-values", metavar="N,N,...", help="values of --mask at the subject's voxels (default: all above 0)"
-    )
+    shared.add_mask_values(parser, "values of --mask at the subject's voxels")
     parser.add_argument(
         "--truth",
         type=Path,
@@ -51,20 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_force(parser)
 
 
-def _values(text: str | None, mask: Path | None) -> list[float] | None:
-    from mindtuner.errors import UserError
-
-    if text is None:
-        return None
-    if mask is None:
-        raise UserError("--mask-values: says nothing without a mask; expected --mask, too")
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--mask-values: is {text!r}; expected numbers such as 1,2") from error
-
-
 def run(options: argparse.Namespace) -> None:
+    from mindtuner.errors import UserError
     from mindtuner.formats import load
     from mindtuner.pipeline import TunedSubject
     from mindtuner.pipeline.run_folder import command_of, refuse_overlap
@@ -72,7 +58,9 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.pipeline.tuned_files import decoding_file
     from mindtuner.studies import map_fingerprint
 
-    values = _values(options.mask_values, options.mask)
+    if options.mask_values is not None and options.mask is None:
+        raise UserError("--mask-values: says nothing without a mask; expected --mask, too")
+    values = shared.mask_values(options.mask_values)
     path = decoding_file(options.fingerprint)
     found = read_tuned(path, options.base)
     refuse_overlap(options.out, DATA=options.data, FINGERPRINT=path, BASE=found.base.path)

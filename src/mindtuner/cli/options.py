@@ -132,6 +132,21 @@ def study_arguments(options: argparse.Namespace, verb: str) -> dict:
     return {name: getattr(options, name) for name in same} | {"weights": options.generator, "command": command}
 
 
+def add_mask_values(parser: argparse.ArgumentParser, what: str) -> None:
+    """Which values of a mask count."""
+    parser.add_argument("--mask-values", metavar="N,N,...", help=f"{what} (default: all above 0)")
+
+
+def mask_values(text: str | None) -> list[float] | None:
+    """These values. Raises UserError where they are no numbers."""
+    from mindtuner.errors import UserError
+
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--mask-values: is {text!r}; expected numbers such as 1,2") from error
+
+
 def count_or_all(text: str) -> int | str:
     """A whole number, or ``all``."""
     if text != "all" and not text.lstrip("-").isdecimal():

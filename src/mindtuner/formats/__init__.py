@@ -5,7 +5,7 @@ What is here only finds the format and hands on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mindtuner.data import Dataset
@@ -55,7 +55,7 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     return found.load(root, subjects)
 
 
-def check(root: str | Path, allow_twins: bool = False) -> Findings:
+def check(root: str | Path, allow_twins: bool = False, mask_values: Sequence[float] | None = None) -> Findings:
     """Look at everything in a dataset and say what is there, what is missing, and what is wrong.
 
     ``load`` stops at the first thing that is wrong and leaves betas and pixels alone until they are asked for. This reads all
@@ -67,6 +67,8 @@ def check(root: str | Path, allow_twins: bool = False) -> Findings:
         Folder of the dataset, in any format.
     allow_twins : bool
         Warn where a test image has the pixels of a training image, which else is an error.
+    mask_values : sequence of float, optional
+        Look at the voxels where the mask has one of these values, in a lab's folder and raw NSD. By default as they are read.
 
     Returns
     -------
@@ -81,10 +83,12 @@ def check(root: str | Path, allow_twins: bool = False) -> Findings:
     [Finding(severity='error', file='.', field='format', message='not found; expected a folder with a dataset')]
     """
     root = Path(root)
-    findings = Findings(root, allow_twins)
+    findings = Findings(root, allow_twins, mask_values)
     with findings.catching(root, "format"):
         found = format_of(root)
         findings.fact(root, f"format {found.name}: {found.title}")
+        if mask_values is not None and found.name not in ("lab_folder", "nsd_raw"):
+            raise UserError(f"mask_values: are given, and {root} is {found.title}; expected a lab's folder or raw NSD")
         found.check(root, findings)
     return findings
 

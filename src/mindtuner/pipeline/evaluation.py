@@ -33,7 +33,14 @@ from mindtuner.pipeline.generators import AT_HOME, painter_fidelity
 from mindtuner.pipeline.objects import Shown
 from mindtuner.pipeline.results import Results
 from mindtuner.pipeline.run_folder import SETTINGS, claim, command_in, log_entries, refuse_overlap, settings_text
-from mindtuner.pipeline.setting import captions_note, describe_setting, generator_note, hold_out_note, scores_apart
+from mindtuner.pipeline.setting import (
+    captions_note,
+    describe_setting,
+    generator_note,
+    hold_out_note,
+    labels_note,
+    scores_apart,
+)
 from mindtuner.pipeline.stages import (
     Scoring,
     TestSet,
@@ -199,7 +206,7 @@ def scored(
         config=config,
         generator=generator,
         text_encoder=text_encoder,
-        note=generator_note(dataset.card) if packaged else "",
+        note=labels_note(dataset.stimuli) or (generator_note(dataset.card) if packaged else ""),
         command=command,
         log=list(log),
         scoring=scoring,

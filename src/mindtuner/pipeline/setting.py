@@ -84,6 +84,13 @@ def generator_note(card: dict) -> str:
     return f"{FOREIGN_STIMULI}; mindtuner train-generator --cutouts makes one for them."
 
 
+def labels_note(stimuli: Stimuli) -> str:
+    """What is decoded where there are labels alone; nothing where there are pictures."""
+    if stimuli.pictured:
+        return ""
+    return "The stimuli are labels without pictures: images stand for the text of their labels, and equal labels tie."
+
+
 def captions_note(bank: TextBank, test: TestSet) -> str:
     """What missing captions mean for the scores; nothing where none are missing."""
     without, n = sum(not group for group in test.captions), len(test.captions)

@@ -257,6 +257,24 @@ def test_the_subjects_own_mask_by_values(tmp_path, capsys, form):
         refused(tmp_path, capsys, f"dataset.json: mask_values is {wrong!r}", '{"mask": [1, 2]}')
 
 
+def test_check_looks_at_the_voxels_of_given_values_and_changes_nothing(tmp_path, capsys):
+    lab = make_lab(tmp_path, "nii.gz", rois=False)
+    labels = np.where(lab.mask, 5, 0).astype(np.float32)
+    labels.flat[np.flatnonzero(~lab.mask)[:3]] = 2
+    save_nifti(tmp_path / "mask.nii.gz", labels)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for values, voxels in (("5", 11), ("2,5", 14), ("2", 3)):
+        main(["check", str(tmp_path), "--mask-values", values])
+        found = capsys.readouterr().out
+        assert f"betas: {TRIALS} trials x {voxels} voxels" in found and '"mask_values": {"mask": [' in found
+    assert load(tmp_path).subject(1).n_voxels == 14  # all above 0, as before
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(["check", str(tmp_path), "--mask-values", "9"]) == 2
+    assert "no voxel is taken; expected one of [9.0]" in capsys.readouterr().out
+    assert main(["check", str(tmp_path), "--mask-values", "V1"]) == 2
+    assert "--mask-values: is 'V1'; expected numbers such as 1,2" in capsys.readouterr().err
+
+
 def test_many_values_are_said_by_their_range(lab):
     region = np.zeros(MASK_SHAPE, np.float32)
     region[lab.mask] = np.linspace(0.05, 0.95, 11, dtype=np.float32)

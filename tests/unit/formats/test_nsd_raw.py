@@ -306,6 +306,26 @@ def test_foreign_folders_stay_as_they_are(whole, converted, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_mask_by_values(whole, converted, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["convert", "nsd", str(whole.root), str(out), "--mask-values=-1,1"]
+    assert main(words) == 0
+    for number, (general, _) in whole.labels.items():
+        mine, usual = load(out).subject(number), load(converted).subject(number)
+        assert mine.n_voxels == (general != 0).sum() and usual.n_voxels == (general > 0).sum()
+        rows = np.arange(len(usual.trials))
+        np.testing.assert_array_equal(mine.betas(rows)[:, general[general != 0] == 1], usual.betas(rows))
+    assert json.loads((out / "dataset.json").read_text())["converted"]["mask_values"] == [-1, 1]
+    capsys.readouterr()
+    assert main([*words[:4], "--mask-values=1"]) == 2  # another command
+    assert "mask_values" in capsys.readouterr().err
+    assert main([*words[:3], str(tmp_path / "other"), "--mask-values=7"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mindtuner: --mask-values: are 7, and ") and "holds -1, 0, 1; expected one of these" in said
+    assert main(["check", str(whole.root), "--mask-values=-1"]) in (0, 2)
+    assert f"{(whole.labels[1][0] == -1).sum()} voxels of" in capsys.readouterr().out
+
+
 def test_a_finished_file_of_another_shape_is_refused(copy, converted, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(converted, out)

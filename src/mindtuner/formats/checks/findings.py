@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +26,12 @@ class Finding:
 class Findings:
     """Collects findings, and facts: what was found in each file, as (file, what).
 
-    ``allow_twins``: a test image may have the pixels of a training image, which else is an error.
+    ``allow_twins``: a test image may have the pixels of a training image, which else is an error. ``mask_values``: of a mask
+    at the voxels to take, None for those that the dataset says, or above 0.
     """
 
-    def __init__(self, root: Path, allow_twins: bool = False):
-        self.root, self.allow_twins = root, allow_twins
+    def __init__(self, root: Path, allow_twins: bool = False, mask_values: Sequence[float] | None = None):
+        self.root, self.allow_twins, self.mask_values = root, allow_twins, mask_values
         self.facts: list[tuple[str, str]] = []
         self.items: list[Finding] = []
 

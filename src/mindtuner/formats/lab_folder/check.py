@@ -29,6 +29,10 @@ def check(root: Path, findings: Findings) -> None:
     with findings.catching(root / CARD, "card"):
         card = lab.load_card(root)
     describe_card(findings, root, card)
+    if findings.mask_values is not None:
+        values = list(findings.mask_values)
+        card = {**card, "mask_values": {**card.get("mask_values", {}), "mask": values}}
+        findings.note(root / CARD, "mask_values", f'looked at as given; to read it so: "mask_values": {{"mask": {values}}}')
     images: FolderImages | Hdf5Images | LabelStimuli | None = None
     pictured = lab.has_pictures(root)
     with findings.catching(root, "stimuli"):
@@ -55,7 +59,8 @@ def check(root: Path, findings: Findings) -> None:
     _compare_subjects(findings, root, folders, tables, card)
     if isinstance(images, FolderImages | Hdf5Images):
         check_images(findings, root, images, is_shared, used)
-    findings.take_whole(lambda: lab.load(root))
+    if findings.mask_values is None:  # else the reader would take other voxels
+        findings.take_whole(lambda: lab.load(root))
 
 
 def describe_card(findings: Findings, root: Path, card: dict) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -55,14 +56,14 @@ def check(root: Path, findings: Findings) -> None:
         _check_images(findings, root, is_shared, used if design is not None else np.ones(count, bool))
         if captions is not None:
             check_captions(findings, root / raw.STIMULUS_TABLE, captions, [f"image {i}" for i in range(count)])
-    findings.take_whole(lambda: _compare(root))
+    findings.take_whole(lambda: _compare(root, findings.mask_values))
 
 
-def _compare(root: Path) -> None:
+def _compare(root: Path, mask_values: Sequence[float] | None) -> None:
     """All that ``convert_nsd`` compares before it writes anything. Raises UserError as it does."""
     design = raw.read_design(root, raw.count_stimuli(root))
     raw.read_coco_ids(root, design.is_shared)
-    find_scans(root, design, raw.find_subjects(root))
+    find_scans(root, design, raw.find_subjects(root), mask_values)
 
 
 def _check_design(findings: Findings, path: Path, design: Design) -> None:
@@ -211,11 +212,11 @@ def _check_masks(findings: Findings, root: Path, number: int) -> np.ndarray | No
     path = raw.roi_folder(root, number) / "nsdgeneral.nii.gz"
     mask = None
     with findings.catching(path, "mask"):
-        mask = read_mask(root, number)
+        mask = read_mask(root, number, findings.mask_values)
         own = nsd.VOXELS[number - 1] if 1 <= number <= nsd.SUBJECTS else None
         findings.fact(path, f"{mask.sum()} voxels of {' x '.join(map(str, mask.shape))}")
         if own is not None and mask.sum() != own:
-            findings.warning(path, "mask", f"{mask.sum()} voxels are above 0; NSD's own nsdgeneral has {own}")
+            findings.warning(path, "mask", f"{mask.sum()} voxels are taken; NSD's own nsdgeneral has {own}")
         _check_labels(findings, path, np.arange(-1, 2))
     if mask is None:
         return None

@@ -55,6 +55,7 @@ def convert_nsd(
     subjects: Iterable[int] | None = None,
     captions: Sequence[str | Path] = (),
     force: bool = False,
+    mask_values: Sequence[float] | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> dict:
     """Write raw NSD as the NSD release, one subject and one session at a time.
@@ -78,6 +79,8 @@ def convert_nsd(
         COCO's caption files, or folders of them.
     force : bool
         Start over: replace what is in ``out``.
+    mask_values : sequence of float, optional
+        Values of ``nsdgeneral.nii.gz`` at the voxels to take. By default all above 0.
     say : callable
         Gets a line of text for each thing that was found, assumed or done.
 
@@ -99,9 +102,11 @@ def convert_nsd(
     count = raw.count_stimuli(root)
     design = raw.read_design(root, count)
     coco = raw.read_coco_ids(root, design.is_shared)
-    scans = find_scans(root, design, raw.find_subjects(root) if subjects is None else sorted(set(subjects)))
+    scans = find_scans(root, design, raw.find_subjects(root) if subjects is None else sorted(set(subjects)), mask_values)
     texts = raw.read_captions(files, coco)
     card = _card(root, scans, files)
+    if mask_values is not None:
+        card["converted"]["mask_values"] = list(mask_values)
     for line in _found(scans, texts):
         say(line)
     if not force and (out / CARD).exists():
@@ -124,7 +129,9 @@ def convert_nsd(
     return card
 
 
-def find_scans(root: Path, design: raw.Design, subjects: Sequence[int]) -> list[Scans]:
+def find_scans(
+    root: Path, design: raw.Design, subjects: Sequence[int], mask_values: Sequence[float] | None = None
+) -> list[Scans]:
     """What is there of each subject, checked as far as masks, headers and the design tell.
 
     Raises UserError where a file is missing or damaged, is of another shape, or holds another number of trials.
@@ -137,7 +144,7 @@ def find_scans(root: Path, design: raw.Design, subjects: Sequence[int]) -> list[
             raise UserError(
                 f"subjects: {number} is not in NSD's design; expected 1 to {min(nsd.SUBJECTS, len(design.images))}"
             )
-        sessions, mask = raw.find_sessions(root, number), read_mask(root, number)
+        sessions, mask = raw.find_sessions(root, number), read_mask(root, number, mask_values)
         for path in sessions:
             trials = session_trials(path, mask)
             if per_session is None and len(design.order) % trials == 0:

@@ -6,6 +6,7 @@ which is what ``volume[mask]`` gives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -21,13 +22,25 @@ from mindtuner.formats.nsd_raw.read import roi_folder
 VISUAL = "prf-visualrois.nii.gz"
 
 
-def read_mask(root: Path, subject: int) -> np.ndarray:
-    """Which voxels are in ``nsdgeneral``, bool (X, Y, Z). Raises UserError where none is, or the file is damaged."""
+def read_mask(root: Path, subject: int, values: Sequence[float] | None = None) -> np.ndarray:
+    """Which voxels are in ``nsdgeneral``, bool (X, Y, Z): those above 0, or of one of ``values``.
+
+    Raises UserError where none is, or the file is damaged.
+    """
     path = roi_folder(root, subject) / "nsdgeneral.nii.gz"
-    mask = _read_volume(path) > 0
+    held = _read_volume(path)
+    mask = held > 0 if values is None else np.isin(held, values)
+    if not mask.any() and values is not None:
+        raise UserError(
+            f"mask_values: are {_listed(values)}, and {path} holds {_listed(np.unique(held))}; expected one of these"
+        )
     if not mask.any():
         raise UserError(f"{path}: no voxel is above 0; expected NSD's nsdgeneral mask")
     return mask
+
+
+def _listed(values: Sequence[float] | np.ndarray) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def read_rois(root: Path, subject: int, mask: np.ndarray) -> tuple[dict[str, np.ndarray], str | None]:
