@@ -1,4 +1,4 @@
-"""The same simulated brains in four formats: the same betas, and the same scores from pretraining to evaluation.
+"""The same simulated brains in five formats: the same betas, and the same scores from pretraining to evaluation.
 
 What the formats may change, and hence how far scores may differ:
 
@@ -11,7 +11,8 @@ What the formats may change, and hence how far scores may differ:
   differ by those images alone whose margin, own similarity less the best other, is within twice the largest change of any
   similarity; and the mean change must be under half of what another order of the same trials does (a third was measured; what
   training makes of small changes has no closed form).
-- LAION-fMRI becomes a lab's folder, with betas that are equal to the bit (test_laion.py), so it has no place of its own here.
+- LAION-fMRI holds the same float32, and becomes a lab's folder whose betas are z-scored again, as they are read. They were
+  already, by the same trials, so that rounding alone is left. Scores are bounded as those of raw NSD.
 - Where a region has more voxels than its parcels have vertices, MOSAIC drops voxels. Here none is dropped.
 """
 
@@ -31,6 +32,7 @@ from mindtuner.data.surface import load_atlas
 from mindtuner.decoding.decoder import Decoder
 from mindtuner.evaluation.scores.retrieval import brain_retrieval, cosine, image_retrieval, text_retrieval
 from mindtuner.formats import load, write
+from mindtuner.formats.laion.convert import convert_laion
 from mindtuner.formats.mosaic.read import load_mosaic
 from mindtuner.formats.nsd_raw.convert import convert_nsd
 from mindtuner.formats.nsd_raw.volumes import read_mask, read_session
@@ -56,8 +58,9 @@ def root(tmp_path_factory):
         draw_few(patch)
         simulate(root / "nsd_release", KNOBS)
     made = load(root / "nsd_release")
-    for format in ("nsd_raw", "lab_folder", "mosaic"):
+    for format in ("nsd_raw", "lab_folder", "mosaic", "laion"):
         write(root / format, made, format)
+    convert_laion(root / "laion", root / "of_laion", "own", say=lambda line: None)
     convert_nsd(root / "nsd_raw", root / "converted", captions=[root / "nsd_raw" / "annotations"])
     return root
 
@@ -66,6 +69,7 @@ def read(root):
     """Each format by its own reader; raw NSD as it was converted."""
     mosaic = root / "mosaic"
     read = {name: load(root / name) for name in ("nsd_release", "converted", "lab_folder")}
+    read["laion"] = load(root / "of_laion" / "own")
     return read | {"mosaic": load_mosaic(sorted(mosaic.glob("sub-*.hdf5")), mosaic / "nsd_stiminfo.tsv", mosaic / "stimuli")}
 
 
@@ -133,6 +137,14 @@ def test_betas_of_all_but_raw_nsd_are_equal_to_the_bit(arranged):
         np.testing.assert_array_equal(arranged["lab_folder"].subject(number).trials.session, subject.trials.session)
 
 
+def test_betas_of_laion_differ_by_a_second_z_scoring_of_what_is_z_scored(arranged):
+    for number, subject in arranged["nsd_release"].subjects.items():
+        other = arranged["laion"].subject(number)
+        np.testing.assert_allclose(other.source, subject.source, atol=1e-5)
+        for field in ("stimulus", "session", "repeat", "is_test"):
+            np.testing.assert_array_equal(getattr(other.trials, field), getattr(subject.trials, field))
+
+
 def test_betas_of_raw_nsd_differ_by_int16_and_its_second_z_scoring_only(arranged):
     """Rounding moves z by e, |e| <= u = 1/1200. The mean over training trials, 0 before, is then within u, and the sd, 1
     before, too (it changes by no more than the rms of e): |change| <= (u + u + |z| u) / (1 - u)."""
@@ -162,7 +174,7 @@ def test_regions_stay_what_they_were(datasets, arranged):
     for parcel in set(atlas.parcel.tolist()):
         surface[parcel] = atlas.surface[atlas.parcel == parcel]
     for number, subject in datasets["nsd_release"].subjects.items():
-        for other in ("converted", "lab_folder"):
+        for other in ("converted", "lab_folder", "laion"):
             rois = datasets[other].subject(number).rois
             for name, mask in subject.rois.items():
                 np.testing.assert_array_equal(rois[name], mask)
@@ -236,7 +248,7 @@ def targets(arranged, tmp_path_factory, image_encoder, text_encoder):
     for name in ("nsd_release", "converted"):
         caches = embed(arranged[name], folder / name, image_encoder, text_encoder, autoencoder)
         made[name] = Targets(**{field.name: caches[field.name] for field in dataclasses.fields(Targets)})
-    return made | {"lab_folder": made["nsd_release"], "mosaic": made["nsd_release"]}
+    return made | dict.fromkeys(("lab_folder", "mosaic", "laion"), made["nsd_release"])
 
 
 def decode(dataset, targets, config):
@@ -274,12 +286,13 @@ def test_scores_are_the_same_from_every_format(arranged, targets, config):
             np.testing.assert_array_equal(decoded[name][0][direction], similarity[direction])
     backwards = {n: reverse(subject) for n, subject in arranged["nsd_release"].subjects.items()}
     other, _ = decode(dataclasses.replace(arranged["nsd_release"], subjects=backwards), targets["nsd_release"], config)
-    for direction in DIRECTIONS:
-        change = np.abs(decoded["converted"][0][direction] - similarity[direction])
-        another = np.abs(other[direction] - similarity[direction])
-        assert 0 < change.mean() < another.mean() / 2
-        moved = np.flatnonzero(decoded["converted"][1][direction] != hits[direction])
-        assert (np.abs(margins(similarity[direction]))[moved] <= 2 * change.max()).all()
+    for name in ("converted", "laion"):
+        for direction in DIRECTIONS:
+            change = np.abs(decoded[name][0][direction] - similarity[direction])
+            another = np.abs(other[direction] - similarity[direction])
+            assert 0 < change.mean() < another.mean() / 2
+            moved = np.flatnonzero(decoded[name][1][direction] != hits[direction])
+            assert (np.abs(margins(similarity[direction]))[moved] <= 2 * change.max()).all()
 
 
 def reverse(subject):

@@ -1,5 +1,6 @@
 """Folds of one subject on the command line and in Python: fits without the images that they are tested on, scores of all."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -88,6 +89,41 @@ def said_of(fit, betas, stimulus):
     """Mean answer to training images, each the mean over its trials."""
     said = betas @ fit.weight + fit.intercept
     return np.mean([said[stimulus == image].mean(0) for image in np.unique(stimulus)], axis=0)
+
+
+def test_nothing_of_a_test_image_reaches_its_fit(run, simulated):
+    """What towers say of a fold's test images is replaced by noise, and their betas too: the fit is the same to the bit."""
+    folder, words = run
+    dataset, rng = mindtuner.load(simulated), np.random.default_rng(0)
+    features = mindtuner.embed(dataset, folder / "cache")
+    part = folds_of(dataset, 1, FOLDS, 0)[0]
+    subject, rows = part.subject(1), np.arange(len(dataset.stimuli))
+    caches = {name: np.array(cache[rows]) for name, cache in features.caches.items()}
+    noise = {name: cache.copy() for name, cache in caches.items()}
+    for cache in noise.values():
+        cache[part.stimuli.is_shared] = rng.permuted(cache[~part.stimuli.is_shared], axis=0)[: part.stimuli.is_shared.sum()]
+    betas = np.array(dataset.subject(1).source[np.arange(dataset.subject(1).source.shape[0])])
+    betas[subject.test.row] = rng.normal(size=(len(subject.test), betas.shape[1]))
+    elsewhere = dataclasses.replace(dataset, subjects={1: dataclasses.replace(dataset.subject(1), source=betas)})
+    asked = subject.betas(subject.test.row)
+    said = []
+    for own, whole in ((caches, dataset), (noise, elsewhere)):
+        fold = folds_of(whole, 1, FOLDS, 0)[0]
+        seen = dataclasses.replace(features, stimuli=fold.stimuli, card=fold.card, caches=own)
+        decoder = mindtuner.fit(fold.subject(1), seen, words[3], methods=["ridge"], seed=0).decoder()
+        found = decoder.predict(asked)
+        said.append((found.backbone_tokens, found.text, found.mean_token, decoder.describe(asked)))
+    for one, other in zip(*said, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_captions_come_from_training_images_of_the_fold(run, simulated):
+    folder, _ = run
+    dataset, table = mindtuner.load(simulated), pd.read_csv(folder / "report" / "decoded.csv")
+    seed = yaml.safe_load((folder / "fit" / "config.yaml").read_text())["seed"]
+    for part in folds_of(dataset, 1, FOLDS, seed):
+        known = {caption for k in part.stimuli.training_images for caption in dataset.stimuli.captions[k]}
+        assert set(table["caption"][table["fold"] == part.card["fold"]]) <= known
 
 
 def test_the_same_call_goes_on_and_python_says_the_same(run, simulated, tmp_path):

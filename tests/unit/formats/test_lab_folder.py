@@ -3,6 +3,7 @@
 import ast
 import gzip
 import json
+import os
 import re
 import shutil
 import tracemalloc
@@ -18,6 +19,7 @@ from nsd_release_files import make_nsd
 from paths import ROOT
 from PIL import Image
 
+from mindtuner.data import build_cache
 from mindtuner.errors import UserError
 from mindtuner.formats import check, load
 from mindtuner.formats.lab_folder import write as lab_writer
@@ -603,3 +605,32 @@ def test_the_examples_of_the_docs(tmp_path):
     for node in ast.walk(ast.parse(script)):
         if isinstance(node, ast.ImportFrom):
             exec(ast.unparse(node), {})
+
+
+@pytest.mark.parametrize("change", ["pixels", "caption", "name"])
+def test_features_of_pictures_that_changed_are_refused(lab, tmp_path_factory, change):
+    """Also where the file has the size and the time that it had."""
+    folder = tmp_path_factory.mktemp("cache")
+    mean = lambda images: images.mean((2, 3), dtype=np.float64)
+    build = lambda: build_cache(
+        folder, "tokens", (3,), "float32", {"tower": "mean"}, load(lab.root).stimuli, mean, 2, "tokens"
+    )
+    first = np.asarray(build()[np.arange(6)])
+    np.testing.assert_array_equal(build()[np.arange(6)], first)  # as it lies there
+    path = lab.root / "stimuli" / "c.png"
+    if change == "pixels":
+        before = path.stat()
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+        with path.open("ab") as file:
+            file.write(bytes(max(0, before.st_size - path.stat().st_size)))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_mtime_ns == before.st_mtime_ns
+    elif change == "caption":
+        path.with_suffix(".txt").write_text("a cat")
+    else:  # another picture where c.png was
+        path.rename(path.with_name("swap"))
+        (lab.root / "stimuli" / "d.png").rename(path)
+        path.with_name("swap").rename(path.with_name("d.png"))
+    with pytest.raises(UserError, match="tokens.json: stimuli is .* have changed: delete it or choose another") as error:
+        build()
+    assert "\n" not in str(error.value)

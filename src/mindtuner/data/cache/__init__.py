@@ -110,10 +110,8 @@ def _compare(path: Path, found: dict, wanted: dict, parent: str = "") -> None:
         if isinstance(there, dict) and isinstance(here, dict):
             _compare(path, there, here, f"{field}.")
         elif there != here:
-            raise UserError(
-                f"{path}: {field} is {there!r}; expected {here!r} (a cache of something else: "
-                "delete it or choose another folder)"
-            )
+            what = "pictures or captions are others, or have changed" if field == "stimuli" else "a cache of something else"
+            raise UserError(f"{path}: {field} is {there!r}; expected {here!r} ({what}: delete it or choose another folder)")
 
 
 def _open(path: Path, header: dict) -> FileRows | HalfRows:
