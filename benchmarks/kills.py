@@ -44,6 +44,7 @@ from mindtuner.errors import UserError
 from mindtuner.simulation import cutouts
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.truncate"}
+WORLD = ("--sessions", 2, "--trials-per-session", 48, "--shared-images", 8, "--repeats", 2, "--voxel-scale", 0.01)
 CLOCKS = {"seconds", "timing_s", "peak_memory_mb"}
 IN_PAGES = re.compile(rb"(?<=[>\s(])[0-9][0-9,.]* ?(?:s|min|h|MB|GB)\b")
 
@@ -91,8 +92,7 @@ def tiny() -> Config:
 def verbs(inputs: Path) -> list[Verb]:
     """All of them, on what ``prepare`` wrote."""
     data, base, tuned, config = inputs / "data", inputs / "base", inputs / "tuned", inputs / "tiny.yaml"
-    knobs = ("--subjects", 1, "--sessions", 2, "--trials-per-session", 48, "--shared-images", 8, "--repeats", 2)
-    knobs = (*knobs, "--voxel-scale", 0.01)
+    knobs = ("--subjects", 1, *WORLD)
     study = ("--data", data, "--base", base, "--subject", 1, "--config", config, "--seeds", 2)
     few = ("--scenes", 300, "--autoencoder-steps", 1, "--prior-steps", 1, "--painter-steps", 1, "--words-steps", 1)
     return [
@@ -100,7 +100,7 @@ def verbs(inputs: Path) -> list[Verb]:
         Verb("simulate bdata", lambda out: ["simulate", out, *knobs, "--format", "bdata"], share=0.5),
         Verb("convert nsd", lambda out: ["convert", "nsd", inputs / "raw", out], share=0.5),
         Verb("convert bdata", lambda out: ["convert", "bdata", inputs / "bdata", out], share=0.5),
-        Verb("embed", lambda out: ["embed", data, "--cache", out], listed=False),
+        Verb("embed", lambda out: ["embed", data, out], listed=False),
         Verb("pretrain", lambda out: ["pretrain", data, out, "--without", 1, "--config", config], share=1.5),
         Verb("tune", lambda out: ["tune", base, data, out, "--subject", 1], share=1.5),
         Verb("fit", lambda out: ["fit", data, out, "--subject", 1, "--config", config]),
@@ -113,28 +113,29 @@ def verbs(inputs: Path) -> list[Verb]:
     ]
 
 
-def prepare(inputs: Path) -> None:
-    """Write what verbs read: a dataset in three forms, its features, a base, a tuned subject, and settings."""
-    if (inputs / "whole").exists():
-        return
-    shutil.rmtree(inputs, ignore_errors=True)
-    inputs.mkdir(parents=True)
+def prepare(inputs: Path, names: list[str]) -> None:
+    """Write what these verbs read: a dataset in up to three forms, its features, a base, a tuned subject, and settings."""
+    inputs.mkdir(parents=True, exist_ok=True)
     (inputs / "tiny.yaml").write_text(yaml.safe_dump(as_dict(tiny())))
-    knobs = ("--subjects", 2, "--sessions", 2, "--trials-per-session", 48, "--shared-images", 8, "--repeats", 2)
+    two, one = ("--subjects", 2, *WORLD), ("--subjects", 1, *WORLD)
     data, base, config = inputs / "data", inputs / "base", ("--config", inputs / "tiny.yaml")
-    for words in (
-        ("simulate", data, *knobs, "--voxel-scale", 0.01),
-        *(
-            ("simulate", inputs / form, *knobs[2:], "--subjects", 1, "--voxel-scale", 0.01, "--format", name)
-            for form, name in (("raw", "nsd_raw"), ("bdata", "bdata"))
-        ),
-        ("pretrain", data, base, "--without", 1, *config),
-        ("tune", base, data, inputs / "tuned", "--subject", 1),
-    ):
+    commands: dict[str, tuple] = {
+        "data": ("simulate", data, *two),
+        "base": ("pretrain", data, base, "--without", 1, *config),
+        "tuned": ("tune", base, data, inputs / "tuned", "--subject", 1),
+    }
+    if "convert nsd" in names:
+        commands["raw"] = ("simulate", inputs / "raw", *one, "--format", "nsd_raw")
+    if "convert bdata" in names:
+        commands["bdata"] = ("simulate", inputs / "bdata", *one, "--format", "bdata")
+    for name, words in commands.items():
+        if (inputs / f"{name}.whole").exists():
+            continue
+        shutil.rmtree(inputs / name, ignore_errors=True)
         code, said, _ = run(list(words), inputs.parent / "log")
         if code != 0:
             raise SystemExit(f"{words}: {said}")
-    (inputs / "whole").touch()
+        (inputs / f"{name}.whole").touch()
 
 
 # ---- one run
@@ -293,14 +294,14 @@ def campaign(verb: Verb, work: Path, kills: int, seed: int) -> Counted:
         if names := sorted(name for name in found if found[name] != wanted.get(name, found[name])):
             counted.changed += 1
             counted.problems.append({**problem, "changed": names})
-        if verb.listed and (refusal := _refusal(out, verb)):
+        if verb.listed and (refusal := refused_by_force(out, verb)):
             counted.foreign += 1
             counted.problems.append({**problem, "force": refusal})
     shutil.rmtree(out)
     return counted
 
 
-def _refusal(out: Path, verb: Verb) -> str:
+def refused_by_force(out: Path, verb: Verb) -> str:
     """Why `force` would not replace what lies there, "" where it would."""
     kind = verb.name if verb.name.startswith("convert") else "simulate" if verb.name.startswith("simulate") else "run"
     try:
@@ -330,8 +331,8 @@ def main() -> None:
     import_all()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    prepare(out / "inputs")
     chosen = [verb for verb in verbs(out / "inputs") if options.verbs is None or verb.name in options.verbs]
+    prepare(out / "inputs", [verb.name for verb in chosen])
     total = sum(verb.share for verb in chosen)
     print("| verb | changes of the disk | kills | runs | did not go on | other contents | other files | not replaced |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torchvision.models import alexnet
 
-from mindtuner.claims import goes_on
+from mindtuner.claims import LOCK, goes_on
 from mindtuner.config import as_dict, load_config
 from mindtuner.data.stimuli import picture_hashes
 from mindtuner.decoding.decoder import Decoder
@@ -432,6 +433,61 @@ def test_a_folder_with_another_run_is_not_touched(lab, report, capsys):
         refused(capsys, ["evaluate", lab.tuned, lab.data, out, "--force", *lab.paints], f"holds {name}")
     assert before == {path: path.read_bytes() for path in before}
     assert (lab.data / "sub-01" / "betas.npy").is_file()
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "decode"])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(lab, tmp_path, capsys, verb):
+    """No file may grow beyond 40 kB, which the libraries that write it say each in its way."""
+    resource = pytest.importorskip("resource")
+    out, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = [verb, lab.tuned, lab.data, out, "--pictures", 2, *lab.paints]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+    try:
+        refused(capsys, words, f"{out}", "cannot be written", "File too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(out.rglob("*.part")) and not (out / LOCK).exists()
+    assert all(path.stat().st_size < 40_000 for path in out.rglob("*"))
+    assert call(*words) == 0
+
+
+def test_files_have_the_permissions_that_the_umask_gives(lab, report, decoded):
+    mask = os.umask(0)
+    os.umask(mask)
+    files = [path for run in (lab.base, lab.tuned, report, decoded) for path in run.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
+
+
+def test_a_run_may_be_a_link(lab, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    words = ("tune", lab.base, lab.data, tmp_path / "run", "--subject", 101, "--method", "ridge", *lab.paints)
+    assert call(*words) == 0 and call(*words, "--force") == 0
+    assert (tmp_path / "run").is_symlink() and (tmp_path / "disk" / "ridge.safetensors").is_file()
+
+
+def test_force_never_deletes_a_dataset_or_what_was_put_into_a_run(lab, tmp_path, capsys):
+    """Measured data, whole or half-fetched, with the names that a run might give its own; and a dataset within a run."""
+    data, half, run = tmp_path / "nsd", tmp_path / "half", tmp_path / "run"
+    shutil.copytree(lab.tuned, run)
+    for folder in (data, run / "data"):
+        folder.mkdir()
+        for name in ("betas_all_subj01_fp32_renorm.hdf5", "shared1000.npy", "wds", "cache"):
+            (folder / name).write_text("measured")
+        write_json(folder / "dataset.json", {"simulated": False})
+    (half / ".fetch-0123.part").mkdir(parents=True)
+    (half / ".fetch-0123.part" / "betas").write_text("half")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out in (data, half, run):
+        for words in (
+            ["tune", lab.base, lab.data, out, "--subject", 101, "--method", "ridge", *lab.paints],
+            ["pretrain", lab.data, out, "--without", 101, "--config", lab.config, *lab.paints],
+            ["decode", lab.tuned, lab.data, out, *lab.paints],
+            ["evaluate", lab.tuned, lab.data, out, *lab.paints],
+            ["simulate", out, "--subjects", 1],
+        ):
+            refused(capsys, [*words, "--force"], f"{out}: holds")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_a_finished_run_is_left_as_it_is_and_force_makes_it_again(lab, tmp_path, monkeypatch):
