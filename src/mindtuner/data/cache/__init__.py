@@ -52,7 +52,7 @@ def build_cache(
     if not _is_whole(folder, name, header):
         part.build(lambda ids: compute(inputs(ids)), title)
     elif processes().index == 0:
-        part.tidy()  # killed right after the seal
+        part.tidy()
     return open_cache(folder, name, identity, stimuli.hash)
 
 

@@ -116,12 +116,19 @@ class Part:
         with disk_errors(self.whole):
             os.replace(self.data, self.whole)
         write_json(self.seal, self.header)
-        self.tidy()
+        self._remove_marks()
 
-    def tidy(self) -> None:
-        """Remove what a sealed cache needs no more."""
+    def _remove_marks(self) -> None:
         for path in (self.state, self.done):
             path.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what a process that was killed right after the seal left, if none is about to."""
+        if any(path.exists() for path in (self.state, self.done, self.lock)):
+            with contextlib.suppress(UserError), disk_errors(self.lock):
+                lock = take_lock(self.lock, f"{self.data}: is being written by another process")
+                self._remove_marks()
+                drop_lock(lock)
 
 
 def storage(dtype: str) -> np.dtype:
