@@ -88,11 +88,11 @@ def categories(captions: Sequence[Sequence[str]]) -> list[str] | None:
     >>> categories([["a red bird"], ["a car on the beach"]]) is None
     True
     """
-    if any(len(group) != 1 for group in captions):
+    if not captions or any(len(group) != 1 for group in captions):
         return None
     names = [group[0] for group in captions]
-    found, counts = np.unique(names, return_counts=True) if names else ([], np.zeros(1))
-    return names if len(found) > 1 and counts.min() > 1 else None
+    counts = np.unique(names, return_counts=True)[1]
+    return names if len(counts) > 1 and counts.min() > 1 else None
 
 
 def _at_random(

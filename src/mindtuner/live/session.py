@@ -84,8 +84,7 @@ class LiveSession:
 
     def warm_up(self) -> None:
         """Open what the first trial would have to wait for."""
-        voxels = self._decoder.network.ridges[self._decoder.subject].in_features
-        said = self._decoder.predict(np.zeros((1, voxels), np.float32))
+        said = self._decoder.predict(np.zeros((1, self._decoder.n_voxels), np.float32))
         _ = self._decoder.words(said).said, self._nearest(said)
         if self._paints:
             _ = self._decoder.generator, self._decoder.training_tokens

@@ -103,8 +103,12 @@ class SubjectDecoder:
         self._text_encoder, self._generator, self._bank = text_encoder, generator, bank
 
     def __repr__(self) -> str:
-        voxels = self.network.ridges[self.subject].in_features
-        return f"Decoder of {self.subject}, {voxels:,} voxels: predict, retrieve, describe, reconstruct"
+        return f"Decoder of {self.subject}, {self.n_voxels:,} voxels: predict, retrieve, describe, reconstruct"
+
+    @property
+    def n_voxels(self) -> int:
+        """How many voxels it reads, V."""
+        return int(self.network.ridges[self.subject].in_features)
 
     def predict(self, voxels: np.ndarray, stimulus: np.ndarray | None = None) -> Predictions:
         """Tokens, low-level latents and text of each image.

@@ -231,7 +231,8 @@ def _embed_labels(dataset: Dataset, folder: Path) -> Features:
     [tower] = compact_towers(dataset.stimuli, folder, None, texts, None)[1:]
     text = tower.build(folder, dataset.stimuli)
     tokens = np.asarray(text[np.arange(len(dataset.stimuli))])[:, None]
-    features = Features(folder, dataset.stimuli, {"tokens": tokens, "text": text}, dataset.card)
+    found: dict = {"tokens": tokens, "text": text}
+    features = Features(folder, dataset.stimuli, found, dataset.card)
     features.__dict__["text_encoder"] = texts  # open already
     return features
 
