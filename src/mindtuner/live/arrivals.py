@@ -67,7 +67,8 @@ class WatchedFolder:
 
     Examples
     --------
-    >>> folder = Path(tmp)
+    >>> folder = Path("arriving")
+    >>> folder.mkdir()
     >>> watched = WatchedFolder(folder, np.load, settled=0)
     >>> for name in ("trial-10.npy", "trial-9.npy"):
     ...     np.save(folder / name, np.ones(4, np.float32))
@@ -173,9 +174,8 @@ def trial_reader(voxels: int, mask: Path | None = None) -> Callable[[Path], np.n
 
     Examples
     --------
-    >>> path = Path(tmp) / "trial.npy"
-    >>> np.save(path, np.arange(3.0))
-    >>> trial_reader(3)(path)
+    >>> np.save("trial.npy", np.arange(3.0))
+    >>> trial_reader(3)(Path("trial.npy"))
     array([0., 1., 2.], dtype=float32)
     """
     inside, grid = (None, None) if mask is None else load_mask(mask)

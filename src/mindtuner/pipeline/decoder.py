@@ -108,7 +108,7 @@ class SubjectDecoder:
     @property
     def n_voxels(self) -> int:
         """How many voxels it reads, V."""
-        return int(self.network.ridges[self.subject].in_features)
+        return self.network.ridges[self.subject].weight.shape[1]
 
     def predict(self, voxels: np.ndarray, stimulus: np.ndarray | None = None) -> Predictions:
         """Tokens, low-level latents and text of each image.
