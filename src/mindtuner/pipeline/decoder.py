@@ -6,9 +6,11 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from mindtuner.config import DecodeConfig
 from mindtuner.data import Stimuli
@@ -108,7 +110,7 @@ class SubjectDecoder:
     @property
     def n_voxels(self) -> int:
         """How many voxels it reads, V."""
-        return self.network.ridges[self.subject].weight.shape[1]
+        return cast(nn.Linear, self.network.ridges[self.subject]).in_features
 
     def predict(self, voxels: np.ndarray, stimulus: np.ndarray | None = None) -> Predictions:
         """Tokens, low-level latents and text of each image.
