@@ -13,30 +13,35 @@ import typing
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
+from mindtuner.inputs import parse_yaml, read_text
 
 DEFAULT_BASE = "demo"
 RIVALS = ("ridge_only", "full_finetune")  # methods that may have a section of their own
 TIMESTEPS = 100  # of the diffusion prior
+MOST = 10**9  # of anything that is counted or weighed
+MOST_SEED = 2**32 - 1  # as NumPy has it
 
 # Strict: true is not 1, and "3" is not 3. A whole number serves as a float.
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Natural = Annotated[int, Field(strict=True, ge=0)]
+Whole = Annotated[int, Field(strict=True, ge=-MOST, le=MOST)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Natural = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=MOST_SEED)]
 Knob = Annotated[float, Field(strict=True, allow_inf_nan=True)]  # held to KNOB_LIMITS by ``simulate``
-Amount = Annotated[float, Field(strict=True, ge=0)]
+Amount = Annotated[float, Field(strict=True, ge=0, le=MOST)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Widths = Annotated[tuple[Whole, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+
+Section = TypeVar("Section")
 
 _FOUND = {  # what pydantic calls a fault -> what was expected
     "int_type": "int",
@@ -265,7 +270,7 @@ class Config:
     full_finetune: FitConfig | None = None
     target_subject: Count = 1  # a lab's own may have any numbers
     tuning_sessions: Count = 1
-    seed: Whole = 0
+    seed: Seed = 0
     hold_out_category: Text = ""  # no training sees an image that shows it; "" for none
 
     def __post_init__(self) -> None:
@@ -340,6 +345,14 @@ def load_config(config: str | Path | Mapping | Config = DEFAULT_BASE, **changes)
         raise UserError(f"{where}: {error}") from error
 
 
+def changed(settings: Section, **changes) -> Section:
+    """A config, or a section of one, with other values. Raises UserError where one cannot be."""
+    try:
+        return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def as_dict(config: Config) -> dict:
     """The config as plain YAML-ready values."""
     return _plain(config)
@@ -371,12 +384,7 @@ def _read(name: str | Path, seen: tuple[Path, ...] = ()) -> tuple[dict, str]:
             raise UserError(f"{said} {str(name)!r}: not found; expected one of {carried} or a .yaml file")
     if path.resolve() in seen:
         raise UserError(f"{seen[-1]}: base is {str(name)!r}, which builds on it in turn; expected another config")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a YAML config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    raw = parse_yaml(read_text(path, "a YAML config"), str(path), "a YAML config")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: the file holds a {type(raw).__name__}; expected a mapping")
     return _whole(raw, str(path), path.parent, (*seen, path.resolve())), str(path)
@@ -478,12 +486,14 @@ def _said(kind, error: ValidationError) -> str:
     elif fault in _FOUND:
         expected = _FOUND[fault]
     else:  # out of range, or not finite
-        expected = _range(limits)
+        expected = _range(limits, first["input"])
     return f"{field} is {first['input']!r}; expected {expected}"
 
 
-def _range(limits: list) -> str:
+def _range(limits: list, found: object) -> str:
     low, high = ([getattr(limit, end) for limit in limits if hasattr(limit, end)] for end in ("ge", "le"))
+    if high and high[0] >= MOST and isinstance(found, (int, float)):  # a limit that hardly anybody meets
+        return f"at most {high[0]:,}" if found > high[0] else f"at least {low[0]:,}" if found < low[0] else "a finite number"
     return f"{low[0]:g} to {high[0]:g}" if high else f"at least {low[0]:g}" if low else "a finite number"
 
 

@@ -138,7 +138,10 @@ def move_verified(part: Path, target: Path, found: str, expected: str, name: str
 
 
 def receive(url: str, part: Path, size: int, bar, headers: Mapping[str, str] | None = None) -> None:
-    """Append to ``part`` what it lacks of ``size`` bytes. ``headers``: by default a hub's, with its login."""
+    """Append to ``part`` what it lacks of ``size`` bytes. ``headers``: by default a hub's, with its login.
+
+    Raises UserError where the server sends more; then the part is removed.
+    """
     with part.open("ab") as out:
         have = out.tell()
         if have > size:
@@ -155,10 +158,17 @@ def receive(url: str, part: Path, size: int, bar, headers: Mapping[str, str] | N
             if have and response.status_code != 206:  # the server does not do ranges: it begins again
                 out.truncate(0)
                 bar.update(-have)
+                have = 0
             for chunk in response.iter_bytes():
+                have += len(chunk)
+                if have > size:  # another file, or a body without an end
+                    break
                 out.write(chunk)
                 out.flush()  # what a kill finds in the buffer would be lost
                 bar.update(len(chunk))
+    if have > size:
+        part.unlink()
+        raise UserError(f"{url}: sends more than the {size:,} bytes that were announced; expected no more (nothing is kept)")
     if size_of(part) < size:
         raise ConnectionError("the connection was closed early")
 

@@ -1,5 +1,7 @@
 """Exceptions that the command line turns into one line and an exit code."""
 
+import unicodedata
+
 
 class UserError(Exception):
     """Bad input. The message is one line naming the file, the field, and what was expected.
@@ -13,3 +15,8 @@ class TrainingDiverged(Exception):
 
     The command line prints it and exits with code 1.
     """
+
+
+def is_odd(text: str) -> bool:
+    """Whether a text does not fit into a line: it has a line break or another control character, or is no UTF-8."""
+    return not text.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)

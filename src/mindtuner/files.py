@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from mindtuner import temporary
+from mindtuner import inputs, temporary
 from mindtuner.claims import record
 from mindtuner.errors import UserError
 
@@ -71,15 +71,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def read_json(path: str | Path) -> dict:
     """Read a JSON object. Raises UserError where the file is missing or is not one."""
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; expected a JSON file") from error
-    except OSError as error:  # a part of the path is a file, or it may not be read
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected a JSON file") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); expected a JSON object") from error
+    value = inputs.read_json(path, "a JSON object")
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
     return value

@@ -13,6 +13,7 @@ import logging
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mindtuner.errors import UserError
+from mindtuner.inputs import one_line, refuse_special
 
 DAMAGED = (  # what torch, diffusers and transformers raise on files that are cut, lacking or of another kind
     OSError,
@@ -39,12 +41,6 @@ DAMAGED = (  # what torch, diffusers and transformers raise on files that are cu
     SafetensorError,
 )
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
-
-def one_line(what: object) -> str:
-    """At most 160 characters of somebody else's message or name, on one line; of an empty one its type."""
-    text = " ".join(str(what).split()) or type(what).__name__
-    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def package(name: str, install: str | None = None) -> ModuleType:
@@ -111,8 +107,7 @@ def read_content(path: str | Path, expected: str) -> dict:
     holds code, or no dict.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'not found'}; expected {expected}")
+    refuse_special(path, expected)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -121,8 +116,11 @@ def read_content(path: str | Path, expected: str) -> dict:
             cut = not zipped and file.read(2) == b"PK"
         if cut:
             raise UserError(f"{path}: is cut short; expected {expected}, download or copy it again")
-        with torch.serialization.safe_globals(_STAND_INS):
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of pickles: what is wrong with one is said below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)}); expected {expected}") from error
     except pickle.UnpicklingError as error:
@@ -133,7 +131,7 @@ def read_content(path: str | Path, expected: str) -> dict:
             f"{path}: holds Python code ({code[1]}), which is never run; expected {expected}, of tensors and "
             "plain containers (docs/full-size.md says how to get them out of a file that you trust)"
         ) from error
-    except DAMAGED as error:
+    except Exception as error:
         raise UserError(f"{path}: not a whole file ({one_line(error)}); expected {expected}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; expected {expected}")

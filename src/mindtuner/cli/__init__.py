@@ -9,7 +9,7 @@ import re
 import sys
 
 import mindtuner
-from mindtuner.errors import TrainingDiverged, UserError
+from mindtuner.errors import TrainingDiverged, UserError, is_odd
 from mindtuner.threads import follow_load
 
 _VERBS = (
@@ -43,11 +43,21 @@ _VERBS = (
 _NAMED_OTHERWISE = {"source": "from", "weights": "generator"}  # parameter -> flag
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command. How it goes stands in its help."""
+
+    def error(self, message: str):
+        raise UserError(f"{' '.join(message.split())} (see {self.prog} --help)")
+
+
 def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser, dict]:
-    """The options in ``argv``, the parser, and each verb's module. Exits with 2 where the line is none of ours."""
+    """The options in ``argv``, the parser, and each verb's module. Raises UserError where the line is none of ours."""
     import importlib
 
-    parser = argparse.ArgumentParser(
+    for word in argv:
+        if is_odd(word):
+            raise UserError(f"argument {word!r}: has a line break, another control character or no UTF-8; expected text")
+    parser = _Parser(
         prog="mindtuner",
         description="Read what a new person sees from one hour of fMRI.",
         epilog="Begin with: mindtuner demo",
@@ -72,14 +82,15 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser,
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
-    if argv is None:  # this process is ours alone; before anything imports torch
-        follow_load()
-    options, parser, modules = parse(sys.argv[1:] if argv is None else argv)
-    _say_what_the_library_logs()
-    if options.verb is None:
-        parser.print_help()
-        return 0
+    options = None
     try:
+        if argv is None:  # this process is ours alone; before anything imports torch
+            follow_load()
+        options, parser, modules = parse(sys.argv[1:] if argv is None else argv)
+        _say_what_the_library_logs()
+        if options.verb is None:
+            parser.print_help()
+            return 0
         if os.environ.get("WORLD_SIZE", "1") != "1":
             _one_of_several(options.verb)
         if hasattr(options, "device"):
@@ -89,28 +100,35 @@ def main(argv: list[str] | None = None) -> int:
         modules[options.verb].run(options)
         return 0
     except UserError as error:
-        print(f"mindtuner: {_with_flags(str(error), options)}", file=sys.stderr)
-        return 2
+        return _refuse(str(error) if options is None else _with_flags(str(error), options))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if error.filename is None:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}; expected a file or folder that can be read and written")
     except RuntimeError as error:
         import torch
 
         if not isinstance(error, torch.OutOfMemoryError):
             raise
-        print(
-            f"mindtuner: the GPU's memory is full ({str(error).partition('. ')[0]}); expected a smaller batch, a larger "
-            "card, or --offload where a verb has it",
-            file=sys.stderr,
+        return _refuse(
+            f"the GPU's memory is full ({str(error).partition('. ')[0]}); expected a smaller batch, a larger card, or "
+            "--offload where a verb has it"
         )
-        return 2
     except TrainingDiverged as error:
         print(f"mindtuner: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nmindtuner: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+def _refuse(message: str) -> int:
+    """Say in one line what is wrong with the input: a name in it may hold line breaks, which are spelled out."""
+    print("mindtuner:", "".join(repr(letter)[1:-1] if is_odd(letter) else letter for letter in message), file=sys.stderr)
+    return 2
 
 
 def _with_flags(message: str, options: argparse.Namespace) -> str:

@@ -9,7 +9,6 @@ was stopped goes on when the same command is given again.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mindtuner.cli.printing import print_results
-    from mindtuner.config import load_config
+    from mindtuner.config import changed, load_config
     from mindtuner.pipeline import run_demo
     from mindtuner.pipeline.base import category_of
     from mindtuner.pipeline.demo import refuse_unseen_category
@@ -55,16 +54,16 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.simulation.simulate import check_inputs
 
     config = painting(load_config("quick" if options.quick else "demo"), options.pictures)
-    knobs = dataclasses.replace(config.simulate, seed=options.seed)
+    knobs = changed(config.simulate, seed=options.seed)
     if options.fingerprint is not None:
-        knobs = dataclasses.replace(knobs, fingerprint=options.fingerprint)
+        knobs = changed(knobs, fingerprint=options.fingerprint)
     check_inputs(knobs, options.cutouts, options.stimuli)
     category = ""
     if options.hold_out_category is not None:
         category = category_of(options.hold_out_category)
         if not (options.cutouts or options.stimuli):
             refuse_unseen_category(category)
-    config = dataclasses.replace(config, simulate=knobs, seed=options.seed, hold_out_category=category)
+    config = changed(config, simulate=knobs, seed=options.seed, hold_out_category=category)
     command = "mindtuner " + shlex.join(sys.argv[1:])
     results = run_demo(
         options.out,

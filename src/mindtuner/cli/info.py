@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+MOST_VOXELS = 10**8
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="demo, quick, paper, or a YAML file")
@@ -42,8 +44,8 @@ def run(options: argparse.Namespace) -> None:
     subjects = config.simulate.subjects - 1 if options.subjects is None else options.subjects
     if not 1 <= subjects <= len(others):
         raise UserError(f"--subjects is {subjects}; expected 1 to {len(others)}, NSD's subjects but the one to tune")
-    if options.voxels is not None and options.voxels < 1:
-        raise UserError(f"--voxels is {options.voxels}; expected at least 1")
+    if options.voxels is not None and not 1 <= options.voxels <= MOST_VOXELS:
+        raise UserError(f"--voxels is {options.voxels}; expected 1 to {MOST_VOXELS:,}")
     n_voxels = options.voxels or nsd.voxel_count(target, scale)
     voxels = {subject_name(number): nsd.voxel_count(number, scale) for number in others[:subjects]}
     name = subject_name(target)

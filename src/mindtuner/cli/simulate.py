@@ -75,10 +75,11 @@ def add_stimuli(parser: argparse.ArgumentParser, needed: str) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mindtuner.config import SimulateConfig
+    from mindtuner.config import SimulateConfig, changed
     from mindtuner.simulation.simulate import simulate
 
-    knobs = SimulateConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(SimulateConfig)})
+    fields = dataclasses.fields(SimulateConfig)
+    knobs = changed(SimulateConfig(), **{field.name: getattr(options, field.name) for field in fields})
     simulate(options.out, knobs, options.cutouts, options.stimuli, options.format, options.force)
     print(f"{options.out}: {knobs.subjects} simulated subjects, {knobs.sessions} sessions each")
     if options.format in _NEXT:

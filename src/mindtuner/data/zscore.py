@@ -12,6 +12,8 @@ from mindtuner.errors import UserError
 Statistics = tuple[np.ndarray, np.ndarray]  # mean and sd of each voxel, (V,)
 FEWEST = 2  # training trials that a session's own statistics need
 BLOCK_BYTES = 32 * 2**20
+LARGEST = 1e6  # of a beta: percent signal change, z-scores and scanner units stay far below
+MEASURED = "a finite number of at most a million"
 FLAT = 1e-7  # sd over |mean| below which single precision cannot tell a voxel from a constant
 
 
@@ -69,6 +71,14 @@ def standardise(betas: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarr
     return out
 
 
+def refuse_absurd(betas: np.ndarray, rows: np.ndarray, where: str) -> None:
+    """Raise UserError where one of ``betas`` (n, V), which are these ``rows`` (n,), is no measurement: see ``LARGEST``."""
+    measured = np.abs(betas) <= LARGEST  # false of NaN too
+    if not measured.all():
+        at, voxel = np.argwhere(~measured)[0]
+        raise UserError(f"{where}: betas row {rows[at]}, voxel {voxel} is {betas[at, voxel]:g}; expected {MEASURED}")
+
+
 class SessionZScored:
     """``view[rows]`` is (betas - mean) / sd, float32 (n, V), of the session that each row belongs to.
 
@@ -88,8 +98,8 @@ class SessionZScored:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Betas of these rows, z-scored.
 
-        Raises UserError where a training trial of the session holds a beta that is not finite, or where no session has two
-        training trials.
+        Raises UserError where one of them, or a training trial of their sessions, holds a beta that is not finite or larger
+        than any measurement, or where no session has two training trials.
         """
         out = np.empty((len(rows), self.shape[1]), np.float32)
         sessions = self._session[rows]
@@ -97,7 +107,9 @@ class SessionZScored:
             mean, sd = self._statistics(int(session))
             inside = np.flatnonzero(sessions == session)
             for part in np.array_split(inside, 1 + len(inside) * self.shape[1] * 8 // BLOCK_BYTES):
-                out[part] = (np.asarray(self._source[rows[part]], np.float64) - mean) / sd
+                block = np.asarray(self._source[rows[part]], np.float64)
+                refuse_absurd(block, rows[part], self._where)
+                out[part] = (block - mean) / sd
         return out
 
     def _statistics(self, session: int) -> Statistics:
@@ -129,11 +141,7 @@ class SessionZScored:
         count, mean, squares = 0, np.zeros(self.shape[1]), np.zeros(self.shape[1])
         for part in np.array_split(rows, 1 + len(rows) * self.shape[1] * 8 // BLOCK_BYTES):
             block = np.asarray(self._source[part], np.float64)
-            if not np.isfinite(block).all():
-                at, voxel = np.argwhere(~np.isfinite(block))[0]
-                raise UserError(
-                    f"{self._where}: betas row {part[at]}, voxel {voxel} is {block[at, voxel]}; expected a finite number"
-                )
+            refuse_absurd(block, part, self._where)
             own = block.mean(axis=0)
             total = count + len(block)
             squares += ((block - own) ** 2).sum(axis=0) + (own - mean) ** 2 * (count * len(block) / total)

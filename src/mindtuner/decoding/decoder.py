@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mindtuner.config import DecodeConfig
+from mindtuner.data.zscore import LARGEST
 from mindtuner.decoding.multi_subject import MultiSubjectNetwork
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork, BrainOutputs
@@ -117,7 +118,8 @@ class Decoder:
         Raises
         ------
         UserError
-            Where the number of voxels is wrong, a beta is not finite, or a voxel is the same in all of many trials.
+            Where the number of voxels is wrong, a beta is not finite or larger than any measurement, a voxel is the same in
+            all of many trials, or the network's answers are not finite.
         """
         name = self._named(subject)
         return self.predict_subjects({name: voxels}, {name: stimulus})[name]
@@ -150,7 +152,11 @@ class Decoder:
             for chunk in _chunks(voxels, self._together)
         ]
         sizes = [len(betas) for betas in voxels.values()]
-        found = {field: torch.cat([part[field] for part in parts]).split(sizes) for field in parts[0]}
+        said = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
+        for field, values in said.items():
+            if not torch.isfinite(values).all():
+                raise UserError(f"network: says {field} that are not finite of finite betas; expected whole weights")
+        found = {field: values.split(sizes) for field, values in said.items()}
         averaged, images = [], []
         for k, name in enumerate(voxels):
             numbers, group = np.unique(stimulus[name], return_inverse=True)
@@ -303,10 +309,11 @@ class Decoder:
             raise UserError(f"{name}: voxels has shape {voxels.shape}; expected (trials, {expected})")
         if stimulus.shape != (len(voxels),):
             raise UserError(f"{name}: stimulus has shape {stimulus.shape}; expected ({len(voxels)},), one for each trial")
-        whole = np.isfinite(voxels)
-        if not whole.all():
-            trial, voxel = np.argwhere(~whole)[0]
-            raise UserError(f"{name}: voxel {voxel} is {voxels[trial, voxel]} in trial {trial}; expected finite betas")
+        measured = np.abs(voxels) <= LARGEST  # false of NaN too
+        if not measured.all():
+            trial, voxel = np.argwhere(~measured)[0]
+            found = f"voxel {voxel} is {voxels[trial, voxel]:g} in trial {trial}"
+            raise UserError(f"{name}: {found}; expected finite betas of at most a million")
         refuse_constant_voxels([voxels], name)
 
 

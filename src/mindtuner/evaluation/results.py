@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from mindtuner.claims import record
 from mindtuner.errors import UserError
@@ -48,9 +47,11 @@ from mindtuner.evaluation.scores.retrieval import chance_of_pools
 from mindtuner.evaluation.scoring import DIRECTIONS, MethodScores, defined
 from mindtuner.evaluation.statistics import paired_difference
 from mindtuner.files import read_json, write_arrays, write_json, write_text
+from mindtuner.inputs import open_tensors, parse_json, read_text
 
 DIGITS = 6
 PICTURES, PER_IMAGE = "pictures.safetensors", "per_image.safetensors"
+EXPECTED = "arrays of a run that mindtuner demo or evaluate finished"
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     results = read_json(folder / "results.json")
     validate_results(results, str(folder / "results.json"))
-    pictures, per_image = _arrays(folder / PICTURES), dict(_arrays(folder / PER_IMAGE))
+    pictures, per_image = _Arrays(folder / PICTURES), dict(_Arrays(folder / PER_IMAGE))
     validate_pictures(pictures, str(folder / PICTURES))
     validate_per_image(per_image, pictures, str(folder / PER_IMAGE))
     words = read_json(folder / "words.json")
@@ -221,13 +222,13 @@ class _Arrays(Mapping):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with safe_open(path, "numpy") as file:
+        with open_tensors(path, EXPECTED, "numpy") as file:
             self._names = sorted(file.keys())
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:
             raise KeyError(name)
-        with safe_open(self._path, "numpy") as file:
+        with open_tensors(self._path, EXPECTED, "numpy") as file:
             return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -237,15 +238,6 @@ class _Arrays(Mapping):
         return len(self._names)
 
 
-def _arrays(path: Path) -> Mapping[str, np.ndarray]:
-    try:
-        return _Arrays(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; expected a run that mindtuner demo or evaluate finished") from error
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file ({error})") from error
-
-
 def log_to(folder: str | Path) -> Callable[[dict], None]:
     """A function that appends one entry to ``folder``/log.jsonl, one JSON object a line.
 
@@ -253,7 +245,7 @@ def log_to(folder: str | Path) -> Callable[[dict], None]:
     twice. A last line that a killed process left unfinished is dropped.
     """
     path = Path(folder) / "log.jsonl"
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = read_text(path, "the run's training log") if path.exists() else ""
     whole = before[: before.rfind("\n") + 1]
     if whole != before:
         write_text(path, whole)
@@ -277,16 +269,12 @@ def log_to(folder: str | Path) -> Callable[[dict], None]:
 def load_log(folder: str | Path) -> list[dict]:
     """Entries of log.jsonl, in order. Raises UserError naming a line that is not a JSON object."""
     path = Path(folder) / "log.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; expected the run's training log") from error
+    lines = read_text(path, "the run's training log").split("\n")  # JSON may hold other separators of lines
+    if lines[-1] == "":
+        lines.pop()
     entries = []
     for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error}); expected one object a line") from error
+        entry = parse_json(line, f"{path}: line {number}", "one object a line")
         if not isinstance(entry, dict) or "stage" not in entry or not isinstance(entry.get("losses"), dict):
             raise UserError(f"{path}: line {number} is not a log entry; expected an object with stage and losses")
         entries.append(entry)

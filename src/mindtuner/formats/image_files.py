@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,10 +13,11 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from mindtuner.data import Stimuli
-from mindtuner.data.lazy import open_hdf5, open_rows
+from mindtuner.data.lazy import get_dataset, open_hdf5, open_rows
 from mindtuner.data.stimuli import IMAGE_SHAPE
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
+from mindtuner.inputs import file_hash, open_picture, read_text, reading, refuse_odd_name
 from mindtuner.runtime import progress
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -23,7 +25,6 @@ PREFIX = "recon_image-"  # before the names of the Kamitani lab's reconstruction
 SIDE = IMAGE_SHAPE[1]
 BYTE_AS_HALF = (np.arange(256) / 255).astype(np.float16)  # what each byte of a pixel is in 0..1
 _MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette", "PA": "palette", "RGBA": "RGBA"}
-DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken picture
 
 
 class FolderImages:
@@ -34,8 +35,11 @@ class FolderImages:
     """
 
     def __init__(self, folder: Path, background: Sequence[int] | None = None):
-        paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
+        paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in ENDINGS]
         found = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+        found = [name for name in found if not (folder / name).is_dir()]
+        for name in found:
+            refuse_odd_name(name, folder)
         if not found:
             raise UserError(f"{folder}: holds no image; expected files that end in {', '.join(ENDINGS)}")
         self.folder, self._paths, self._background = folder, found, background
@@ -56,10 +60,7 @@ class FolderImages:
         behind = "" if self._background is None else f", on {list(self._background)}"
         yield hashlib.sha256(f"upright, central square, bicubic, {SIDE}{behind}".encode()).digest()
         for name in self._paths:
-            try:
-                yield hashlib.sha256((self.folder / name).read_bytes()).digest()
-            except OSError as error:
-                raise UserError(f"{self.folder / name}: cannot be read ({error.strerror}); expected a picture") from error
+            yield file_hash(self.folder / name)
 
     def captions(self, number: int) -> tuple[str, ...]:
         """See ``captions_beside``."""
@@ -67,12 +68,12 @@ class FolderImages:
 
     def size(self, number: int) -> tuple[int, int]:
         """Width and height of an image as it is seen."""
-        with Image.open(self.folder / self._paths[number]) as raw:
+        with open_picture(self.folder / self._paths[number]) as raw:
             return size_upright(raw)
 
     def changed(self, number: int) -> list[str]:
         """What is done to a picture when it is read: "turned upright", or what of its colours is converted to RGB."""
-        with Image.open(self.folder / self._paths[number]) as raw:
+        with open_picture(self.folder / self._paths[number]) as raw:
             return (["turned upright, as EXIF says"] if is_turned(raw) else []) + (
                 [] if raw.mode == "RGB" else [f"converted from {_MODES.get(raw.mode, raw.mode)} to RGB"]
             )
@@ -84,12 +85,9 @@ def captions_beside(picture: Path) -> tuple[str, ...]:
     Raises UserError where it is no UTF-8 text.
     """
     path = picture.with_suffix(".txt")
-    try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return ()
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); expected one caption a line") from error
+    return tuple(line.strip() for line in read_text(path, "one caption a line").splitlines() if line.strip())
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -104,13 +102,10 @@ def read_rgb(path: Path, background: Sequence[int] | None = None) -> Image.Image
     is damaged, has more than 8 bits a channel, or is transparent somewhere and has no ``background`` (red, green, blue):
     only the lab knows what was behind it.
     """
-    try:
-        with Image.open(path) as raw:
-            raw.load()
-            deep = raw.mode.startswith("I") or raw.mode == "F"
-            image = None if deep else upright_rgb(raw, background)
-    except DAMAGED as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); expected a whole picture") from error
+    with open_picture(path) as raw:
+        raw.load()
+        deep = raw.mode.startswith("I") or raw.mode == "F"
+        image = None if deep else upright_rgb(raw, background)
     if deep:
         raise UserError(f"{path}: has pixels of mode {raw.mode}; expected 8 bits a channel")
     if image is None:
@@ -208,25 +203,21 @@ class Hdf5Images:
 
     def _read_captions(self) -> list[tuple[str, ...]]:
         with open_hdf5(self.path) as file:
-            data = file.get("captions")
-            if data is None:
+            if "captions" not in file:
                 return [()] * self.shape[0]
+            data = get_dataset(file, "captions")
             if (
-                not isinstance(data, h5py.Dataset)
+                data is None
                 or h5py.check_string_dtype(data.dtype) is None
-                or data.ndim not in (1, 2)
+                or len(data.shape or ()) not in (1, 2)
                 or len(data) != self.shape[0]
             ):
                 raise UserError(
                     f"{self.path}: captions are no strings of shape ({self.shape[0]},) or ({self.shape[0]}, k); "
                     "expected these, or no such dataset"
                 )
-            try:
+            with reading(self.path, "captions in UTF-8"):
                 table = data.asstr()[()].reshape(self.shape[0], -1)
-            except (UnicodeDecodeError, OSError) as error:
-                raise UserError(
-                    f"{self.path}: captions cannot be read ({' '.join(str(error).split())}); expected UTF-8 strings"
-                ) from error
         return [tuple(text.strip() for text in row if text.strip()) for row in table]
 
     def captions(self, number: int) -> tuple[str, ...]:

@@ -6,10 +6,8 @@ of ``volume[mask]`` in NumPy, which is that of nilearn's ``apply_mask``.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -20,43 +18,23 @@ import numpy as np
 from mindtuner.data.lazy import LazyArray
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
+from mindtuner.inputs import reading
 from mindtuner.runtime import progress
 
 AFFINE_TOLERANCE = 1e-2  # mm
 
-_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    zlib.error,
-    nibabel.filebasedimages.ImageFileError,
-    nibabel.spatialimages.HeaderDataError,
-)
-
-
-@contextlib.contextmanager
-def whole(path: Path, what: str = "NIfTI file") -> Iterator[None]:
-    """Turn what NumPy, nibabel, h5py and zlib raise over a damaged file into a UserError that names it."""
-    try:
-        yield
-    except _DAMAGE as error:
-        raise UserError(
-            f"{path}: damaged or not a whole {what} ({' '.join(str(error).split())}); expected one that was copied to its end"
-        ) from error
+WHOLE = "a NIfTI file that was copied to its end"
 
 
 def open_nifti(path: Path) -> nibabel.spatialimages.SpatialImage:
     """An image whose data stay on disk. Raises UserError where there is none."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a NIfTI file")
-    with whole(path):
+    with reading(path, WHOLE):
         return nibabel.load(path, mmap=False)
 
 
 def read_data(path: Path, image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
     """All of an image's numbers, scaled as its header says. Raises UserError where they are not whole."""
-    with whole(path):
+    with reading(path, WHOLE):
         return np.asarray(image.dataobj)
 
 
@@ -181,7 +159,7 @@ class NiftiSession:
     def _unpack(self) -> np.ndarray:
         scratch = tempfile.TemporaryFile(prefix="mindtuner-betas-")
         try:
-            with whole(self.path), gzip.open(self.path) as stream:
+            with reading(self.path, WHOLE), gzip.open(self.path) as stream:
                 volumes = stream_volumes(stream, int(self._offset), self.stored, self._mask.size, self.shape[0])
                 for volume in progress(volumes, self.path.name, total=self.shape[0], unit="trial"):
                     self._write(scratch, self._masked(volume.reshape(self._mask.shape, order="F")))

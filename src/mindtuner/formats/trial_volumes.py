@@ -16,7 +16,8 @@ import h5py
 import numpy as np
 
 from mindtuner.errors import UserError
-from mindtuner.formats.nifti import no_room, whole
+from mindtuner.formats.nifti import no_room
+from mindtuner.inputs import reading
 from mindtuner.runtime import progress
 
 BLOCK_BYTES = 64 * 2**20
@@ -143,7 +144,7 @@ class TrialVolumes:
         try:
             self._reserve(scratch)
             rows = np.memmap(scratch, np.float32, "r+", shape=self.shape)
-            with whole(self.path, "file of betas"):
+            with reading(self.path, "a whole file of betas"):
                 for at, columns, values in progress(self._blocks(), self.path.name, unit="block"):
                     rows[at, columns] = values
         except BaseException:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mindtuner.claims import releasing
-from mindtuner.config import Config, load_config
+from mindtuner.config import Config, changed, load_config
 from mindtuner.data import Dataset
 from mindtuner.data.hold_out import category_words
 from mindtuner.data.splits import split_of
@@ -339,7 +339,7 @@ def settled(
     changes: dict[str, Any] = {} if seed is None else {"seed": seed}
     if hold_out_category is not None:
         changes["hold_out_category"] = category_of(hold_out_category)
-    return dataclasses.replace(config, **changes)
+    return changed(config, **changes)
 
 
 def keeping_out(dataset: Dataset, config: Config) -> Config:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from mindtuner.claims import finish, releasing, remove
-from mindtuner.config import Config, SimulateConfig, load_config
+from mindtuner.config import Config, SimulateConfig, changed, load_config
 from mindtuner.data import Dataset
 from mindtuner.data.hold_out import shows
 from mindtuner.errors import UserError
@@ -74,7 +73,7 @@ def simulate(
     out = Path(out)
     if not isinstance(config, SimulateConfig):
         config = (config if isinstance(config, Config) else load_config(config)).simulate
-    section = dataclasses.replace(config, **knobs)
+    section = changed(config, **knobs)
     cutouts = None if cutouts is None else Path(cutouts)
     stimuli = None if stimuli is None else Path(stimuli)
     check_inputs(section, cutouts, stimuli)

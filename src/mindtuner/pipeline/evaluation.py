@@ -12,7 +12,7 @@ import numpy as np
 
 from mindtuner import runtime
 from mindtuner.claims import finish, releasing
-from mindtuner.config import Config
+from mindtuner.config import Config, changed
 from mindtuner.data import Dataset, Stimuli, Subject
 from mindtuner.data.splits import refuse_other_split
 from mindtuner.decoding.words import TextBank
@@ -225,7 +225,7 @@ def painting(config: Config, pictures: int | None, stimuli: Stimuli | None = Non
     pictures = pictures or 0
     if pictures < 0:
         raise UserError(f"pictures is {pictures}; expected 0 or more")
-    return dataclasses.replace(config, decode=dataclasses.replace(config.decode, pictures=pictures))
+    return changed(config, decode=changed(config.decode, pictures=pictures))
 
 
 def settings_of(subject: TunedSubject, config: Config, command: str, generator: Painter) -> str:

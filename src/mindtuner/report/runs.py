@@ -7,10 +7,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import Run, load_run
+from mindtuner.inputs import parse_yaml, read_text
 from mindtuner.report import plots
 from mindtuner.report.labels import (
     PARTS,
@@ -82,26 +81,13 @@ def load(folder: str | Path) -> LoadedRun:
             raise UserError(f"{folder / 'log.jsonl'}: entry {number} has no epoch; expected a number")
     if len(run.pictures["seen"]) and not methods_of(run.pictures):
         raise UserError(f"{folder / 'pictures.safetensors'}: no method has pictures; expected METHOD/STAGE")
-    config = _text(folder / "config.yaml")
+    config = read_text(folder / "config.yaml", "the configuration of the run")
     return LoadedRun(folder, run, config, _choices(setting, config, folder / "config.yaml"))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; expected the configuration of the run") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}); expected YAML") from error
 
 
 def _choices(setting: dict, config: str, path: Path) -> dict[str, str]:
     """Everything about a run that somebody chose, but for its seeds."""
-    try:
-        tree = yaml.safe_load(config)
-    except yaml.YAMLError as error:
-        what = " ".join(str(error).split())
-        raise UserError(f"{path}: not YAML ({what}); expected the configuration of the run") from error
+    tree = parse_yaml(config, str(path), "the configuration of the run")
     stated = dict(flattened({key: value for key, value in setting.items() if key not in FOLLOWS}, str))
     stated_twice = ("seed", *(f" {name}" for name in stated if name not in MEASURES), "target subject", "tuning sessions")
     return stated | {

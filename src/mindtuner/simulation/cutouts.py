@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mindtuner.errors import UserError
+from mindtuner.inputs import open_picture
 from mindtuner.runtime import derive_seed, progress
 from mindtuner.simulation.drawing import KINDS, draw
 
@@ -102,11 +103,8 @@ def _first_line(path: Path) -> str:
 
 def _read_transparent(path: Path) -> Image.Image | None:
     """The picture cropped to what is opaque, or None where it is no cut-out."""
-    try:
-        with Image.open(path) as raw:
-            image = raw.convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); expected a transparent PNG") from error
+    with open_picture(path) as raw:
+        image = raw.convert("RGBA")
     alpha = image.getchannel("A")
     box = alpha.point(lambda a: 255 if a > 16 else 0).getbbox()
     if box is None or alpha.getextrema()[0] > 16:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from PIL import Image
 
 from mindtuner.errors import UserError
 from mindtuner.formats.image_files import ENDINGS, read_picture
+from mindtuner.inputs import file_hash, open_picture
 from mindtuner.runtime import derive_seed, progress
 from mindtuner.simulation.cutouts import Cutout, drawn_cutouts, folder_cutouts
 from mindtuner.simulation.labels import PlacedObject, SceneLabels, content_labels
@@ -206,7 +205,7 @@ class FolderScenes:
         reserved: dict[bytes, Path] = {}
         for k in np.random.default_rng(derive_seed(seed, "folder scenes")).permutation(len(found)):
             if len(distinct) < needed:
-                digest = hashlib.sha256(found[k].read_bytes()).digest()
+                digest = file_hash(found[k])
                 (reserved if _is_reserved(digest) else distinct).setdefault(digest, found[k])
         self.paths = [*distinct.values(), *reserved.values()][:needed]
         if len(self.paths) < needed:
@@ -233,7 +232,7 @@ class ReservedPictures:
     def __init__(self, folder: str | Path):
         distinct: dict[bytes, Path] = {}
         for path in progress(_captioned(Path(folder)), "pictures"):
-            distinct.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
+            distinct.setdefault(file_hash(path), path)
         self.paths = [path for digest, path in distinct.items() if _is_reserved(digest)]
         if len(self.paths) < FEWEST_PICTURES:
             raise UserError(
@@ -269,7 +268,7 @@ def _refuse_unusable(paths: Sequence[Path]) -> None:
     """Raise UserError where a picture has no caption that names something, or is none: before the first is shown."""
     for path in paths:
         content_labels(" ".join(_captions_of(path)))
-        with _readable(path):
+        with open_picture(path):
             pass
 
 
@@ -291,16 +290,6 @@ def _captions_of(path: Path) -> tuple[str, ...]:
     if not captions:
         raise UserError(f"{beside}: holds no caption; expected one caption a line")
     return captions
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[Image.Image]:
-    """A picture, opened; UserError where it is none."""
-    try:
-        with Image.open(path) as raw:
-            yield raw
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); expected a picture") from error
 
 
 def render(stream: Callable[[int], Scene], indices: Sequence[int], workers: int = 2) -> Iterator[Scene]:

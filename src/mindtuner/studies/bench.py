@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from mindtuner.claims import join
-from mindtuner.config import Config, load_config
+from mindtuner.config import Config, changed, load_config
 from mindtuner.data import Dataset, Subject, Trials
 from mindtuner.data.splits import split_of
 from mindtuner.decoding.training_images import TrainingTokens, most_similar
@@ -210,12 +210,12 @@ def settled(
     """
     path = None if base is None else base_file(base)
     found = load_config((config or "demo") if path is None else settings_for(path, config))
-    changed = {"seed": seed, "target_subject": subject, "tuning_sessions": sessions}
-    found = replace(found, **{name: value for name, value in changed.items() if value is not None})
+    given = {"seed": seed, "target_subject": subject, "tuning_sessions": sessions}
+    found = changed(found, **{name: value for name, value in given.items() if value is not None})
     if path is not None:
-        given = Base.load(path, found)
-        given.refuse_known(found.target_subject)
-        found = replace(found, model=given.network.config, hold_out_category=given.category)
+        loaded = Base.load(path, found)
+        loaded.refuse_known(found.target_subject)
+        found = replace(found, model=loaded.network.config, hold_out_category=loaded.category)
     return found, path
 
 

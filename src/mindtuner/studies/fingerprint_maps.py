@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mindtuner.claims import releasing
 from mindtuner.data import Dataset
 from mindtuner.errors import UserError
 from mindtuner.files import write_json, write_text
+from mindtuner.inputs import reading
 from mindtuner.pipeline.run_folder import claim, refuse_overlap
 from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.tuned_files import WHOLE
@@ -215,10 +215,8 @@ def read_truth(folder: Path, number: int, voxels: int, asked: bool = True) -> di
         if asked:
             raise UserError(f"{path}: not found; expected the truth of a simulation")
         return None
-    try:
+    with reading(path, "the truth of a simulation"):
         planted = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole file ({error}); expected the truth of a simulation") from error
     for name, shape in (("fingerprint_share", (voxels,)), ("sheet", (voxels, 2))):
         if name not in planted or planted[name].shape != shape:
             found = planted[name].shape if name in planted else "missing"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from xml.parsers.expat import ExpatError
 
 import numpy as np
 
@@ -17,7 +16,8 @@ from mindtuner import runtime
 from mindtuner.data.surface import HEMISPHERE, on_surface
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
-from mindtuner.thirdparty import one_line, package
+from mindtuner.inputs import reading
+from mindtuner.thirdparty import package
 
 HOW = "'mindtuner[maps]'"
 SLICES = 7
@@ -42,12 +42,10 @@ def read_mask(path: Path, voxels: int, values: Sequence[float] | None = None):
     """
     import nibabel
 
-    try:
+    with reading(path, "a NIfTI mask"):
         image = nibabel.load(path)
         held = np.asarray(image.dataobj)
         inside = held > 0 if values is None else np.isin(held, values)
-    except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected a NIfTI mask") from error
     if inside.ndim != 3 or inside.sum() != voxels:
         raise UserError(
             f"{path}: has shape {inside.shape} and {int(inside.sum())} voxels"
@@ -100,11 +98,9 @@ def read_surface(paths: Sequence[Path], vertices: np.ndarray | None, voxels: int
 def _mesh(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import nibabel
 
-    try:
+    with reading(path, "a GIFTI surface mesh"):
         image = nibabel.load(path)
         coordinates, faces = (image.agg_data(kind) for kind in ("pointset", "triangle"))
-    except (OSError, ValueError, EOFError, AttributeError, nibabel.filebasedimages.ImageFileError, ExpatError) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)}); expected a GIFTI surface mesh") from error
     if not isinstance(coordinates, np.ndarray) or not isinstance(faces, np.ndarray):
         raise UserError(f"{path}: holds no mesh; expected points and triangles, as in a .surf.gii file")
     return coordinates, faces

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from mindtuner.errors import UserError
 from mindtuner.files import file_digest
+from mindtuner.inputs import open_tensors
 from mindtuner.runtime import device, to_device
 from mindtuner.towers.efficientnet import lite_network, prepare
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
@@ -23,6 +23,7 @@ TOKENS, WIDTH = GRID * GRID, 128
 MAP_WIDTH, MAP_SIDE = 112, 64
 PROJECTION = "compact_tokens.safetensors"
 TRAINED_ON = "trained_on"
+WANTED = "generator weights"
 
 
 def packaged(name: str) -> Path:
@@ -232,11 +233,8 @@ def pictures_trained_on(path: Path) -> np.ndarray:
 
     Empty for weights that were trained on scenes. Raises UserError where the file cannot be read.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            return file.get_tensor(TRAINED_ON).numpy() if TRAINED_ON in file.keys() else np.zeros(0, np.int64)  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+    with open_tensors(path, WANTED) as file:
+        return file.get_tensor(TRAINED_ON).numpy() if TRAINED_ON in file.keys() else np.zeros(0, np.int64)  # noqa: SIM118
 
 
 def read_part(path: Path, part: str) -> dict[str, torch.Tensor]:
@@ -244,18 +242,15 @@ def read_part(path: Path, part: str) -> dict[str, torch.Tensor]:
 
     Raises UserError where the file cannot be read or holds none.
     """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-    found = {key.removeprefix(f"{part}."): value.float() for key, value in tensors.items() if key.startswith(f"{part}.")}
+    with open_tensors(path, WANTED) as file:
+        names = [name for name in file.keys() if name.startswith(f"{part}.")]  # noqa: SIM118
+        found = {name.removeprefix(f"{part}."): file.get_tensor(name).float() for name in names}
     if not found:
         raise UserError(f"{path}: holds no {part}.* tensors; expected weights of mindtuner train-generator")
+    for name, tensor in found.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {part}.{name} holds a number that is not finite; expected weights")
     return found
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: cannot be read ({error}); expected generator weights")
 
 
 def load_part(network: torch.nn.Module, path: Path, part: str) -> None:

@@ -30,7 +30,7 @@ def training_trials(subject: Subject, n_stimuli: int) -> Trials:
     Raises UserError where there are none, where one shows a test image, where a stimulus has no target, or where
     a voxel is the same in all of them.
     """
-    trials, name = subject.train, subject_name(subject.number)
+    trials, name = subject.train, f"{subject.where}: {subject_name(subject.number)}"
     if len(trials) == 0:
         raise UserError(f"{name}: trials hold no training trial; expected at least one")
     check_no_leak(trials, subject.is_shared, name)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-import pickle
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from mindtuner.config import FitConfig
 from mindtuner.data import Trials
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
+from mindtuner.inputs import reading
 from mindtuner.processes import processes
 from mindtuner.training.batches import Feed
 from mindtuner.training.distributed import broadcast_from_first, gather_shards, shard_like
@@ -121,13 +122,9 @@ def pivot_checkpoint(path: str | Path) -> Path:
 
 
 def _read(path: Path) -> dict:
-    try:
+    with reading(path, "a whole checkpoint that mindtuner wrote, or no file"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, beside our line
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{path}: not a whole checkpoint ({' '.join(str(error).split())[:120]}); expected one that "
-            "mindtuner wrote, or no file"
-        ) from error
     if not isinstance(saved, dict) or saved.get("kind") != KIND:
         raise UserError(f"{path}: not a training checkpoint of this version; expected one that mindtuner wrote, or no file")
     return saved

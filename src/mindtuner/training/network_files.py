@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import mindtuner
 from mindtuner.config import FingerprintConfig, ModelConfig
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
+from mindtuner.inputs import open_tensors, parse_json
 from mindtuner.model import BrainNetwork
 from mindtuner.model.backbone import Centre, Confidence, ExpectedHidden, Sureness
 
+CHECKSUM = "checksum"
+EXPECTED = "a .safetensors file of mindtuner, written to its end"
 TARGET = "centre.target"  # which files of earlier versions have not: nothing was taken off
 
 
@@ -129,32 +132,53 @@ def fingerprint_header(network: BrainNetwork) -> dict:
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict) -> None:
     """One safetensors file with a JSON header, atomically. Raises UserError where it cannot be written."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {**header, CHECKSUM: checksum_of(header, tensors)}
     with atomic_path(path) as part:
         save_file(tensors, part, metadata={"mindtuner": json.dumps(header, allow_nan=False)})
 
 
+def checksum_of(header: dict, tensors: Mapping[str, torch.Tensor]) -> str:
+    """CRC-32, as 8 hex digits, of a header and of all tensors with their names and shapes: a flipped bit changes it.
+
+    It is against damage, not against somebody who wants to deceive, and takes a second for 2 GB.
+    """
+    found = zlib.crc32(json.dumps({name: value for name, value in header.items() if name != CHECKSUM}).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), found)
+        found = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
+
+
 def _read_header(path: str | Path) -> dict:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})["mindtuner"])
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not found; expected a .safetensors file of mindtuner") from error
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: not a whole safetensors file ({' '.join(str(error).split())}); "
-            "expected one that mindtuner wrote to its end"
-        ) from error
-    except (KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: header lacks field 'mindtuner'; expected a file that mindtuner wrote") from error
+    with open_tensors(path, EXPECTED) as file:
+        text = (file.metadata() or {}).get("mindtuner")
+    if text is None:
+        raise UserError(f"{path}: header lacks field 'mindtuner'; expected a file that mindtuner wrote")
+    header = parse_json(text, str(path), EXPECTED)
+    for field, form in (("kind", str), ("card", dict)):
+        if not isinstance(header, dict) or not isinstance(header.get(field), form):
+            raise UserError(f"{path}: header lacks field {field!r}; expected a file that mindtuner wrote")
+    return header
 
 
 def read_tensors(path: str | Path, kind: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Header and tensors of a file of this kind. Raises UserError where it is missing, damaged or of another kind."""
+    """Header and tensors of a file of this kind.
+
+    Raises UserError where it is missing, damaged or of another kind, or holds a number that is not finite. Files of earlier
+    versions have no checksum, and are compared with none.
+    """
     header = _read_header(path)
-    if header.get("kind") != kind:
-        raise UserError(f"{path}: kind is {header.get('kind')!r}; expected {kind!r}")
-    with safe_open(path, framework="pt") as file:
-        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if header["kind"] != kind:
+        raise UserError(f"{path}: kind is {header['kind']!r}; expected {kind!r}")
+    with open_tensors(path, EXPECTED) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if CHECKSUM in header and (found := checksum_of(header, tensors)) != header[CHECKSUM]:
+        raise UserError(f"{path}: has checksum {found}; expected {header[CHECKSUM]}, as it was written: it is damaged")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds a number that is not finite; expected weights")
+    return header, tensors
 
 
 @contextlib.contextmanager
@@ -167,7 +191,9 @@ def building(where: str | Path) -> Iterator[None]:
     random = torch.random.get_rng_state()
     try:
         yield
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what a header says may be anything
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{where}: does not describe a network of this version ({reason}); expected a file "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from mindtuner.errors import UserError
-from mindtuner.formats.image_files import DAMAGED, ENDINGS, PREFIX
-from mindtuner.thirdparty import one_line
+from mindtuner.formats.image_files import ENDINGS, PREFIX
+from mindtuner.inputs import open_picture
 
 
 def read_pairs(seen: Path, painted: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -61,12 +61,9 @@ def _stacked(paths) -> np.ndarray:
 
 
 def _read(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.mode != "RGB":
-                kind = {"L": "grey", "LA": "grey with transparency", "RGBA": "with transparency"}.get(image.mode, image.mode)
-                raise UserError(f"{path}: is {kind}; expected three channels, RGB")
-            upright = ImageOps.exif_transpose(image)
-            return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))  # once, not at each use
-    except DAMAGED as error:
-        raise UserError(f"{path}: cannot be read as a picture ({one_line(error)}); expected a whole picture file") from error
+    with open_picture(path) as image:
+        if image.mode != "RGB":
+            kind = {"L": "grey", "LA": "grey with transparency", "RGBA": "with transparency"}.get(image.mode, image.mode)
+            raise UserError(f"{path}: is {kind}; expected three channels, RGB")
+        upright = ImageOps.exif_transpose(image)
+        return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))  # once, not at each use

@@ -14,11 +14,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data.lazy import LazyArray, open_hdf5, open_rows
+from mindtuner.data.lazy import LazyArray, get_dataset, open_hdf5, open_rows
 from mindtuner.errors import UserError
 from mindtuner.formats.bdata import expression
 from mindtuner.formats.checks.findings import some
-from mindtuner.formats.nifti import whole
+from mindtuner.inputs import reading
 
 NAMES = (("dataset", "metadata"), ("dataSet", "metaData"))
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16")
@@ -29,9 +29,9 @@ def is_bdata(path: Path) -> bool:
     if path.suffix not in (".h5", ".hdf5"):
         return False
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return any(all(name in file for name in names) for names in NAMES)
-    except OSError:
+    except UserError:
         return False
 
 
@@ -59,9 +59,9 @@ class BDataFile:
         if names is None or not isinstance(self._file[names[1]], h5py.Group):
             raise UserError(f"{path}: holds {some(self._file) or 'nothing'}; expected bdpy's BData, dataset and metadata")
         self._table = names[0]
-        with whole(path, "file of BData"):
+        with reading(path, "a whole file of BData"):
             self.keys = self._strings(f"{names[1]}/key")
-            self._values = self._file.get(f"{names[1]}/value")
+            self._values = get_dataset(self._file, f"{names[1]}/value")
             shape = getattr(self._values, "shape", None)
             self.rows: LazyArray = open_rows(path, names[0], 2, DTYPES)
             if shape != (len(self.keys), self.rows.shape[1]):
@@ -76,8 +76,8 @@ class BDataFile:
         return self.rows.shape[0]
 
     def _strings(self, name: str) -> list[str]:
-        data = self._file.get(name)
-        if not isinstance(data, h5py.Dataset) or data.ndim != 1 or data.dtype.kind not in "SO":
+        data = get_dataset(self._file, name)
+        if data is None or len(data.shape or ()) != 1 or data.dtype.kind not in "SO":
             raise UserError(f"{self.path}: {name} is no list of texts; expected the names of bdpy's metadata")
         return [_text(value) for value in data[()]]
 
@@ -89,7 +89,7 @@ class BDataFile:
 
     def value(self, key: str) -> np.ndarray:
         """A key's metadata, float64 (columns,)."""
-        with whole(self.path, "file of BData"):
+        with reading(self.path, "a whole file of BData"):
             return np.asarray(self._values[self.keys.index(key)], np.float64)
 
     def select(self, chosen: str) -> np.ndarray:
@@ -116,7 +116,7 @@ class BDataFile:
         columns = np.flatnonzero(self.value(key) == 1)
         if len(columns) != 1:
             raise UserError(f"{self.path}: {key} has {len(columns)} columns; expected one")
-        with whole(self.path, "file of BData"):
+        with reading(self.path, "a whole file of BData"):
             return np.asarray(self._file[self._table][:, columns[0]], np.float64)
 
     def labels(self, key: str) -> list[str | float | None]:

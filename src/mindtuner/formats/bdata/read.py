@@ -27,6 +27,7 @@ from mindtuner.formats.image_files import FolderImages, Hdf5Images
 from mindtuner.formats.lab_folder.read import has_table, load_card, open_images
 from mindtuner.formats.nifti import JoinedSessions
 from mindtuner.formats.subject_numbers import number_subjects
+from mindtuner.inputs import read_text
 
 TABLE = "stimuli.tsv"
 VOXELS = ("VoxelData", "VertexData")  # the first that there is, where nobody says which voxels
@@ -341,10 +342,7 @@ def _said(label: str | float) -> str:
 
 
 def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); expected a table of ids and files") from error
+    lines = read_text(path, "a table of ids and files").rstrip("\n").split("\n")
     rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
     if rows[0].count("file") != 1 or len(rows) < 2:
         raise UserError(f"{path}: has columns {rows[0]} and {len(rows) - 1} lines; expected id and file, tab separated")

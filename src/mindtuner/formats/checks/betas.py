@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mindtuner.data.lazy import LazyArray
+from mindtuner.data.zscore import LARGEST, MEASURED
 from mindtuner.errors import UserError
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.runtime import progress
@@ -17,6 +18,11 @@ from mindtuner.runtime import progress
 BLOCK_BYTES = 32 * 2**20
 FEW = 8  # trials that say nothing about a voxel that is constant over them
 MEAN_LIMIT, SD_LIMITS = 0.5, (0.5, 2.0)  # of a z-scored session, median over voxels
+KINDS: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
+    ("NaN", np.isnan),
+    ("infinite", np.isinf),
+    ("absurdly large", lambda block: np.isfinite(block) & (np.abs(block) > LARGEST)),
+)
 MANY_ZEROED = 0.05  # of the voxels: more do not leave the imaged volume when a head moves
 
 
@@ -39,14 +45,14 @@ def check_betas(
 ) -> None:
     """Read all betas, (rows, V), and report what is wrong with them.
 
-    Reported is what is not finite, constant, there twice, or not z-scored although it is said to be. ``session``: int
-    (rows,), 0 where unknown; None where nobody knows any. ``zeroed``: a session may hold voxels that it did not image, all 0,
-    as NSD's do.
+    Reported is what is not finite or larger than any measurement, constant, there twice, or not z-scored although it is said
+    to be. ``session``: int (rows,), 0 where unknown; None where nobody knows any. ``zeroed``: a session may hold voxels that
+    it did not image, all 0, as NSD's do.
     """
     rows, voxels = betas.shape
     session = np.zeros(rows, np.int64) if session is None else session
     whole, sessions = _Voxels(voxels), {}
-    values = [_NotFinite(*kind, rows, voxels, labels) for kind in (("NaN", np.isnan), ("infinite", np.isinf))]
+    values = [_NoMeasurement(*kind, rows, voxels, labels) for kind in KINDS]
     odd_rows = _OddRows(labels)
     bar = progress(range(rows), findings.name(path), total=rows, unit="row")
     for number in np.unique(session).tolist():
@@ -154,10 +160,10 @@ class _Voxels:
         return f"a median |mean| of {mean:.3g} and a median sd of {sd:.3g}"
 
 
-class _NotFinite:
+class _NoMeasurement:
     """Which rows and voxels hold a value that ``test`` finds."""
 
-    def __init__(self, word: str, test: np.ufunc, rows: int, voxels: int, labels: Labels):
+    def __init__(self, word: str, test: Callable[[np.ndarray], np.ndarray], rows: int, voxels: int, labels: Labels):
         self.word, self.test, self.labels = word, test, labels
         self.rows, self.voxels = np.zeros(rows, bool), np.zeros(voxels, bool)
         self.first = ""
@@ -176,8 +182,8 @@ class _NotFinite:
                 path,
                 "betas",
                 f"{self.voxels.sum()} of {len(self.voxels)} voxels hold {self.word} values, in "
-                f"{self.rows.sum()} of {len(self.rows)} rows, first in {self.first}; expected finite numbers "
-                "(leave such voxels out of the mask)",
+                f"{self.rows.sum()} of {len(self.rows)} rows, first in {self.first}; expected {MEASURED} "
+                "each (leave such voxels out of the mask)",
             )
 
 

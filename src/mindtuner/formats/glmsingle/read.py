@@ -14,9 +14,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data.lazy import open_hdf5
+from mindtuner.data.lazy import get_dataset, open_hdf5
 from mindtuner.errors import UserError
 from mindtuner.formats.trial_volumes import TrialVolumes, order_of, written_by_matlab
+from mindtuner.inputs import reading
 
 MODELS = ("TYPED_FITHRF_GLMDENOISE_RR", "TYPEC_FITHRF_GLMDENOISE", "TYPEB_FITHRF")
 ENDINGS = (".hdf5", ".mat")
@@ -83,7 +84,7 @@ def open_output(path: Path, mask: np.ndarray | None, trials: int | None) -> Tria
     """
     if path.suffix == ".npy":
         raise pickled(path)
-    with open(path, "rb") as file:
+    with reading(path, _WANTED), open(path, "rb") as file:
         if file.read(len(_MATLAB_5)) == _MATLAB_5:
             raise UserError(f"{path}: is of MATLAB's older format; expected version 7.3, save(..., '-v7.3')")
     data = field_of(open_hdf5(path))
@@ -94,7 +95,7 @@ def open_output(path: Path, mask: np.ndarray | None, trials: int | None) -> Tria
 
 def field_of(file: h5py.File) -> h5py.Dataset:
     """The dataset of betas. Raises UserError where there is none, two, or one of something else."""
-    found = [file[name] for name in FIELDS if isinstance(file.get(name), h5py.Dataset)]
+    found = [data for name in FIELDS if (data := get_dataset(file, name)) is not None]
     if len(found) != 1:
         raise UserError(
             f"{file.filename}: holds {len(found)} datasets {' or '.join(FIELDS)}; expected one, GLMsingle's betas"

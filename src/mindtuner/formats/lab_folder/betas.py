@@ -11,18 +11,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import h5py
 import nibabel
 import numpy as np
 
 from mindtuner.data.dataset import CARD
-from mindtuner.data.lazy import LazyArray, open_hdf5, open_rows, unmapped
+from mindtuner.data.lazy import LazyArray, get_dataset, open_hdf5, open_rows, unmapped
 from mindtuner.errors import UserError
 from mindtuner.formats.glmsingle.read import FIELDS, find_output, open_output, pickled
 from mindtuner.formats.lab_folder import trial_table
 from mindtuner.formats.lab_folder.trial_table import TrialLines
 from mindtuner.formats.nifti import JoinedSessions, NiftiSession, load_mask
 from mindtuner.formats.trial_volumes import TrialVolumes, order_of, written_by_matlab
+from mindtuner.inputs import Pickled, read_array
 
 MASK = "mask.nii.gz"
 SINGLE = ("betas.npy", "betas.h5", "betas.hdf5")
@@ -111,10 +111,10 @@ def _turned(betas: LazyArray, voxels: int) -> str:
 
 def _open_hdf5(path: Path, mask: np.ndarray | None, trials: int | None) -> LazyArray:
     file = open_hdf5(path)
-    data = file.get("betas")
-    if data is None and any(name in file for name in FIELDS):
+    if "betas" not in file and any(name in file for name in FIELDS):
         return open_output(path, mask, trials)
-    if isinstance(data, h5py.Dataset) and data.ndim == 4 and data.dtype.name in DTYPES:
+    data = get_dataset(file, "betas")
+    if data is not None and len(data.shape or ()) == 4 and data.dtype.name in DTYPES:
         matlab = written_by_matlab(data)
         order, shape = order_of(path, "betas", data.shape, matlab, mask, trials)
         return TrialVolumes(path, data, order, shape, mask, matlab)
@@ -124,20 +124,13 @@ def _open_hdf5(path: Path, mask: np.ndarray | None, trials: int | None) -> LazyA
 
 def _open_npy(path: Path, mask: np.ndarray | None, trials: int | None) -> LazyArray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        if "allow_pickle" in str(error) or "Python objects" in str(error):
-            raise pickled(path) from error
+        array = read_array(path, "betas of shape (trials, voxels)")
+    except Pickled as error:
+        raise pickled(path) from error
+    if array.ndim not in (2, 4) or 0 in array.shape or array.dtype.name not in DTYPES:
         raise UserError(
-            f"{path}: not a whole .npy file ({' '.join(str(error).split())}); expected betas of shape (trials, voxels)"
-        ) from error
-    if not isinstance(array, np.memmap) or array.ndim not in (2, 4) or 0 in array.shape or array.dtype.name not in DTYPES:
-        raise UserError(
-            f"{path}: has shape {np.shape(array)} and dtype {getattr(array, 'dtype', type(array).__name__)}; "
-            f"expected (trials, voxels) of {' or '.join(DTYPES)}"
+            f"{path}: has shape {array.shape} and dtype {array.dtype}; expected (trials, voxels) of {' or '.join(DTYPES)}"
         )
-    if (size := path.stat().st_size) != array.offset + array.nbytes:
-        raise UserError(f"{path}: has {size} bytes; expected {array.offset + array.nbytes} by its header")
     if array.ndim == 4:
         order, shape = order_of(path, "array", array.shape, False, mask, trials)
         return TrialVolumes(path, array, order, shape, mask)

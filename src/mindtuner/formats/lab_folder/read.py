@@ -8,8 +8,8 @@ labels (see ``labels``), neither; and, optionally, ``dataset.json``, the card. `
 
 from __future__ import annotations
 
+import os
 import re
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from mindtuner.formats.lab_folder.labels import LabelStimuli, labelled
 from mindtuner.formats.lab_folder.trial_table import TrialLines, find_table
 from mindtuner.formats.nifti import load_mask
 from mindtuner.formats.subject_numbers import number_subjects
+from mindtuner.inputs import read_array, read_arrays, read_text
 
 STIMULI, STIMULI_HDF5 = "stimuli", "stimuli.hdf5"
 NEITHER = f"holds neither {STIMULI}/ nor {STIMULI_HDF5}; expected one of them"
@@ -174,7 +175,8 @@ def subject_folders(root: Path, card: dict) -> dict[int, Path]:
     if folders and own.exists():
         raise UserError(f"{root}: holds {own.name} and {folders[0].name}; expected one subject, or folders of subjects")
     if not folders:
-        return {card["subject_offset"] + (_number_in_name(root.resolve().name) or 1): root}
+        own_name = os.path.basename(os.path.abspath(root))  # of a link its own name, not that of what it leads to
+        return {card["subject_offset"] + (_number_in_name(own_name) or 1): root}
     places = {folder.name: folder for folder in folders}
     return {number: places[name] for number, name in number_subjects(places, _number_in_name, card).items()}
 
@@ -240,21 +242,13 @@ def _rois_of_nifti(folder: Path, card: dict) -> dict[str, np.ndarray]:
 
 
 def _rois_of_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: not a whole .npz file ({' '.join(str(error).split())}); expected one list per region"
-        ) from error
+    found = read_arrays(path, "an .npz file with one list per region")
     return {name: _as_mask(path, name, values) for name, values in found.items()}
 
 
 def _rois_of_tsv(path: Path) -> dict[str, np.ndarray]:
-    try:
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")]
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); expected a table, a column per region") from error
+    text = read_text(path, "a table, a column per region")
+    rows = [line.split("\t") for line in text.rstrip("\n").split("\n")]
     for line, row in enumerate(rows, 1):
         if len(row) != len(rows[0]) or line > 1 and not {cell.strip() for cell in row} <= {"0", "1", "0.0", "1.0"}:
             raise UserError(
@@ -279,10 +273,7 @@ def load_vertices(folder: Path, voxels: int) -> np.ndarray | None:
     path = folder / VERTICES
     if not path.exists():
         return None
-    try:
-        vertices = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected an array of vertices") from error
+    vertices = read_array(path, "an array of vertices")
     if vertices.shape != (voxels,) or vertices.dtype.kind not in "iu":
         raise UserError(f"{path}: holds {vertices.dtype} {vertices.shape}; expected integers ({voxels},), one for each voxel")
     if len(np.unique(vertices)) != voxels or vertices.min() < 0 or vertices.max() >= 2 * HEMISPHERE:

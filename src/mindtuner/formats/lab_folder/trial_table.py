@@ -21,6 +21,7 @@ import numpy as np
 from mindtuner.data import Trials
 from mindtuner.data.dataset import count_repeats
 from mindtuner.errors import UserError
+from mindtuner.inputs import read_text
 
 TABLES = ("trials.tsv", "trials.csv")
 COLUMNS = ("stimulus", "session")
@@ -101,16 +102,10 @@ def find_table(folder: Path) -> Path:
 
 def read_lines(path: Path) -> TrialLines:
     """Read the table as text. Raises UserError where it is missing, is no such table, or lacks a column or all trials."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a table with the columns {', '.join(COLUMNS)}")
     separated = "comma separated" if path.suffix == ".csv" else "tab separated"
+    lines = read_text(path, f"a {separated} table with the columns {', '.join(COLUMNS)}").rstrip("\n").split("\n")
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
         rows = list(csv.reader(lines, strict=True)) if path.suffix == ".csv" else [line.split("\t") for line in lines]
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected a {separated} table"
-        ) from error
     except csv.Error as error:
         raise UserError(f"{path}: not a table ({error}); expected one that is {separated}") from error
     header = [name.strip() for name in rows[0]] if rows else []

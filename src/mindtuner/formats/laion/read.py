@@ -9,6 +9,7 @@ pictures ``stimuli/images``. Voxels come in the order of ``volume[mask]``.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 from mindtuner.errors import UserError
 from mindtuner.formats.nifti import NiftiSession, check_grid, load_mask, open_image, read_data
+from mindtuner.inputs import read_text
 
 BETAS, ATLASES = Path("derivatives/glmsingle-tedana"), Path("derivatives/atlases")
 STIMULI, STIMULUS_TABLE = Path("stimuli/images"), Path("stimuli/stimuli.tsv")
@@ -94,10 +96,9 @@ def read_trials(session: Session, volumes: int) -> list[tuple[str, str]]:
     name every volume once.
     """
     path, found = session.trials, {}
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a table with the columns {', '.join(COLUMNS)}")
+    text = read_text(path, f"a table with the columns {', '.join(COLUMNS)}")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(text, newline="") as file:
             reader = csv.DictReader(file, delimiter="\t")
             if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
                 raise UserError(f"{path}: no column {missing[0]}; expected {', '.join(COLUMNS)}, tab separated")
@@ -109,7 +110,7 @@ def read_trials(session: Session, volumes: int) -> list[tuple[str, str]]:
                         f"{where}: beta_index is {index}, as on line {found[index][0]}; expected each volume once"
                     )
                 found[index] = reader.line_num, row["run"], row["label"].strip()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); expected a tab separated table") from error
     if absent := [index for index in range(volumes) if index not in found]:
         raise UserError(

@@ -6,11 +6,11 @@ person's. A file holds ``variants``, of which each split has one: ``train_ids`` 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from mindtuner.errors import UserError
+from mindtuner.inputs import read_json
 
 NAMES = ("tau", *(f"cluster_k5_{k}" for k in range(5)), "ood", *(f"random_{k}" for k in range(5)))
 IN_CLONE = Path("laion_fmri/splits/data")
@@ -51,11 +51,11 @@ def find_split(given: Path, name: str, person: str) -> Path:
 
 def read_split(path: Path) -> Split:
     """One split. Raises UserError where the file is none, names an image twice, or other numbers than it holds."""
+    value = read_json(path, "a split, JSON with name and variants")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
         name, variant = str(value["name"]), value["variants"][0]
         sides = {side: variant[f"{side}_ids"] for side in ("train", "test")}
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise UserError(
             f"{path}: is no split ({type(error).__name__}: {' '.join(str(error).split())}); expected JSON with name and "
             "variants, whose first has train_ids and test_ids"

@@ -10,16 +10,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mindtuner.errors import UserError
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.checks.parts import check_captions, check_pictures, check_sizes
-from mindtuner.formats.image_files import DAMAGED, captions_beside, size_upright
-from mindtuner.formats.mosaic.check_subject import Person, check_betas_of, check_keys, check_shown, open_person, whole
+from mindtuner.formats.image_files import captions_beside, size_upright
+from mindtuner.formats.mosaic.check_subject import Person, check_betas_of, check_keys, check_shown, open_person
 from mindtuner.formats.mosaic.read import TABLES, load, mosaic_files
 from mindtuner.formats.mosaic.stimuli import ImageFiles, StimulusFolder, number_by_content
 from mindtuner.formats.mosaic.tables import DATASETS, SPLIT, read_split, read_tables
+from mindtuner.inputs import open_picture, reading
 
 Table = dict[str, list[dict]]
 
@@ -51,7 +51,7 @@ def check(root: Path, findings: Findings) -> None:
         if (table := _check_table(findings, root, tables, dataset)) is not None
     }
     for person in people.values():
-        with findings.catching(person.path, "betas"), whole(person.path):
+        with findings.catching(person.path, "betas"), reading(person.path, "a MOSAIC subject"):
             if person.dataset in known:
                 check_keys(findings, person, known[person.dataset])
             check_betas_of(findings, person)
@@ -163,9 +163,9 @@ def _find_pictures(findings: Findings, stimuli: StimulusFolder, person: Person) 
 
 def _size(path: Path) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as raw:
+        with open_picture(path) as raw:
             return size_upright(raw)
-    except DAMAGED:  # reported when it was read
+    except UserError:  # reported when it was read
         return None
 
 

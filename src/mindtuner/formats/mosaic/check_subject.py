@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from mindtuner.data import Trials
-from mindtuner.data.lazy import open_hdf5
+from mindtuner.data.lazy import get_dataset, open_hdf5
 from mindtuner.data.surface import CORTEX, GRAYORDINATES, GROUPS, load_atlas
 from mindtuner.errors import UserError
 from mindtuner.formats.checks.betas import Labels, check_betas
@@ -20,6 +20,7 @@ from mindtuner.formats.checks.parts import check_trials
 from mindtuner.formats.mosaic.read import ARTIFICIAL, KEY
 from mindtuner.formats.mosaic.stimuli import ENDINGS
 from mindtuner.formats.mosaic.tables import DATASETS
+from mindtuner.inputs import reading
 from mindtuner.runtime import progress
 
 
@@ -52,19 +53,10 @@ class Person:
     pictures: dict[Trial, Path] = field(default_factory=dict)
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[None]:
-    """Turn what h5py raises inside the block, where a file is damaged, into a UserError."""
-    try:
-        yield
-    except (OSError, RuntimeError, LookupError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); expected a whole file") from error
-
-
 def open_person(findings: Findings, path: Path) -> Person | None:
     """Open a subject's file and parse its keys, all of them. Raises UserError where the file holds none."""
     file = open_hdf5(path)
-    with whole(path):
+    with reading(path, "a MOSAIC subject"):
         betas = file.get("betas")
         if not isinstance(betas, h5py.Group) or len(betas) == 0:
             raise UserError(f"{path}: no group 'betas' with a dataset for each trial; expected a MOSAIC subject")
@@ -104,8 +96,8 @@ def open_person(findings: Findings, path: Path) -> Person | None:
 
 def _opens(betas: h5py.Group, key: str) -> bool:
     try:
-        return betas[key] is not None
-    except (KeyError, OSError, RuntimeError):
+        return get_dataset(betas, key) is not None
+    except UserError:
         return False
 
 
@@ -260,6 +252,8 @@ class _Vectors:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         block = np.empty((len(rows), len(self._voxels)))
         for target, row in zip(block, rows, strict=True):
-            with whole(self._path):
-                target[:] = self._betas[self._keys[row]][:CORTEX][self._voxels]
+            key = self._keys[row]
+            data = get_dataset(self._betas, key)
+            with reading(self._path, f"a vector of grayordinates at key {key}"):
+                target[:] = data[:CORTEX][self._voxels]
         return block

@@ -19,13 +19,14 @@ import h5py
 import numpy as np
 
 from mindtuner.data import Dataset, Stimuli, Subject, Trials, check_no_leak
-from mindtuner.data.lazy import open_hdf5
+from mindtuner.data.lazy import get_dataset, open_hdf5
 from mindtuner.data.surface import CORTEX, GRAYORDINATES, GROUPS, Atlas, load_atlas
 from mindtuner.errors import UserError
 from mindtuner.formats.image_files import captions_beside
 from mindtuner.formats.lab_folder.read import has_table
 from mindtuner.formats.mosaic.stimuli import ENDINGS, ImageFiles, StimulusFolder, number_by_content
 from mindtuner.formats.mosaic.tables import DATASETS, read_split, read_tables
+from mindtuner.inputs import one_line, reading
 from mindtuner.runtime import progress
 
 SUBJECT_FILES, TABLES, STIMULI = "sub-*_*.hdf5", "*_stiminfo.tsv", "stimuli"  # in the folder itself
@@ -292,10 +293,11 @@ def _subject(
 def _without_value(person: _Person, notes: list[str]) -> np.ndarray:
     """Which cortical grayordinates lack a value in at least one trial (or in MOSAIC's noise ceiling), bool (59412,)."""
     empty = np.zeros(GRAYORDINATES, bool)
-    known = person.file.get("nan_indices_all")
-    if isinstance(known, h5py.Dataset):
-        listed = known[()]
-        if listed.ndim != 1 or not ((listed >= 0) & (listed < GRAYORDINATES)).all():
+    known = get_dataset(person.file, "nan_indices_all")
+    if known is not None:
+        with reading(person.path, "nan_indices_all, a list of grayordinates"):
+            listed = np.asarray(known[()])
+        if listed.ndim != 1 or listed.dtype.kind not in "iuf" or not ((listed >= 0) & (listed < GRAYORDINATES)).all():
             raise UserError(
                 f"{person.path}: nan_indices_all has shape {listed.shape} or numbers out of range; expected "
                 f"a list of grayordinates 0..{GRAYORDINATES - 1}"
@@ -335,12 +337,11 @@ class _Vectors:
 
 def _vector(betas: h5py.Group, key: str, part: slice, path: Path) -> np.ndarray:
     """Part of one trial's vector of grayordinates."""
+    data = get_dataset(betas, key)
+    if data is None or data.shape != (GRAYORDINATES,) or data.dtype.kind != "f":
+        form = "no dataset" if data is None else f"shape {data.shape} and dtype {data.dtype}"
+        raise UserError(f"{path}: key {key} has {form}; expected ({GRAYORDINATES},) floats, the grayordinates of fsLR")
     try:
-        data = betas[key]
-        if not isinstance(data, h5py.Dataset) or data.shape != (GRAYORDINATES,) or data.dtype.kind != "f":
-            form = f"shape {data.shape} and dtype {data.dtype}" if isinstance(data, h5py.Dataset) else "no dataset"
-            raise UserError(f"{path}: key {key} has {form}; expected ({GRAYORDINATES},) floats, the grayordinates of fsLR")
         return data[part]
-    except (OSError, KeyError, RuntimeError) as error:  # h5py says KeyError where the dataset's header is damaged
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: key {key} cannot be read ({reason}); expected a whole file") from error
+    except Exception as error:
+        raise UserError(f"{path}: key {key} cannot be read ({one_line(error)}); expected a whole file") from error

@@ -19,11 +19,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mindtuner.data.stimuli import IMAGE_SHAPE
 from mindtuner.errors import UserError
-from mindtuner.formats.image_files import BYTE_AS_HALF, DAMAGED, read_rgb, size_upright, square
+from mindtuner.formats.image_files import BYTE_AS_HALF, read_rgb, size_upright, square
+from mindtuner.inputs import open_picture
 from mindtuner.runtime import progress
 
 VIDEOS = (".mp4", ".webm", ".avi", ".mov")
@@ -114,10 +114,5 @@ def number_by_content(shown: dict[Path, set[str]]) -> dict[Path, int]:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as raw:
-            return size_upright(raw)
-    except DAMAGED as error:
-        raise UserError(
-            f"{path}: cannot be read as an image ({' '.join(str(error).split())}); expected a whole picture"
-        ) from error
+    with open_picture(path) as raw:
+        return size_upright(raw)

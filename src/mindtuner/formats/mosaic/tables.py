@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from mindtuner.errors import UserError
+from mindtuner.inputs import read_json, read_text
 
 COLUMNS = ("filename", "alias", "source", "test_train")
 SPLIT = {"train_naturalistic.json": False, "test_naturalistic.json": True}  # file -> are its trials test trials
@@ -54,7 +55,7 @@ def read_tables(paths: list[Path], wanted: set[str]) -> dict[str, dict[str, list
 def _read_table(path: Path) -> dict[str, list[dict]]:
     rows: dict[str, list[dict]] = {}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(read_text(path, "a stimulus table of MOSAIC"), newline="") as file:
             reader = csv.DictReader(file, delimiter="\t")
             for column in COLUMNS:
                 if column not in (reader.fieldnames or []):
@@ -66,9 +67,7 @@ def _read_table(path: Path) -> dict[str, list[dict]]:
                         f"{row['test_train']!r}; expected a file name, and train or test"
                     )
                 rows.setdefault(PurePath(row["filename"]).stem, []).append(row)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; expected a stimulus table of MOSAIC") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise UserError(f"{path}: cannot be read ({error}); expected a table with tabs") from error
     return rows
 
@@ -81,7 +80,7 @@ def read_split(folder: Path, people: set[str]) -> dict[str, bool]:
         if not path.is_file():
             raise UserError(f"{path}: not found; expected MOSAIC's split across datasets")
         try:
-            entries = [pair for entry in json.loads(path.read_text(encoding="utf-8")) for pair in entry.items()]
+            entries = [pair for entry in read_json(path, "MOSAIC's split") for pair in entry.items()]
             for person, keys in ((index.split("_stimulus-")[0], keys) for index, keys in entries):
                 for key in (key.removesuffix(".npz") for key in keys if person in people):
                     if listed.setdefault(key, is_test) != is_test:

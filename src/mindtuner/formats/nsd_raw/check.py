@@ -7,24 +7,26 @@ name an entry of NSD's own files; ``image N`` is row N of ``imgBrick``, from 0, 
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from mindtuner.data import Trials, nsd
 from mindtuner.data.dataset import count_repeats
-from mindtuner.data.lazy import open_hdf5, open_rows
+from mindtuner.data.lazy import open_rows
 from mindtuner.formats.checks.betas import Labels, check_betas
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.checks.parts import check_captions, check_pictures, check_trials
+from mindtuner.formats.nifti import open_nifti, read_data
 from mindtuner.formats.nsd_raw import read as raw
 from mindtuner.formats.nsd_raw.convert import find_scans
 from mindtuner.formats.nsd_raw.read import Design
 from mindtuner.formats.nsd_raw.volumes import VISUAL, read_mask, read_rois, read_session, session_trials
+from mindtuner.inputs import read_text
 
 IMAGES, SIDE = 73_000, 425  # of NSD's own stimuli
 SD_LIMITS = (0.05, 50)  # percent signal change, median over voxels: outside, the numbers are not percent x 300
@@ -133,8 +135,7 @@ def _check_table(findings: Findings, root: Path, design: Design) -> list[tuple[s
 
 def _check_lines(findings: Findings, path: Path) -> None:
     """Lines that break off after what the reader needs of them."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    rows = list(csv.reader(io.StringIO(read_text(path, "NSD's table of stimuli"), newline="")))
     found = (
         (f"line {number}", f"has {len(row)} cells; expected {len(rows[0])}, as in the first line")
         for number, row in enumerate(rows, 1)
@@ -235,7 +236,7 @@ def _check_masks(findings: Findings, root: Path, number: int) -> np.ndarray | No
 
 def _check_labels(findings: Findings, path: Path, expected: np.ndarray) -> None:
     """``path`` has been read already."""
-    labels = np.asanyarray(nibabel.load(path, mmap=False).dataobj)
+    labels = read_data(path, open_nifti(path))
     odd = ~np.isin(labels, expected)
     if odd.any():
         findings.warning(
@@ -267,16 +268,10 @@ def _check_files(findings: Findings, root: Path, number: int) -> dict[int, Path]
 
 
 def _check_storage(findings: Findings, path: Path, mask: Path) -> None:
-    """Values that were declared but never written, or volumes that lie elsewhere than the mask. Its header is sound."""
+    """Volumes that lie elsewhere than the mask. Its header is sound."""
     if path.suffix == ".hdf5":
-        with open_hdf5(path) as file:
-            data = file["betas"]
-            packed = data.id.get_create_plist().get_nfilters() > 0
-            written, whole = data.id.get_storage_size(), data.nbytes
-        if not packed and written < whole:
-            findings.warning(path, "betas", f"{written} of {whole} bytes were ever written; the rest reads as 0")
         return
-    affines = [nibabel.load(name, mmap=False).affine for name in (path, mask)]
+    affines = [open_nifti(name).affine for name in (path, mask)]
     if not np.allclose(*affines, atol=1e-3):
         findings.warning(path, "affine", f"differs from that of {mask.name}; expected volumes in the same place")
 

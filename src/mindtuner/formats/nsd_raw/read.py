@@ -7,6 +7,7 @@ array that leaves this module counts images from 0, as the rows of ``imgBrick`` 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,11 +17,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data.lazy import open_hdf5
+from mindtuner.data.lazy import get_dataset, open_hdf5
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.formats.matlab5 import read_tables
 from mindtuner.formats.nsd_release.read import CAPTIONS_PER_IMAGE
+from mindtuner.inputs import one_line, read_text, reading
 
 DESIGN = Path("nsddata/experiments/nsd/nsd_expdesign.mat")
 STIMULUS_TABLE = Path("nsddata/experiments/nsd/nsd_stim_info_merged.csv")
@@ -92,15 +94,9 @@ class Design:
 def read_design(root: Path, count: int) -> Design:
     """The design, for ``count`` stimuli. Raises UserError where it is missing, damaged or out of range."""
     path = root / DESIGN
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected NSD's experimental design")
     names = ("masterordering", "subjectim", "sharedix")
-    try:
+    with reading(path, "NSD's experimental design, MATLAB 5 format"):
         fields = read_tables(path, names)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a whole MATLAB file ({_one_line(error)}); expected NSD's experimental design, MATLAB 5 format"
-        ) from error
     if missing := [name for name in names if name not in fields]:
         raise UserError(f"{path}: no field {missing[0]}; expected {', '.join(names)}")
     images = _ids(path, "subjectim", fields["subjectim"], count)
@@ -132,19 +128,16 @@ def read_stimuli(root: Path, block: int) -> Iterator[np.ndarray]:
     with open_hdf5(root / STIMULI) as file:
         bricks = _img_brick(file)
         for start in range(0, len(bricks), block):
-            try:
-                yield bricks[start : start + block]
-            except OSError as error:
-                raise UserError(
-                    f"{root / STIMULI}: images from {start} cannot be read ({_one_line(error)}); expected a whole file"
-                ) from error
+            with reading(root / STIMULI, f"a whole file, with images from {start} on"):
+                some = bricks[start : start + block]
+            yield some
 
 
 def _img_brick(file: h5py.File) -> h5py.Dataset:
-    data = file.get("imgBrick")
-    if not isinstance(data, h5py.Dataset):
+    data = get_dataset(file, "imgBrick")
+    if data is None:
         raise UserError(f"{file.filename}: no dataset 'imgBrick'; expected (images, 425, 425, 3) uint8")
-    if data.ndim != 4 or data.shape[3] != 3 or 0 in data.shape or data.dtype != np.uint8:
+    if len(data.shape or ()) != 4 or data.shape[3] != 3 or 0 in data.shape or data.dtype != np.uint8:
         raise UserError(
             f"{file.filename}: imgBrick has shape {data.shape} and dtype {data.dtype}; expected (images, 425, 425, 3) uint8"
         )
@@ -157,14 +150,12 @@ def read_coco_ids(root: Path, is_shared: np.ndarray) -> np.ndarray:
     Raises UserError where a stimulus of ``is_shared`` (N,) has no line, or the table calls others shared.
     """
     path = root / STIMULUS_TABLE
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected NSD's table of stimuli")
+    text = read_text(path, "NSD's table of stimuli")
     coco = np.full(len(is_shared), -1, np.int64)
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file ({_one_line(error)}); expected NSD's table of stimuli") from error
+        lines = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file ({one_line(error)}); expected NSD's table of stimuli") from error
     for number, line in enumerate(lines, 2):
         stimulus, image = (_whole_number(path, number, line, name) for name in ("nsdId", "cocoId"))
         if stimulus >= len(coco) or coco[stimulus] >= 0:
@@ -228,7 +219,3 @@ def _caption(path: Path, number: int, annotation) -> tuple[int, str]:
             "and a caption (text)"
         )
     return image, " ".join(text.split())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,11 +13,12 @@ import h5py
 import numpy as np
 from nibabel.openers import ImageOpener
 
-from mindtuner.data.lazy import open_hdf5
+from mindtuner.data.lazy import get_dataset, open_hdf5
 from mindtuner.data.nsd import BETA_SCALE, VISUAL_ROIS
 from mindtuner.errors import UserError
-from mindtuner.formats.nifti import open_nifti, read_data, stream_volumes, whole
+from mindtuner.formats.nifti import WHOLE, open_nifti, read_data, stream_volumes
 from mindtuner.formats.nsd_raw.read import roi_folder
+from mindtuner.inputs import reading
 
 VISUAL = "prf-visualrois.nii.gz"
 
@@ -100,7 +101,7 @@ def _read_hdf5(path: Path, mask: np.ndarray, trials: int) -> np.ndarray:
     voxel, mask = voxel.T, mask.T
     columns = np.empty((mask.sum(), trials), np.int16)
     edges = np.diff(np.pad(mask, ((0, 0), (0, 0), (1, 1))).astype(np.int8), axis=2)
-    with open_hdf5(path) as file, whole(path, "HDF5 file"):
+    with open_hdf5(path) as file, reading(path, "a whole HDF5 file"):
         data = _hdf5_betas(file)
         for (z, y, start), stop in zip(np.argwhere(edges == 1), np.argwhere(edges == -1)[:, 2], strict=True):
             columns[voxel[z, y, start:stop]] = data[:, z, y, start:stop].T
@@ -111,7 +112,7 @@ def _read_nifti(path: Path, mask: np.ndarray, trials: int) -> np.ndarray:
     proxy = open_nifti(path).dataobj
     places = np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
     raw = np.empty((trials, len(places)), np.int16)
-    with whole(path), ImageOpener(str(path)) as file:
+    with reading(path, WHOLE), ImageOpener(str(path)) as file:
         for row, volume in zip(raw, stream_volumes(file, proxy.offset, proxy.dtype, mask.size, trials), strict=True):
             row[:] = volume[places]
         file.read(1)  # the end, where gzip compares its checksum
@@ -126,15 +127,15 @@ def _check_session(path: Path, shape: tuple[int, ...], dtype: np.dtype, mask: np
 
 
 def _hdf5_betas(file: h5py.File) -> h5py.Dataset:
-    data = file.get("betas")
-    if not isinstance(data, h5py.Dataset):
+    data = get_dataset(file, "betas")
+    if data is None or data.shape is None:
         raise UserError(f"{file.filename}: no dataset 'betas'; expected the betas of a session")
     return data
 
 
 def _read_volume(path: Path) -> np.ndarray:
     volume = read_data(path, open_nifti(path))
-    with whole(path), ImageOpener(str(path)) as file:
+    with reading(path, WHOLE), ImageOpener(str(path)) as file:
         while file.read(2**20):
             pass  # to the end, where gzip compares its checksum: nibabel stops at the last voxel
     if volume.ndim != 3 or volume.size == 0:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mindtuner.errors import UserError
+from mindtuner.inputs import one_line, reading
 
 COLUMNS = 17
 _BLOCK = tarfile.BLOCKSIZE
@@ -42,9 +43,8 @@ def read_behaviour(path: Path) -> np.ndarray:
 
     Raises UserError where the file is missing or is no whole tar, or a sample has no such array of finite numbers.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a tar of behaviour arrays")
-    data = path.read_bytes()
+    with reading(path, "a tar of behaviour arrays"):
+        data = path.read_bytes()
     members = _plain_members(data) or _all_members(path, data)
     sample, is_behaviour = _samples(members.name)
     first = np.flatnonzero(np.r_[True, sample[1:] != sample[:-1]][: len(sample)])  # members of a sample follow one another
@@ -107,8 +107,8 @@ def _all_members(path: Path, data: bytes) -> Members:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             members = [(member.name.encode("utf-8", "surrogateescape"), member.offset_data, member.size) for member in tar]
             end = tar.offset
-    except tarfile.TarError as error:
-        raise UserError(f"{path}: not a whole tar ({error}); expected a tar of behaviour arrays") from error
+    except Exception as error:
+        raise UserError(f"{path}: not a whole tar ({one_line(error)}); expected a tar of behaviour arrays") from error
     # tarfile takes a file that was cut between two members for whole; only the closing zero block tells.
     if data[end : end + _BLOCK] != bytes(_BLOCK):
         trials = sum(name.partition(b".")[2] == b"behav.npy" for name, _, _ in members)
@@ -150,8 +150,8 @@ def _read_array(path: Path, data: bytes, found: Members, k: int) -> np.ndarray:
     start, name = int(found.start[k]), found.name[k].decode("utf-8", "replace")
     try:
         array = np.load(io.BytesIO(data[start : start + int(found.size[k])]), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: {name} is not a .npy array ({' '.join(str(error).split())})") from error
+    except Exception as error:
+        raise UserError(f"{path}: {name} is not a .npy array ({one_line(error)}); expected one of numbers") from error
     if array.shape != (1, COLUMNS) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
         raise UserError(
             f"{path}: {name} has shape {array.shape} and dtype {array.dtype}; expected (1, {COLUMNS}) finite numbers"

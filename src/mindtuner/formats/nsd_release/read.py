@@ -13,17 +13,17 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from mindtuner.data import Dataset, Stimuli, Subject, Trials, check_no_leak, nsd
 from mindtuner.data.dataset import CARD, count_repeats
-from mindtuner.data.lazy import open_hdf5, open_rows, read_ahead, unmapped
+from mindtuner.data.lazy import get_dataset, open_hdf5, open_rows, read_ahead, unmapped
 from mindtuner.data.stimuli import StoredCaptions
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.formats.nsd_release.behaviour import COLUMNS as COLUMNS
 from mindtuner.formats.nsd_release.behaviour import read_behaviour
+from mindtuner.inputs import read_array, reading
 
 IMAGES = "coco_images_224_float16.hdf5"
 CAPTIONS = "COCO_73k_annots_curated.npy"
@@ -145,14 +145,7 @@ def load_captions(path: Path, count: int) -> StoredCaptions:
 
 def load_npy(path: Path, kind: str, shape: tuple[int | None, ...], what: str) -> np.ndarray:
     """A memory-mapped array of this dtype kind and shape, where None is any length. Raises UserError for anything else."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected {what} of shape {shape}")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path}: not a whole .npy file ({' '.join(str(error).split())}); expected {what} of shape {shape}"
-        ) from error
+    array = read_array(path, f"{what} of shape {shape}")
     fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
     if array.dtype.kind != kind or not fits:
         raise UserError(f"{path}: has shape {array.shape} and dtype {array.dtype}; expected {what} of shape {shape}")
@@ -232,10 +225,11 @@ def _check_column(path: Path, table: np.ndarray, column: int, name: str, low: in
 def load_indices(path: Path, number: int, rows: int) -> np.ndarray:
     """Which image each row of the betas showed (rows,)."""
     with open_hdf5(path) as file:
-        data = file.get(f"subj0{number}")
-        if not isinstance(data, h5py.Dataset) or data.ndim != 1 or len(data) < rows:
+        data = get_dataset(file, f"subj0{number}")
+        if data is None or data.dtype.kind not in "iuf" or len(data.shape or ()) != 1 or len(data) < rows:
             raise UserError(f"{path}: no whole list subj0{number}; expected the stimulus of {rows} trials")
-        return data[:rows]
+        with reading(path, "the stimulus of each trial"):
+            return data[:rows]
 
 
 def check_indices(path: Path, number: int, shown: np.ndarray, trials: Trials) -> None:
@@ -259,12 +253,14 @@ def load_rois(path: Path, number: int, voxels: int) -> dict[str, np.ndarray]:
     masks = {}
     with open_hdf5(path) as file:
         for name in ROIS:
-            data = file.get(f"subj0{number}/{name}")
-            if data is None:
+            field = f"subj0{number}/{name}"
+            if file.get(field, getlink=True) is None:
                 continue
-            if not isinstance(data, h5py.Dataset) or data.ndim != 1 or data.dtype.kind != "b":
-                raise UserError(f"{path}: no boolean list subj0{number}/{name}; expected a mask over {voxels} voxels")
-            masks[name] = data[()]
+            data = get_dataset(file, field)
+            if data is None or len(data.shape or ()) != 1 or data.dtype.kind != "b":
+                raise UserError(f"{path}: no boolean list {field}; expected a mask over {voxels} voxels")
+            with reading(path, "masks of regions"):
+                masks[name] = data[()]
     general = masks.get("nsd_general", np.ones(voxels, bool))
     for name, mask in masks.items():
         if mask.shape != general.shape:
