@@ -493,7 +493,7 @@ def _said(kind, error: ValidationError) -> str:
 def _range(limits: list, found: object) -> str:
     low, high = ([getattr(limit, end) for limit in limits if hasattr(limit, end)] for end in ("ge", "le"))
     if high and high[0] >= MOST and isinstance(found, (int, float)):  # a limit that hardly anybody meets
-        return f"at most {high[0]:,}" if found > high[0] else f"at least {low[0]:,}" if found < low[0] else "a finite number"
+        return f"at most {high[0]:,}" if found > high[0] else f"at least {low[0]:,}"
     return f"{low[0]:g} to {high[0]:g}" if high else f"at least {low[0]:g}" if low else "a finite number"
 
 

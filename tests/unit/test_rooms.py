@@ -23,6 +23,7 @@ BESIDE = {"published_weights": "foundations", "interop": "generators"}  # room -
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 FOUNDATIONS = (
     "errors",
+    "inputs",
     "temporary",
     "claims",
     "files",
@@ -124,7 +125,7 @@ def test_only_tests_of_the_command_line_import_it():
     for path in OUTSIDE:
         name = path.relative_to(ROOT).as_posix()
         names = {line for line in imported(path.read_text(encoding="utf-8")) if f"{line}.".startswith("mindtuner.cli.")}
-        if name.startswith("tests/"):
+        if name.startswith("tests/") or name == "benchmarks/bad_inputs.py":
             names -= {f"mindtuner.cli{allowed and '.'}{allowed}" for allowed in {"", "main", *TESTS_OF_VERBS.get(name, ())}}
         if not name.startswith("tests/unit/cli/") and names:
             found[name] = names

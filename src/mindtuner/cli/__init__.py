@@ -55,8 +55,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser,
     import importlib
 
     for word in argv:
-        if is_odd(word):
-            raise UserError(f"argument {word!r}: has a line break, another control character or no UTF-8; expected text")
+        if is_odd(word) or not word:
+            raise UserError(f"argument {word!r}: is empty, no UTF-8, or has a control character; expected text on one line")
     parser = _Parser(
         prog="mindtuner",
         description="Read what a new person sees from one hour of fMRI.",

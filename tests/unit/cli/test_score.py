@@ -101,7 +101,7 @@ def test_bad_folders_and_scores_are_refused(folders, tmp_path, capsys):
     Image.new("RGB", (23, 24)).save(painted / "3.png")
     bad(str(painted / "3.png"), "23 x 24 pixels; expected 24 x 24")
     (painted / "3.png").write_bytes(before[:200])
-    bad(str(painted / "3.png"), "cannot be read as a picture")
+    bad(str(painted / "3.png"), "cannot be read")
     (painted / "3.png").unlink()
     bad(f"{painted}: no picture 3 (4 are in {seen}, 3 in {painted})")
     (painted / "3.png").write_bytes(before)

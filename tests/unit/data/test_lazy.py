@@ -1,10 +1,12 @@
 """What is read and what is not, and the ways around tarfile and HDF5 that make the full size quick."""
 
+import functools
 import hashlib
 import io
 import json
 import tarfile
 import threading
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -345,3 +347,134 @@ def test_the_older_test_split_leaves_out_late_test_trials_alone(tmp_path):
             release.load(tmp_path, test_split=split)
     with pytest.raises(UserError, match="test split is 'train'; expected new_test or test"):
         release.load(tmp_path, test_split="train")
+
+
+# ---- where HDF5 would give other numbers than were written, or zeros
+
+
+@pytest.fixture
+def numbers():
+    return np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+
+
+def plain(file, data):
+    file["betas"] = data
+
+
+def in_other_byte_order(file, data):
+    file.create_dataset("betas", data=data, dtype=">f4")
+
+
+def compact(file, data):
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.COMPACT)
+    made = h5py.h5d.create(file.id, b"betas", h5py.h5t.NATIVE_FLOAT, h5py.h5s.create_simple(data.shape), plist)
+    made.write(h5py.h5s.ALL, h5py.h5s.ALL, data)
+
+
+def packed(file, data):
+    file.create_dataset("betas", data=data, chunks=(7, 4), compression="gzip", shuffle=True, fletcher32=True)
+
+
+def linked(file, data):
+    """In another file, at another offset than this file's own dataset of the same size."""
+    file["decoy"] = np.zeros_like(data)
+    with h5py.File(file.filename.replace("betas", "other"), "w") as other:
+        other["first"] = np.ones(1000)
+        other["x"] = data
+    file["betas"] = h5py.ExternalLink("other.hdf5", "/x")
+
+
+def external(file, data):
+    raw = file.filename.replace("betas.hdf5", "raw.bin")
+    (bytes_before := open(raw, "wb")).write(b"\7" * 24)
+    bytes_before.close()
+    file.create_dataset("betas", data=data, external=[(raw, 24, data.nbytes)])
+
+
+def virtual(file, data):
+    with h5py.File(file.filename.replace("betas", "other"), "w") as other:
+        other["x"] = data
+    layout = h5py.VirtualLayout(data.shape, data.dtype)
+    for row in range(0, len(data), 5):
+        layout[row : row + 5] = h5py.VirtualSource("other.hdf5", "x", data.shape)[row : row + 5]
+    file.create_virtual_dataset("betas", layout)
+
+
+LAYOUTS = (plain, in_other_byte_order, compact, packed, linked, external, virtual)
+
+
+@pytest.mark.parametrize("block", [0, 512])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_are_those_that_were_written_however_they_are_stored(layout, block, tmp_path, numbers):
+    """``block``: bytes in front of the file proper, which offsets count."""
+    path = tmp_path / "betas.hdf5"
+    with h5py.File(path, "w", userblock_size=block) as file:
+        layout(file, numbers)
+    rows = open_rows(path, "betas", 2, ("float32",))
+    asked = np.array([19, 3, 4, 5, 3])
+    np.testing.assert_array_equal(rows[asked], numbers[asked])
+    assert isinstance(rows, FileRows) == (layout in (plain, in_other_byte_order))
+
+
+def lacks_its_other_file(file, data, layout):
+    layout(file, data)
+    for name in ("other.hdf5", "raw.bin"):
+        (Path(file.filename).parent / name).unlink(missing_ok=True)
+
+
+def ends_early(file, data):
+    external(file, data)
+    raw = Path(file.filename).parent / "raw.bin"
+    raw.write_bytes(raw.read_bytes()[:-1])
+
+
+def has_a_gap(file, data):
+    with h5py.File(file.filename.replace("betas", "other"), "w") as other:
+        other["x"] = data
+    layout = h5py.VirtualLayout(data.shape, data.dtype)
+    layout[:10] = h5py.VirtualSource("other.hdf5", "x", data.shape)[:10]
+    file.create_virtual_dataset("betas", layout)
+
+
+def has_a_small_source(file, data):
+    virtual(file, data)
+    with h5py.File(file.filename.replace("betas", "other"), "w") as other:
+        other["x"] = data[:12]
+
+
+def has_a_source_of_nothing(file, data):
+    virtual(file, data)
+    with h5py.File(file.filename.replace("betas", "other"), "w") as other:
+        other["y"] = data
+
+
+def was_never_written(file, data):
+    file.create_dataset("betas", data.shape, "f4")
+
+
+def was_written_in_part(file, data):
+    file.create_dataset("betas", data.shape, "f4", chunks=(5, 6))[:15] = data[:15]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (functools.partial(lacks_its_other_file, layout=linked), "betas"),
+        (functools.partial(lacks_its_other_file, layout=external), "raw.bin: not found"),
+        (functools.partial(lacks_its_other_file, layout=virtual), "other.hdf5: not found"),
+        (ends_early, r"raw.bin: has 503 bytes; expected 504"),
+        (has_a_gap, "leave gaps"),
+        (has_a_small_source, "whose x is too small"),
+        (has_a_source_of_nothing, "which has no x"),
+        (was_never_written, "never written"),
+        (was_written_in_part, "3 of 4 chunks"),
+    ],
+)
+def test_zeros_that_nobody_wrote_are_never_read(make, said, tmp_path, numbers):
+    path = tmp_path / "betas.hdf5"
+    with h5py.File(path, "w") as file:
+        make(file, numbers)
+    with pytest.raises(UserError, match=f"(?s)^(?!.*\n).*{said}") as error:
+        open_rows(path, "betas", 2, ("float32",))
+    assert "expected" in str(error.value)

@@ -460,7 +460,7 @@ LAB_DAMAGE = {
         "trials.tsv",
         "session: falls on line 14",
     ),
-    "picture truncated": ("lab", shown_in_pieces, "error", "stimuli/b.jpg", "images: cannot be read as an image"),
+    "picture truncated": ("lab", shown_in_pieces, "error", "stimuli/b.jpg", "images: cannot be read"),
     "picture is text": (
         "lab",
         lambda lab: (lab.root / "stimuli/c.png").write_text("no"),

@@ -313,7 +313,7 @@ DAMAGE = {
     "no stimuli": (drop("stimuli"), "error", "stimuli", "stimuli: not found; expected a folder"),
     "picture missing": (drop(f"{COCO}/c.png"), "error", FILE, f"stimulus: {C}: no picture of stimulus c.png"),
     "picture twice": (lambda w: write_picture(w.stimuli / "NSD/c.png", 0), "error", FILE, "stimulus c.png is both"),
-    "picture truncated": (truncate(f"{COCO}/c.png"), "error", f"{COCO}/c.png", "images: cannot be read as an image"),
+    "picture truncated": (truncate(f"{COCO}/c.png"), "error", f"{COCO}/c.png", "images: cannot be read"),
     "picture is text": (lambda w: (w.root / COCO / "t.png").write_text("no"), "error", f"{COCO}/t.png", "cannot be read"),
     "test picture in training": (
         copy_test_picture,

@@ -172,7 +172,7 @@ def test_only_the_trials_and_images_asked_for_are_read(world):
     assert subject.betas(subject.test.row).shape == (3, 7894) and dataset.stimuli.images([0, 1, 3]).shape[0] == 3
     with pytest.raises(UserError, match=rf"sub-01_NSD.hdf5: key {short} has shape \(59412,\) .* expected \(91282,\)"):
         subject.betas(subject.train.row)
-    with pytest.raises(UserError, match="c.png: cannot be read as an image"):
+    with pytest.raises(UserError, match="c.png: cannot be read"):
         dataset.stimuli.images([2])
 
 
