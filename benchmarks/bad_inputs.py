@@ -42,6 +42,7 @@ from PIL import Image
 
 LIMIT_S = 60  # of one case
 BUILT = "mindtuner_bad_inputs"  # a folder's name that stands in every path of the world
+MISSING = "no-such-thing"
 Damage = Callable[[Path, np.random.Generator], None]
 
 
@@ -89,7 +90,11 @@ class Hang(BaseException):
 def run_case(case: Case, limit_s: float = LIMIT_S) -> Outcome:
     """Damage, call, and put everything back."""
     if case.file is None:
-        return judged(case, *called(case.argv, limit_s))
+        try:
+            return judged(case, *called(case.argv, limit_s))
+        finally:
+            for made in (path for word in case.argv if (path := Path(word)).name == MISSING and os.path.lexists(path)):
+                remove(made)
     kept = case.file.with_name(f"{case.file.name}.kept")
     case.file.rename(kept)
     try:
@@ -883,7 +888,7 @@ def _argument_cases(verb: str, argv: list[str], root: Path) -> Iterator[Case]:
     parser = argparse.ArgumentParser()
     importlib.import_module(f"mindtuner.cli.{word.replace('-', '_')}").add_arguments(parser)
     odd_paths = {
-        "missing": str(root / "no-such-thing"),
+        "missing": str(root / MISSING),
         "line": str(root / "two\nlines"),
         "latin": str(root) + "/\udcff\udcfe",
         "nul": str(root) + "/a\0b",

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mindtuner.data.zscore import LARGEST
 from mindtuner.errors import UserError
 from mindtuner.formats.nifti import check_grid, load_mask, open_image, read_data
+from mindtuner.inputs import read_array
 
-MAGIC = b"\x93NUMPY"
 KINDS = (".npy", ".nii", ".nii.gz")
 SETTLED_S = 0.1  # without a change, before a file counts as written
 PATIENCE_S = 5.0  # without a change, before a file that cannot be read counts as broken
@@ -192,22 +193,17 @@ def trial_reader(voxels: int, mask: Path | None = None) -> Callable[[Path], np.n
         if betas.shape not in ((voxels,), (1, voxels)):
             raise UserError(f"{path}: has shape {betas.shape}; expected ({voxels},), one beta a voxel")
         betas = betas.reshape(voxels).astype(np.float32)
-        if not np.isfinite(betas).all():
-            at = int(np.argmin(np.isfinite(betas)))
-            raise UserError(f"{path}: voxel {at} is {betas[at]}; expected finite betas")
+        measured = np.abs(betas) <= LARGEST  # false of NaN too
+        if not measured.all():
+            at = int(np.argmin(measured))
+            raise UserError(f"{path}: voxel {at} is {betas[at]}; expected finite betas of at most a million")
         return betas
 
     return read
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    try:
-        with path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:  # NumPy would take it for a pickle, and say so
-                raise UserError(f"{path}: is no .npy file; expected a trial's betas")
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected a trial's betas as .npy") from error
+    found = np.array(read_array(path, "a trial's betas as .npy"))
     if found.dtype.kind not in "fiu":
         raise UserError(f"{path}: holds {found.dtype}; expected real numbers")
     return found

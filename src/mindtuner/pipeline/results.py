@@ -18,6 +18,7 @@ from mindtuner.evaluation import score_table
 from mindtuner.evaluation.results import Run, load_run, save_run
 from mindtuner.evaluation.scores.catalogue import of_part
 from mindtuner.files import write_text
+from mindtuner.inputs import read_text
 from mindtuner.pipeline.decoded_table import (
     CONFUSION,
     DECODED,
@@ -123,7 +124,7 @@ class Results:
         """Read a run that ``evaluate`` or ``demo`` finished. Raises UserError naming the file that is missing or broken."""
         folder = Path(folder)
         decoded = read_table(folder / DECODED) if (folder / DECODED).is_file() else None
-        return cls(load_run(folder), (folder / SETTINGS).read_text(encoding="utf-8"), folder, decoded)
+        return cls(load_run(folder), read_text(folder / SETTINGS, "the settings of the run"), folder, decoded)
 
     def save(self, folder: str | Path) -> Results:
         """Write results, pictures, words, scores of single images and ``report.html`` into a folder.

@@ -325,7 +325,7 @@ DAMAGE = {
         lambda w: (w.root / COCO / "b.txt").write_bytes(b"\xff\xfe\x00"),
         "error",
         f"{COCO}/b.txt",
-        "captions: cannot be read as UTF-8",
+        "captions: not UTF-8 text",
     ),
     "captions lost": (drop(f"{COCO}/b.txt"), "note", "stimuli", "captions: no image has a caption"),
     "split truncated": (

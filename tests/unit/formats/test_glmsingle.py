@@ -283,7 +283,7 @@ def test_damage_inside_is_found_when_it_is_read(lab):
     with h5py.File(lab.root / f"{MODEL}.hdf5") as file:
         start, size = (lambda chunk: (chunk.byte_offset, chunk.size))(file["betasmd"].id.get_chunk_info(0))
     (lab.root / f"{MODEL}.hdf5").write_bytes(whole[: start + 20] + bytes(size - 40) + whole[start + size - 20 :])
-    with pytest.raises(UserError, match="hdf5: damaged or not a whole file of betas"):
+    with pytest.raises(UserError, match="hdf5: cannot be read"):
         load(lab.root).subject(1).betas([0])
 
 

@@ -377,8 +377,8 @@ BROKEN = {
     ),
     "empty mask": (lambda t: nifti(mask_of(t.root, 1), np.zeros((6, 5, 4), np.uint8)), "is 0 everywhere"),
     "no mask": (lambda t: mask_of(t.root, 1).unlink(), "mask.nii.gz: not found"),
-    "cut betas": (cut, "damaged or not a whole NIfTI file"),
-    "a wrong bit": (flip, "damaged or not a whole NIfTI file (CRC check failed"),
+    "cut betas": (cut, "cannot be read"),
+    "a wrong bit": (flip, "cannot be read (CRC check failed"),
 }
 
 

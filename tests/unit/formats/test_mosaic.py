@@ -307,7 +307,7 @@ DAMAGE = [
     (lambda w: replace_in(w.table, "test_train", "phase"), "no column test_train"),
     (lambda w: replace_in(w.table, "\ttest\t", "\tboth\t"), "line 5 has filename 't.png' .*'both'"),
     (lambda w: replace_in(w.table, "c.png\t", "c.png\t1\tCOCO\ttrain\t1\nc.png\t"), f"key {C} has 2 rows in nsd_"),
-    (lambda w: (w.stimuli / "NSD" / "coco" / "b.txt").write_bytes(b"\xff\xfe\x00"), "b.txt: cannot be read as UTF-8"),
+    (lambda w: (w.stimuli / "NSD" / "coco" / "b.txt").write_bytes(b"\xff\xfe\x00"), "b.txt: not UTF-8 text"),
 ]
 
 

@@ -386,7 +386,7 @@ DAMAGE = {
         r"no caption of any image",
     ),
     "no mask": (lambda t: (t.root / ROI.format(1) / "nsdgeneral.nii.gz").unlink(), r"nsdgeneral.nii.gz: not found"),
-    "mask cut": (lambda t: cut(t.root / ROI.format(1) / "nsdgeneral.nii.gz"), r"nsdgeneral.nii.gz: damaged or not a whole"),
+    "mask cut": (lambda t: cut(t.root / ROI.format(1) / "nsdgeneral.nii.gz"), r"nsdgeneral.nii.gz: cannot be read"),
     "mask empty": (lambda t: nifti(t.root / ROI.format(1) / "nsdgeneral.nii.gz", np.zeros(SHAPE, np.float32)), r"no voxel"),
     "mask of another volume": (
         lambda t: nifti(t.root / ROI.format(1) / "nsdgeneral.nii.gz", np.ones((6, 4, 5), np.float32)),
@@ -416,7 +416,7 @@ DAMAGE = {
     ),
     "NIfTI not NIfTI": (
         lambda t: betas_of(t, 1, 1).write_text("hello"),
-        r"betas_session01.nii.gz: damaged or not a whole",
+        r"betas_session01.nii.gz: cannot be read",
     ),
     "NIfTI as floats": (
         lambda t: nifti(betas_of(t, 1, 1), t.raw[1][0].astype(np.float32)),
@@ -430,10 +430,10 @@ DAMAGE = {
     "shared images alone": (lambda t: redesign_all_shared(t), r"all 72 trials show shared images"),
 }
 LATE = {  # found when the betas are read, hours into a real conversion
-    "NIfTI cut": (lambda t: cut(betas_of(t, 1, 2)), r"betas_session02.nii.gz: damaged or not a whole"),
+    "NIfTI cut": (lambda t: cut(betas_of(t, 1, 2)), r"betas_session02.nii.gz: cannot be read"),
     "NIfTI cut at its last byte": (
         lambda t: cut(betas_of(t, 1, 2), 1 - 1 / betas_of(t, 1, 2).stat().st_size),
-        r"betas_session02.nii.gz: damaged or not a whole",
+        r"betas_session02.nii.gz: cannot be read",
     ),
     "NIfTI with a flipped bit": (lambda t: flip(betas_of(t, 1, 3)), r"betas_session03.nii.gz: damaged .*CRC"),
     "NIfTI that was cut before it was packed": (

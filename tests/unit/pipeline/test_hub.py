@@ -341,7 +341,7 @@ def test_what_cannot_be_had_is_refused_in_one_line(world, remote):
     assert not any("/someone/" in path and "model.safetensors" in path for _, path in remote.asked)  # what is none of ours
     settings = {**json.loads((world.base.save("here").path.parent / "config.json").read_text()), "kind": "base"}
     remote.commit("someone/weights", {"config.json": json.dumps(settings).encode()})
-    refuses(lambda: Base.from_pretrained("someone/weights"), "someone/weights: ", "not a whole safetensors file")
+    refuses(lambda: Base.from_pretrained("someone/weights"), "someone/weights: ", "cannot be read")
     world.subject.push_to_hub("our-lab/one", base="our-lab/base")
     refuses(lambda: Base.from_pretrained("our-lab/one"), "our-lab/one: ", "kind is 'fingerprint'; expected 'base'")
     refuses(lambda: TunedSubject.from_pretrained("our-lab/one"), "our-lab/base", "HTTP 401")

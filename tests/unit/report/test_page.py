@@ -482,7 +482,7 @@ def test_other_broken_files_are_named(tmp_path):
     (run / "log.jsonl").write_text('{"stage": "pretrain", "losses": {}}\n')
     with pytest.raises(UserError, match=r"log\.jsonl: entry 1 has no epoch"):
         write_report(run)
-    for content, named in ((b"\xff\xfe\x00", "not UTF-8"), (b"a: [1\nb", "not YAML")):
+    for content, named in ((b"\xff\xfe\x00", "not UTF-8"), (b"a: [1\nb", "not valid YAML")):
         make_run(run)
         (run / "config.yaml").write_bytes(content)
         with pytest.raises(UserError, match=rf"config\.yaml: {named}") as error:

@@ -508,7 +508,7 @@ def test_damaged_files_are_the_users_error(quick, tmp_path):
         "text": b"not weights at all, but long enough",
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}: not a whole safetensors file"):
+        with pytest.raises(UserError, match=f"{name}: cannot be read"):
             load_network(tmp_path / name)
     with pytest.raises(UserError, match="absent: not found"):
         load_network(tmp_path / "absent")
