@@ -761,7 +761,7 @@ def commands(root: Path, out: Path) -> dict[str, tuple[list[str], list[tuple[Pat
     data = [(root / "lab" / "dataset.json", True), (own / "trials.tsv", False), (own / "betas.npy", False)]
     regions = (own / "rois.npz", True)
     base = [(root / "base" / "base.safetensors", False), (root / "base" / "config.yaml", True)]
-    tuned = [(root / "tuned" / "fingerprint.safetensors", True), (root / "tuned" / "config.yaml", True)]
+    tuned = [(root / "tuned" / "fingerprint.safetensors", True)]
     report = [
         (root / "report" / name, False)
         for name in (
@@ -858,7 +858,7 @@ WHOLE = ("-1", "x", "", "1.5", "nan", "1" + "0" * 30)
 REAL = ("nan", "inf", "-1", "x", "")
 WORDS = ("", "x" * 300, "no\nline", "\udcff", "-")
 OF_NETWORKS = (st_no_metadata, st_no_card, st_metadata, st_bit), (st_card, st_card)  # with a header of ours: strict, maybe
-OPTIONAL = ("absent", "dangling")
+OPTIONAL = ("absent", "dangling", "loop")
 
 
 def all_cases(root: Path, out: Path, seed: int) -> list[Case]:
@@ -872,9 +872,12 @@ def all_cases(root: Path, out: Path, seed: int) -> list[Case]:
             wrong = (*STRICT, *STRICT_OF.get(ending, ()), *own[0])
             for damage in (*wrong, *MAYBE, *MAYBE_OF.get(ending, ()), *own[1]):
                 strict = damage in wrong
-                strict &= not (may_lack and damage.__name__ in OPTIONAL)
+                lacking = may_lack and damage.__name__ in OPTIONAL
+                strict &= not lacking
                 strict &= not (file.name in FREE and damage in (empty, text))
-                found.append(Case(verb, damage.__name__, argv, names, strict, file, damage))
+                strict &= not (damage is st_less and verb == "report")
+                told = (*names, root.name) if lacking else names
+                found.append(Case(verb, damage.__name__, argv, told, strict, file, damage))
         found += _argument_cases(verb, argv, root)
     np.random.default_rng(seed).shuffle(found)  # type: ignore[arg-type]
     return found

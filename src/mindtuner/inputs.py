@@ -104,9 +104,12 @@ def read_text(path: str | Path, expected: str) -> str:
         if (size := path.stat().st_size) > MOST_TEXT:
             raise UserError(f"{path}: has {size:,} bytes; expected {expected}, of at most {MOST_TEXT:,}")
         try:
-            return path.read_text(encoding="utf-8-sig")
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected {expected}") from error
+    if "\0" in text:  # as a disk leaves a block that it lost
+        raise UserError(f"{path}: not text (a zero at character {text.index(chr(0))}); expected {expected}")
+    return text
 
 
 def parse_json(text: str, where: str, expected: str) -> Any:

@@ -40,6 +40,7 @@ _VERBS = (
 )
 
 
+LONGEST = 1000  # characters of what is said of bad input
 _NAMED_OTHERWISE = {"source": "from", "weights": "generator"}  # parameter -> flag
 
 
@@ -126,8 +127,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse(message: str) -> int:
-    """Say in one line what is wrong with the input: a name in it may hold line breaks, which are spelled out."""
-    print("mindtuner:", "".join(repr(letter)[1:-1] if is_odd(letter) else letter for letter in message), file=sys.stderr)
+    """Say in one line what is wrong with the input: a name in it may hold line breaks, or never end."""
+    line = "".join(repr(letter)[1:-1] if is_odd(letter) else letter for letter in message)
+    print(
+        "mindtuner:", line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}", file=sys.stderr
+    )
     return 2
 
 

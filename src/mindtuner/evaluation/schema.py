@@ -284,17 +284,20 @@ class _Results(_Block):
         return self
 
 
+Said = str | list[str] | None  # of one image
+
+
 class _WordsOfMethod(_Block):
-    retrieved_caption: list = _maybe()
-    written_caption: list = _maybe()
+    retrieved_caption: list[Said] = _maybe()
+    written_caption: list[Said] = _maybe()
     top5: list[list[StrictInt]] = _maybe()
-    phrases: list = _maybe()
+    phrases: list[list[list[str | float]]] = _maybe()
 
 
 class _Words(_Block):
     picture_index: list[StrictInt] = MISSING
-    seen_captions: list = MISSING
-    all_captions: list = MISSING
+    seen_captions: list[Said] = MISSING
+    all_captions: list[Said] = MISSING
     names: list[str] = _maybe()
     methods: dict[MethodName, _WordsOfMethod] = MISSING
 
@@ -355,6 +358,9 @@ def validate_words(words: Mapping, pictures: Mapping[str, np.ndarray], where: st
         for key, count in (("retrieved_caption", p or n), ("written_caption", p), ("top5", p), ("phrases", p)):
             if (values := getattr(method, key)) is not None:
                 _of_length(values, count, f"{at}: {key}")
+        for row in method.phrases or ():
+            if not all(len(pair) == 2 and isinstance(pair[0], str) and not isinstance(pair[1], str) for pair in row):
+                raise UserError(f"{at}.phrases holds {one_line(row)}; expected pairs of a phrase and a number")
         for row in method.top5 or ():
             if len(row) != min(5, n):
                 raise UserError(f"{at}.top5 holds {row!r}; expected lists of {min(5, n)} positions")

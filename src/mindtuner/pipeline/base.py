@@ -112,7 +112,7 @@ class Base:
         path = base_file(path)
         settings = load_config(settings_for(path, config))
         network = load_network(path)
-        return cls(network, dataclasses.replace(settings, model=network.config), read_card(path), path)
+        return cls(network, changed(settings, model=network.config), read_card(path), path)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, config: str | Path | Mapping | Config | None = None) -> Base:
@@ -349,7 +349,7 @@ def keeping_out(dataset: Dataset, config: Config) -> Config:
         raise UserError(
             f"hold_out_category: is {config.hold_out_category!r}; expected {category!r}, which the dataset is without"
         )
-    return dataclasses.replace(config, hold_out_category=category or config.hold_out_category)
+    return changed(config, hold_out_category=category or config.hold_out_category)
 
 
 def category_of(name: str) -> str:

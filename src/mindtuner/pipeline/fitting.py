@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mindtuner.claims import releasing
-from mindtuner.config import Config
+from mindtuner.config import Config, changed
 from mindtuner.data import Dataset, Stimuli, Subject
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
@@ -128,4 +128,4 @@ def settled(
     found = settled_config(config, seed=seed)
     if not pictured:
         found = dataclasses.replace(found, model=dataclasses.replace(found.model, tokens=1, width=found.model.text_width))
-    return dataclasses.replace(found, target_subject=subject.number, tuning_sessions=session_count(subject))
+    return changed(found, target_subject=subject.number, tuning_sessions=session_count(subject))

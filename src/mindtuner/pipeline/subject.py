@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mindtuner.config import Config, load_config
+from mindtuner.config import Config, changed, load_config
 from mindtuner.data import Dataset, Subject, Trials
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
@@ -202,7 +202,7 @@ class TunedSubject:
         network = share_weights(base.network).eval()
         learn_centre(network, subject, subject.train.row, features.targets, subject.train.stimulus)
         sessions = len(subject.training_sessions)
-        config = dataclasses.replace(base.config, target_subject=subject.number, tuning_sessions=sessions)
+        config = changed(base.config, target_subject=subject.number, tuning_sessions=sessions)
         card = {**base.card, "method": PRETRAINED, **facts_of(subject, config)}
         return cls(subject.number, base, config, {PRETRAINED: network}, {PRETRAINED: card}, features)
 
@@ -412,7 +412,7 @@ def read_own(base: Base | str | Path, number: int) -> TunedSubject:
     if not base.knows(number):
         known = ", ".join(str(int(one.removeprefix("subj"))) for one in base.network.ridges) or "nobody"
         raise UserError(f"subject: is {number}; expected one that {base.where} was trained on: {known}")
-    return TunedSubject(number, base, dataclasses.replace(base.config, target_subject=number), {}, {})
+    return TunedSubject(number, base, changed(base.config, target_subject=number), {}, {})
 
 
 def read_tuned(path: str | Path, base: Base | str | Path | None = None) -> TunedSubject:

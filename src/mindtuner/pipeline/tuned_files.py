@@ -104,7 +104,7 @@ def files_of(path: str | Path) -> dict[str, Path]:
         files.sort(key=lambda file: file.name != hub.MODEL)
         return {read_card(file).get("method", MAIN): file for file in files}
     if path.is_dir():
-        found = {method: path / name for method, name in FILES.items() if (path / name).is_file()}
+        found = {method: path / name for method, name in FILES.items() if os.path.lexists(path / name)}
         if (path / FOLDS).is_file():
             raise UserError(f"{path}: holds a fit for each fold; expected one of its folders, or mindtuner evaluate for all")
         if not found:

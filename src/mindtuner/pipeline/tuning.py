@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mindtuner.claims import releasing
-from mindtuner.config import Config, load_config
+from mindtuner.config import Config, changed, load_config
 from mindtuner.data import Dataset, Subject
 from mindtuner.data.nsd import TRIALS
 from mindtuner.errors import UserError
@@ -210,7 +209,7 @@ def settled(
         raise UserError(
             f"hold_out_category: is {given.hold_out_category!r}; expected {base.category!r}, which the base never saw"
         )
-    return dataclasses.replace(
+    return changed(
         given,
         model=base.network.config,
         target_subject=subject.number,

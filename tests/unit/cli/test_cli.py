@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import mindtuner
+from mindtuner import cli
 from mindtuner.cli import main, options
 from mindtuner.errors import UserError
 from mindtuner.formats import load
@@ -238,6 +239,15 @@ def test_train_generator_wants_a_weights_file_and_a_work_folder(tmp_path, capsys
 
 
 # ---- Ctrl-C
+
+
+def test_ctrl_c_while_the_command_is_read_is_130(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parse", interrupted)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err.split() == ["mindtuner:", "stopped"]
 
 
 @pytest.mark.parametrize("verb", ["demo", "simulate", "report", "train-generator"])

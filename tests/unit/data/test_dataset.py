@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
+from mindtuner.data.zscore import SessionZScored
 from mindtuner.errors import UserError
 
 
@@ -122,3 +123,17 @@ def test_a_subject_without_training_trials_has_no_sessions_to_train_on(trials, s
     for k in (1, "all"):
         with pytest.raises(UserError, match="expected training trials: 0 of its 2 sessions hold training trials"):
             alone.sessions(k)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -1e25, 1.1e6])
+@pytest.mark.parametrize("zscored", [False, True])
+def test_a_beta_that_is_no_measurement_is_refused_where_it_is_read(value, zscored):
+    betas = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    betas[7, 2] = value
+    session, training = np.repeat([1, 2], 6), np.arange(12) % 3 > 0
+    source = SessionZScored(betas, session, training, "a.npy") if zscored else betas
+    trials = Trials(np.arange(12), np.arange(12), session, np.zeros(12), ~training)
+    subject = Subject(1, trials, {}, source, ~training, "a.npy")
+    assert np.isfinite(subject.betas(np.arange(6))).all()
+    with pytest.raises(UserError, match="a.npy: betas row 7, voxel 2 is .*; expected a finite number of at most a million"):
+        subject.betas([7])

@@ -402,6 +402,7 @@ LAB_DAMAGE = {
         "rois, V2: holds no voxel",
     ),
     "one NaN": ("lab", betas(changed((4, 9), np.nan)), "error", "betas.npy", "1 of 11 voxels hold NaN.*row 4, voxel 9"),
+    "one far too large": ("lab", betas(changed((4, 9), 3e38)), "error", "betas.npy", "absurdly large values.*row 4, voxel 9"),
     "one infinity": ("lab", betas(changed((4, 9), np.inf)), "error", "betas.npy", "infinite values.*row 4, voxel 9"),
     "constant voxel": ("lab", betas(changed((slice(None), 5), 3)), "error", "betas.npy", "same in all 24 rows: voxel 5"),
     "row of zeros": ("lab", betas(changed(3, 0)), "warning", "betas.npy", "one value in all voxels: row 3"),

@@ -191,6 +191,14 @@ def test_images_in_one_hdf5_file_are_named_by_number(lab, kind):
     assert not stimuli.named and stimuli.names[4] == "image 4"
 
 
+def test_a_link_has_its_own_number(tmp_path):
+    """Not that of the folder it leads to: a link says who the subject is here."""
+    make_lab(tmp_path / "sub-07")
+    (tmp_path / "sub-01").symlink_to("sub-07")
+    assert list(load(tmp_path / "sub-07").subjects) == [7]
+    assert list(load(tmp_path / "sub-01").subjects) == [1]
+
+
 def test_several_subjects_share_stimuli_and_test_images(tmp_path):
     first = make_lab(tmp_path, "npy", "sub-01")
     second = make_lab(tmp_path, "nii.gz", "sub-12", seed=1, stimuli=False, rois=False)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindtuner.errors import UserError
-from mindtuner.live import Arrival, Broken, WatchedFolder, trial_reader
+from mindtuner.live import Arrival, WatchedFolder, trial_reader
 from mindtuner.live import arrivals as module
 
 VOXELS = 5

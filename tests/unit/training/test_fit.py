@@ -1,5 +1,6 @@
 """Pretraining and tuning on a small world where every brain is a linear function of the image's tokens."""
 
+import copy
 import dataclasses
 import threading
 
@@ -519,6 +520,37 @@ def test_damaged_files_are_the_users_error(quick, tmp_path):
     torch.save({}, tmp_path / "pickle")
     with pytest.raises(UserError):
         load_network(tmp_path / "pickle")
+
+
+def test_a_flipped_bit_anywhere_in_a_file_is_refused(quick, tmp_path):
+    """Of weights, of their names and shapes, and of what the header says; but for the word before the checksum."""
+    _, _, base = quick
+    path = tmp_path / "base.safetensors"
+    save_network(path, base, {"seed": 3})
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    length = 8 + int.from_bytes(data[:8], "little")
+    assert read_card(path) == {"seed": 3}
+    word = range(data.index(b"checksum"), data.index(b"checksum") + 8)
+    for at in [*rng.integers(8, length, 30).tolist(), *rng.integers(length, len(data), 10).tolist()]:
+        if at in word:
+            continue
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(UserError, match="base.safetensors: "):
+            load_network(path)
+    path.write_bytes(data)
+    load_network(path)
+
+
+def test_weights_that_are_no_numbers_are_refused(quick, tmp_path):
+    _, _, base = quick
+    spoiled = copy.deepcopy(base)
+    with torch.no_grad():
+        next(spoiled.parameters()).view(-1)[5] = float("nan")
+    save_network(tmp_path / "a.safetensors", spoiled, {})
+    with pytest.raises(UserError, match="a.safetensors: .* holds a number that is not finite"):
+        load_network(tmp_path / "a.safetensors")
 
 
 def test_few_trials_are_gone_through_more_often_and_few_steps_are_said(quick, caplog):
