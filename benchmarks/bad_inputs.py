@@ -6,7 +6,7 @@ Makes a small simulated world (kept in OUT/world): datasets of several formats, 
 runs, generator weights. Each case damages one file or one argument of a command that works, and calls it in this process.
 Wanted is exit code 2 with one line on stderr that names the file or argument; 0 where the damage leaves something that is
 still right, as another number among the betas does. Anything else is told: a traceback, a second line, no name, a hang. One
-line per case goes to OUT/cases.jsonl, so a campaign that was stopped goes on.
+line per case goes to OUT/cases.jsonl, so a campaign that was stopped goes on; what was not as wanted is tried again.
 """
 
 from __future__ import annotations
@@ -811,7 +811,7 @@ def commands(root: Path, out: Path) -> dict[str, tuple[list[str], list[tuple[Pat
         "fit": (["fit", root / "lab", out, "--subject", "1", "--method", "ridge", *paints], data),
         "decode": (
             ["decode", root / "tuned", root / "lab", out, "--pictures", "0", *paints],
-            [*data, *base, *tuned, *cache, regions, (root / "generator.safetensors", True)],
+            [*data, *base, *tuned, cache[0], regions, (root / "generator.safetensors", True)],
         ),
         "evaluate": (
             ["evaluate", root / "tuned", root / "lab", out, "--pictures", "0", *paints],
@@ -949,7 +949,8 @@ def main() -> None:
         (root / "whole").touch()
     root, scratch = root.resolve(), scratch.resolve()
     log = options.out / "cases.jsonl"
-    done = {entry["title"]: entry for entry in map(json.loads, log.read_text().splitlines() if log.exists() else ())}
+    told_before = map(json.loads, log.read_text().splitlines() if log.exists() else ())
+    done = {entry["title"]: entry for entry in told_before if not entry["fault"]}
     wanted = repeated(all_cases(root, scratch / "out", options.seed))
     told: list[dict] = []
     for case in wanted:

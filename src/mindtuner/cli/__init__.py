@@ -55,9 +55,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser,
     """The options in ``argv``, the parser, and each verb's module. Raises UserError where the line is none of ours."""
     import importlib
 
-    for word in argv:
+    for flag, word in zip(["", *argv], argv, strict=False):
         if is_odd(word) or not word:
-            raise UserError(f"argument {word!r}: is empty, no UTF-8, or has a control character; expected text on one line")
+            where = f"{flag}: argument" if flag.startswith("--") else "argument"
+            raise UserError(f"{where} {word!r}: is empty, no UTF-8, or has a control character; expected text on one line")
     parser = _Parser(
         prog="mindtuner",
         description="Read what a new person sees from one hour of fMRI.",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import os
 import threading
 from collections import deque
@@ -136,12 +137,15 @@ def _refuse_lacking_sources(data: h5py.Dataset, where: str) -> None:
     for source in data.virtual_sources():
         covered += source.vspace.get_select_npoints()
         other = Path(data.file.filename) if source.file_name == "." else folder / source.file_name
+        refuse_special(other, f"the numbers of {where}")
         with open_hdf5(other) as file:
             found = get_dataset(file, source.dset_name)
             if found is None:
                 raise UserError(f"{where} is taken from {other}, which has no {source.dset_name}; expected it there")
-            bounds = source.src_space.get_select_bounds()[1] if source.src_space.get_select_type() != h5py.h5s.SEL_ALL else ()
-            if any(last >= length for last, length in zip(bounds, found.shape or (0,), strict=False)):
+            space = source.src_space
+            whole = space.get_select_type() == h5py.h5s.SEL_ALL
+            wanted = space.shape if whole else [last + 1 for last in space.get_select_bounds()[1]]
+            if len(wanted) != len(found.shape or ()) or any(map(operator.gt, wanted, found.shape)):
                 raise UserError(f"{where} is taken from {other}, whose {source.dset_name} is too small; expected all of it")
     if covered < math.prod(data.shape):
         raise UserError(f"{where} is taken from other files in parts, which leave gaps; expected data everywhere")

@@ -443,6 +443,14 @@ def has_a_small_source(file, data):
         other["x"] = data[:12]
 
 
+def has_a_small_source_for_all(file, data):
+    with h5py.File(file.filename.replace("betas", "other"), "w") as other:
+        other["x"] = data[:12]
+    layout = h5py.VirtualLayout(data.shape, data.dtype)
+    layout[...] = h5py.VirtualSource("other.hdf5", "x", data.shape)
+    file.create_virtual_dataset("betas", layout)
+
+
 def has_a_source_of_nothing(file, data):
     virtual(file, data)
     with h5py.File(file.filename.replace("betas", "other"), "w") as other:
@@ -466,6 +474,7 @@ def was_written_in_part(file, data):
         (ends_early, r"raw.bin: has 503 bytes; expected 504"),
         (has_a_gap, "leave gaps"),
         (has_a_small_source, "whose x is too small"),
+        (has_a_small_source_for_all, "whose x is too small"),
         (has_a_source_of_nothing, "which has no x"),
         (was_never_written, "never written"),
         (was_written_in_part, "3 of 4 chunks"),

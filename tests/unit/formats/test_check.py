@@ -360,9 +360,9 @@ LAB_DAMAGE = {
         cut("sub-01/betas_session-02.nii.gz"),
         "error",
         "sub-01/betas_session-02.nii.gz",
-        "not a whole NIfTI",
+        "cannot be read",
     ),
-    "session file corrupt": ("nii.gz", corrupt_gzip, "error", "sub-01/betas_session-01.nii.gz", "not a whole NIfTI.*CRC"),
+    "session file corrupt": ("nii.gz", corrupt_gzip, "error", "sub-01/betas_session-01.nii.gz", "cannot be read.*CRC"),
     "plain session file cut": ("nii.gz", cut("sub-02/betas_session-01.nii"), "error", "sub-02/betas_session-01.nii", "bytes"),
     "session file short of a trial": (
         "nii.gz",

@@ -277,7 +277,7 @@ DAMAGE = {
     "table misnamed": (lambda w: w.table.rename(w.root / "NSD_stiminfo.tsv"), "warning", "NSD_stiminfo.tsv", "passed over"),
     "table without a column": (lambda w: replace_in(w.table, "test_train", "phase"), "error", TABLE, "no column test_train"),
     "table of another phase": (lambda w: replace_in(w.table, "\ttest\t", "\tboth\t"), "error", TABLE, "line 5 .*'both'"),
-    "table is not text": (lambda w: w.table.write_bytes(b"\xff\xfe\x00\x01"), "error", TABLE, "table: cannot be read"),
+    "table is not text": (lambda w: w.table.write_bytes(b"\xff\xfe\x00\x01"), "error", TABLE, "table: not UTF-8 text"),
     "table truncated": (truncate(TABLE, 0.7), "error", TABLE, "table: line 4 has filename 'c.'"),
     "table truncated between lines": (
         lines(lambda found: found[:-1]),
@@ -332,7 +332,7 @@ DAMAGE = {
         lambda w: (split(lambda k: k)(w), truncate("testtrain/test_naturalistic.json")(w)),
         "error",
         "testtrain/test_naturalistic.json",
-        "split: is no list",
+        "split: not valid JSON",
     ),
     "half a split": (
         lambda w: (split(lambda k: k)(w), drop("testtrain/test_naturalistic.json")(w)),

@@ -216,8 +216,8 @@ def beyond_design(truth):
 # name -> (damage, severity, file, what the finding says: a regular expression over field and message)
 DAMAGE = {
     "no design": (drop(DESIGN), "error", DESIGN, "not found"),
-    "design truncated": (truncate(DESIGN), "error", DESIGN, "not a whole MATLAB file"),
-    "design is text": (lambda t: (t.root / DESIGN).write_text("x" * 500), "error", DESIGN, "not a whole MATLAB file"),
+    "design truncated": (truncate(DESIGN), "error", DESIGN, "cannot be read"),
+    "design is text": (lambda t: (t.root / DESIGN).write_text("x" * 500), "error", DESIGN, "cannot be read"),
     "design lacks a field": (
         lambda t: scipy.io.savemat(t.root / DESIGN, {"subjectim": [[1]]}),
         "error",
@@ -279,13 +279,13 @@ DAMAGE = {
     ),
     "no mask": (drop(MASK1), "error", MASK1, "mask: not found"),
     "mask truncated": (truncate(MASK1), "error", MASK1, "mask: cannot be read"),
-    "mask with a flipped bit": (flip_mask, "error", MASK1, "mask: damaged"),
+    "mask with a flipped bit": (flip_mask, "error", MASK1, "mask: cannot be read"),
     "mask empty": (save(MASK1, np.zeros_like), "error", MASK1, "no voxel is above 0"),
     "mask of another size": (save(MASK1, lambda m: m[:, :, :-1]), "error", ONE[0], r"over \(6, 5, 3\)"),
     "mask with NaN": (save(MASK1, changed((0, 0, 0), np.nan)), "warning", MASK1, "labels: 1 voxels are nan"),
     "mask elsewhere": (mask_elsewhere, "warning", ONE[1], "affine: differs from that of nsdgeneral"),
     "regions of another size": (save(VISUAL2, lambda m: m[:-1]), "error", VISUAL2, "regions: has shape"),
-    "regions truncated": (truncate(VISUAL2), "error", VISUAL2, "regions: damaged"),
+    "regions truncated": (truncate(VISUAL2), "error", VISUAL2, "regions: cannot be read"),
     "regions of other labels": (save(VISUAL2, changed((0, 0, 0), 31)), "warning", VISUAL2, "labels: 1 voxels are 31"),
     "a region empty": (save(VISUAL2, lambda m: np.where(m == 7, 0, m)), "warning", VISUAL2, "V4 holds no voxel"),
     "a session missing": (drop(ONE[1]), "error", ONE[1][:-7] + ".hdf5 (or .nii.gz)", "session: not found"),
@@ -304,7 +304,7 @@ DAMAGE = {
     ),
     "sessions beyond the design": (beyond_design, "error", ONE[0].replace("01.nii", "05.nii"), "beyond the design"),
     "NIfTI truncated": (truncate(ONE[1]), "error", ONE[1], "betas .*cannot be read"),
-    "NIfTI with a flipped bit": (lambda t: flip(t.root / ONE[2]), "error", ONE[2], "damaged .*CRC"),
+    "NIfTI with a flipped bit": (lambda t: flip(t.root / ONE[2]), "error", ONE[2], "cannot be read .*CRC"),
     "NIfTI is text": (lambda t: (t.root / ONE[0]).write_text("hello"), "error", ONE[0], "cannot be read"),
     "NIfTI as floats": (
         lambda t: nifti(t.root / ONE[0], t.raw[1][0].astype(np.float32)),
@@ -405,7 +405,7 @@ def test_a_flipped_bit_behind_what_nibabel_reads_is_seen(tmp_path, checksum):
     packed = bytearray(gzip.compress(bytes(plain), 0))
     packed[-9] ^= 0x80  # the sign of the last voxel; eight bytes of checksum and length follow
     path.write_bytes(bytes(packed))
-    with pytest.raises(UserError, match="nsdgeneral.nii.gz: damaged .*CRC"):
+    with pytest.raises(UserError, match="nsdgeneral.nii.gz: cannot be read .*CRC"):
         read_mask(tmp_path, 1)
 
 

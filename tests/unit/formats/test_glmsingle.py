@@ -357,7 +357,7 @@ def test_rows_are_those_of_the_array_whatever_the_blocks(shape, trials, seed, bl
             options = {"chunks": tuple(rng.integers(1, n + 1) for n in stored.shape)} if chunked else {}
             data = file.create_dataset(name, data=stored, **options)
             order, kept = order_of("f", name, stored.shape, False, mask, trials)
-            np.testing.assert_array_equal(TrialVolumes(Path("f"), data, order, kept, mask)[rows], expected[rows])
+            np.testing.assert_array_equal(TrialVolumes(Path(__file__), data, order, kept, mask)[rows], expected[rows])
 
 
 # ---- GLMsingle's folder alone

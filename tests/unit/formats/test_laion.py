@@ -400,7 +400,7 @@ def split_json(truth):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda path: path.write_text("{"), "tau.json: is no split (JSONDecodeError"),
+        (lambda path: path.write_text("{"), "tau.json: not valid JSON"),
         (lambda path: path.write_text('{"name": "tau", "variants": []}'), "tau.json: is no split (IndexError"),
         (lambda path: write_split(path, SHARED[:2], [3]), "test_ids of variants[0] is no list of labels"),
         (

@@ -342,8 +342,8 @@ def test_a_finished_file_of_another_shape_is_refused(copy, converted, tmp_path):
 
 DAMAGE = {
     "no design": (lambda t: (t.root / DESIGN).unlink(), r"nsd_expdesign.mat: not found"),
-    "design cut": (lambda t: cut(t.root / DESIGN), r"nsd_expdesign.mat: not a whole MATLAB file"),
-    "design not MATLAB": (lambda t: (t.root / DESIGN).write_text("x" * 500), r"nsd_expdesign.mat: not a whole MATLAB"),
+    "design cut": (lambda t: cut(t.root / DESIGN), r"nsd_expdesign.mat: cannot be read"),
+    "design not MATLAB": (lambda t: (t.root / DESIGN).write_text("x" * 500), r"nsd_expdesign.mat: cannot be read"),
     "design lacks a field": (lambda t: scipy.io.savemat(t.root / DESIGN, {"subjectim": [[1]]}), r"no field masterordering"),
     "order beyond the list": (
         lambda t: redesign(t, order=11),
@@ -396,7 +396,10 @@ DAMAGE = {
         lambda t: nifti(t.root / ROI.format(2) / "prf-visualrois.nii.gz", np.ones((6, 5, 5), np.float32)),
         r"prf-visualrois.nii.gz: has shape",
     ),
-    "regions cut": (lambda t: cut(t.root / ROI.format(2) / "prf-visualrois.nii.gz"), r"prf-visualrois.nii.gz: damaged"),
+    "regions cut": (
+        lambda t: cut(t.root / ROI.format(2) / "prf-visualrois.nii.gz"),
+        r"prf-visualrois.nii.gz: cannot be read",
+    ),
     "a session missing": (
         lambda t: betas_of(t, 1, 2).unlink(),
         r"betas_session02.hdf5 \(or .nii.gz\): not found; .* session 3",
@@ -435,10 +438,10 @@ LATE = {  # found when the betas are read, hours into a real conversion
         lambda t: cut(betas_of(t, 1, 2), 1 - 1 / betas_of(t, 1, 2).stat().st_size),
         r"betas_session02.nii.gz: cannot be read",
     ),
-    "NIfTI with a flipped bit": (lambda t: flip(betas_of(t, 1, 3)), r"betas_session03.nii.gz: damaged .*CRC"),
+    "NIfTI with a flipped bit": (lambda t: flip(betas_of(t, 1, 3)), r"betas_session03.nii.gz: cannot be read .*CRC"),
     "NIfTI that was cut before it was packed": (
         lambda t: betas_of(t, 1, 1).write_bytes(gzip.compress(gzip.decompress(betas_of(t, 1, 1).read_bytes())[:-100])),
-        r"betas_session01.nii.gz: damaged .*\(it breaks off\)",
+        r"betas_session01.nii.gz: cannot be read .*\(it breaks off\)",
     ),
 }
 

@@ -352,7 +352,7 @@ def test_files_that_disagree_are_refused(truth):
     release_writer.write_captions(truth.root, CAPTIONS[:-1])
     refused("annots_curated.npy: has shape")
     np.save(truth.root / "COCO_73k_annots_curated.npy", np.full((IMAGES, 5), "x", object), allow_pickle=True)
-    refused("annots_curated.npy: not a whole")
+    refused("annots_curated.npy: is pickled")
     release_writer.write_captions(truth.root, CAPTIONS)
     release_writer.write_masks(truth.root, {1: truth.masks[1] | {"V2": np.ones(VOXELS + 1, bool)}, 3: truth.masks[3]})
     refused("brain_region_masks.hdf5: subj01/V2 has 8 entries; expected 7")
