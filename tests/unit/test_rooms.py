@@ -19,6 +19,7 @@ TESTS_OF_VERBS = {  # those that look at a verb's own words, beside tests/unit/c
     "tests/unit/simulation/test_simulate.py": {"simulate", "simulate.FORMATS"},
     "tests/integration/test_embed_verb.py": {"embed"},
 }
+CAMPAIGNS = ("benchmarks/bad_inputs.py", "benchmarks/kills.py")  # which call every verb as a shell does
 BESIDE = {"published_weights": "foundations", "interop": "generators"}  # room -> the last one that it may import
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 FOUNDATIONS = (
@@ -125,7 +126,7 @@ def test_only_tests_of_the_command_line_import_it():
     for path in OUTSIDE:
         name = path.relative_to(ROOT).as_posix()
         names = {line for line in imported(path.read_text(encoding="utf-8")) if f"{line}.".startswith("mindtuner.cli.")}
-        if name.startswith("tests/") or name == "benchmarks/bad_inputs.py":
+        if name.startswith("tests/") or name in CAMPAIGNS:
             names -= {f"mindtuner.cli{allowed and '.'}{allowed}" for allowed in {"", "main", *TESTS_OF_VERBS.get(name, ())}}
         if not name.startswith("tests/unit/cli/") and names:
             found[name] = names
