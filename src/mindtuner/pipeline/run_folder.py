@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def log_of(run: Path) -> Log:
 
 def log_entries(*runs: Path) -> list[dict]:
     """The logs of those of ``runs`` that have one, as one."""
-    return [entry for run in dict.fromkeys(runs) if (run / "log.jsonl").is_file() for entry in load_log(run)]
+    return [entry for run in dict.fromkeys(runs) if os.path.lexists(run / "log.jsonl") for entry in load_log(run)]
 
 
 def refuse_overlap(out: Path, **inputs: Path) -> None:
