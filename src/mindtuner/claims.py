@@ -48,7 +48,7 @@ _held: dict[Path, Claim] = {}  # by this process
 
 
 def goes_on(folder: str | Path, settings: str = "", kind: str = RUN, force: bool = False) -> bool:
-    """Whether ``folder`` holds what an unfinished run of the same settings left; False where it is free. Changes nothing.
+    """Whether ``folder`` holds what an unfinished run of the same settings left; False where it is free.
 
     Raises UserError where it holds something else and ``force`` is not given, or anything that is not on its list.
     """
@@ -66,6 +66,7 @@ def goes_on(folder: str | Path, settings: str = "", kind: str = RUN, force: bool
     own, foreign = _contents(folder, claim)
     written = [path for path in own if path.name not in (LIST, LOCK) and not temporary.is_torn(path, alone=True)]
     if not (force or claim.emptying) and (foreign or written):
+        _remove_lock_of_the_dead(folder)
         raise UserError(f"{folder}: holds another run; expected an empty folder (or `force` to replace it)")
     if claim.kind != kind and written:
         raise UserError(
@@ -216,6 +217,13 @@ def drop_lock(lock: FileLock) -> None:
     if os.name == "nt":
         with contextlib.suppress(OSError):
             os.unlink(lock.lock_file)
+
+
+def _remove_lock_of_the_dead(folder: Path) -> None:
+    """Of a run that is over, which nobody claims again: it may have been killed at its very end."""
+    if (folder / LOCK).exists() and folder.resolve() not in _held:
+        with contextlib.suppress(UserError, OSError):
+            drop_lock(take_lock(folder / LOCK, f"{folder}: another process writes there"))
 
 
 def _digest(settings: str) -> str:

@@ -294,6 +294,14 @@ def test_a_process_with_the_number_of_a_dead_one_keeps_nothing(tmp_path):
         process.communicate(b"\n")
 
 
+def test_a_run_that_was_killed_at_its_very_end_keeps_no_lock(tmp_path):
+    run(tmp_path, "x", over=True)
+    (tmp_path / LOCK).touch()
+    with pytest.raises(UserError, match="holds another run"):
+        run(tmp_path)
+    assert names(tmp_path) == {"x"}
+
+
 def test_a_deletion_that_was_killed_goes_on(tmp_path, monkeypatch):
     run(tmp_path, "config.yaml", "x", settings="config.yaml", over=True)
 
