@@ -4,8 +4,8 @@
 
 Each verb runs once unharmed on a tiny simulated dataset. Then it runs again and again. Each time it is killed (SIGKILL, with
 its workers): four times of five right before a change of the disk, chosen by the seed, else at a moment that the clock gives.
-The same command comes again, to be killed up to five times, and once more to end. Compared with the unharmed run: the contents
-of every file, but for clocks, and which files there are. `force` must find nothing that the run did not write.
+The same command comes again, to be killed up to five times, and once more to end. Compared with the unharmed run: which files
+there are, and the contents of each, but for clocks. `force` must find nothing that the run did not write.
 
 The table counts: changes of the disk in an unharmed run; kills; runs; runs that did not go on; that ended with other
 contents; that left other files; that `force` would not replace. OUT/failures.jsonl has what went wrong. Linux and macOS.

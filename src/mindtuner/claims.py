@@ -8,6 +8,7 @@ moment leaves at most names of files that are not there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -263,12 +264,17 @@ def _read(folder: Path) -> Claim | None:
 
 def _append(folder: Path, entry: dict) -> None:
     line = (json.dumps(entry) + "\n").encode()
-    file = os.open(folder / LIST, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        if os.write(file, line) < len(line):
-            raise OSError(f"{LIST}: written in part")
-    finally:
-        os.close(file)
+        file = os.open(folder / LIST, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            if os.write(file, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise UserError(
+            f"{folder / LIST}: cannot be written ({error.strerror or error}); expected free space and write permission"
+        ) from error
 
 
 def _end_line(folder: Path) -> None:

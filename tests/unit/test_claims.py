@@ -141,6 +141,18 @@ def test_a_file_is_no_folder(tmp_path):
         run(tmp_path / "file" / "inside")
 
 
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    with releasing():
+        claim_folder(tmp_path, "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda file, data: len(data) - 1)
+            for act in (lambda: write_text(tmp_path / "x", "x"), lambda: finish(tmp_path)):
+                with pytest.raises(UserError, match=f"{LIST}: cannot be written .No space left"):
+                    act()
+        write_text(tmp_path / "x", "x")
+    assert run(tmp_path) and names(tmp_path) == {"x"}
+
+
 def test_it_is_said_what_is_deleted(tmp_path, caplog):
     run(tmp_path, "config.yaml", "data/x", "data/y", settings="config.yaml")
     with caplog.at_level("INFO", "mindtuner"):
