@@ -20,9 +20,9 @@ images' mean token and the mean answer to training trials off. ``mindtuner and r
 Values of an image are averaged over the splits that test it, so that there is one for each person and image. Differences are
 paired; intervals resample people and images, p flips signs of the images' differences, each averaged over people.
 
-All test images of a split are decoded by one network, so that luck of a control is luck for many of them
-at once, and images are no independent evidence of it. ``--shuffles N`` tunes ``shuffled_brain`` N times more, and the plain
-ridge 50 N times, each on another permutation of the training brains. What these give, over people and splits, is chance.
+All test images of a split are decoded by one network, and the same permutation of the training images serves all four people.
+So luck of a control is luck for many images at once, and p by images does not hold for it. ``--shuffles N`` tunes
+``shuffled_brain`` on N more permutations of each split, and the plain ridge on 100.
 
 One line per person and split goes to OUT/human-it-CONFIG.jsonl; a benchmark that was stopped goes on.
 """
@@ -45,14 +45,13 @@ from pages import markdown, write_between
 from world import Done
 
 import mindtuner
-from mindtuner.config import Config, DecodeConfig, load_config
+from mindtuner.config import DecodeConfig, load_config
 from mindtuner.data import Dataset, Stimuli, Subject, Trials
 from mindtuner.decoding.decoder import Decoder, Predictions
 from mindtuner.evaluation.scores.retrieval import image_retrieval
 from mindtuner.evaluation.statistics import over_subjects, sign_flips
 from mindtuner.formats.image_files import square
 from mindtuner.formats.lab_folder.write import write
-from mindtuner.pipeline import Base, Features
 from mindtuner.pipeline.stages import TestSet, decode_all
 from mindtuner.runtime import progress
 from mindtuner.training import METHODS, subject_name
@@ -63,7 +62,7 @@ BRAINS, PICTURES = FOLDER / "92_brainRDMs.mat", FOLDER / "Kriegeskorte_Neuron200
 PEOPLE = ("BE", "KO", "SN", "TI")
 TESTED = 20  # photographs of a split
 UNPAINTED = {"prior_weight": 0.0, "lowlevel_weight": 0.0}  # losses of pictures, which are not measured
-RIDGES = 50  # permutations of the plain ridge for each of the method, which takes longer
+RIDGES = 100  # permutations of each split that the plain ridge is fitted to, where any are
 MEASURES = ("raw", "centred")
 BOTH = "mindtuner and ridge"
 
@@ -159,29 +158,39 @@ def measure(clone: Path, out: Path, options: argparse.Namespace) -> None:
                 decoded = decode_all(tuned.networks, base.network, test, dataclasses.replace(config, decode=decode))
                 said = together({method: one.predictions for method, one in decoded.items()})
                 scores[measure] = {method: two_way(one, seen) for method, one in said.items()}
-            chance = shuffled(base, subject, features, config, test, options.shuffles)
-            done.add(person=name, split=number, images=test.images.tolist(), scores=scores, shuffles=chance)
+            done.add(person=name, split=number, images=test.images.tolist(), scores=scores)
             said = "  ".join(f"{method} {np.mean(values):.3f}" for method, values in scores["centred"].items())
             print(f"{name} split {number}: {said}", flush=True)
 
 
-def shuffled(
-    base: Base, subject: Subject, features: Features, config: Config, test: TestSet, count: int
-) -> dict[str, list[float]]:
-    """Mean 2AFC, centred, of ``count`` tunings on permuted brains: of the method, and of the plain ridge."""
-    seen, voxels = np.asarray(features.caches["tokens"][test.images], np.float32), subject.betas(test.trials.row)
-    alone = mindtuner.fit(subject, features, config, methods=()).base
-    found: dict[str, list[float]] = {}
-    for name, start, times in (("shuffled_brain", base, count), ("shuffled_ridge", alone, RIDGES * count)):
-        networks = (
-            train(start.network, subject, features.targets, config, seed, "shuffled_brain") for seed in range(1, times + 1)
-        )
-        said = (
-            Decoder(one, subject_name(subject.number), config.decode, 0).predict(voxels, test.trials.stimulus)
-            for one in networks
-        )
-        found[name] = [round(float(np.mean(two_way(one, seen))), 5) for one in said]
-    return found
+def measure_shuffles(clone: Path, out: Path, options: argparse.Namespace) -> None:
+    """Mean 2AFC, centred, of ``shuffled_brain`` and of the plain ridge on permuted brains, a line for each permutation."""
+    config = load_config(options.config, **dict.fromkeys(("pretrain", "tune", "ridge_only", "full_finetune"), UNPAINTED))
+    done = shuffles(out, options)
+    for number in range(options.splits):
+        for name in progress(options.people, f"shuffles of split {number}", len(options.people), "person", lines=True):
+            wanted = [("shuffled_brain", seed + 1) for seed in range(options.shuffles)]
+            wanted += [("shuffled_ridge", seed + 1) for seed in range(RIDGES)]
+            left = [key for key in wanted if (name, number, *key) not in done]
+            if not left:
+                continue
+            dataset, person = folder_of(clone, out, number, options.splits), PEOPLE.index(name) + 1
+            features, subject = mindtuner.embed(dataset, out / "cache"), dataset.subject(person)
+            seen = np.asarray(features.caches["tokens"][np.unique(subject.test.stimulus)], np.float32)
+            voxels, starts = subject.betas(subject.test.row), {}
+            for method, seed in left:
+                if method not in starts:
+                    alone = method == "shuffled_ridge"
+                    start = mindtuner.fit(subject, features, config, methods=()).base if alone else None
+                    starts[method] = start or mindtuner.pretrain(dataset.without(subject=person), features, config)
+                network = train(starts[method].network, subject, features.targets, config, seed, "shuffled_brain")
+                said = Decoder(network, subject_name(person), config.decode, 0).predict(voxels, subject.test.stimulus)
+                value = round(float(np.mean(two_way(said, seen))), 5)
+                done.add(person=name, split=number, method=method, seed=seed, two_way=value)
+
+
+def shuffles(out: Path, options: argparse.Namespace) -> Done:
+    return Done(out / f"human-it-{Path(options.config).stem}-shuffles.jsonl", "person", "split", "method", "seed")
 
 
 def results(out: Path, options: argparse.Namespace) -> Done:
@@ -209,34 +218,47 @@ def table(done: Done, options: argparse.Namespace) -> str:
         rows.append([*cells, f"{sign_flips(values.mean(0) - 0.5, 0):.4f}", against(values - own)])
     header = ["method", "raw", "centred", *people, "p against chance", "centred, minus own ridge"]
     text = f"{markdown(header, rows)}\n\n{shared(options.out)}"
-    return f"{text}\n\n{over_shuffles(done, people)}" if next(iter(done.runs.values())).get("shuffles") else text
+    return f"{text}\n\n{over_shuffles(done, people, options)}" if shuffles(options.out, options).runs else text
 
 
-def over_shuffles(done: Done, people: list[str]) -> str:
-    """What permuted brains give: a row each for the method and the plain ridge.
+def over_shuffles(done: Done, people: list[str], options: argparse.Namespace) -> str:
+    """What permuted brains give, a row each for the method and the plain ridge.
 
-    Each permutation is of one person and split. What a table says of a method is a mean over all of these, whose SD under
-    permutation is that of one over the root of their number.
+    A permutation is of a split, and the same for all people, who saw the same images in the same order: it counts once.
     """
-    rows = []
-    for name, beside in (("shuffled_brain", "mindtuner"), ("shuffled_ridge", "ridge")):
-        each = np.array([entry["shuffles"][name] for (person, _), entry in done.runs.items() if person in people])
-        low, high = stats.t.interval(0.95, each.size - 1, each.mean(), stats.sem(each, axis=None))
-        spread = each.std(ddof=1) / np.sqrt(len(each))
-        z = [(values_of(done, people, "centred", one).mean() - 0.5) / spread for one in ("shuffled_brain", beside)]
+    found, rows = shuffles(options.out, options), []
+    control = values_of(done, people, "centred", "shuffled_brain").mean()
+    for method, beside in (("shuffled_brain", "mindtuner"), ("shuffled_ridge", "ridge")):
+        each: dict[tuple[int, int], list[float]] = {}
+        for (person, split, kind, seed), entry in found.runs.items():
+            if person in people and kind == method:
+                each.setdefault((split, seed), []).append(entry["two_way"])
+        means = np.array([np.mean(values) for values in each.values()])
+        low, high = stats.t.interval(0.95, len(means) - 1, means.mean(), stats.sem(means))
+        spread = means.std(ddof=1) / np.sqrt(options.splits)
+        p = [
+            stats.t.sf((one - 0.5) / spread, len(means) - 1)
+            for one in (control, values_of(done, people, "centred", beside).mean())
+        ]
         rows.append(
             [
-                name,
-                f"{each.size}",
-                f"{each.mean():.3f} [{low:.3f}, {high:.3f}]",
-                f"{each.std(ddof=1):.3f}",
+                method,
+                f"{len(means)}",
+                f"{means.mean():.3f} [{low:.3f}, {high:.3f}]",
                 f"{spread:.3f}",
-                f"{stats.norm.sf(z[0]):.3f}" if name == "shuffled_brain" else "",
-                f"{stats.norm.sf(z[1]):.1e}",
+                f"{p[0]:.3f}",
+                f"{p[1]:.0e}",
             ]
         )
-    header = ["permuted brains", "permutations", "2AFC [95 %]", "SD of one", f"SD of the mean of {len(each)}"]
-    return markdown([*header, "p of shuffled_brain above", "p of mindtuner, of ridge"], rows)
+    header = [
+        "permuted brains",
+        "permutations",
+        "2AFC [95 %]",
+        f"SD of the mean of {options.splits}",
+        "p of shuffled_brain",
+        "p of mindtuner, ridge",
+    ]
+    return markdown(header, rows)
 
 
 def shared(out: Path) -> str:
@@ -275,6 +297,8 @@ def main() -> None:
         parser.error("--shuffles: is 1; expected 0, or 2 and more, of which there is a spread")
     if not options.table:
         measure(options.clone, options.out, options)
+        if options.shuffles:
+            measure_shuffles(options.clone, options.out, options)
     text = table(results(options.out, options), options)
     print(text)
     if options.write:

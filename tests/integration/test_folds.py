@@ -160,8 +160,12 @@ def test_bad_input_is_one_line(run, simulated, tmp_path, capsys):
     refused(capsys, [*start, "--folds", 3, "--sessions", 1], "--sessions: is given, and so are folds")
     assert not (tmp_path / "run").exists()
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "folds.json").write_text(json.dumps({"subject": 1, "by": 3, "folds": 3}))
+    (tmp_path / "broken" / "folds.json").write_text(json.dumps({"subject": 1, "by": 3, "stimuli": "", "tested": [[0], [1]]}))
     refused(capsys, ["evaluate", tmp_path / "broken", simulated, tmp_path / "out"], "config.yaml", "expected")
+    (tmp_path / "broken" / "folds.json").write_text(json.dumps({"subject": 1, "by": 3, "tested": []}))
+    refused(
+        capsys, ["evaluate", tmp_path / "broken", simulated, tmp_path / "out"], "folds.json: stimuli is None; expected a hash"
+    )
 
 
 def test_folds_of_other_data_are_refused(run, simulated):
@@ -169,6 +173,7 @@ def test_folds_of_other_data_are_refused(run, simulated):
     dataset = mindtuner.load(simulated)
     features = mindtuner.embed(dataset, folder / "cache")
     folds = mindtuner.FittedFolds.load(folder / "fit", dataset)
-    folds.fits.pop()
-    with pytest.raises(UserError, match="holds 2 fits; expected 3, one for each fold"):
-        mindtuner.evaluate_folds(folds, dataset, features)
+    wrong = [part[1:] for part in folds.tested]
+    for change in ({"tested": wrong}, {"tested": folds.tested[::-1]}, {"stimuli": "others"}, {"by": 4}):
+        with pytest.raises(UserError, match="fit: test other images than the . folds of .* do; expected the data"):
+            mindtuner.evaluate_folds(dataclasses.replace(folds, **change), dataset, features)

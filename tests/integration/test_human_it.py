@@ -2,10 +2,12 @@
 
 import runpy
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from paths import ROOT
+from scipy import stats
 from scipy.io import savemat
 
 from mindtuner.decoding.decoder import Predictions
@@ -68,3 +70,25 @@ def test_two_way_is_the_share_of_others_that_are_less_alike(script):
 def test_what_is_no_clone_is_refused(script, tmp_path):
     with pytest.raises(SystemExit, match="92_brainRDMs.mat: not found; expected a clone of rsagroup/rsatoolbox"):
         script["read"](tmp_path)
+
+
+def test_a_permutation_counts_once_for_all_people(script, tmp_path):
+    """Two splits, three permutations each, that people share: six numbers; a mean over two splits varies by sd/sqrt(2)."""
+    options = SimpleNamespace(out=tmp_path, config="demo", splits=2)
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(0.5, 0.1, (2, 3))
+    done, chance = script["results"](tmp_path, options), script["shuffles"](tmp_path, options)
+    for person in ("BE", "KO"):
+        for split in range(2):
+            scores = {"shuffled_brain": [0.6, 0.6], "mindtuner": [0.9, 0.9], "ridge": [0.8, 0.8]}
+            done.add(person=person, split=split, images=[2 * split, 2 * split + 1], scores={"raw": scores, "centred": scores})
+            for seed in range(3):
+                value = drawn[split, seed] + (0.1 if person == "BE" else -0.1)
+                for method in ("shuffled_brain", "shuffled_ridge"):
+                    chance.add(person=person, split=split, method=method, seed=seed, two_way=value)
+    row = script["over_shuffles"](done, ["BE", "KO"], options).splitlines()[2]
+    spread = drawn.std(ddof=1) / np.sqrt(2)
+    low, high = stats.ttest_1samp(drawn.ravel(), 0).confidence_interval()
+    p = [stats.t.sf((value - 0.5) / spread, 5) for value in (0.6, 0.9)]
+    numbers = ["6", f"{drawn.mean():.3f} [{low:.3f}, {high:.3f}]", f"{spread:.3f}", f"{p[0]:.3f}", f"{p[1]:.0e}"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["shuffled_brain", *numbers]

@@ -34,6 +34,7 @@ from mindtuner.pipeline.stages import Scoring, score_words
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.tuned_files import FOLDS
+from mindtuner.processes import processes
 
 _FEWEST = 2  # pictures of a fold, where any are painted
 
@@ -51,6 +52,10 @@ class FittedFolds:
     config : Config
     fits : list of TunedSubject
         In the order of the folds.
+    tested : list of list of int
+        Ids of the stimuli that each fold tests.
+    stimuli : str
+        Hash of the dataset's stimuli.
     folder : Path or None
         Where they lie.
     """
@@ -59,6 +64,8 @@ class FittedFolds:
     by: int | str
     config: Config
     fits: list[TunedSubject]
+    tested: list[list[int]]
+    stimuli: str
     folder: Path | None = None
 
     def __repr__(self) -> str:
@@ -75,11 +82,20 @@ class FittedFolds:
             Where a file is missing or damaged, or does not fit the dataset.
         """
         folder = Path(folder)
-        found = read_json(folder / FOLDS)
+        found = _read(folder)
         dataset.subject(found["subject"])
         config = settled(folder / SETTINGS)
-        fits = [TunedSubject.load(path, dataset) for path in _folders(folder, found["folds"])]
-        return cls(found["subject"], found["by"], config, fits, folder)
+        fits = [TunedSubject.load(path, dataset) for path in _folders(folder, len(found["tested"]))]
+        return cls(found["subject"], found["by"], config, fits, found["tested"], found["stimuli"], folder)
+
+    def refuse_others(self, parts: Sequence[Dataset]) -> None:
+        """Raise UserError where the folds of a dataset are not those that were fitted: a test image may be known then."""
+        same = all(part.stimuli.hash == self.stimuli for part in parts)
+        if not same or [_tested(part) for part in parts] != self.tested:
+            raise UserError(
+                f"{self.folder or 'folds'}: test other images than the {len(parts)} folds of {parts[0].root} do; expected "
+                "the data that they were fitted to (fit again)"
+            )
 
 
 def is_folds(folder: str | Path) -> bool:
@@ -89,7 +105,24 @@ def is_folds(folder: str | Path) -> bool:
 
 def subject_of(folder: str | Path) -> int:
     """Whose folds lie in a folder."""
-    return read_json(Path(folder) / FOLDS)["subject"]
+    return _read(Path(folder))["subject"]
+
+
+def _read(folder: Path) -> dict:
+    found = read_json(folder / FOLDS)
+    for field, kinds, wanted in (
+        ("subject", int, "a number"),
+        ("by", int | str, "a number, run or session"),
+        ("tested", list, "a list of stimulus ids for each fold"),
+        ("stimuli", str, "a hash"),
+    ):
+        if not isinstance(found.get(field), kinds):
+            raise UserError(f"{folder / FOLDS}: {field} is {found.get(field)!r}; expected {wanted}")
+    return found
+
+
+def _tested(fold: Dataset) -> list[int]:
+    return np.flatnonzero(fold.stimuli.is_shared).tolist()
 
 
 def _folders(folder: Path, count: int) -> list[Path]:
@@ -151,6 +184,7 @@ def fit_folds(
     features.check_stimuli(dataset.stimuli)
     config = settled(config, seed=seed)
     folds = folds_of(dataset, number, by, config.seed)
+    tested = [_tested(fold) for fold in folds]
     said = command or f"mindtuner.fit_folds(subject {number}, by {by!r})"
     places: list[Path | None] = [None] * len(folds)
     if out is not None:
@@ -173,9 +207,9 @@ def fit_folds(
                     command=f"{said} # {fold.card[FOLD]}",
                 )
             )
-    if out is not None:
-        write_json(out / FOLDS, {"subject": number, "by": by, "folds": len(folds)})
-    return FittedFolds(number, by, config, fits, out)
+    if out is not None and processes().index == 0:
+        write_json(out / FOLDS, {"subject": number, "by": by, "stimuli": dataset.stimuli.hash, "tested": tested})
+    return FittedFolds(number, by, config, fits, tested, dataset.stimuli.hash, out)
 
 
 @releasing()
@@ -228,8 +262,7 @@ def evaluate_folds(
     watch = watch or Stopwatch()
     features.check_stimuli(dataset.stimuli)
     parts = folds_of(dataset, folds.number, folds.by, folds.config.seed)
-    if len(parts) != len(folds.fits):
-        raise UserError(f"{folds.folder or 'folds'}: holds {len(folds.fits)} fits; expected {len(parts)}, one for each fold")
+    folds.refuse_others(parts)
     config = painting(folds.config, pictures, dataset.stimuli)
     each = max(_FEWEST, math.ceil(config.decode.pictures / len(parts))) if config.decode.pictures else 0
     if features.full_size and generator is None and each:
