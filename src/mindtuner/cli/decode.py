@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the pictures also as recon_images/recon_image-NAME.tiff, which the Kamitani lab's evaluation reads",
     )
+    shared.add_leave_out_known(parser)
     shared.add_cache(parser)
     generator_options.add_arguments(parser)
     shared.add_force(parser)
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     base = tuned.base
     refuse_overlap(options.out, DATA=options.data, FINGERPRINT=path, BASE=base.path)
     dataset = load(options.data, [tuned.number])
-    chosen = choose(tuned, dataset, options.trials, options.pictures, wanted)
+    chosen = choose(tuned, dataset, options.trials, options.pictures, wanted, options.leave_out_known)
     full_size, painting = options.generator == generator_options.SDXL, len(chosen.shown) > 0
     cache = options.cache or options.data / "cache"
     if full_size and options.cache and not cache.is_dir():
@@ -98,8 +99,9 @@ def run(options: argparse.Namespace) -> None:
         "--trials",
         options.trials,
         *generator_options.words_of(options),
+        *(["--leave-out-known"] if options.leave_out_known else []),
     )
-    refuse_other_run(options.out, settings_of(subject, command, generator, options.stages), options.force)
+    refuse_other_run(options.out, settings_of(subject, command, options.stages), options.force)
     watch = shared.stopwatch()
     if features is None and (drawing or looking):
         with watch.stage("embed"):

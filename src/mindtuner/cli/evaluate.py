@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_cache(parser)
     generator_options.add_arguments(parser)
     shared.add_pictures(parser)
+    shared.add_leave_out_known(parser)
     add_scoring(parser)
     shared.add_force(parser)
 
@@ -78,10 +79,10 @@ def run(options: argparse.Namespace) -> None:
     from mindtuner.formats import load
     from mindtuner.pipeline import Scoring, TunedSubject, embed, evaluate, hub
     from mindtuner.pipeline.base import held_out
-    from mindtuner.pipeline.evaluation import painting, settings_of
+    from mindtuner.pipeline.evaluation import painting
     from mindtuner.pipeline.features import check_same, check_towers
     from mindtuner.pipeline.folds import is_folds
-    from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap
+    from mindtuner.pipeline.run_folder import command_of, refuse_other_run, refuse_overlap, settings_text
     from mindtuner.pipeline.subject import read_own, read_tuned
 
     scoring = Scoring(options.networks, options.as_published, options.pool)
@@ -113,8 +114,9 @@ def run(options: argparse.Namespace) -> None:
         *generator_options.words_of(options),
         *([] if options.pictures is None else ["--pictures", options.pictures]),
         *scoring_words(options),
+        *(["--leave-out-known"] if options.leave_out_known else []),
     )
-    settings = settings_of(subject, painting(subject.config, options.pictures, dataset.stimuli), command, generator)
+    settings = settings_text(painting(subject.config, options.pictures, dataset.stimuli), command)
     refuse_other_run(options.out, settings, options.force)
     watch = shared.stopwatch()
     with watch.stage("embed"):
@@ -127,6 +129,7 @@ def run(options: argparse.Namespace) -> None:
         scoring=scoring,
         generator=generator,
         text_encoder=texts,
+        leave_out_known=options.leave_out_known,
         out=options.out,
         force=options.force,
         command=command,

@@ -111,6 +111,14 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     add_towers(parser)
 
 
+def add_leave_out_known(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--leave-out-known",
+        action="store_true",
+        help="go on without the test images that the base or the subject was trained on, which else are refused",
+    )
+
+
 def study_arguments(options: argparse.Namespace, verb: str) -> dict:
     """These options as parameters of the studies' functions, and the call as one would type it again."""
     from mindtuner.pipeline.run_folder import command_of

@@ -127,6 +127,11 @@ class Subject:
         ``surface.on_surface`` makes maps of them.
     mask : Path, optional
         The dataset's own NIfTI volume whose voxels above 0 are this subject's, in their order, where it has one.
+    files : tuple of Path
+        All that betas are read from: as long as none changes, nor do they. Empty where they are in memory, or were made of
+        others.
+    table : str
+        The file or folder of the trials, for messages.
 
     Examples
     --------
@@ -154,6 +159,8 @@ class Subject:
     where: str
     vertices: np.ndarray | None = None
     mask: Path | None = None
+    files: tuple[Path, ...] = ()
+    table: str = ""
 
     def __repr__(self) -> str:
         sessions = _count(len(np.unique(self.trials.session)), "session")
@@ -271,6 +278,7 @@ class Subject:
             rois={name: mask[columns] for name, mask in self.rois.items()},
             vertices=None if self.vertices is None else self.vertices[columns],
             mask=None,  # a volume of all its voxels
+            files=(),
         )
 
     def averaged(self) -> Subject:
@@ -289,7 +297,7 @@ class Subject:
         groups = np.split(self.trials.row[order], starts[1:])[: len(starts)]
         trials = self.trials.select(np.lexsort((self.trials.repeat, self.trials.stimulus))[starts])
         trials = dataclasses.replace(trials, row=np.arange(len(groups)), repeat=np.zeros(len(groups)))
-        return dataclasses.replace(self, trials=trials, source=RowMeans(self.source, groups))
+        return dataclasses.replace(self, trials=trials, source=RowMeans(self.source, groups), files=())
 
 
 @dataclass(frozen=True, eq=False)

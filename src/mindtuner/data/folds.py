@@ -161,6 +161,6 @@ def _fold(dataset: Dataset, number: int, name: str, tested: np.ndarray) -> Datas
     session, training = np.zeros(subject.source.shape[0], np.int64), np.zeros(subject.source.shape[0], bool)
     session[trials.row], training[trials.row] = trials.session, ~trials.is_test
     source = SessionZScored(subject.source, session, training, subject.where)
-    own = dataclasses.replace(subject, trials=trials, is_shared=is_shared, source=source)
+    own = dataclasses.replace(subject, trials=trials, is_shared=is_shared, source=source, files=())
     card = {**dataset.card, "zscore": "train_trials", FOLD: name}
     return Dataset(dataset.root, {number: own}, dataset.stimuli.tested_on(is_shared), card)

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -114,9 +115,15 @@ class Stimuli:
         The file of the images, for messages.
     names : sequence of str, optional
         File name of each image. By default images have numbers alone, and image 17 is called ``image 17``.
+    files : sequence of Path
+        All that images are read from: as long as none changes, nor do they. Empty where they are in memory.
 
     Attributes
     ----------
+    where : str
+        As above.
+    files : tuple of Path
+        As above.
     captions : sequence of tuples of str
         For each image its captions that are not empty, possibly none.
     names : sequence of str
@@ -156,6 +163,7 @@ class Stimuli:
         is_shared: np.ndarray,
         where: str,
         names: Sequence[str] | None = None,
+        files: Sequence[Path] = (),
     ):
         count = source.shape[0]
         if source.shape[1:] != IMAGE_SHAPE:
@@ -167,7 +175,7 @@ class Stimuli:
         if names is not None and len(names) != count:
             raise UserError(f"{where}: {count} images but {len(names)} names; expected as many")
         self._source = source
-        self._where = where
+        self.where, self.files = where, tuple(files)
         self.named, self.pictured = names is not None, not isinstance(source, NoPictures)
         self.names: Sequence[str] = [f"image {i}" for i in range(count)] if names is None else list(names)
         self.captions = captions if isinstance(captions, StoredCaptions) else [non_empty(texts) for texts in captions]
@@ -214,12 +222,12 @@ class Stimuli:
         UserError
             Where an id or a pixel is out of range.
         """
-        ids = as_rows(ids, len(self), self._where, "image")
+        ids = as_rows(ids, len(self), self.where, "image")
         images = np.asarray(self._source[ids])
         if not _in_unit_range(images):
             at = next(i for i, image in enumerate(images) if not _in_unit_range(image))
             raise UserError(
-                f"{self._where}: image {ids[at]} has pixels in {images[at].min()}..{images[at].max()}; expected 0..1"
+                f"{self.where}: image {ids[at]} has pixels in {images[at].min()}..{images[at].max()}; expected 0..1"
             )
         return images
 

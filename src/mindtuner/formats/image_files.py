@@ -30,8 +30,8 @@ _MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "pa
 class FolderImages:
     """The images of a folder, also of folders in it, sorted by name: ``images[ids]`` is float16 (n, 3, 224, 224) in 0..1.
 
-    ``names``: path below the folder, with ``/`` -> id. Names that begin with a dot are passed over. ``background``: red,
-    green and blue behind transparent pictures, which are refused without it.
+    ``names``: path below the folder, with ``/`` -> id; names that begin with a dot are passed over. ``files``: of all images.
+    ``background``: red, green and blue behind transparent pictures, which are refused without it.
     """
 
     def __init__(self, folder: Path, background: Sequence[int] | None = None):
@@ -44,6 +44,7 @@ class FolderImages:
             raise UserError(f"{folder}: holds no image; expected files that end in {', '.join(ENDINGS)}")
         self.folder, self._paths, self._background = folder, found, background
         self.names: Mapping[str, int] = {name: i for i, name in enumerate(found)}
+        self.files = [folder / name for name in found]
         self.shape, self.dtype = (len(found), *IMAGE_SHAPE), np.dtype(np.float16)
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
@@ -169,7 +170,7 @@ class Hdf5Images:
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.files = path, [path]
         self._rows = open_rows(path, "images", 4, ("uint8", "float16", "float32"))
         shape = self._rows.shape
         self._last = shape[3] == 3 and shape[1] != 3

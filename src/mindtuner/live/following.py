@@ -21,6 +21,7 @@ from mindtuner.live.running import RunningZScore
 from mindtuner.live.session import LiveSession, LookUp
 from mindtuner.pipeline import Features, TunedSubject
 from mindtuner.pipeline.decoding import settings_of
+from mindtuner.pipeline.evaluation import weights_of
 from mindtuner.pipeline.features import TextEncoder, refuse_pictures_trained_on
 from mindtuner.pipeline.run_folder import claim, refuse_overlap
 
@@ -112,7 +113,8 @@ def follow(
         refuse_pictures_trained_on(generator.path, dataset.stimuli)
     features.check_stimuli(dataset.stimuli)
     decoder = subject.decoder(features=features, text_encoder=text_encoder, generator=generator)
-    claim(out, settings_of(subject, command or "mindtuner.live", generator if pictures else None, False), force)
+    weights = weights_of(subject, generator if pictures else None)
+    claim(out, settings_of(subject, command or "mindtuner.live", False), force, inputs=weights)
     scaling = None if raw is None else RunningZScore(raw.pooled())
     looked_up = LookUp(dataset.stimuli, features.caches["tokens"], candidates_of(dataset, decoder.training_images, among))
     if (size := looked_up.candidates.size * int(np.prod(looked_up.tokens.shape[1:])) * 4) > MOST_BYTES:

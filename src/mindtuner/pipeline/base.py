@@ -15,6 +15,7 @@ from mindtuner.claims import releasing
 from mindtuner.config import Config, changed, load_config
 from mindtuner.data import Dataset
 from mindtuner.data.hold_out import category_words
+from mindtuner.data.identity import FIELD, Inputs, inputs_of
 from mindtuner.data.splits import split_of
 from mindtuner.errors import UserError
 from mindtuner.files import write_text
@@ -26,6 +27,7 @@ from mindtuner.pipeline.run_folder import SETTINGS, claim, log_of, refuse_overla
 from mindtuner.processes import processes
 from mindtuner.training import load_network, read_card, remove_checkpoint, save_network, subject_name
 from mindtuner.training import pretrain as train
+from mindtuner.training.fingerprint import base_hash
 from mindtuner.training.monitor import Log
 
 if TYPE_CHECKING:
@@ -69,6 +71,11 @@ class Base:
     def where(self) -> object:
         """Its id on a hub, or its file, or what to call it in messages."""
         return self.hub_id or self.path or "base"
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 (hex) of its weights."""
+        return base_hash(self.network, ())
 
     @property
     def category(self) -> str:
@@ -279,7 +286,8 @@ def pretrain(
     features.refuse_without_pictures("pretrain")
     features.check_model(config.model, "config")
     refuse_untrainable(dataset)
-    card = card_of(dataset, features, config)
+    inputs = inputs_of(dataset, features.folder, features.pictures)
+    card = card_of(dataset, features, config, inputs, images_trained_on(dataset))
     prior = features.starting_prior(config.model)
     if out is None:
         log: list[dict] = []
@@ -288,12 +296,17 @@ def pretrain(
     out = Path(out)
     refuse_overlap(out, dataset=dataset.root, features=features.folder)
     said = f"mindtuner.pretrain({str(dataset.root)!r}, subjects {', '.join(map(str, sorted(dataset.subjects)))})"
-    claim(out, settings_text(config, command or said), force)
+    claim(out, settings_text(config, command or said), force, inputs=inputs)
     return pretrain_into(out / FILE, dataset, features, config, card, log_of(out))
 
 
-def card_of(dataset: Dataset, features: Features, config: Config) -> dict:
-    """What a base that is pretrained on these says of itself."""
+def images_trained_on(dataset: Dataset) -> np.ndarray:
+    """Ids of the images of all subjects' training trials, ascending."""
+    return np.unique(np.concatenate([subject.train.stimulus for subject in dataset.subjects.values()]))
+
+
+def card_of(dataset: Dataset, features: Features, config: Config, inputs: Inputs, images: np.ndarray) -> dict:
+    """What a base that is pretrained on these inputs says of itself. ``images``: ids of those that it is trained on."""
     return {
         "seed": config.seed,
         "simulated": dataset.card["simulated"],
@@ -306,6 +319,8 @@ def card_of(dataset: Dataset, features: Features, config: Config) -> dict:
         },
         "hold_out_category": config.hold_out_category,
         **features.described,
+        FIELD: dict(inputs.hashes),
+        **features.trained_on(images),
     }
 
 

@@ -13,19 +13,22 @@ import pandas as pd
 from mindtuner.claims import releasing
 from mindtuner.config import as_dict
 from mindtuner.data import Dataset, Stimuli, Trials
+from mindtuner.data.identity import inputs_of
 from mindtuner.data.splits import refuse_other_split
 from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import rounded
-from mindtuner.files import atomic_path, file_digest, write_arrays, write_json, write_text
+from mindtuner.files import atomic_path, write_arrays, write_json, write_text
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.generators.full_size import batch_for
 from mindtuner.generators.painter import Painter
 from mindtuner.pipeline.base import held_out
 from mindtuner.pipeline.decoded_table import DECODED, DECODED_TRIALS, decoded_table, write_table
 from mindtuner.pipeline.decoder import SubjectDecoder
+from mindtuner.pipeline.evaluation import weights_of
 from mindtuner.pipeline.features import Features, TextEncoder, refuse_pictures_trained_on
+from mindtuner.pipeline.known import to_leave_out, without_tests
 from mindtuner.pipeline.run_folder import claim, refuse_overlap
 from mindtuner.pipeline.stages import evenly
 from mindtuner.pipeline.stopwatch import Stopwatch
@@ -53,7 +56,12 @@ class Chosen:
 
 
 def choose(
-    subject: TunedSubject, dataset: Dataset, trials: str = "test", pictures: int = 0, only: Sequence[int | str] | None = None
+    subject: TunedSubject,
+    dataset: Dataset,
+    trials: str = "test",
+    pictures: int = 0,
+    only: Sequence[int | str] | None = None,
+    leave_out_known: bool = False,
 ) -> Chosen:
     """Choose trials, and images to paint.
 
@@ -67,11 +75,15 @@ def choose(
         Images to paint, evenly spaced.
     only : sequence of int or str, optional
         Ids or file names of stimuli to paint instead.
+    leave_out_known : bool
+        Of ``test`` trials, choose those alone whose images neither the base nor the subject was trained on; else such images
+        are refused.
 
     Raises
     ------
     UserError
-        Where there is no such trial, or an image is not among those that the trials show.
+        Where there is no such trial, test trials show images that were trained on, or an image is not among those that the
+        trials show.
     """
     if pictures < 0:
         raise UserError(f"pictures is {pictures}; expected 0 or more")
@@ -81,6 +93,9 @@ def choose(
         raise UserError(f"{whole.where}: subject {subject.number} has no {trials} trial; expected at least one")
     if (pictures or only) and not dataset.stimuli.pictured:
         raise UserError(f"pictures: are asked for, and {dataset.root} has labels alone; expected none")
+    if trials == "test":
+        known = to_leave_out(subject, dataset.stimuli, np.unique(found.stimulus), None, leave_out_known)
+        found = without_tests(whole, known).test
     images = np.unique(found.stimulus)
     if only is None:
         return Chosen(found, images, evenly(len(images), pictures))
@@ -167,8 +182,12 @@ def decode(
         if features is None:
             raise UserError("text_encoder: is missing, as features are; expected one of them, for words")
         text_encoder = features.text_encoder
+    pictures, cache = (None, dataset.root / "cache") if features is None else (features.pictures, features.folder)
+    own = dataclasses.replace(dataset, subjects={subject.number: dataset.subject(subject.number)})
+    read = {"training": trials != "test", "test": trials != "train"}
+    inputs = inputs_of(own, cache, pictures, **read) | weights_of(subject, generator)
     refuse_overlap(out, dataset=dataset.root, **subject.files)
-    claim(out, settings_of(subject, command or "mindtuner.decode", generator, stages), force)
+    claim(out, settings_of(subject, command or "mindtuner.decode", stages), force, inputs=inputs)
     # What is looked up never shows a category held out; the subject's own trials of it are decoded like any.
     dataset = held_out(dataset, subject.config.hold_out_category)
     with watch.stage("words"):  # before the network takes its room on a GPU
@@ -225,11 +244,10 @@ def _write_tables(
     write_table(out / DECODED_TRIALS, pd.concat(parts, ignore_index=True))
 
 
-def settings_of(subject: TunedSubject, command: str, generator: Painter | None, stages: bool) -> str:
+def settings_of(subject: TunedSubject, command: str, stages: bool) -> str:
     """What has to be the same for a run to go on. Which images are painted has not: each is what it is by itself."""
-    weights = {name: file_digest(path) for name, path in subject.files.items()}
-    facts = {"fingerprint": weights, "generator": None if generator is None else generator.identity, "stages": stages}
-    return f"# {command}\n# {json.dumps(facts)}\n{json.dumps(as_dict(subject.config), indent=2)}\n"  # JSON is YAML
+    facts, config = {"stages": stages}, as_dict(subject.config)
+    return f"# {command}\n# {json.dumps(facts)}\n{json.dumps(config, indent=2)}\n"  # JSON is YAML
 
 
 def picture_names(stimuli: Stimuli) -> list[str]:

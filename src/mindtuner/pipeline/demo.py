@@ -10,17 +10,18 @@ from mindtuner.claims import finish, releasing, remove
 from mindtuner.config import Config, SimulateConfig, changed, load_config
 from mindtuner.data import Dataset
 from mindtuner.data.hold_out import shows
+from mindtuner.data.identity import FIELD, Inputs, inputs_of, short_hash
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_log, log_to
 from mindtuner.files import atomic_path, write_text
 from mindtuner.formats import load
 from mindtuner.formats.nsd_release.read import MASKS
 from mindtuner.generators.compact import CompactGenerator, starting_prior
-from mindtuner.pipeline.base import FILE, card_of, held_out, pretrain_into
+from mindtuner.pipeline.base import FILE, card_of, held_out, images_trained_on, pretrain_into
 from mindtuner.pipeline.evaluation import measure
 from mindtuner.pipeline.features import embed
 from mindtuner.pipeline.results import Results
-from mindtuner.pipeline.run_folder import claim, settings_text
+from mindtuner.pipeline.run_folder import claim, hold_inputs, settings_text
 from mindtuner.pipeline.setting import generator_note
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.tuned_files import FILES, MAIN, write
@@ -129,16 +130,21 @@ def run_demo(
     out, watch = Path(out), watch or Stopwatch()
     generator = CompactGenerator(config.decode, config.seed, None if weights is None else Path(weights))
     starting_prior(config.model, None if weights is None else Path(weights))  # refuses what cannot be, before a claim
-    _claim(out, settings_text(config, command), force)
+    goes_on = _claim(out, settings_text(config, command), force)
     log = log_to(out)
     with watch.stage("simulate"):
         dataset = simulate(out / "data", config.simulate, cutouts=cutouts, stimuli=stimuli)
         dataset = held_out(dataset, config.hold_out_category)
     with watch.stage("embed"):
         features = embed(dataset, weights=weights)
+    inputs = inputs_of(dataset, features.folder, features.pictures, test=True)
+    painter = short_hash([json.dumps(generator.identity, sort_keys=True).encode()])
+    hold_inputs(out, inputs | Inputs({"generator": painter}, {"generator": str(generator.path)}), goes_on)
     with watch.stage("pretrain"):
         others = dataset.without(subject=config.target_subject)
-        base = pretrain_into(out / FILE, others, features, config, card_of(others, features, config), log)
+        own = inputs_of(others, features.folder, features.pictures)
+        card = card_of(others, features, config, own, images_trained_on(others))
+        base = pretrain_into(out / FILE, others, features, config, card, log)
     hour = dataset.subject(config.target_subject).sessions(config.tuning_sessions)
     with watch.stage("tune"):
         tuned = fit_methods(base, hour, features, config, METHODS, log)
@@ -154,6 +160,7 @@ def run_demo(
         generator=generator,
         text_encoder=features.text_encoder,
         note="" if weights else generator_note(dataset.card),
+        facts={FIELD: dict(inputs.hashes)},
         command=command,
         log=load_log(out),
         watch=watch,
@@ -175,13 +182,13 @@ def refuse_unseen_category(category: str) -> None:
         raise UserError(f"hold_out_category: {category!r} is in no scene; expected one of {', '.join([*KINDS, *PLACES])}")
 
 
-def _claim(out: Path, settings: str, force: bool) -> None:
+def _claim(out: Path, settings: str, force: bool) -> bool:
     """Make ``out`` this run's: empty but for ``settings`` in config.yaml, or what the same run left when it was stopped.
 
-    Of a stopped run the dataset is kept, where it is whole, and what pretraining had done.
+    Returns whether it goes on. Of a stopped run the dataset is kept, where it is whole, and what pretraining had done.
     """
     if not claim(out, settings, force):
-        return
+        return False
     log_to(out)  # drops a line that a killed process left unfinished
     # Until the base is there, pretraining logs again what it had done.
     kept = load_log(out) if (out / FILE).exists() else []
@@ -189,3 +196,4 @@ def _claim(out: Path, settings: str, force: bool) -> None:
         out / "log.jsonl",
         "".join(json.dumps(entry) + "\n" for entry in kept if entry["stage"] in ("pivot", "pretrain")),
     )
+    return True

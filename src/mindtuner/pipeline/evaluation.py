@@ -14,6 +14,7 @@ from mindtuner import runtime
 from mindtuner.claims import finish, releasing
 from mindtuner.config import Config, changed
 from mindtuner.data import Dataset, Stimuli, Subject
+from mindtuner.data.identity import FIELD, Inputs, inputs_of, short_hash
 from mindtuner.data.splits import refuse_other_split
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
@@ -30,6 +31,7 @@ from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, s
 from mindtuner.pipeline.decoded_table import decoded_table
 from mindtuner.pipeline.features import Features, TextEncoder, refuse_pictures_trained_on
 from mindtuner.pipeline.generators import AT_HOME, painter_fidelity
+from mindtuner.pipeline.known import refuse_other_trials, to_leave_out, without_tests
 from mindtuner.pipeline.objects import Shown
 from mindtuner.pipeline.results import Results
 from mindtuner.pipeline.run_folder import SETTINGS, claim, command_in, log_entries, refuse_overlap, settings_text
@@ -39,6 +41,7 @@ from mindtuner.pipeline.setting import (
     generator_note,
     hold_out_note,
     labels_note,
+    left_out_note,
     scores_apart,
 )
 from mindtuner.pipeline.stages import (
@@ -56,6 +59,8 @@ from mindtuner.pipeline.stages import (
 )
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
+from mindtuner.pipeline.tuned_files import base_field
+from mindtuner.pipeline.tuning import alone
 from mindtuner.pipeline.words import phrase_reader
 
 PARTS = "painted"  # folder of the pictures of a run that goes on
@@ -72,6 +77,7 @@ def evaluate(
     scoring: Scoring | None = None,
     generator: Painter | None = None,
     text_encoder: TextEncoder | None = None,
+    leave_out_known: bool = False,
     out: str | Path | None = None,
     force: bool = False,
     command: str | None = None,
@@ -94,6 +100,8 @@ def evaluate(
         By which networks pictures are scored, by default the package's own alone.
     generator, text_encoder : optional
         At full size, where they have to be given.
+    leave_out_known : bool
+        Score without the test images that the base or the subject was trained on, which else are refused.
     out : path, optional
         Run folder to write: results, pictures, words, scores of single images, and ``report.html``. Where the run is stopped,
         the same call goes on.
@@ -113,7 +121,8 @@ def evaluate(
     Raises
     ------
     UserError
-        Where the subject has no test trial, or subject, dataset, features and generator do not fit together.
+        Where the subject has no test trial, or subject, dataset, features and generator do not fit together; where its
+        training trials in the dataset are not those that it was tuned on, or it was trained on test images.
 
     Examples
     --------
@@ -125,9 +134,10 @@ def evaluate(
     if features is None:
         raise UserError("features: are missing; expected those of the dataset's stimuli, from mindtuner.embed")
     config, base = painting(subject.config, pictures, dataset.stimuli), subject.base
-    dataset = checked(subject, dataset, features, config)
+    dataset, left_out = checked(subject, dataset, features, config, leave_out_known)
     if features.full_size and generator is None and config.decode.pictures:
         raise UserError("generator: is missing; expected the one of full size, as the features are of full size")
+    whole = alone(dataset.subject(subject.number), features)
     packaged = features.weights is None and (generator is None or isinstance(generator, CompactGenerator))
     generator = generator or CompactGenerator(config.decode, config.seed, features.weights)
     if isinstance(generator, CompactGenerator):
@@ -135,10 +145,11 @@ def evaluate(
     command = command or "mindtuner.evaluate"
     log = [*log_entries(*(path.parent for path in _files(subject))), *base.log, *subject.log]
     parts = None
+    inputs = inputs_of(whole, features.folder, features.pictures, test=True) | weights_of(subject, generator)
     if out is not None:
         out = Path(out)
         refuse_overlap(out, dataset=dataset.root, features=features.folder, **_named_files(subject))
-        claim(out, settings_of(subject, config, command, generator), force)
+        claim(out, settings_text(config, command), force, inputs)
         write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
         parts = out / PARTS
     before = [command_in(path.parent / SETTINGS) for path in _files(subject)]
@@ -151,6 +162,8 @@ def evaluate(
         generator=generator,
         packaged=packaged,
         text_encoder=text_encoder or features.text_encoder,
+        inputs=inputs,
+        left_out=left_out,
         command=" && ".join(filter(None, [*before, command])),
         log=log,
         parts=parts,
@@ -163,10 +176,13 @@ def evaluate(
     return results
 
 
-def checked(subject: TunedSubject, dataset: Dataset, features: Features, config: Config) -> Dataset:
+def checked(
+    subject: TunedSubject, dataset: Dataset, features: Features, config: Config, leave_out_known: bool = False
+) -> tuple[Dataset, int]:
     """The dataset, without the category that ``subject`` never saw, once all fit together: before a folder is claimed.
 
-    Raises UserError where they do not, or there is no test trial.
+    Also how many test images it is without, that training saw, where that is asked for. Raises UserError where they do not
+    fit, or there is no test trial.
     """
     base = subject.base
     features.check_model(base.network.config, base.where)
@@ -176,8 +192,13 @@ def checked(subject: TunedSubject, dataset: Dataset, features: Features, config:
     refuse_other_split(subject.card, dataset.card, f"subject {subject.number}")
     if config.decode.pictures:
         features.refuse_without_pictures("painting")
+    hour, whole = subject.hour(dataset), dataset.subject(subject.number)
+    known = to_leave_out(subject, dataset.stimuli, np.unique(hour.test.stimulus), features.pictures, leave_out_known)
+    if not leave_out_known:  # who asks for that knows that the split is another one
+        refuse_other_trials(subject, inputs_of(alone(hour, features), features.folder, features.pictures))
+    dataset = dataclasses.replace(dataset, subjects={**dataset.subjects, subject.number: without_tests(whole, known)})
     TestSet.of(subject.hour(dataset), dataset.stimuli, features.caches, config.decode.pictures)
-    return dataset
+    return dataset, len(known)
 
 
 def scored(
@@ -189,14 +210,19 @@ def scored(
     generator: Painter,
     packaged: bool,
     text_encoder: TextEncoder,
+    inputs: Inputs,
     command: str,
+    left_out: int = 0,
     log: Sequence[dict] = (),
     scoring: Scoring | None = None,
     parts: Path | None = None,
     watch: Stopwatch | None = None,
 ) -> Measured:
-    """``measure`` of the test images that ``dataset`` has of a tuned subject; ``packaged``: by the package's generator."""
-    dataset = checked(subject, dataset, features, config)
+    """``measure`` of the test images that a ``checked`` dataset has of a tuned subject.
+
+    ``packaged``: by the package's generator · ``left_out``: how many test images the dataset is without
+    """
+    note = labels_note(dataset.stimuli) or (generator_note(dataset.card) if packaged else "")
     return measure(
         dataset=dataset,
         hour=subject.hour(dataset),
@@ -206,7 +232,8 @@ def scored(
         config=config,
         generator=generator,
         text_encoder=text_encoder,
-        note=labels_note(dataset.stimuli) or (generator_note(dataset.card) if packaged else ""),
+        note=" ".join(filter(None, [note, left_out_note(left_out)])),
+        facts={FIELD: dict(inputs.hashes), "left_out_known": left_out},
         command=command,
         log=list(log),
         scoring=scoring,
@@ -228,10 +255,14 @@ def painting(config: Config, pictures: int | None, stimuli: Stimuli | None = Non
     return changed(config, decode=changed(config.decode, pictures=pictures))
 
 
-def settings_of(subject: TunedSubject, config: Config, command: str, generator: Painter) -> str:
-    """The contents of the run's config.yaml: a run goes on where they are the same, weights included."""
-    facts = {"weights": _digests(subject), "generator": generator.identity}
-    return f"{settings_text(config, command)}# {json.dumps(facts)}\n"
+def weights_of(subject: TunedSubject, generator: Painter | None) -> Inputs:
+    """The weights that decode and paint, as inputs of a run."""
+    hashes = {"base": base_field(subject.base)} | {f"weights of {m}": file_digest(path) for m, path in subject.files.items()}
+    files = {"base": str(subject.base.where)} | {f"weights of {m}": str(path) for m, path in subject.files.items()}
+    if generator is not None:
+        hashes["generator"] = short_hash([json.dumps(generator.identity, sort_keys=True).encode()])
+        files["generator"] = "generator"
+    return Inputs(hashes, files)
 
 
 def _files(subject: TunedSubject) -> list[Path]:
@@ -242,11 +273,6 @@ def _files(subject: TunedSubject) -> list[Path]:
 def _named_files(subject: TunedSubject) -> dict[str, Path]:
     """Those of its methods and of its base, as far as they have one."""
     return {**subject.files, **({} if subject.base.path is None else {"base": subject.base.path})}
-
-
-def _digests(subject: TunedSubject) -> dict[str, str]:
-    """What has to be the same, beside the command and the config, for a run to go on."""
-    return {name: file_digest(path) for name, path in _named_files(subject).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +301,7 @@ def measure(
     generator: Painter,
     text_encoder: TextEncoder,
     note: str,
+    facts: Mapping[str, object],
     command: str,
     log: list[dict],
     scoring: Scoring | None = None,
@@ -284,7 +311,8 @@ def measure(
     """Decode, paint and score the test images of ``hour``, the subject as it was tuned on.
 
     tuned : by method; the first says what the nearest training images are
-    note : what a reader must know of the generator, "" for nothing
+    note : what a reader must know of the generator and the test images, "" for nothing
+    facts : what else the setting says
     log : of training, for the report
     parts : a folder in which pictures are kept while others are painted, and from which a run that was stopped takes them
     scoring : by which networks and choices, by default by the package's own network
@@ -308,7 +336,7 @@ def measure(
         objects = Shown.of(dataset.stimuli, shown, pixels, nearest[test.shown], scoring.choices)
         scores = score_all(decoded, painted, test, config.seed, scoring, kept, objects.recognition)
         said, named = said_by(words), categorised(decoded, test, dataset.stimuli)
-    setting = describe_setting(config, dataset, hour, base, test, bank, command)
+    setting = describe_setting(config, dataset, hour, base, test, bank, command) | facts
     setting["scores"] = scoring.described()
     setting["scores"]["not_scored"] |= objects.missing
     fidelity = painter_fidelity(generator, dataset.stimuli, features.caches["tokens"]) if len(shown) else None

@@ -15,12 +15,14 @@ import numpy as np
 
 from mindtuner.config import ModelConfig
 from mindtuner.data import Dataset, Stimuli, open_cache
+from mindtuner.data.pictures import TRAINED_ON, Pictures, kept_pictures
 from mindtuner.data.splits import refuse_other_split
 from mindtuner.data.stimuli import picture_hashes
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.generators.compact import WEIGHTS, starting_prior
 from mindtuner.model.prior import DiffusionPrior
+from mindtuner.processes import processes
 from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, CompactTextEncoder, packaged, pictures_trained_on
 from mindtuner.towers.embed import compact_towers
 from mindtuner.towers.embed import embed as run_compact_towers
@@ -99,6 +101,18 @@ class Features:
         towers = identities(self.folder)
         said = {field: towers["tokens"][field] for field in CONVENTIONS if field in towers["tokens"]}
         return {"towers": towers, **({"conventions": said} if said else {})}
+
+    @functools.cached_property
+    def pictures(self) -> Pictures | None:
+        """What tells the stimuli apart from other pictures; they are read for it once for each folder of caches.
+
+        None of labels without pictures. Raises UserError where the folder knows other pictures.
+        """
+        return kept_pictures(self.stimuli, self.folder) if self.stimuli.pictured else None
+
+    def trained_on(self, images: np.ndarray) -> dict:
+        """What the card of a network says that was trained on these images, ids (n,)."""
+        return {} if self.pictures is None else {TRAINED_ON: self.pictures.on_card(images)}
 
     @functools.cached_property
     def image_encoder(self) -> CompactImageEncoder:
@@ -202,14 +216,24 @@ def embed(
     if is_full_size(folder):
         stored = stored_targets(folder, dataset.stimuli)
         caches = {name: getattr(stored, name) for name in NAMES} | {"pixels": _Pixels(dataset.stimuli)}
-        return Features(folder, dataset.stimuli, caches, dataset.card, full_size=True)
+        features = Features(folder, dataset.stimuli, caches, dataset.card, full_size=True)
+        _look_at_pictures(features)
+        return features
     if weights is not None:
         refuse_pictures_trained_on(weights, dataset.stimuli)
     texts = CompactTextEncoder()
     found = run_compact_towers(dataset, folder, CompactImageEncoder(), texts, Autoencoder(weights or packaged(WEIGHTS)))
     features = Features(folder, dataset.stimuli, found, dataset.card, weights=weights)
     features.__dict__["text_encoder"] = texts  # open already
+    _look_at_pictures(features)
     return features
+
+
+def _look_at_pictures(features: Features) -> None:
+    """Have what tells the stimuli apart stand in the folder; of several processes the first looks."""
+    if processes().index == 0:
+        _ = features.pictures
+    processes().wait()
 
 
 def embed_tokens(dataset: Dataset, cache: str | Path | None = None) -> Features:

@@ -12,16 +12,17 @@ import torch
 
 from mindtuner.claims import releasing
 from mindtuner.config import Config, changed
-from mindtuner.data import Dataset, Stimuli, Subject
+from mindtuner.data import Stimuli, Subject
+from mindtuner.data.identity import inputs_of
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
-from mindtuner.pipeline.base import FILE, Base, base_at, card_of, refuse_untrainable
+from mindtuner.pipeline.base import FILE, Base, base_at, card_of, images_trained_on, refuse_untrainable
 from mindtuner.pipeline.base import settled as settled_config
 from mindtuner.pipeline.features import Features
 from mindtuner.pipeline.run_folder import claim, log_of, refuse_overlap, settings_text
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
-from mindtuner.pipeline.tuning import fit_methods, session_count, without_category
+from mindtuner.pipeline.tuning import alone, fit_methods, session_count, without_category
 from mindtuner.training import WITHOUT_BASE
 from mindtuner.training.monitor import Log
 from mindtuner.training.pretrain import before_brains
@@ -87,17 +88,18 @@ def fit(
         features.refuse_without_pictures("from_scratch")
     subject = without_category(subject, features, config.hold_out_category)
     features.check_model(config.model, "config")
-    alone = Dataset(features.folder, {subject.number: subject}, features.stimuli, features.card)
-    refuse_untrainable(alone)
+    own = alone(subject, features)
+    refuse_untrainable(own)
     prior = features.starting_prior(config.model) if features.stimuli.pictured else None
     entries: list[dict] = []
     log: Log = entries.append
     out = None if out is None else Path(out)
+    inputs = inputs_of(own, features.folder, features.pictures)
     if out is not None:
         refuse_overlap(out, features=features.folder)
-        claim(out, settings_text(config, command or f"mindtuner.fit(subject {subject.number})"), force)
+        claim(out, settings_text(config, command or f"mindtuner.fit(subject {subject.number})"), force, inputs=inputs)
         log = log_of(out)
-    card = card_of(dataclasses.replace(alone, subjects={}), features, config)
+    card = card_of(dataclasses.replace(own, subjects={}), features, config, inputs, images_trained_on(own))
     made: Callable[..., BrainNetwork] = functools.partial(_of_labels, config)
     if features.stimuli.pictured:
         images, targets = subject.train.stimulus, features.targets

@@ -17,6 +17,7 @@ from mindtuner.claims import finish, releasing
 from mindtuner.config import Config
 from mindtuner.data import Dataset
 from mindtuner.data.folds import folds_of
+from mindtuner.data.identity import Inputs, inputs_of
 from mindtuner.data.splits import FOLD
 from mindtuner.errors import UserError
 from mindtuner.evaluation.pooled import pool
@@ -25,7 +26,7 @@ from mindtuner.files import read_json, write_json, write_text
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.generators.painter import Painter
 from mindtuner.pipeline.base import settled
-from mindtuner.pipeline.evaluation import PARTS, Measured, categories_block, painting, scored
+from mindtuner.pipeline.evaluation import PARTS, Measured, categories_block, checked, painting, scored, weights_of
 from mindtuner.pipeline.features import Features, TextEncoder, refuse_pictures_trained_on
 from mindtuner.pipeline.fitting import fit
 from mindtuner.pipeline.results import Results
@@ -34,6 +35,7 @@ from mindtuner.pipeline.stages import Scoring, score_words
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.tuned_files import FOLDS
+from mindtuner.pipeline.tuning import alone
 from mindtuner.processes import processes
 
 _FEWEST = 2  # pictures of a fold, where any are painted
@@ -276,25 +278,30 @@ def evaluate_folds(
     command = " && ".join(filter(None, [before, command or "mindtuner.evaluate_folds"]))
     log = [entry for path in _logs(folds) for entry in log_entries(path)]
     painted = None
+    inputs = _inputs(folds, dataset, features, generator)
     if out is not None:
         out = Path(out)
         refuse_overlap(out, dataset=dataset.root, features=features.folder, **_where(folds))
-        claim(out, settings_text(config, command), force)
+        claim(out, settings_text(config, command), force, inputs)
         write_text(out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
         painted = out / PARTS
     found = []
     for k, (part, one) in enumerate(zip(parts, folds.fits, strict=True)):
-        own = dataclasses.replace(features, stimuli=part.stimuli, card=part.card)
+        own, settings = (
+            dataclasses.replace(features, stimuli=part.stimuli, card=part.card),
+            painting(one.config, each, part.stimuli),
+        )
         found.append(
             scored(
                 one,
-                part,
+                checked(one, part, own, settings)[0],
                 own,
-                painting(one.config, each, part.stimuli),
+                settings,
                 scoring=scoring,
                 generator=generator,
                 packaged=packaged,
                 text_encoder=text_encoder or features.text_encoder,
+                inputs=inputs,
                 command=command,
                 parts=None if painted is None else painted / f"fold-{k + 1}",
                 watch=watch,
@@ -306,6 +313,17 @@ def evaluate_folds(
         shutil.rmtree(painted, ignore_errors=True)
         finish(out)
     return results
+
+
+def _inputs(folds: FittedFolds, dataset: Dataset, features: Features, generator: Painter) -> Inputs:
+    """What an evaluation of folds is made of: all of the subject's trials, and the weights of each fold."""
+    own = alone(dataset.subject(folds.number), features)
+    found = inputs_of(own, features.folder, features.pictures, test=True)
+    for k, one in enumerate(folds.fits, 1):
+        weights = weights_of(one, generator)
+        named = lambda values, k=k: {f"{field} of fold {k}": value for field, value in values.items()}
+        found |= Inputs(named(weights.hashes), named(weights.files))
+    return found
 
 
 def _where(folds: FittedFolds) -> dict[str, Path]:

@@ -27,6 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 
 import mindtuner
 from mindtuner.config import Config, as_dict
+from mindtuner.data.pictures import TRAINED_ON
 from mindtuner.download import CHECKSUM, checksum_of, persist
 from mindtuner.errors import UserError
 from mindtuner.files import filled, read_json, write_json
@@ -90,7 +91,7 @@ def naming(repo_id: str | Path) -> Iterator[None]:
 def written(folder: str | Path, kind: str, config: Config) -> Iterator[Path]:
     """Yield an empty folder for weights and model card, which replace what an earlier ``save`` left in ``folder``.
 
-    ``config.json`` comes with them, and says what the card of the weights says.
+    ``config.json`` comes with them, and says what the card of the weights says, but for the pictures trained on.
 
     Raises UserError where ``folder`` holds anything else, or cannot be written to.
     """
@@ -98,6 +99,7 @@ def written(folder: str | Path, kind: str, config: Config) -> Iterator[Path]:
     earlier = _refuse_foreign(folder)
     with filled(folder, README) as part:
         yield part
+        card = read_card(part / MODEL)
         write_json(
             part / CONFIG,
             {
@@ -106,7 +108,7 @@ def written(folder: str | Path, kind: str, config: Config) -> Iterator[Path]:
                 "kind": kind,
                 "files": sorted(path.name for path in part.glob("*.safetensors")),
                 "config": as_dict(config),
-                "card": {key: value for key, value in read_card(part / MODEL).items() if key != "config"},
+                "card": {key: value for key, value in card.items() if key not in ("config", TRAINED_ON)},
             },
         )
         for name in earlier:

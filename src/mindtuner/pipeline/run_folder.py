@@ -11,12 +11,14 @@ import yaml
 
 from mindtuner.claims import SETTINGS, claim_folder, goes_on
 from mindtuner.config import Config, as_dict
+from mindtuner.data.identity import Inputs
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_log, log_to
-from mindtuner.files import write_text
+from mindtuner.files import read_json, write_json, write_text
 from mindtuner.processes import processes
 from mindtuner.training.monitor import Log
 
+INPUTS = "inputs.json"  # what the run is made of: short hashes, field by field
 _logger = logging.getLogger(__name__)
 
 
@@ -44,22 +46,59 @@ def refuse_other_run(run: Path, settings: str, force: bool = False) -> bool:
     return goes_on(run, settings, force=force)
 
 
-def claim(run: Path, settings: str, force: bool = False) -> bool:
+def claim(run: Path, settings: str, force: bool = False, inputs: Inputs | None = None) -> bool:
     """Make ``run`` this run's: True where it holds what a run of the same settings left, else it is empty but for them.
 
-    It is let go where ``mindtuner.claims.releasing`` ends. Raises UserError where the folder holds something else, or a run
-    that is over (``mindtuner.claims.finish``), and ``force`` is not given; and where another process writes there.
+    It is let go where ``mindtuner.claims.releasing`` ends. ``inputs``: what the run is made of, where it is known already,
+    else ``hold_inputs`` follows. Raises UserError where the folder holds something else, a run that is over
+    (``mindtuner.claims.finish``), or one of other inputs, and ``force`` is not given; and where another process writes there.
     """
     if processes().index > 0:  # the first claims for all
         processes().wait()
         return True
+    if inputs is not None and not force and _holds(run, settings):
+        refuse_other_inputs(run, inputs)
     left = claim_folder(run, settings, force=force)
     if left:
         _logger.info("%s: going on with this run", run)
     if not (run / SETTINGS).exists():
         write_text(run / SETTINGS, settings)
+    if inputs is not None:
+        hold_inputs(run, inputs, left)
     processes().wait()
     return left
+
+
+def refuse_other_inputs(run: Path, inputs: Inputs) -> None:
+    """Raise UserError naming the first field in which what ``run`` is made of is not ``inputs``."""
+    path = run / INPUTS
+    before = read_json(path) if path.is_file() else {}
+    if (field := inputs.changed(before)) is not None:
+        then, now = before[field], inputs.hashes[field]
+        raise UserError(
+            f"{inputs.files[field]}: {field} changed since {run} was begun ({then} then, {now} now); expected the same, or "
+            "another folder for the output (or `force` to replace the run)"
+        )
+
+
+def hold_inputs(run: Path, inputs: Inputs, left: bool) -> None:
+    """Note what a claimed run is made of, or refuse as ``refuse_other_inputs`` where that is noted.
+
+    Says so where an earlier version of the program began the run and noted nothing.
+    """
+    path = run / INPUTS
+    if left and not path.is_file():
+        _logger.warning("%s: does not say what it is made of; whether its data are the same cannot be checked", run)
+    refuse_other_inputs(run, inputs)
+    before = read_json(path) if path.is_file() else {}
+    if not set(inputs.hashes) <= set(before):
+        write_json(path, {**inputs.hashes, **before})
+
+
+def _holds(run: Path, settings: str) -> bool:
+    """Whether a run of these settings lies there."""
+    path = run / SETTINGS
+    return path.is_file() and path.read_bytes() == settings.encode()
 
 
 def log_of(run: Path) -> Log:

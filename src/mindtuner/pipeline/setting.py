@@ -124,6 +124,15 @@ def hold_out_note(category: str) -> str:
     )
 
 
+def left_out_note(count: int) -> str:
+    """What is left out of the scores; nothing where nothing is."""
+    return (
+        f"{count} test image{'s' if count > 1 else ''} that training saw {'are' if count > 1 else 'is'} left out."
+        if count
+        else ""
+    )
+
+
 def scores_apart(per_image: dict[str, np.ndarray], stimuli: Stimuli, seed: int) -> dict:
     """The test images that show the category held out, and the others, each scored by themselves."""
     left_out = int((stimuli.of_category & ~stimuli.is_shared).sum())

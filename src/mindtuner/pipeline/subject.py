@@ -27,6 +27,7 @@ from mindtuner.pipeline.tuned_files import (
     base_of,
     files_of,
     read_network,
+    refuse_mixed,
     way_to,
     write_saved,
 )
@@ -428,4 +429,5 @@ def read_tuned(path: str | Path, base: Base | str | Path | None = None) -> Tuned
     settings = path / SETTINGS
     config = load_config(settings if settings.is_file() else card["config"])
     base = base if isinstance(base, Base) else base_of(first, base)
+    refuse_mixed({files[method]: one for method, one in cards.items()}, base)
     return TunedSubject(card["subject"], base, config, {}, cards, None, files)

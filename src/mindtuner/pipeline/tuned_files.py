@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from mindtuner.config import Config
 from mindtuner.data import Subject
+from mindtuner.data.identity import FIELD, Inputs
 from mindtuner.data.splits import split_of
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
@@ -35,8 +39,20 @@ FOLDS = "folds.json"  # in a run of fit for each fold: how they were made
 FILES = {method: "fingerprint.safetensors" if method == MAIN else f"{method}.safetensors" for method in METHODS}
 
 
-def card_of(method: str, base: Base, config: Config, features: Features, subject: Subject, run: Path | None) -> dict:
-    """What a tuned file says for people, and for who reads it, with the way from there to the base where there is one."""
+def card_of(
+    method: str,
+    base: Base,
+    config: Config,
+    features: Features,
+    subject: Subject,
+    run: Path | None,
+    inputs: Inputs,
+    images: np.ndarray,
+) -> dict:
+    """What a tuned file says for people, and for who reads it, with the way from there to the base where there is one.
+
+    ``inputs``: what it is made of, the base among them; ``images``: ids of those that it is trained on.
+    """
     return {
         **features.described,
         "method": method,
@@ -45,6 +61,8 @@ def card_of(method: str, base: Base, config: Config, features: Features, subject
         "hold_out_category": config.hold_out_category,
         **facts_of(subject, config),
         **(way_to(base, run) if run is not None else {}),
+        FIELD: dict(inputs.hashes),
+        **features.trained_on(images),
     }
 
 
@@ -132,6 +150,28 @@ def base_of(path: Path, given: str | Path | None = None) -> Base:
     if not base.is_file():
         raise UserError(f"{path}: base_path is {recorded}, where no file is; expected the base there, or `base`, its file")
     return Base.load(base)
+
+
+def refuse_mixed(cards: Mapping[Path, Mapping], base: Base) -> None:
+    """Raise UserError where the cards of the methods in a folder, by file, say that they are made of different inputs.
+
+    Also where all weights of a method are kept and were tuned on another base; of a fingerprint, loading it tells.
+    """
+    first, before = next(((path, card[FIELD]) for path, card in cards.items() if FIELD in card), (None, {}))
+    for path, card in cards.items():
+        own = card.get(FIELD, {})
+        if (field := Inputs(own, {}).changed(before)) is not None:
+            raise UserError(
+                f"{path}: {field} was {own[field]} when it was tuned, and {before[field]} when {first} was; expected methods "
+                "that were tuned on the same (tune all of them again, into another folder)"
+            )
+        if card.get("method") in WHOLE and base_field(base) != own.get("base", base_field(base)):
+            raise UserError(f"{path}: belongs to another base; expected the one that subject {card['subject']} was tuned on")
+
+
+def base_field(base: Base) -> str:
+    """What stands for a base among the inputs of what is made with it."""
+    return base.hash[:16]
 
 
 def read_network(path: Path, base: BrainNetwork, number: int, subject: Subject | None = None) -> BrainNetwork:

@@ -11,6 +11,7 @@ import numpy as np
 from mindtuner.claims import releasing
 from mindtuner.config import Config, changed, load_config
 from mindtuner.data import Dataset, Subject
+from mindtuner.data.identity import Inputs, inputs_of
 from mindtuner.data.nsd import TRIALS
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
@@ -22,7 +23,7 @@ from mindtuner.pipeline.features import Features
 from mindtuner.pipeline.run_folder import claim, log_of, refuse_overlap, settings_text
 from mindtuner.pipeline.stopwatch import Stopwatch
 from mindtuner.pipeline.subject import TunedSubject
-from mindtuner.pipeline.tuned_files import FILES, REPORTED, card_of, read_network, write
+from mindtuner.pipeline.tuned_files import FILES, REPORTED, base_field, card_of, read_network, write
 from mindtuner.pipeline.words import learn_sureness, phrase_reader
 from mindtuner.processes import processes
 from mindtuner.runtime import device
@@ -118,7 +119,7 @@ def tune(
         refuse_overlap(out, features=features.folder, **({} if base.path is None else {"base": base.path}))
         kept = f"# holdout: {holdout:g}\n" if holdout else ""
         said = command or f"mindtuner.tune({base.path or base_hash(base.network, ())}, subject {subject.number})"
-        claim(out, settings_text(config, said) + kept, force)
+        claim(out, settings_text(config, said) + kept, force, inputs=inputs_for(base, subject, features))
         log = log_of(out)
     return fit_methods(base, subject, features, config, methods, log, out, watch, entries, holdout)
 
@@ -147,6 +148,8 @@ def fit_methods(
         kept_out = {"holdout": holdout, "held_out_images": images.tolist()}
         pool = np.setdiff1d(pool, images)
     reader = phrase_reader(features.stimuli, features.caches, pool, None)
+    inputs = inputs_for(base, subject, features)
+    seen = np.setdiff1d(subject.train.stimulus, kept_out.get("held_out_images", ()))
 
     known: dict[tuple, float | None] = {}  # methods with one ridge are sure alike
 
@@ -163,7 +166,7 @@ def fit_methods(
     for method in methods:
         path = None if run is None else run / FILES[method]
         checkpoint = None if run is None else run / f"{method}.checkpoint"
-        card = card_of(method, base, config, features, subject, run) | kept_out
+        card = card_of(method, base, config, features, subject, run, inputs, seen) | kept_out
         with watch.stage(method):
             if path is None or not path.exists():
                 networks[method] = train(
@@ -191,6 +194,17 @@ def fit_methods(
                     remove_checkpoint(checkpoint)
         cards[method] = card if path is None else read_card(path)
     return TunedSubject(subject.number, base, config, networks, cards, features, files, list(entries))
+
+
+def inputs_for(base: Base, subject: Subject, features: Features) -> Inputs:
+    """What a subject's tuning is made of: its training trials, the stimuli, and the base."""
+    own = inputs_of(alone(subject, features), features.folder, features.pictures)
+    return own | Inputs({"base": base_field(base)}, {"base": str(base.where)})
+
+
+def alone(subject: Subject, features: Features) -> Dataset:
+    """The subject by itself, with the stimuli of its features."""
+    return Dataset(features.folder, {subject.number: subject}, features.stimuli, features.card)
 
 
 def refuse_unknown_methods(methods: Sequence[str]) -> None:
@@ -235,5 +249,4 @@ def without_category(subject: Subject, features: Features, category: str) -> Sub
     """The subject without the training trials of a category that the base never saw, or as it is where there is none."""
     if not category:
         return subject
-    alone = Dataset(features.folder, {subject.number: subject}, features.stimuli, features.card)
-    return alone.without_category(category).subject(subject.number)
+    return alone(subject, features).without_category(category).subject(subject.number)

@@ -21,18 +21,28 @@ import torch
 from mindtuner.claims import join
 from mindtuner.config import Config, changed, load_config
 from mindtuner.data import Dataset, Subject, Trials
-from mindtuner.data.splits import split_of
+from mindtuner.data.identity import Inputs, inputs_of
 from mindtuner.decoding.training_images import TrainingTokens, most_similar
 from mindtuner.decoding.words import TextBank
 from mindtuner.errors import UserError
-from mindtuner.files import read_json, write_json, write_text
+from mindtuner.files import file_digest, read_json, write_json, write_text
 from mindtuner.formats import load
 from mindtuner.generators.compact import CompactGenerator
 from mindtuner.model import BrainNetwork
-from mindtuner.pipeline.base import Base, base_file, held_out, pretrain_into, refuse_untrainable, settings_for
+from mindtuner.pipeline.base import (
+    Base,
+    base_file,
+    card_of,
+    held_out,
+    images_trained_on,
+    pretrain_into,
+    refuse_untrainable,
+    settings_for,
+)
 from mindtuner.pipeline.demo import simulate
 from mindtuner.pipeline.features import Features, check_towers, embed
-from mindtuner.pipeline.run_folder import claim, refuse_overlap, settings_text
+from mindtuner.pipeline.known import refuse_known
+from mindtuner.pipeline.run_folder import claim, hold_inputs, refuse_overlap, settings_text
 from mindtuner.pipeline.stages import Scoring, TestSet, decode_all, paint_all, read_all, retrieval, score_all
 from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.tuning import fit_methods
@@ -79,7 +89,7 @@ class Bench:
     """What all runs of a study share.
 
     out : the study's folder · base : file of a given base of all other subjects, None where the study pretrains it ·
-    card : what its own bases say of themselves · paints : whether pictures are painted and scored too
+    paints : whether pictures are painted and scored too
     """
 
     dataset: Dataset
@@ -87,7 +97,6 @@ class Bench:
     config: Config
     out: Path
     base: Path | None
-    card: dict
     paints: bool = False
 
     @property
@@ -240,12 +249,17 @@ def prepare(
     if data is None:
         check_inputs(config.simulate)
     refuse_overlap(out, **{name: path for name, path in (("DATA", data), ("BASE", base)) if path})
-    claim(out, settings_text(config, command), force)
+    goes_on = claim(out, settings_text(config, command), force)
     if data is None:
         simulate(own, config.simulate)
     data = data or own
     opens = functools.partial(open_bench, data, cache or data / "cache", config, out, base, weights, pictures)
-    return opens(), opens
+    bench = opens()
+    inputs = inputs_of(bench.dataset, bench.features.folder, bench.features.pictures, test=True)
+    if base is not None:
+        inputs |= Inputs({"base": file_digest(base)}, {"base": str(base)})
+    hold_inputs(out, inputs, goes_on)
+    return bench, opens
 
 
 def open_bench(
@@ -267,15 +281,10 @@ def open_bench(
             f"{cache}: is of towers of full size, whose pictures are too dear to paint in a study; expected no `pictures`"
         )
     if base is not None:
-        features.check_same(read_card(base), base)
-    card = {
-        "seed": config.seed,
-        "simulated": dataset.card["simulated"],
-        **split_of(dataset.card),
-        "hold_out_category": config.hold_out_category,
-        **features.described,
-    }
-    return Bench(dataset, features, config, out, base, card, pictures)
+        card = read_card(base)
+        features.check_same(card, base)
+        refuse_known({str(base): card}, dataset.stimuli, np.unique(subject.test.stimulus), features.pictures)
+    return Bench(dataset, features, config, out, base, pictures)
 
 
 # ---- processes
@@ -345,7 +354,9 @@ def _pretrain(count: int) -> None:
     bench = _opened[0]
     kept, path = bench.others[:count], bench.base_file(count)
     dataset = replace(bench.dataset, subjects={number: bench.dataset.subjects[number] for number in kept})
-    pretrain_into(path, dataset, bench.features, bench.config, {**bench.card, "subjects": kept})
+    features, images = bench.features, images_trained_on(dataset)
+    card = card_of(dataset, features, bench.config, inputs_of(dataset, features.folder, features.pictures), images)
+    pretrain_into(path, dataset, features, bench.config, card)
 
 
 def _work(run: Run) -> None:

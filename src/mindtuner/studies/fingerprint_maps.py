@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from safetensors.numpy import load_file
 
 from mindtuner.claims import releasing
 from mindtuner.data import Dataset
+from mindtuner.data.identity import inputs_of
 from mindtuner.errors import UserError
 from mindtuner.files import write_json, write_text
 from mindtuner.inputs import reading
+from mindtuner.pipeline.evaluation import weights_of
+from mindtuner.pipeline.known import refuse_other_trials
 from mindtuner.pipeline.run_folder import claim, refuse_overlap
 from mindtuner.pipeline.subject import TunedSubject
 from mindtuner.pipeline.tuned_files import WHOLE
@@ -136,7 +140,10 @@ def map_fingerprint(
     meshes = None if surface is None else map_figure.read_surface(surface, subject.vertices, subject.n_voxels)
     planted = read_truth(Path(truth or dataset.root / "truth"), subject.number, subject.n_voxels, truth is not None)
     refuse_overlap(out, dataset=dataset.root, **tuned.files)
-    claim(out, f"# {command}\n", force)
+    hour = dataclasses.replace(dataset, subjects={tuned.number: subject.sessions(tuned.config.tuning_sessions)})
+    inputs = inputs_of(hour, dataset.root / "cache", test=True)
+    refuse_other_trials(tuned, inputs)
+    claim(out, f"# {command}\n", force, inputs=inputs | weights_of(tuned, None))
 
     found = shares(
         network.eval(), tuned.name, subject.betas(test.row), test.stimulus, subject.betas(train.row).mean(0), subject.rois

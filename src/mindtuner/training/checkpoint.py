@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import mindtuner
 from mindtuner.config import FitConfig
 from mindtuner.data import Trials
+from mindtuner.data.identity import betas_hash
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.inputs import reading
@@ -33,7 +34,7 @@ from mindtuner.training.batches import Feed
 from mindtuner.training.distributed import broadcast_from_first, gather_shards, shard_like
 from mindtuner.training.targets import Targets
 
-KIND = "mindtuner training checkpoint 1"
+KIND = "mindtuner training checkpoint 2"
 
 
 class Stateful(Protocol):
@@ -218,13 +219,14 @@ def run_settings(
 ) -> dict:
     """What tells a run of ``fit`` from any other; of weights, trials, betas and targets short hashes.
 
-    Of betas and targets, which may be larger than memory, a few rows are looked at.
+    Betas count whole, see ``data.identity``. Of targets, which may be larger than memory, a few rows are looked at: their
+    caches know what they are of.
     """
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "checkpoint_steps"}
     settings |= {"program": mindtuner.__version__, "stage": title, "seed": seed}
     for feed in feeds:
         settings[f"trials of {feed.name}"] = digest([feed.trials.row, feed.trials.stimulus])
-        settings[f"betas of {feed.name}"] = digest([feed.subject.betas(_few(feed.trials.row))])
+        settings[f"betas of {feed.name}"] = betas_hash(feed.subject, feed.trials)
     for name, trials in (held_out or {}).items():
         settings[f"trials held out of {name}"] = digest([trials.row, trials.stimulus])
     used = np.unique(np.concatenate([feed.trials.stimulus for feed in feeds]))

@@ -24,7 +24,7 @@ from mindtuner.errors import UserError
 from mindtuner.formats.bdata.file import BDataFile
 from mindtuner.formats.checks.findings import some
 from mindtuner.formats.image_files import FolderImages, Hdf5Images
-from mindtuner.formats.lab_folder.read import has_table, load_card, open_images
+from mindtuner.formats.lab_folder.read import has_table, image_files, load_card, open_images
 from mindtuner.formats.nifti import JoinedSessions
 from mindtuner.formats.subject_numbers import number_subjects
 from mindtuner.inputs import read_text
@@ -126,8 +126,8 @@ def load_bdata(
         is_shared[found.stimulus[found.is_test]] = True
     captions = [images.captions(i) for i in range(images.shape[0])]
     called = list(images.names) if isinstance(images, FolderImages) else None
-    stimuli = Stimuli(images, captions, is_shared, str(root), called)
-    opened = {number: open_subject(number, read[number], trials[number], is_shared, card) for number in wanted}
+    stimuli = Stimuli(images, captions, is_shared, str(root), called, image_files(root, images))
+    opened = {number: open_subject(number, root, read[number], trials[number], is_shared, card) for number in wanted}
     first = next(iter(read.values()))[0]
     card = {
         **card,
@@ -381,7 +381,9 @@ def trials_of(parts: Sequence[Part], names: Names) -> Trials:
     return Trials(rows, stimulus, sessions_of(parts)[rows], count_repeats(np.array(stimulus)), split[rows] == "test")
 
 
-def open_subject(number: int, parts: Sequence[Part], trials: Trials, is_shared: np.ndarray, card: dict) -> Subject:
+def open_subject(
+    number: int, root: Path, parts: Sequence[Part], trials: Trials, is_shared: np.ndarray, card: dict
+) -> Subject:
     """A subject of its files. Raises UserError where these hold other voxels, or a picture is in training and in test."""
     check_same_voxels(parts)
     check_no_leak(trials, is_shared, str(parts[0].path))
@@ -390,7 +392,9 @@ def open_subject(number: int, parts: Sequence[Part], trials: Trials, is_shared: 
         training = np.zeros(betas.shape[0], bool)
         training[trials.row[~trials.is_test]] = True
         betas = SessionZScored(betas, sessions_of(parts), training, str(parts[0].path))
-    return Subject(number, trials, parts[0].rois(), betas, is_shared, ", ".join(str(part.path) for part in parts))
+    paths = [part.path for part in parts]
+    where, files = ", ".join(map(str, paths)), (*paths, *filter(Path.is_file, [root / CARD]))
+    return Subject(number, trials, parts[0].rois(), betas, is_shared, where, files=files, table=where)
 
 
 def check_same_voxels(parts: Sequence[Part]) -> None:

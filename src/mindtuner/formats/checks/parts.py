@@ -6,18 +6,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import imagehash
 import numpy as np
-from PIL import Image
 
 from mindtuner.data import Stimuli, Trials
+from mindtuner.data.pictures import NEAR, differing, look
 from mindtuner.errors import UserError
 from mindtuner.formats.checks.findings import Findings, some
 from mindtuner.formats.image_files import SIDE
 from mindtuner.runtime import progress
-
-HASH_SIDE = 16  # frequencies that count, each way: 256 bits
-NEAR = 24  # bits that differ at most. Stored again as JPEG or scaled, pictures differ in 10; scenes of a simulation in 70
 
 
 def check_trials(
@@ -98,7 +94,7 @@ def check_pictures(
         if image.min() == image.max():
             blank.append(names[number])
         elif used[number]:
-            hashes[number] = _perceptual_hash(image)
+            hashes[number] = look(image)
     for error in errors[:10]:
         with findings.catching(path, "images"):
             raise error
@@ -148,22 +144,13 @@ def _near_twins(hashes: dict[int, np.ndarray], is_shared: np.ndarray, known: set
     if len(training) == 0:
         return []
     bits = np.packbits([hashes[number] for number in training], axis=1)
-    ones = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
     near = []
     for number, own in hashes.items():
         if is_shared[number] and number not in known:
-            differing = ones[bits ^ np.packbits(own)].sum(1)
-            if differing.min() <= NEAR:
-                near.append((number, int(training[differing.argmin()])))
+            distance = differing(np.packbits(own), bits)
+            if distance.min() <= NEAR:
+                near.append((number, int(training[distance.argmin()])))
     return near
-
-
-def _perceptual_hash(image: np.ndarray) -> np.ndarray:
-    """Signs of the lowest frequencies of a picture, (3, H, W) in 0..1 or (H, W, 3) of bytes: bool (HASH_SIDE ** 2,)."""
-    if image.dtype != np.uint8:
-        image = np.rint(np.asarray(image, np.float32).transpose(1, 2, 0) * 255).clip(0, 255).astype(np.uint8)
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return imagehash.phash(picture, hash_size=HASH_SIDE).hash.ravel()
 
 
 def check_captions(findings: Findings, path: Path, captions: Sequence[Sequence[str]], names: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from mindtuner.errors import UserError
 from mindtuner.files import read_json
 from mindtuner.formats.image_files import FolderImages, Hdf5Images
 from mindtuner.formats.lab_folder import trial_table
-from mindtuner.formats.lab_folder.betas import MASK, check_dtype, check_rows, open_betas, own_mask, values_of
+from mindtuner.formats.lab_folder.betas import MASK, check_dtype, check_rows, find_betas, open_betas, own_mask, values_of
 from mindtuner.formats.lab_folder.labels import LabelStimuli, labelled
 from mindtuner.formats.lab_folder.trial_table import TrialLines, find_table
 from mindtuner.formats.nifti import load_mask
@@ -91,9 +91,11 @@ def load(root: str | Path, subjects: Iterable[int] | None = None) -> Dataset:
     names = None if isinstance(images, Hdf5Images) else list(images.names)
     captions = [images.captions(i) for i in range(images.shape[0])]
     where = str(images.path if isinstance(images, LabelStimuli) else _images_path(root))
-    stimuli = Stimuli(images, captions, is_shared, where, names)
+    files = [] if isinstance(images, LabelStimuli) else image_files(root, images)
+    stimuli = Stimuli(images, captions, is_shared, where, names, files)
     opened = {
-        number: _open_subject(number, folders[number], tables[number], trials[number], is_shared, card) for number in numbers
+        number: _open_subject(number, root, folders[number], tables[number], trials[number], is_shared, card)
+        for number in numbers
     }
     if card["zscore"] == "none":
         card = {**card, "zscore": "train_trials", "zscored_on_read": True}
@@ -163,6 +165,11 @@ def open_images(root: Path, card: dict) -> FolderImages | Hdf5Images:
     return FolderImages(path, card.get("background")) if path.name == STIMULI else Hdf5Images(path)
 
 
+def image_files(root: Path, images: FolderImages | Hdf5Images) -> list[Path]:
+    """All that the stimuli are read from: their files, and the card, which may say what is behind transparent ones."""
+    return [*images.files, *filter(Path.is_file, [root / CARD])]
+
+
 def subject_folders(root: Path, card: dict) -> dict[int, Path]:
     """Subject number -> folder.
 
@@ -192,7 +199,9 @@ def _number_in_name(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _open_subject(number: int, folder: Path, lines: TrialLines, trials: Trials, is_shared: np.ndarray, card: dict) -> Subject:
+def _open_subject(
+    number: int, root: Path, folder: Path, lines: TrialLines, trials: Trials, is_shared: np.ndarray, card: dict
+) -> Subject:
     path, betas = open_betas(folder, card, len(lines))
     check_rows(path, betas, lines)
     check_dtype(path, betas, card)
@@ -204,7 +213,10 @@ def _open_subject(number: int, folder: Path, lines: TrialLines, trials: Trials, 
         betas = SessionZScored(betas, lines.sessions(), training, str(path))
     plain = (folder / MASK).is_file() and values_of(card, "mask") is None
     mask = folder / MASK if plain else None  # others take all above 0
-    return Subject(number, trials, rois, betas, is_shared, str(path), load_vertices(folder, betas.shape[1]), mask)
+    # Which voxels and how they are scaled may depend on mask, card and table too.
+    files = (*find_betas(folder), *filter(Path.is_file, [folder / MASK, root / CARD, lines.path]))
+    vertices = load_vertices(folder, betas.shape[1])
+    return Subject(number, trials, rois, betas, is_shared, str(path), vertices, mask, files, str(lines.path))
 
 
 def load_rois(folder: Path, voxels: int, card: dict) -> dict[str, np.ndarray]:

@@ -250,7 +250,8 @@ def _read_stimuli(
         first.setdefault(number, path)
     captions = [captions_beside(path) for path in first.values()]
     names = [path.relative_to(root).as_posix() for path in first.values()]
-    return stimulus, is_shared, Stimuli(ImageFiles(list(first.values())), captions, is_shared, str(root), names)
+    files = list(first.values())
+    return stimulus, is_shared, Stimuli(ImageFiles(files), captions, is_shared, str(root), names, files)
 
 
 def _subject(
@@ -287,6 +288,8 @@ def _subject(
         is_shared,
         str(person.path),
         atlas.surface[voxels],
+        files=(person.path,),
+        table=str(person.path),
     )
 
 

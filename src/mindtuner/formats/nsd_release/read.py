@@ -135,7 +135,7 @@ def _load_stimuli(root: Path) -> Stimuli:
     images = open_rows(root / IMAGES, "images", 4, ("float16", "float32"))
     count = images.shape[0]
     shared = load_npy(root / SHARED, "b", (count,), "booleans")
-    return Stimuli(images, load_captions(root / CAPTIONS, count), np.array(shared), str(root / IMAGES))
+    return Stimuli(images, load_captions(root / CAPTIONS, count), np.array(shared), str(root / IMAGES), files=[root / IMAGES])
 
 
 def load_captions(path: Path, count: int) -> StoredCaptions:
@@ -160,7 +160,8 @@ def _load_subject(root: Path, number: int, stimuli: Stimuli, sessions: list[int]
     check_no_leak(trials, stimuli.is_shared, str(behaviour_folder(root, number)))
     check_indices(root / INDICES, number, shown, trials)
     rois = load_rois(root / MASKS, number, betas.shape[1])
-    return Subject(number, trials, rois, betas, stimuli.is_shared, str(path))
+    table = str(behaviour_folder(root, number))
+    return Subject(number, trials, rois, betas, stimuli.is_shared, str(path), files=(path,), table=table)
 
 
 def _load_trials(

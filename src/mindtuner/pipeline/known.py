@@ -1,0 +1,116 @@
+"""Test images that a network was trained on: found by their pixels and looks, refused, or left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from mindtuner.data import Stimuli, Subject
+from mindtuner.data.identity import FIELD, Inputs
+from mindtuner.data.pictures import TRAINED_ON, Pictures
+from mindtuner.errors import UserError
+from mindtuner.pipeline.subject import TunedSubject
+
+NAMED = 3  # images that a message names
+_logger = logging.getLogger(__name__)
+
+
+def known_images(cards: Mapping[str, Mapping], stimuli: Stimuli, images: np.ndarray, pictures: Pictures | None) -> np.ndarray:
+    """Those of ``images``, ids (n,), that a network was trained on: ids (k,).
+
+    Parameters
+    ----------
+    cards : mapping of str to mapping
+        Of the networks, by what to call each in messages. One that does not say what it was trained on is named in a warning.
+    stimuli : Stimuli
+    images : int64 (n,)
+        Ids of stimuli.
+    pictures : Pictures, optional
+        Of all stimuli. Without them the images are read.
+    """
+    tested = Pictures.of(stimuli, images) if pictures is None else pictures.select(images)
+    found = np.zeros(len(images), bool)
+    for name, card in cards.items():
+        try:
+            known = Pictures.from_card(card)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        if known is None:
+            _warn(name)
+        else:
+            found |= tested.among(known)
+    return images[found]
+
+
+def cards_of(subject: TunedSubject) -> dict[str, Mapping]:
+    """The cards of what a subject decodes by: its base's and its methods'. Methods that were tuned on the same count once."""
+    cards: dict[str, Mapping] = {f"base {subject.base.where}": subject.base.card}
+    seen = [subject.base.card.get(TRAINED_ON)]
+    for method, card in subject.cards.items():
+        if card.get(TRAINED_ON) not in seen or TRAINED_ON not in card:
+            cards[str(subject.files.get(method, method))] = card
+            seen.append(card.get(TRAINED_ON))
+    return cards
+
+
+def to_leave_out(
+    subject: TunedSubject, stimuli: Stimuli, tested: np.ndarray, pictures: Pictures | None, leave_out: bool
+) -> np.ndarray:
+    """Those of the images ``tested``, ids (n,), that the subject or its base was trained on: ids (k,).
+
+    Raises UserError where there are some, and ``leave_out`` is not given; and where no test image would be left.
+    """
+    cards = cards_of(subject)
+    known = known_images(cards, stimuli, tested, pictures)
+    if len(known) and (len(known) == len(tested) or not leave_out):
+        less = "" if len(known) == len(tested) else ", or `leave_out_known` to go on without them"
+        raise UserError(f"{_said(known, tested, stimuli, cards)}; expected images that no training saw{less}")
+    if len(known):
+        _logger.warning("%s; they are left out", _said(known, tested, stimuli, cards))
+    return known
+
+
+def refuse_known(cards: Mapping[str, Mapping], stimuli: Stimuli, tested: np.ndarray, pictures: Pictures | None) -> None:
+    """Raise UserError where a network was trained on some of the images ``tested``. Parameters are as in ``known_images``."""
+    if len(known := known_images(cards, stimuli, tested, pictures)):
+        raise UserError(f"{_said(known, tested, stimuli, cards)}; expected images that no training saw")
+
+
+def _said(known: np.ndarray, tested: np.ndarray, stimuli: Stimuli, cards: Iterable[str]) -> str:
+    names = ", ".join(str(stimuli.names[k]) for k in known[:NAMED]) + (" and others" if len(known) > NAMED else "")
+    return (
+        f"{stimuli.where}: {len(known)} of {len(tested)} test images ({names}) were trained on, as they are or stored "
+        f"otherwise, by {' or '.join(cards)}"
+    )
+
+
+def without_tests(subject: Subject, images: np.ndarray) -> Subject:
+    """The subject without the test trials of these images."""
+    trials = subject.trials
+    return dataclasses.replace(subject, trials=trials.select(~(trials.is_test & np.isin(trials.stimulus, images))))
+
+
+def refuse_other_trials(subject: TunedSubject, inputs: Inputs) -> None:
+    """Raise UserError where ``inputs``, the training trials of a dataset, are not those that the subject was tuned on."""
+    before = subject.card.get(FIELD, {})
+    own = {field: found for field, found in before.items() if field.endswith(f" of subject {subject.number}")}
+    if (field := inputs.changed(own)) is not None:
+        raise UserError(
+            f"{inputs.files[field]}: {field} changed since {_where(subject)} was tuned (there {own[field]}, now "
+            f"{inputs.hashes[field]}); expected the trials that it was tuned on, or one that was tuned on these"
+        )
+
+
+def _where(subject: TunedSubject) -> object:
+    method = next(iter(subject.cards))
+    return subject.files.get(method, subject.base.where if subject.base.knows(subject.number) else "the subject")
+
+
+@functools.cache
+def _warn(name: str) -> None:
+    """Said once."""
+    _logger.warning("%s: does not say what it was trained on; whether test images are among that cannot be checked", name)
