@@ -41,6 +41,7 @@ def results(quick):
 def test_it_leaves_a_whole_run_folder(quick):
     assert names(quick) == {
         "config.yaml",
+        "inputs.json",
         "log.jsonl",
         "results.json",
         "words.json",

@@ -33,6 +33,7 @@ def test_a_run_folder_of_fit_is_evaluated_and_decoded_like_one_of_tune(alone, si
     networks = ("base", "ridge", "from_scratch", "shuffled_brain")
     assert names(words[1]) == {
         "config.yaml",
+        "inputs.json",
         "log.jsonl",
         *(f"{name}.safetensors" for name in networks),
     }

@@ -102,9 +102,10 @@ def entries(run):
 
 
 def test_each_verb_leaves_its_files(lab, report, decoded):
-    assert names(lab.base) == {"config.yaml", "log.jsonl", "base.safetensors"}
+    assert names(lab.base) == {"config.yaml", "inputs.json", "log.jsonl", "base.safetensors"}
     assert names(lab.tuned) == {
         "config.yaml",
+        "inputs.json",
         "log.jsonl",
         "fingerprint.safetensors",
         "ridge_only.safetensors",
@@ -115,6 +116,7 @@ def test_each_verb_leaves_its_files(lab, report, decoded):
     }
     assert names(report) == {
         "config.yaml",
+        "inputs.json",
         "log.jsonl",
         "results.json",
         "words.json",
@@ -125,7 +127,7 @@ def test_each_verb_leaves_its_files(lab, report, decoded):
         "report.html",
     }
     tables = {"decoded.csv", "decoded_trials.csv"}
-    assert names(decoded) == {"config.yaml", "predictions.safetensors", "words.json", "pictures", *tables}
+    assert names(decoded) == {"config.yaml", "inputs.json", "predictions.safetensors", "words.json", "pictures", *tables}
     for run in (lab.base, lab.tuned, report, decoded):
         assert not goes_on(run, force=True)  # it may be replaced
     assert (lab.data / "cache" / "tokens.json").is_file()
@@ -306,7 +308,7 @@ def test_a_killed_pretraining_goes_on_to_the_same_bits(lab, tmp_path, monkeypatc
     assert "going on" in capsys.readouterr().out
     assert (tmp_path / "run" / "base.safetensors").read_bytes() == (lab.base / "base.safetensors").read_bytes()
     assert entries(tmp_path / "run") == entries(lab.base)
-    assert names(tmp_path / "run") == {"config.yaml", "log.jsonl", "base.safetensors"}
+    assert names(tmp_path / "run") == {"config.yaml", "inputs.json", "log.jsonl", "base.safetensors"}
 
 
 def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monkeypatch):
@@ -316,6 +318,7 @@ def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monk
         assert call(*again, "--method", "mindtuner", "ridge_only") == 130
     assert names(tmp_path / "run") == {
         "config.yaml",
+        "inputs.json",
         "log.jsonl",
         "fingerprint.safetensors",
         "ridge_only.checkpoint",
@@ -325,6 +328,7 @@ def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monk
         assert call(*again) == 0
     assert names(tmp_path / "run") == {
         "config.yaml",
+        "inputs.json",
         "log.jsonl",
         "fingerprint.safetensors",
         "ridge_only.safetensors",

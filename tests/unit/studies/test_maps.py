@@ -284,7 +284,14 @@ def test_the_datasets_own_mask_is_found_and_tables_need_nothing_that_draws(tuned
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["fingerprint", str(folder), str(tmp_path / "lab"), str(tmp_path / "out")]) == 0
     assert "No picture: package matplotlib: cannot be imported" in capsys.readouterr().out
-    assert names(tmp_path / "out") == {"config.yaml", "results.json", "voxels.csv", "regions.csv", "fingerprint.nii.gz"}
+    assert names(tmp_path / "out") == {
+        "config.yaml",
+        "inputs.json",
+        "results.json",
+        "voxels.csv",
+        "regions.csv",
+        "fingerprint.nii.gz",
+    }
     with (tmp_path / "out" / "voxels.csv").open(newline="") as file:
         told = [float(row["fingerprint"]) for row in csv.DictReader(file)]
     assert len(told) == subject.n_voxels == inside.sum()
