@@ -20,7 +20,7 @@ import numpy as np
 from mindtuner.data.dataset import Dataset, Subject, Trials
 from mindtuner.data.pictures import Pictures, stamp_of
 from mindtuner.errors import UserError
-from mindtuner.files import read_json, write_json
+from mindtuner.files import file_digest, read_json, write_json
 
 FILE = "identity.json"
 FIELD = "inputs"  # of a network's card, and of a run's setting
@@ -100,6 +100,12 @@ def short_hash(parts: Iterable[bytes | np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
+def folder_hash(folder: Path) -> str:
+    """Of the names and contents of all files in a folder and in folders within it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return short_hash(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode() for path in files)
+
+
 def regions_hash(subject: Subject) -> str:
     """Of the number of voxels and of each region's mask over them."""
     names = sorted(subject.rois)
@@ -119,7 +125,7 @@ def betas_hash(subject: Subject, trials: Trials, folder: Path | None = None) -> 
     Where sizes and times of the subject's files are those of an earlier call for the same rows, they are not read.
     """
     rows = np.unique(trials.row)
-    stamp = stamp_of(subject.files) if subject.files else ""
+    stamp = stamp_of(subject.files)
     which = short_hash([json.dumps([subject.number, regions_hash(subject)]).encode(), rows])
     if stamp and which not in _known and folder is not None and (folder / FILE).is_file():
         _known.update({name: tuple(entry) for name, entry in _kept(folder / FILE).items() if name not in _known})

@@ -128,11 +128,16 @@ def _packed(image: np.ndarray) -> np.ndarray:
 
 
 def stamp_of(files: Iterable[Path]) -> str:
-    """16 hex digits over names, sizes and times of change of files.
+    """16 hex digits over names, sizes and times of change of files; "" where there is no file, or one is not found.
 
     What is known by it of a file's contents holds as long as nobody changes the contents and leaves both size and time.
     """
-    found = [(path.parent.name, path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+    try:
+        found = [(path.parent.name, path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+    except OSError:  # a relative path, after a change of folder
+        return ""
+    if not found:
+        return ""
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
@@ -142,7 +147,7 @@ def kept_pictures(stimuli: Stimuli, folder: Path) -> Pictures:
     Raises UserError where images are read and are not those that stand in ``folder``, beside features of them.
     """
     path = folder / FILE
-    stamp = stamp_of(stimuli.files) if stimuli.files else ""
+    stamp = stamp_of(stimuli.files)
     before = _read(path)
     if before is None or not stamp or before[0] != stamp:
         found = Pictures.of(stimuli, np.arange(len(stimuli)))

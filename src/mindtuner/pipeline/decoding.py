@@ -184,8 +184,7 @@ def decode(
         text_encoder = features.text_encoder
     pictures, cache = (None, dataset.root / "cache") if features is None else (features.pictures, features.folder)
     own = dataclasses.replace(dataset, subjects={subject.number: dataset.subject(subject.number)})
-    read = {"training": trials != "test", "test": trials != "train"}
-    inputs = inputs_of(own, cache, pictures, **read) | weights_of(subject, generator)
+    inputs = inputs_of(own, cache, pictures, test=True) | weights_of(subject, generator)
     refuse_overlap(out, dataset=dataset.root, **subject.files)
     claim(out, settings_of(subject, command or "mindtuner.decode", stages), force, inputs=inputs)
     # What is looked up never shows a category held out; the subject's own trials of it are decoded like any.

@@ -10,7 +10,7 @@ from mindtuner.claims import finish, releasing, remove
 from mindtuner.config import Config, SimulateConfig, changed, load_config
 from mindtuner.data import Dataset
 from mindtuner.data.hold_out import shows
-from mindtuner.data.identity import FIELD, Inputs, inputs_of, short_hash
+from mindtuner.data.identity import FIELD, Inputs, folder_hash, inputs_of, short_hash
 from mindtuner.errors import UserError
 from mindtuner.evaluation.results import load_log, log_to
 from mindtuner.files import atomic_path, write_text
@@ -138,8 +138,11 @@ def run_demo(
     with watch.stage("embed"):
         features = embed(dataset, weights=weights)
     inputs = inputs_of(dataset, features.folder, features.pictures, test=True)
-    painter = short_hash([json.dumps(generator.identity, sort_keys=True).encode()])
-    hold_inputs(out, inputs | Inputs({"generator": painter}, {"generator": str(generator.path)}), goes_on)
+    given = {name: Path(path) for name, path in (("cutouts", cutouts), ("stimuli", stimuli)) if path is not None}
+    hashes = {name: folder_hash(path) for name, path in given.items()}
+    hashes["generator"] = short_hash([json.dumps(generator.identity, sort_keys=True).encode()])
+    files = {**{name: str(path) for name, path in given.items()}, "generator": str(generator.path)}
+    hold_inputs(out, inputs | Inputs(hashes, files), goes_on and any(out.glob("base.*")))
     with watch.stage("pretrain"):
         others = dataset.without(subject=config.target_subject)
         own = inputs_of(others, features.folder, features.pictures)

@@ -101,7 +101,8 @@ def evaluate(
     generator, text_encoder : optional
         At full size, where they have to be given.
     leave_out_known : bool
-        Score without the test images that the base or the subject was trained on, which else are refused.
+        Score on a split that is not that of tuning, without the test images that the base or the subject was trained on; else
+        such images are refused, and so are other training trials than those of tuning.
     out : path, optional
         Run folder to write: results, pictures, words, scores of single images, and ``report.html``. Where the run is stopped,
         the same call goes on.

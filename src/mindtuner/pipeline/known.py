@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,8 +19,10 @@ NAMED = 3  # images that a message names
 _logger = logging.getLogger(__name__)
 
 
-def known_images(cards: Mapping[str, Mapping], stimuli: Stimuli, images: np.ndarray, pictures: Pictures | None) -> np.ndarray:
-    """Those of ``images``, ids (n,), that a network was trained on: ids (k,).
+def known_by(
+    cards: Mapping[str, Mapping], stimuli: Stimuli, images: np.ndarray, pictures: Pictures | None
+) -> dict[str, np.ndarray]:
+    """By network, those of ``images``, ids (n,), that it was trained on: ids (k,), of those networks that know some.
 
     Parameters
     ----------
@@ -33,7 +35,7 @@ def known_images(cards: Mapping[str, Mapping], stimuli: Stimuli, images: np.ndar
         Of all stimuli. Without them the images are read.
     """
     tested = Pictures.of(stimuli, images) if pictures is None else pictures.select(images)
-    found = np.zeros(len(images), bool)
+    found = {}
     for name, card in cards.items():
         try:
             known = Pictures.from_card(card)
@@ -41,9 +43,9 @@ def known_images(cards: Mapping[str, Mapping], stimuli: Stimuli, images: np.ndar
             raise UserError(f"{name}: {error}") from error
         if known is None:
             _warn(name)
-        else:
-            found |= tested.among(known)
-    return images[found]
+        elif (among := tested.among(known)).any():
+            found[name] = images[among]
+    return found
 
 
 def cards_of(subject: TunedSubject) -> dict[str, Mapping]:
@@ -64,27 +66,28 @@ def to_leave_out(
 
     Raises UserError where there are some, and ``leave_out`` is not given; and where no test image would be left.
     """
-    cards = cards_of(subject)
-    known = known_images(cards, stimuli, tested, pictures)
+    found = known_by(cards_of(subject), stimuli, tested, pictures)
+    known = np.unique(np.concatenate([np.zeros(0, np.int64), *found.values()]))
     if len(known) and (len(known) == len(tested) or not leave_out):
         less = "" if len(known) == len(tested) else ", or `leave_out_known` to go on without them"
-        raise UserError(f"{_said(known, tested, stimuli, cards)}; expected images that no training saw{less}")
+        raise UserError(f"{_said(found, tested, stimuli)}; expected images that no training saw{less}")
     if len(known):
-        _logger.warning("%s; they are left out", _said(known, tested, stimuli, cards))
+        _logger.warning("%s; they are left out", _said(found, tested, stimuli))
     return known
 
 
 def refuse_known(cards: Mapping[str, Mapping], stimuli: Stimuli, tested: np.ndarray, pictures: Pictures | None) -> None:
-    """Raise UserError where a network was trained on some of the images ``tested``. Parameters are as in ``known_images``."""
-    if len(known := known_images(cards, stimuli, tested, pictures)):
-        raise UserError(f"{_said(known, tested, stimuli, cards)}; expected images that no training saw")
+    """Raise UserError where a network was trained on some of the images ``tested``. Parameters are as in ``known_by``."""
+    if found := known_by(cards, stimuli, tested, pictures):
+        raise UserError(f"{_said(found, tested, stimuli)}; expected images that no training saw")
 
 
-def _said(known: np.ndarray, tested: np.ndarray, stimuli: Stimuli, cards: Iterable[str]) -> str:
-    names = ", ".join(str(stimuli.names[k]) for k in known[:NAMED]) + (" and others" if len(known) > NAMED else "")
+def _said(found: Mapping[str, np.ndarray], tested: np.ndarray, stimuli: Stimuli) -> str:
+    known = np.unique(np.concatenate(list(found.values())))
+    names = ", ".join(stimuli.names[k] for k in known[:NAMED]) + (" and others" if len(known) > NAMED else "")
     return (
         f"{stimuli.where}: {len(known)} of {len(tested)} test images ({names}) were trained on, as they are or stored "
-        f"otherwise, by {' or '.join(cards)}"
+        f"otherwise, by {' and '.join(found)}"
     )
 
 

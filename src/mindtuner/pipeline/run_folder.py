@@ -84,7 +84,7 @@ def refuse_other_inputs(run: Path, inputs: Inputs) -> None:
 def hold_inputs(run: Path, inputs: Inputs, left: bool) -> None:
     """Note what a claimed run is made of, or refuse as ``refuse_other_inputs`` where that is noted.
 
-    Says so where an earlier version of the program began the run and noted nothing.
+    Says so where a run ``goes_on`` that an earlier version of the program began, which noted nothing.
     """
     path = run / INPUTS
     if left and not path.is_file():

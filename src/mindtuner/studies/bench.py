@@ -258,7 +258,7 @@ def prepare(
     inputs = inputs_of(bench.dataset, bench.features.folder, bench.features.pictures, test=True)
     if base is not None:
         inputs |= Inputs({"base": file_digest(base)}, {"base": str(base)})
-    hold_inputs(out, inputs, goes_on)
+    hold_inputs(out, inputs, goes_on and (out / RUNS).exists())
     return bench, opens
 
 

@@ -1,0 +1,206 @@
+"""The same command again after something that a run is made of changed: refused in one line that names it, whatever the verb.
+
+And after a copy with other times, which is the same data: the run goes on.
+"""
+
+import contextlib
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from commands import call
+from PIL import Image
+from worlds import brief
+
+from mindtuner.formats import load, write
+from mindtuner.studies import run as studies
+from mindtuner.training import loop
+
+pytestmark = pytest.mark.slow
+
+SUBJECTS = ("sub-01", "sub-02")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, simulated):
+    """A lab's folder of two subjects, and a run of each verb on it, some of them stopped before their end."""
+    folder = tmp_path_factory.mktemp("stale")
+    data, config = folder / "study", folder / "brief.yaml"
+    write(data, load(simulated), "lab_folder")
+    config.write_text(yaml.safe_dump(brief(pictures=2)))
+    pretrain = ("pretrain", data, folder / "base", "--without", 1, "--config", config)
+    tune = ("tune", folder / "base", data, folder / "tuned", "--subject", 1, "--sessions", 1)
+    verbs = {
+        "pretrain": pretrain,
+        "pretrain, stopped": (*pretrain[:2], folder / "begun", *pretrain[3:]),
+        "tune": (*tune, "--method", "mindtuner", "ridge"),
+        "tune, stopped": (*tune[:3], folder / "half", *tune[4:], "--method", "mindtuner", "ridge"),
+        "fit": ("fit", data, folder / "alone", "--subject", 1, "--method", "ridge", "--config", config),
+        "evaluate": ("evaluate", folder / "tuned", data, folder / "report"),
+        "decode": ("decode", folder / "tuned", data, folder / "decoded", "--pictures", 2),
+        "fingerprint": ("fingerprint", folder / "tuned", data, folder / "maps"),
+        "ablate": ("ablate", folder / "study of parts", "--data", data, "--subject", 1, "--config", config, "--seeds", 2),
+    }
+    for verb, words in verbs.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(studies, "do", stop)  # before its many tunings
+            if verb == "pretrain, stopped":
+                patch.setattr(loop, "take_step", stop)
+            methods = ("--method", "mindtuner") if verb == "tune, stopped" else ()
+            assert call(*words, *methods) == (130 if verb in ("pretrain, stopped", "ablate") else 0), verb
+    (folder / "report" / "results.json").unlink()  # as a kill before the last file leaves it
+    out = {
+        verb: words[1] if verb == "ablate" else words[2 + ("tune" in verb or verb in ("evaluate", "decode", "fingerprint"))]
+        for verb, words in verbs.items()
+    }
+    return SimpleNamespace(folder=folder, data=data, config=config, verbs=verbs, out=out)
+
+
+def stop(*arguments):
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def kept(folder):
+    """At the end, all of a folder is as it was, times too."""
+    copy = folder.with_name(f"{folder.name} as it was")
+    shutil.copytree(folder, copy)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+        copy.rename(folder)
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- what may change
+
+
+def edit_betas(data, rows_of, edit):
+    """``edit`` some rows of each subject: those that ``rows_of`` says, by the numbers of training and of test trials."""
+    for name in SUBJECTS:
+        lines = [line.split("\t") for line in (data / name / "trials.tsv").read_text().splitlines()]
+        kinds = np.array([line[lines[0].index("split")] for line in lines[1:]])
+        path = data / name / "betas.npy"
+        betas = np.load(path)
+        rows = rows_of(np.flatnonzero(kinds == "train"), np.flatnonzero(kinds == "test"))
+        betas[rows] = edit(betas[rows])
+        np.save(path, betas)
+
+
+def betas(data):
+    edit_betas(data, lambda train, test: np.union1d(train, test), lambda some: some + 1)
+
+
+def one_beta(data):
+    def edit(row):
+        row[3] += 0.01
+        return row
+
+    edit_betas(data, lambda train, test: train[5], edit)
+
+
+def betas_of_a_test_trial(data):
+    edit_betas(data, lambda train, test: test[0], lambda row: -row)
+
+
+def all_but_a_few(data):
+    """The training rows that a glance at eight of them, evenly spaced, would not see."""
+    seen = lambda train: train[np.linspace(0, len(train) - 1, 8).round().astype(int)]
+    edit_betas(data, lambda train, test: np.setdiff1d(train, seen(train)), lambda some: -some)
+
+
+def edit_table(data, edit):
+    for name in SUBJECTS:
+        path = data / name / "trials.tsv"
+        head, *lines = path.read_text().splitlines()
+        rows = [dict(zip(head.split("\t"), line.split("\t"), strict=True)) for line in lines]
+        edit(rows)
+        path.write_text("\n".join([head, *("\t".join(row.values()) for row in rows)]) + "\n")
+
+
+def trials(data):
+    """Two training trials of a session change places."""
+
+    def edit(rows):
+        first = next(row for row in rows if row["split"] == "train")
+        other = next(row for row in rows if row["split"] == "train" and row["stimulus"] != first["stimulus"])
+        first["stimulus"], other["stimulus"] = other["stimulus"], first["stimulus"]
+
+    edit_table(data, edit)
+
+
+def split(data):
+    """A training image of the first subject and a test image change sides."""
+    seen = {}
+
+    def note(rows):
+        for kind in ("train", "test"):
+            seen.setdefault(kind, min(row["stimulus"] for row in rows if row["split"] == kind))
+
+    edit_table(data, note)
+    moved = {seen["train"]: "test", seen["test"]: "train"}
+    edit_table(data, lambda rows: [row.update(split=moved.get(row["stimulus"], row["split"])) for row in rows])
+
+
+def regions(data):
+    for name in SUBJECTS:
+        path = data / name / "rois.npz"
+        with np.load(path) as file:
+            masks = dict(file)
+        masks["V1"] = ~masks["V1"]
+        np.savez(path, **masks)
+
+
+def image(data):
+    path = sorted((data / "stimuli").glob("*.png"))[-1]
+    pixels = np.asarray(Image.open(path))
+    Image.fromarray(pixels[:, ::-1].copy()).save(path)
+
+
+def caption(data):
+    path = sorted((data / "stimuli").glob("*.txt"))[-1]
+    path.write_text("an owl on a red wall\n")
+
+
+ALL = ("pretrain", "pretrain, stopped", "tune", "tune, stopped", "fit", "evaluate", "decode", "fingerprint", "ablate")
+TESTED = ("evaluate", "decode", "fingerprint", "ablate")  # which look at test trials
+CASES = {  # what changes, the verbs that it matters to, and what the line may name
+    betas: (ALL, ["betas of subject"]),
+    one_beta: (ALL, ["training betas of subject"]),
+    all_but_a_few: (ALL, ["training betas of subject"]),
+    betas_of_a_test_trial: (TESTED, ["test betas of subject 1"]),
+    trials: (ALL, ["training trials of subject", "training trials by number of subject"]),
+    split: (ALL, ["split changed", "trained on"]),
+    regions: (ALL, ["regions of subject", "mask differs"]),
+    image: ([verb for verb in ALL if verb != "fingerprint"], ["stimuli is", "images"]),
+    caption: (ALL, ["stimuli is", "captions"]),
+}
+
+
+@pytest.mark.parametrize("change", CASES, ids=lambda change: change.__name__)
+def test_changed_data_are_refused(lab, change, capsys):
+    verbs, names = CASES[change]
+    with kept(lab.data):
+        change(lab.data)
+        for verb in verbs:
+            refuses(lab, verb, capsys, names)
+
+
+def refuses(lab, verb, capsys, names):
+    """In one line, with the run as it was."""
+    before = snapshot(lab.out[verb])
+    capsys.readouterr()
+    assert call(*lab.verbs[verb]) == 2, verb
+    [line] = capsys.readouterr().err.splitlines()
+    assert any(name in line for name in names) and "expected" in line, (verb, line)
+    assert snapshot(lab.out[verb]) == before
+
+
+def test_there_are_enough_cases():
+    assert sum(len(verbs) for verbs, _ in CASES.values()) >= 60
