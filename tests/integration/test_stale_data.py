@@ -7,14 +7,17 @@ import contextlib
 import shutil
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import yaml
-from commands import call
+from commands import call, refused
 from PIL import Image
-from worlds import brief
+from worlds import brief, tiny_config
 
+from mindtuner.errors import UserError
 from mindtuner.formats import load, write
+from mindtuner.pipeline import Results, demo
 from mindtuner.studies import run as studies
 from mindtuner.training import loop
 
@@ -29,7 +32,7 @@ def lab(tmp_path_factory, simulated):
     folder = tmp_path_factory.mktemp("stale")
     data, config = folder / "study", folder / "brief.yaml"
     write(data, load(simulated), "lab_folder")
-    config.write_text(yaml.safe_dump(brief(pictures=2)))
+    config.write_text(yaml.safe_dump(brief(pictures=1)))
     pretrain = ("pretrain", data, folder / "base", "--without", 1, "--config", config)
     tune = ("tune", folder / "base", data, folder / "tuned", "--subject", 1, "--sessions", 1)
     verbs = {
@@ -39,7 +42,7 @@ def lab(tmp_path_factory, simulated):
         "tune, stopped": (*tune[:3], folder / "half", *tune[4:], "--method", "mindtuner", "ridge"),
         "fit": ("fit", data, folder / "alone", "--subject", 1, "--method", "ridge", "--config", config),
         "evaluate": ("evaluate", folder / "tuned", data, folder / "report"),
-        "decode": ("decode", folder / "tuned", data, folder / "decoded", "--pictures", 2),
+        "decode": ("decode", folder / "tuned", data, folder / "decoded", "--pictures", 1),
         "fingerprint": ("fingerprint", folder / "tuned", data, folder / "maps"),
         "ablate": ("ablate", folder / "study of parts", "--data", data, "--subject", 1, "--config", config, "--seeds", 2),
     }
@@ -48,9 +51,10 @@ def lab(tmp_path_factory, simulated):
             patch.setattr(studies, "do", stop)  # before its many tunings
             if verb == "pretrain, stopped":
                 patch.setattr(loop, "take_step", stop)
+            if verb == "evaluate":
+                patch.setattr(Results, "save", stop)  # when all is painted
             methods = ("--method", "mindtuner") if verb == "tune, stopped" else ()
-            assert call(*words, *methods) == (130 if verb in ("pretrain, stopped", "ablate") else 0), verb
-    (folder / "report" / "results.json").unlink()  # as a kill before the last file leaves it
+            assert call(*words, *methods) == (130 if verb in ("pretrain, stopped", "evaluate", "ablate") else 0), verb
     out = {
         verb: words[1] if verb == "ablate" else words[2 + ("tune" in verb or verb in ("evaluate", "decode", "fingerprint"))]
         for verb, words in verbs.items()
@@ -176,7 +180,7 @@ CASES = {  # what changes, the verbs that it matters to, and what the line may n
     all_but_a_few: (ALL, ["training betas of subject"]),
     betas_of_a_test_trial: (TESTED, ["test betas of subject 1"]),
     trials: (ALL, ["training trials of subject", "training trials by number of subject"]),
-    split: (ALL, ["split changed", "trained on"]),
+    split: (ALL, ["split changed", "trained on", "training betas of subject 1 changed"]),
     regions: (ALL, ["regions of subject", "mask differs"]),
     image: ([verb for verb in ALL if verb != "fingerprint"], ["stimuli is", "images"]),
     caption: (ALL, ["stimuli is", "captions"]),
@@ -204,3 +208,76 @@ def refuses(lab, verb, capsys, names):
 
 def test_there_are_enough_cases():
     assert sum(len(verbs) for verbs, _ in CASES.values()) >= 60
+
+
+# ---- what is made with the data
+
+
+def test_another_base_in_the_same_place_is_refused(lab, capsys):
+    """Also where nothing but a whole network was tuned, which holds all its weights."""
+    words = [*lab.verbs["tune"][:3], lab.folder / "ridge", *lab.verbs["tune"][4:], "--method", "ridge"]
+    assert call(*words) == 0
+    other = lab.folder / "other"
+    assert call(*lab.verbs["pretrain"][:2], other, *lab.verbs["pretrain"][3:], "--seed", 1) == 0
+    with kept(lab.folder / "base"):
+        shutil.copy(other / "base.safetensors", lab.folder / "base")
+        for verb in ("tune", "tune, stopped"):
+            refuses(lab, verb, capsys, ["base changed"])
+        for verb in ("evaluate", "decode", "fingerprint"):
+            refuses(lab, verb, capsys, ["belongs to another base"])
+        refused(
+            capsys, ["evaluate", lab.folder / "ridge", lab.data, lab.folder / "no"], "ridge.safetensors: belongs to another"
+        )
+
+
+def test_other_weights_in_the_same_place_are_refused(lab, capsys):
+    other = lab.folder / "tuned anew"
+    words = lab.verbs["tune"]
+    assert call(*words[:3], other, *words[4:], "--seed", 1) == 0
+    with kept(lab.folder / "tuned"):
+        shutil.copy(other / "fingerprint.safetensors", lab.folder / "tuned")
+        for verb in ("evaluate", "decode", "fingerprint"):
+            refuses(lab, verb, capsys, ["weights of mindtuner changed", "holds another run"])  # its card has another seed
+
+
+def test_methods_that_were_tuned_on_other_data_do_not_stand_together(lab, capsys):
+    """As an earlier version left them, which did not note what a run is made of."""
+    with kept(lab.data):
+        betas(lab.data)
+        run = lab.folder / "other betas"
+        assert call(*lab.verbs["tune"][:3], run, *lab.verbs["tune"][4:]) == 0
+    mixed = lab.folder / "mixed"
+    shutil.copytree(lab.folder / "tuned", mixed)
+    shutil.copy(run / "ridge.safetensors", mixed)
+    words = ["evaluate", mixed, lab.data, lab.folder / "no"]
+    refused(capsys, words, "ridge.safetensors: training betas of subject 1 was", "fingerprint.safetensors was")
+
+
+def test_a_stopped_demo_goes_on_with_its_own_data_alone(tmp_path, few_cutouts, monkeypatch):
+    config, out = tiny_config(), tmp_path / "demo"
+    monkeypatch.setattr(demo, "pretrain_into", stop)
+    run = lambda: demo.run_demo(out, config)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    path = next((out / "data").glob("betas_all_subj01*"))
+    with h5py.File(path, "r+") as file:
+        file["betas"][0, 0] += 1
+    with pytest.raises(UserError, match="betas of subject 1 changed"):
+        run()
+
+
+# ---- the same data with other times
+
+
+def test_a_copy_is_the_same_data(lab):
+    """Each verb does again what it does, or goes on; the last test here, since runs that were stopped come to their end."""
+    copy = lab.folder / "copy"
+    shutil.copytree(lab.data, copy, copy_function=shutil.copyfile)
+    shutil.rmtree(lab.data)
+    copy.rename(lab.data)
+    for verb, words in lab.verbs.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(studies, "do", stop)
+            assert call(*words) == (130 if verb == "ablate" else 0), verb
+    assert (lab.folder / "report" / "results.json").is_file() and (lab.folder / "half" / "ridge.safetensors").is_file()

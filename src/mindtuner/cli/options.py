@@ -115,8 +115,8 @@ def add_leave_out_known(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--leave-out-known",
         action="store_true",
-        help="go on where the split is not that of training, without the test images that the base or the subject was trained "
-        "on, which else are refused",
+        help="go on where the split is not that of training, without the test images that the base or the subject was "
+        "trained on, which else are refused",
     )
 
 
