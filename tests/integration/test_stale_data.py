@@ -16,8 +16,11 @@ from PIL import Image
 from worlds import brief, tiny_config
 
 from mindtuner.errors import UserError
+from mindtuner.evaluation.results import load_run
+from mindtuner.files import read_json
 from mindtuner.formats import load, write
 from mindtuner.pipeline import Results, demo
+from mindtuner.pipeline.decoded_table import read_table
 from mindtuner.studies import run as studies
 from mindtuner.training import loop
 
@@ -32,7 +35,7 @@ def lab(tmp_path_factory, simulated):
     folder = tmp_path_factory.mktemp("stale")
     data, config = folder / "study", folder / "brief.yaml"
     write(data, load(simulated), "lab_folder")
-    config.write_text(yaml.safe_dump(brief(pictures=1)))
+    config.write_text(yaml.safe_dump(brief(pictures=2)))
     pretrain = ("pretrain", data, folder / "base", "--without", 1, "--config", config)
     tune = ("tune", folder / "base", data, folder / "tuned", "--subject", 1, "--sessions", 1)
     verbs = {
@@ -265,6 +268,38 @@ def test_a_stopped_demo_goes_on_with_its_own_data_alone(tmp_path, few_cutouts, m
         file["betas"][0, 0] += 1
     with pytest.raises(UserError, match="betas of subject 1 changed"):
         run()
+
+
+# ---- test images that were trained on
+
+
+def test_an_image_that_changed_sides_is_left_out_where_that_is_asked_for(lab, capsys):
+    """One training image became a test image, and one test image a training image: of eight, seven are left."""
+    report, decoded = lab.folder / "less", lab.folder / "fewer"
+    with kept(lab.data):
+        split(lab.data)
+        moved = "1 of 8 test images"
+        for verb, out in (("evaluate", report), ("decode", decoded)):
+            words = [verb, lab.folder / "tuned", lab.data, out]
+            refused(capsys, words, moved, "fingerprint.safetensors", "or --leave-out-known to go on without them")
+            assert not out.exists()
+            assert call(*words, "--leave-out-known") == 0 and f"{moved} (" in capsys.readouterr().out
+    setting = load_run(report).results["setting"]
+    assert (setting["n_test_images"], setting["left_out_known"]) == (7, 1) and "--leave-out-known" in setting["command"]
+    assert "1 test image that training saw is left out." in setting["stimuli_note"]
+    assert setting["inputs"]["base"] == read_json(report / "inputs.json")["base"]
+    assert len(read_table(decoded / "decoded.csv")) == 7
+
+
+def test_a_training_image_stored_again_as_a_test_image_is_refused(lab, capsys):
+    dataset = load(lab.data)
+    hour = dataset.subject(1).sessions(1)
+    tested, trained = (dataset.stimuli.names[trials.stimulus[0]] for trials in (hour.test, hour.train))
+    with kept(lab.data):
+        with Image.open(lab.data / "stimuli" / trained) as image:
+            image.convert("RGB").resize((180, 180)).save(lab.data / "stimuli" / tested)
+        words = ["evaluate", lab.folder / "tuned", lab.data, lab.folder / "no", "--cache", lab.folder / "new cache"]
+        refused(capsys, words, f"1 of 8 test images ({tested}) were trained on, as they are or stored otherwise")
 
 
 # ---- the same data with other times

@@ -113,9 +113,9 @@ def regions_hash(subject: Subject) -> str:
 
 
 def trials_hash(trials: Trials, shown: np.ndarray) -> str:
-    """Of trials in the order of their rows: row, session, repeat and what was ``shown``, int64 (N,) by stimulus."""
+    """Of trials in the order of their rows: row, session, run, repeat and what was ``shown``, int64 (N,) by stimulus."""
     order = np.lexsort((trials.stimulus, trials.row))
-    columns = (trials.row, trials.session, trials.repeat, shown[trials.stimulus])
+    columns = (trials.row, trials.session, trials.run, trials.repeat, shown[trials.stimulus])
     return short_hash(np.asarray(column[order], "<i8") for column in columns)
 
 

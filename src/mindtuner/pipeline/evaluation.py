@@ -138,7 +138,6 @@ def evaluate(
     dataset, left_out = checked(subject, dataset, features, config, leave_out_known)
     if features.full_size and generator is None and config.decode.pictures:
         raise UserError("generator: is missing; expected the one of full size, as the features are of full size")
-    whole = alone(dataset.subject(subject.number), features)
     packaged = features.weights is None and (generator is None or isinstance(generator, CompactGenerator))
     generator = generator or CompactGenerator(config.decode, config.seed, features.weights)
     if isinstance(generator, CompactGenerator):
@@ -146,7 +145,8 @@ def evaluate(
     command = command or "mindtuner.evaluate"
     log = [*log_entries(*(path.parent for path in _files(subject))), *base.log, *subject.log]
     parts = None
-    inputs = inputs_of(whole, features.folder, features.pictures, test=True) | weights_of(subject, generator)
+    own = alone(dataset.subject(subject.number), features)
+    inputs = inputs_of(own, features.folder, features.pictures, test=True) | weights_of(subject, generator)
     if out is not None:
         out = Path(out)
         refuse_overlap(out, dataset=dataset.root, features=features.folder, **_named_files(subject))

@@ -34,8 +34,10 @@ def known_by(
     pictures : Pictures, optional
         Of all stimuli. Without them the images are read.
     """
+    found: dict[str, np.ndarray] = {}
+    if not stimuli.pictured:  # labels, which training and test share
+        return found
     tested = Pictures.of(stimuli, images) if pictures is None else pictures.select(images)
-    found = {}
     for name, card in cards.items():
         try:
             known = Pictures.from_card(card)
