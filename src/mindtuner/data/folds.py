@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from mindtuner.data.dataset import Dataset, Trials
+from mindtuner.data.pictures import Pictures
 from mindtuner.data.splits import FOLD
-from mindtuner.data.stimuli import Stimuli, picture_hashes
+from mindtuner.data.stimuli import Stimuli
 from mindtuner.data.zscore import SessionZScored
 from mindtuner.errors import UserError
 from mindtuner.runtime import derive_seed
 
 LEAVE = ("run", "session")
 _FEWEST = 2  # test images of a fold: retrieval is among these
-_BLOCK = 64
 
 
 def folds_of(dataset: Dataset, number: int, by: int | str, seed: int) -> list[Dataset]:
@@ -143,14 +143,8 @@ def _left_out(
 
 
 def _equal_pictures(stimuli: Stimuli, images: np.ndarray) -> np.ndarray:
-    """For each of the images (n,) the first one of the same picture."""
-    if not stimuli.pictured:
-        return images
-    hashes = np.concatenate(
-        [picture_hashes(stimuli.images(images[start : start + _BLOCK])) for start in range(0, len(images), _BLOCK)]
-    )
-    _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
-    return images[first[which.reshape(-1)]]
+    """For each of the images (n,) the first one of the same picture, also where that was stored again or scaled."""
+    return images[Pictures.of(stimuli, images).first] if stimuli.pictured else images
 
 
 def _fold(dataset: Dataset, number: int, name: str, tested: np.ndarray) -> Dataset:

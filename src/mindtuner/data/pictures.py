@@ -67,6 +67,16 @@ class Pictures:
         return Pictures(self.hashes[ids], self.looks[ids])
 
     @property
+    def first(self) -> np.ndarray:
+        """Position of the first of them that is the same picture, to the pixel or stored again: int64 (n,)."""
+        _, first, which = np.unique(self.hashes, return_index=True, return_inverse=True)
+        found = first[which.reshape(-1)]
+        for at in np.flatnonzero(self.looks.any(1)):
+            near = np.flatnonzero(differing(self.looks[at], self.looks[:at]) <= SAME)
+            found[at] = min([found[at], *found[near]])
+        return found
+
+    @property
     def digest(self) -> str:
         """16 hex digits over all, in their order."""
         return hashlib.sha256(np.ascontiguousarray(self.hashes, "<i8")).hexdigest()[:16]

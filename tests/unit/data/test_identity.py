@@ -151,6 +151,7 @@ def test_pictures_are_known_by_pixels_and_by_looks(lab):
         assert Pictures.of(load(lab.root).stimuli, np.arange(6)).among(back)[4], width
         picture.resize((width, width)).save(folder / "e.jpeg", quality=60)
         assert Pictures.of(load(lab.root).stimuli, np.arange(6)).among(back)[5], width
+    assert Pictures.of(load(lab.root).stimuli, np.arange(6)).first.tolist() == [0, 1, 2, 3, 0, 0]
     for name in ("a/one.png", "d.png"):
         Image.new("RGB", (50, 50), "grey" if name == "d.png" else "black").save(folder / name)
     plain = Pictures.of(load(lab.root).stimuli, np.arange(6))
