@@ -94,6 +94,8 @@ def choose(
     if (pictures or only) and not dataset.stimuli.pictured:
         raise UserError(f"pictures: are asked for, and {dataset.root} has labels alone; expected none")
     if trials == "test":
+        for card in subject.cards.values():  # says more than what follows
+            refuse_other_split(card, dataset.card, f"subject {subject.number}")
         known = to_leave_out(subject, dataset.stimuli, np.unique(found.stimulus), None, leave_out_known)
         found = without_tests(whole, known).test
     images = np.unique(found.stimulus)
