@@ -203,7 +203,7 @@ def trial_reader(voxels: int, mask: Path | None = None) -> Callable[[Path], np.n
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    found = np.array(read_array(path, "a trial's betas as .npy"))
+    found = read_array(path, "a trial's betas as .npy")
     if found.dtype.kind not in "fiu":
         raise UserError(f"{path}: holds {found.dtype}; expected real numbers")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 
 from mindtuner.claims import releasing
 from mindtuner.data import Dataset
+from mindtuner.data.identity import inputs_of
 from mindtuner.data.zscore import SessionZScored
 from mindtuner.errors import UserError
 from mindtuner.generators.compact import CompactGenerator
@@ -113,8 +115,10 @@ def follow(
         refuse_pictures_trained_on(generator.path, dataset.stimuli)
     features.check_stimuli(dataset.stimuli)
     decoder = subject.decoder(features=features, text_encoder=text_encoder, generator=generator)
-    weights = weights_of(subject, generator if pictures else None)
-    claim(out, settings_of(subject, command or "mindtuner.live", False), force, inputs=weights)
+    alone = dataclasses.replace(dataset, subjects={own.number: own})
+    inputs = inputs_of(alone, features.folder, features.pictures, test=True)
+    inputs |= weights_of(subject, generator if pictures else None)
+    claim(out, settings_of(subject, command or "mindtuner.live", False), force, inputs=inputs)
     scaling = None if raw is None else RunningZScore(raw.pooled())
     looked_up = LookUp(dataset.stimuli, features.caches["tokens"], candidates_of(dataset, decoder.training_images, among))
     if (size := looked_up.candidates.size * int(np.prod(looked_up.tokens.shape[1:])) * 4) > MOST_BYTES:

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mindtuner.data import Stimuli
 from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.training_images import unit_rows
-from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
+from mindtuner.inputs import open_tensors, read_array
 from mindtuner.live.arrivals import Arrival, Broken
 from mindtuner.live.running import RunningZScore
 from mindtuner.pipeline.decoded_table import DECODED, NEAREST, write_table
@@ -129,7 +128,7 @@ class LiveSession:
         if sys.platform == "linux":  # where a thread has one; a trial that comes meanwhile is not to wait
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PAINTERS_NICENESS)
         while (entry := self._next_to_paint()) is not None:
-            betas = np.load(self._betas_of(entry), allow_pickle=False)
+            betas = np.array(read_array(self._betas_of(entry), "a trial that was decoded"))
             found = self._decoder.predict(betas[None], np.array([entry["number"] - 1]))
             painted = self._decoder.paint(found, np.array([0]))
             write_picture(self.picture_of(entry), painted.pictures[0])
@@ -232,14 +231,11 @@ def _load_state(path: Path, zscore: RunningZScore | None) -> list[dict]:
     """The trials of a session that was stopped, and what was counted for z-scores. Raises UserError where it is damaged."""
     if not path.exists():
         return []
-    try:
-        with safe_open(path, "numpy") as file:
-            trials = json.loads(file.metadata()["trials"])
-            if zscore is not None:
-                zscore.sums[:], zscore.squares[:] = file.get_tensor("sums"), file.get_tensor("squares")
-                zscore.count = len(trials)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected what mindtuner live wrote") from error
+    with open_tensors(path, "what mindtuner live wrote", "numpy") as file:
+        trials = json.loads(file.metadata()["trials"])
+        if zscore is not None:
+            zscore.sums[:], zscore.squares[:] = file.get_tensor("sums"), file.get_tensor("squares")
+            zscore.count = len(trials)
     return trials
 
 
