@@ -33,16 +33,21 @@ class Claim:
     """What a folder's list says.
 
     kind : which verbs may replace it · settings : digest of the run's · files : in the order of writing · folders : those
-    within it that the run claimed too · finished : nothing is left to do · emptying : its files were being deleted
+    within it that the run claimed too, and as what · finished : nothing is left to do · emptying : files were being deleted
     """
 
     kind: str
     settings: str
     files: dict[str, None] = field(default_factory=dict)
-    folders: dict[str, None] = field(default_factory=dict)
+    folders: dict[str, str | None] = field(default_factory=dict)
     finished: bool = False
     emptying: bool = False
     lock: FileLock | None = None
+
+    @property
+    def whose(self) -> str:
+        """What an outer run's list says of it."""
+        return f"{self.kind} {self.settings}"
 
 
 _held: dict[Path, Claim] = {}  # by this process
@@ -94,7 +99,8 @@ def claim_folder(folder: str | Path, settings: str = "", kind: str = RUN, force:
         place = folder.resolve()
         if place in _held and _held[place].lock is not None:  # by a caller
             return goes_on(folder, settings, kind, force)
-        _put_on_list(place, "folders")
+        claim = Claim(kind, _digest(settings))
+        _put_on_list(place, "folders", claim.whose)
         lock = take_lock(folder / LOCK, f"{folder}: another process writes there")
         try:
             left = goes_on(folder, settings, kind, force)
@@ -109,7 +115,6 @@ def claim_folder(folder: str | Path, settings: str = "", kind: str = RUN, force:
                     _delete(folder, found)
                 temporary.sweep(folder)
                 (folder / LIST).unlink(missing_ok=True)  # torn
-                claim = Claim(kind, _digest(settings))
                 _append(folder, {"kind": kind, "settings": claim.settings})
         except BaseException:
             drop_lock(lock)
@@ -168,9 +173,11 @@ def empty(folder: str | Path) -> None:
 
 
 def remove(folder: str | Path) -> None:
-    """Delete a folder that the run claimed within its own, as far as the run wrote it."""
+    """Delete a folder that the run claimed within its own, as far as the run wrote it; nothing, where it claimed none."""
     folder = Path(folder)
-    claim = _held.pop(folder.resolve())
+    claim = _held.pop(folder.resolve(), None)
+    if claim is None:
+        return
     own, _ = _contents(folder, claim)
     _append(folder, {"emptying": True})
     _remove(own, folder)
@@ -256,7 +263,7 @@ def _read(folder: Path) -> Claim | None:
     for entry in entries[1:]:
         for name in ("files", "folders"):
             if isinstance(entry.get(name), str):
-                getattr(claim, name)[entry[name]] = None
+                getattr(claim, name)[entry[name]] = entry.get("whose")
         claim.finished |= "finished" in entry
         claim.emptying |= "emptying" in entry
     return claim
@@ -287,20 +294,21 @@ def _end_line(folder: Path) -> None:
 def _hold(place: Path, claim: Claim) -> None:
     """Begin to list what is written there, and in folders within that the run claimed before it was stopped."""
     _held[place] = claim
-    for name in claim.folders:
+    for name, whose in claim.folders.items():
         inner = None if _is_outside(name) or place / name in _held else _read(place / name)
-        if inner is not None:
+        if inner is not None and inner.whose == whose:
             _held[place / name] = inner
 
 
-def _put_on_list(path: Path, field: str) -> None:
+def _put_on_list(path: Path, field: str, whose: str | None = None) -> None:
     """List ``path`` as one of ``files`` or ``folders`` in the innermost claimed folder that holds it, if there is one."""
     for folder in path.parents:
         if folder in _held:
             names, name = getattr(_held[folder], field), path.relative_to(folder).as_posix()
-            if name not in names and not any(map(temporary.is_one, path.relative_to(folder).parts)):
-                _append(folder, {field: name})
-                names[name] = None
+            known = name in names and names[name] == whose
+            if not known and not any(map(temporary.is_one, path.relative_to(folder).parts)):
+                _append(folder, {field: name} if whose is None else {field: name, "whose": whose})
+                names[name] = whose
             return
 
 
@@ -320,11 +328,14 @@ def _refuse_unlisted(folder: Path, force: bool) -> None:
 def _contents(folder: Path, claim: Claim) -> tuple[list[Path], list[str]]:
     """What a run wrote in ``folder``, the list and the lock included, the last first; and what it did not write, by name."""
     order = {name: number for number, name in enumerate(claim.files)}
-    inside = [name for name in claim.folders if not _is_outside(name)]
-    for inner in inside:
-        if (found := _read(folder / inner)) is not None:
+    places = [folder]
+    for inner, whose in claim.folders.items():
+        found = None if _is_outside(inner) else _read(folder / inner)
+        if found is not None and found.whose == whose:
             order |= {f"{inner}/{name}": len(order) + number for number, name in enumerate(found.files)}
-    marks = {folder / place / name for place in (".", *inside) for name in (LIST, LOCK)}
+        if not _is_outside(inner) and (found is None or found.whose == whose):  # it may have been claimed, and no more
+            places.append(folder / inner)
+    marks = {place / name for place in places for name in (LIST, LOCK)}
     own, foreign = [], []
     for place, folders, files in os.walk(folder):
         here = Path(place)

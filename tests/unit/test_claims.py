@@ -183,6 +183,14 @@ def test_a_folder_claimed_within_a_run_is_the_runs(tmp_path):
         (tmp_path / "data" / name).write_text("measured")
     with pytest.raises(UserError, match="holds data/betas, which no run"):
         outer(force=True)
+    shutil.rmtree(tmp_path / "data")
+    run(tmp_path / "data", "betas", "masks", kind="convert nsd")  # another verb's, called by itself
+    with pytest.raises(UserError, match="holds data/.mindtuner-run, which no run"), releasing():
+        claim_folder(tmp_path, "b", force=True)
+    with releasing():
+        assert claim_folder(tmp_path, "a")
+        remove(tmp_path / "data")
+    assert names(tmp_path / "data") == {"betas", "masks"}
 
 
 def test_starting_over_deletes_only_what_the_run_wrote(tmp_path):
