@@ -51,6 +51,17 @@ class Inputs:
         return next((field for field, found in self.hashes.items() if before.get(field, found) != found), None)
 
 
+def inputs_on(card: Mapping, where: object) -> dict[str, str]:
+    """What the card of a network says that it is made of, {} where it does not.
+
+    Raises UserError where the card's field is damaged; ``where`` names the card.
+    """
+    found = card.get(FIELD, {})
+    if not (isinstance(found, dict) and all(isinstance(value, str) for value in found.values())):
+        raise UserError(f"{where}: {FIELD} of its card is damaged; expected a short hash for each field")
+    return found
+
+
 def inputs_of(
     dataset: Dataset,
     folder: Path | None,

@@ -101,9 +101,9 @@ class Pictures:
         try:
             found = card[TRAINED_ON]
             hashes = np.frombuffer(base64.b64decode(found["hashes"], validate=True), "<i8")
-            looks = np.frombuffer(base64.b64decode(found["looks"], validate=True), np.uint8).reshape(len(hashes), -1)
-            if looks.shape[1] != LOOK_SIDE**2 // 8 and len(hashes):
-                raise ValueError(f"{looks.shape[1]} bytes a picture")
+            looks = np.frombuffer(base64.b64decode(found["looks"], validate=True), np.uint8).reshape(-1, LOOK_SIDE**2 // 8)
+            if len(looks) != len(hashes):
+                raise ValueError(f"{len(hashes)} hashes and {len(looks)} looks")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"card: {TRAINED_ON} is damaged ({error}); expected hashes of pictures") from error
         return cls(hashes, looks)

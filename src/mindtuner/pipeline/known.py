@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mindtuner.data import Stimuli, Subject
-from mindtuner.data.identity import FIELD, Inputs
+from mindtuner.data.identity import Inputs, inputs_on
 from mindtuner.data.pictures import TRAINED_ON, Pictures
 from mindtuner.errors import UserError
 from mindtuner.pipeline.subject import TunedSubject
@@ -101,7 +101,7 @@ def without_tests(subject: Subject, images: np.ndarray) -> Subject:
 
 def refuse_other_trials(subject: TunedSubject, inputs: Inputs) -> None:
     """Raise UserError where ``inputs``, the training trials of a dataset, are not those that the subject was tuned on."""
-    before = subject.card.get(FIELD, {})
+    before = inputs_on(subject.card, _where(subject))
     own = {field: found for field, found in before.items() if field.endswith(f" of subject {subject.number}")}
     if (field := inputs.changed(own)) is not None:
         raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from mindtuner.config import Config
 from mindtuner.data import Subject
-from mindtuner.data.identity import FIELD, Inputs
+from mindtuner.data.identity import FIELD, Inputs, inputs_on
 from mindtuner.data.splits import split_of
 from mindtuner.errors import UserError
 from mindtuner.model import BrainNetwork
@@ -157,9 +157,10 @@ def refuse_mixed(cards: Mapping[Path, Mapping], base: Base) -> None:
 
     Also where all weights of a method are kept and were tuned on another base; of a fingerprint, loading it tells.
     """
-    first, before = next(((path, card[FIELD]) for path, card in cards.items() if FIELD in card), (None, {}))
+    made = {path: inputs_on(card, path) for path, card in cards.items()}
+    first, before = next(((path, own) for path, own in made.items() if own), (None, {}))
     for path, card in cards.items():
-        own = card.get(FIELD, {})
+        own = made[path]
         if (field := Inputs(own, {}).changed(before)) is not None:
             raise UserError(
                 f"{path}: {field} was {own[field]} when it was tuned, and {before[field]} when {first} was; expected methods "

@@ -9,7 +9,7 @@ from lab_files import make_lab, write_betas, write_table
 from PIL import Image
 
 from mindtuner.data import Subject, Trials, identity
-from mindtuner.data.identity import Inputs, betas_hash, inputs_of
+from mindtuner.data.identity import Inputs, betas_hash, inputs_of, inputs_on
 from mindtuner.data.pictures import Pictures, kept_pictures
 from mindtuner.errors import UserError
 from mindtuner.formats import load
@@ -160,3 +160,10 @@ def test_pictures_are_known_by_pixels_and_by_looks(lab):
     for damaged in ({"hashes": "?", "looks": ""}, {"hashes": card["trained_on"]["hashes"], "looks": ""}, []):
         with pytest.raises(UserError, match="trained_on is damaged"):
             Pictures.from_card({"trained_on": damaged})
+
+
+def test_a_damaged_card_is_told():
+    assert inputs_on({}, "x") == {} and inputs_on({"inputs": {"base": "a"}}, "x") == {"base": "a"}
+    for damaged in ("text", {"base": 1}, ["base"]):
+        with pytest.raises(UserError, match="^x: inputs of its card is damaged; expected a short hash for each field"):
+            inputs_on({"inputs": damaged}, "x")
