@@ -9,6 +9,7 @@ from paths import ROOT
 
 from mindtuner.cli import generator_options, parse
 from mindtuner.config import load_config
+from mindtuner.errors import UserError
 
 FOLDERS = (".", "docs", "benchmarks/results", "examples", "tests")
 QUOTED = "\0"  # a space within quotation marks
@@ -40,12 +41,12 @@ COMMANDS = [(page, words) for page in PAGES for words in command_lines(page.read
 
 
 @pytest.mark.parametrize("page, words", COMMANDS, ids=[f"{page.name}-{' '.join(words)[10:60]}" for page, words in COMMANDS])
-def test_documented_commands_are_parsed(page, words, capsys, monkeypatch):
+def test_documented_commands_are_parsed(page, words, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "_get_option_tuples", lambda *_: [])  # no option by a part of its name
     try:
         taken, _, _ = parse(typed(words))
-    except SystemExit:
-        pytest.fail(f"{' '.join(words)}: {capsys.readouterr().err}")
+    except UserError as error:
+        pytest.fail(f"{' '.join(words)}: {error}")
     if taken.verb in ("decode", "evaluate"):
         generator_options.check_options(taken)  # which options go together
     if getattr(taken, "config", None) and "/" not in str(taken.config):
@@ -56,7 +57,7 @@ def test_commands_are_found_in_the_page_that_needs_them():
     found = [words for page, words in COMMANDS if page.name == "full-size.md"]
     assert {words[1] for words in found} >= {"fetch", "check", "embed", "pretrain", "tune", "decode", "evaluate", "convert"}
     assert {words[1] for words in found if words[2:3] == ["weights"]} == {"fetch", "check"}
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError):
         parse(["decode", "TUNED", "NSD", "OUT", "--painter", "sdxl"])
     page = "    mindtuner a B \\\n        --c D  # why\n    mindtuner b && mindtuner c\ntext mindtuner d\n"
     assert command_lines(page) == [["mindtuner", "a", "B", "--c", "D"], ["mindtuner", "b"], ["mindtuner", "c"]]

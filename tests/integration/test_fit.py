@@ -97,10 +97,7 @@ def test_the_same_call_goes_on_and_a_missing_method_is_added(alone):
 )
 def test_bad_input_is_one_line(alone, simulated, tmp_path, capsys, change, says):
     folder, words = alone
-    try:
-        code = call("fit", simulated, tmp_path / "run", "--config", words[5], "--cache", folder / "cache", *change)
-    except SystemExit as error:  # argparse
-        code = error.code
+    code = call("fit", simulated, tmp_path / "run", "--config", words[5], "--cache", folder / "cache", *change)
     said = capsys.readouterr().err
     assert code == 2 and says in said, said
 

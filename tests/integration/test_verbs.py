@@ -406,7 +406,7 @@ def test_data_and_subjects_that_are_not_there(lab, tmp_path, capsys):
     refused(capsys, [*pretrain, "--subjects", 7], "no subject 7")
     refused(capsys, [*pretrain, "--without", 101, 102], "no subject is left")
     refused(capsys, ["pretrain", lab.data, out, "--config", "paper"], "model.tokens is 256; expected 16")
-    refused(capsys, ["pretrain", lab.data, out, "--config", tmp_path / "no.yaml"], "no.yaml: cannot be read")
+    refused(capsys, ["pretrain", lab.data, out, "--config", tmp_path / "no.yaml"], "no.yaml: not found")
     tune = ["tune", lab.base, lab.data, out, *lab.paints]
     refused(capsys, [*tune, "--subject", 7], "no subject 7; expected some of 101, 102")
     refused(capsys, [*tune, "--subject", 102], "knows subject 102 already")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -412,4 +413,4 @@ def base_file(given: str | Path) -> Path:
 def settings_for(base: Path, given: str | Path | Mapping | Config | None = None) -> str | Path | Mapping | Config:
     """The config to tune with on this file: ``given``, else the one beside it, else the demo's."""
     beside = base.parent / (hub.CONFIG if base.name == hub.MODEL else SETTINGS)
-    return given or (beside if beside.is_file() else "demo")
+    return given or (beside if os.path.lexists(beside) else "demo")

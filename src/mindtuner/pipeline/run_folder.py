@@ -34,7 +34,7 @@ def settings_text(config: Config, command: str) -> str:
 
 def command_in(settings: Path) -> str | None:
     """The command in the first line of a run's config.yaml, None where the file has none."""
-    first = settings.read_text(encoding="utf-8").partition("\n")[0] if settings.is_file() else ""
+    first = settings.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if settings.is_file() else ""
     return first.removeprefix("# ") if first.startswith("# mindtuner") else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -427,7 +428,7 @@ def read_tuned(path: str | Path, base: Base | str | Path | None = None) -> Tuned
     if "subject" not in card or "config" not in card:
         raise UserError(f"{first}: is a base; expected what mindtuner tune wrote, or `subject`, one of the base's own")
     settings = path / SETTINGS
-    config = load_config(settings if settings.is_file() else card["config"])
+    config = load_config(settings if os.path.lexists(settings) else card["config"])
     base = base if isinstance(base, Base) else base_of(first, base)
     refuse_mixed({files[method]: one for method, one in cards.items()}, base)
     return TunedSubject(card["subject"], base, config, {}, cards, None, files)
