@@ -751,6 +751,7 @@ def build(root: Path, nsd: Path, generator: Path) -> None:
         if code != 0:
             raise RuntimeError(f"{' '.join(map(str, argv))}: exit {code}: {said}{trace}")
     shutil.copytree(root / "report", root / "report_2")
+    (root / "loop").symlink_to("loop")
 
 
 def commands(root: Path, out: Path) -> dict[str, tuple[list[str], list[tuple[Path, bool]]]]:
@@ -794,7 +795,7 @@ def commands(root: Path, out: Path) -> dict[str, tuple[list[str], list[tuple[Pat
                 "wds/subj01/train/0.tar",
             ),
         ),
-        "check bdata": (["check", root / "bdata"], [(sorted((root / "bdata").glob("*.h5"))[0], False)]),
+        "check bdata": (["check", root / "bdata"], [(sorted((root / "bdata").glob("*.h5"))[0], True)]),
         "embed": (["embed", root / "lab", out, *paints], [(picture, False), (root / "generator.safetensors", False)]),
         "pretrain": (
             ["pretrain", root / "lab", out, "--without", "2", "--config", root / "config.yaml", *paints],
@@ -836,7 +837,7 @@ def commands(root: Path, out: Path) -> dict[str, tuple[list[str], list[tuple[Pat
         "info": (["info", root / "config.yaml"], [(root / "config.yaml", False)]),
         "convert": (
             ["convert", "bdata", root / "bdata", out],
-            [(sorted((root / "bdata").glob("*.h5"))[0], False), (root / "bdata" / "dataset.json", True)],
+            [(sorted((root / "bdata").glob("*.h5"))[0], True), (root / "bdata" / "dataset.json", True)],
         ),
         "simulate": (["simulate", out, "--cutouts", root / "lab" / "stimuli"], []),
         "demo": (["demo", "--quick", "--out", out], []),
@@ -901,6 +902,7 @@ def _argument_cases(verb: str, argv: list[str], root: Path) -> Iterator[Case]:
         "nul": str(root) + "/a\0b",
         "long": str(root / ("n" * 300)),
         "device": "/dev/null",
+        "loop": str(root / "loop"),
         "below": str(root / "config.yaml" / "x"),
         "blank": "",
     }

@@ -382,9 +382,10 @@ def _read(name: str | Path, seen: tuple[Path, ...] = ()) -> tuple[dict, str]:
             carried = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
             said = f"{seen[-1]}: base is" if seen else "config"
             raise UserError(f"{said} {str(name)!r}: not found; expected one of {carried} or a .yaml file")
+    text = read_text(path, "a YAML config")
     if path.resolve() in seen:
         raise UserError(f"{seen[-1]}: base is {str(name)!r}, which builds on it in turn; expected another config")
-    raw = parse_yaml(read_text(path, "a YAML config"), str(path), "a YAML config")
+    raw = parse_yaml(text, str(path), "a YAML config")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: the file holds a {type(raw).__name__}; expected a mapping")
     return _whole(raw, str(path), path.parent, (*seen, path.resolve())), str(path)

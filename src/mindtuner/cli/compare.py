@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mindtuner.cli import options as shared
 from mindtuner.errors import UserError
 
 
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="test images: all, those of the category that a run held out, or the others (default all)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of resampling (default 0)")
+    parser.add_argument("--seed", type=shared.seed, default=0, metavar="N", help="of resampling (default 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON too")
     parser.add_argument(
         "--published",

@@ -97,7 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="text width of the Adaptive Projector, which starts untrained (default 1280)",
     )
-    mindeye2.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the projector's start (default 0)")
+    mindeye2.add_argument(
+        "--seed", type=shared.seed, default=0, metavar="N", help="seed of the projector's start (default 0)"
+    )
     mindeye2.add_argument("--force", action="store_true", help="replace OUT")
     mindeye2.set_defaults(convert=run_mindeye2)
     mosaic = kinds.add_parser(

@@ -19,6 +19,15 @@ def add_config(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="seed of weights and order (default: the config's)")
 
 
+def seed(text: str) -> int:
+    """A seed, as NumPy has them."""
+    from mindtuner.config import MOST_SEED
+
+    if not text.isdecimal() or int(text) > MOST_SEED:
+        raise argparse.ArgumentTypeError(f"is {text!r}; expected a whole number from 0 to {MOST_SEED}")
+    return int(text)
+
+
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """Where features lie."""
     parser.add_argument("--cache", type=Path, metavar="DIR", help="what the towers say about the images (default DATA/cache)")

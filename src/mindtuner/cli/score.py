@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mindtuner.cli import options as shared
 from mindtuner.cli.evaluate import add_networks
 
 
@@ -18,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("painted", type=Path, metavar="PAINTED", help="folder of pictures, each named as its original")
     parser.add_argument("--scores", metavar="NAME,...", help="some of the scores (default: all whose network is there)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the scores of each picture there, as JSON")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of intervals and random pairings (default 0)")
+    parser.add_argument(
+        "--seed", type=shared.seed, default=0, metavar="N", help="of intervals and random pairings (default 0)"
+    )
     add_networks(parser)
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mindtuner.cli import options as shared
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="weights file to write (.safetensors)")
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="training steps of the prior that knows words (default 8000: about an hour on a core with bfloat16)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default 0)")
+    parser.add_argument("--seed", type=shared.seed, default=0, metavar="N", help="seed (default 0)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -114,5 +114,6 @@ def log_entries(*runs: Path) -> list[dict]:
 def refuse_overlap(out: Path, **inputs: Path) -> None:
     """Raise UserError where writing into ``out`` could replace one of the inputs."""
     for name, path in inputs.items():
-        if out.resolve() == path.resolve() or out.resolve() in path.resolve().parents:
+        place, held = Path(os.path.realpath(out)), Path(os.path.realpath(path))  # resolve() raises where links go in circles
+        if place == held or place in held.parents:
             raise UserError(f"{out}: holds {name} ({path}); expected another folder for the output")

@@ -260,12 +260,12 @@ def test_broken_folders_are_refused_by_file(tmp_path, results, truth):
     path = tmp_path / "pictures.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="pictures.safetensors: not a safetensors file"):
+    with pytest.raises(UserError, match="pictures.safetensors: cannot be read"):
         load_run(tmp_path)
     path.write_bytes(whole)
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"stage": "tune')
-    with pytest.raises(UserError, match="log.jsonl: line 2 is not JSON"):
+    with pytest.raises(UserError, match="log.jsonl: line 2: not valid JSON"):
         load_run(tmp_path)
     (tmp_path / "log.jsonl").write_text("[1]\n")
     with pytest.raises(UserError, match="line 1 is not a log entry"):
