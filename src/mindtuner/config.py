@@ -379,7 +379,8 @@ def _read(name: str | Path, seen: tuple[Path, ...] = ()) -> tuple[dict, str]:
     if path.suffix not in (".yaml", ".yml"):
         path = Path(str(resources.files("mindtuner") / "configs" / f"{name}.yaml"))
         if not path.is_file():
-            carried = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+            configs = Path(str(resources.files("mindtuner") / "configs"))
+            carried = ", ".join(sorted(p.stem for p in configs.glob("*.yaml")))
             said = f"{seen[-1]}: base is" if seen else "config"
             raise UserError(f"{said} {str(name)!r}: not found; expected one of {carried} or a .yaml file")
     text = read_text(path, "a YAML config")

@@ -9,6 +9,7 @@ docs/scores.md.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from mindtuner.cli import options as shared
@@ -121,5 +122,5 @@ def _load(folders: list[Path]) -> dict:
 def _refuse_inside(out: Path | None, runs: list[Path]) -> None:
     """A file in a run's folder would be one that no run wrote, and --force would refuse to replace the run."""
     for run in runs if out else ():
-        if run.resolve() == out.resolve().parent:
+        if os.path.realpath(run) == os.path.dirname(os.path.realpath(out)):
             raise UserError(f"--out: {out} lies in a run; expected a file elsewhere")

@@ -6,6 +6,7 @@ only switch between what is already written.
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -40,11 +41,12 @@ def write_report(*run_folders: str | Path, out: str | Path | None = None) -> Pat
     path = Path(out) if out is not None else folders[0] / "report.html"
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected the file to write the page to")
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for folder in folders:
-        if folder.resolve() in seen:
+        place = os.path.realpath(folder)
+        if place in seen:
             raise UserError(f"{folder}: given twice; expected each run once")
-        seen.add(folder.resolve())
+        seen.add(place)
     page = render([runs.load(folder) for folder in folders])
     if len(page.encode()) > LIMIT:
         raise UserError(f"{path}: would have {len(page.encode()):,} bytes; expected at most {LIMIT:,}, of fewer runs")
