@@ -163,7 +163,7 @@ def test_info_of_other_voxels_and_subjects(capsys):
     [
         (["none"], "config 'none': not found; expected one of demo, paper, paper_size, quick"),
         (["none.yaml"], "none.yaml: not found"),
-        (["quick", "--voxels", "0"], "--voxels is 0; expected at least 1"),
+        (["quick", "--voxels", "0"], "--voxels is 0; expected 1 to 100,000,000"),
         (["quick", "--subjects", "8"], "--subjects is 8; expected 1 to 7"),
         (["quick", "--subjects", "0"], "--subjects is 0; expected 1 to 7"),
     ],
