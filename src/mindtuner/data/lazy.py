@@ -106,6 +106,15 @@ def get_dataset(group: h5py.Group, field: str) -> h5py.Dataset | None:
         raise UserError(f"{where}: {field} cannot be read ({one_line(error)}); expected a whole file") from error
 
 
+def holds(group: h5py.Group, field: str) -> bool:
+    """Whether a file or group has something of that name, be it a link to nothing. Raises UserError where it is damaged."""
+    try:
+        return group.get(field, getlink=True) is not None
+    except Exception as error:
+        where = group.file.filename
+        raise UserError(f"{where}: {field} cannot be read ({one_line(error)}); expected a whole file") from error
+
+
 def is_one_block(data: h5py.Dataset, path: Path) -> bool:
     """Whether a dataset's numbers lie side by side in the file ``path``.
 

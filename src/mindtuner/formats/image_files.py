@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from mindtuner.data import Stimuli
-from mindtuner.data.lazy import get_dataset, open_hdf5, open_rows
+from mindtuner.data.lazy import get_dataset, holds, open_hdf5, open_rows
 from mindtuner.data.stimuli import IMAGE_SHAPE
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
@@ -204,7 +204,7 @@ class Hdf5Images:
 
     def _read_captions(self) -> list[tuple[str, ...]]:
         with open_hdf5(self.path) as file:
-            if "captions" not in file:
+            if not holds(file, "captions"):
                 return [()] * self.shape[0]
             data = get_dataset(file, "captions")
             if (

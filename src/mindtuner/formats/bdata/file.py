@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mindtuner.data.lazy import LazyArray, get_dataset, open_hdf5, open_rows
+from mindtuner.data.lazy import LazyArray, get_dataset, holds, open_hdf5, open_rows
 from mindtuner.errors import UserError
 from mindtuner.formats.bdata import expression
 from mindtuner.formats.checks.findings import some
@@ -30,7 +30,7 @@ def is_bdata(path: Path) -> bool:
         return False
     try:
         with open_hdf5(path) as file:
-            return any(all(name in file for name in names) for names in NAMES)
+            return any(all(holds(file, name) for name in names) for names in NAMES)
     except UserError:
         return False
 
@@ -55,7 +55,7 @@ class BDataFile:
     def __init__(self, path: Path):
         self.path = path
         self._file = open_hdf5(path)
-        names = next((names for names in NAMES if all(name in self._file for name in names)), None)
+        names = next((names for names in NAMES if all(holds(self._file, name) for name in names)), None)
         if names is None or not isinstance(self._file[names[1]], h5py.Group):
             raise UserError(f"{path}: holds {some(self._file) or 'nothing'}; expected bdpy's BData, dataset and metadata")
         self._table = names[0]

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 
 from mindtuner.data.dataset import CARD
-from mindtuner.data.lazy import LazyArray, get_dataset, open_hdf5, open_rows, unmapped
+from mindtuner.data.lazy import LazyArray, get_dataset, holds, open_hdf5, open_rows, unmapped
 from mindtuner.errors import UserError
 from mindtuner.formats.glmsingle.read import FIELDS, find_output, open_output, pickled
 from mindtuner.formats.lab_folder import trial_table
@@ -111,7 +111,7 @@ def _turned(betas: LazyArray, voxels: int) -> str:
 
 def _open_hdf5(path: Path, mask: np.ndarray | None, trials: int | None) -> LazyArray:
     file = open_hdf5(path)
-    if "betas" not in file and any(name in file for name in FIELDS):
+    if not holds(file, "betas") and any(holds(file, name) for name in FIELDS):
         return open_output(path, mask, trials)
     data = get_dataset(file, "betas")
     if data is not None and len(data.shape or ()) == 4 and data.dtype.name in DTYPES:

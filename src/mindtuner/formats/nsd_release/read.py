@@ -17,7 +17,7 @@ import numpy as np
 
 from mindtuner.data import Dataset, Stimuli, Subject, Trials, check_no_leak, nsd
 from mindtuner.data.dataset import CARD, count_repeats
-from mindtuner.data.lazy import get_dataset, open_hdf5, open_rows, read_ahead, unmapped
+from mindtuner.data.lazy import get_dataset, holds, open_hdf5, open_rows, read_ahead, unmapped
 from mindtuner.data.stimuli import StoredCaptions
 from mindtuner.errors import UserError
 from mindtuner.files import read_json
@@ -255,7 +255,7 @@ def load_rois(path: Path, number: int, voxels: int) -> dict[str, np.ndarray]:
     with open_hdf5(path) as file:
         for name in ROIS:
             field = f"subj0{number}/{name}"
-            if file.get(field, getlink=True) is None:
+            if not holds(file, field):
                 continue
             data = get_dataset(file, field)
             if data is None or len(data.shape or ()) != 1 or data.dtype.kind != "b":
