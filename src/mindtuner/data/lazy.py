@@ -151,10 +151,13 @@ def _refuse_lacking_sources(data: h5py.Dataset, where: str) -> None:
             found = get_dataset(file, source.dset_name)
             if found is None:
                 raise UserError(f"{where} is taken from {other}, which has no {source.dset_name}; expected it there")
-            space = source.src_space
-            whole = space.get_select_type() == h5py.h5s.SEL_ALL
-            wanted = space.shape if whole else [last + 1 for last in space.get_select_bounds()[1]]
-            if len(wanted) != len(found.shape or ()) or any(map(operator.gt, wanted, found.shape)):
+            space, shape = source.src_space, found.shape or ()
+            if space.get_select_type() == h5py.h5s.SEL_ALL:  # which says nothing of the source's shape
+                fits = math.prod(shape) == source.vspace.get_select_npoints()
+            else:
+                last = space.get_select_bounds()[1]
+                fits = len(last) == len(shape) and all(map(operator.lt, last, shape))
+            if not fits:
                 raise UserError(f"{where} is taken from {other}, whose {source.dset_name} is too small; expected all of it")
     if covered < math.prod(data.shape):
         raise UserError(f"{where} is taken from other files in parts, which leave gaps; expected data everywhere")
