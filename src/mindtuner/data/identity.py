@@ -107,7 +107,7 @@ def short_hash(parts: Iterable[bytes | np.ndarray]) -> str:
     """16 hex digits over bytes, or arrays, one after the other."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part))
+        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
     return digest.hexdigest()[:16]
 
 
@@ -139,7 +139,7 @@ def betas_hash(subject: Subject, trials: Trials, folder: Path | None = None) -> 
     stamp = stamp_of(subject.files)
     which = short_hash([json.dumps([subject.number, regions_hash(subject)]).encode(), rows])
     if stamp and which not in _known and folder is not None and (folder / FILE).is_file():
-        _known.update({name: tuple(entry) for name, entry in _kept(folder / FILE).items() if name not in _known})
+        _known.update({name: (then, kept) for name, (then, kept) in _kept(folder / FILE).items() if name not in _known})
     if stamp and _known.get(which, ("",))[0] == stamp:
         found = _known[which][1]
     else:

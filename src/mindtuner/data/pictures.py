@@ -79,15 +79,15 @@ class Pictures:
     @property
     def digest(self) -> str:
         """16 hex digits over all, in their order."""
-        return hashlib.sha256(np.ascontiguousarray(self.hashes, "<i8")).hexdigest()[:16]
+        return hashlib.sha256(self.hashes.astype("<i8").tobytes()).hexdigest()[:16]
 
     def on_card(self, ids: np.ndarray) -> dict:
         """Those of these stimuli as the field ``trained_on`` of a network's card has them, JSON-ready."""
         some = self.select(ids)
         return {
             "images": np.asarray(ids).tolist(),
-            "hashes": base64.b64encode(np.ascontiguousarray(some.hashes, "<i8")).decode(),
-            "looks": base64.b64encode(np.ascontiguousarray(some.looks)).decode(),
+            "hashes": base64.b64encode(some.hashes.astype("<i8").tobytes()).decode(),
+            "looks": base64.b64encode(some.looks.tobytes()).decode(),
         }
 
     @classmethod

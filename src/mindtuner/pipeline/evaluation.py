@@ -337,7 +337,7 @@ def measure(
         objects = Shown.of(dataset.stimuli, shown, pixels, nearest[test.shown], scoring.choices)
         scores = score_all(decoded, painted, test, config.seed, scoring, kept, objects.recognition)
         said, named = said_by(words), categorised(decoded, test, dataset.stimuli)
-    setting = describe_setting(config, dataset, hour, base, test, bank, command) | facts
+    setting = describe_setting(config, dataset, hour, base, test, bank, command) | dict(facts)
     setting["scores"] = scoring.described()
     setting["scores"]["not_scored"] |= objects.missing
     fidelity = painter_fidelity(generator, dataset.stimuli, features.caches["tokens"]) if len(shown) else None
