@@ -151,6 +151,12 @@ def releasing() -> Iterator[None]:
             claim.lock = None
 
 
+def listed(folder: str | Path) -> tuple[str, ...]:
+    """Names of the files that a run lists in ``folder``, which may not be there; none where there is no list."""
+    claim = _read(Path(folder))
+    return () if claim is None else tuple(claim.files)
+
+
 def record(*paths: Path) -> None:
     """List files that are about to be written, where they lie in a folder that this process has claimed."""
     for path in paths if _held else ():

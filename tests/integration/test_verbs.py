@@ -580,3 +580,10 @@ def read_pixels(path):
     with Image.open(path) as image:
         assert image.mode == "RGB"
         return np.asarray(image)
+
+
+def test_where_the_main_methods_file_is_gone_no_other_decodes_in_its_place(lab, tmp_path, capsys):
+    run = shutil.copytree(lab.tuned, tmp_path / "run", symlinks=True)
+    (run / "fingerprint.safetensors").unlink()
+    refused(capsys, ["decode", run, lab.data, tmp_path / "out", *lab.paints], "fingerprint.safetensors: not found, though")
+    assert call("decode", run / "ridge_only.safetensors", lab.data, tmp_path / "out", "--base", lab.base, *lab.paints) == 0

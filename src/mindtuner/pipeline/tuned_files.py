@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindtuner.claims import listed
 from mindtuner.config import Config
 from mindtuner.data import Subject
 from mindtuner.data.identity import FIELD, Inputs, inputs_on
@@ -114,7 +115,7 @@ def decoding_file(path: str | Path) -> Path:
 def files_of(path: str | Path) -> dict[str, Path]:
     """By method, the files of a run of tune or of a saved folder, or the one file that is given.
 
-    Raises UserError where there is none.
+    Raises UserError where there is none, or that of the main method is gone.
     """
     path = Path(path)
     if path.is_dir() and hub.is_saved(path):
@@ -128,6 +129,10 @@ def files_of(path: str | Path) -> dict[str, Path]:
         if not found:
             raise UserError(
                 f"{path}: holds no {FILES[MAIN]}; expected a run of mindtuner tune or fit, or a folder of TunedSubject.save"
+            )
+        if MAIN not in found and FILES[MAIN] in listed(path):  # another method must not decode in its place
+            raise UserError(
+                f"{path / FILES[MAIN]}: not found, though the run there wrote it; expected it, or the file to read"
             )
         return found
     return {read_card(path).get("method", MAIN): path}
