@@ -192,7 +192,7 @@ def trial_reader(voxels: int, mask: Path | None = None) -> Callable[[Path], np.n
             betas = _read_volume(path, inside, grid)
         if betas.shape not in ((voxels,), (1, voxels)):
             raise UserError(f"{path}: has shape {betas.shape}; expected ({voxels},), one beta a voxel")
-        betas = betas.reshape(voxels).astype(np.float32)
+        betas = np.array(betas, np.float32).reshape(voxels)
         measured = np.abs(betas) <= LARGEST  # false of NaN too
         if not measured.all():
             at = int(np.argmin(measured))
