@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 import psutil
+from threadpoolctl import threadpool_limits
 
 EVERY_S, FIRST_S = 5.0, 0.5  # between two counts, and before the first
 ROOM = 0.7  # of a core that has to be free for one more thread
@@ -57,12 +58,12 @@ def threads_for(free: float, most: int) -> int:
 
 
 class _Follower:
-    """Counts, and sets torch's threads where the count says so."""
+    """Counts, and sets the threads of all libraries where the count says so."""
 
     def __init__(self) -> None:
         process = psutil.Process()
         self._cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else list(range(psutil.cpu_count()))
-        self._last, self._wait, self._most = Load.now(self._cores), FIRST_S, 0
+        self._last, self._wait, self._most, self._set = Load.now(self._cores), FIRST_S, 0, 0
 
     def follow(self) -> None:
         if time.monotonic() < self._last.at + self._wait:
@@ -72,8 +73,10 @@ class _Follower:
         self._most = self._most or torch.get_num_threads()
         load = Load.now(self._cores)
         wanted = threads_for(self._last.free_until(load, len(self._cores)), self._most)
-        if wanted != torch.get_num_threads():
+        if wanted != self._set:
             torch.set_num_threads(wanted)
+            threadpool_limits(wanted, "blas")  # NumPy and SciPy have pools of their own
+            self._set = wanted
         self._last, self._wait = load, EVERY_S
 
 
@@ -83,10 +86,9 @@ _following: list[_Follower] = []  # none, or one for the whole process
 def follow_load() -> None:
     """From now on compute with as many threads as cores are free, unless ``OMP_NUM_THREADS`` says how many.
 
-    To be called before torch is imported, as the command line does: threads that wait then sleep instead of spinning.
+    For a process that does nothing else, such as the command line's.
     """
     if not any(name in os.environ for name in PINNED) and not _following:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         _following.append(_Follower())
 
 

@@ -27,7 +27,6 @@ def machine(monkeypatch):
     monkeypatch.setattr(threads, "_following", [])
     for name in threads.PINNED:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     now = {"at": 100.0, "busy": 0.0, "own": 0.0}
     monkeypatch.setattr(threads.Load, "now", classmethod(lambda cls, cores: cls(**now)))
     monkeypatch.setattr(threads.time, "monotonic", lambda: now["at"])
@@ -35,12 +34,16 @@ def machine(monkeypatch):
     chosen = [4]
     monkeypatch.setattr(torch, "get_num_threads", lambda: chosen[-1])
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(threads, "threadpool_limits", lambda count, api: pools.append((count, api)))
+    pools: list[tuple] = []
 
     def passes(seconds, own, others):
         now["at"] += seconds
         now["busy"] += seconds * (own + others)
         now["own"] += seconds * own
-        return list(runtime.progress([1, 2], "work")) and chosen[-1]
+        worked = list(runtime.progress([1, 2], "work"))
+        assert not pools or pools[-1] == (chosen[-1], "blas")  # NumPy has as many
+        return worked and chosen[-1]
 
     return passes
 

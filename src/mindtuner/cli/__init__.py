@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     options = None
     try:
-        if argv is None:  # this process is ours alone; before anything imports torch
+        if argv is None:  # this process is ours alone
             follow_load()
         options, parser, modules = parse(sys.argv[1:] if argv is None else argv)
         _say_what_the_library_logs()
