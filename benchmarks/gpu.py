@@ -37,7 +37,7 @@ import torch
 from full_size_memory import networks
 from pages import machine, markdown, write_between
 from sides import SIZES
-from train_step import fit_config, our_network, random_world
+from train_step import fit_config, our_network, public_step, random_world
 
 from mindtuner import runtime
 from mindtuner.config import DecodeConfig, ModelConfig, load_config
@@ -253,8 +253,6 @@ def our_steps(network: BrainNetwork, sizes: Sizes, stage: str, batch: int, dtype
 
 def public_steps(sizes: Sizes, peer: Path, batch: int) -> Iterator[float]:
     """The step of ``train_step.public_step`` on the device, at the sizes given."""
-    import train_step
-
     wanted = {
         "hidden": sizes.model.hidden,
         "voxels": sizes.voxels,
@@ -285,7 +283,7 @@ def public_steps(sizes: Sizes, peer: Path, batch: int) -> Iterator[float]:
                 raise StopIteration
 
     with torch.device(runtime.device()), contextlib.suppress(StopIteration):
-        train_step.public_step(Marks(), peer, False, batch)
+        public_step(Marks(), peer, False, batch)
     yield from np.diff(marks)
 
 

@@ -63,10 +63,10 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write arrays by name as a safetensors file, atomically."""
     with atomic_path(path) as part:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part)
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part, metadata)
 
 
 def read_json(path: str | Path) -> dict:

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 EVERY_S, FIRST_S = 5.0, 0.5  # between two counts, and before the first
 ROOM = 0.7  # of a core that has to be free for one more thread
-PINNED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # who sets one of these has chosen
+PINNED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # who sets one of these has chosen
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ def test_the_verb_follows_a_folder_and_paints(lab, world, tmp_path, capsys, untr
     after = pd.read_csv(out / "decoded.csv")
     pd.testing.assert_frame_equal(after[:2], before)
     assert after["trial"].tolist()[2] == "trial-2.npy"
-    refused(capsys, ("live", *words, "--among", "test", "--stop-after", 3), "holds another run")
+    for other in (("--among", "test"), ("--zscored",)):
+        refused(capsys, ("live", *words, *other, "--stop-after", 3), "holds another run")
 
 
 @pytest.mark.parametrize(

@@ -85,29 +85,16 @@ def run(options: argparse.Namespace) -> None:
     )
     watch = shared.stopwatch()
     features = shared.features_to_train(options, dataset, cache, config, command, watch)
+    same = {
+        "methods": options.method,
+        "out": options.run,
+        "force": options.force,
+        "command": command,
+        "watch": watch,
+    }
     if by is not None:
-        found = fit_folds(
-            dataset,
-            number,
-            features,
-            by,
-            config,
-            methods=options.method,
-            out=options.run,
-            force=options.force,
-            command=command,
-            watch=watch,
-        )
+        found = fit_folds(dataset, number, features, by, config, **same)
         print(f"\n{options.run}: {found}; next: mindtuner evaluate")
         return
-    fit(
-        subject,
-        features,
-        config,
-        methods=options.method,
-        out=options.run,
-        force=options.force,
-        command=command,
-        watch=watch,
-    )
+    fit(subject, features, config, **same)
     print(f"\n{options.run}: subject {subject.number}, {len(subject.train)} training trials; next: mindtuner evaluate")

@@ -65,7 +65,20 @@ def run(options: argparse.Namespace) -> None:
     generator, texts = generator_options.opened(options, subject)
     with shared.stopwatch().stage("embed"):
         features = embed(dataset, options.cache, weights=generator_options.weights_of(options))
-    command = command_of("live", options.fingerprint, options.data, options.watched, options.out, "--among", options.among)
+    command = command_of(
+        "live",
+        options.fingerprint,
+        options.data,
+        options.watched,
+        options.out,
+        "--base",
+        tuned.base.where,
+        "--among",
+        options.among,
+        *([] if options.mask is None else ["--mask", options.mask]),
+        *(["--zscored"] if options.zscored else []),
+        *generator_options.words_of(options),
+    )
 
     def began(url: str, scaling: str) -> None:
         print(f"\n{url}\n{options.watched}: betas are taken {scaling}; Ctrl-C ends the session", flush=True)

@@ -9,19 +9,19 @@ import base64
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import imagehash
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mindtuner.data.lazy import read_ahead
 from mindtuner.data.stimuli import Stimuli, picture_hashes
 from mindtuner.errors import UserError
-from mindtuner.files import atomic_path
+from mindtuner.files import write_arrays
+from mindtuner.inputs import open_tensors
 from mindtuner.processes import processes
 from mindtuner.runtime import progress
 
@@ -167,21 +167,14 @@ def kept_pictures(stimuli: Stimuli, folder: Path) -> Pictures:
                 "delete it or choose another folder)"
             )
         if processes().index == 0:
-            with atomic_path(path) as part:
-                save_file({"hashes": found.hashes, "looks": found.looks}, part, metadata={"stamp": stamp})
+            write_arrays(path, {"hashes": found.hashes, "looks": found.looks}, {"stamp": stamp})
         return found
     return before[1]
 
 
 def _read(path: Path) -> tuple[str, Pictures] | None:
     """Stamp and pictures of a file; None where there is none."""
-    try:
-        with safe_open(path, "numpy") as file:
-            return (file.metadata() or {}).get("stamp", ""), Pictures(file.get_tensor("hashes"), file.get_tensor("looks"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}); expected what is known of the stimuli's pictures "
-            "(delete it to look at them again)"
-        ) from error
+    with open_tensors(path, "what is known of the stimuli's pictures (delete it to look at them again)", "numpy") as file:
+        return (file.metadata() or {}).get("stamp", ""), Pictures(file.get_tensor("hashes"), file.get_tensor("looks"))

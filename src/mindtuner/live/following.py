@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -109,6 +110,8 @@ def follow(
     if zscored is False and raw is None:
         raise UserError(f"zscored: is false, but {own.where} holds z-scored betas; expected a dataset of betas as measured")
     refuse_overlap(out, dataset=dataset.root, watched=watched, **subject.files)
+    if pictures:
+        features.refuse_without_pictures("painting")
     if pictures and generator is None:
         generator = CompactGenerator(subject.config.decode, subject.config.seed, features.weights)
     if isinstance(generator, CompactGenerator):
@@ -118,7 +121,8 @@ def follow(
     alone = dataclasses.replace(dataset, subjects={own.number: own})
     inputs = inputs_of(alone, features.folder, features.pictures, test=True)
     inputs |= weights_of(subject, generator if pictures else None)
-    claim(out, settings_of(subject, command or "mindtuner.live", False), force, inputs=inputs)
+    facts = {"among": among, "mask": None if mask is None else str(mask), "zscored": raw is None}
+    claim(out, f"{settings_of(subject, command or 'mindtuner.live', False)}# {json.dumps(facts)}\n", force, inputs=inputs)
     scaling = None if raw is None else RunningZScore(raw.pooled())
     looked_up = LookUp(dataset.stimuli, features.caches["tokens"], candidates_of(dataset, decoder.training_images, among))
     if (size := looked_up.candidates.size * int(np.prod(looked_up.tokens.shape[1:])) * 4) > MOST_BYTES:
@@ -127,14 +131,15 @@ def follow(
             f"expected at most {MOST_BYTES / 2**30:.0f}, as of a dataset with fewer stimuli"
         )
     session = LiveSession(decoder, looked_up, out, scaling, pictures)
-    session.warm_up()
     folder = WatchedFolder(watched, read, [entry["trial"] for entry in session.trials])
     page = LivePage(session, dataset.stimuli, f"Subject {subject.number}, {own.n_voxels:,} voxels", port)
     said = "as they come, z-scored" if scaling is None else "z-scored by the session so far and by earlier sessions"
     painted_all = False
     with ThreadPoolExecutor(1, "painter") as threads:
-        painter = threads.submit(session.paint_until_over) if pictures else None
+        painter = None
         try:
+            session.warm_up()
+            painter = threads.submit(session.paint_until_over) if pictures else None
             began(page.url, said)
             _watch(folder, session, painter, stop_after, came)
             painted_all = True

@@ -97,7 +97,7 @@ class LivePage:
         place, _, number = path.removeprefix("/").partition("/")
         if not number.isdecimal() or len(number) > 9:
             return None
-        if place == "stimulus" and int(number) < len(self._stimuli):
+        if place == "stimulus" and self._stimuli.pictured and int(number) < len(self._stimuli):
             picture = np.round(self._stimuli.images(np.array([int(number)]))[0] * 255).astype(np.uint8)
             buffer = io.BytesIO()
             to_image(picture).save(buffer, "WEBP")

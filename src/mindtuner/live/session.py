@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import save_file
 
 from mindtuner.data import Stimuli
 from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.training_images import unit_rows
-from mindtuner.files import atomic_path
+from mindtuner.files import atomic_path, write_arrays
 from mindtuner.inputs import open_tensors, read_array
 from mindtuner.live.arrivals import Arrival, Broken
 from mindtuner.live.running import RunningZScore
@@ -192,8 +191,7 @@ class LiveSession:
         arrays = {"none": np.zeros(0)}
         if self._zscore is not None:
             arrays = {"sums": self._zscore.sums, "squares": self._zscore.squares}
-        with atomic_path(self._out / STATE) as part:
-            save_file(arrays, part, {"trials": json.dumps(self.trials)})
+        write_arrays(self._out / STATE, arrays, {"trials": json.dumps(self.trials)})
 
     def _write_table(self) -> None:
         write_table(self._out / DECODED, live_table(self.trials))

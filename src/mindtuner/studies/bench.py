@@ -49,6 +49,7 @@ from mindtuner.pipeline.tuning import fit_methods
 from mindtuner.pipeline.words import phrase_reader
 from mindtuner.runtime import progress
 from mindtuner.simulation.simulate import check_inputs
+from mindtuner.threads import PINNED
 from mindtuner.training import read_card
 from mindtuner.training.closed_form import mean_token
 from mindtuner.training.ridge import voxel_regression
@@ -56,7 +57,6 @@ from mindtuner.training.ridge import voxel_regression
 RETRIEVAL = ("image", "brain", "text")
 REGRESSION = "regression"  # the method that tunes nothing: voxels -> tokens by one ridge regression
 RUNS, BASES = "runs", "bases"
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Scores = dict[str, np.ndarray]  # score -> one value an image; of text, an image that has captions; of pictures, a painted one
 Chance = dict[str, float]
@@ -332,8 +332,8 @@ def _processes() -> multiprocessing.context.BaseContext:
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     """What processes started here inherit: linear algebra in one thread."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    before = {name: os.environ.get(name) for name in PINNED}
+    os.environ.update(dict.fromkeys(PINNED, "1"))
     try:
         yield
     finally:
