@@ -5,6 +5,8 @@ Threads that share a core wait for each other at every operation, so beside othe
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import os
 import time
@@ -15,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 EVERY_S, FIRST_S = 5.0, 0.5  # between two counts, and before the first
 ROOM = 0.7  # of a core that has to be free for one more thread
+_logger = logging.getLogger(__name__)
 PINNED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # who sets one of these has chosen
 
 
@@ -74,10 +77,23 @@ class _Follower:
         load = Load.now(self._cores)
         wanted = threads_for(self._last.free_until(load, len(self._cores)), self._most)
         if wanted != self._set:
+            if wanted < self._most:
+                _say(self._most)
             torch.set_num_threads(wanted)
             threadpool_limits(wanted, "blas")  # NumPy and SciPy have pools of their own
             self._set = wanted
         self._last, self._wait = load, EVERY_S
+
+
+@functools.cache
+def _say(most: int) -> None:
+    """Said once: who compares two runs should know."""
+    _logger.info(
+        "threads: fewer than %d, as other jobs are running; numbers may differ from those of a quiet machine as between seeds "
+        "(OMP_NUM_THREADS=%d keeps them)",
+        most,
+        most,
+    )
 
 
 _following: list[_Follower] = []  # none, or one for the whole process

@@ -84,3 +84,14 @@ def test_a_busy_process_is_seen():
         finally:
             process.kill()
     assert free < len(cores) - 0.6
+
+
+def test_that_others_take_a_share_is_said_once(machine, caplog):
+    threads._say.cache_clear()
+    threads.follow_load()
+    with caplog.at_level("INFO", "mindtuner"):
+        machine(1, own=1, others=0.1)
+        assert "threads" not in caplog.text
+        for others in (3, 0, 3):
+            machine(10, own=1, others=others)
+    assert caplog.text.count("threads: fewer than 4, as other jobs are running") == 1
