@@ -89,7 +89,7 @@ class _Follower:
 def _say(most: int) -> None:
     """Said once: who compares two runs should know."""
     _logger.info(
-        "threads: fewer than %d, as other jobs are running; numbers may differ from those of a quiet machine as between seeds "
+        "threads: fewer than %d, as other jobs are running; numbers may differ from a quiet run as between seeds "
         "(OMP_NUM_THREADS=%d keeps them)",
         most,
         most,
