@@ -4,8 +4,10 @@
 
 Each verb runs once unharmed on a tiny simulated dataset. Then it runs again and again. Each time it is killed (SIGKILL, with
 its workers): four times of five right before a change of the disk, chosen by the seed, else at a moment that the clock gives.
-The same command comes again, to be killed up to five times, and once more to end. Compared with the unharmed run: which files
-there are, and the contents of each, but for clocks. `force` must find nothing that the run did not write.
+The same command comes again, to be killed up to twelve times, and once more to end. Compared with the unharmed run: which
+files there are, and the contents of each, but for clocks. `force` must find nothing that the run did not write. `fetch laion`
+gets its files from a server on this machine (moto's). `check`, `info` and `check-weights` write nothing; `fetch`,
+`fetch weights` and `fetch networks` are left out.
 
 The table counts: changes of the disk in an unharmed run; kills; runs; runs that did not go on; that ended with other
 contents; that left other files; that `force` would not replace. OUT/failures.jsonl has what went wrong. Linux and macOS.
@@ -14,6 +16,7 @@ contents; that left other files; that `force` would not replace. OUT/failures.js
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -32,32 +35,48 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # before torch comes
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
+from PIL import Image
+from safetensors import safe_open
 
 import mindtuner
 from mindtuner import config as config_module
 from mindtuner.claims import LIST, goes_on
 from mindtuner.cli import main as call
+from mindtuner.cli.simulate import FORMATS
 from mindtuner.config import Config, as_dict, load_config
 from mindtuner.errors import UserError
+from mindtuner.live.session import STATE
+from mindtuner.pipeline.decoded_table import DECODED
 from mindtuner.simulation import cutouts
 from mindtuner.towers.compact import CompactImageEncoder, CompactTextEncoder
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.truncate"}
 WORLD = ("--sessions", 2, "--trials-per-session", 48, "--shared-images", 8, "--repeats", 2, "--voxel-scale", 0.01)
-CLOCKS = {"seconds", "timing_s", "peak_memory_mb"}
+CLOCKS = {"time", "seconds", "timing_s", "peak_memory_mb"}
+FILE, OWN, TWO = "it.safetensors", ("--split", "own"), ("--subjects", "1,2", "--text-width", 8)
+TRIALS, BUCKET = 6, "laion-fmri"
+LIVE = ("--port", 0, "--stop-after", TRIALS)
+KILLS_A_RUN = 12
+OVER = ("holds another run", "is there already")
 IN_PAGES = re.compile(rb"(?<=[>\s(])[0-9][0-9,.]* ?(?:s|min|h|MB|GB)\b")
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A command into the folder ``out``, which is also what is compared; ``share`` of the kills, relative to others."""
+    """A command into the folder ``out``, which is also what is compared.
+
+    needs : names of what ``prepare`` writes · share : of the kills, relative to others · listed : whether the folder is a
+    run's, with a list of its own
+    """
 
     name: str
     words: Callable[[Path], list[object]]
+    needs: str = ""
     share: float = 1.0
-    listed: bool = True  # whether the folder is a run's, with a list of its own
+    listed: bool = True
 
 
 @dataclass
@@ -92,51 +111,138 @@ def tiny() -> Config:
 
 def verbs(inputs: Path) -> list[Verb]:
     """All of them, on what ``prepare`` wrote."""
-    data, base, tuned, config = inputs / "data", inputs / "base", inputs / "tuned", inputs / "tiny.yaml"
-    knobs = ("--subjects", 1, *WORLD)
-    study = ("--data", data, "--base", base, "--subject", 1, "--config", config, "--seeds", 2)
+    data, base, tuned, lab = inputs / "data", inputs / "base", inputs / "tuned", inputs / "lab" / "own"
+    folds, scored, config = inputs / "folds", inputs / "scored", inputs / "tiny.yaml"
+    knobs, one = ("--subjects", 1, *WORLD), ("--subject", 1, "--config", config)
+    study = ("--data", data, "--base", base, *one)
     few = ("--scenes", 300, "--autoencoder-steps", 1, "--prior-steps", 1, "--painter-steps", 1, "--words-steps", 1)
+    agreed = ("--yes", "--stimuli", "--accept-stimulus-terms")
+    served = lambda: ("--endpoint", (inputs / BUCKET).read_text())
+    simulated = lambda form: lambda out: ["simulate", out, *knobs, "--format", form]
     return [
-        Verb("simulate", lambda out: ["simulate", out, *knobs], share=2.0),
-        Verb("simulate bdata", lambda out: ["simulate", out, *knobs, "--format", "bdata"], share=0.5),
-        Verb("convert nsd", lambda out: ["convert", "nsd", inputs / "raw", out], share=0.5),
-        Verb("convert bdata", lambda out: ["convert", "bdata", inputs / "bdata", out], share=0.5),
-        Verb("embed", lambda out: ["embed", data, out], listed=False),
-        Verb("pretrain", lambda out: ["pretrain", data, out, "--without", 1, "--config", config], share=1.5),
-        Verb("tune", lambda out: ["tune", base, data, out, "--subject", 1], share=1.5),
-        Verb("fit", lambda out: ["fit", data, out, "--subject", 1, "--config", config]),
-        Verb("evaluate", lambda out: ["evaluate", tuned, data, out], share=1.5),
-        Verb("decode", lambda out: ["decode", tuned, data, out, "--pictures", 2], share=1.5),
-        Verb("fingerprint", lambda out: ["fingerprint", tuned, data, out]),
-        Verb("demo", lambda out: ["demo", "--quick", "--out", out]),
-        Verb("ablate", lambda out: ["ablate", out, *study], share=0.3),
-        Verb("train-generator", lambda out: ["train-generator", out / "w.safetensors", *few], share=0.5, listed=False),
+        Verb("simulate", lambda out: ["simulate", out, *knobs]),
+        *(Verb(f"simulate {form}", simulated(form), share=0.5) for form in FORMATS if form != "nsd_release"),
+        Verb("convert nsd", lambda out: ["convert", "nsd", inputs / "raw", out], "raw"),
+        Verb("convert bdata", lambda out: ["convert", "bdata", inputs / "bdata", out], "bdata"),
+        Verb("convert mosaic", lambda out: ["convert", "mosaic", inputs / "mosaic", out], "mosaic"),
+        Verb("convert laion", lambda out: ["convert", "laion", inputs / "laion", out, *OWN], "laion", listed=False),
+        Verb(
+            "convert mindeye2", lambda out: ["convert", "mindeye2", inputs / "me2.pth", out / FILE, *TWO], "me2", 0.5, False
+        ),
+        Verb("convert unclip", lambda out: ["convert", "unclip", inputs / "unclip.ckpt", out / "it"], "unclip", 0.5, False),
+        Verb("fetch laion", lambda out: ["fetch", "laion", out, *agreed, *served()], f"laion {BUCKET}", listed=False),
+        Verb("embed", lambda out: ["embed", data, out], "data", listed=False),
+        Verb("pretrain", lambda out: ["pretrain", data, out, "--without", 1, "--config", config], "data base"),
+        Verb("tune", lambda out: ["tune", base, data, out, "--subject", 1], "data base"),
+        Verb("fit", lambda out: ["fit", data, out, *one], "data base"),
+        Verb("fit folds", lambda out: ["fit", data, out, *one, "--folds", 2], "data base"),
+        Verb("evaluate", lambda out: ["evaluate", tuned, data, out], "data base tuned"),
+        Verb("evaluate folds", lambda out: ["evaluate", folds, data, out], "data base folds"),
+        Verb("decode", lambda out: ["decode", tuned, data, out, "--pictures", 2], "data base tuned"),
+        Verb("live", lambda out: ["live", inputs / "own", lab, inputs / "arrived", out, *LIVE], "laion lab own arrived"),
+        Verb("fingerprint", lambda out: ["fingerprint", tuned, data, out], "data base tuned"),
+        Verb("demo", lambda out: ["demo", "--quick", "--out", out], share=0.3),
+        Verb("ablate", lambda out: ["ablate", out, *study, "--seeds", 1], "data base", 0.2),
+        Verb("curve", lambda out: ["curve", out, *study, "--seeds", 1], "data base", 0.2),
+        Verb("compare", lambda out: ["compare", scored, "--out", out / "it.json"], "data base tuned scored", 0.3, False),
+        Verb("report", lambda out: ["report", scored, "--out", out / "it.html"], "data base tuned scored", 0.3, False),
+        Verb(
+            "score", lambda out: ["score", inputs / "seen", inputs / "painted", "--out", out / "it.json"], "seen", 0.3, False
+        ),
+        Verb("train-generator", lambda out: ["train-generator", out / FILE, *few], share=0.5, listed=False),
     ]
 
 
-def prepare(inputs: Path, names: list[str]) -> None:
-    """Write what these verbs read: a dataset in up to three forms, its features, a base, a tuned subject, and settings."""
+def prepare(inputs: Path, needs: set[str]) -> None:
+    """Write what these verbs read: datasets in several forms, features, a base, tuned subjects, scores, and settings."""
     inputs.mkdir(parents=True, exist_ok=True)
     (inputs / "tiny.yaml").write_text(yaml.safe_dump(as_dict(tiny())))
-    two, one = ("--subjects", 2, *WORLD), ("--subjects", 1, *WORLD)
-    data, base, config = inputs / "data", inputs / "base", ("--config", inputs / "tiny.yaml")
-    commands: dict[str, tuple] = {
-        "data": ("simulate", data, *two),
+    data, base, tuned, config = inputs / "data", inputs / "base", inputs / "tuned", ("--config", inputs / "tiny.yaml")
+    simulated = lambda place, form: ("simulate", inputs / place, "--subjects", 1, *WORLD, "--format", form)
+    steps: dict[str, tuple | Callable[[Path], None]] = {
+        "data": ("simulate", data, "--subjects", 2, *WORLD),
         "base": ("pretrain", data, base, "--without", 1, *config),
-        "tuned": ("tune", base, data, inputs / "tuned", "--subject", 1),
+        "tuned": ("tune", base, data, tuned, "--subject", 1),
+        "folds": ("fit", data, inputs / "folds", "--subject", 1, *config, "--folds", 2),
+        "scored": ("evaluate", tuned, data, inputs / "scored"),
+        "raw": simulated("raw", "nsd_raw"),
+        "bdata": simulated("bdata", "bdata"),
+        "mosaic": simulated("mosaic", "mosaic"),
+        "laion": simulated("laion", "laion"),
+        "lab": ("convert", "laion", inputs / "laion", inputs / "lab", *OWN),
+        "own": ("fit", inputs / "lab" / "own", inputs / "own", *config, "--method", "ridge"),
+        "arrived": _write_trials,
+        "seen": _write_pictures,
+        "me2": _write_mindeye2,
+        "unclip": _write_unclip,
     }
-    if "convert nsd" in names:
-        commands["raw"] = ("simulate", inputs / "raw", *one, "--format", "nsd_raw")
-    if "convert bdata" in names:
-        commands["bdata"] = ("simulate", inputs / "bdata", *one, "--format", "bdata")
-    for name, words in commands.items():
-        if (inputs / f"{name}.whole").exists():
+    for name, step in steps.items():
+        if name not in needs or (inputs / f"{name}.whole").exists():
             continue
         shutil.rmtree(inputs / name, ignore_errors=True)
-        code, said, _ = run(list(words), inputs.parent / "log")
-        if code != 0:
-            raise SystemExit(f"{words}: {said}")
+        if callable(step):
+            step(inputs)
+        else:
+            code, said, _ = run(list(step), inputs.parent / "log")
+            if code != 0:
+                raise SystemExit(f"{step}: {said}")
         (inputs / f"{name}.whole").touch()
+
+
+def _write_trials(inputs: Path) -> None:
+    """As measured, for ``live``."""
+    (inputs / "arrived").mkdir()
+    for number, betas in enumerate(np.load(inputs / "lab" / "own" / "sub-01" / "betas.npy")[:TRIALS]):
+        np.save(inputs / "arrived" / f"trial-{number}.npy", betas)
+
+
+def _write_pictures(inputs: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder in (inputs / "seen", inputs / "painted"):
+        folder.mkdir(exist_ok=True)
+        for number in range(3):
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / f"{number}.png")
+
+
+def _write_mindeye2(inputs: Path) -> None:
+    parity = importlib.import_module("parity.mindeye2")
+    weights, _, _ = parity.read_fixture(parity.FIXTURES / "long_sequence.safetensors")
+    torch.save({"epoch": 149, "model_state_dict": weights}, inputs / "me2.pth")
+
+
+def _write_unclip(inputs: Path) -> None:
+    parity = importlib.import_module("parity.unclip")
+    weights, _, _ = parity.read_fixture(parity.FIXTURES / "attention_everywhere.safetensors")
+    torch.save({"state_dict": weights, "epoch": 0, "global_step": 110000, "callbacks": {}}, inputs / "unclip.ckpt")
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a server of S3, in a process of its own, whose bucket holds a folder's files."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    told, tell = os.pipe()
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        url = "http://{}:{}".format(*server.get_host_and_port())
+        login = {"aws_access_key_id": "owner", "aws_secret_access_key": "secret", "region_name": "us-west-2"}
+        client = boto3.client("s3", endpoint_url=url, **login)
+        client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            client.put_object(Bucket=BUCKET, Key=name, Body=path.read_bytes(), ACL="public-read")
+        os.write(tell, url.encode())
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(0)
+    try:
+        yield os.read(told, 100).decode()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 # ---- one run
@@ -202,7 +308,7 @@ class _Counter:
             path, mode, flags = words
             changes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR) or set(str(mode)) & set("wax+")
         else:
-            path, changes = (words or ("",))[0], event in CHANGES
+            path, changes = (words or ("",))[event == "os.link"], event in CHANGES  # of a link the new name
         if not changes or not isinstance(path, (str, bytes, os.PathLike)):
             return
         inside = os.fsdecode(path)
@@ -229,6 +335,12 @@ def contents(folder: Path) -> dict[str, str]:
 def _timeless(path: Path) -> bytes:
     if path.name == LIST:
         return b""
+    if path.name == STATE:
+        with safe_open(path, "numpy") as file:
+            trials = _without_clocks(json.loads(file.metadata()["trials"]))
+            return json.dumps(trials).encode() + b"".join(file.get_tensor(name).tobytes() for name in sorted(file.keys()))
+    if path.name == DECODED:
+        return pd.read_csv(path, dtype=str).drop(columns=[*CLOCKS], errors="ignore").to_csv().encode()
     if path.suffix in (".json", ".jsonl"):
         return b"\n".join(json.dumps(_without_clocks(json.loads(line))).encode() for line in _documents(path))
     if path.suffix == ".pt":
@@ -272,7 +384,7 @@ def campaign(verb: Verb, work: Path, kills: int, seed: int) -> Counted:
         shutil.rmtree(out)
         counted.runs += 1
         moments = []
-        for _ in range(rng.integers(1, 6)):
+        for _ in range(rng.integers(1, KILLS_A_RUN + 1)):
             by_clock = rng.random() < 0.2
             moment = {"after": float(rng.uniform(0.05, seconds))} if by_clock else {"at": int(rng.integers(counted.writes))}
             code, said, _ = run(words, log, out, **moment)
@@ -283,7 +395,7 @@ def campaign(verb: Verb, work: Path, kills: int, seed: int) -> Counted:
         if code == -signal.SIGKILL:
             code, said, _ = run(words, log, out)
         found = contents(out) if out.exists() else {}
-        over = code == 2 and "holds another run" in said and found == wanted  # killed while it said so
+        over = code == 2 and found == wanted and any(text in said for text in OVER)  # killed while it said so
         problem = {"verb": verb.name, "killed": moments}
         if code != 0 and not over:
             counted.refused += 1
@@ -340,17 +452,28 @@ def main() -> None:
     share_towers()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    chosen = [verb for verb in verbs(out / "inputs") if options.verbs is None or verb.name in options.verbs]
-    prepare(out / "inputs", [verb.name for verb in chosen])
+    inputs = out / "inputs"
+    chosen = [verb for verb in verbs(inputs) if options.verbs is None or verb.name in options.verbs]
+    needs = {name for verb in chosen for name in verb.needs.split()}
+    prepare(inputs, needs)
+    with serving(inputs / "laion") if BUCKET in needs else contextlib.nullcontext("") as url:
+        (inputs / BUCKET).write_text(url)
+        print_table(chosen, out, options.kills, options.seed)
+
+
+def print_table(chosen: list[Verb], out: Path, kills: int, seed: int) -> None:
+    """A row a verb, as soon as it is known, and their sum."""
     total = sum(verb.share for verb in chosen)
     print("| verb | changes of the disk | kills | runs | did not go on | other contents | other files | not replaced |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     sums = np.zeros(6, int)
     for verb in chosen:
-        found = campaign(verb, out, round(options.kills * verb.share / total), options.seed)
+        begun = time.monotonic()
+        found = campaign(verb, out, round(kills * verb.share / total), seed)
         row = (found.kills, found.runs, found.refused, found.changed, found.litter, found.foreign)
         sums += row
         print(f"| {verb.name} | {found.writes} | " + " | ".join(map(str, row)) + " |", flush=True)
+        print(f"{verb.name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         with (out / "failures.jsonl").open("a") as file:
             file.writelines(json.dumps(problem) + "\n" for problem in found.problems)
     print("| all | | " + " | ".join(map(str, sums)) + " |")

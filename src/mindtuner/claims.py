@@ -81,7 +81,7 @@ def goes_on(folder: str | Path, settings: str = "", kind: str = RUN, force: bool
         )
     if foreign:
         raise UserError(
-            f"{folder}: holds {foreign[0]}, which no run of mindtuner wrote there; expected only what {LIST} lists, so "
+            f"{folder}: holds {foreign[0]}, which is not on the list of what its run wrote ({LIST}); expected no more, so "
             "`force` will not delete it (move it away, or choose another folder)"
         )
     return False

@@ -69,7 +69,7 @@ def test_force_deletes_nothing_that_was_not_written_by_the_run(tmp_path, foreign
     (tmp_path / foreign).parent.mkdir(exist_ok=True)
     (tmp_path / foreign).write_text("mine")
     before = everything(tmp_path)
-    with pytest.raises(UserError, match=rf"holds {foreign}, which no run of mindtuner wrote there"):
+    with pytest.raises(UserError, match=rf"holds {foreign}, which is not on the list of what its run wrote"):
         run(tmp_path, settings="b", force=True)
     assert everything(tmp_path) == before
     assert run(tmp_path, settings="config.yaml")  # going on touches nothing of it

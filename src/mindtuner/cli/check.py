@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="warn where a test image has the same pixels as a training image, which else is an error",
     )
-    shared.add_mask_values(parser, "look at the voxels where the mask of a lab's folder or raw NSD has one of these values")
+    shared.add_mask_values(
+        parser, "look at the voxels where the mask of a lab's folder, raw NSD or LAION-fMRI has one of these values"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 

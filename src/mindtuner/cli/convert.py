@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep voxels of at least this noise ceiling, which is made with test trials too (default: all)",
     )
     laion.add_argument("--stimuli", type=Path, metavar="DIR", help="folder of the pictures (default ROOT/stimuli/images)")
+    shared.add_mask_values(laion, "take the voxels where the mask has one of these values")
     laion.set_defaults(convert=run_laion)
     mindeye2 = kinds.add_parser(
         "mindeye2",
@@ -178,6 +179,7 @@ def run_laion(options: argparse.Namespace) -> None:
         _listed(options.regions),
         options.noise_ceiling,
         options.stimuli,
+        shared.mask_values(options.mask_values),
         say=print,
     )
     print(options.out)

@@ -68,7 +68,8 @@ def check(root: str | Path, allow_twins: bool = False, mask_values: Sequence[flo
     allow_twins : bool
         Warn where a test image has the pixels of a training image, which else is an error.
     mask_values : sequence of float, optional
-        Look at the voxels where the mask has one of these values, in a lab's folder and raw NSD. By default as they are read.
+        Look at the voxels where the mask has one of these values, in a lab's folder, raw NSD and LAION-fMRI. By default as
+        they are read.
 
     Returns
     -------
@@ -87,8 +88,9 @@ def check(root: str | Path, allow_twins: bool = False, mask_values: Sequence[flo
     with findings.catching(root, "format"):
         found = format_of(root)
         findings.fact(root, f"format {found.name}: {found.title}")
-        if mask_values is not None and found.name not in ("lab_folder", "nsd_raw"):
-            raise UserError(f"mask_values: are given, and {root} is {found.title}; expected a lab's folder or raw NSD")
+        if mask_values is not None and found.name not in ("lab_folder", "nsd_raw", "laion"):
+            expected = "a lab's folder, raw NSD or LAION-fMRI"
+            raise UserError(f"mask_values: are given, and {root} is {found.title}; expected {expected}")
         found.check(root, findings)
     return findings
 

@@ -86,7 +86,14 @@ def say_mask(path: Path, values: Sequence[float] | None = None) -> str:
     return f"holds {_some_values(held)}; taken: {_some_values(taken)}{' (all above 0)' if values is None else ''}"
 
 
-def _some_values(values: np.ndarray) -> str:
+def none_taken(path: Path, values: Sequence[float], held: np.ndarray) -> UserError:
+    """What is said where a mask holds none of the ``values`` that were asked for."""
+    return UserError(
+        f"mask_values: are {_some_values(values)}, and {path} holds {_some_values(np.unique(held))}; expected one of these"
+    )
+
+
+def _some_values(values: Sequence[float] | np.ndarray) -> str:
     if len(values) > 10:
         return f"{len(values)} values from {values[0]:g} to {values[-1]:g}"
     return ", ".join(f"{value:g}" for value in values) or "none"
@@ -206,11 +213,5 @@ def box_of(voxels: int) -> np.ndarray:
 
 def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     """Write a volume, or several, as compressed NIfTI of the array's dtype, without scaling."""
-    with atomic_path(path) as part:
-        image = nibabel.Nifti1Image(array, affine)
-        named = part.with_name(f"{part.name}.nii.gz")  # nibabel goes by the ending
-        try:
-            nibabel.save(image, named)
-            named.replace(part)
-        finally:
-            named.unlink(missing_ok=True)
+    with atomic_path(path) as part, part.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
+        nibabel.Nifti1Image(array, affine).to_stream(packed)

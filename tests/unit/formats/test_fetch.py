@@ -20,6 +20,7 @@ from hub import QuietHandler, QuietServer, blob_id, sha256
 from huggingface_hub import constants
 
 from mindtuner import download
+from mindtuner.claims import alone
 from mindtuner.cli import main
 from mindtuner.errors import UserError
 from mindtuner.formats import load
@@ -309,6 +310,12 @@ def test_a_killed_fetch_goes_on_where_it_was(hub, tmp_path):
     check_files(hub, tmp_path, wanted(hub, {1}))
     rest = {name: len(hub.files[name]) for name in wanted(hub, {1}) - set(arrived)}
     assert arrived and hub.sent == rest | {IMAGES: len(hub.files[IMAGES]) - half}
+
+
+def test_one_fetch_at_a_time_into_a_folder(hub, tmp_path, capsys):
+    with alone(tmp_path):
+        refused(capsys, run(hub, tmp_path, "--subjects", "2"), f"{tmp_path}: another process writes there")
+    assert run(hub, tmp_path, "--subjects", "2") == 0
 
 
 def test_a_hub_that_stays_silent_ends_in_one_line_and_nothing_is_lost(hub, tmp_path, capsys):

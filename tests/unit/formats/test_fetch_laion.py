@@ -16,6 +16,7 @@ from laion_files import SESSIONS, betas_of, make_laion, mask_of, table_of, write
 from moto.server import ThreadedMotoServer
 
 from mindtuner import download
+from mindtuner.claims import alone
 from mindtuner.errors import UserError
 from mindtuner.formats import check, load
 from mindtuner.formats.laion import bucket as module
@@ -111,6 +112,15 @@ def test_brain_data_of_everybody_come_whole_without_a_login(store, world, tmp_pa
     assert f"{out}: complete, all checksums right" in said
     errors = [item.file for item in check(out).items if item.severity == "error"]
     assert errors == [BIG]  # which is no region
+
+
+def test_one_fetch_at_a_time_into_a_folder(store, world, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["fetch", "laion", out, "--yes", "--endpoint", store.url, "--subjects", "3"]
+    with alone(out):
+        refused(capsys, argv, f"{out}: another process writes there; expected one at a time")
+    assert call(*argv) == 0
+    same_files(out, world, wanted(world, {3: SESSIONS[3]}))
 
 
 def test_from_fetch_to_a_dataset(store, world, tmp_path, capsys):

@@ -1,13 +1,18 @@
 """What all formats have in common: finding the right one, handing on, and writing any dataset."""
 
+import os
+
+import nibabel
 import numpy as np
 import pytest
 from lab_files import make_lab
 from nsd_release_files import make_nsd
 
+from mindtuner import temporary
 from mindtuner.errors import UserError
 from mindtuner.formats import FORMATS, convert, format_of, load, named, write
 from mindtuner.formats.lab_folder.write import FORMS
+from mindtuner.formats.nifti import save_nifti
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +155,14 @@ def test_part_of_a_release_becomes_a_whole_one(tmp_path, release):
         assert other.source.shape[0] == len(subject.trials) < dataset.subject(number).source.shape[0]
         np.testing.assert_array_equal(other.betas(other.trials.row), subject.betas(subject.trials.row))
         np.testing.assert_array_equal(other.trials.stimulus, subject.trials.stimulus)
+
+
+def test_a_volume_that_is_being_written_can_be_told_from_others(tmp_path, monkeypatch):
+    """So that what a kill leaves of it is removed."""
+    volume, names, real = np.arange(24, dtype=np.float32).reshape(2, 3, 4), [], os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: [names.extend(os.listdir(tmp_path)), real(*paths)])
+    save_nifti(tmp_path / "a.nii.gz", volume, np.diag([2.0, 2, 2, 1]))
+    assert names and all(map(temporary.is_one, names))
+    written = nibabel.load(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(written.get_fdata(), volume)
+    np.testing.assert_array_equal(written.affine, np.diag([2.0, 2, 2, 1]))

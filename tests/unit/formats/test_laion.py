@@ -262,6 +262,31 @@ def test_voxels_of_regions_and_above_a_noise_ceiling(truth):
     np.testing.assert_array_equal(stored(truth, 1), rows(truth, 1)[0][:, wanted])
 
 
+def test_a_mask_by_values(truth, capsys):
+    held = {}
+    for person, mask in truth.mask.items():
+        held[person] = mask * np.random.default_rng(person).integers(-1, 3, mask.shape, np.int8)
+        nifti(mask_of(truth.root, person), held[person])
+    argv = ["convert", "laion", truth.root, truth.root.parent / "out", "--split", "tau"]
+    assert call(*argv, "--mask-values=-1,2") == 0
+    dataset = load(truth.root.parent / "out/tau")
+    for person in SESSIONS:
+        kept = np.isin(held[person], (-1, 2))
+        assert 0 < kept.sum() == dataset.subject(person).n_voxels
+        np.testing.assert_array_equal(stored(truth, person), rows(truth, person)[0][:, kept[truth.mask[person]]])
+    assert dataset.card["converted"]["mask_values"] == [-1, 2]
+    for other in ([], ["--mask-values", "2"]):
+        refused(capsys, [*argv, *other], "made_of.json: mask_values is [-1.0, 2.0]; expected")
+    refused(capsys, [*argv, "--mask-values", "7"], "--mask-values: are 7, and ", "holds -1, 0, 1, 2; expected one of these")
+    for values, voxels, said in (
+        ((), (held[1] > 0).sum(), "taken: 1, 2 (all above 0); to choose, --mask-values"),
+        (("--mask-values=-1",), (held[1] == -1).sum(), "taken: -1"),
+    ):
+        call("check", truth.root, *values)
+        found = capsys.readouterr().out
+        assert f"{voxels} of 120 voxels" in found and f"holds -1, 0, 1, 2; {said}" in found
+
+
 def test_noise_ceilings_follow_the_formula():
     """Signal s, noise n - of variance 1 in all - and k repeats: the ceiling is s / (s + n / k), by definition."""
     rng = np.random.default_rng(0)

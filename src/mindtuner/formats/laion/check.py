@@ -16,6 +16,7 @@ from mindtuner.formats.image_files import FolderImages
 from mindtuner.formats.laion import read as laion
 from mindtuner.formats.laion.convert import DROPPED_AT_MOST, SPLITS, blocks_of, finite_and_varying, without_betas
 from mindtuner.formats.laion.splits import read_split
+from mindtuner.formats.nifti import say_mask
 
 
 def check(root: Path, findings: Findings) -> None:
@@ -44,8 +45,11 @@ def _check_person(findings: Findings, root: Path, person: str) -> set[str]:
     labels: set[str] = set()
     mask = None
     with findings.catching(laion.mask_path(root, person), "mask"):
-        mask, image = laion.read_mask(root, person)
+        mask, image = laion.read_mask(root, person, findings.mask_values)
         findings.fact(laion.mask_path(root, person), f"{mask.sum()} of {mask.size} voxels, {mask.shape}")
+        if said := say_mask(laion.mask_path(root, person), findings.mask_values):
+            chosen = "; to choose, --mask-values" if findings.mask_values is None else ""
+            findings.note(laion.mask_path(root, person), "values", said + chosen)
     if mask is None:
         return labels
     with findings.catching(root / laion.ATLASES / person, "rois"):

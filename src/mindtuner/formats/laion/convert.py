@@ -77,6 +77,7 @@ def convert_laion(
     regions: Sequence[str] = (),
     noise_ceiling: float = 0.0,
     stimuli: str | Path | None = None,
+    mask_values: Sequence[float] | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> dict:
     """Write LAION-fMRI as a lab's folder for each of some splits.
@@ -109,6 +110,8 @@ def convert_laion(
         Keep voxels of at least this noise ceiling, in percent, by ``NoiseceilingAllrep``. It is made with test trials too.
     stimuli : str or Path, optional
         Folder of the pictures. By default ``root/stimuli/images``. A ``.txt`` beside a picture holds its captions.
+    mask_values : sequence of float, optional
+        Values of each person's mask at the voxels to take. By default all above 0.
     say : callable
         Gets a line of text for each thing that was found, left out or done.
 
@@ -128,7 +131,7 @@ def convert_laion(
         raise UserError(f"{root}: not found; expected a folder with {laion.BETAS.as_posix()}")
     files = root / SPLITS if split_files is None else Path(split_files)
     pictures = root / laion.STIMULI if stimuli is None else Path(stimuli)
-    scans = find_scans(root, subjects, regions, noise_ceiling)
+    scans = find_scans(root, subjects, regions, noise_ceiling, mask_values)
     chosen = {name: _sides(files, name, scans) for name in _names(files, split)}
     for line in _found(root, scans):
         say(line)
@@ -140,8 +143,8 @@ def convert_laion(
         (out / DONE).mkdir(exist_ok=True)
         check_space(out, _to_come(out, scans))
         for one in scans:
-            _write_betas(out, one, _made_of(root, one, regions, noise_ceiling), say)
-        cards = {name: _card(root, files, name, scans, regions, noise_ceiling, notes[name]) for name in chosen}
+            _write_betas(out, one, _made_of(root, one, regions, noise_ceiling, mask_values), say)
+        cards = {name: _card(root, files, name, scans, regions, noise_ceiling, mask_values, notes[name]) for name in chosen}
         for name, card in cards.items():
             for line in notes[name]:
                 say(f"{name}: {line}")
@@ -150,7 +153,11 @@ def convert_laion(
 
 
 def find_scans(
-    root: Path, subjects: Iterable[int] | None = None, regions: Sequence[str] = (), noise_ceiling: float = 0.0
+    root: Path,
+    subjects: Iterable[int] | None = None,
+    regions: Sequence[str] = (),
+    noise_ceiling: float = 0.0,
+    mask_values: Sequence[float] | None = None,
 ) -> list[Scans]:
     """What is there of each person, checked as far as masks, headers and tables tell.
 
@@ -165,7 +172,7 @@ def find_scans(
         if number not in people:
             raise UserError(f"subjects: {number} is not in {root}; expected some of {', '.join(map(str, sorted(people)))}")
         person = people[number]
-        mask, image = laion.read_mask(root, person)
+        mask, image = laion.read_mask(root, person, mask_values)
         rois = laion.read_rois(root, person, image)
         wanted = _wanted(root, person, mask, image, rois, regions, noise_ceiling)
         sessions = laion.find_sessions(root, person)
@@ -271,12 +278,15 @@ def _refuse_other(out: Path) -> None:
         raise UserError(f"{out}: holds other files; expected an empty folder, or one that convert laion began")
 
 
-def _made_of(root: Path, one: Scans, regions: Sequence[str], noise_ceiling: float) -> dict:
+def _made_of(
+    root: Path, one: Scans, regions: Sequence[str], noise_ceiling: float, mask_values: Sequence[float] | None
+) -> dict:
     return {
         "root": str(root),
         "sessions": {session.name: session.betas.stat().st_size for session in one.sessions},
         "regions": list(regions),
         "noise_ceiling": noise_ceiling,
+        "mask_values": None if mask_values is None else list(mask_values),
     }
 
 
@@ -385,7 +395,14 @@ def finite_and_varying(blocks: Iterator[np.ndarray]) -> np.ndarray:
 
 
 def _card(
-    root: Path, files: Path, name: str, scans: list[Scans], regions: Sequence[str], noise_ceiling: float, notes: list[str]
+    root: Path,
+    files: Path,
+    name: str,
+    scans: list[Scans],
+    regions: Sequence[str],
+    noise_ceiling: float,
+    mask_values: Sequence[float] | None,
+    notes: list[str],
 ) -> dict:
     # Simulated files carry a card, which says that they are; those of LAION-fMRI's authors have none.
     said = read_json(root / CARD) if (root / CARD).exists() else {}
@@ -402,6 +419,7 @@ def _card(
             "sessions": {str(one.number): [session.number for session in one.sessions] for one in scans},
             "regions": list(regions),
             "noise_ceiling": noise_ceiling,
+            **({} if mask_values is None else {"mask_values": list(mask_values)}),
         },
         "notes": notes,
     }

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mindtuner.claims import alone
 from mindtuner.download import FetchPlan, RemoteFile
 from mindtuner.errors import UserError
 from mindtuner.formats.laion.bucket import Bucket
@@ -116,12 +117,13 @@ def fetch(plan: Plan) -> None:
     Interrupted at any moment, it goes on where it was when it is called again. Files that are in their places with the right
     size count as whole: none gets there before it is verified.
 
-    Raises UserError without room, permission or network, and for a file with other bytes than the bucket says.
+    Raises UserError without room, permission or network, for a file with other bytes than the bucket says, and where another
+    process fetches into the same folder.
     """
     plan.check_space()
     try:
-        plan.working_folder.mkdir(parents=True, exist_ok=True)
-        with progress((), "fetch", total=sum(file.size for file in plan.files), unit="B") as bar:
+        with alone(plan.out), progress((), "fetch", total=sum(file.size for file in plan.files), unit="B") as bar:
+            plan.working_folder.mkdir(parents=True, exist_ok=True)
             bar.unit_scale = True
             for file in plan.files:
                 bar.set_postfix_str(file.path)
@@ -129,7 +131,7 @@ def fetch(plan: Plan) -> None:
                     bar.update(file.size)
                 else:
                     plan.bucket.bring(file, plan.target(file), plan.part_path(file), bar)
-        shutil.rmtree(plan.working_folder)
+            shutil.rmtree(plan.working_folder)
     except OSError as error:
         raise UserError(
             f"{plan.out}: cannot be written ({error.strerror or error}); expected free space and write permission"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import nibabel
 import numpy as np
 
 from mindtuner.errors import UserError
-from mindtuner.formats.nifti import NiftiSession, check_grid, load_mask, open_image, read_data
+from mindtuner.formats.nifti import NiftiSession, check_grid, load_mask, none_taken, open_image, read_data
 from mindtuner.inputs import read_text
 
 BETAS, ATLASES = Path("derivatives/glmsingle-tedana"), Path("derivatives/atlases")
@@ -143,11 +144,17 @@ def open_session(session: Session, mask: np.ndarray, image: nibabel.Nifti1Image)
     return NiftiSession(session.betas, mask, image)
 
 
-def read_mask(root: Path, person: str) -> tuple[np.ndarray, nibabel.Nifti1Image]:
-    """Which voxels have betas, bool (X, Y, Z), and the image. Raises UserError where none has, or the file is damaged."""
-    mask, image = load_mask(mask_path(root, person))
+def read_mask(root: Path, person: str, values: Sequence[float] | None = None) -> tuple[np.ndarray, nibabel.Nifti1Image]:
+    """Which voxels have betas, bool (X, Y, Z), those above 0 or of one of ``values``, and the image.
+
+    Raises UserError where none has, or the file is damaged.
+    """
+    path = mask_path(root, person)
+    mask, image = load_mask(path, values=values)
+    if not mask.any() and values is not None:
+        raise none_taken(path, values, read_data(path, image))
     if not mask.any():
-        raise UserError(f"{mask_path(root, person)}: is 0 everywhere; expected voxels above 0")
+        raise UserError(f"{path}: is 0 everywhere; expected voxels above 0")
     return mask, image
 
 

@@ -16,7 +16,7 @@ from nibabel.openers import ImageOpener
 from mindtuner.data.lazy import get_dataset, open_hdf5
 from mindtuner.data.nsd import BETA_SCALE, VISUAL_ROIS
 from mindtuner.errors import UserError
-from mindtuner.formats.nifti import WHOLE, open_nifti, read_data, stream_volumes
+from mindtuner.formats.nifti import WHOLE, none_taken, open_nifti, read_data, stream_volumes
 from mindtuner.formats.nsd_raw.read import roi_folder
 from mindtuner.inputs import reading
 
@@ -32,16 +32,10 @@ def read_mask(root: Path, subject: int, values: Sequence[float] | None = None) -
     held = _read_volume(path)
     mask = held > 0 if values is None else np.isin(held, values)
     if not mask.any() and values is not None:
-        raise UserError(
-            f"mask_values: are {_listed(values)}, and {path} holds {_listed(np.unique(held))}; expected one of these"
-        )
+        raise none_taken(path, values, held)
     if not mask.any():
         raise UserError(f"{path}: no voxel is above 0; expected NSD's nsdgeneral mask")
     return mask
-
-
-def _listed(values: Sequence[float] | np.ndarray) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def read_rois(root: Path, subject: int, mask: np.ndarray) -> tuple[dict[str, np.ndarray], str | None]:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import HfApi, constants, hf_hub_url
 
 from mindtuner import download
+from mindtuner.claims import alone
 from mindtuner.data.dataset import CARD
 from mindtuner.download import CHECKSUM, FetchPlan, RemoteFile, checksum_of, persist
 from mindtuner.errors import UserError
@@ -153,20 +154,20 @@ def fetch(plan: Plan) -> dict:
     Interrupted at any moment, it goes on where it was when it is called again. Files that are there already are read
     and verified too.
 
-    Raises UserError without room, permission or network, and for a file with another checksum than the hub's. One that
-    was downloaded is removed then, one that was there before is left alone.
+    Raises UserError without room, permission or network, where another process fetches into the same folder, and for a file
+    with another checksum than the hub's. One that was downloaded is removed then, one that was there before is left alone.
     """
     plan.check_space()
     try:
-        plan.working_folder.mkdir(parents=True, exist_ok=True)
-        with progress((), "fetch", total=sum(file.size for file in plan.files), unit="B") as bar:
+        with alone(plan.out), progress((), "fetch", total=sum(file.size for file in plan.files), unit="B") as bar:
+            plan.working_folder.mkdir(parents=True, exist_ok=True)
             bar.unit_scale = True
             for file in plan.files:
                 bar.set_postfix_str(file.path)
                 _bring(plan, file, bar)
-        card = _make_card(plan)
-        write_json(plan.out / CARD, card)
-        shutil.rmtree(plan.working_folder)
+            card = _make_card(plan)
+            write_json(plan.out / CARD, card)
+            shutil.rmtree(plan.working_folder)
     except OSError as error:
         raise UserError(
             f"{plan.out}: cannot be written ({error.strerror or error}); expected free space and write permission"
