@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import logging
 import os
 import pkgutil
 import re
@@ -142,8 +143,8 @@ def verbs(inputs: Path) -> list[Verb]:
         Verb("live", lambda out: ["live", inputs / "own", lab, inputs / "arrived", out, *LIVE], "laion lab own arrived"),
         Verb("fingerprint", lambda out: ["fingerprint", tuned, data, out], "data base tuned"),
         Verb("demo", lambda out: ["demo", "--quick", "--out", out], share=0.3),
-        Verb("ablate", lambda out: ["ablate", out, *study, "--seeds", 1], "data base", 0.2),
-        Verb("curve", lambda out: ["curve", out, *study, "--seeds", 1], "data base", 0.2),
+        Verb("ablate", lambda out: ["ablate", out, *study, "--seeds", 2], "data base", 0.2),
+        Verb("curve", lambda out: ["curve", out, *study, "--seeds", 2], "data base", 0.2),
         Verb("compare", lambda out: ["compare", scored, "--out", out / "it.json"], "data base tuned scored", 0.3, False),
         Verb("report", lambda out: ["report", scored, "--out", out / "it.html"], "data base tuned scored", 0.3, False),
         Verb(
@@ -225,6 +226,7 @@ def serving(folder: Path) -> Iterator[str]:
     told, tell = os.pipe()
     parent, child = os.getpid(), os.fork()
     if child == 0:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would say every request
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         url = "http://{}:{}".format(*server.get_host_and_port())

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import time
 
 import nibabel
 import numpy as np
@@ -45,6 +46,7 @@ from mindtuner.errors import UserError
 from mindtuner.formats import load
 from mindtuner.formats.nsd_raw import convert as nsd_raw_convert
 from mindtuner.formats.nsd_raw import read as raw
+from mindtuner.formats.nsd_raw import write as nsd_raw_write
 from mindtuner.formats.nsd_raw.convert import convert_nsd, resize, trial_table
 from mindtuner.formats.nsd_raw.volumes import read_session
 
@@ -304,6 +306,14 @@ def test_foreign_folders_stay_as_they_are(whole, converted, tmp_path):
         with pytest.raises(UserError, match=message):
             convert_nsd(whole.root, tmp_path, force=force, say=lambda line: None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_same_design_is_the_same_bytes_at_any_time(simulated, tmp_path, monkeypatch):
+    for clock in ("now", "then"):
+        monkeypatch.setattr(time, "asctime", lambda clock=clock: clock)  # which SciPy puts into the file
+        nsd_raw_write._write_design(tmp_path / clock, load(simulated))
+    assert (tmp_path / "now").read_bytes() == (tmp_path / "then").read_bytes()
+    assert scipy.io.loadmat(tmp_path / "now")["subjectim"].min() == 1
 
 
 def test_a_mask_by_values(whole, converted, tmp_path, capsys):

@@ -30,6 +30,7 @@ SIDE = 425  # of NSD's images
 MEAN_PERCENT, SD_PERCENT = 1.0, 2.0
 _AFFINE = np.diag([1.8, 1.8, 1.8, 1.0])
 _BLOCK = 32
+_TOLD = b"MATLAB 5.0 MAT-file".ljust(116)  # SciPy's text says when; the same dataset is the same bytes
 
 
 def write(root: str | Path, dataset: Dataset, form: str = "hdf5") -> None:
@@ -177,4 +178,4 @@ def _write_design(path: Path, dataset: Dataset) -> None:
         do_compression=True,
     )
     with atomic_path(path) as part:
-        part.write_bytes(file.getvalue())
+        part.write_bytes(_TOLD + file.getvalue()[len(_TOLD) :])
