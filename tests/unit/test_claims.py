@@ -103,7 +103,7 @@ def test_a_link_in_a_run_is_not_followed(tmp_path):
     run(tmp_path / "run", "pictures/a.png")
     shutil.rmtree(tmp_path / "run" / "pictures")
     (tmp_path / "run" / "pictures").symlink_to(tmp_path / "kept")
-    with pytest.raises(UserError, match="holds pictures, which no run"):
+    with pytest.raises(UserError, match="holds pictures, which is not on the list"):
         run(tmp_path / "run", settings="b", force=True)
     assert (tmp_path / "kept" / "a.png").read_text() == "mine"
 
@@ -181,11 +181,11 @@ def test_a_folder_claimed_within_a_run_is_the_runs(tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("betas", "masks"):
         (tmp_path / "data" / name).write_text("measured")
-    with pytest.raises(UserError, match="holds data/betas, which no run"):
+    with pytest.raises(UserError, match="holds data/betas, which is not on the list"):
         outer(force=True)
     shutil.rmtree(tmp_path / "data")
     run(tmp_path / "data", "betas", "masks", kind="convert nsd")  # another verb's, called by itself
-    with pytest.raises(UserError, match="holds data/.mindtuner-run, which no run"), releasing():
+    with pytest.raises(UserError, match="holds data/.mindtuner-run, which is not on the list"), releasing():
         claim_folder(tmp_path, "b", force=True)
     with releasing():
         assert claim_folder(tmp_path, "a")
