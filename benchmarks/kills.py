@@ -46,9 +46,9 @@ import mindtuner
 from mindtuner import config as config_module
 from mindtuner.claims import LIST, goes_on
 from mindtuner.cli import main as call
-from mindtuner.cli.simulate import FORMATS
 from mindtuner.config import Config, as_dict, load_config
 from mindtuner.errors import UserError
+from mindtuner.formats import FORMATS
 from mindtuner.live.session import STATE
 from mindtuner.pipeline.decoded_table import DECODED
 from mindtuner.simulation import cutouts
@@ -119,10 +119,11 @@ def verbs(inputs: Path) -> list[Verb]:
     few = ("--scenes", 300, "--autoencoder-steps", 1, "--prior-steps", 1, "--painter-steps", 1, "--words-steps", 1)
     agreed = ("--yes", "--stimuli", "--accept-stimulus-terms")
     served = lambda: ("--endpoint", (inputs / BUCKET).read_text())
+    forms = [form.name for form in FORMATS if form.write is not None]
     simulated = lambda form: lambda out: ["simulate", out, *knobs, "--format", form]
     return [
         Verb("simulate", lambda out: ["simulate", out, *knobs]),
-        *(Verb(f"simulate {form}", simulated(form), share=0.5) for form in FORMATS if form != "nsd_release"),
+        *(Verb(f"simulate {form}", simulated(form), share=0.5) for form in forms if form != "nsd_release"),
         Verb("convert nsd", lambda out: ["convert", "nsd", inputs / "raw", out], "raw"),
         Verb("convert bdata", lambda out: ["convert", "bdata", inputs / "bdata", out], "bdata"),
         Verb("convert mosaic", lambda out: ["convert", "mosaic", inputs / "mosaic", out], "mosaic"),
