@@ -72,7 +72,7 @@ def goes_on(folder: str | Path, settings: str = "", kind: str = RUN, force: bool
     own, foreign = _contents(folder, claim)
     written = [path for path in own if path.name not in (LIST, LOCK) and not temporary.is_torn(path, alone=True)]
     if not (force or claim.emptying) and (foreign or written):
-        _remove_lock_of_the_dead(folder)
+        remove_lock_of_the_dead(folder)
         raise UserError(f"{folder}: holds another run; expected an empty folder (or `force` to replace it)")
     if claim.kind != kind and written:
         raise UserError(
@@ -233,7 +233,7 @@ def drop_lock(lock: FileLock) -> None:
             os.unlink(lock.lock_file)
 
 
-def _remove_lock_of_the_dead(folder: Path) -> None:
+def remove_lock_of_the_dead(folder: Path) -> None:
     """Of a run that is over, which nobody claims again: it may have been killed at its very end."""
     if (folder / LOCK).exists() and folder.resolve() not in _held:
         with contextlib.suppress(UserError, OSError):

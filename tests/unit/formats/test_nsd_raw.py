@@ -38,7 +38,7 @@ from nsd_raw_files import (
 from PIL import Image
 
 from mindtuner import files as files_module
-from mindtuner.claims import LIST
+from mindtuner.claims import LIST, LOCK
 from mindtuner.cli import main
 from mindtuner.data import nsd
 from mindtuner.data.zscore import mean_and_sd, pool, zscore
@@ -254,6 +254,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(whole, converted, tmp
         torn(out / "betas_all_subj01_fp32_renorm.hdf5")
     convert_nsd(whole.root, out, captions=[whole.root], say=lambda line: None)
     assert everything(out) == reference and reached[-1].name == "brain_region_masks.hdf5"
+    (out / LOCK).touch()  # of a process that was killed at its very end
+    convert_nsd(whole.root, out, captions=[whole.root], say=lambda line: None)
+    assert not (out / LOCK).exists()
 
 
 def test_what_is_whole_is_not_made_again(whole, converted, tmp_path, monkeypatch):

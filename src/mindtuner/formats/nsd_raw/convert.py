@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mindtuner.claims import claim_folder, releasing
+from mindtuner.claims import claim_folder, releasing, remove_lock_of_the_dead
 from mindtuner.data import nsd
 from mindtuner.data.dataset import CARD
 from mindtuner.data.lazy import open_rows
@@ -112,6 +112,7 @@ def convert_nsd(
     if not force and (out / CARD).exists():
         _compare(out / CARD, read_json(out / CARD), card)
         if (out / MASKS).exists():
+            remove_lock_of_the_dead(out)
             say(f"{out}: whole already")
             return card
     claim_folder(out, kind="convert nsd", force=force)
