@@ -6,7 +6,7 @@ Each verb runs once unharmed on a tiny simulated dataset. Then it runs again and
 its workers): four times of five right before a change of the disk, chosen by the seed, else at a moment that the clock gives.
 The same command comes again, to be killed up to twelve times, and once more to end. Compared with the unharmed run: which
 files there are, and the contents of each, but for clocks. `force` must find nothing that the run did not write. `fetch laion`
-gets its files from a server on this machine (moto's). `check`, `info` and `check-weights` write nothing; `fetch`,
+gets its files from a server on this machine (moto's). `check`, `check weights` and `info` write nothing; `fetch`,
 `fetch weights` and `fetch networks` are left out.
 
 The table counts: changes of the disk in an unharmed run; kills; runs; runs that did not go on; that ended with other

@@ -311,6 +311,27 @@ def test_a_killed_pretraining_goes_on_to_the_same_bits(lab, tmp_path, monkeypatc
     assert names(tmp_path / "run") == {"config.yaml", "inputs.json", "log.jsonl", "base.safetensors"}
 
 
+def test_an_evaluation_that_was_killed_while_it_cleared_up_goes_on(lab, report, tmp_path, monkeypatch):
+    out, real = tmp_path / "out", shutil.rmtree
+
+    def dies(folder, **options):
+        if Path(folder).name != "painted":
+            return real(folder, **options)
+        next(Path(folder).glob("*.json")).unlink()
+        raise KeyboardInterrupt
+
+    words = ("evaluate", lab.tuned, lab.data, out, *lab.paints)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", dies)
+        assert call(*words) == 130
+    assert len(list((out / "painted").iterdir())) % 2 == 1
+    assert call(*words) == 0 and names(out) == names(report)
+    pictures = [load_file(run / "pictures.safetensors") for run in (out, report)]
+    assert pictures[0].keys() == pictures[1].keys()
+    for name, array in pictures[0].items():
+        np.testing.assert_array_equal(array, pictures[1][name])
+
+
 def test_a_killed_tuning_goes_on_and_other_methods_are_added(lab, tmp_path, monkeypatch):
     again = ("tune", lab.base, lab.data, tmp_path / "run", "--subject", 101, "--sessions", 1, *lab.paints)
     with monkeypatch.context() as patch:

@@ -271,7 +271,7 @@ def paint_all(
                 rows = slice(start, start + TOGETHER)
                 some = test.shown[rows]
                 part = None if parts is None else parts / f"{method}-{start}"
-                if part is None or not part.with_suffix(PICTURES).exists():
+                if part is None or not all(part.with_suffix(kind).exists() for kind in (WRITTEN, PICTURES)):
                     tokens, brain = one.image_tokens[rows], method != "prior_only"
                     said = own.rows(rows)
                     groups.append(paint(generator, tokens, one.predictions, some, said, method, lowlevel=brain, side=side))
@@ -291,7 +291,7 @@ def paint_all(
 def _keep(part: Path | None, painted: Painted) -> None:
     if part is not None:
         write_json(part.with_suffix(WRITTEN), {"written": painted.written})
-        write_arrays(part.with_suffix(PICTURES), painted.stages)  # last: a part that has it is whole
+        write_arrays(part.with_suffix(PICTURES), painted.stages)
 
 
 def score_all(
