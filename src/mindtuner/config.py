@@ -206,7 +206,9 @@ class FitConfig:
     least_steps: Natural = 0  # made in any case: where trials are few, there are more epochs
     patience: Natural = 0  # epochs without better ranks of held-out training images after which to stop; 0: never
     checkpoint_steps: Count = 200  # steps between checkpoints, where there are any; the end of an epoch has one anyway
-    start: Literal["random", "closed_form"] = "random"  # of a new subject's ridge in tuning (training/closed_form.py)
+    # closed_form: of all but what follows the token head in pretraining (training/first_weights.py), of a new subject's ridge
+    # in tuning (training/closed_form.py)
+    start: Literal["random", "closed_form"] = "random"
     similar_voxels: Natural = 0  # whose weights each voxel's is drawn to by the closed form; 0: none
     train_ridge: Flag = True  # false: the new ridge stays where the closed form put it
     # share of trials that come as the closed form without their image answers them (training/closed_form.py)
@@ -280,9 +282,9 @@ class Config:
             self.fingerprint.skip_blocks,
             f"at most {self.model.blocks}, the model's blocks",
         )
-        for field, none in (("start", "random"), ("similar_voxels", 0)):
+        for field, none in (("similar_voxels", 0), ("train_ridge", True), ("cross_fitted", 0)):
             value = getattr(self.pretrain, field)
-            _require(value == none, f"pretrain.{field}", value, f"{none}: there is no base yet to solve a ridge against")
+            _require(value == none, f"pretrain.{field}", value, f"{none}: tuning alone has it".lower())
         for name in ("pretrain", "tune", *RIVALS):
             fit = getattr(self, name)
             for field, none in (("train_ridge", True), ("cross_fitted", 0)):

@@ -233,8 +233,8 @@ def test_a_base_may_be_a_file_beside_it_that_has_a_base_itself(tmp_path):
         ("tune: {target_subjects: 3}", "unknown field tune.target_subjects; did you mean target_subject?"),
         ("pivot: {1: 3}", "unknown field pivot.1; expected one of epochs, batch, lr, weight_decay, temperature"),
         ("tune:", "tune holds a NoneType; expected a mapping"),
-        ("pretrain: {start: closed_form}", "pretrain.start is 'closed_form'; expected random: there is no base yet"),
-        ("pretrain: {similar_voxels: 3}", "pretrain.similar_voxels is 3; expected 0: there is no base yet"),
+        ("pretrain: {similar_voxels: 3}", "pretrain.similar_voxels is 3; expected 0: tuning alone has it"),
+        ("pretrain: {start: closed_form, train_ridge: false}", "pretrain.train_ridge is False; expected true: tuning alone"),
     ],
 )
 def test_what_differs_is_refused_by_file_and_field(tmp_path, text, message):
@@ -290,7 +290,7 @@ def test_rivals_tune_as_the_method_does_or_by_a_section_of_their_own():
     assert load_config(paper, ridge_only={"epochs": 5}).ridge_only == dataclasses.replace(paper.tune, epochs=5)
     for changes, message in (
         ({"tune": {"start": "random"}}, "tune.train_ridge is False; expected true with start: random"),
-        ({"pretrain": {"cross_fitted": 0.5}}, "pretrain.cross_fitted is 0.5; expected 0 with start: random"),
+        ({"pretrain": {"cross_fitted": 0.5}}, "pretrain.cross_fitted is 0.5; expected 0: tuning alone has it"),
     ):
         with pytest.raises(UserError, match=message):
             load_config(demo, **changes)

@@ -15,6 +15,7 @@ from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training.batches import make_feeds, split_holdout, subject_name, training_trials
 from mindtuner.training.checkpoint import pivot_checkpoint
 from mindtuner.training.closed_form import learn_expectation
+from mindtuner.training.first_weights import start_in_closed_form
 from mindtuner.training.loop import fit, freeze_without_loss
 from mindtuner.training.monitor import Log
 from mindtuner.training.pivot import train_pivot
@@ -33,8 +34,9 @@ def pretrain(
 ) -> BrainNetwork:
     """Train a network on every subject of a dataset, and the projector on their training images.
 
-    With the network is kept what hidden features to expect of an image, from which a new subject's ridge starts. The same
-    seed gives the same weights on the same machine.
+    With ``start: closed_form`` it begins where ``first_weights.start_in_closed_form`` puts it, else at random. With the
+    network is kept what hidden features to expect of an image, from which a new subject's ridge starts. The same seed gives
+    the same weights on the same machine.
 
     Parameters
     ----------
@@ -71,6 +73,8 @@ def pretrain(
     voxels = {name: s.n_voxels for name, s in subjects.items()}
     seen = np.concatenate([t.stimulus for t in trials.values()])
     network = before_brains(voxels, seen, targets, config, seed, log, prior, checkpoint)
+    if config.pretrain.start == "closed_form":
+        start_in_closed_form(network, subjects, trials, targets, seed)
     freeze_without_loss(network, config.pretrain)
     feeds = make_feeds(subjects, trials, seed)
     fit(network, feeds, targets, config.pretrain, seed, "pretrain", log, held_out, checkpoint)

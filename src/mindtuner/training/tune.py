@@ -16,6 +16,7 @@ from mindtuner.training.batches import Feed, make_feeds, split_holdout, subject_
 from mindtuner.training.checkpoint import pivot_checkpoint
 from mindtuner.training.closed_form import learn_centre, solve_ridge
 from mindtuner.training.fingerprint import share_weights
+from mindtuner.training.first_weights import start_in_closed_form
 from mindtuner.training.loop import fit, freeze_without_loss
 from mindtuner.training.monitor import Log
 from mindtuner.training.pivot import train_pivot
@@ -119,7 +120,9 @@ def tune(
     feeds = make_feeds({name: subject}, trials, seed)
     if method == "shuffled_brain":
         feeds[0].permute_brains(seed)
-    if fitting.start == "closed_form":
+    if fitting.start == "closed_form" and method == "from_scratch":
+        start_in_closed_form(network, {name: subject}, trials, targets, seed)
+    elif fitting.start == "closed_form":
         if base.expectation is None:
             section = method if fitting is not config.tune else "tune"
             raise UserError(

@@ -323,5 +323,3 @@ def test_it_is_saved_with_the_base_and_asked_for_by_name(trained, tmp_path):
         dataclasses.replace(CONFIG.tune, similar_voxels=-1)
     with pytest.raises(ValueError, match="pretrain.similar_voxels is 5; expected 0"):
         dataclasses.replace(CONFIG, pretrain=dataclasses.replace(CONFIG.pretrain, similar_voxels=5))
-    with pytest.raises(ValueError, match="pretrain.start is 'closed_form'; expected random"):
-        dataclasses.replace(CONFIG, pretrain=CLOSED.tune)

@@ -1,0 +1,191 @@
+"""Where pretraining starts, in closed form: principal components of image tokens, and regressions of them on voxels.
+
+From random weights most of pretraining goes into finding which tokens go together, and which voxels tell of them. Both are
+linear problems. The token head starts as the principal directions of the training images' tokens, each subject's ridge as
+the regression from its betas to their coordinates, and the residual blocks as the identity. Training goes on from there.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from mindtuner.data import Subject, Trials
+from mindtuner.data.splits import image_folds
+from mindtuner.model import BrainNetwork
+from mindtuner.model.backbone import head_projection
+from mindtuner.runtime import derive_seed, device, progress
+from mindtuner.training.ridge import FOLDS, PENALTIES
+from mindtuner.training.targets import Targets
+
+HIDDEN_RMS = 0.577  # of the coordinates in x0: what random ridges make of z-scored betas, sqrt(1/3)
+PER_FEATURE = 8  # training images that the directions are found in, for each hidden feature
+POWER = 3  # iterations of the randomised decomposition (Halko, Martinsson and Tropp 2011, algorithm 4.4)
+CHUNK = 256  # images at a time
+ROWS = 2**16  # of the head, turned at a time
+SMALLEST = 1e-5  # share of the largest direction's sd below which one is rounding
+JUDGED = 64  # coordinates that a penalty is judged by, those of most variance
+
+
+@torch.no_grad()
+def start_in_closed_form(
+    network: BrainNetwork, subjects: dict[str, Subject], trials: dict[str, Trials], targets: Targets, seed: int
+) -> None:
+    """Give a network's token head, ridges and residual blocks their first weights, in place.
+
+    Of hidden features beyond the rank of the tokens the head starts by reading nothing.
+
+    Parameters
+    ----------
+    network : BrainNetwork
+        Fresh, with a ridge for each subject; its random weights decide where the decomposition begins.
+    subjects : dict of str to Subject
+    trials : dict of str to Trials
+        Training trials of each subject.
+    targets : Targets
+    seed : int
+        Decides which images are looked at, and which are held out to choose a penalty.
+
+    Examples
+    --------
+    >>> from mindtuner.config import load_config
+    >>> from mindtuner.training.batches import training_trials
+    >>> network = BrainNetwork(load_config("quick").model, {"subj02": dataset.subject(2).n_voxels})
+    >>> trials = {"subj02": training_trials(dataset.subject(2), len(targets))}
+    >>> start_in_closed_form(network, {"subj02": dataset.subject(2)}, trials, targets, seed=0)
+    >>> float(network.blocks[0].mlp[-1].weight.abs().sum())
+    0.0
+    """
+    network.to(device())
+    images = np.unique(np.concatenate([trials[name].stimulus for name in subjects]))
+    rank = principal_head(network, targets, images, seed)
+    coordinates = _coordinates(network, targets, images, rank)
+    scale = HIDDEN_RMS / max(float(coordinates.square().mean().sqrt()), 1e-12)
+    network.head.linear.weight[:, :rank] /= scale
+    coordinates *= scale
+    for name in progress(subjects, "first ridges", unit="subject"):
+        rows, stimulus = trials[name].row, trials[name].stimulus
+        betas = torch.from_numpy(subjects[name].betas(rows)).to(coordinates.device)
+        fit = held_out_ridge(betas, coordinates[torch.from_numpy(np.searchsorted(images, stimulus))], stimulus, seed)
+        ridge = network.ridges[name]
+        ridge.weight[:rank] = fit.weight.T.to(ridge.weight)
+        ridge.bias[:rank] = fit.intercept.to(ridge.bias)
+    for block in network.blocks:
+        block.mlp[-1].weight.zero_()
+        block.mlp[-1].bias.zero_()
+
+
+@torch.no_grad()
+def principal_head(network: BrainNetwork, targets: Targets, images: np.ndarray, seed: int) -> int:
+    """Make the token head's weights the principal directions of the tokens of training images (n,), its bias their mean.
+
+    In place; they are orthonormal, the first of most variance. Their number, at most the hidden features, is returned.
+
+    Tokens are read chunk by chunk, ``PER_FEATURE`` images for each hidden feature at most: nothing but the head itself
+    is of the tokens' size. The decomposition is randomised, and begins with the head's random weights.
+    """
+    head = network.head.linear
+    most = PER_FEATURE * network.config.hidden
+    if len(images) > most:
+        images = np.sort(np.random.default_rng(derive_seed(seed, "principal")).permutation(images)[:most])
+    chunks = np.array_split(images, -(-len(images) // CHUNK))
+    head.bias.zero_()
+    for ids in chunks:
+        head.bias += targets.rows("tokens", ids).to(head.bias).flatten(1).sum(0) / len(images)
+    rank = min(network.config.hidden, len(images) - 1, head.out_features)
+    for _ in range(1 + POWER):
+        said = torch.cat([head_projection(targets.rows("tokens", ids).to(head.weight), head)[:, :rank] for ids in chunks])
+        basis = torch.linalg.qr(said)[0]
+        directions = head.weight[:, :rank]  # a view: what is written to it is the head's
+        directions.zero_()
+        for ids, rows in zip(chunks, basis.split([len(ids) for ids in chunks]), strict=True):
+            directions += (targets.rows("tokens", ids).to(head.weight).flatten(1) - head.bias).T @ rows
+        values, vectors = torch.linalg.eigh((directions.T @ directions).double())
+        lengths = values.flip(0).clamp_min(0).sqrt()
+        found = max(1, int((lengths > SMALLEST * lengths[0]).sum()))
+        turned = (vectors.flip(1)[:, :found] / lengths[:found].clamp_min(1e-30)).to(directions)
+        for some in directions.split(ROWS):
+            some[:, :found] = some @ turned
+        rank = found
+    head.weight[:, rank:] = 0
+    return rank
+
+
+def _coordinates(network: BrainNetwork, targets: Targets, images: np.ndarray, rank: int) -> torch.Tensor:
+    """Coordinates of the tokens of images (n,) along the head's first directions, (n, rank)."""
+    head = network.head.linear
+    chunks = np.array_split(images, -(-len(images) // CHUNK))
+    return torch.cat([head_projection(targets.rows("tokens", ids).to(head.weight), head)[:, :rank] for ids in chunks])
+
+
+class HeldOutRidge(NamedTuple):
+    """``y = x weight + intercept``: tensors float64 (p, q) and (q,), and the penalty in units of the mean square of a row."""
+
+    weight: torch.Tensor
+    intercept: torch.Tensor
+    penalty: float
+
+
+def held_out_ridge(x: torch.Tensor, y: torch.Tensor, images: np.ndarray, seed: int) -> HeldOutRidge:
+    """Ridge regression with one penalty, that does best on a fifth of the images, held out once.
+
+    min over weight of ||y - x weight||² + penalty ||weight||², both centred, by Cholesky decompositions in the smaller of
+    the two dimensions. What ``ridge.ridge_regression`` asks of eigenvalues, fold by fold, costs many times as much, which
+    seven subjects of forty hours would feel. With a single image the largest penalty is taken.
+
+    Parameters
+    ----------
+    x : tensor (n, p)
+    y : tensor (n, q)
+        The first columns judge.
+    images : array (n,)
+        Which image each row is of.
+    seed : int
+        Decides which images are held out.
+
+    Returns
+    -------
+    HeldOutRidge
+
+    Examples
+    --------
+    >>> x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    >>> fit = held_out_ridge(x, x @ torch.tensor([[1.0], [2.0], [3.0]]) + 5, np.arange(60), seed=0)
+    >>> fit.weight.round(decimals=2).ravel().tolist(), round(float(fit.intercept), 2)
+    ([1.0, 2.0, 3.0], 5.0)
+    """
+    penalty = PENALTIES[-1]
+    if len(np.unique(images)) > 1:
+        folds = min(FOLDS, len(np.unique(images)))
+        rest, held = (
+            torch.from_numpy(rows).to(x.device) for rows in image_folds(images, folds, derive_seed(seed, "ridge"))[0]
+        )
+        some = _Products(x[rest], y[rest, :JUDGED])
+        errors = []
+        for one in PENALTIES:
+            weight, intercept = some.solved(one)
+            errors.append(float((x[held].double() @ weight + intercept - y[held, :JUDGED]).square().sum()))
+        penalty = PENALTIES[int(np.argmin(errors))]
+    return HeldOutRidge(*_Products(x, y).solved(penalty), float(penalty))
+
+
+class _Products:
+    """The products that ridge regressions with any penalty are solved from: of voxels, or of trials where they are fewer."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x_mean, self.y_mean = x.double().mean(0), y.double().mean(0)
+        self.x, y = x.double() - self.x_mean, y.double() - self.y_mean
+        self.dual = len(x) < x.shape[1]
+        self.gram = self.x @ self.x.T if self.dual else self.x.T @ self.x
+        self.right = y if self.dual else self.x.T @ y
+        self.scale = max(float(self.x.square().sum(1).mean()), 1e-12)
+
+    def solved(self, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight (p, q) and intercept (q,)."""
+        gram = self.gram.clone()
+        gram.diagonal().add_(penalty * self.scale)
+        solution = torch.cholesky_solve(self.right, torch.linalg.cholesky(gram))
+        weight = self.x.T @ solution if self.dual else solution
+        return weight, self.y_mean - self.x_mean @ weight
