@@ -23,7 +23,7 @@ from mindtuner.training.targets import Targets
 HIDDEN_RMS = 0.577  # of the coordinates in x0: what random ridges make of z-scored betas, sqrt(1/3)
 PER_FEATURE = 8  # training images that the directions are found in, for each hidden feature
 POWER = 3  # iterations of the randomised decomposition (Halko, Martinsson and Tropp 2011, algorithm 4.4)
-CHUNK = 256  # images at a time
+CHUNK = 256  # images or trials at a time
 ROWS = 2**16  # of the head, turned at a time
 SMALLEST = 1e-5  # share of the largest direction's sd below which one is rounding
 JUDGED = 64  # coordinates that a penalty is judged by, those of most variance
@@ -156,31 +156,45 @@ def held_out_ridge(x: torch.Tensor, y: torch.Tensor, images: np.ndarray, seed: i
     >>> fit.weight.round(decimals=2).ravel().tolist(), round(float(fit.intercept), 2)
     ([1.0, 2.0, 3.0], 5.0)
     """
-    penalty = PENALTIES[-1]
+    every, penalty = torch.arange(len(x), device=x.device), PENALTIES[-1]
     if len(np.unique(images)) > 1:
-        folds = min(FOLDS, len(np.unique(images)))
-        rest, held = (
-            torch.from_numpy(rows).to(x.device) for rows in image_folds(images, folds, derive_seed(seed, "ridge"))[0]
+        folds = image_folds(images, min(FOLDS, len(np.unique(images))), derive_seed(seed, "ridge"))
+        rest, held = (torch.from_numpy(rows).to(x.device) for rows in folds[0])
+        penalty = _judged(x, y[:, :JUDGED].double(), rest, held)
+    return HeldOutRidge(*_Products(x, y.double(), every).solved(penalty), float(penalty))
+
+
+def _judged(x: torch.Tensor, y: torch.Tensor, rest: torch.Tensor, held: torch.Tensor) -> float:
+    """The penalty with the least squared error on the rows ``held``, fitted to the rest."""
+    products, errors = _Products(x, y, rest), []
+    for penalty in PENALTIES:
+        weight, intercept = products.solved(penalty)
+        errors.append(
+            sum(float((x[some].double() @ weight + intercept - y[some]).square().sum()) for some in held.split(CHUNK))
         )
-        some = _Products(x[rest], y[rest, :JUDGED])
-        errors = []
-        for one in PENALTIES:
-            weight, intercept = some.solved(one)
-            errors.append(float((x[held].double() @ weight + intercept - y[held, :JUDGED]).square().sum()))
-        penalty = PENALTIES[int(np.argmin(errors))]
-    return HeldOutRidge(*_Products(x, y).solved(penalty), float(penalty))
+    return PENALTIES[int(np.argmin(errors))]
 
 
 class _Products:
-    """The products that ridge regressions with any penalty are solved from: of voxels, or of trials where they are fewer."""
+    """The products of some rows that ridge regressions with any penalty are solved from, float64.
 
-    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        self.x_mean, self.y_mean = x.double().mean(0), y.double().mean(0)
-        self.x, y = x.double() - self.x_mean, y.double() - self.y_mean
-        self.dual = len(x) < x.shape[1]
-        self.gram = self.x @ self.x.T if self.dual else self.x.T @ self.x
-        self.right = y if self.dual else self.x.T @ y
-        self.scale = max(float(self.x.square().sum(1).mean()), 1e-12)
+    Of trials where they are fewer than voxels; else of voxels, summed up trial by trial.
+    """
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> None:
+        chunks = rows.split(CHUNK)
+        self.x_mean = sum(x[some].double().sum(0) for some in chunks) / len(rows)
+        self.y_mean, self.dual = y[rows].mean(0), len(rows) < x.shape[1]
+        if self.dual:
+            self.x = x[rows].double() - self.x_mean
+            self.gram, self.right = self.x @ self.x.T, y[rows] - self.y_mean
+        else:
+            self.gram, self.right = (x.new_zeros(x.shape[1], n, dtype=torch.float64) for n in (x.shape[1], y.shape[1]))
+            for some in chunks:
+                own = x[some].double() - self.x_mean
+                self.gram.addmm_(own.T, own)
+                self.right.addmm_(own.T, y[some] - self.y_mean)
+        self.scale = max(float(self.gram.trace()) / len(rows), 1e-12)  # the mean square of a row
 
     def solved(self, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight (p, q) and intercept (q,)."""

@@ -1,0 +1,97 @@
+"""How long would pretraining's start in closed form take at NSD's size? Its pieces, measured on made-up rows, added up.
+
+    python benchmarks/pretrain_start_full_size.py [--tokens 256] [--width 1664] [--hidden 4096] [--voxels 15724]
+
+At the paper's sizes: one chunk of images through the decomposition (both products) and to coordinates; of one subject's
+regression one chunk of trials, one Cholesky decomposition with the solve that judges a penalty, and the last solve, of all
+hidden features. Each is timed once, and multiplied by how often it comes: 7 subjects of 27,000 trials, 70,000 images in all.
+Reading tokens from the disk comes on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+
+import torch
+from pages import machine, markdown
+
+from mindtuner.runtime import peak_memory_mb
+from mindtuner.training import first_weights as start
+from mindtuner.training.ridge import FOLDS, PENALTIES
+
+SUBJECTS, TRIALS, IMAGES = 7, 27_000, 70_000
+
+
+def decomposition(features: int, hidden: int) -> dict[str, float]:
+    """Seconds of a chunk's two products, and of the turn that ends an iteration, for a head of hidden x features."""
+    head, rows = torch.randn(features, hidden), torch.randn(start.CHUNK, features)
+    begun = time.perf_counter()
+    said = rows @ head
+    forth = time.perf_counter() - begun
+    begun = time.perf_counter()
+    head += rows.T @ said
+    back = time.perf_counter() - begun
+    some, turn = head[: start.ROWS], torch.randn(hidden, hidden)
+    begun = time.perf_counter()
+    some.copy_(some @ turn)
+    return {
+        "forth": forth,
+        "back": back,
+        "turn": (time.perf_counter() - begun) * features / len(some),
+        "peak": peak_memory_mb(),
+    }
+
+
+def regression(voxels: int, hidden: int) -> dict[str, float]:
+    """Seconds of a chunk's products, of judging one penalty, and of the last solve."""
+    trials = torch.randn(4 * start.CHUNK, voxels)
+    y = torch.randn(len(trials), start.JUDGED).double()
+    gram = torch.zeros(voxels, voxels, dtype=torch.float64)
+    own = trials[: start.CHUNK].double()
+    begun = time.perf_counter()
+    gram.addmm_(own.T, own)
+    chunk = time.perf_counter() - begun
+    products = start._Products.__new__(start._Products)
+    products.dual, products.gram, products.right = False, gram, trials.double().T @ y
+    products.scale, products.x_mean, products.y_mean = float(voxels), trials.double().mean(0), y.mean(0)
+    begun = time.perf_counter()
+    products.solved(1.0)
+    judged = time.perf_counter() - begun
+    products.right = torch.randn(voxels, hidden, dtype=torch.float64)
+    products.y_mean = torch.zeros(hidden, dtype=torch.float64)
+    begun = time.perf_counter()
+    products.solved(1.0)
+    return {"chunk": chunk, "judged": judged, "last": time.perf_counter() - begun, "peak": peak_memory_mb()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("tokens", 256), ("width", 1664), ("hidden", 4096), ("voxels", 15724)):
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
+    options = parser.parse_args()
+    alone = multiprocessing.get_context("spawn")
+    with alone.Pool(1) as pool:
+        one = pool.apply(decomposition, (options.tokens * options.width, options.hidden))
+    with alone.Pool(1) as pool:
+        two = pool.apply(regression, (options.voxels, options.hidden))
+    chunks = min(IMAGES, start.PER_FEATURE * options.hidden) / start.CHUNK
+    times = 1 + start.POWER
+    directions = times * (chunks * (one["forth"] + one["back"]) + one["turn"])
+    coordinates = IMAGES / start.CHUNK * one["forth"]
+    products = (2 - 1 / FOLDS) * TRIALS / start.CHUNK * two["chunk"]
+    ridges = SUBJECTS * (products + len(PENALTIES) * two["judged"] + two["last"])
+    rows = [
+        ["principal directions", f"{directions / 3600:.1f}", f"{one['peak'] / 1024:.1f}"],
+        ["coordinates of all images", f"{coordinates / 3600:.1f}", ""],
+        ["seven ridges", f"{ridges / 3600:.1f}", f"{two['peak'] / 1024:.1f}"],
+        ["all", f"{(directions + coordinates + ridges) / 3600:.1f}", ""],
+    ]
+    print(f"{machine()}, {torch.get_num_threads()} threads\n")
+    print(markdown(["part", "hours", "peak of its pieces, GB"], rows))
+    print("\nSeconds of a piece: " + ", ".join(f"{k} {v:.1f}" for k, v in (one | two).items() if k != "peak"))
+
+
+if __name__ == "__main__":
+    main()
