@@ -53,10 +53,10 @@ def start_in_closed_form(
     >>> from mindtuner.config import load_config
     >>> from mindtuner.training.batches import training_trials
     >>> network = BrainNetwork(load_config("quick").model, {"subj02": dataset.subject(2).n_voxels})
-    >>> trials = {"subj02": training_trials(dataset.subject(2), len(targets))}
-    >>> start_in_closed_form(network, {"subj02": dataset.subject(2)}, trials, targets, seed=0)
-    >>> float(network.blocks[0].mlp[-1].weight.abs().sum())
-    0.0
+    >>> trials = {"subj02": training_trials(dataset.subject(2), len(features.targets))}
+    >>> start_in_closed_form(network, {"subj02": dataset.subject(2)}, trials, features.targets, seed=0)
+    >>> network.blocks[0].mlp[-1].weight.any().item()
+    False
     """
     network.to(device())
     images = np.unique(np.concatenate([trials[name].stimulus for name in subjects]))
