@@ -20,7 +20,7 @@ from mindtuner.runtime import derive_seed, device, progress
 from mindtuner.training.ridge import FOLDS, PENALTIES
 from mindtuner.training.targets import Targets
 
-HIDDEN_RMS = 0.577  # of the coordinates in x0: what random ridges make of z-scored betas, sqrt(1/3)
+HIDDEN_RMS = 1.5  # of the coordinates in x0; predictions of them then vary as much as what random ridges say, about sqrt(1/3)
 PER_FEATURE = 8  # training images that the directions are found in, for each hidden feature
 POWER = 3  # iterations of the randomised decomposition (Halko, Martinsson and Tropp 2011, algorithm 4.4)
 CHUNK = 256  # images or trials at a time
