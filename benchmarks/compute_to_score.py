@@ -1,7 +1,7 @@
 """What does a new subject cost, from betas to an equal score: by the public recipe, and by this project's?
 
     python benchmarks/compute_to_score.py OUT [--seeds 0 1 2 3 4] [--write FILE]
-    python benchmarks/compute_to_score.py OUT --table [--seeds ...] [--write FILE]
+    python benchmarks/compute_to_score.py OUT --table [--seeds ...] [--write FILE] [--picture PNG]
 
 For each simulator seed, subject 1 is tuned to one session on the same base (kept in OUT/seed-N, shared with other
 benchmarks), a fifth of its training images held out. The public recipe is the paper's: 150 epochs from a random ridge, the
@@ -182,6 +182,29 @@ def table(options: argparse.Namespace) -> str:
     return text
 
 
+def draw(options: argparse.Namespace) -> None:
+    """The score by what was spent to get there: a curve for each world and recipe."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for seed in options.seeds:
+        done = known(options.out, seed)
+        for arm, colour in zip((*PUBLIC, OURS), ("tab:gray", "tab:orange", "tab:blue"), strict=True):
+            run = done[arm]
+            steps, scores = run["steps"], [entry["ranks"] for entry in run["scores"]]
+            if arm == OURS:  # the closed form is where its curve starts
+                steps, scores = [0, *steps], [done[ALONE]["scores"][-1]["ranks"], *scores]
+            spent = [cost(run, step)[0] / 1e12 for step in steps]
+            axis.plot(spent, scores, color=colour, alpha=0.7, label=arm if seed == options.seeds[0] else None)
+            if arm == OURS:
+                axis.plot(spent[:1], scores[:1], "o", color=colour, label=ALONE if seed == options.seeds[0] else None)
+    axis.set(xscale="log", xlabel="TFLOP from betas to a tuned subject", ylabel="mean log(1 + rank) of held-out images")
+    axis.set_title("lower is better", fontsize=9, loc="left")
+    axis.legend()
+    figure.savefig(options.picture, dpi=110)
+
+
 def known(out: Path, seed: int) -> Done:
     return Done(out / f"seed-{seed}" / "compute.jsonl", "arm")
 
@@ -192,6 +215,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the worlds")
     parser.add_argument("--table", action="store_true", help="of what was measured")
     parser.add_argument("--write", type=Path, metavar="FILE")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="of the curves; needs matplotlib")
     options = parser.parse_args()
     for seed in [] if options.table else options.seeds:
         done = known(options.out, seed)
@@ -203,6 +227,8 @@ def main() -> None:
     print(text)
     if options.write:
         write_between(options.write, "compute", text)
+    if options.picture:
+        draw(options)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Where pretraining starts, in closed form: principal components of image tokens, and regressions of them on voxels.
 
 From random weights most of pretraining goes into finding which tokens go together, and which voxels tell of them. Both are
-linear problems. The token head starts as the principal directions of the training images' tokens, each subject's ridge as
-the regression from its betas to their coordinates, and the residual blocks as the identity. Training goes on from there.
+linear problems. Each subject's ridge starts as the regression from its betas to the coordinates of the images' tokens along
+their principal directions. The token head starts as the regression from what all ridges say of trials whose image they were
+not fitted to, back to these coordinates (stacking, Wolpert 1992), and the residual blocks as the identity. Training goes on
+from there.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from mindtuner.data.splits import image_folds
 from mindtuner.model import BrainNetwork
 from mindtuner.model.backbone import head_projection
 from mindtuner.runtime import derive_seed, device, progress
-from mindtuner.training.ridge import FOLDS, PENALTIES
+from mindtuner.training.ridge import PENALTIES
 from mindtuner.training.targets import Targets
 
-HIDDEN_RMS = 1.5  # of the coordinates in x0; predictions of them then vary as much as what random ridges say, about sqrt(1/3)
+HIDDEN_RMS = 0.577  # of x0 of trials whose image was left out: what random ridges make of z-scored betas, sqrt(1/3)
+ALMOST_NONE = 1e-3  # penalty, in units of a hidden feature's sum of squares, with which tokens are read from them
+FOLDS = 3
 PER_FEATURE = 8  # training images that the directions are found in, for each hidden feature
 POWER = 3  # iterations of the randomised decomposition (Halko, Martinsson and Tropp 2011, algorithm 4.4)
 CHUNK = 256  # images or trials at a time
@@ -59,19 +63,29 @@ def start_in_closed_form(
     False
     """
     network.to(device())
-    images = np.unique(np.concatenate([trials[name].stimulus for name in subjects]))
+    head, images = network.head.linear, np.unique(np.concatenate([trials[name].stimulus for name in subjects]))
     rank = principal_head(network, targets, images, seed)
     coordinates = _coordinates(network, targets, images, rank)
-    scale = HIDDEN_RMS / max(float(coordinates.square().mean().sqrt()), 1e-12)
-    network.head.linear.weight[:, :rank] /= scale
-    coordinates *= scale
+    squares, products = (torch.zeros(rank, rank, dtype=torch.float64, device=head.weight.device) for _ in range(2))
+    count = 0
     for name in progress(subjects, "first ridges", unit="subject"):
-        rows, stimulus = trials[name].row, trials[name].stimulus
-        betas = torch.from_numpy(subjects[name].betas(rows)).to(coordinates.device)
-        fit = held_out_ridge(betas, coordinates[torch.from_numpy(np.searchsorted(images, stimulus))], stimulus, seed)
-        ridge = network.ridges[name]
-        ridge.weight[:rank] = fit.weight.T.to(ridge.weight)
-        ridge.bias[:rank] = fit.intercept.to(ridge.bias)
+        stimulus = trials[name].stimulus
+        betas = torch.from_numpy(subjects[name].betas(trials[name].row)).to(head.weight.device)
+        wanted = coordinates[torch.from_numpy(np.searchsorted(images, stimulus)).to(coordinates.device)]
+        fit = cross_fitted_ridge(betas, wanted, stimulus, seed)
+        squares += fit.predicted.T @ fit.predicted
+        products += fit.predicted.T @ wanted.double()
+        count += len(wanted)
+        network.ridges[name].weight[:rank] = fit.weight.T.to(head.weight)
+        network.ridges[name].bias[:rank] = fit.intercept.to(head.weight)
+    scale = HIDDEN_RMS / max(float(squares.trace() / (count * rank)) ** 0.5, 1e-12)
+    for name in subjects:
+        network.ridges[name].weight[:rank] *= scale
+        network.ridges[name].bias[:rank] *= scale
+    squares.diagonal().add_(ALMOST_NONE * max(float(squares.trace()) / rank, 1e-12))
+    read = torch.linalg.solve(squares, products) / scale  # of coordinates from hidden features
+    for some in head.weight.split(ROWS):
+        some[:, :rank] = some[:, :rank] @ read.T.to(some)
     for block in network.blocks:
         block.mlp[-1].weight.zero_()
         block.mlp[-1].bias.zero_()
@@ -120,20 +134,31 @@ def _coordinates(network: BrainNetwork, targets: Targets, images: np.ndarray, ra
     return torch.cat([head_projection(targets.rows("tokens", ids).to(head.weight), head)[:, :rank] for ids in chunks])
 
 
-class HeldOutRidge(NamedTuple):
-    """``y = x weight + intercept``: tensors float64 (p, q) and (q,), and the penalty in units of the mean square of a row."""
+class CrossFitted(NamedTuple):
+    """``y = x weight + intercept``, float64.
+
+    Attributes
+    ----------
+    weight : tensor (p, q)
+    intercept : tensor (q,)
+    penalty : float
+        In units of the mean square of a row.
+    predicted : tensor (n, q)
+        For each row by a fit that has not seen its image.
+    """
 
     weight: torch.Tensor
     intercept: torch.Tensor
     penalty: float
+    predicted: torch.Tensor
 
 
-def held_out_ridge(x: torch.Tensor, y: torch.Tensor, images: np.ndarray, seed: int) -> HeldOutRidge:
-    """Ridge regression with one penalty, that does best on a fifth of the images, held out once.
+def cross_fitted_ridge(x: torch.Tensor, y: torch.Tensor, images: np.ndarray, seed: int) -> CrossFitted:
+    """Ridge regression with one penalty, that does best on a third of the images, held out.
 
     min over weight of ||y - x weight||² + penalty ||weight||², both centred, by Cholesky decompositions in the smaller of
     the two dimensions. What ``ridge.ridge_regression`` asks of eigenvalues, fold by fold, costs many times as much, which
-    seven subjects of forty hours would feel. With a single image the largest penalty is taken.
+    seven subjects of forty hours would feel. With a single image the largest penalty is taken, and the mean predicted.
 
     Parameters
     ----------
@@ -143,25 +168,31 @@ def held_out_ridge(x: torch.Tensor, y: torch.Tensor, images: np.ndarray, seed: i
     images : array (n,)
         Which image each row is of.
     seed : int
-        Decides which images are held out.
+        Decides the folds.
 
     Returns
     -------
-    HeldOutRidge
+    CrossFitted
 
     Examples
     --------
     >>> x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    >>> fit = held_out_ridge(x, x @ torch.tensor([[1.0], [2.0], [3.0]]) + 5, np.arange(60), seed=0)
+    >>> fit = cross_fitted_ridge(x, x @ torch.tensor([[1.0], [2.0], [3.0]]) + 5, np.arange(60), seed=0)
     >>> fit.weight.round(decimals=2).ravel().tolist(), round(float(fit.intercept), 2)
     ([1.0, 2.0, 3.0], 5.0)
     """
-    every, penalty = torch.arange(len(x), device=x.device), PENALTIES[-1]
-    if len(np.unique(images)) > 1:
-        folds = image_folds(images, min(FOLDS, len(np.unique(images))), derive_seed(seed, "ridge"))
-        rest, held = (torch.from_numpy(rows).to(x.device) for rows in folds[0])
-        penalty = _judged(x, y[:, :JUDGED].double(), rest, held)
-    return HeldOutRidge(*_Products(x, y.double(), every).solved(penalty), float(penalty))
+    y, every, penalty = y.double(), torch.arange(len(x), device=x.device), PENALTIES[-1]
+    predicted = y.mean(0).expand_as(y).clone()
+    count = min(FOLDS, len(np.unique(images)))
+    folds = image_folds(images, count, derive_seed(seed, "first ridges")) if count > 1 else []
+    for number, fold in enumerate(folds):
+        rest, held = (torch.from_numpy(rows).to(x.device) for rows in fold)
+        if number == 0:
+            penalty = _judged(x, y[:, :JUDGED], rest, held)
+        weight, intercept = _Products(x, y, rest).solved(penalty)
+        for some in held.split(CHUNK):
+            predicted[some] = x[some].double() @ weight + intercept
+    return CrossFitted(*_Products(x, y, every).solved(penalty), float(penalty), predicted)
 
 
 def _judged(x: torch.Tensor, y: torch.Tensor, rest: torch.Tensor, held: torch.Tensor) -> float:

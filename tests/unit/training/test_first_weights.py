@@ -13,8 +13,8 @@ from mindtuner.model import BrainNetwork
 from mindtuner.runtime import derive_seed, seed_everything
 from mindtuner.training import Targets, pretrain, tune
 from mindtuner.training.batches import training_trials
-from mindtuner.training.first_weights import JUDGED, held_out_ridge, principal_head, start_in_closed_form
-from mindtuner.training.ridge import FOLDS, PENALTIES
+from mindtuner.training.first_weights import FOLDS, JUDGED, cross_fitted_ridge, principal_head, start_in_closed_form
+from mindtuner.training.ridge import PENALTIES
 
 STARTED = dataclasses.replace(CONFIG, pretrain=dataclasses.replace(CONFIG.pretrain, start="closed_form"))
 
@@ -58,13 +58,14 @@ def test_what_the_tokens_do_not_fill_is_not_read(images):
 
 @pytest.mark.parametrize("shape", [(60, 12), (30, 80)], ids=["more trials", "more voxels"])
 @pytest.mark.parametrize("noise", [0.1, 30.0])
-def test_the_ridge_is_the_plain_one_with_the_penalty_of_a_held_out_fifth(shape, noise):
+def test_the_ridge_is_the_plain_one_with_the_penalty_of_a_held_out_third(shape, noise):
     rng = np.random.default_rng(0)
     images = rng.integers(0, shape[0] // 2, shape[0])
     x = rng.standard_normal(shape) + 1
     y = x @ rng.standard_normal((shape[1], JUDGED + 3)) + noise * rng.standard_normal((shape[0], JUDGED + 3)) + 5
-    fit = held_out_ridge(torch.from_numpy(x), torch.from_numpy(y), images, seed=0)
-    rows, held = image_folds(images, FOLDS, derive_seed(0, "ridge"))[0]
+    fit = cross_fitted_ridge(torch.from_numpy(x), torch.from_numpy(y), images, seed=0)
+    folds = image_folds(images, FOLDS, derive_seed(0, "first ridges"))
+    rows, held = folds[0]
 
     def plain(some, penalty, columns):
         scale = np.square(x[some] - x[some].mean(0)).sum(1).mean()
@@ -75,11 +76,14 @@ def test_the_ridge_is_the_plain_one_with_the_penalty_of_a_held_out_fifth(shape, 
     theirs = plain(np.arange(len(x)), fit.penalty, None)
     np.testing.assert_allclose(fit.weight.T, theirs.coef_, atol=1e-7)
     np.testing.assert_allclose(fit.intercept, theirs.intercept_, atol=1e-7)
+    for rows, held in folds:
+        np.testing.assert_allclose(fit.predicted[held], plain(rows, fit.penalty, None).predict(x[held]), atol=1e-7)
 
 
 def test_a_single_image_has_nothing_to_be_judged_by():
     x, y = torch.randn(4, 3), torch.randn(4, 2)
-    assert held_out_ridge(x, y, np.zeros(4, int), seed=0).penalty == PENALTIES[-1]
+    fit = cross_fitted_ridge(x, y, np.zeros(4, int), seed=0)
+    assert fit.penalty == PENALTIES[-1] and torch.allclose(fit.predicted, y.double().mean(0).expand(4, 2))
 
 
 def test_where_brains_are_linear_nothing_is_left_to_train():
