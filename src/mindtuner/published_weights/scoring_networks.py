@@ -18,6 +18,7 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 from safetensors.torch import save_file
 
 from mindtuner import download
+from mindtuner.claims import alone
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path
 from mindtuner.runtime import progress
@@ -110,19 +111,20 @@ def choose(only: list[str] | None) -> tuple[NetworkFile | NetworkFolder, ...]:
 def fetch(out: str | Path, networks: tuple[NetworkFile | NetworkFolder, ...]) -> None:
     """Bring these networks into the folder ``out``; what is there already stays.
 
-    Raises UserError without room, network or permission, and for a file with another checksum, or that is no file of tensors.
+    Raises UserError without room, network or permission, for a file with another checksum, or that is no file of tensors, and
+    where another process fetches into the same folder.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; expected a folder for the networks")
     download.check_space(out, sum(network.about for network in networks if not (out / network.name).exists()))
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for network in networks:
-            if isinstance(network, NetworkFolder):
-                _fetch_folder(out / network.name, network)
-            elif not (out / network.name).exists():
-                _fetch_file(out / network.name, network)
+        with alone(out):
+            for network in networks:
+                if isinstance(network, NetworkFolder):
+                    _fetch_folder(out / network.name, network)
+                elif not (out / network.name).exists():
+                    _fetch_file(out / network.name, network)
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written ({error.strerror or error}); expected free space and write permission"

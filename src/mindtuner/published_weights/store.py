@@ -17,6 +17,7 @@ from huggingface_hub import constants, hf_hub_url
 from safetensors import SafetensorError, safe_open
 
 from mindtuner import download
+from mindtuner.claims import alone
 from mindtuner.download import RemoteFile, checksum_of, size_of
 from mindtuner.errors import UserError
 from mindtuner.files import atomic_path, read_json, write_json
@@ -76,7 +77,8 @@ def fetch(out: str | Path, chosen: Iterable[Weights], source: str | Path | None 
     was. Converted weights are not fetched again; room for a conversion that is still to come is asked for too.
 
     Raises UserError without room, network or permission, for a file with another checksum (one that was downloaded is
-    removed, one that was there before is left alone), and where the hub states another checksum than the manifest.
+    removed, one that was there before is left alone), where the hub states another checksum than the manifest, and where
+    another process fetches into the same folder.
     """
     folder, chosen = _Folder.open(Path(out)), list(chosen)
     found = _index(source) if source is not None else {}
@@ -96,15 +98,18 @@ def fetch(out: str | Path, chosen: Iterable[Weights], source: str | Path | None 
     to_convert = sum(weights.converted[1] for weights in chosen if weights.converted and not is_converted(out, weights))
     download.check_space(folder.path, sum(at.size for _, _, at in described) - here + to_convert)
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        with progress((), "fetch", total=sum(at.size for _, _, at in described), unit="B") as bar:
+        with (
+            alone(folder.path),
+            progress((), "fetch", total=sum(at.size for _, _, at in described), unit="B") as bar,
+        ):
+            work.mkdir(parents=True, exist_ok=True)
             bar.unit_scale = True
             for weights, file, at in described:
                 bar.set_postfix_str(file.path)
                 download.bring(_url(weights, file), folder.path / file.path, work / at.checksum, at, bar)
                 folder.note(weights, file, at)
-        if not any(work.iterdir()):  # parts of other weights stay
-            work.rmdir()
+            if not any(work.iterdir()):  # parts of other weights stay
+                work.rmdir()
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written ({error.strerror or error}); expected free space and write permission"

@@ -12,6 +12,7 @@ from commands import refused
 from hub import QuietServer, serving
 from safetensors.torch import load_file
 
+from mindtuner.claims import alone
 from mindtuner.cli import main
 from mindtuner.evaluation.scores.networks import find_networks
 from mindtuner.published_weights import scoring_networks as scoring
@@ -121,6 +122,13 @@ def test_a_wrong_or_missing_file_is_one_line_and_leaves_nothing(server, tmp_path
     out = tmp_path / "networks"
     refused(capsys, [*VERB, out, "--only", f"alexnet-{DIGEST}.pth,swav.pth.tar"], *parts)
     assert not [path for path in out.iterdir() if path.name.startswith((".", "swav" if "swav" in name else "alexnet"))]
+
+
+def test_one_fetch_at_a_time_into_a_folder(server, tmp_path, capsys):
+    out = tmp_path / "networks"
+    with alone(out):
+        refused(capsys, [*VERB, out], f"{out}: another process writes there")
+    assert main([*map(str, VERB), str(out)]) == 0
 
 
 def test_words_that_make_no_sense(server, tmp_path, capsys):

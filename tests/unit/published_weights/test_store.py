@@ -16,6 +16,7 @@ from paths import ROOT
 from release import script
 
 from mindtuner import download
+from mindtuner.claims import alone
 from mindtuner.cli import fetch_weights, main
 from mindtuner.generators import git_captioner as captions
 from mindtuner.generators import sdxl
@@ -100,6 +101,12 @@ def check_files(out, wanted=WHOLE):
 
 
 # ---- fetching
+
+
+def test_one_fetch_at_a_time_into_a_folder(hub, tmp_path, capsys):
+    with alone(tmp_path):
+        refused(capsys, fetch(tmp_path), f"{tmp_path}: another process writes there")
+    assert fetch(tmp_path) == 0
 
 
 def test_all_files_come_and_source_size_and_licence_are_told_first(hub, tmp_path, capsys):
