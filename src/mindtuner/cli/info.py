@@ -1,4 +1,4 @@
-"""Sizes of a config: modules, shapes, parameters, what trains, and the memory that it takes.
+"""Sizes of a config: modules, shapes, parameters, what trains, and the memory and the work that it takes.
 
 CONFIG is one that the package carries (demo, quick, paper) or a YAML file. Nothing is trained and nothing is allocated:
 the network is built on torch's meta device, so the paper's two billion parameters take seconds on a laptop.
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 
 MOST_VOXELS = 10**8
+PEAK, SHARE = 989e12, 0.4  # FLOP/s of an H100 in bfloat16 (NVIDIA's data sheet, without sparsity), and what is reached of it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +76,20 @@ frozen towers and the generator.
 """)
     _print_spread({"pretraining": pretraining, "tuning": tuning})
 
+    simulated = config.simulate  # whose sizes are NSD's, or the demo's share of them
+    trials = simulated.sessions * simulated.trials_per_session - simulated.shared_images * simulated.repeats
+    tuned_on = round(trials * config.tuning_sessions / simulated.sessions)
+    _print_work(
+        {
+            "pretraining": (sizes.step_flops(base, voxels, config.pretrain), sizes.count_steps(config.pretrain, trials)),
+            "tuning": (sizes.step_flops(tuned, {name: n_voxels}, config.tune), sizes.count_steps(config.tune, tuned_on)),
+        }
+    )
+    print(f"""
+Computed, not measured: of matrix products, convolutions and attention, for {trials:,} training trials of a subject, and
+{tuned_on:,} of the one to tune. An H100 has 989 TFLOP/s in bfloat16, of which {SHARE:.0%} is what well-kept training code reaches.
+Of a pretraining that starts in closed form take a third: docs/performance.md says what that keeps, and what it costs.""")
+
 
 def _print_spread(phases) -> None:
     from mindtuner.training.sizes import spread
@@ -93,6 +108,17 @@ Computed, not measured: what a GPU holds of weights, gradients and moments, and 
 DDP, whole on each: a ring sums gradients, 2 (n-1)/n of their bytes. FSDP, in shards: (n-1)/n of the weights twice and of the
 gradients once; one part at a time is whole beside the shards. Left out: activations, which fall with a GPU's share of the
 batch, and the outputs of the retrieval projector, which are gathered for the contrastive losses. See docs/cluster.md.""")
+
+
+def _print_work(phases) -> None:
+    rows = [("work", *phases)]
+    rows.append(("GFLOP of a step", *(f"{flops / 1e9:,.1f}" for flops, _ in phases.values())))
+    rows.append(("steps", *(f"{steps:,}" for _, steps in phases.values())))
+    hours = (flops * steps / (SHARE * PEAK) / 3600 for flops, steps in phases.values())
+    rows.append((f"GPU-hours at {SHARE:.0%} of an H100", *("< 0.001" if one < 0.001 else f"{one:,.3f}" for one in hours)))
+    print()
+    for line in _columns(rows, left=1):
+        print(line)
 
 
 def _print_parts(parts) -> None:

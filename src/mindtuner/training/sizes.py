@@ -1,4 +1,4 @@
-"""How large a network of some config is, what trains in it, and the memory that takes. Nothing is allocated.
+"""How large a network of some config is, what trains in it, and the memory and the work that takes. Nothing is allocated.
 
 Everything is built and run on torch's meta device, where a tensor has a shape and no numbers, so that a
 network of two billion parameters takes seconds on a laptop.
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from mindtuner.config import Config, FitConfig, ModelConfig
 from mindtuner.model import BrainNetwork
@@ -114,21 +115,42 @@ def training_memory(network: BrainNetwork, voxels: dict[str, int], fit: FitConfi
     training), and what kernels and the device's allocator take beside tensors. Attention is counted as if written out;
     fused kernels need less.
     """
-    network.train()
     trains = [p for p in network.parameters() if p.requires_grad]
+    with PeakMemory(
+        network
+    ) as memory:  # from the second step on, the last gradients are still there while losses are computed
+        _step_without_numbers(network, voxels, fit, times=2)
+    gradients = sum(_bytes(p) for p in trains)
+    return Memory(fit.batch_per_subject * len(voxels), _weights(network), gradients, 2 * gradients, memory.peak - gradients)
+
+
+def step_flops(network: BrainNetwork, voxels: dict[str, int], fit: FitConfig) -> int:
+    """FLOPs of a step of training on the subjects in ``voxels``: of matrix products, convolutions and attention.
+
+    Counted where every trial is whole, after BiMixCo. AdamW's, a few for each number that trains, are left out.
+    """
+    with FlopCounterMode(display=False) as counter:
+        _step_without_numbers(network, voxels, fit)
+    return counter.get_total_flops()
+
+
+def count_steps(fit: FitConfig, trials: int) -> int:
+    """Steps of one phase, where a subject has so many training trials."""
+    per_epoch = max(1, round(trials / (fit.batch_per_subject * fit.accumulate)))
+    return max(1, fit.least_steps, round(fit.epochs * per_epoch))
+
+
+def _step_without_numbers(network: BrainNetwork, voxels: dict[str, int], fit: FitConfig, times: int = 1) -> None:
+    """Forth and back, with the loop's own losses."""
+    network.train()
     n = fit.batch_per_subject * len(voxels)
     targets, every = _empty_targets(network.config, n), np.arange(n)
     heads = every[: fit.head_trials]
-    with PeakMemory(network) as memory:
-        for _ in range(2):  # from the second step on, the last gradients are still there while losses are computed
-            batch = Batch(
-                {name: torch.empty(fit.batch_per_subject, count, device=META) for name, count in voxels.items()}, every
-            )
-            losses = compute_losses(network, batch, targets, fit, None, every, heads, 0.005, META, torch.float32)
-            network.zero_grad(set_to_none=True)
-            torch.stack([loss_weight(fit, name) * loss for name, loss in losses.items()]).sum().backward()
-    gradients = sum(_bytes(p) for p in trains)
-    return Memory(n, _weights(network), gradients, 2 * gradients, memory.peak - gradients)
+    for _ in range(times):
+        batch = Batch({name: torch.empty(fit.batch_per_subject, count, device=META) for name, count in voxels.items()}, every)
+        losses = compute_losses(network, batch, targets, fit, None, every, heads, 0.005, META, torch.float32)
+        network.zero_grad(set_to_none=True)
+        torch.stack([loss_weight(fit, name) * loss for name, loss in losses.items()]).sum().backward()
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,27 @@ def test_memory_grows_with_the_batch_and_decoding_needs_no_gradients():
     assert decoding.gradients == decoding.optimizer == 0 and 0 < decoding.activations < a.activations
 
 
+def test_flops_of_a_step_by_hand():
+    """Two for each weight and trial forth; back, two for its gradient, and two for its input's but where that is betas."""
+    only_clip = dataclasses.replace(
+        SMALL.pretrain, prior_weight=0, lowlevel_weight=0, regression_weight=0, text_weight=0, clip_weight=1.0
+    )
+    network = sizes.build_base(SMALL, VOXELS)
+    model, each = SMALL.model, only_clip.batch_per_subject
+    n, tokens = 2 * each, model.tokens * model.width
+    ridges = 4 * each * sum(VOXELS.values()) * model.hidden
+    blocks = 6 * n * model.blocks * 2 * model.hidden**2
+    head, retrieval = 6 * n * model.hidden * tokens, 6 * n * model.tokens * 3 * model.width**2
+    contrast = 3 * 2 * n * n * tokens  # predictions by targets, their gradient, targets by targets
+    assert sizes.step_flops(network, VOXELS, only_clip) == ridges + blocks + head + retrieval + contrast
+
+
+def test_steps_are_those_that_training_makes():
+    """588 of the demo's pretraining and 224 of its tuning stand in the logs of its runs: 1,350 and 450 training trials."""
+    assert (sizes.count_steps(DEMO.pretrain, 1350), sizes.count_steps(DEMO.tune, 450)) == (588, 224)
+    assert sizes.count_steps(dataclasses.replace(DEMO.tune, epochs=0.1, least_steps=5), 450) == 5
+
+
 # ---- the verb
 
 
@@ -149,6 +170,12 @@ def test_info_prints_the_papers_numbers(capsys):
     assert total.split() == ["total", "2,577,392,212", "71,377,120"]  # 7 ridges of NSD's 100,671 voxels
     moments = next(line for line in out.splitlines() if line.startswith("AdamW"))
     assert float(moments.split()[-2]) == pytest.approx(8 * 71_377_120 / 2**30, abs=0.006)
+    steps, flops, hours = (
+        next(line for line in out.splitlines() if line.startswith(word)) for word in ("steps", "GFLOP", "GPU-hours")
+    )
+    assert steps.split()[1:] == ["450,000", "10,200"]  # 150 epochs of 27,000 trials, 9 a step; of 675 trials, 10 a step
+    one = float(flops.split()[-2].replace(",", "")) * 1e9
+    assert float(hours.split()[-2]) == pytest.approx(450_000 * one / (0.4 * 989e12) / 3600, abs=0.001)
 
 
 def test_info_of_other_voxels_and_subjects(capsys):
