@@ -87,7 +87,7 @@ frozen towers and the generator.
     )
     print(f"""
 Computed, not measured: of matrix products, convolutions and attention, for {trials:,} training trials of a subject, and
-{tuned_on:,} of the one to tune. An H100 has 989 TFLOP/s in bfloat16, of which {SHARE:.0%} is what well-kept training code reaches.
+{tuned_on:,} of the one to tune. An H100 has 989 TFLOP/s in bfloat16, of which well-kept training code reaches {SHARE:.0%}.
 Of a pretraining that starts in closed form take a third: docs/performance.md says what that keeps, and what it costs.""")
 
 
