@@ -108,7 +108,7 @@ def principal_head(network: BrainNetwork, targets: Targets, images: np.ndarray, 
     head.bias.zero_()
     for ids in chunks:
         head.bias += targets.rows("tokens", ids).to(head.bias).flatten(1).sum(0) / len(images)
-    rank = min(network.config.hidden, len(images) - 1, head.out_features)
+    rank = max(1, min(network.config.hidden, len(images) - 1, head.out_features))
     for _ in range(1 + POWER):
         said = torch.cat([head_projection(targets.rows("tokens", ids).to(head.weight), head)[:, :rank] for ids in chunks])
         basis = torch.linalg.qr(said)[0]
