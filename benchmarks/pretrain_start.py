@@ -35,9 +35,7 @@ ARMS: dict[str, dict] = {
     "random, a third": {"epochs": THIRD},
     "random, a third, with L_text, lr 3e-3": {"epochs": THIRD, **WORDS},
     CLOSED: {"start": "closed_form", "epochs": THIRD, **WORDS},
-    "closed form, a third, without L_text, lr 2e-3": {"start": "closed_form", "epochs": THIRD},
     "closed form, a half": {"start": "closed_form", "epochs": 7.0, **WORDS},
-    "closed form alone": {"start": "closed_form", "epochs": 0.0, "lr": 0.0, "weight_decay": 0.0, "ridge_weight_decay": 0.0},
 }
 METHODS = ("mindtuner", "ridge_only")
 HELD, TEST = "held out", "test"
