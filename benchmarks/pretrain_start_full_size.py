@@ -19,7 +19,7 @@ from pages import machine, markdown
 
 from mindtuner.runtime import peak_memory_mb
 from mindtuner.training import first_weights as start
-from mindtuner.training.ridge import FOLDS, PENALTIES
+from mindtuner.training.ridge import PENALTIES
 
 SUBJECTS, TRIALS, IMAGES = 7, 27_000, 70_000
 
@@ -31,7 +31,7 @@ def decomposition(features: int, hidden: int) -> dict[str, float]:
     said = rows @ head
     forth = time.perf_counter() - begun
     begun = time.perf_counter()
-    head += rows.T @ said
+    head.addmm_(rows.T, said)
     back = time.perf_counter() - begun
     some, turn = head[: start.ROWS], torch.randn(hidden, hidden)
     begun = time.perf_counter()
@@ -78,10 +78,10 @@ def main() -> None:
         two = pool.apply(regression, (options.voxels, options.hidden))
     chunks = min(IMAGES, start.PER_FEATURE * options.hidden) / start.CHUNK
     times = 1 + start.POWER
-    directions = times * (chunks * (one["forth"] + one["back"]) + one["turn"])
+    directions = times * (chunks * (one["forth"] + one["back"]) + one["turn"]) + one["turn"]
     coordinates = IMAGES / start.CHUNK * one["forth"]
-    products = (2 - 1 / FOLDS) * TRIALS / start.CHUNK * two["chunk"]
-    ridges = SUBJECTS * (products + len(PENALTIES) * two["judged"] + two["last"])
+    products = start.FOLDS * TRIALS / start.CHUNK * two["chunk"]  # of all trials, and of all but each fold
+    ridges = SUBJECTS * (products + len(PENALTIES) * two["judged"] + (1 + start.FOLDS) * two["last"])
     rows = [
         ["principal directions", f"{directions / 3600:.1f}", f"{one['peak'] / 1024:.1f}"],
         ["coordinates of all images", f"{coordinates / 3600:.1f}", ""],

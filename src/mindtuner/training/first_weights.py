@@ -115,7 +115,7 @@ def principal_head(network: BrainNetwork, targets: Targets, images: np.ndarray, 
         directions = head.weight[:, :rank]  # a view: what is written to it is the head's
         directions.zero_()
         for ids, rows in zip(chunks, basis.split([len(ids) for ids in chunks]), strict=True):
-            directions += (targets.rows("tokens", ids).to(head.weight).flatten(1) - head.bias).T @ rows
+            directions.addmm_((targets.rows("tokens", ids).to(head.weight).flatten(1) - head.bias).T, rows)
         values, vectors = torch.linalg.eigh((directions.T @ directions).double())
         lengths = values.flip(0).clamp_min(0).sqrt()
         found = max(1, int((lengths > SMALLEST * lengths[0]).sum()))
