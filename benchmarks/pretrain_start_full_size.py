@@ -53,7 +53,7 @@ def regression(voxels: int, hidden: int) -> dict[str, float]:
     begun = time.perf_counter()
     gram.addmm_(own.T, own)
     chunk = time.perf_counter() - begun
-    products = start._Products.__new__(start._Products)
+    products = start._Products.__new__(start._Products)  # as if of more trials than voxels, without having them
     products.dual, products.gram, products.right = False, gram, trials.double().T @ y
     products.scale, products.x_mean, products.y_mean = float(voxels), trials.double().mean(0), y.mean(0)
     begun = time.perf_counter()

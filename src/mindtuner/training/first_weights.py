@@ -187,23 +187,19 @@ def cross_fitted_ridge(x: torch.Tensor, y: torch.Tensor, images: np.ndarray, see
     folds = image_folds(images, count, derive_seed(seed, "first ridges")) if count > 1 else []
     for number, fold in enumerate(folds):
         rest, held = (torch.from_numpy(rows).to(x.device) for rows in fold)
+        products = _Products(x, y, rest)
         if number == 0:
-            penalty = _judged(x, y[:, :JUDGED], rest, held)
-        weight, intercept = _Products(x, y, rest).solved(penalty)
+            penalty = min(PENALTIES, key=lambda one: _error(products, one, x, y, held))
+        weight, intercept = products.solved(penalty)
         for some in held.split(CHUNK):
             predicted[some] = x[some].double() @ weight + intercept
     return CrossFitted(*_Products(x, y, every).solved(penalty), float(penalty), predicted)
 
 
-def _judged(x: torch.Tensor, y: torch.Tensor, rest: torch.Tensor, held: torch.Tensor) -> float:
-    """The penalty with the least squared error on the rows ``held``, fitted to the rest."""
-    products, errors = _Products(x, y, rest), []
-    for penalty in PENALTIES:
-        weight, intercept = products.solved(penalty)
-        errors.append(
-            sum(float((x[some].double() @ weight + intercept - y[some]).square().sum()) for some in held.split(CHUNK))
-        )
-    return PENALTIES[int(np.argmin(errors))]
+def _error(products: _Products, penalty: float, x: torch.Tensor, y: torch.Tensor, held: torch.Tensor) -> float:
+    """Summed squared error of the first outputs on the rows ``held``, which the products are without."""
+    weight, intercept = products.solved(penalty, JUDGED)
+    return sum(float((x[some].double() @ weight + intercept - y[some, :JUDGED]).square().sum()) for some in held.split(CHUNK))
 
 
 class _Products:
@@ -227,10 +223,10 @@ class _Products:
                 self.right.addmm_(own.T, y[some] - self.y_mean)
         self.scale = max(float(self.gram.trace()) / len(rows), 1e-12)  # the mean square of a row
 
-    def solved(self, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight (p, q) and intercept (q,)."""
+    def solved(self, penalty: float, outputs: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight (p, q) and intercept (q,), of the first ``outputs`` or of all."""
         gram = self.gram.clone()
         gram.diagonal().add_(penalty * self.scale)
-        solution = torch.cholesky_solve(self.right, torch.linalg.cholesky(gram))
+        solution = torch.cholesky_solve(self.right[:, :outputs], torch.linalg.cholesky(gram))
         weight = self.x.T @ solution if self.dual else solution
-        return weight, self.y_mean - self.x_mean @ weight
+        return weight, self.y_mean[:outputs] - self.x_mean @ weight
