@@ -133,7 +133,7 @@ def cost(run: dict, steps: int) -> tuple[float, float]:
 
 
 def table(options: argparse.Namespace) -> str:
-    rows, ratios = [], []
+    rows, ratios, ends, epochs = [], [], [], []
     for seed in options.seeds:
         done = known(options.out, seed)
         runs = {arm: done[arm] for arm in ARMS}
@@ -144,6 +144,8 @@ def table(options: argparse.Namespace) -> str:
         alone = runs[ALONE]["scores"][-1]["ranks"]
         steps = 0 if alone <= best[rival] else reached(runs[OURS], best[rival])
         ours = None if steps is None else cost(runs[OURS], steps)
+        ends.append((best[rival], runs[OURS]["scores"][-1]["ranks"]))
+        epochs.append(1 + int(np.argmin([entry["ranks"] for entry in runs[rival]["scores"]])))
         whole = cost(runs[OURS], runs[OURS]["steps"][-1])
         if ours:
             ratios.append((theirs[0] / ours[0], theirs[1] / ours[1]))
@@ -155,8 +157,7 @@ def table(options: argparse.Namespace) -> str:
                 f"{runs[OURS]['scores'][-1]['ranks']:.3f}",
                 f"{theirs[0] / 1e12:.2f}",
                 f"{theirs[1]:.0f}",
-                "" if ours is None else str(steps),
-                *(["", "", "", ""] if ours is None else [f"{ours[0] / 1e12:.3f}", f"{ours[1]:.1f}"]),
+                *([""] * 5 if ours is None else [str(steps), f"{ours[0] / 1e12:.3f}", f"{ours[1]:.1f}"]),
                 *([] if ours is None else [f"{theirs[0] / ours[0]:.0f}", f"{theirs[1] / ours[1]:.0f}"]),
                 f"{theirs[0] / whole[0]:.1f}",
             ]
@@ -176,6 +177,9 @@ def table(options: argparse.Namespace) -> str:
         "times fewer FLOPs, our whole recipe",
     ]
     text = markdown(header, rows)
+    public, own = np.mean(ends, 0)
+    text += f"\n\nMean over worlds: the public recipe's best {public:.3f}, after {np.median(epochs):.0f} epochs (median; "
+    text += f"{min(epochs)} to {max(epochs)}); ours at the end {own:.3f}."
     if ratios:
         middle = [f"{np.median(each):.0f} ({min(each):.0f} to {max(each):.0f})" for each in zip(*ratios, strict=True)]
         text += f"\n\nMedian of {len(ratios)} worlds (range): {middle[0]} times fewer FLOPs, {middle[1]} times less CPU time."

@@ -167,7 +167,12 @@ def steps_per_epoch(feeds: list[Feed], per_step: int) -> int:
     """Steps until the subject with the most trials has been through all of them; others start over earlier.
 
     ``per_step``: trials of a subject in one step."""
-    return max(1, round(max(len(feed.trials) for feed in feeds) / per_step))
+    return steps_through(max(len(feed.trials) for feed in feeds), per_step)
+
+
+def steps_through(trials: int, per_step: int) -> int:
+    """Steps that go once through so many trials of a subject, ``per_step`` of them at a time."""
+    return max(1, round(trials / per_step))
 
 
 def batches(

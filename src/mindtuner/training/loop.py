@@ -93,7 +93,7 @@ def fit(
     average = trained.clone() if config.ema else Weights()
     best = trained.clone() if config.patience else Weights()
     per_epoch = steps_per_epoch(feeds, config.batch_per_subject * config.accumulate)
-    steps = max(1, config.least_steps, round(config.epochs * per_epoch))
+    steps = total_steps(config, per_epoch)
     if steps < ENOUGH_STEPS and config.start == "random":
         _logger.warning(
             "%s: %d step%s of training, of %d trials at most; expected %d or more: set least_steps, or more epochs, in the "
@@ -192,6 +192,11 @@ def fit(
         weights = dict(result.named_parameters())
         Weights({name: weights[name] for name in trained}).load_state_dict(distributed.gather_shards(trained.state_dict()))
     result.to(device).eval()
+
+
+def total_steps(config: FitConfig, per_epoch: int) -> int:
+    """Steps of a training whose epochs have so many."""
+    return max(1, config.least_steps, round(config.epochs * per_epoch))
 
 
 def cross_fit(batch: Batch, share: float, rng: np.random.Generator) -> None:

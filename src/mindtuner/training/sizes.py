@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mindtuner.config import Config, FitConfig, ModelConfig
 from mindtuner.model import BrainNetwork
-from mindtuner.training.batches import Batch
-from mindtuner.training.loop import compute_losses, loss_weight
+from mindtuner.training.batches import Batch, steps_through
+from mindtuner.training.loop import compute_losses, loss_weight, total_steps
 from mindtuner.training.targets import Targets
 from mindtuner.training.tune import starting_network
 
@@ -116,9 +116,8 @@ def training_memory(network: BrainNetwork, voxels: dict[str, int], fit: FitConfi
     fused kernels need less.
     """
     trains = [p for p in network.parameters() if p.requires_grad]
-    with PeakMemory(
-        network
-    ) as memory:  # from the second step on, the last gradients are still there while losses are computed
+    with PeakMemory(network) as memory:
+        # From the second step on, the last gradients are still there while losses are computed.
         _step_without_numbers(network, voxels, fit, times=2)
     gradients = sum(_bytes(p) for p in trains)
     return Memory(fit.batch_per_subject * len(voxels), _weights(network), gradients, 2 * gradients, memory.peak - gradients)
@@ -136,8 +135,7 @@ def step_flops(network: BrainNetwork, voxels: dict[str, int], fit: FitConfig) ->
 
 def count_steps(fit: FitConfig, trials: int) -> int:
     """Steps of one phase, where a subject has so many training trials."""
-    per_epoch = max(1, round(trials / (fit.batch_per_subject * fit.accumulate)))
-    return max(1, fit.least_steps, round(fit.epochs * per_epoch))
+    return total_steps(fit, steps_through(trials, fit.batch_per_subject * fit.accumulate))
 
 
 def _step_without_numbers(network: BrainNetwork, voxels: dict[str, int], fit: FitConfig, times: int = 1) -> None:

@@ -128,9 +128,8 @@ def test_from_scratch_starts_as_pretraining_does():
     image = {}
     for start in ("random", "closed_form"):
         config = dataclasses.replace(STARTED, pretrain=dataclasses.replace(once, start=start))
-        image[start] = top1(tune(base, dataset.subject(1), targets, config, 0, "from_scratch"), dataset.subject(1), targets)[
-            0
-        ]
+        tuned = tune(base, dataset.subject(1), targets, config, 0, "from_scratch")
+        image[start] = top1(tuned, dataset.subject(1), targets)[0]
     assert image["closed_form"] > image["random"] + 0.1, image
 
 
