@@ -5,16 +5,18 @@
 A demo paints 64 of the 300 test images, too few to tell small differences. For each simulator seed this simulates, embeds
 and pretrains once (kept in OUT/seed-N), tunes ``mindtuner`` as the demo does, and paints all test images: from what the brain
 says of them, with its own words, without, and with those of another image; and, to know what the painter can do, from the
-true tokens and captions. Things, colours and places recognised, two-way identification by the demo's scoring network,
-and PixCorr. The first table has means over images and seeds with 95 % intervals, and chance, from wrong images; the second
-has paired differences. ``--write`` puts them between the file's ``pictures:begin`` and ``pictures:end`` comments,
-``--picture`` draws ten test images of the first seed, drawn at random. Scores of a world go to
+true tokens and captions. Pictures with the words of another image are held against what was seen, and against that other
+image: who paints what words say shows its things. Things, colours and places recognised, two-way identification by the
+demo's scoring network, and PixCorr. The first table has means over images and seeds with 95 % intervals, and chance, from
+wrong images; the second has paired differences. ``--write`` puts them between the file's ``pictures:begin`` and
+``pictures:end`` comments, ``--picture`` draws ten test images of the first seed, drawn at random. Scores of a world go to
 OUT/seed-N/all_test_pictures.jsonl, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +34,10 @@ from mindtuner.pipeline.objects import Shown
 
 SEEN, NEAREST, PLAIN, CORRECTED = "seen", "nearest training image", "reconstructed", "corrected"
 OTHER = "corrected with the words of another image"
+AGAINST = "the same, held against that other image"
 TRUE, TOLD, BOTH = "true tokens", "true caption alone", "true tokens and caption"
-KINDS = (SEEN, TRUE, TOLD, BOTH, NEAREST, PLAIN, CORRECTED, OTHER)
-PAIRS = ((CORRECTED, PLAIN), (CORRECTED, NEAREST), (CORRECTED, OTHER))
+KINDS = (SEEN, TRUE, TOLD, BOTH, NEAREST, PLAIN, CORRECTED, OTHER, AGAINST)
+PAIRS = ((CORRECTED, PLAIN), (CORRECTED, NEAREST), (CORRECTED, OTHER), (AGAINST, OTHER))
 SCORES = ("objects", "colours", "places", "two-way", "PixCorr")
 
 
@@ -80,8 +83,7 @@ def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray,
     nearest = decoder.training_images[nearest_training_image(said.backbone_tokens, decoder.training_tokens)]
     tokens, words = decoder.draw(decoder.expected_tokens(said, every)), decoder.words(said)
     stages = generator.stages(tokens, words, None, images)
-    wrong = np.roll(every, 1)
-    others = generator.stages(tokens, words.rows(wrong), None, images)
+    others = generator.stages(tokens, words.rows(other_image(len(images))), None, images)
     true, told = np.asarray(caches["tokens"][images]), world.true_phrases(images)
     pictures = {
         SEEN: from_uint8(np.asarray(caches["pixels"][images])),
@@ -92,8 +94,14 @@ def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray,
         PLAIN: stages["reconstructed"],
         CORRECTED: stages["corrected"],
         OTHER: others["corrected"],
+        AGAINST: others["corrected"],
     }
     return pictures, images, nearest
+
+
+def other_image(count: int) -> np.ndarray:
+    """Of each of so many images the position of another, whose words it gets."""
+    return np.roll(np.arange(count), 1)
 
 
 def scored(
@@ -106,8 +114,13 @@ def scored(
     seen = features_of(LITE2, pictures[SEEN])["two_way"]
     for kind, some in pictures.items():
         recognised[kind] = shown.recognition.probe(looked(to_uint8(some)))
-        scores = shown.recognition.scores(recognised[kind])
-        scores |= {"two-way": two_way(features_of(LITE2, some)["two_way"], seen), "PixCorr": pixcorr(pictures[SEEN], some)}
+        target = other_image(len(images)) if kind == AGAINST else np.arange(len(images))  # the image that it is held against
+        against = {name: named[target] for name, named in shown.recognition.shown.items()}
+        scores = dataclasses.replace(shown.recognition, shown=against).scores(recognised[kind])
+        scores |= {
+            "two-way": two_way(features_of(LITE2, some)["two_way"], seen[target]),
+            "PixCorr": pixcorr(pictures[SEEN][target], some),
+        }
         found[kind] = {score: [None if np.isnan(one) else round(float(one), 5) for one in scores[score]] for score in SCORES}
     chance = shown.recognition.chance(recognised[CORRECTED], random_pairs(len(images), 0))
     others = pixcorr(np.roll(pictures[SEEN], 1, 0), pictures[CORRECTED])
@@ -127,7 +140,8 @@ def paired(a: np.ndarray, b: np.ndarray) -> str:
 def draw(pictures: dict[str, np.ndarray], path: Path) -> None:
     """Ten of the images, drawn at random, a row for each kind of picture."""
     some = np.random.default_rng(0).choice(len(pictures[SEEN]), 10, replace=False)
-    rows = [np.concatenate(list(to_uint8(pictures[kind][some]).transpose(0, 2, 3, 1)), 1) for kind in KINDS]
+    drawn = [kind for kind in KINDS if kind != AGAINST]  # the same pictures as OTHER
+    rows = [np.concatenate(list(to_uint8(pictures[kind][some]).transpose(0, 2, 3, 1)), 1) for kind in drawn]
     Image.fromarray(np.concatenate(rows)).save(path)
 
 

@@ -150,6 +150,8 @@ def corrections(
         f"the best of {decode.corrections // 2}": best(own[: decode.corrections // 2]),
         f"the best of {2 * decode.corrections}": best(twice),
     }
+    for steps in (3, 2 * decode.refine_steps):
+        found[f"in {steps} steps"] = best(candidates(refine_steps=steps))
     softer = candidates(refine_start=0.8, guidance=2.0)
     found["from 0.8 of the noise, guidance 2"] = best(softer)
     found["the same by tokens alone, the best of 6"] = best(softer[:6], ONLY_TOKENS)

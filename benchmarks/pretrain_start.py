@@ -36,6 +36,8 @@ ARMS: dict[str, dict] = {
     "random, a third, with L_text, lr 3e-3": {"epochs": THIRD, **WORDS},
     CLOSED: {"start": "closed_form", "epochs": THIRD, **WORDS},
     "closed form, a half": {"start": "closed_form", "epochs": 7.0, **WORDS},
+    "random, with L_text": {"text_weight": 1.0},
+    "random, with L_text, no BiMixCo": {"text_weight": 1.0, "mixco_share": 0.0},
 }
 METHODS = ("mindtuner", "ridge_only")
 HELD, TEST = "held out", "test"

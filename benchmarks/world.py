@@ -64,9 +64,7 @@ class World:
         return decoder.predict(subject.betas(trials.row), trials.stimulus)
 
     def true_phrases(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings of the phrases of each image's first caption (n, P, d), and which places hold one."""
-        encoder, captions = self.features.text_encoder, self.dataset.stimuli.captions
-        return side_by_side([encoder.embed(split(captions[int(image)][0])) for image in images], encoder.width)
+        return true_phrases(self.dataset, self.features, images)
 
     def held_out_ranks(self, tuned: TunedSubject) -> Ranks:
         """Of the images that tuning held out: among all training images of the world and their captions, and brains among
@@ -112,6 +110,12 @@ def open_dataset(out: Path, config: Config) -> tuple[Dataset, Features]:
     if dataset.card["simulate"] != json.loads(json.dumps(dataclasses.asdict(config.simulate))):
         raise SystemExit(f"{out / 'data'}: is simulated with other settings; expected another OUT for these")
     return dataset, mindtuner.embed(dataset)
+
+
+def true_phrases(dataset: Dataset, features: Features, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of the phrases of each image's first caption (n, P, d), and which places hold one."""
+    encoder, captions = features.text_encoder, dataset.stimuli.captions
+    return side_by_side([encoder.embed(split(captions[int(image)][0])) for image in images], encoder.width)
 
 
 class Done:

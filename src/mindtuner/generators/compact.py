@@ -173,16 +173,14 @@ class CompactGenerator:
         x = noisy.to(where)
         known = torch.zeros_like(x) if tokens is None else torch.as_tensor(tokens, dtype=torch.float32, device=where)
         keep = torch.full((n,), tokens is not None, device=where)
-        said, meant = None, torch.zeros(n, 0, self.prior.read_phrase.in_features, device=where)
-        if phrases is not None:
-            meant, said = (torch.as_tensor(one, device=where) for one in phrases)
-        unsaid = torch.zeros(meant.shape[:2], dtype=torch.bool, device=where)
+        nothing = torch.zeros(n, 0, self.prior.read_phrase.in_features, device=where), torch.zeros(n, 0, device=where).bool()
+        said = None if phrases is None else tuple(torch.as_tensor(one, device=where) for one in phrases)
         for time in progress(times, title, len(times), "step"):
             moment = time.to(where).expand(n)
             with autocast():
-                velocity = self.prior(x, moment, known, keep, meant, unsaid).float()
+                velocity = self.prior(x, moment, known, keep, *nothing).float()
                 if said is not None:
-                    more = self.prior(x, moment, known, keep, meant, said).float() - velocity
+                    more = self.prior(x, moment, known, keep, *said).float() - velocity
                     velocity = velocity + self.config.guidance * more
             x = schedule.step(velocity, time, x, eta=0.0).prev_sample
         return x.cpu().numpy()

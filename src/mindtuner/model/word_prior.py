@@ -98,5 +98,21 @@ class WordPrior(nn.Module):
         image = self.read_noisy(noisy) + known + moment
         sequence = torch.cat([image, moment, self.no_phrase.expand(n, -1, -1), self.read_phrase(phrases)], 1)
         always = torch.ones(n, sequence.shape[1] - phrases.shape[1], dtype=torch.bool, device=noisy.device)
-        found = self.transformer(sequence, src_key_padding_mask=~torch.cat([always, said], 1))
-        return self.out(found[:, : noisy.shape[1]])
+        heard = torch.cat([always, said], 1)[:, None, None] if phrases.shape[1] else None
+        for layer in self.transformer.layers:
+            sequence = _through(layer, sequence, heard)
+        return self.out(self.transformer.norm(sequence[:, : noisy.shape[1]]))
+
+
+def _through(layer: nn.TransformerEncoderLayer, x: torch.Tensor, heard: torch.Tensor | None) -> torch.Tensor:
+    """What the layer itself computes of x (n, S, d), where each position attends to those ``heard``, bool (n, 1, 1, S).
+
+    PyTorch turns batch and sequence about before it asks for queries, keys and values. Such a product of a map that does not
+    lie in a row takes three times as long on a CPU, two fifths of the whole network's time.
+    """
+    attention = layer.self_attn
+    asked = F.linear(layer.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = asked.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    answer = F.scaled_dot_product_attention(q, k, v, attn_mask=heard).transpose(1, 2).flatten(2)
+    x = x + attention.out_proj(answer)
+    return x + layer.linear2(layer.activation(layer.linear1(layer.norm2(x))))

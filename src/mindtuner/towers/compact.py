@@ -15,7 +15,7 @@ from mindtuner.errors import UserError
 from mindtuner.files import file_digest
 from mindtuner.inputs import open_tensors
 from mindtuner.runtime import device, to_device
-from mindtuner.towers.efficientnet import lite_network, prepare
+from mindtuner.towers.efficientnet import BATCH, lite_network, prepare
 from mindtuner.towers.patch_autoencoder import PatchAutoencoder
 
 GRID = 4  # tokens lie on a 4 x 4 grid
@@ -80,7 +80,7 @@ class CompactImageEncoder:
         array, float32 (n, 16, 128)
             Of unit mean variance on scenes.
         """
-        return self.look(_as_tensor(images)).cpu().numpy()
+        return torch.cat([self.look(part).cpu() for part in _as_tensor(images).split(BATCH)]).numpy()
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
         """``tokens`` of images on the device, as a tensor through which gradients reach the images."""

@@ -170,6 +170,25 @@ def test_an_absent_condition_does_not_matter_and_a_present_one_does(prior):
     assert not torch.allclose(velocity(prior, time=torch.tensor([0, 1, 2])), base, atol=1e-3)
 
 
+@torch.no_grad()
+def test_layers_compute_what_pytorch_makes_of_them(prior):
+    given_ = inputs()
+    entered = []
+    hook = prior.transformer.layers[0].norm1.register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+    velocities = velocity(prior)
+    hook.remove()
+    unheard = torch.cat([torch.zeros(3, 18, dtype=torch.bool), ~given_["said"]], 1)
+    wanted = prior.out(prior.transformer(entered[0], src_key_padding_mask=unheard)[:, :16])
+    torch.testing.assert_close(velocities, wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_without_phrases_it_is_as_with_phrases_unsaid(prior):
+    nobody = velocity(prior, said=torch.zeros(3, 4, dtype=torch.bool))
+    fewer = velocity(prior, phrases=torch.zeros(3, 0, 384), said=torch.zeros(3, 0, dtype=torch.bool))
+    torch.testing.assert_close(fewer, nobody, atol=1e-5, rtol=1e-5)
+
+
 def test_phrases_have_no_order_and_as_many_places_as_they_need(prior):
     given_, turn = inputs(), torch.tensor([3, 1, 0, 2])
     turned = velocity(prior, phrases=given_["phrases"][:, turn], said=given_["said"][:, turn])
