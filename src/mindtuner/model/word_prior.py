@@ -107,8 +107,8 @@ class WordPrior(nn.Module):
 def _through(layer: nn.TransformerEncoderLayer, x: torch.Tensor, heard: torch.Tensor | None) -> torch.Tensor:
     """What the layer itself computes of x (n, S, d), where each position attends to those ``heard``, bool (n, 1, 1, S).
 
-    PyTorch turns batch and sequence about before it asks for queries, keys and values. Such a product of a map that does not
-    lie in a row takes three times as long on a CPU, two fifths of the whole network's time.
+    PyTorch turns batch and sequence about before it asks for queries, keys and values. A product of rows that do not lie one
+    after the other takes several times as long on a CPU, a good part of the whole network's time.
     """
     attention = layer.self_attn
     asked = F.linear(layer.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
