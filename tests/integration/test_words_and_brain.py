@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scoring_clip import VISION, cosines, write_clip
 
+from mindtuner.evaluation.scores import networks
 from mindtuner.evaluation.scores.captions import CaptionScorer, caption_scores
 from mindtuner.evaluation.scores.catalogue import RECOGNISED
 from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, KeptFeatures, Lite2
@@ -15,6 +17,7 @@ from mindtuner.formats import load
 from mindtuner.pipeline.captions_and_brain import caption_scorer, score_brain, score_captions
 from mindtuner.pipeline.objects import Shown
 from mindtuner.pipeline.painting import Painted
+from mindtuner.pipeline.stages import Scoring
 
 REFERENCES = [("a red dog", "a dog"), (), ("two cars at night",), ("a house",)]
 
@@ -148,13 +151,44 @@ def test_a_probe_recognises_what_the_captions_of_unseen_pictures_name(patterns):
     shown, hidden = np.arange(60, 80), pixels.copy()
     hidden[[0, 1, *shown]] = 0
     found = Shown.of(stimuli, shown, hidden, without=[0, 1])
-    assert found.training == 58 and found.missing == {} and found.recognition is not None
+    assert found.training == 58 and found.recognition is not None
+    assert found.missing == {"objects_clip": "needs mindtuner evaluate --networks DIR"}
     np.testing.assert_array_equal(found.recognition.probe.mean, EncodingFeatures()(pixels[2:60]).astype(np.float64).mean(0))
     block = found.reference_block(EncodingFeatures()(pixels[shown]), seed=0)
     assert block["words"] == {"objects": ["square", "stripe"], "colours": ["blue", "red"], "places": ["night", "room"]}
-    assert set(block["seen"]) == set(RECOGNISED) and all(about["mean"] > 0.9 for about in block["seen"].values())
+    assert set(block["seen"]) == set(RECOGNISED) - {"objects_clip"} and "clip" not in block
+    assert all(about["mean"] > 0.9 for about in block["seen"].values())
     wrong = found.recognition.scores(found.recognition.probe(EncodingFeatures()(pixels[shown[::-1]])))
     assert all(values.mean() < 0.8 for values in wrong.values())
+
+
+def test_clip_looks_for_things_by_words_and_by_what_training_images_are_usually_like(patterns, tmp_path, monkeypatch):
+    """All is as transformers' own model of both towers has it, and no test image, nor one that a control shows, is asked."""
+    monkeypatch.setattr(networks, "CLIP_L14", VISION)
+    stimuli, pixels = patterns
+    shown, folder = np.arange(60, 80), tmp_path / "clip-vit-large-patch14"
+    write_clip(folder)
+    hidden = pixels.copy()
+    hidden[[0, 1, *shown]] = 0
+    found = Shown.of(stimuli, shown, hidden, without=[0, 1], scoring=Scoring(tmp_path))
+    assert found.missing == {} and found.recognition.clip.images == 58
+    theirs = cosines(folder, pixels, ["a photo of a square.", "a photo of a stripe."])
+    expected = theirs[60:] - theirs[2:60].mean(0)
+    kept, looked = KeptFeatures(), found.recognition.clip
+    scoring = Scoring(tmp_path)
+    scores, _ = score_images(
+        pixels[shown], {"same": pixels[shown]}, scoring.networks, keep=kept.keep, recognition=found.recognition
+    )
+    np.testing.assert_allclose(looked(kept.seen_by_clip), expected, atol=1e-5)
+    square = ["square" in stimuli.captions[k][0] for k in shown]  # each picture shows the one or the other
+    right = [(square_is > stripe_is) == true for (square_is, stripe_is), true in zip(expected, square, strict=True)]
+    np.testing.assert_array_equal(scores["same"]["objects_clip"], right)
+    block = found.reference_block(kept[None], 0, kept.seen_by_clip)
+    assert block["seen"]["objects_clip"]["mean"] == pytest.approx(np.mean(right), abs=1e-6)
+    assert block["clip"] == {"prompt": "a photo of a {}.", "training_images": 58} and set(block["seen"]) == set(RECOGNISED)
+    (folder / "tokenizer_config.json").unlink()
+    without = Shown.of(stimuli, shown, pixels, scoring=Scoring(tmp_path))
+    assert without.recognition.clip is None and without.missing == {"objects_clip": f"no tokenizer in {folder}"}
 
 
 def test_without_captions_nothing_is_looked_for_and_the_scores_are_named(patterns):

@@ -40,9 +40,14 @@ def caption_scorer(networks: Path | None, texts: TextEncoder) -> CaptionScorer:
         "sentence_bert": texts if isinstance(texts, CompactTextEncoder) else CompactTextEncoder()
     }
     for score, name in CLIP_FOLDERS.items():
-        if networks is not None and (networks / name / "tokenizer_config.json").is_file():
+        if networks is not None and reads_texts(networks / name):
             encoders[score] = ClipTextEncoder(networks / name)
     return CaptionScorer(encoders, find_wordnet())
+
+
+def reads_texts(clip: Path) -> bool:
+    """Whether the folder of a CLIP has a tokenizer, which scores of pictures do without."""
+    return (clip / "tokenizer_config.json").is_file()
 
 
 def score_captions(

@@ -334,7 +334,7 @@ def measure(
         nearest = decoded["nearest_training_image"].found
         assert nearest is not None
         # The probe is not to know the very pictures that a control shows.
-        objects = Shown.of(dataset.stimuli, shown, pixels, nearest[test.shown], scoring.choices)
+        objects = Shown.of(dataset.stimuli, shown, pixels, nearest[test.shown], scoring)
         scores = score_all(decoded, painted, test, config.seed, scoring, kept, objects.recognition)
         said, named = said_by(words), categorised(decoded, test, dataset.stimuli)
     setting = describe_setting(config, dataset, hour, base, test, bank, command) | dict(facts)
@@ -354,7 +354,7 @@ def measure(
         scorer = caption_scorer(scoring.folder, text_encoder)
         score_captions(results, per_image, painted, references, scorer, config.seed, objects.vocabulary)
         if objects.recognition:
-            results["objects"] = objects.reference_block(kept[None], config.seed)
+            results["objects"] = objects.reference_block(kept[None], config.seed, kept.seen_by_clip)
         score_words(results, said, test.captions, config.seed)
         if named:
             results["categories"] = categories_block(named, test.captions, [len(test.images)], config.seed)

@@ -31,7 +31,7 @@ def test_folders_are_scored_beside_chance(folders, tmp_path, capsys):
     assert score(seen, painted, "--out", tmp_path / "scores.json") == 0
     said, found = capsys.readouterr().out, read_json(tmp_path / "scores.json")
     assert list(found["scores"]) == ["pixcorr", "ssim", "two_way"] and "not scored: alexnet2" in said and "Two-way" in said
-    assert "not scored: objects, objects_f1, colours, places (needs captions of training images)" in said
+    assert "not scored: objects, objects_f1, objects_clip, colours, places (needs captions of training images)" in said
     for name, function in (("pixcorr", pixcorr), ("ssim", ssim)):
         own = found["scores"][name]
         assert list(own["pictures"].values()) == pytest.approx(function(made, true).tolist(), abs=1e-5)
@@ -91,6 +91,7 @@ def test_bad_folders_and_scores_are_refused(folders, tmp_path, capsys):
         refused(capsys, ["score", seen, painted, *words], *expected)
 
     bad("--scores: objects cannot be had of two folders", "needs captions", words=("--scores", "ssim,objects"))
+    bad("--scores: objects_clip cannot be had of two folders", "needs captions", words=("--scores", "objects_clip"))
     bad("--scores: lpips is an unknown reconstruction score", "pixcorr, ssim", words=("--scores", "ssim,lpips"))
     bad("--scores: clip cannot be had (needs", words=("--scores", "clip"))
     bad("nowhere: is no folder", words=("--networks", tmp_path / "nowhere"))

@@ -12,8 +12,9 @@ from nltk.tokenize import word_tokenize
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import BootstrapAggregator
+from scoring_clip import write_clip
 from sentence_transformers import util
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPModel
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores.captions import (
@@ -174,19 +175,7 @@ def test_similarities_are_those_of_the_published_evaluation(text_encoder):
 def clip(tmp_path_factory):
     """A tiny random CLIP with both towers, as transformers saves it."""
     folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    letters = [chr(code) for code in range(97, 123)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=8)
-    config = CLIPConfig(
-        text_config=dict(
-            small, vocab_size=len(words), bos_token_id=52, eos_token_id=53, pad_token_id=53, max_position_embeddings=77
-        ),
-        vision_config=dict(small, image_size=8, patch_size=4),
-        projection_dim=8,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    CLIPTokenizer(vocab={word: k for k, word in enumerate(words)}, merges=[], model_max_length=77).save_pretrained(folder)
+    write_clip(folder)
     return folder
 
 

@@ -6,9 +6,11 @@ import torch
 
 from mindtuner.errors import UserError
 from mindtuner.evaluation.scores import objects
+from mindtuner.evaluation.scores.features import KeptFeatures
 from mindtuner.evaluation.scores.images import score_images
 from mindtuner.evaluation.scores.networks import Network
 from mindtuner.evaluation.scores.objects import (
+    ClipWords,
     Probe,
     Recognition,
     best_threshold,
@@ -122,6 +124,44 @@ def test_what_is_planted_is_recognised_and_chance_is_that_of_wrong_images(rng):
     assert chance["objects"] < 0.2
 
 
+def shares_of_words(likely, shown):
+    """By sets: of the k words shown, the share among the k likeliest; None of an image that shows none."""
+    found = []
+    for own, true in zip(likely, shown, strict=True):
+        true = words(true)
+        picked = set(sorted(range(len(own)), key=lambda word: -own[word])[: len(true)])
+        found.append(len(true & picked) / len(true) if true else np.nan)
+    return np.array(found)
+
+
+def seen_by_clip(rng, embedded, shown):
+    """Embeddings of pictures that are like each word that they show, and, all of them, rather like the last word."""
+    own = shown @ embedded + 3 * embedded[-1] + rng.normal(0, 0.02, (len(shown), embedded.shape[1]))
+    return own * rng.uniform(1, 9, (len(shown), 1))  # CLIP's embeddings have some length or other
+
+
+def test_clip_finds_the_words_that_are_planted_though_one_is_like_every_picture(rng):
+    embedded = np.linalg.qr(rng.normal(size=(32, 20)))[0].T * rng.uniform(1, 9, (20, 1))
+    directions = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
+    shown = {"objects": rng.random((200, 20)) < 0.1}
+    shown["objects"][:, -1] = False  # the hub, which no picture shows
+    training = rng.random((300, 20)) < 0.1
+    reader = ClipWords.of(embedded, seen_by_clip(rng, directions, training))
+    pictures = seen_by_clip(rng, directions, shown["objects"])
+    alike = reader(pictures)
+    cosines = [[np.dot(x, w) / np.sqrt(np.dot(x, x) * np.dot(w, w)) for w in embedded] for x in pictures[:5]]
+    np.testing.assert_allclose(alike[:5] + reader.usual, cosines, atol=1e-12)
+    recognition = Recognition.of(pictures, shown, shown, clip=reader)
+    nothing = np.zeros((200, 20))  # what the probe says does not matter
+    assert "objects_clip" not in recognition.scores(nothing)
+    found = recognition.scores(nothing, alike)["objects_clip"]
+    np.testing.assert_array_equal(found, shares_of_words(alike, shown["objects"]))
+    assert np.nanmean(found) > 0.95 > 0.8 > np.nanmean(shares_of_words(alike + reader.usual, shown["objects"]))
+    i, j = random_pairs(200, 0)
+    chance = recognition.chance(nothing, (i, j), alike)["objects_clip"]
+    assert chance == pytest.approx(np.nanmean(shares_of_words(alike[i], shown["objects"][j]))) and chance < 0.2
+
+
 def test_only_kinds_with_something_to_tell_are_scored():
     two = np.array([[True, False], [False, True], [False, False]])
     one_image = np.array([[True, True], [False, False], [False, False]])
@@ -167,21 +207,43 @@ class Halves(torch.nn.Module):
         return {"two_way": pixels[:, :, :2], "places": pixels[:, :, 2:]}
 
 
-def test_one_pass_recognises_in_every_set_and_gives_chance_of_those_asked_for(rng):
-    network = Network("halves", "halves", 4, (0.0,) * 3, (1.0,) * 3, {"two_way": "halves"}, Halves, "none")
+class Whole(torch.nn.Module):
+    """All pixels, as CLIP's embedding."""
+
+    looked = 0
+
+    def forward(self, pixels):
+        Whole.looked += len(pixels)
+        return {"clip": pixels}
+
+
+@pytest.mark.parametrize("by_clip", [False, True])
+def test_one_pass_recognises_in_every_set_and_gives_chance_of_those_asked_for(rng, monkeypatch, by_clip):
+    monkeypatch.setattr(Whole, "looked", 0)
+    networks = [
+        Network(module.__name__, "", 4, (0.0,) * 3, (1.0,) * 3, {score: ""}, module, "none")
+        for module, score in ((Halves, "two_way"), (Whole, "clip"))
+    ]
     images = rng.random((60, 3, 4, 4)).astype(np.float32)
     features = np.concatenate([images[:, :, 2:].reshape(60, -1), images[:, :, :2].reshape(60, -1)], 1)
     named = features[:, :6] > 0.7
-    recognition = Recognition.of(features[:40], {"objects": named[:40]}, {"objects": named[40:]})
+    clip = ClipWords.of(rng.normal(size=(6, 48)), images[:40].reshape(40, -1)) if by_clip else None
+    recognition = Recognition.of(features[:40], {"objects": named[:40]}, {"objects": named[40:]}, clip=clip)
     seen = images[40:].repeat(4, 2).repeat(4, 3)  # large enough for SSIM, and exactly itself when it is reduced again
     sets, choices = {"a": seen[::-1].copy(), "b": seen}, Choices(antialias=False)
-    scores, chance = score_images(seen, sets, [network], choices, chance_of=["a"], seed=2, recognition=recognition)
-    likely = recognition.probe(features[40:])
-    for key, said in (("a", likely[::-1]), ("b", likely)):
-        assert list(scores[key]) == ["pixcorr", "ssim", "two_way", "objects", "objects_f1"]
-        for score, values in recognition.scores(said).items():
+    kept = KeptFeatures()
+    scores, chance = score_images(seen, sets, networks, choices, ["a"], 2, kept.keep, recognition)
+    assert Whole.looked == 3 * 20  # each picture once, whatever is read from what CLIP makes of it
+    np.testing.assert_allclose(kept.seen_by_clip, images[40:].reshape(20, -1), atol=1e-6)
+    likely, alike = recognition.probe(features[40:]), clip(images[40:].reshape(20, -1)) if clip else None
+    back = alike[::-1] if by_clip else None
+    for key, said, other in (("a", likely[::-1], back), ("b", likely, alike)):
+        assert list(scores[key]) == ["pixcorr", "ssim", "clip", "two_way", "objects", "objects_f1"] + by_clip * [
+            "objects_clip"
+        ]
+        for score, values in recognition.scores(said, other).items():
             np.testing.assert_allclose(scores[key][score], values, atol=1e-6)
     assert np.nanmean(scores["b"]["objects"]) > np.nanmean(scores["a"]["objects"])
     assert set(chance) == {"a"}
-    for score, value in recognition.chance(likely[::-1], random_pairs(20, 2)).items():
+    for score, value in recognition.chance(likely[::-1], random_pairs(20, 2), back).items():
         assert chance["a"][score] == pytest.approx(value)

@@ -23,8 +23,8 @@ class Score:
     ``label`` and ``meaning`` are for people · ``higher_is_better`` · ``low``, ``high``: the range of values ·
     ``chance``: ONE_IN_N, 1 / candidates; ONE_HALF, 0.5; RANDOM_PAIRS, measured for each method on random pairings ·
     ``share``: a share of images or comparisons, which people like in percent · ``network``: the name in
-    ``networks.FORMS`` of the one that it needs; None for none, and for ``two_way`` and the words recognised, whose network
-    the package has
+    ``networks.FORMS`` of the one whose layer it compares; None for none, for ``two_way``, whose network the package has, and
+    for the words recognised
     """
 
     part: str
@@ -63,10 +63,8 @@ def _caption(name: str, label: str, how: str, low: float = 0.0, share: bool = Fa
     )
 
 
-def _recognised(name: str, label: str, meaning: str) -> Score:
-    return Score(
-        "reconstruction", name, label, f"{meaning}, by a probe of EfficientNet-lite2", chance=RANDOM_PAIRS, share=True
-    )
+def _recognised(name: str, label: str, meaning: str, reader: str = "a probe of EfficientNet-lite2") -> Score:
+    return Score("reconstruction", name, label, f"{meaning}, by {reader}", chance=RANDOM_PAIRS, share=True)
 
 
 SCORES = (
@@ -84,6 +82,7 @@ SCORES = (
     _two_way("two_way", "Two-way", "EfficientNet-lite2's pooled features", None),
     _recognised("objects", "Objects", "of the things shown, how many are recognised"),
     _recognised("objects_f1", "Objects F1", "things recognised, F1"),
+    _recognised("objects_clip", "Objects (CLIP)", "of the things shown, how many are recognised", "CLIP ViT-L/14"),
     _recognised("colours", "Colours", "of the colours shown, how many are recognised"),
     _recognised("places", "Places", "of the places shown, how many are recognised"),
     *_caption("meteor", "METEOR", "words that match, also by stem or synonym", 0.0),
@@ -97,7 +96,13 @@ SCORES = (
     *_caption("colours", "Colours", "the share of the colours shown that it names", share=True),
     *_caption("places", "Places", "the share of the places shown that it names", share=True),
 )
-RECOGNISED = ("objects", "objects_f1", "colours", "places")  # what needs captions of training images
+RECOGNISED = {  # what needs captions of training images, and of which kind its words are
+    "objects": "objects",
+    "objects_f1": "objects",
+    "objects_clip": "objects",
+    "colours": "colours",
+    "places": "places",
+}
 ALWAYS = {"retrieval": ("image", "brain", "text"), "reconstruction": ("pixcorr", "ssim", "two_way")}  # in every run
 
 

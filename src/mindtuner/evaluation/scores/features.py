@@ -120,16 +120,25 @@ class EncodingFeatures:
 class KeptFeatures:
     """Features of the pictures that two-way identification looks at anyway, so that the network need not run again.
 
-    ``keep(key, features)`` takes what it found of some pictures of a set, in order; ``kept[key]`` is float32 (n, 1664).
+    ``keep(key, features)`` takes what it found of some pictures of a set, in order; ``kept[key]`` is float32 (n, 1664). Of
+    the seen pictures, the set None, CLIP's embeddings are kept too, where it looked at them.
     """
 
     def __init__(self) -> None:
         self.parts: dict[Hashable, list[np.ndarray]] = {}
+        self._clip: list[np.ndarray] = []
 
     def keep(self, key: Hashable, features: Mapping[str, torch.Tensor]) -> None:
-        """Keep features of k pictures of the set ``key``; nothing where they have no "places"."""
+        """Keep features of k pictures of the set ``key``: "places" and "two_way", and of the seen "clip", as far as there."""
         if "places" in features:
             self.parts.setdefault(key, []).append(joined(features))
+        if key is None and "clip" in features:
+            self._clip.append(features["clip"].cpu().numpy().copy())  # they are standardised in place next
+
+    @property
+    def seen_by_clip(self) -> np.ndarray | None:
+        """CLIP's embeddings of the seen pictures, float32 (n, d), or None."""
+        return np.concatenate(self._clip) if self._clip else None
 
     def __getitem__(self, key: Hashable) -> np.ndarray:
         return np.concatenate(self.parts[key])

@@ -43,7 +43,8 @@ def score_images(
     networks : see ``networks.find_networks``; PixCorr and SSIM need none
     keep : is called with what networks make of each group of pictures, in order, before it is compared: of the sets in
         ``chance_of`` by their key, of the originals by None
-    recognition : what the p originals show; looks for it in the pictures, where ``features.LITE2`` is among the networks
+    recognition : what the p originals show; looks for it in the pictures, where ``features.LITE2`` is among the networks, and
+        by its ``clip`` in what the network behind the score "clip" makes of them
 
     Returns ({set: {score: float64 (p,)}}, {set: {score: float}}) with scores by the names and in the order of the
     catalogue. Chance is there for scores without an analytic one: the mean over 1,000 random pairings. PixCorr of a flat
@@ -70,11 +71,14 @@ def score_images(
             found = pixel_scores(pictures, true, choices, *distinct)  # of few images the same pairs are drawn again and again
             chance[key] = {name: _mean(values[drawn]) for name, values in found.items()}
 
-    likely: dict[Hashable, list[np.ndarray]] = {}
+    likely: dict[Hashable, list[np.ndarray]] = {}  # what the probe says
+    alike: dict[Hashable, list[np.ndarray]] = {}  # what CLIP says
 
     def watched(key: Hashable, features: dict[str, torch.Tensor]) -> None:
         if recognition and "places" in features:
             likely.setdefault(key, []).append(recognition.probe(joined(features)))
+        if recognition and recognition.clip and "clip" in features:
+            alike.setdefault(key, []).append(recognition.clip(features["clip"].cpu().numpy()))
         if keep and (key is None or key in chance):
             keep(key, features)
 
@@ -85,10 +89,10 @@ def score_images(
             if key in chance:
                 chance[key] |= by_chance
     for key in set(likely) & set(scores):
-        said = np.concatenate(likely[key])
-        scores[key] |= recognition.scores(said)
+        said, by_clip = np.concatenate(likely[key]), np.concatenate(alike[key]) if key in alike else None
+        scores[key] |= recognition.scores(said, by_clip)
         if key in chance:
-            chance[key] |= recognition.chance(said, pairs)
+            chance[key] |= recognition.chance(said, pairs, by_clip)
     order = list(catalogue.of_part("reconstruction"))
     return tuple(
         {key: {name: own[name] for name in order if name in own} for key, own in table.items()} for table in (scores, chance)

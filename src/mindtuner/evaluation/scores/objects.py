@@ -8,6 +8,13 @@ it: a ridge regression from features of EfficientNet-lite2, which nothing decode
 over n training images, whose standardised features are X and whose captions name the words Y, 0 or 1. No test image is among
 them. alpha is the one of ALPHAS whose predictions of an image by all the others, known in closed form, are the best.
 
+Things are looked for a second time, by CLIP ViT-L/14, which learned words from other pictures than those of the run:
+
+    s(x, w) = cos(f(x), g(w)) - mean over training images t of cos(f(t), g(w))
+
+f is CLIP's embedding of a picture, g that of PROMPT with the word w. Some words are rather like every picture, and would be
+found everywhere: the mean takes that off (centring, Suzuki et al. 2013). It asks no caption what the training images show.
+
 p images, K words of a kind.
 """
 
@@ -26,6 +33,7 @@ from mindtuner.evaluation.vocabulary import KINDS, Vocabulary
 ALPHAS = np.logspace(-2, 2, 9)
 THRESHOLDS = np.linspace(0, 1, 101)
 FEWEST = 2  # words to tell apart, and images that show some, for a score
+PROMPT = "a photo of a {}."  # the one of Radford et al. (2021), where nothing is known of the pictures
 
 
 def top(likely: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -153,6 +161,43 @@ class Probe:
         return (features - self.mean) * self.scale @ self.weights + self.intercept
 
 
+@dataclass(frozen=True)
+class ClipWords:
+    """Says of a picture, by CLIP's embedding of it, how much more like each word it is than other pictures are.
+
+    words (K, d): unit vectors, CLIP's of PROMPT with each word · usual (K,): the mean cosine of each with training images, of
+    which there are ``images``
+    """
+
+    words: np.ndarray
+    usual: np.ndarray
+    images: int
+
+    @classmethod
+    def of(cls, words: np.ndarray, pictures: np.ndarray) -> ClipWords:
+        """Centre on n training images.
+
+        Parameters
+        ----------
+        words : array (K, d)
+            CLIP's embeddings of PROMPT with each word.
+        pictures : array (n, d)
+            And of training images.
+
+        Examples
+        --------
+        >>> reader = ClipWords.of(np.eye(2), np.array([[1, 0], [0.8, 0.6]]))  # pictures are rather like the first word
+        >>> reader(np.array([[0.8, 0.6]])).round(1)  # so this one is more like the second
+        array([[-0.1,  0.3]])
+        """
+        words = _of_unit_length(words)
+        return cls(words, (_of_unit_length(pictures) @ words.T).mean(0), len(pictures))
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """Embeddings (p, d) of pictures -> above 0 for a word that is more like the picture than usual: float64 (p, K)."""
+        return _of_unit_length(pictures) @ self.words.T - self.usual
+
+
 def best_threshold(likely: np.ndarray, shown: np.ndarray) -> float:
     """The one of THRESHOLDS above which words count as found for the highest mean F1.
 
@@ -175,15 +220,23 @@ class Recognition:
     """What p images show, and who looks for it in pictures of them.
 
     probe : of all words of all kinds, side by side · shown : by kind bool (p, K) · thresholds : by kind, above which a word
-    counts as found for F1
+    counts as found for F1 · clip : of things, None where CLIP is not asked
     """
 
     probe: Probe
     shown: dict[str, np.ndarray]
     thresholds: dict[str, float]
+    clip: ClipWords | None = None
 
     @classmethod
-    def of(cls, features, training: dict[str, np.ndarray], shown: dict[str, np.ndarray], groups=None) -> Recognition:
+    def of(
+        cls,
+        features,
+        training: dict[str, np.ndarray],
+        shown: dict[str, np.ndarray],
+        groups: tuple[int, ...] | None = None,
+        clip: ClipWords | None = None,
+    ) -> Recognition:
         """Fit the probe on training images.
 
         Parameters
@@ -194,6 +247,8 @@ class Recognition:
             By kind, which words captions name: of the training images, and of those whose pictures are looked at.
         groups : tuple of int, optional
             As in ``Probe.fit``.
+        clip : ClipWords, optional
+            Of the things, in the order of their columns.
 
         Raises
         ------
@@ -203,23 +258,30 @@ class Recognition:
         probe = Probe.fit(features, np.concatenate(list(training.values()), 1), groups)
         left_out = _by_kind(probe.left_out, training)
         thresholds = {kind: best_threshold(left_out[kind], named) for kind, named in training.items()}
-        return cls(probe, shown, thresholds)
+        return cls(probe, shown, thresholds, clip)
 
-    def scores(self, likely: np.ndarray) -> dict[str, np.ndarray]:
-        """Of pictures of the p images, of which the probe says ``likely`` (p, all words): {score: float64 (p,)}."""
-        return self._scores(likely, np.arange(len(likely)), np.arange(len(likely)))
+    def scores(self, likely: np.ndarray, alike: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Of pictures of the p images: {score: float64 (p,)}.
 
-    def chance(self, likely: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+        likely : (p, all words), what the probe says of them · alike : (p, things), what ``clip`` says, where it does
+        """
+        return self._scores(likely, alike, np.arange(len(likely)), np.arange(len(likely)))
+
+    def chance(
+        self, likely: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], alike: np.ndarray | None = None
+    ) -> dict[str, float]:
         """The means over pairs (i, j) of picture i held against what image j shows."""
-        return {score: float(np.nanmean(values)) for score, values in self._scores(likely, *pairs).items()}
+        return {score: float(np.nanmean(values)) for score, values in self._scores(likely, alike, *pairs).items()}
 
-    def _scores(self, likely: np.ndarray, i: np.ndarray, j: np.ndarray) -> dict[str, np.ndarray]:
+    def _scores(self, likely: np.ndarray, alike: np.ndarray | None, i: np.ndarray, j: np.ndarray) -> dict[str, np.ndarray]:
         scores = {}
         for kind, own in _by_kind(likely, self.shown).items():
             shown = self.shown[kind][j]
             scores[kind] = share_found(top(own[i], shown.sum(1)), shown)
             if kind == "objects":
                 scores["objects_f1"] = f1(own[i] > self.thresholds[kind], shown)
+                if alike is not None:
+                    scores["objects_clip"] = share_found(top(alike[i], shown.sum(1)), shown)
         return scores
 
 
@@ -260,6 +322,11 @@ def _by_kind(likely: np.ndarray, named: Mapping[str, np.ndarray]) -> dict[str, n
     """Columns of all words, side by side, as those of each kind."""
     ends = np.cumsum([one.shape[1] for one in named.values()])[:-1]
     return dict(zip(named, np.split(likely, ends, axis=1), strict=True))
+
+
+def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
+    vectors = vectors.astype(np.float64)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _divided(count: np.ndarray, of: np.ndarray) -> np.ndarray:
