@@ -82,6 +82,7 @@ def test_results_have_the_fields_of_the_schema(results):
     recognised = {"objects", "objects_f1", "colours", "places"}
     assert set(results["chance"]["reconstruction"]) == {"pixcorr", "ssim", *recognised}
     assert {*results["objects"]["words"]["objects"]} <= {*KINDS} and set(results["objects"]["seen"]) == recognised
+    assert results["setting"]["scores"]["not_scored"]["objects_clip"] == "needs mindtuner evaluate --networks DIR"
     for kind in ("colours", "places"):  # what a picture is scored by, the seen picture reaches
         assert results["objects"]["seen"][kind]["mean"] > 2 * results["chance"]["reconstruction"][kind]["mindtuner"]
     assert results["timing_s"]["total"] >= sum(v for k, v in results["timing_s"].items() if k != "total") - 0.01

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
+from scoring_clip import VISION, cosines, write_clip
 from torchvision.models import alexnet
 
 from mindtuner.claims import LOCK, goes_on
@@ -30,6 +31,8 @@ from mindtuner.decoding.reading import PhraseReader, compose
 from mindtuner.decoding.training_images import draw_to_neighbours
 from mindtuner.evaluation.results import load_log, load_run
 from mindtuner.evaluation.schema import METHODS
+from mindtuner.evaluation.scores import networks
+from mindtuner.evaluation.vocabulary import Vocabulary
 from mindtuner.files import read_json, write_json
 from mindtuner.formats import load, write
 from mindtuner.generators.compact import CompactGenerator
@@ -162,29 +165,57 @@ def test_evaluate_paints_nothing_where_none_is_asked_for(lab, report, tmp_path, 
     refused(capsys, ["evaluate", lab.tuned, lab.data, tmp_path / "no", "--pictures", -1, *lab.paints], "--pictures is -1")
 
 
-def test_scores_by_the_networks_that_are_there_and_among_few_candidates(lab, report, tmp_path, capsys):
-    """An AlexNet without weights sees no difference anywhere, and is at chance, exactly."""
+def test_scores_by_the_networks_that_are_there_and_among_few_candidates(lab, report, tmp_path, capsys, monkeypatch):
+    """An AlexNet without weights sees no difference anywhere, and is at chance, exactly. A CLIP looks for things."""
     folder = tmp_path / "networks"
     folder.mkdir()
     state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in alexnet().state_dict().items()}
     torch.save(state, folder / "alexnet-owt-7be5be79.pth")
+    monkeypatch.setattr(networks, "CLIP_L14", VISION)
+    write_clip(folder / "clip-vit-large-patch14")
+    of = Vocabulary.of
+    monkeypatch.setattr(Vocabulary, "of", staticmethod(lambda captions: of(captions, fewest=2)))  # of a world this small
     words = ["--networks", folder, "--pool", 3]
     assert call("evaluate", lab.tuned, lab.data, tmp_path / "out", *words, *lab.paints) == 0
     said, run, before = capsys.readouterr().out, load_run(tmp_path / "out"), load_run(report).results["methods"]
-    assert f"not scored: clip (no clip-vit-large-patch14 file in {folder})" in said
+    assert f"not scored: swav (no swav file in {folder})" in said
     assert "alexnet2, alexnet5 by AlexNet" in said
     for method, own in run.results["methods"].items():
         assert own["reconstruction"]["alexnet2"] == own["reconstruction"]["alexnet5"] == 0.5
-        assert "clip" not in own["reconstruction"]
+        assert "swav" not in own["reconstruction"]
+        assert 0 <= own["reconstruction"]["clip"] <= 1
         assert own["reconstruction"]["two_way"] == before[method]["reconstruction"]["two_way"]
         np.testing.assert_array_equal(run.per_image[f"{method}/reconstruction/alexnet5"], 0.5)
         assert [entry["pool"] for entry in own["retrieval_pools"]["image"]] == [len(run.per_image["images"]), 3]
         assert own["retrieval_pools"]["image"][0]["top1"] == own["retrieval"]["image"] == before[method]["retrieval"]["image"]
+        assert run.results["chance"]["reconstruction"]["objects_clip"][method] >= 0
+    things_as_transformers_has_them(lab, run, folder / "clip-vit-large-patch14")
     setting = run.results["setting"]
     assert shlex.join(map(str, words)) in setting["command"] and setting["scores"]["not_scored"]["swav"]
     assert setting["scores"]["networks"]["alexnet"]["weights"].startswith("alexnet-owt-7be5be79.pth ")
     for bad, message in ((["--pool", 0], "--pool is 0; expected 1 or more"), (["--networks", folder / "no"], "is no folder")):
         refused(capsys, ["evaluate", lab.tuned, lab.data, tmp_path / "no", *bad, *lab.paints], message)
+
+
+def things_as_transformers_has_them(lab, run, clip):
+    """The score ``objects_clip`` of the seen and of mindtuner's pictures, from transformers' own model of both towers."""
+    stimuli, cache = load(lab.data).stimuli, lab.data / "cache"
+    pixels = np.memmap(cache / "pixels.bin", np.uint8, "r").reshape(read_json(cache / "pixels.json")["shape"])
+    control = run.pictures["nearest_training_image/reconstructed"]
+    training = [k for k in stimuli.training_images if not (pixels[k] == control).all((1, 2, 3)).any()]
+    assert len(training) == run.results["objects"]["clip"]["training_images"]
+    vocabulary = Vocabulary.of([stimuli.captions[k] for k in training])
+    prompts = [f"a photo of a {thing}." for thing in vocabulary.words["objects"]]
+    usual = cosines(clip, np.asarray(pixels[training]), prompts).mean(0)
+    shown = vocabulary.named([stimuli.captions[k] for k in run.per_image["images"][run.per_image["shown"]]])["objects"]
+    painted = f"mindtuner/{run.results['methods']['mindtuner']['picture']}"
+    found = {}
+    for which in ("seen", painted):
+        alike = cosines(clip, run.pictures[which], prompts) - usual
+        best = [set(np.argsort(-row)[: true.sum()]) for row, true in zip(alike, shown, strict=True)]
+        found[which] = [len(own & {*np.flatnonzero(true)}) / true.sum() for own, true in zip(best, shown, strict=True)]
+    np.testing.assert_allclose(run.per_image["mindtuner/reconstruction/objects_clip"], found[painted], atol=1e-6)
+    assert run.results["objects"]["seen"]["objects_clip"]["mean"] == pytest.approx(np.mean(found["seen"]), abs=1e-6)
 
 
 def test_scores_and_predictions_are_those_of_the_library(lab, report, decoded):

@@ -174,15 +174,14 @@ def test_clip_looks_for_things_by_words_and_by_what_training_images_are_usually_
     assert found.missing == {} and found.recognition.clip.images == 58
     theirs = cosines(folder, pixels, ["a photo of a square.", "a photo of a stripe."])
     expected = theirs[60:] - theirs[2:60].mean(0)
-    kept, looked = KeptFeatures(), found.recognition.clip
-    scoring = Scoring(tmp_path)
-    scores, _ = score_images(
-        pixels[shown], {"same": pixels[shown]}, scoring.networks, keep=kept.keep, recognition=found.recognition
-    )
-    np.testing.assert_allclose(looked(kept.seen_by_clip), expected, atol=1e-5)
+    kept, both = KeptFeatures(), Scoring(tmp_path).networks
+    same = {"same": pixels[shown]}
+    scores, _ = score_images(pixels[shown], same, both, keep=kept.keep, recognition=found.recognition)
+    np.testing.assert_allclose(found.recognition.clip(kept.seen_by_clip), expected, atol=1e-5)
     square = ["square" in stimuli.captions[k][0] for k in shown]  # each picture shows the one or the other
-    right = [(square_is > stripe_is) == true for (square_is, stripe_is), true in zip(expected, square, strict=True)]
+    right = (expected[:, 0] > expected[:, 1]) == square
     np.testing.assert_array_equal(scores["same"]["objects_clip"], right)
+    assert 0 < np.mean(right) < 1
     block = found.reference_block(kept[None], 0, kept.seen_by_clip)
     assert block["seen"]["objects_clip"]["mean"] == pytest.approx(np.mean(right), abs=1e-6)
     assert block["clip"] == {"prompt": "a photo of a {}.", "training_images": 58} and set(block["seen"]) == set(RECOGNISED)
