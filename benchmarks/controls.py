@@ -455,7 +455,9 @@ def draw(out: Path, file: Path) -> None:
         axis.set_ylabel("added R2")
         axis.set_visible(axis.has_data() and len(axis.containers) > 0)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+            below, above = axis.get_ylim()
+            axis.set_ylim(below, above + 0.4 * (above - below))  # room for the legend above all points
+            axis.legend(fontsize=8, ncols=2, loc="upper left")
     figure.savefig(file, dpi=100)
 
 
