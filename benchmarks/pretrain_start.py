@@ -37,7 +37,6 @@ ARMS: dict[str, dict] = {
     CLOSED: {"start": "closed_form", "epochs": THIRD, **WORDS},
     "closed form, a half": {"start": "closed_form", "epochs": 7.0, **WORDS},
     "random, with L_text": {"text_weight": 1.0},
-    "random, with L_text, no BiMixCo": {"text_weight": 1.0, "mixco_share": 0.0},
 }
 METHODS = ("mindtuner", "ridge_only")
 HELD, TEST = "held out", "test"
