@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 from pages import markdown, write_between
 from PIL import Image
-from world import Done, World, add_seeds, config_of, difference, open_world
+from world import Done, World, add_seeds, config_of, difference, level, open_world
 
 from mindtuner.decoding.training_images import nearest_training_image
 from mindtuner.evaluation.results import from_uint8, to_uint8
 from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, features_of
 from mindtuner.evaluation.scores.pictures import pixcorr, two_way
 from mindtuner.evaluation.scores.preparation import OURS
-from mindtuner.evaluation.statistics import bootstrap_ci, random_pairs
+from mindtuner.evaluation.statistics import random_pairs
 from mindtuner.pipeline.objects import Shown
 
 SEEN, NEAREST, PLAIN, CORRECTED = "seen", "nearest training image", "reconstructed", "corrected"
@@ -123,13 +123,8 @@ def scored(
         }
         found[kind] = {score: [None if np.isnan(one) else round(float(one), 5) for one in scores[score]] for score in SCORES}
     chance = shown.recognition.chance(recognised[CORRECTED], random_pairs(len(images), 0))
-    others = pixcorr(np.roll(pictures[SEEN], 1, 0), pictures[CORRECTED])
+    others = pixcorr(pictures[SEEN][other_image(len(images))], pictures[CORRECTED])
     return found, {key: float(value) for key, value in chance.items()} | {"two-way": 0.5, "PixCorr": float(others.mean())}
-
-
-def level(values: np.ndarray) -> str:
-    known = values[~np.isnan(values)]
-    return "{:.3f} [{:.3f}, {:.3f}]".format(known.mean(), *bootstrap_ci(known, 0))
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> str:

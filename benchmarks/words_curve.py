@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from pages import markdown, write_between
-from world import Done, config_of, open_dataset, true_phrases
+from world import Done, config_of, level, open_dataset, true_phrases
 
 from mindtuner.config import Config
 from mindtuner.evaluation.scores.features import EncodingFeatures
@@ -91,14 +91,12 @@ def measure(options: argparse.Namespace, done: Done) -> None:
         done.add(step=options.words_steps, loss=None, scores=judge(weights))
 
 
-def cell(values: list[float | None]) -> str:
-    known = np.array([x for x in values if x is not None])
-    return "{:.3f} [{:.3f}, {:.3f}]".format(known.mean(), *bootstrap_ci(known, 0))
-
-
 def table(done: Done) -> str:
     shown = [(kind, score) for kind in KINDS for score in (SCORES if kind == TOLD else SCORES[:1])]
-    rows = [[f"{step:,}", *(cell(done[step]["scores"][kind][score]) for kind, score in shown)] for step in sorted(done.runs)]
+    rows = [
+        [f"{step:,}", *(level(np.array(done[step]["scores"][kind][score], float)) for kind, score in shown)]
+        for step in sorted(done.runs)
+    ]
     return markdown(["steps", *(f"{kind}: {score}" for kind, score in shown)], rows, left=0)
 
 

@@ -17,7 +17,7 @@ from mindtuner.config import Config, load_config
 from mindtuner.data import Dataset, Subject, Trials
 from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.phrases import side_by_side, split
-from mindtuner.evaluation.statistics import over_seeds, paired_difference, paired_over_seeds
+from mindtuner.evaluation.statistics import bootstrap_ci, over_seeds, paired_difference, paired_over_seeds
 from mindtuner.pipeline import Base, Features, SubjectDecoder, TunedSubject
 from mindtuner.pipeline.stages import retrieval
 from mindtuner.training.validation import Ranks, ranks_of
@@ -191,6 +191,12 @@ def in_worlds(description: str, measure: Callable, table: Callable, draw: Callab
 def mean_and_sd(values: np.ndarray) -> str:
     """Mean, and sd over seeds where there are several."""
     return f"{values.mean():.3f} ({over_seeds(values, 0)['sd']:.3f})" if len(values) > 1 else f"{values.mean():.3f}"
+
+
+def level(values: np.ndarray) -> str:
+    """Mean over images of the values that are no NaN, with its 95 % interval over images."""
+    known = values[~np.isnan(values)]
+    return "{:.3f} [{:.3f}, {:.3f}]".format(known.mean(), *bootstrap_ci(known, 0))
 
 
 def over_worlds(values: Iterable[float], form: str = "+.3f") -> str:

@@ -20,7 +20,7 @@ from mindtuner.pipeline.stages import Scoring, evenly
 
 MOST = 1500  # training images that the probe learns from: 10 seconds of one core
 CLIP = CLIP_FOLDERS["clip_l"]
-USUAL = 200  # of these CLIP looks at, to know what is usual: it takes a hundred times as long
+USUAL = 200  # of these CLIP looks at, to know what is usual: it is many times as large a network
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class Shown:
         """
         scoring = scoring or Scoring()
         training = np.setdiff1d(np.flatnonzero(~stimuli.is_shared), np.asarray(list(without), np.int64))
-        if len(training) > MOST:
-            training = training[np.linspace(0, len(training) - 1, MOST).round().astype(int)]
+        training = training[evenly(len(training), MOST)]
         training = training[[bool(stimuli.captions[int(k)]) for k in training]]
         captions = [stimuli.captions[int(k)] for k in training]
         vocabulary = Vocabulary.of(captions)
@@ -116,4 +115,6 @@ def _clip_words(words: Sequence[str], pictures: np.ndarray, scoring: Scoring) ->
     assert scoring.folder is not None
     network = next(network for network in scoring.networks if "clip" in network.layers)
     texts = ClipTextEncoder(scoring.folder / CLIP).embed([PROMPT.format(word) for word in words])
-    return ClipWords.of(texts, features_of(network, pictures, scoring.choices)["clip"])
+    return ClipWords.of(
+        texts, features_of(network, pictures, scoring.choices, title=f"{network.label}, of training images")["clip"]
+    )

@@ -17,7 +17,7 @@ from torch.nn import functional
 from mindtuner.evaluation.scores.inputs import as_images
 from mindtuner.evaluation.scores.networks import Network
 from mindtuner.evaluation.scores.preparation import OURS, Choices, prepare
-from mindtuner.runtime import device, for_float64
+from mindtuner.runtime import device, for_float64, progress
 from mindtuner.towers.efficientnet import BATCH, SIDE, lite_network
 
 STAGE, GRID = 1, 4  # the 24 maps of stride 4, averaged to 4 x 4 places
@@ -54,13 +54,18 @@ LITE2 = Network(
 
 
 @torch.inference_mode()
-def features_of(network: Network, images, choices: Choices = OURS, batch: int = BATCH) -> dict[str, np.ndarray]:
+def features_of(
+    network: Network, images, choices: Choices = OURS, batch: int = BATCH, title: str = ""
+) -> dict[str, np.ndarray]:
     """What ``network`` makes of images (n, 3, H, W), floats in 0..1 or uint8: {score: float32 (n, F)}.
+
+    ``title`` is that of a progress bar, "" for none.
 
     Raises UserError for another shape, NaN, or values outside 0..1.
     """
     checked, reader = as_images(images, "images"), Reader([network], choices)
-    parts = [reader(checked[start : start + batch]) for start in range(0, len(checked), batch)]
+    starts = range(0, len(checked), batch)
+    parts = [reader(checked[start : start + batch]) for start in (progress(starts, title, unit="batch") if title else starts)]
     return {score: torch.cat([part[score] for part in parts]).cpu().numpy() for score in network.layers}
 
 
