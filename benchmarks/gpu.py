@@ -179,7 +179,8 @@ def decoded() -> dict[str, np.ndarray]:
     found = decoder.predict(betas, images)
     tokens = decoder.image_tokens(found.backbone_tokens, images)
     generator = CompactGenerator(dataclasses.replace(config, generator_steps=4), 0)
-    pictures = generator.stages(tokens, Words(found.text, TextBank([], np.zeros((0, found.text.shape[1])), 0)), None, images)
+    silent = Words(found.text, TextBank([], np.zeros((0, found.text.shape[1])), 0))
+    pictures = generator.stages(tokens, found.backbone_tokens, silent, None, images)
     return {
         "backbone tokens": found.backbone_tokens,
         "retrieval tokens": found.retrieval_tokens,

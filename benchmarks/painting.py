@@ -10,10 +10,11 @@ itself; what the prior makes of B, alone and drawn to the config's number of nea
 tokens correlate with the true ones, and two-way identification and things recognised of the training image nearest to them,
 of the picture painted from them, and of one imagined from them.
 
-The second table corrects what was imagined from the last of these: by phrases from the true captions, to know the headroom;
-as the config says; and with one thing changed at a time. "By tokens" and "by words" keep the correction that fits one alone
-best. Mean, (sd over worlds and splits), and things recognised less those of "one" (standard error over these). ``--write``
-puts the tables between the file's ``painting:begin`` and ``painting:end`` comments. A line of each split goes to
+The second table corrects what was imagined from the last of these, by words and B: by phrases from the true captions, to know
+the headroom; as the config says; and with one thing changed at a time. "By tokens" and "by words" keep the correction that
+fits one alone best; "beside" has other tokens in the place of B. Mean, (sd over worlds and splits), and things recognised
+less those of "one" (standard error over these). ``--write`` puts the tables between the file's ``painting:begin`` and
+``painting:end`` comments. A line of each split goes to
 OUT/seed-N/painting.jsonl, so a run that was stopped goes on.
 """
 
@@ -120,26 +121,37 @@ def measure(out: Path, seed: int, split: int) -> dict[str, dict[str, list[float]
         beside = from_uint8(np.asarray(caches["pixels"][nearest[name]]))
         columns = (beside, generator.pictures(tokens), generator.pictures(generator.imagine(tokens, said.images)))
         rows[name] = [float(correlation), *(value for some in columns for value in (scores(some)[3], scores(some)[0]))]
-    corrected = corrections(world, decoder, said, sources[list(sources)[-1]], training_tokens)
+    corrected = corrections(world, decoder, said, expected, sources[list(sources)[-1]], training_tokens)
     return {"sources": rows, "corrections": {name: scores(pictures) for name, pictures in corrected.items()}}
 
 
 def corrections(
-    world: World, decoder: SubjectDecoder, said: Predictions, tokens: np.ndarray, training_tokens: np.ndarray
+    world: World,
+    decoder: SubjectDecoder,
+    said: Predictions,
+    expected: np.ndarray,
+    drawn: np.ndarray,
+    training_tokens: np.ndarray,
 ) -> dict:
-    """Corrected pictures, by how they were made."""
+    """Corrected pictures, by how they were made; ``drawn``: the prior's ``expected`` tokens, drawn to neighbours."""
     generator, decode, words, images = decoder.generator, world.config.decode, decoder.words(said), said.images
     assert isinstance(generator, CompactGenerator)
-    imagined = generator.imagine(tokens, images)
+    imagined, backbone = generator.imagine(drawn, images), said.backbone_tokens
     start = training_tokens[nearest_training_image(said.backbone_tokens, training_tokens)]
 
-    def candidates(begin: np.ndarray = imagined, phrases=words.phrase_embeddings, count: int = decode.corrections, **changed):
+    def candidates(
+        begin: np.ndarray = imagined,
+        beside: np.ndarray = backbone,
+        phrases=words.phrase_embeddings,
+        count: int = decode.corrections,
+        **changed,
+    ):
         generator.config = dataclasses.replace(decode, **changed)
-        return np.stack([generator.correct(begin, tokens, phrases, images, f"{number}", number) for number in range(count)])
+        return np.stack([generator.correct(begin, beside, phrases, images, f"{number}", number) for number in range(count)])
 
     twice = candidates(count=2 * decode.corrections)
     own = twice[: decode.corrections]
-    best = lambda some, faith=FAITH: generator.best_of(some, tokens, words, faith)
+    best = lambda some, faith=FAITH, beside=backbone: generator.best_of(some, beside, words, faith)
     found = {
         "none, imagined alone": generator.pictures(imagined),
         "by the true phrases, one": generator.pictures(candidates(phrases=world.true_phrases(images), count=1)[0]),
@@ -150,6 +162,11 @@ def corrections(
         f"the best of {decode.corrections // 2}": best(own[: decode.corrections // 2]),
         f"the best of {2 * decode.corrections}": best(twice),
     }
+    for name, beside in (("the prior's", expected), ("those drawn to neighbours", drawn)):
+        found[f"beside {name}"] = best(candidates(beside=beside), beside=beside)
+    found["by the true phrases, one, beside those drawn to neighbours"] = generator.pictures(
+        candidates(beside=drawn, phrases=world.true_phrases(images), count=1)[0]
+    )
     for steps in (3, 2 * decode.refine_steps):
         found[f"in {steps} steps"] = best(candidates(refine_steps=steps))
     softer = candidates(refine_start=0.8, guidance=2.0)

@@ -75,17 +75,25 @@ class CompactGenerator:
         return float(1 - np.square(seen - wanted).sum() / np.square(wanted - wanted.mean(0)).sum())
 
     def stages(
-        self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray, title: str = ""
+        self,
+        tokens: np.ndarray,
+        backbone_tokens: np.ndarray,
+        words: Words,
+        lowlevel: np.ndarray | None,
+        images: np.ndarray,
+        title: str = "",
     ) -> dict[str, np.ndarray]:
         """As ``painter.Painter`` says: pictures float32 (n, 3, 128, 128) by stage, from latents (n, 8, 16, 16).
 
-        Without a caption in the bank nothing is corrected.
+        ``tokens`` are drawn to training images, and so commit to things where the brain says little. That helps where nothing
+        else is said. Words say it better, so the correction goes by the backbone tokens (docs/demo.md). Without a caption in
+        the bank nothing is corrected.
         """
         found = {} if lowlevel is None else {LOWLEVEL: self.autoencoder.decode(lowlevel)}
         imagined = self.imagine(tokens, images, title=f"paint {title}")
         found[RECONSTRUCTED] = self.pictures(imagined)
         if words.bank.captions:
-            found[CORRECTED] = self.best_correction(imagined, tokens, words, images, f"correct {title}")
+            found[CORRECTED] = self.best_correction(imagined, backbone_tokens, words, images, f"correct {title}")
         return found
 
     def captions(self, tokens: np.ndarray) -> None:

@@ -113,11 +113,18 @@ class FullSizeGenerator:
         self._move_to(torch.device("cpu"))
 
     def stages(
-        self, tokens: np.ndarray, words: Words, lowlevel: np.ndarray | None, images: np.ndarray, title: str = ""
+        self,
+        tokens: np.ndarray,
+        backbone_tokens: np.ndarray,
+        words: Words,
+        lowlevel: np.ndarray | None,
+        images: np.ndarray,
+        title: str = "",
     ) -> dict[str, np.ndarray]:
         """As ``painter.Painter`` says, with ``blended`` too where there is a low level: .75 corrected and .25 of that.
 
-        Prompts name kinds of things even where the bank has no caption.
+        Prompts name kinds of things even where the bank has no caption. The correction starts from the picture and takes no
+        tokens.
         """
         self._move_to(self._where)
         found = {}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -370,6 +371,19 @@ def test_of_many_corrections_those_that_words_and_tokens_speak_for_are_painted(u
         best = np.argsort(-merits[:, k])[: compact.PAINTED]
         assert [some[k, 0, 0] for some in painted] == [candidates[b, k, 0, 0] for b in best]
         np.testing.assert_array_equal(kept[k], candidates[best[-1], k])  # the least of them, turned round, is the most
+
+
+def test_what_is_said_beside_words_are_the_backbone_tokens(painter):
+    """The picture without words is of the tokens to paint; the correction starts from it, and goes by the backbone tokens."""
+    tokens, phrases = brain(2)
+    backbone, images, words = -tokens, np.array([3, 8]), Silent()
+    words.phrase_embeddings, words.bank = phrases, SimpleNamespace(captions=["a cat"])
+    found = painter.stages(tokens, backbone, words, None, images)
+    imagined = painter.imagine(tokens, images)
+    np.testing.assert_array_equal(found["reconstructed"], painter.pictures(imagined))
+    corrected = painter.pictures(painter.correct(imagined, backbone, phrases, images))
+    np.testing.assert_array_equal(found["corrected"], corrected)
+    assert np.abs(corrected - painter.pictures(painter.correct(imagined, tokens, phrases, images))).max() > 1e-3
 
 
 def test_candidates_differ_by_their_noise_alone_and_one_candidate_is_the_correction(painter):
