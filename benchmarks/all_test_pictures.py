@@ -82,8 +82,8 @@ def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray,
     images, every = said.images, np.arange(len(said.images))
     nearest = decoder.training_images[nearest_training_image(said.backbone_tokens, decoder.training_tokens)]
     tokens, words = decoder.draw(decoder.expected_tokens(said, every)), decoder.words(said)
-    stages = generator.stages(tokens, said.backbone_tokens, words, None, images)
-    others = generator.stages(tokens, said.backbone_tokens, words.rows(other_image(len(images))), None, images)
+    stages = generator.stages(tokens, said, words, lowlevel=False)
+    others = generator.stages(tokens, said, words.rows(other_image(len(images))), lowlevel=False)
     true, told = np.asarray(caches["tokens"][images]), world.true_phrases(images)
     pictures = {
         SEEN: from_uint8(np.asarray(caches["pixels"][images])),

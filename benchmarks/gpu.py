@@ -180,7 +180,7 @@ def decoded() -> dict[str, np.ndarray]:
     tokens = decoder.image_tokens(found.backbone_tokens, images)
     generator = CompactGenerator(dataclasses.replace(config, generator_steps=4), 0)
     silent = Words(found.text, TextBank([], np.zeros((0, found.text.shape[1])), 0))
-    pictures = generator.stages(tokens, found.backbone_tokens, silent, None, images)
+    pictures = generator.stages(tokens, found, silent, lowlevel=False)
     return {
         "backbone tokens": found.backbone_tokens,
         "retrieval tokens": found.retrieval_tokens,

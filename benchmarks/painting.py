@@ -151,7 +151,7 @@ def corrections(
 
     twice = candidates(count=2 * decode.corrections)
     own = twice[: decode.corrections]
-    best = lambda some, faith=FAITH, beside=backbone: generator.best_of(some, beside, words, faith)
+    best = lambda some, faith=FAITH: generator.best_of(some, said, words, faith)
     found = {
         "none, imagined alone": generator.pictures(imagined),
         "by the true phrases, one": generator.pictures(candidates(phrases=world.true_phrases(images), count=1)[0]),
@@ -159,11 +159,14 @@ def corrections(
         f"**the best of {decode.corrections}**": best(own),
         "the same by tokens alone": best(own, ONLY_TOKENS),
         "the same by words alone": best(own, 0),
+        "the same, B in the place of retrieval tokens": generator.best_of(
+            own, dataclasses.replace(said, retrieval_tokens=backbone), words
+        ),
         f"the best of {decode.corrections // 2}": best(own[: decode.corrections // 2]),
         f"the best of {2 * decode.corrections}": best(twice),
     }
     for name, beside in (("the prior's", expected), ("those drawn to neighbours", drawn)):
-        found[f"beside {name}"] = best(candidates(beside=beside), beside=beside)
+        found[f"beside {name}"] = best(candidates(beside=beside))
     found["by the true phrases, one, beside those drawn to neighbours"] = generator.pictures(
         candidates(beside=drawn, phrases=world.true_phrases(images), count=1)[0]
     )

@@ -113,11 +113,11 @@ def evaluated(lab, models, tmp_path_factory):
     ]
     asked = []
 
-    def stages(self, tokens, backbone_tokens, words, lowlevel, images, title=""):
+    def stages(self, tokens, found, words, lowlevel, title):
         asked.append(title)
         if asked == ["mindtuner", "prior_only"]:
             raise KeyboardInterrupt
-        return real(self, tokens, backbone_tokens, words, lowlevel, images, title)
+        return real(self, tokens, found, words, lowlevel, title)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FullSizeGenerator, "stages", stages)

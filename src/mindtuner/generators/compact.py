@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from mindtuner.config import DecodeConfig, ModelConfig
+from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.training_images import unit_rows
 from mindtuner.decoding.words import Words
 from mindtuner.files import file_digest
@@ -23,7 +24,7 @@ from mindtuner.towers.compact import Autoencoder, CompactImageEncoder, load_part
 WEIGHTS = "generator.safetensors"
 TOGETHER = 32  # pictures painted at a time: more do not fit into the caches of a CPU
 PAINTED = 6  # corrections of an image that are painted, and looked at
-FAITH = 0.5  # weight of tokens beside words where corrections are judged
+FAITH = 1.0  # weight of tokens beside words where corrections are judged
 
 
 def starting_prior(config: ModelConfig, path: Path | None = None) -> DiffusionPrior:
@@ -75,13 +76,7 @@ class CompactGenerator:
         return float(1 - np.square(seen - wanted).sum() / np.square(wanted - wanted.mean(0)).sum())
 
     def stages(
-        self,
-        tokens: np.ndarray,
-        backbone_tokens: np.ndarray,
-        words: Words,
-        lowlevel: np.ndarray | None,
-        images: np.ndarray,
-        title: str = "",
+        self, tokens: np.ndarray, found: Predictions, words: Words, lowlevel: bool = True, title: str = ""
     ) -> dict[str, np.ndarray]:
         """As ``painter.Painter`` says: pictures float32 (n, 3, 128, 128) by stage, from latents (n, 8, 16, 16).
 
@@ -89,12 +84,12 @@ class CompactGenerator:
         else is said. Words say it better, so the correction goes by the backbone tokens (docs/demo.md). Without a caption in
         the bank nothing is corrected.
         """
-        found = {} if lowlevel is None else {LOWLEVEL: self.autoencoder.decode(lowlevel)}
-        imagined = self.imagine(tokens, images, title=f"paint {title}")
-        found[RECONSTRUCTED] = self.pictures(imagined)
+        made = {LOWLEVEL: self.autoencoder.decode(found.latents)} if lowlevel and found.latents is not None else {}
+        imagined = self.imagine(tokens, found.images, title=f"paint {title}")
+        made[RECONSTRUCTED] = self.pictures(imagined)
         if words.bank.captions:
-            found[CORRECTED] = self.best_correction(imagined, backbone_tokens, words, images, f"correct {title}")
-        return found
+            made[CORRECTED] = self.best_correction(imagined, found, words, f"correct {title}")
+        return made
 
     def captions(self, tokens: np.ndarray) -> None:
         """It writes none."""
@@ -120,27 +115,28 @@ class CompactGenerator:
         schedule.set_timesteps(self.config.generator_steps)
         return self._denoise(self._noise(images, "paint"), schedule, schedule.timesteps, tokens, phrases, title)
 
-    def best_correction(
-        self, imagined: np.ndarray, tokens: np.ndarray, words: Words, images: np.ndarray, title: str = "correct"
-    ) -> np.ndarray:
+    def best_correction(self, imagined: np.ndarray, found: Predictions, words: Words, title: str = "correct") -> np.ndarray:
         """``correct``, ``config.corrections`` times; of each image the picture that fits best what the brain says.
 
-        imagined, tokens (n, T, D) -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti et al. 2023) paints 16 and
-        keeps the one whose CLIP embedding is nearest to the decoded one. Here words count too (``merit``): the tokens that
-        fit best are painted, ``PAINTED`` of each image, and the tower looks at them.
+        imagined (n, T, D) -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti et al. 2023) paints 16 and keeps the
+        one whose CLIP embedding is nearest to the decoded one. Here words count too (``merit``): the tokens that fit best are
+        painted, ``PAINTED`` of each image, and the tower looks at them.
         """
         phrases, numbers = words.phrase_embeddings, range(self.config.corrections)
-        candidates = [self.correct(imagined, tokens, phrases, images, f"{title} {number}", number) for number in numbers]
-        return self.best_of(np.stack(candidates), tokens, words)
+        candidates = [
+            self.correct(imagined, found.backbone_tokens, phrases, found.images, f"{title} {number}", number)
+            for number in numbers
+        ]
+        return self.best_of(np.stack(candidates), found, words)
 
-    def best_of(self, candidates: np.ndarray, tokens: np.ndarray, words: Words, faith: float = FAITH) -> np.ndarray:
-        """Pictures of the candidates (c, n, T, D) that fit the decoded tokens (n, T, D) and words best, one of each image."""
+    def best_of(self, candidates: np.ndarray, found: Predictions, words: Words, faith: float = FAITH) -> np.ndarray:
+        """Pictures of the candidates (c, n, T, D) that fit what is found of n images and their words best, one of each."""
         if len(candidates) == 1:
             return self.pictures(candidates[0])
-        order = np.argsort([-merit(one, tokens, words, faith) for one in candidates], axis=0, kind="stable")[:PAINTED]
-        every = np.arange(len(tokens))
+        order = np.argsort([-merit(one, found, words, faith) for one in candidates], axis=0, kind="stable")[:PAINTED]
+        every = np.arange(len(found.images))
         pictures = np.stack([self.pictures(candidates[best, every]) for best in order])
-        best = np.argmax([merit(self.tower.tokens(some), tokens, words, faith) for some in pictures], axis=0)
+        best = np.argmax([merit(self.tower.tokens(some), found, words, faith) for some in pictures], axis=0)
         return pictures[best, every]
 
     def correct(
@@ -194,10 +190,11 @@ class CompactGenerator:
         return x.cpu().numpy()
 
 
-def merit(seen: np.ndarray, tokens: np.ndarray, words: Words, faith: float) -> np.ndarray:
+def merit(seen: np.ndarray, found: Predictions, words: Words, faith: float) -> np.ndarray:
     """How well pictures fit what a brain says, in tokens and in words: (n,).
 
-    seen (n, T, D), the tokens of n pictures · tokens (n, T, D), the decoded ones. ``faith`` times the cosine of the flattened
-    tokens, as in retrieval, and the agreement with the words (``Words.agreement``).
+    seen (n, T, D), the tokens of n pictures · found, of n images. ``faith`` times their cosine to the retrieval tokens, which
+    are trained to tell an image from others, and the agreement with the words (``Words.agreement``).
     """
-    return faith * (unit_rows(seen) * unit_rows(tokens)).sum(1) + words.agreement(seen)
+    cosine = (unit_rows(found.compared(seen)) * unit_rows(found.retrieval_tokens)).sum(1)
+    return faith * cosine + words.agreement(seen)

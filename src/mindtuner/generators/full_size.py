@@ -113,13 +113,7 @@ class FullSizeGenerator:
         self._move_to(torch.device("cpu"))
 
     def stages(
-        self,
-        tokens: np.ndarray,
-        backbone_tokens: np.ndarray,
-        words: Words,
-        lowlevel: np.ndarray | None,
-        images: np.ndarray,
-        title: str = "",
+        self, tokens: np.ndarray, found: Predictions, words: Words, lowlevel: bool = True, title: str = ""
     ) -> dict[str, np.ndarray]:
         """As ``painter.Painter`` says, with ``blended`` too where there is a low level: .75 corrected and .25 of that.
 
@@ -127,15 +121,15 @@ class FullSizeGenerator:
         tokens.
         """
         self._move_to(self._where)
-        found = {}
-        if lowlevel is not None and self.autoencoder is not None:
-            found[LOWLEVEL] = self.autoencoder.decode(lowlevel)
-        found[RECONSTRUCTED] = self.unclip.pictures(self.unclip.generate(tokens, images, f"paint {title}"))
+        made = {}
+        if lowlevel and found.latents is not None and self.autoencoder is not None:
+            made[LOWLEVEL] = self.autoencoder.decode(found.latents)
+        made[RECONSTRUCTED] = self.unclip.pictures(self.unclip.generate(tokens, found.images, f"paint {title}"))
         prompts = prompts_of(words, self.categories)
-        found[CORRECTED] = self.refiner.correct(found[RECONSTRUCTED], prompts, images, f"correct {title}")
-        if LOWLEVEL in found:
-            found[BLENDED] = blend(found[CORRECTED], found[LOWLEVEL])
-        return found
+        made[CORRECTED] = self.refiner.correct(made[RECONSTRUCTED], prompts, found.images, f"correct {title}")
+        if LOWLEVEL in made:
+            made[BLENDED] = blend(made[CORRECTED], made[LOWLEVEL])
+        return made
 
     def captions(self, tokens: np.ndarray) -> list[str] | None:
         """Image tokens (n, T, D) -> n captions; None where no captioner was given."""

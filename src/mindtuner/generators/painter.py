@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mindtuner import runtime
+from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.words import Words
 from mindtuner.errors import UserError
 
@@ -23,19 +24,13 @@ class Painter(Protocol):
     identity: dict
 
     def stages(
-        self,
-        tokens: np.ndarray,
-        backbone_tokens: np.ndarray,
-        words: Words,
-        lowlevel: np.ndarray | None,
-        images: np.ndarray,
-        title: str = "",
+        self, tokens: np.ndarray, found: Predictions, words: Words, lowlevel: bool = True, title: str = ""
     ) -> dict[str, np.ndarray]:
         """Pictures of n images, float32 (n, 3, H, W) in 0..1, by stage, in the order in which they come to be.
 
-        ``lowlevel``, where its latents (n, C, s, s) are given and it can decode them; ``reconstructed``, painted from the
-        image tokens (n, T, D); ``corrected`` by the words, where there are any, and by the backbone tokens (n, T, D), where
-        the generator wants to know what the brain says beside them. Noise depends on the seed and the images' ids (n,) alone.
+        ``lowlevel``, where it is wanted, ``found`` has latents and it can decode them; ``reconstructed``, painted from the
+        image tokens (n, T, D); ``corrected`` by the words, where there are any, and by what else is found of the images. Noise
+        depends on the seed and the images' ids alone.
         """
         ...
 

@@ -51,7 +51,7 @@ def paint(
     tokens : array, float32 (n, T, D)
         Image tokens to paint from.
     found : Predictions
-        Of N images: their latents are the low level, and their backbone tokens stand beside the words.
+        Of N images: their latents are the low level, and their tokens stand beside the words.
     rows : array of int (n,)
         Positions in ``found`` of the images that are painted.
     words : Words
@@ -67,7 +67,6 @@ def paint(
     -------
     Painted
     """
-    latents = found.latents[rows] if lowlevel and found.latents is not None else None
-    stages = generator.stages(tokens, found.backbone_tokens[rows], words, latents, found.images[rows], title)
+    stages = generator.stages(tokens, found.rows(rows), words, lowlevel, title)
     pictures = {stage: to_uint8(some if side is None else resize(some, side)) for stage, some in stages.items()}
     return Painted(pictures, generator.captions(tokens) or [])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from mindtuner.config import DecodeConfig
 from mindtuner.data.stimuli import picture_hashes
+from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.phrases import side_by_side, split
 from mindtuner.errors import UserError
 from mindtuner.formats.image_files import BYTE_AS_HALF, read_picture
@@ -328,7 +329,11 @@ class Silent(Wanted):
         return np.zeros(len(tokens))
 
 
-def test_of_several_corrections_the_one_is_kept_that_shows_most_of_the_decoded_tokens(untrained_generator):
+def decoded(images, backbone, retrieval=None, mean=None):
+    return Predictions(images, backbone, backbone if retrieval is None else retrieval, None, np.empty((len(images), 0)), mean)
+
+
+def test_of_several_corrections_the_one_is_kept_that_shows_most_of_the_retrieval_tokens(untrained_generator):
     """Candidates whose pictures are known: that of the wanted image is kept, wherever among the candidates it lies."""
     painter = CompactGenerator(dataclasses.replace(CONFIG, corrections=3), 0, untrained_generator)
     tokens = torch.randn(4, 16, 128, generator=torch.Generator().manual_seed(3)).numpy()
@@ -346,7 +351,8 @@ def test_of_several_corrections_the_one_is_kept_that_shows_most_of_the_decoded_t
         return candidates[candidate]
 
     painter.correct = correct
-    kept = painter.best_correction(tokens, wanted, Silent(), np.arange(4))
+    mean = wanted.mean(0)
+    kept = painter.best_correction(tokens, decoded(np.arange(4), np.zeros_like(wanted), wanted - mean, mean), Silent())
     assert asked == [0, 1, 2]
     np.testing.assert_allclose(kept, pictures, atol=1e-5)
 
@@ -361,7 +367,7 @@ def test_of_many_corrections_those_that_words_and_tokens_speak_for_are_painted(u
     painted = []
     painter.pictures = lambda some: painted.append(some) or some
     painter.tower = type("Tower", (), {"tokens": lambda self, pictures: -pictures})()  # a painter that turns all round
-    kept = painter.best_correction(candidates[0], tokens, Wanted(), np.arange(n))
+    kept = painter.best_correction(candidates[0], decoded(np.arange(n), tokens), Wanted())
     cosine = np.array(
         [[a.ravel() @ b.ravel() / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(one, tokens)] for one in candidates]
     )
@@ -378,7 +384,7 @@ def test_what_is_said_beside_words_are_the_backbone_tokens(painter):
     tokens, phrases = brain(2)
     backbone, images, words = -tokens, np.array([3, 8]), Silent()
     words.phrase_embeddings, words.bank = phrases, SimpleNamespace(captions=["a cat"])
-    found = painter.stages(tokens, backbone, words, None, images)
+    found = painter.stages(tokens, decoded(images, backbone, tokens), words)
     imagined = painter.imagine(tokens, images)
     np.testing.assert_array_equal(found["reconstructed"], painter.pictures(imagined))
     corrected = painter.pictures(painter.correct(imagined, backbone, phrases, images))
@@ -394,7 +400,7 @@ def test_candidates_differ_by_their_noise_alone_and_one_candidate_is_the_correct
     assert not torch.equal(painter._noise(images, "correct 0"), painter._noise(images, "correct 1"))
     words = Silent()
     words.phrase_embeddings = phrases
-    np.testing.assert_array_equal(painter.best_correction(imagined, tokens, words, images), painter.pictures(first))
+    np.testing.assert_array_equal(painter.best_correction(imagined, decoded(images, tokens), words), painter.pictures(first))
 
 
 def test_guidance_goes_past_the_velocity_with_phrases(untrained_generator):
