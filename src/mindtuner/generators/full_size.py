@@ -10,6 +10,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from mindtuner.config import DecodeConfig
+from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.words import TextBank, Words
 from mindtuner.errors import UserError
 from mindtuner.generators.git_captioner import GitCaptioner

@@ -29,8 +29,8 @@ class Painter(Protocol):
         """Pictures of n images, float32 (n, 3, H, W) in 0..1, by stage, in the order in which they come to be.
 
         ``lowlevel``, where it is wanted, ``found`` has latents and it can decode them; ``reconstructed``, painted from the
-        image tokens (n, T, D); ``corrected`` by the words, where there are any, and by what else is found of the images. Noise
-        depends on the seed and the images' ids alone.
+        image tokens (n, T, D); ``corrected`` by the words, where there are any, and by what else is found. Noise depends on
+        the seed and the images' ids alone.
         """
         ...
 
