@@ -6,7 +6,8 @@ A demo paints 64 of the 300 test images, too few to tell small differences. For 
 and pretrains once (kept in OUT/seed-N), tunes ``mindtuner`` as the demo does, and paints all test images: from what the brain
 says of them, with its own words, without, and with those of another image; and, to know what the painter can do, from the
 true tokens and captions. Pictures with the words of another image are held against what was seen, and against that other
-image: who paints what words say shows its things. Things, colours and places recognised, two-way identification by the
+image: who paints what words say shows its things. The same by words alone, without the brain's tokens: what it costs to let
+nothing but words say what is there. Things, colours and places recognised, two-way identification by the
 demo's scoring network, and PixCorr. The first table has means over images and seeds with 95 % intervals, and chance, from
 wrong images; the second has paired differences. ``--write`` puts them between the file's ``pictures:begin`` and
 ``pictures:end`` comments, ``--picture`` draws ten test images of the first seed, drawn at random. Scores of a world go to
@@ -24,20 +25,32 @@ from pages import markdown, write_between
 from PIL import Image
 from world import Done, World, add_seeds, config_of, difference, level, open_world
 
+from mindtuner.decoding.decoder import Predictions
 from mindtuner.decoding.training_images import nearest_training_image
+from mindtuner.decoding.words import Words
 from mindtuner.evaluation.results import from_uint8, to_uint8
 from mindtuner.evaluation.scores.features import LITE2, EncodingFeatures, features_of
 from mindtuner.evaluation.scores.pictures import pixcorr, two_way
 from mindtuner.evaluation.scores.preparation import OURS
 from mindtuner.evaluation.statistics import random_pairs
+from mindtuner.generators.compact import CompactGenerator
 from mindtuner.pipeline.objects import Shown
 
 SEEN, NEAREST, PLAIN, CORRECTED = "seen", "nearest training image", "reconstructed", "corrected"
 OTHER = "corrected with the words of another image"
 AGAINST = "the same, held against that other image"
+ALONE, OTHER_ALONE = "by its words alone", "by the words of another image alone"
 TRUE, TOLD, BOTH = "true tokens", "true caption alone", "true tokens and caption"
-KINDS = (SEEN, TRUE, TOLD, BOTH, NEAREST, PLAIN, CORRECTED, OTHER, AGAINST)
-PAIRS = ((CORRECTED, PLAIN), (CORRECTED, NEAREST), (CORRECTED, OTHER), (AGAINST, OTHER))
+KINDS = (SEEN, TRUE, TOLD, BOTH, NEAREST, PLAIN, CORRECTED, OTHER, AGAINST, ALONE, OTHER_ALONE)
+PAIRS = (
+    (CORRECTED, PLAIN),
+    (CORRECTED, NEAREST),
+    (CORRECTED, OTHER),
+    (AGAINST, OTHER),
+    (CORRECTED, ALONE),
+    (ALONE, PLAIN),
+    (ALONE, OTHER_ALONE),
+)
 SCORES = ("objects", "colours", "places", "two-way", "PixCorr")
 
 
@@ -82,8 +95,9 @@ def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray,
     images, every = said.images, np.arange(len(said.images))
     nearest = decoder.training_images[nearest_training_image(said.backbone_tokens, decoder.training_tokens)]
     tokens, words = decoder.draw(decoder.expected_tokens(said, every)), decoder.words(said)
+    other = words.rows(other_image(len(images)))
     stages = generator.stages(tokens, said, words, lowlevel=False)
-    others = generator.stages(tokens, said, words.rows(other_image(len(images))), lowlevel=False)
+    others = generator.stages(tokens, said, other, lowlevel=False)
     true, told = np.asarray(caches["tokens"][images]), world.true_phrases(images)
     pictures = {
         SEEN: from_uint8(np.asarray(caches["pixels"][images])),
@@ -95,8 +109,19 @@ def painted(world: World, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray,
         CORRECTED: stages["corrected"],
         OTHER: others["corrected"],
         AGAINST: others["corrected"],
+        ALONE: by_words_alone(generator, said, words),
+        OTHER_ALONE: by_words_alone(generator, said, other),
     }
     return pictures, images, nearest
+
+
+def by_words_alone(generator: CompactGenerator, said: Predictions, words: Words) -> np.ndarray:
+    """Corrections as many and as long as ever, neither painted by the brain's tokens nor judged by them."""
+    phrases = words.phrase_embeddings
+    imagined = generator.imagine(None, said.images, phrases)
+    numbers = range(generator.config.corrections)
+    candidates = [generator.correct(imagined, None, phrases, said.images, candidate=number) for number in numbers]
+    return generator.best_of(np.stack(candidates), said, words, faith=0)
 
 
 def other_image(count: int) -> np.ndarray:

@@ -142,7 +142,7 @@ class CompactGenerator:
     def correct(
         self,
         imagined: np.ndarray,
-        tokens: np.ndarray,
+        tokens: np.ndarray | None,
         phrases: tuple[np.ndarray, np.ndarray],
         images: np.ndarray,
         title: str = "correct",
@@ -150,7 +150,7 @@ class CompactGenerator:
     ) -> np.ndarray:
         """Semantic correction (MindTuner paper): noise the imagined tokens part of the way, and go on with the phrases.
 
-        imagined, tokens (n, T, D), phrases as in ``imagine`` -> tokens float32 (n, T, D). Each ``candidate`` has its own
+        imagined (n, T, D), tokens and phrases as in ``imagine`` -> tokens float32 (n, T, D). Each ``candidate`` has its own
         noise.
         """
         schedule = noise_schedule()
