@@ -139,9 +139,11 @@ def corrections(
     imagined, backbone = generator.imagine(drawn, images), said.backbone_tokens
     start = training_tokens[nearest_training_image(said.backbone_tokens, training_tokens)]
 
+    told = words.told(imagined), words.told(backbone)
+
     def candidates(
-        begin: np.ndarray = imagined,
-        beside: np.ndarray = backbone,
+        begin: np.ndarray = told[0],
+        beside: np.ndarray | None = told[1],
         phrases=words.phrase_embeddings,
         count: int = decode.corrections,
         **changed,
@@ -154,7 +156,9 @@ def corrections(
     best = lambda some, faith=FAITH: generator.best_of(some, said, words, faith)
     found = {
         "none, imagined alone": generator.pictures(imagined),
-        "by the true phrases, one": generator.pictures(candidates(phrases=world.true_phrases(images), count=1)[0]),
+        "by the true phrases, one": generator.pictures(
+            candidates(begin=imagined, beside=backbone, phrases=world.true_phrases(images), count=1)[0]
+        ),
         ONE: generator.pictures(own[0]),
         f"**the best of {decode.corrections}**": best(own),
         "the same by tokens alone": best(own, ONLY_TOKENS),
@@ -165,17 +169,23 @@ def corrections(
         f"the best of {decode.corrections // 2}": best(own[: decode.corrections // 2]),
         f"the best of {2 * decode.corrections}": best(twice),
     }
-    for name, beside in (("the prior's", expected), ("those drawn to neighbours", drawn)):
+    alone = generator.imagine(None, images, words.phrase_embeddings)
+    found["by words alone, no tokens"] = best(candidates(begin=alone, beside=None))
+    found["beside B, not told"] = best(candidates(begin=imagined, beside=backbone))
+    found["from what was imagined, not told"] = best(candidates(begin=imagined))
+    for name, beside in (("the prior's, told", words.told(expected)), ("those drawn to neighbours, told", words.told(drawn))):
         found[f"beside {name}"] = best(candidates(beside=beside))
     found["by the true phrases, one, beside those drawn to neighbours"] = generator.pictures(
-        candidates(beside=drawn, phrases=world.true_phrases(images), count=1)[0]
+        candidates(begin=imagined, beside=drawn, phrases=world.true_phrases(images), count=1)[0]
     )
     for steps in (3, 2 * decode.refine_steps):
         found[f"in {steps} steps"] = best(candidates(refine_steps=steps))
     softer = candidates(refine_start=0.8, guidance=2.0)
     found["from 0.8 of the noise, guidance 2"] = best(softer)
     found["the same by tokens alone, the best of 6"] = best(softer[:6], ONLY_TOKENS)
-    found["from the nearest training image, 0.8 of the noise"] = best(candidates(begin=start, refine_start=0.8))
+    found["from the nearest training image, told, 0.8 of the noise"] = best(
+        candidates(begin=words.told(start), refine_start=0.8)
+    )
     generator.config = decode
     return found
 

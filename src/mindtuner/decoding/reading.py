@@ -25,6 +25,7 @@ from mindtuner.training.ridge import PENALTIES, FoldSums, fold_count
 
 MOST_SAID = 5  # phrases of an image
 COLOUR_SHARE = 0.2  # of a thing's probability that its colour must have, to be said
+SMALLEST = 1e-6  # share of the largest singular value below which things cannot be told apart
 ROWS = 4096  # images at a time, with all of their phrases
 RECOGNISER_PENALTY = (
     0.5  # of the readout of tokens, in units of the mean square of an image's tokens: flat from a third to three
@@ -38,21 +39,26 @@ class Recogniser:
     Attributes
     ----------
     weight, intercept : arrays (T · D, g), (g,)
-        From tokens to whether an image shows each of g things and places.
+        From tokens to whether an image shows each of g things and places, things first.
     groups : list of g lists of int
         The phrases that name it.
+    moves : array (h, T · D)
+        Of each of the h things: what to add to tokens so that its readout rises by 1, and that of no other thing changes.
 
     Examples
     --------
-    >>> named = Recogniser(np.eye(2), np.zeros(2), [[0, 1], [2]])  # two phrases name the first thing
+    >>> named = Recogniser(np.eye(2), np.zeros(2), [[0, 1], [2]], np.eye(2))  # two phrases name the first thing
     >>> sure = np.array([[0.1, 0.8, 0.0]])
     >>> [round(float(named.agreement(np.array([[tokens]]), sure)[0]), 2) for tokens in ([1.0, 0.0], [0.0, 1.0])]
     [0.89, 0.0]
+    >>> named.told(np.array([[[0.0, 1.0]]]), sure).tolist()
+    [[[0.800000011920929, 0.0]]]
     """
 
     weight: np.ndarray
     intercept: np.ndarray
     groups: list[list[int]]
+    moves: np.ndarray
 
     def agreement(self, tokens: np.ndarray, probability: np.ndarray) -> np.ndarray:
         """How well pictures show what brains say: the F1 to expect between the two, about 2 sum(s p) / (sum(s) + sum(p)).
@@ -68,9 +74,42 @@ class Recogniser:
         -------
         array, float64 (n,)
         """
-        seen = (tokens.reshape(len(tokens), -1) @ self.weight + self.intercept).clip(0, 1)
-        said = np.stack([probability[:, own].max(1) for own in self.groups], 1)
+        seen, said = self._seen(tokens).clip(0, 1), self._said(probability)
         return 2 * (seen * said).sum(1) / np.maximum(seen.sum(1) + said.sum(1), 1e-9)
+
+    def told(self, tokens: np.ndarray, probability: np.ndarray) -> np.ndarray:
+        """Tokens whose readout of things is what words say.
+
+        What the tokens themselves tell of things is taken out, so that no linear readout finds it any more (concept erasure,
+        Belrose et al. 2023), and what words say is put in its place. The rest, such as where and in which colours things
+        are, stays.
+
+        Parameters
+        ----------
+        tokens : array (n, T, D)
+            Of n brains.
+        probability : array (n, m)
+            Of all phrases.
+
+        Returns
+        -------
+        array, float32 (n, T, D)
+        """
+        things = len(self.moves)
+        change = (self._said(probability) - self._seen(tokens))[:, :things] @ self.moves
+        return (tokens + change.reshape(tokens.shape)).astype(np.float32)
+
+    def without_things(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens (n, T, D), less a mean, without what the readout of things reads in them: float32 (n, T, D)."""
+        things = len(self.moves)
+        read = tokens.reshape(len(tokens), -1) @ self.weight[:, :things]
+        return (tokens - (read @ self.moves).reshape(tokens.shape)).astype(np.float32)
+
+    def _seen(self, tokens: np.ndarray) -> np.ndarray:
+        return tokens.reshape(len(tokens), -1) @ self.weight + self.intercept
+
+    def _said(self, probability: np.ndarray) -> np.ndarray:
+        return np.stack([probability[:, own].max(1) for own in self.groups], 1)
 
 
 class PhraseReader:
@@ -145,7 +184,11 @@ class PhraseReader:
         sums = FoldSums(1, self.training[:1].size, len(groups))
         for some, tokens in in_blocks(self.training):
             sums.add(np.zeros(len(tokens), int), tokens.reshape(len(tokens), -1), shown[some].toarray())
-        return Recogniser(*sums.ridge(np.array([RECOGNISER_PENALTY])), groups)
+        weight, intercept = sums.ridge(np.array([RECOGNISER_PENALTY]))
+        count, own = sums.count.sum(), slice(0, len(things))
+        covariance = sums.xy.sum(0)[:, own] / count - np.outer(sums.x.sum(0), sums.y.sum(0)[own]) / count**2
+        moves = np.linalg.pinv(weight[:, own].T @ covariance, rcond=SMALLEST).T @ covariance.T
+        return Recogniser(weight, intercept, groups, moves)
 
     @torch.no_grad()
     def _readout(self, projector: AdaptiveProjector) -> tuple[np.ndarray, np.ndarray]:

@@ -132,3 +132,23 @@ class Words:
             return np.zeros(len(tokens))
         assert self.reader is not None
         return self.reader.recogniser.agreement(tokens, self.probabilities)
+
+    def told(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens (n, T, D) of the n brains that say of things what the words say, and nothing else: ``reading.Recogniser``.
+
+        As they are where whole captions stand for phrases.
+        """
+        if self.probabilities is None:
+            return tokens
+        assert self.reader is not None  # whose probabilities they are
+        return self.reader.recogniser.told(tokens, self.probabilities)
+
+    def without_things(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens (n, T, D), less a mean, without what a linear readout finds of things in them: ``reading.Recogniser``.
+
+        As they are where whole captions stand for phrases.
+        """
+        if self.probabilities is None:
+            return tokens
+        assert self.reader is not None  # whose probabilities they are
+        return self.reader.recogniser.without_things(tokens)

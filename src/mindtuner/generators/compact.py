@@ -81,8 +81,8 @@ class CompactGenerator:
         """As ``painter.Painter`` says: pictures float32 (n, 3, 128, 128) by stage, from latents (n, 8, 16, 16).
 
         ``tokens`` are drawn to training images, and so commit to things where the brain says little. That helps where nothing
-        else is said. Words say it better, so the correction goes by the backbone tokens (docs/demo.md). Without a caption in
-        the bank nothing is corrected.
+        else is said. Words say it better, so the correction goes by the backbone tokens, in which words alone say what things
+        there are (docs/demo.md). Without a caption in the bank nothing is corrected.
         """
         made = {LOWLEVEL: self.autoencoder.decode(found.latents)} if lowlevel and found.latents is not None else {}
         imagined = self.imagine(tokens, found.images, title=f"paint {title}")
@@ -121,11 +121,14 @@ class CompactGenerator:
         imagined (n, T, D) -> pictures float32 (n, 3, 128, 128) in 0..1. MindEye (Scotti et al. 2023) paints 16 and keeps the
         one whose CLIP embedding is nearest to the decoded one. Here words count too (``merit``): the tokens that fit best are
         painted, ``PAINTED`` of each image, and the tower looks at them.
+
+        Words alone say which things there are: where the correction starts and the tokens that it goes by are told them
+        (``Words.told``), and tokens judge of all but things.
         """
-        phrases, numbers = words.phrase_embeddings, range(self.config.corrections)
+        phrases, start, tokens = words.phrase_embeddings, words.told(imagined), words.told(found.backbone_tokens)
         candidates = [
-            self.correct(imagined, found.backbone_tokens, phrases, found.images, f"{title} {number}", number)
-            for number in numbers
+            self.correct(start, tokens, phrases, found.images, f"{title} {number}", number)
+            for number in range(self.config.corrections)
         ]
         return self.best_of(np.stack(candidates), found, words)
 
@@ -194,7 +197,7 @@ def merit(seen: np.ndarray, found: Predictions, words: Words, faith: float) -> n
     """How well pictures fit what a brain says, in tokens and in words: (n,).
 
     seen (n, T, D), the tokens of n pictures · found, of n images. ``faith`` times their cosine to the retrieval tokens, which
-    are trained to tell an image from others, and the agreement with the words (``Words.agreement``).
+    are trained to tell an image from others, in all but things; and the agreement with the words (``Words.agreement``).
     """
-    cosine = (unit_rows(found.compared(seen)) * unit_rows(found.retrieval_tokens)).sum(1)
-    return faith * cosine + words.agreement(seen)
+    shown, wanted = (words.without_things(tokens) for tokens in (found.compared(seen), found.retrieval_tokens))
+    return faith * (unit_rows(shown) * unit_rows(wanted)).sum(1) + words.agreement(seen)

@@ -175,10 +175,35 @@ def test_things_are_recognised_where_tokens_tell_them(world):
 
 @given(arrays(bool, (4, 6)), arrays(bool, (4, 6)))
 def test_agreement_of_sure_sets_is_their_f1(seen, said):
-    found = Recogniser(np.eye(6), np.zeros(6), [[k] for k in range(6)])
+    found = Recogniser(np.eye(6), np.zeros(6), [[k] for k in range(6)], np.eye(6))
     both, count = (seen & said).sum(1), seen.sum(1) + said.sum(1)
     expected = np.divide(2 * both, count, out=np.zeros(4), where=count > 0)
     np.testing.assert_allclose(found.agreement(seen[:, None].astype(float), said.astype(float)), expected, atol=1e-6)
+
+
+def test_tokens_that_were_told_say_of_things_what_words_say_and_nothing_else(world):
+    """By the readout itself, and by how tokens and things vary together over the training images: not at all any more, so
+    that no linear readout can do better than guess. What has nothing to do with things stays."""
+    bank, tokens, _ = world
+    reader = PhraseReader(bank, tokens)
+    found, sure = reader.recogniser, np.random.default_rng(0).random((len(tokens), len(PHRASES)))
+    things = len(found.moves)
+    assert [is_place(PHRASES[own[0]]) for own in found.groups] == [k >= things for k in range(len(found.groups))]
+    told = found.told(tokens, sure)
+    assert told.dtype == np.float32 and told.shape == tokens.shape
+    read = told.reshape(len(told), -1) @ found.weight + found.intercept
+    wanted = np.stack([sure[:, own].max(1) for own in found.groups[:things]], 1)
+    np.testing.assert_allclose(read[:, :things], wanted, atol=1e-4)
+    alike = found.told(tokens, np.repeat(sure[:1], len(tokens), 0)).reshape(len(tokens), -1).astype(float)
+    shown = np.stack([bank.shown.toarray()[:, own].max(1) for own in found.groups[:things]], 1)
+    covariance = lambda x: (x - x.mean(0)).T @ (shown - shown.mean(0)) / len(x)
+    before = np.abs(covariance(np.asarray(tokens, float).reshape(len(tokens), -1))).max()
+    assert np.abs(covariance(alike)).max() < 1e-4 * before
+    bare = found.without_things(tokens - tokens.mean(0)).reshape(len(tokens), -1).astype(float)
+    np.testing.assert_allclose(bare @ found.weight[:, :things], 0, atol=1e-4)
+    np.testing.assert_allclose(bare - bare.mean(0), alike - alike.mean(0), atol=1e-4)  # the rest is the rest
+    moved = (told - tokens).reshape(len(tokens), -1)
+    assert np.linalg.matrix_rank(moved, tol=1e-3) == things < min(moved.shape)
 
 
 # ---- words
@@ -206,7 +231,10 @@ def test_words_of_phrases_and_of_whole_captions(world):
     shown = tokens[:3].astype(np.float32)
     np.testing.assert_array_equal(words.agreement(shown), reader.recogniser.agreement(shown, words.probabilities))
     assert words.rows(slice(1, 3)).agreement(shown[1:]) == pytest.approx(words.agreement(shown)[1:])
+    np.testing.assert_array_equal(words.told(shown), reader.recogniser.told(shown, words.probabilities))
     whole = Words(text, captions)
+    np.testing.assert_array_equal(words.without_things(shown), reader.recogniser.without_things(shown))
+    assert whole.told(shown) is shown is whole.without_things(shown)
     assert whole.agreement(shown).tolist() == [0, 0, 0]
     assert whole.prompts == ["a cat"] * 3 and whole.said is None
     assert whole.phrase_embeddings[0].shape == (3, 1, 24) and whole.phrase_embeddings[1].all()
