@@ -1,6 +1,6 @@
 """Do some images come first for too many brains, and what does it cost? Cosines, and cosines in units of their usual size.
 
-    python benchmarks/hubs.py OUT [--held-out 0 1 2 3 4] [--test 10 11 12] [--tunings 2] [--write FILE]
+    python benchmarks/hubs.py OUT [--held-out 0 1 2] [--test 10 12] [--tunings 2] [--write FILE]
 
 An image is looked up by its cosine to what was decoded. Of some images all cosines are large, of others all are small: for
 one brain that is no evidence. So each image's cosines are divided by their standard deviation over the trials that the
@@ -121,8 +121,8 @@ def table(options: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--held-out", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
-    parser.add_argument("--test", type=int, nargs="+", default=[10, 11, 12], metavar="SEED")
+    parser.add_argument("--held-out", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    parser.add_argument("--test", type=int, nargs="+", default=[10, 12], metavar="SEED")
     parser.add_argument("--tunings", type=int, default=2)
     parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
