@@ -25,6 +25,7 @@ from mindtuner.training.ridge import PENALTIES, FoldSums, fold_count
 
 MOST_SAID = 5  # phrases of an image
 COLOUR_SHARE = 0.2  # of a thing's probability that its colour must have, to be said
+TOLD = 200  # things at most, the most common, whose say is taken out of tokens: the more, the less else stays in them
 SMALLEST = 1e-6  # share of the largest singular value below which things cannot be told apart
 ROWS = 4096  # images at a time, with all of their phrases
 RECOGNISER_PENALTY = (
@@ -43,7 +44,8 @@ class Recogniser:
     groups : list of g lists of int
         The phrases that name it.
     moves : array (h, T · D)
-        Of each of the h things: what to add to tokens so that its readout rises by 1, and that of no other thing changes.
+        Of each of the h most common things: what to add to tokens so that its readout rises by 1, and that of no other of
+        them changes.
 
     Examples
     --------
@@ -185,7 +187,7 @@ class PhraseReader:
         for some, tokens in in_blocks(self.training):
             sums.add(np.zeros(len(tokens), int), tokens.reshape(len(tokens), -1), shown[some].toarray())
         weight, intercept = sums.ridge(np.array([RECOGNISER_PENALTY]))
-        count, own = sums.count.sum(), slice(0, len(things))
+        count, own = sums.count.sum(), slice(0, min(len(things), TOLD))
         covariance = sums.xy.sum(0)[:, own] / count - np.outer(sums.x.sum(0), sums.y.sum(0)[own]) / count**2
         moves = np.linalg.pinv(weight[:, own].T @ covariance, rcond=SMALLEST).T @ covariance.T
         return Recogniser(weight, intercept, groups, moves)

@@ -206,6 +206,16 @@ def test_tokens_that_were_told_say_of_things_what_words_say_and_nothing_else(wor
     assert np.linalg.matrix_rank(moved, tol=1e-3) == things < min(moved.shape)
 
 
+def test_of_many_things_the_most_common_alone_are_taken_out(world, monkeypatch):
+    bank, tokens, _ = world
+    monkeypatch.setattr(reading, "TOLD", 2)
+    found = PhraseReader(bank, tokens).recogniser
+    counts = [bank.counts[own].max() for own in found.groups if not is_place(PHRASES[own[0]])]
+    assert len(found.moves) == 2 < len(counts) and min(counts[:2]) >= max(counts[2:])
+    told = found.told(tokens, np.ones((len(tokens), len(PHRASES)))).reshape(len(tokens), -1)
+    np.testing.assert_allclose((told @ found.weight + found.intercept)[:, :2], 1, atol=1e-4)
+
+
 # ---- words
 
 
