@@ -265,10 +265,12 @@ def test_decode_paints_what_the_library_paints_image_by_image(lab, decoded, tmp_
         row = np.searchsorted(kept["images"], image)
         assert kept["images"][row] == image and image in test.stimulus
         tokens = draw_to_neighbours(decoder.image_tokens(kept["backbone_tokens"][row], image), seen, config.decode.neighbours)
-        [said] = compose(reader.probabilities(kept["text"][row], network.projector, network.sureness), bank.phrases)
+        sure = reader.probabilities(kept["text"][row], network.projector, network.sureness)
+        [said] = compose(sure, bank.phrases)
         phrases = np.stack([encoder.embed([bank.phrases[k]])[0] for k in said])[None], np.ones((1, len(said)), bool)
-        imagined, backbone = generator.imagine(tokens, image), kept["backbone_tokens"][row]
-        painted = generator.pictures(generator.correct(imagined, backbone, phrases, image))
+        both = generator.imagine(tokens, image), kept["backbone_tokens"][row]
+        start, beside = (reader.recogniser.told(one, sure) for one in both)
+        painted = generator.pictures(generator.correct(start, beside, phrases, image))
         np.testing.assert_allclose(np.asarray(Image.open(path)).transpose(2, 0, 1), painted[0] * 255, atol=0.51)
     again = ("decode", lab.tuned, lab.data, tmp_path / "out", *lab.paints)
     assert call(*again) == 0 and not (tmp_path / "out" / "pictures").exists()

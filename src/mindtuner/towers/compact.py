@@ -22,7 +22,6 @@ GRID = 4  # tokens lie on a 4 x 4 grid
 TOKENS, WIDTH = GRID * GRID, 128
 MAP_WIDTH, MAP_SIDE = 112, 64
 PROJECTION = "compact_tokens.safetensors"
-REMEMBERED = 2**15  # sentences, 50 MB
 TRAINED_ON = "trained_on"
 WANTED = "generator weights"
 
@@ -134,14 +133,10 @@ class CompactTextEncoder:
         disable_progress_bar()  # it draws one for a load of a moment, even where stderr is no terminal
         folder = get_model_path()
         self.network = SentenceTransformer(str(folder), device=str(device()))
-        self._known: dict[str, np.ndarray] = {}
         self.identity = {"encoder": "all-MiniLM-L6-v2", "weights": file_digest(folder / "model.safetensors")}
 
     def embed(self, sentences: list[str]) -> np.ndarray:
         """Embed sentences; an equal sentence is embedded once.
-
-        The first ``REMEMBERED`` sentences are not embedded again either: a run asks for the captions of its images more than
-        once, as texts to learn and as the bank that is searched.
 
         Parameters
         ----------
@@ -152,15 +147,12 @@ class CompactTextEncoder:
         array, float32 (n, 384)
             Each of unit length.
         """
-        found, new = self._known, sorted(set(sentences).difference(self._known))
-        if new:
-            vectors = self.network.encode(new, batch_size=128, normalize_embeddings=True, show_progress_bar=False)
-            embedded = dict(zip(new, np.asarray(vectors, np.float32), strict=True))
-            if len(found) + len(new) <= REMEMBERED:
-                found.update(embedded)
-            else:
-                found = found | embedded
-        return np.stack([found[sentence] for sentence in sentences]) if sentences else np.zeros((0, self.width), np.float32)
+        distinct = sorted(set(sentences))
+        if not distinct:
+            return np.zeros((0, self.width), np.float32)
+        vectors = self.network.encode(distinct, batch_size=128, normalize_embeddings=True, show_progress_bar=False)
+        row = {sentence: k for k, sentence in enumerate(distinct)}
+        return np.asarray(vectors, np.float32)[[row[sentence] for sentence in sentences]]
 
     def embed_groups(self, captions: list[tuple[str, ...]]) -> np.ndarray:
         """The text of each image: the normalised mean of its captions' embeddings.
