@@ -29,7 +29,8 @@ from world import HOLDOUT, Done, World, config_of, mean_and_sd, open_world, over
 from mindtuner.decoding.decoder import Predictions
 from mindtuner.evaluation.scores.retrieval import score
 
-METHODS = ("mindtuner", "ridge_only", "full_finetune", "shuffled_brain")
+BASELINE = "ridge_only"
+METHODS = ("mindtuner", BASELINE, "full_finetune", "shuffled_brain")
 COMPONENTS = (8, 32, 128)
 PLAIN, SCALED = "cosine", "over its deviation"
 MEASURES = (PLAIN, SCALED, *(f"the same, of {count}" for count in COMPONENTS))
@@ -108,11 +109,11 @@ def table(options: argparse.Namespace) -> str:
                     row += [
                         mean_and_sd(own[:, None]),
                         "" if measured == PLAIN else over_worlds(own - value(method, direction, PLAIN)),
-                        "" if method == METHODS[1] else over_worlds(own - value(METHODS[1], direction, measured)),
+                        "" if method == BASELINE else over_worlds(own - value(BASELINE, direction, measured)),
                     ]
                 rows.append(row)
         header = ["looked up by", "method"]
-        header += [f"{d}{w}" for d in ("image", "text") for w in ("", f" minus {PLAIN}", f" minus {METHODS[1]}")]
+        header += [f"{d}{w}" for d in ("image", "text") for w in ("", f" minus {PLAIN}", f" minus {BASELINE}")]
         what = "mean log(1 + rank), held-out training images" if where == HELD else "top-1, test images"
         parts.append(f"{what}, simulator seeds {', '.join(map(str, seeds))}:\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)

@@ -82,9 +82,8 @@ class Recogniser:
     def told(self, tokens: np.ndarray, probability: np.ndarray) -> np.ndarray:
         """Tokens whose readout of things is what words say.
 
-        What the tokens themselves tell of things is taken out, so that no linear readout finds it any more (concept erasure,
-        Belrose et al. 2023), and what words say is put in its place. The rest, such as where and in which colours things
-        are, stays.
+        What the tokens themselves tell of things is taken out, so that over training images no linear readout finds it any
+        more (concept erasure, Belrose et al. 2023), and what words say is put in its place. The rest stays.
 
         Parameters
         ----------

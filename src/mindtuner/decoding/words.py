@@ -9,7 +9,7 @@ import numpy as np
 
 from mindtuner.data import Stimuli
 from mindtuner.decoding.phrases import side_by_side
-from mindtuner.decoding.reading import PhraseReader, compose, sentence
+from mindtuner.decoding.reading import PhraseReader, Recogniser, compose, sentence
 from mindtuner.towers.compact import CompactTextEncoder
 from mindtuner.towers.openclip import OpenClipTextEncoder
 
@@ -130,25 +130,23 @@ class Words:
         """
         if self.probabilities is None:
             return np.zeros(len(tokens))
-        assert self.reader is not None
-        return self.reader.recogniser.agreement(tokens, self.probabilities)
+        return self._recogniser.agreement(tokens, self.probabilities)
 
     def told(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens (n, T, D) of the n brains that say of things what the words say, and nothing else: ``reading.Recogniser``.
 
         As they are where whole captions stand for phrases.
         """
-        if self.probabilities is None:
-            return tokens
-        assert self.reader is not None  # whose probabilities they are
-        return self.reader.recogniser.told(tokens, self.probabilities)
+        return tokens if self.probabilities is None else self._recogniser.told(tokens, self.probabilities)
 
     def without_things(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens (n, T, D), less a mean, without what a linear readout finds of things in them: ``reading.Recogniser``.
 
         As they are where whole captions stand for phrases.
         """
-        if self.probabilities is None:
-            return tokens
+        return tokens if self.probabilities is None else self._recogniser.without_things(tokens)
+
+    @property
+    def _recogniser(self) -> Recogniser:
         assert self.reader is not None  # whose probabilities they are
-        return self.reader.recogniser.without_things(tokens)
+        return self.reader.recogniser
